@@ -1,0 +1,167 @@
+"""What a page is made of: frozen data, numbers and strings only.
+
+An analysis or a study makes blocks; `report/` draws the same blocks as a terminal summary and as an HTML page. Blocks
+know nothing of adapters, and hold no HTML: every string is text, to be escaped by whoever draws it. A number that could
+not be computed is None.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Number = float | int | None
+Cell = Number | str | bool
+Severity = Literal["error", "warning", "note"]
+Where = Literal["both", "page", "terminal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The base of all blocks. `where` says which reader it is for."""
+
+    where: Where = "both"
+
+
+@dataclass(frozen=True)
+class Heading(Block):
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text(Block):
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts(Block):
+    """Label and value, one line each: what this file is, what made this page."""
+
+    items: tuple[tuple[str, str], ...]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth saying in words. `module` is None where it is about the whole."""
+
+    severity: Severity
+    text: str
+    module: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings(Block):
+    items: tuple[Finding, ...]
+    title: str = "Findings"
+
+
+@dataclass(frozen=True)
+class Column:
+    """`unit` is how a cell is shown: text as it is, int, float (`digits` significant), percent (1.0 is 100 %)."""
+
+    key: str
+    title: str
+    unit: Literal["text", "int", "float", "percent"] = "text"
+    digits: int = 3
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Table(Block):
+    """Rows are tuples in the order of `columns`. `interactive` tables sort and filter on the page."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    caption: str = ""
+    interactive: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a figure. `panel` names the small multiple it belongs to; `weight` is "thin" for one of many."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[Number, ...]
+    panel: str = ""
+    weight: Literal["normal", "thin", "reference"] = "normal"
+    low: tuple[Number, ...] | None = None
+    high: tuple[Number, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A straight reference line: at `value` on the axis `axis`, named `label`."""
+
+    axis: Literal["x", "y"]
+    value: float
+    label: str
+    panel: str | None = None
+
+
+@dataclass(frozen=True)
+class Lines(Block):
+    title: str
+    series: tuple[Series, ...]
+    x_label: str
+    y_label: str
+    log_x: bool = False
+    log_y: bool = False
+    markers: tuple[Marker, ...] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One layer of a heatmap: `values[i][j]` belongs to row i and column j; None where there is no such module."""
+
+    key: str
+    title: str
+    values: tuple[tuple[Number, ...], ...]
+    unit: Literal["float", "percent", "int"] = "float"
+    log: bool = False
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Heatmap(Block):
+    """The same grid for several measures, with a switch between them on the page."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    row_label: str = ""
+    column_label: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Definition:
+    term: str
+    formula: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Definitions(Block):
+    items: tuple[Definition, ...]
+    title: str = "Definitions and sources"
+
+
+@dataclass(frozen=True)
+class Code(Block):
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: blocks in reading order. `kicker` is the small line above the title."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    kicker: str = ""
+    summary: str = ""
+    made_by: tuple[tuple[str, str], ...] = field(default=())

@@ -1,0 +1,166 @@
+"""Kinds of update, and one update of one module.
+
+A kind (`updates/low_rank.py`, ...) is a set of named roles with symbolic shapes and one formula for ΔW. It is written
+against the array API: the reader of a file calls it with numpy arrays, the trained layer with tensors.
+
+Shapes are always those of the map, `(d_out, d_in)`: y = W x. Where the model stores the weight the other way round
+(GPT-2's Conv1D, embeddings), the update says `transposed`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from lorascope.errors import InputError
+from lorascope.linalg.arrays import Array
+from lorascope.linalg.factored import Factored
+from lorascope.registry import Registry
+
+kinds: Registry["Kind"] = Registry("kind of update", "lorascope.updates")
+
+
+@dataclass(frozen=True)
+class Role:
+    """One named array of a kind. `shape` is symbolic, such as ("r", "d_in"); an optional role may be absent."""
+
+    shape: tuple[str, ...]
+    doc: str
+    optional: bool = False
+
+
+class Kind(ABC):
+    """One formula for ΔW. Stateless: one instance is registered under its name."""
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    roles: ClassVar[Mapping[str, Role]]
+    needs_base: ClassVar[bool] = False
+
+    @abstractmethod
+    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Any:
+        """ΔW as a `Factored` (never multiplied out), a `Kronecker`, or a dense array (d_out, d_in).
+
+        Args:
+            roles: arrays by role name, in the shapes of `roles`, all of one dtype.
+            scale: the resolved scale (α/r, α/√r, ...).
+            base: W (d_out, d_in), for kinds with `needs_base`.
+        """
+
+    def dimensions(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """Every symbol's size, from the shapes of the roles. InputError where two roles disagree."""
+        return bind(self, shapes)
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+        """(d_out, d_in) of ΔW."""
+        sizes = self.dimensions(shapes)
+        return sizes["d_out"], sizes["d_in"]
+
+    def rank(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """The largest rank ΔW can have by construction; None where only the base says."""
+        return self.dimensions(shapes).get("r")
+
+
+def bind(kind: Kind, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of the symbols in `kind.roles`, checked against each other.
+
+    Raises:
+        InputError: a role is missing or unknown, has the wrong number of axes, or two roles disagree on a size.
+    """
+    missing = [name for name, role in kind.roles.items() if not role.optional and name not in shapes]
+    unknown = [name for name in shapes if name not in kind.roles]
+    if missing or unknown:
+        raise InputError(
+            f"the roles do not make a {kind.name} update",
+            found=", ".join(shapes) or "none",
+            expected=", ".join(kind.roles),
+        )
+    sizes: dict[str, int] = {}
+    owner: dict[str, str] = {}
+    for name, shape in shapes.items():
+        symbols = kind.roles[name].shape
+        if len(symbols) != len(shape):
+            raise InputError(f"{name} has the wrong number of axes", found=tuple(shape), expected=symbols)
+        for symbol, size in zip(symbols, shape, strict=True):
+            if sizes.setdefault(symbol, size) != size:
+                raise InputError(
+                    f"{owner[symbol]} and {name} disagree on {symbol}",
+                    found=f"{tuple(shapes[owner[symbol]])} and {tuple(shape)}",
+                    expected=f"{kind.roles[owner[symbol]].shape} and {symbols}",
+                )
+            owner.setdefault(symbol, name)
+    return sizes
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """An array that may still be on disk. `dtype` is safetensors' name: F32, BF16, F8_E4M3, ..."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    def read(self) -> np.ndarray:
+        """The values in float64, in the native shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """The update of one module: a kind, its arrays (read when asked for) and its resolved scale.
+
+    Attributes:
+        name: the module's path in the base model, `model.layers.0.self_attn.q_proj`.
+        kind: the kind's registered name.
+        roles: arrays by role name, in the kind's shapes.
+        scale: α/r, α/√r, ..., resolved by the reader.
+        transposed: the base stores this weight as (d_in, d_out).
+        kernel: of a convolution, the kernel's sides; its input axis is then c_in · product(kernel).
+        base_weight: the parameter's name in the base checkpoint, where it is not `name + ".weight"`.
+        expert: of a fused expert parameter, which slice of its first axis.
+        notes: what the reader wants said about this module.
+    """
+
+    name: str
+    kind: str
+    roles: Mapping[str, Stored]
+    scale: float = 1.0
+    transposed: bool = False
+    kernel: tuple[int, ...] = ()
+    base_weight: str | None = None
+    expert: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(stored.shape) for name, stored in self.roles.items()}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return kinds.get(self.kind).shape(self._shapes)
+
+    @property
+    def rank(self) -> int | None:
+        return kinds.get(self.kind).rank(self._shapes)
+
+    @property
+    def needs_base(self) -> bool:
+        return kinds.get(self.kind).needs_base
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All roles as float64 arrays."""
+        return {name: stored.read() for name, stored in self.roles.items()}
+
+    def delta(self, base: np.ndarray | None = None) -> Any:
+        """ΔW in float64: a `Factored`, a `Kronecker` or a dense array. `base` is W as (d_out, d_in)."""
+        return kinds.get(self.kind).delta(self.read(), self.scale, base)
+
+
+def dense(delta: Any) -> Array:
+    """ΔW multiplied out, whatever form it has: for merging and for small oracles."""
+    return delta.dense() if hasattr(delta, "dense") else delta
+
+
+__all__ = ["Factored", "Kind", "Role", "Stored", "Update", "bind", "dense", "kinds"]

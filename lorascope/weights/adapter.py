@@ -1,0 +1,52 @@
+"""An adapter in memory: one update per module, the settings it was written with, and where it came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from lorascope.updates.base import Stored, Update
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter came from. `sha256` covers the bytes of the weights file (of all shards, in index order)."""
+
+    path: str = ""
+    sha256: str | None = None
+    format: str = ""
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class NotAnalysed:
+    """A key, or a module's key, that was recognised and yields no update, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A frozen mapping from module to update.
+
+    Attributes:
+        updates: by module path in the base model, in file order.
+        settings: what the writer's config said, resolved: rank, alpha, patterns, flags. JSON types only.
+        source: path, hash, format, method.
+        saved: full tensors stored beside the updates (`modules_to_save`, trained biases), by parameter name.
+        not_analysed: everything recognised that is not an update, with the reason. With `updates` and `saved` this
+            accounts for every key in the file.
+        notes: what the reader wants said about the whole, such as projections redrawn from a seed.
+    """
+
+    updates: Mapping[str, Update]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: Source = Source()
+    saved: Mapping[str, Stored] = field(default_factory=dict)
+    not_analysed: tuple[NotAnalysed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "settings", "saved"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))

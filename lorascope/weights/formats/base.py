@@ -1,0 +1,103 @@
+"""The contract of a format: recognise a file by its keys, and account for every one of them.
+
+One format, one file in this folder. `weights/io.py` asks every registered format; exactly one may claim a file. A format
+takes each key from the `Ledger` either as part of an update or set aside with a reason; a key left over is an error that
+names it. Nothing is ever dropped in silence.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lorascope.errors import InputError
+from lorascope.registry import Registry
+from lorascope.updates.base import Stored, Update
+from lorascope.weights.adapter import Adapter, NotAnalysed
+
+if TYPE_CHECKING:
+    from lorascope.weights.checkpoint import Checkpoint
+
+formats: Registry["Format"] = Registry("format", "lorascope.weights.formats")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What lies on disk, before anyone has said what it means: headers read, no tensor yet.
+
+    Attributes:
+        path: the file or folder as the user named it.
+        tensors: stored arrays by key, in file order.
+        metadata: the safetensors header's own metadata.
+        config: `adapter_config.json`, where there is one.
+    """
+
+    path: Path
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+
+
+class Ledger:
+    """Every key of a bundle, each to be taken or set aside exactly once."""
+
+    def __init__(self, tensors: Mapping[str, Stored]):
+        self._tensors = dict(tensors)
+        self._open = dict.fromkeys(tensors)
+        self.not_analysed: list[NotAnalysed] = []
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the key is there and not yet accounted for."""
+        return key in self._open
+
+    def peek(self, key: str) -> Stored:
+        return self._tensors[key]
+
+    def take(self, key: str) -> Stored:
+        """The stored array of `key`, now accounted for."""
+        del self._open[key]
+        return self._tensors[key]
+
+    def set_aside(self, key: str, reason: str) -> None:
+        """`key` is recognised and makes no update, for `reason`."""
+        del self._open[key]
+        self.not_analysed.append(NotAnalysed(key, reason))
+
+    def left(self) -> list[str]:
+        """The keys nobody has accounted for, in file order."""
+        return list(self._open)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a format made of a bundle; `io.read` adds path and hash, and checks that the ledger is empty."""
+
+    updates: Mapping[str, Update]
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    saved: Mapping[str, Stored] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Format(ABC):
+    """One dialect. Stateless: one instance is registered under its name."""
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+
+    @abstractmethod
+    def claims(self, bundle: Bundle) -> bool:
+        """Whether this bundle is of this dialect, from keys, metadata and config alone."""
+
+    @abstractmethod
+    def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
+        """Updates from the ledger's keys. `base` helps where names or shapes are lossy; it may be None.
+
+        Raises:
+            InputError: the keys claim to be this dialect and contradict themselves or the config.
+        """
+
+    def write(self, adapter: Adapter, folder: Path) -> list[Path]:
+        """Write the adapter into `folder`; the files written. InputError where this format is only read."""
+        raise InputError(f"lorascope reads {self.name} files and does not write them", hint="write PEFT's layout instead")
