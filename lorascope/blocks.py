@@ -57,11 +57,12 @@ class Findings(Block):
 
 @dataclass(frozen=True)
 class Column:
-    """`unit` is how a cell is shown: text as it is, int, float (`digits` significant), percent (1.0 is 100 %)."""
+    """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), int, float
+    (`digits` significant), percent (1.0 is 100 %)."""
 
     key: str
     title: str
-    unit: Literal["text", "int", "float", "percent"] = "text"
+    unit: Literal["text", "code", "int", "float", "percent"] = "text"
     digits: int = 3
     help: str = ""
 
@@ -102,6 +103,9 @@ class Marker:
 
 @dataclass(frozen=True)
 class Lines(Block):
+    """A figure of lines, in small multiples by `Series.panel`. `shade` names what the order of the thin series in a
+    panel means, such as "depth, first to last": they are then coloured by it, and the legend says so."""
+
     title: str
     series: tuple[Series, ...]
     x_label: str
@@ -110,6 +114,7 @@ class Lines(Block):
     log_y: bool = False
     markers: tuple[Marker, ...] = ()
     caption: str = ""
+    shade: str = ""
 
 
 @dataclass(frozen=True)

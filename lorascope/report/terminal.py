@@ -1,0 +1,206 @@
+"""A page in the terminal: the blocks meant for it, compact, aligned, safe to print whatever a file's keys hold.
+
+Standard library only: this is on the path of every `lorascope analyze`.
+"""
+
+import os
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+
+from lorascope import blocks
+from lorascope.blocks import Block, Column, Page, Table
+from lorascope.report import text as t
+
+MARKS = {"error": "✗", "warning": "!", "note": "·"}
+SEVERITIES = ("error", "warning", "note")
+MOST_FINDINGS = 12
+_STYLES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "1;33", "note": "2"}
+_WIDEST, _NARROWEST = 140, 40
+
+
+@dataclass(frozen=True)
+class Screen:
+    """How wide to write, and whether to colour."""
+
+    width: int
+    color: bool
+
+    def style(self, text: str, name: str) -> str:
+        return f"\x1b[{_STYLES[name]}m{text}\x1b[0m" if self.color and text else text
+
+    def wrap(self, text: str, first: str = "", rest: str = "") -> list[str]:
+        """`text` in lines of at most the screen's width, or 100 columns where the screen is wider: prose reads badly
+        in longer lines."""
+        room = min(self.width, 100)
+        return textwrap.wrap(
+            t.visible(text), room, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+        ) or [first.rstrip()]
+
+
+def render(page: Page, *, width: int | None = None, color: bool | None = None) -> str:
+    """The blocks of `page` that are for the terminal, as text that ends in a newline.
+
+    Args:
+        width: columns to use; the terminal's (100 where there is none) by default.
+        color: whether to use ANSI styles; by default only on a terminal, and never where NO_COLOR is set.
+    """
+    screen = Screen(_width(width), _wants_color() if color is None else color)
+    parts = [_opening(page, screen)]
+    figures: list[str] = []
+    heading: list[str] = []  # held back until something stands under it: its figures may be on the page alone
+    for block in page.blocks:
+        if block.where == "page":
+            continue
+        if isinstance(block, blocks.Lines | blocks.Heatmap):
+            figures.append(t.visible(block.title))
+        elif isinstance(block, blocks.Heading):
+            heading = _title(block.text, screen)
+        else:
+            parts.append(heading + _draw(block, screen))
+            heading = []
+    if figures:
+        parts.append([screen.style(line, "dim") for line in screen.wrap("Drawn on the page: " + "; ".join(figures))])
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def _width(asked: int | None) -> int:
+    columns = asked if asked is not None else shutil.get_terminal_size((100, 24)).columns
+    return max(_NARROWEST, min(columns, _WIDEST))
+
+
+def _wants_color() -> bool:
+    """See no-color.org: the variable counts when present and not empty."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _opening(page: Page, screen: Screen) -> list[str]:
+    lines = [screen.style(line, "bold") for line in screen.wrap(page.title)]
+    return lines + (screen.wrap(page.summary) if page.summary else [])
+
+
+def _draw(block: Block, screen: Screen) -> list[str]:
+    match block:
+        case blocks.Text():
+            return screen.wrap(block.text)
+        case blocks.Facts():
+            return _facts(block, screen)
+        case blocks.Findings():
+            return _findings(block, screen)
+        case Table():
+            return _table(block, screen)
+        case blocks.Definitions():
+            return _definitions(block, screen)
+        case blocks.Code():
+            return _title(block.title, screen) + ["  " + t.visible(line) for line in block.text.splitlines()]
+    raise TypeError(f"no way to draw a {type(block).__name__} in the terminal")
+
+
+def _title(title: str, screen: Screen) -> list[str]:
+    return [screen.style(line, "bold") for line in screen.wrap(title)] if title else []
+
+
+def _facts(block: blocks.Facts, screen: Screen) -> list[str]:
+    labels = [t.shorten(t.visible(label), screen.width // 3) for label, _ in block.items]
+    room = max((t.width_of(label) for label in labels), default=0) + 2
+    lines = _title(block.title, screen)
+    for label, (_, value) in zip(labels, block.items, strict=True):
+        lead = label + " " * (room - t.width_of(label))
+        first, *more = screen.wrap(value, lead, " " * room)
+        lines += [screen.style(lead, "dim") + first[len(lead) :], *more]
+    return lines
+
+
+def _findings(block: blocks.Findings, screen: Screen) -> list[str]:
+    lines = _title(block.title, screen)
+    ordered = sorted(block.items, key=lambda f: SEVERITIES.index(f.severity))
+    for finding in ordered[:MOST_FINDINGS]:
+        mark = MARKS[finding.severity]
+        name = t.shorten(t.visible(finding.module), screen.width - 4) + ": " if finding.module else ""
+        first, *more = screen.wrap(name + finding.text, mark + " ", "  ")
+        lines += [screen.style(mark, finding.severity) + first[len(mark) :], *more]
+    if len(ordered) > MOST_FINDINGS:
+        rest = ordered[MOST_FINDINGS:]
+        counts = [(sum(f.severity == s for f in rest), s) for s in SEVERITIES]
+        named = ", ".join(f"{n} {s}{'s' if n > 1 else ''}" for n, s in counts if n)
+        lines.append(screen.style(f"  … and {len(rest)} more ({named})", "dim"))
+    return lines if block.items else [*lines, screen.style("  nothing to report", "dim")]
+
+
+def _definitions(block: blocks.Definitions, screen: Screen) -> list[str]:
+    lines = _title(block.title, screen)
+    for item in block.items:
+        lines += screen.wrap(f"{item.term} = {item.formula} ({item.source})", "  ", "    ")
+    return lines
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+_GAP = 2
+_LEAST_TEXT = 12  # a text column is shortened down to this before columns are left out
+
+
+def _table(block: Table, screen: Screen) -> list[str]:
+    lines = _title(block.title, screen)
+    if not block.rows:
+        return [*lines, screen.style("  no rows", "dim")]
+    columns = list(block.columns)
+    grid = [[t.cell(v, c.unit, c.digits) for v, c in zip(row, columns, strict=True)] for row in block.rows]
+    widths, shown = _fit(columns, grid, screen.width)
+    for line in _header(columns[:shown], widths):
+        lines.append(screen.style(line.rstrip(), "dim"))
+    for row in grid:
+        cells = [_pad(t.shorten(v, w), w, t.is_numeric(c)) for v, w, c in zip(row, widths, columns, strict=False)]
+        lines.append((" " * _GAP).join(cells).rstrip())
+    if shown < len(columns):
+        rest = ", ".join(t.visible(c.title) for c in columns[shown:])
+        lines += [screen.style(line, "dim") for line in screen.wrap(f"not shown for want of width: {rest}")]
+    if block.caption:
+        lines += [screen.style(line, "dim") for line in screen.wrap(block.caption)]
+    return lines
+
+
+def _fit(columns: list[Column], grid: list[list[str]], room: int) -> tuple[list[int], int]:
+    """Widths of the columns, and how many of them fit: text gives way first, then the rightmost columns."""
+    widths = [max(_title_width(c), *(t.width_of(row[j]) for row in grid)) for j, c in enumerate(columns)]
+    text = [j for j, column in enumerate(columns) if not t.is_numeric(column)]
+    while sum(widths) + _GAP * (len(widths) - 1) > room:
+        widest = max((j for j in text if j < len(widths)), key=widths.__getitem__, default=None)
+        if widest is not None and widths[widest] > _LEAST_TEXT:
+            excess = sum(widths) + _GAP * (len(widths) - 1) - room
+            widths[widest] = max(_LEAST_TEXT, widths[widest] - excess)
+        elif len(widths) > 1:
+            widths.pop()
+        else:
+            widths[0] = room
+    return widths, len(widths)
+
+
+def _title_width(column: Column) -> int:
+    """The least width in which a column's title takes at most two lines."""
+    title = t.visible(column.title)
+    words = title.split(" ")
+    splits = (max(t.width_of(" ".join(words[:i])), t.width_of(" ".join(words[i:]))) for i in range(len(words)))
+    return min(splits)
+
+
+def _header(columns: list[Column], widths: list[int]) -> list[str]:
+    """Titles over their columns, each wrapped to its column's width and standing on the last line."""
+    wrapped = [
+        textwrap.wrap(t.visible(c.title), max(w, 1), break_on_hyphens=False) or [""]
+        for c, w in zip(columns, widths, strict=True)
+    ]
+    height = max(len(lines) for lines in wrapped)
+    wrapped = [[""] * (height - len(lines)) + lines for lines in wrapped]
+    return [
+        (" " * _GAP).join(
+            _pad(lines[i], w, t.is_numeric(c)) for lines, w, c in zip(wrapped, widths, columns, strict=True)
+        )
+        for i in range(height)
+    ]
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - t.width_of(text))
+    return space + text if right else text + space

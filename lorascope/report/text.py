@@ -1,0 +1,97 @@
+"""Cells as strings, the same in the terminal and on the page. Standard library only."""
+
+import math
+import unicodedata
+
+from lorascope.blocks import Cell, Column
+from lorascope.errors import printable
+
+ABSENT = "–"
+_SPACES = {"\u00a0", "\u2009", "\u202f"}  # typographic spaces, which str.isprintable() rejects
+
+
+def visible(text: str) -> str:
+    """`text` on one line with everything invisible escaped: controls, bidi overrides, lone surrogates."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c in _SPACES else printable(c) for c in text)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`value` with `digits` significant digits; scientific below 0.001 and from 100,000 on."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.{max(digits, 1) - 1}e}".split("e")
+    power = int(exponent)
+    shown = f"{value:.{max(0, digits - 1 - power)}f}" if -3 <= power < 5 else f"{mantissa}e{power}"
+    return shown.replace("-", "−")
+
+
+def percent(share: float, digits: int = 3) -> str:
+    """A share as a percentage, 1.0 being 100 %; one decimal at the default `digits`."""
+    if not math.isfinite(share):
+        return number(share)
+    decimals = max(0, digits - 2)
+    least = 10.0**-decimals
+    if 0 < share * 100 < least / 2:
+        return f"<{least:.{decimals}f} %"
+    return f"{share * 100:.{decimals}f} %".replace("-", "−")
+
+
+def integer(value: float) -> str:
+    """A count; thousands are separated from 10,000 on, so that 4096 stays as people write it."""
+    if not math.isfinite(value):
+        return number(value)
+    whole = round(value)
+    return (f"{whole:,}" if abs(whole) >= 10_000 else str(whole)).replace("-", "−")
+
+
+def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
+    """One cell of a table as `unit` asks; None is a dash, a string is itself with control characters escaped."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return visible(value)
+    if unit == "percent":
+        return percent(value, digits)
+    if unit == "int" or (unit == "text" and isinstance(value, int)):
+        return integer(value)
+    return number(value, digits)
+
+
+def is_numeric(column: Column) -> bool:
+    return column.unit in ("int", "float", "percent")
+
+
+def width_of(text: str) -> int:
+    """How many terminal columns `text` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """`text` cut in the middle to `width` columns: both ends of a module's name say something, and its
+    end says most."""
+    if width_of(text) <= width:
+        return text
+    if width <= 1:
+        return "…"[:width]
+    tail_room, tail, head = (width - 1) * 3 // 4, "", ""
+    for c in reversed(text):
+        if width_of(c + tail) > tail_room:
+            break
+        tail = c + tail
+    head_room = width - 1 - width_of(tail)
+    for c in text:
+        if width_of(head + c) > head_room:
+            break
+        head += c
+    return f"{head}…{tail}"
