@@ -1,0 +1,244 @@
+"""Training an update: what every method shares.
+
+`updates/` says what an update *is* (roles, shapes, a formula for ΔW). A method here says how one is *trained*: how it
+is initialised, which of its roles train, with which optimiser rule and schedule. A method is one file:
+
+    @methods.register("lora")
+    class LoRA(Method):
+        kind = "low_rank"                    # what it trains
+        Config = LoRAConfig                  # a frozen dataclass; its fields are the YAML keys
+        def make(self, site, generator):     # a fresh Delta for one layer
+            ...
+
+Shapes are those of the map y = W x: W (d_out, d_in). Where a layer stores its weight as (d_in, d_out), as GPT-2's
+Conv1D and every Embedding do, its `Site` says `transposed`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorascope.errors import InputError
+from lorascope.linalg.arrays import Float
+from lorascope.registry import Registry
+from lorascope.updates.base import dense, kinds
+
+if TYPE_CHECKING:
+    from lorascope.methods.inject import Injected
+
+methods: Registry[type["Method"]] = Registry("method", "lorascope.methods")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer of the base model that can carry an update.
+
+    Attributes:
+        name: its path in the base model, `model.layers.0.self_attn.q_proj`.
+        layer: the layer itself.
+        kind: what sort of layer it is.
+        d_in, d_out: the sizes of the map; of an embedding, (vocabulary, width).
+        transposed: the weight is stored as (d_in, d_out).
+    """
+
+    name: str
+    layer: nn.Module
+    kind: Literal["linear", "conv1d", "embedding"]
+    d_in: int
+    d_out: int
+    transposed: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored weight: (d_out, d_in), or (d_in, d_out) where `transposed`."""
+        return self.layer.weight
+
+    @property
+    def master_dtype(self) -> torch.dtype:
+        """What trained parameters are kept in: float32, whatever the base is stored in; float64 on a float64 base."""
+        weight = self.weight
+        return torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
+
+
+class Delta(nn.Module, ABC):
+    """The trained part of one layer: the roles of one update, and how it acts on the layer's input.
+
+    Attributes:
+        kind: the registered name of its kind in `lorascope.updates`.
+        scale: the resolved scale, α/r and the like.
+    """
+
+    kind: str
+    scale: float
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Only the update's output, ΔW applied to x, in x's floating dtype: (..., d_in) → (..., d_out).
+
+        Of an embedding, x holds token ids (...) and the output has the dtype of the base's weight.
+        """
+
+    @abstractmethod
+    def roles(self) -> dict[str, Tensor]:
+        """The arrays by role name, in the kind's shapes, in the dtype they are trained in."""
+
+    def load_roles(self, roles: Mapping[str, Tensor], scale: float) -> None:
+        """Take these arrays and this scale, as read from a file. InputError where the method cannot hold them."""
+        raise InputError(f"{type(self).__name__} cannot be filled from a file")
+
+    def onto(self, base: nn.Module, x: Tensor) -> Tensor:
+        """base(x) plus the update's output. A kind that can do both in fewer passes overrides this."""
+        return base(x) + self(x)
+
+    @torch.no_grad()
+    def weight(self, base: Tensor | None = None) -> Float[Tensor, "d_out d_in"]:
+        """ΔW multiplied out, in the dtype of the roles. `base` is W (d_out, d_in), for kinds that need it."""
+        return dense(kinds.get(self.kind).delta(self.roles(), self.scale, base))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What merging did to one layer.
+
+    Attributes:
+        name: the layer's path in the base model.
+        relative_size: ‖ΔW‖/‖W‖.
+        rounding_loss: ‖(stored − W) − ΔW‖/‖ΔW‖, what the weight's own dtype could not hold; 0 where ΔW is 0.
+        untied: paths of the layers that shared this weight and now keep the old one alone.
+    """
+
+    name: str
+    relative_size: float
+    rounding_loss: float
+    untied: tuple[str, ...] = ()
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen layer and its one update: forward(x) = base(x) + delta(x)."""
+
+    def __init__(self, site: Site, delta: Delta):
+        super().__init__()
+        self.base, self.delta = site.layer, delta
+        self.name, self.transposed = site.name, site.transposed
+        # Gemma's embeddings multiply their output by √width, which the update's output must share.
+        self.output_scale = float(getattr(site.layer, "embed_scale", 1.0)) if site.kind == "embedding" else 1.0
+        self._original: nn.Parameter | None = None
+        self.train(site.layer.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight as it is now, for model code that asks a layer for its dtype or device."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @property
+    def merged(self) -> bool:
+        return self._original is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) → (..., d_out), or token ids (...) → (..., d_out)."""
+        if self._original is not None:
+            return self.base(x)
+        if self.output_scale != 1.0:
+            return self.base(x) + self.delta(x) * self.output_scale
+        return self.delta.onto(self.base, x)
+
+    @torch.no_grad()
+    def merge(self) -> Merged:
+        """Put W + ΔW in W's place, summed in float32 or wider and rounded once to W's dtype.
+
+        The base gets a new parameter and the old one is kept aside: whoever shares the old one (tied embeddings) keeps
+        it unchanged, and `unmerge` brings back the very same bits. Both are in memory until then.
+
+        Raises:
+            InputError: the layer is merged already, or its weight is not stored in a floating dtype.
+        """
+        original = self.base.weight
+        if self.merged:
+            raise InputError(f"{self.name} is merged already", hint="unmerge it first")
+        if not original.is_floating_point():
+            raise InputError(f"{self.name} cannot be merged", found=f"a {original.dtype} weight", expected="floats")
+        wide = original.to(torch.promote_types(original.dtype, torch.float32))
+        delta = self.delta.weight(wide.t() if self.transposed else wide).to(wide.dtype)
+        delta = delta.t() if self.transposed else delta
+        stored = (wide + delta).to(original.dtype)
+        self.base.weight = nn.Parameter(stored, requires_grad=False)
+        self._original = original
+        size = float(delta.norm())
+        lost = float((stored.to(wide.dtype) - wide - delta).norm()) / size if size else 0.0
+        return Merged(self.name, size / max(float(wide.norm()), torch.finfo(wide.dtype).tiny), lost)
+
+    def unmerge(self) -> None:
+        """Put the original weight back, bit for bit. Nothing happens where nothing is merged."""
+        if self._original is not None:
+            self.base.weight = self._original
+            self._original = None
+
+
+class Method(ABC):
+    """How one kind of update is trained. Subclasses register themselves and say how a fresh `Delta` is made.
+
+    Everything else is a hook with a default: shared frozen matrices (`prepare`), an optimiser rule
+    (`parameter_groups`), a schedule (`before_step`, `after_step`), a penalty, and state of its own. One instance serves
+    one injected model, which `inject` puts into `injected`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    kind: ClassVar[str]
+    Config: ClassVar[type]
+    fresh_is_identity: ClassVar[bool] = True  # a method whose fresh adapter changes the output says False, and why
+
+    injected: "Injected | None" = None
+
+    def __init__(self, config: Any = None):
+        self.config = self.Config() if config is None else config
+
+    @abstractmethod
+    def make(self, site: Site, generator: torch.Generator) -> Delta:
+        """A fresh, initialised update for this layer. All randomness comes from `generator`, a CPU one."""
+
+    @abstractmethod
+    def parameter_count(self, site: Site) -> int:
+        """How many numbers are trained in this layer, by formula."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What a file of this method says of itself: JSON values under PEFT's names (`r`, `lora_alpha`, ...)."""
+
+    def salt(self) -> str:
+        """What the random draws depend on besides the seed and the layer's name; see `inject.layer_generator`."""
+        return ""
+
+    def prepare(self, model: nn.Module, sites: list[Site]) -> None:  # noqa: B027
+        """Called once, before the first `make`: for whatever all layers share."""
+
+    def parameter_groups(self, injected: "Injected", lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser."""
+        return [{"params": list(injected.trainable().values()), "lr": lr, "weight_decay": weight_decay}]
+
+    def before_step(self, step: int, total_steps: int) -> None:  # noqa: B027
+        """Called when gradients are complete, before the optimiser's step."""
+
+    def after_step(self, step: int, total_steps: int) -> None:  # noqa: B027
+        """Called after the optimiser's step, while the gradients are still there."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar to add to the loss."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the method itself that an exact resume needs, beyond the layers' own."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if state:
+            raise InputError(f"{self.name} keeps no state of its own", found=", ".join(state))

@@ -1,0 +1,73 @@
+"""A frozen linear layer and its low-rank update in one autograd node.
+
+    y = x Wᵀ + bias + s·(x Aᵀ) Bᵀ            x (n, d_in), W (d_out, d_in), A (r, d_in), B (d_out, r)
+
+Written as separate modules this costs, besides its own products, several passes over (n, d_in) and (n, d_out): the
+scaled update, its sum with the base's output, and in backward the sum of two gradients of x. Here the update is added
+by the product itself (`addmm_` with s as its alpha), forward and backward. A and B are float32 masters: products run in
+x's dtype on narrow copies of A and B, which are small, and never on a wide copy of x, which is not.
+
+Saved for backward: x (which the rest of the model often holds anyway) and no h = x Aᵀ, which is cheaper to do again
+than to keep; with A frozen, h and no x, so that O(n·d_in) falls to O(n·r).
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lorascope.linalg.arrays import Float
+
+
+def low_rank(
+    x: Float[Tensor, "... d_in"],
+    a: Float[Tensor, "r d_in"],
+    b: Float[Tensor, "d_out r"],
+    scale: float,
+    weight: Float[Tensor, "d_out d_in"] | None = None,
+    bias: Float[Tensor, " d_out"] | None = None,
+) -> Float[Tensor, "... d_out"]:
+    """scale·(x Aᵀ) Bᵀ, and with `weight` also x Wᵀ + bias, W and the bias being frozen. In x's dtype.
+
+    Gradients reach x, A and B, each in its own dtype; a second derivative is refused by torch.
+    """
+    return _LowRank.apply(x, a, b, scale, weight, bias)
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, a, b, scale, weight, bias):
+        flat = x.reshape(-1, x.shape[-1])
+        narrow_a, narrow_b = a.to(x.dtype), b.to(x.dtype)
+        h = flat @ narrow_a.t()  # (n, r)
+        if weight is None:
+            out = (h * scale) @ narrow_b.t()  # (n, d_out)
+        else:
+            bias = None if bias is None else bias.to(x.dtype)  # W and the bias are wider than x under autocast
+            out = F.linear(flat, weight.to(x.dtype), bias).addmm_(h, narrow_b.t(), alpha=scale)
+        kept_x = x if ctx.needs_input_grad[1] else None
+        kept_h = h if ctx.needs_input_grad[2] and kept_x is None else None
+        ctx.save_for_backward(kept_x, kept_h, a, b, weight)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, h, a, b, weight = ctx.saved_tensors
+        need_x, need_a, need_b = ctx.needs_input_grad[:3]
+        g = grad.reshape(-1, grad.shape[-1])  # (n, d_out)
+        narrow_a, narrow_b = a.to(g.dtype), b.to(g.dtype)
+        flat = None if x is None else x.reshape(-1, x.shape[-1])
+        dx = da = db = None
+        if need_x or need_a:
+            dh = (g @ narrow_b).mul_(ctx.scale)  # (n, r)
+        if need_x:
+            dx = dh @ narrow_a if weight is None else (g @ weight.to(g.dtype)).addmm_(dh, narrow_a)
+            dx = dx.view(*grad.shape[:-1], dx.shape[-1])
+        if need_a:
+            da = (dh.t() @ flat).to(a.dtype)
+        if need_b:
+            h = flat @ narrow_a.t() if h is None else h
+            db = (g.t() @ h).to(b.dtype).mul_(ctx.scale)
+        return dx, da, db, None, None, None

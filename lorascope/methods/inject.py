@@ -1,0 +1,257 @@
+"""Put a method's updates into a model, and take them out again: wrap, freeze, merge, export, load.
+
+injected = inject(model, LoRA(LoRA.Config(rank=8)), targets=["q_proj", "v_proj"], seed=0)
+...train injected.trainable()...
+io.write(injected.export(), folder)
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorascope.errors import InputError, some
+from lorascope.methods.base import AdaptedLayer, Merged, Method
+from lorascope.methods.targets import find_sites, match_modules, refuse_adapted
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.tensors import InMemory
+
+STORED_AS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def inject(
+    model: nn.Module,
+    method: Method,
+    *,
+    targets: str | Sequence[str],
+    modules_to_save: Sequence[str] = (),
+    seed: int = 0,
+) -> "Injected":
+    """Freeze `model`, give every target layer a fresh update of `method`, and make trained copies of whole modules.
+
+    Args:
+        model: the base model; changed in place.
+        method: one instance for one model.
+        targets: names, a regular expression, or attention / mlp / all-linear (`targets.py`).
+        modules_to_save: names of modules to train as a whole, a classification head say. The model gets a trained
+            copy, in float32 where the base is narrower; the original stays aside, untouched.
+        seed: every layer draws from its own stream, made from this seed and its name.
+
+    Raises:
+        InputError: nothing matches, or the model carries an adapter already.
+    """
+    refuse_adapted(model)
+    saved = match_modules(model, modules_to_save, "modules_to_save")
+    saved = [path for path in saved if not any(path.startswith(other + ".") for other in saved)]
+    sites = find_sites(model, targets, excluded=saved)
+    model.requires_grad_(False)
+    method.prepare(model, sites)
+    layers, originals = {}, {}
+    for site in sites:
+        delta = method.make(site, layer_generator(seed, site.name, method.salt())).to(site.weight.device)
+        layers[site.name] = AdaptedLayer(site, delta)
+        _replace(model, site.name, layers[site.name])
+    for path in saved:
+        originals[path] = model.get_submodule(path)
+        _replace(model, path, _trained_copy(originals[path]))
+    injected = Injected(model, method, layers, originals)
+    method.injected = injected
+    return injected
+
+
+def layer_generator(seed: int, name: str, salt: str = "") -> torch.Generator:
+    """A CPU generator of this layer's own, seeded by a hash of (seed, name, salt).
+
+    Layers then neither depend on the order they are visited in nor repeat each other. The salt matters where runs are
+    compared: A (8, d_in) and A (64, d_in) drawn from *one* stream share their first 8 rows exactly, so that the
+    subspaces of two ranks overlap perfectly before any training; a method salts with its rank.
+    """
+    digest = hashlib.sha256(f"{seed}\n{name}\n{salt}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # torch takes 63 bits
+
+
+class Injected:
+    """A model with updates in it. Everything that is trained, saved or loaded goes through here; never the base.
+
+    Attributes:
+        model: the base model, with adapted layers in place.
+        method: what made the updates.
+        layers: adapted layers by their path in the base model.
+        originals: the frozen modules that `saved` took the place of.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, layers: dict[str, AdaptedLayer], originals: dict):
+        self.model, self.method, self.layers, self.originals = model, method, layers, originals
+
+    @property
+    def saved(self) -> dict[str, nn.Module]:
+        """The modules trained as a whole, by path."""
+        return {path: self.model.get_submodule(path) for path in self.originals}
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {**{name: layer.delta for name, layer in self.layers.items()}, **self.saved}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Everything that trains, by stable name: `<layer's path>.<role>`, and `<module's path>.<parameter>`."""
+        return {
+            f"{path}.{name}": parameter
+            for path, part in self._parts().items()
+            for name, parameter in part.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def parameter_count(self) -> int:
+        """How many numbers train: updates and saved modules."""
+        return sum(parameter.numel() for parameter in self.trainable().values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The adapter's own state: trained parameters, frozen roles, buffers, saved modules. Never the base."""
+        return {f"{path}.{name}": t for path, part in self._parts().items() for name, t in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Take a state that `state_dict` gave.
+
+        Raises:
+            InputError: a shape differs; with `strict`, a key is missing or unknown.
+        """
+        own = self.state_dict()
+        missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
+        if strict and (missing or unknown):
+            raise InputError(
+                "the state is not of this adapter",
+                found=f"unknown {some(unknown, 3)}" if unknown else f"no {some(missing, 3)}",
+                expected=f"the {len(own)} keys of {self.method.name}",
+                hint="use the targets and the method it was saved with",
+            )
+        for key in own.keys() & state.keys():
+            if own[key].shape != state[key].shape:
+                raise InputError(
+                    f"{key} has another shape", found=tuple(state[key].shape), expected=tuple(own[key].shape)
+                )
+        for path, part in self._parts().items():
+            mine = {name: state[f"{path}.{name}"] for name in part.state_dict() if f"{path}.{name}" in state}
+            part.load_state_dict(mine, strict=False)
+
+    def merge(self) -> list[Merged]:
+        """Add every update to its weight. What each layer lost to rounding, and which weights were untied by it.
+
+        A weight that two layers share (tied embeddings) is untied first: only the adapted layer changes. The model's
+        config then says `tie_word_embeddings: false`, so that a saved copy keeps both.
+        """
+        reports = []
+        for layer in self.layers.values():
+            untied = tuple(_sharers(self.model, layer.base))
+            reports.append(replace(layer.merge(), untied=untied))
+            if untied and getattr(config := getattr(self.model, "config", None), "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
+                self._retie = True
+        return reports
+
+    def unmerge(self) -> None:
+        """Put every original weight back, bit for bit, tied where it was tied."""
+        for layer in self.layers.values():
+            layer.unmerge()
+        if self.__dict__.pop("_retie", False):
+            self.model.config.tie_word_embeddings = True
+
+    def remove(self) -> nn.Module:
+        """The base model as it was before `inject`; merged weights stay merged, trained copies are dropped."""
+        for name, layer in self.layers.items():
+            _replace(self.model, name, layer.base)
+        for path, module in self.originals.items():
+            _replace(self.model, path, module)
+        return self.model
+
+    def export(self, **settings: Any) -> Adapter:
+        """The adapter as files hold it. `settings` are added to the method's own (base model's name, task type)."""
+        updates = {
+            name: Update(
+                name,
+                layer.delta.kind,
+                {role: _in_memory(tensor) for role, tensor in layer.delta.roles().items()},
+                layer.delta.scale,
+                layer.transposed,
+            )
+            for name, layer in self.layers.items()
+        }
+        saved = {f"{p}.{n}": _in_memory(t) for p, part in self.saved.items() for n, t in part.state_dict().items()}
+        return Adapter(updates, {**self.method.settings(), **settings}, Source(method=self.method.name), saved)
+
+    @torch.no_grad()
+    def load(self, adapter: Adapter) -> None:
+        """Fill the layers from an adapter that was read. A layer takes the file's rank and scale where they differ.
+
+        Call it before an optimiser is made: where the rank differs, the layer gets new parameters.
+
+        Raises:
+            InputError: the file's modules are not the ones injected, a kind differs, or a shape does not fit.
+        """
+        _same_names("modules", adapter.updates, self.layers)
+        own_saved = {f"{path}.{n}": t for path, part in self.saved.items() for n, t in part.state_dict().items()}
+        _same_names("saved tensors", adapter.saved, own_saved)
+        for name, update in adapter.updates.items():
+            delta = self.layers[name].delta
+            if update.kind != delta.kind:
+                raise InputError(f"{name} holds another kind of update", found=update.kind, expected=delta.kind)
+            delta.load_roles({role: torch.from_numpy(a) for role, a in update.read().items()}, update.scale)
+        for key, tensor in own_saved.items():
+            values = torch.from_numpy(adapter.saved[key].read())
+            if values.shape != tensor.shape:
+                raise InputError(f"{key} has another shape", found=tuple(values.shape), expected=tuple(tensor.shape))
+            tensor.copy_(values)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _trained_copy(module: nn.Module) -> nn.Module:
+    """A copy to train, in float32 where the base is narrower; it then takes and gives the base's own dtype."""
+    trained = copy.deepcopy(module).requires_grad_(True)
+    narrow = {p.dtype for p in module.parameters() if p.is_floating_point()} & {torch.bfloat16, torch.float16}
+    if narrow:
+        trained.float()
+        dtype = next(iter(narrow))
+        trained.register_forward_pre_hook(lambda _, inputs: tuple(_cast(x, torch.float32) for x in inputs))
+        trained.register_forward_hook(lambda _, __, output: _cast(output, dtype))
+    return trained
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _sharers(model: nn.Module, layer: nn.Module) -> list[str]:
+    """Paths of the other modules that hold the very same weight."""
+    return [
+        path.removesuffix(".base")
+        for path, module in model.named_modules()
+        if module is not layer and any(p is layer.weight for p in module._parameters.values())
+    ]
+
+
+def _in_memory(tensor: Tensor) -> InMemory:
+    """The tensor for a file: numpy has no bfloat16, so values travel as float32 beside the dtype's name."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype not in STORED_AS:
+        raise InputError("a tensor cannot be exported", found=str(tensor.dtype), expected="a floating dtype")
+    values = tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    return InMemory(np.array(values), STORED_AS[tensor.dtype])
+
+
+def _same_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    extra, missing = [n for n in found if n not in expected], [n for n in expected if n not in found]
+    if extra or missing:
+        raise InputError(
+            f"the adapter's {what} are not the model's",
+            found=some(extra, 3) if extra else f"none for {some(missing, 3)}",
+            expected=some(expected, 3),
+            hint="inject with the modules of the file as targets and modules_to_save",
+        )

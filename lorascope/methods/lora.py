@@ -1,0 +1,206 @@
+"""LoRA and rsLoRA: ΔW = s·B·A, with A (r, d_in) and B (d_out, r) trained.
+
+LoRA: Hu et al. 2021, arXiv 2106.09685, §4.1: s = α/r, A random and B zero, so that training starts at the base model.
+The paper draws a Gaussian A; its code, and PEFT's, draw kaiming_uniform(a=√5), which is U(−1/√d_in, 1/√d_in), for every
+layer but embeddings. `init` offers both.
+
+rsLoRA: Kalajdzievski 2023, arXiv 2312.03732: s = α/√r and nothing else, so that the update does not shrink as r grows.
+
+An embedding is the other way round, as in both codes: A, which tokens select from, is zero, and B ~ N(0, 1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorascope.errors import InputError
+from lorascope.linalg.arrays import Float
+from lorascope.methods.base import Delta, Method, Site, methods
+from lorascope.methods.fused import low_rank
+
+Init = Literal["kaiming", "gaussian", "zero-both"]
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Settings of LoRA.
+
+    Attributes:
+        rank: r.
+        alpha: α; the scale is α/r, or α/√r with `use_rslora`.
+        dropout: probability of dropping an entry of the update's input (and only the update's) while training.
+        use_rslora: divide by √r.
+        init: "kaiming" (A uniform, B zero), "gaussian" (A ~ N(0, 1/r²), B zero) or "zero-both", which never learns:
+            each factor's gradient is a multiple of the other.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    dropout: float = 0.0
+    use_rslora: bool = False
+    init: Init = "kaiming"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError("rank is too small", found=self.rank, expected="a whole number from 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError("dropout is no probability", found=self.dropout, expected="0 ≤ dropout < 1")
+        if self.init not in get_args(Init):
+            raise InputError("init is unknown", found=repr(self.init), expected=", ".join(get_args(Init)))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class RsLoRAConfig(LoRAConfig):
+    """LoRA's settings, with the scale α/√r."""
+
+    use_rslora: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.use_rslora:
+            raise InputError("rslora without use_rslora is plain LoRA", hint="say method: lora")
+
+
+class LowRankDelta(Delta):
+    """ΔW x = s·B·A·x for Linear and Conv1D. A and B are the masters, in float32 or wider."""
+
+    kind = "low_rank"
+
+    def __init__(self, a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], scale: float, dropout: float = 0.0):
+        super().__init__()
+        self.A, self.B = nn.Parameter(a), nn.Parameter(b)
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        return low_rank(self._dropped(_autocast(x)), self.A, self.B, self.scale)
+
+    def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        x = _autocast(x)
+        if (self.training and self.dropout > 0) or not _plain(base, x):
+            return base(x) + self(x)
+        weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
+        return low_rank(x, self.A, self.B, self.scale, weight, base.bias)
+
+    def roles(self) -> dict[str, Tensor]:
+        return {"A": self.A, "B": self.B}
+
+    @torch.no_grad()
+    def load_roles(self, roles: Mapping[str, Tensor], scale: float) -> None:
+        """Take A and B of any rank; where it differs, the parameters are new ones."""
+        (a, b), (d_in, d_out) = (roles["A"], roles["B"]), (self.A.shape[1], self.B.shape[0])
+        if a.shape[1:] != (d_in,) or b.shape != (d_out, a.shape[0]):
+            found = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
+            raise InputError(
+                "the factors do not fit the layer", found=found, expected=f"A (r, {d_in}) and B ({d_out}, r)"
+            )
+        for name, value in (("A", a), ("B", b)):
+            own = getattr(self, name)
+            if own.shape == value.shape:
+                own.copy_(value)
+            else:
+                setattr(self, name, nn.Parameter(value.to(own), requires_grad=own.requires_grad))
+        self.scale = scale
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, training=True) if self.training and self.dropout > 0 else x
+
+
+class LowRankEmbeddingDelta(LowRankDelta):
+    """ΔW of an embedding: token i gets s·B·A[:, i], in the dtype of the base's weight."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype, padding_idx: int | None):
+        super().__init__(a, b, scale)
+        self.dtype, self.padding_idx = dtype, padding_idx
+
+    def forward(self, x: Tensor) -> Float[Tensor, "... d_out"]:
+        """Token ids (...) → (..., d_out). Dropout has no place here: ids are not numbers to be scaled."""
+        # padding_idx keeps the padding token's column of A without gradient, as its row of the base is.
+        h = F.embedding(x, self.A.t(), padding_idx=self.padding_idx).to(self.dtype)  # (..., r)
+        return (h * self.scale) @ self.B.t().to(self.dtype)
+
+    def onto(self, base: nn.Module, x: Tensor) -> Float[Tensor, "... d_out"]:
+        return base(x) + self(x)
+
+
+@methods.register("lora")
+class LoRA(Method):
+    """Trains A and B of every layer: r·(d_in + d_out) numbers each."""
+
+    name, paper, kind = "lora", "Hu et al. 2021, arXiv 2106.09685", "low_rank"
+    Config = LoRAConfig
+    config: LoRAConfig
+
+    def make(self, site: Site, generator: torch.Generator) -> LowRankDelta:
+        a, b = _initial(self.config, site, generator)
+        a, b = a.to(site.master_dtype), b.to(site.master_dtype)
+        if site.kind == "embedding":
+            return LowRankEmbeddingDelta(a, b, self.config.scale, site.weight.dtype, site.layer.padding_idx)
+        return LowRankDelta(a, b, self.config.scale, self.config.dropout)
+
+    def parameter_count(self, site: Site) -> int:
+        return self.config.rank * (site.d_in + site.d_out)
+
+    def salt(self) -> str:
+        return f"rank={self.config.rank}"
+
+    def settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "peft_type": "LORA",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "use_rslora": config.use_rslora,
+        }
+
+
+@methods.register("rslora")
+class RsLoRA(LoRA):
+    """LoRA with the scale α/√r."""
+
+    name, paper = "rslora", "Kalajdzievski 2023, arXiv 2312.03732"
+    Config = RsLoRAConfig
+
+
+def _initial(config: LoRAConfig, site: Site, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A (r, d_in) and B (d_out, r), float32 on the CPU."""
+    a, b = torch.zeros(config.rank, site.d_in), torch.zeros(site.d_out, config.rank)
+    if config.init == "zero-both":
+        pass
+    elif site.kind == "embedding":
+        b.normal_(generator=generator)
+    elif config.init == "gaussian":
+        a.normal_(std=1 / config.rank, generator=generator)
+    else:
+        bound = site.d_in**-0.5  # what kaiming_uniform(a=√5) comes to
+        a.uniform_(-bound, bound, generator=generator)
+    return a, b
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """x as autocast would hand it to a product; once, so that the base and the update share one copy."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def _plain(base: nn.Module, x: Tensor) -> bool:
+    """Whether the layer is nothing but x Wᵀ + bias with frozen floats: no quantised subclass, no hook to run."""
+    from transformers.pytorch_utils import Conv1D
+
+    return (
+        type(base) in (nn.Linear, Conv1D)
+        and not base._forward_hooks
+        and not base._forward_pre_hooks
+        and not base.weight.requires_grad
+        and (base.bias is None or not base.bias.requires_grad)
+    )

@@ -1,0 +1,154 @@
+"""Which layers of a model an adapter goes into.
+
+Targets are
+- a list of names: a module is chosen where its path equals a name or ends with "." + name (as PEFT has it);
+- one of the words "attention", "mlp", "all-linear";
+- any other string: a regular expression that must match the whole path.
+
+`all-linear` is every Linear and Conv1D except the output head: the output embedding, or a classification head, which
+has nothing pretrained to adapt. `attention` is those of them below a module that has "attn" or "attention" in its name,
+`mlp` the others inside the model's repeated blocks.
+"""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from torch import nn
+
+from lorascope.errors import InputError, some
+from lorascope.methods.base import AdaptedLayer, Site
+
+HEADS = ("score", "classifier", "qa_outputs")  # transformers' names for task heads, always direct children
+WORDS = ("attention", "mlp", "all-linear")
+
+
+def find_sites(model: nn.Module, targets: str | Sequence[str], excluded: Sequence[str] = ()) -> list[Site]:
+    """The layers that `targets` choose, in the model's order.
+
+    Args:
+        model: the base model, without adapters.
+        targets: names, a regular expression or one of WORDS; see the module's docstring.
+        excluded: paths of modules that are trained as a whole; nothing in them can be adapted besides.
+
+    Raises:
+        InputError: a target chooses nothing that can be adapted, is no regular expression, or lies in `excluded`.
+    """
+    sites = {name: site for name, layer in model.named_modules() if (site := site_of(model, name, layer))}
+    if isinstance(targets, str):
+        chosen = _by_word(model, sites, targets, excluded) if targets in WORDS else _by_regex(model, sites, targets)
+    else:
+        chosen = _by_names(model, sites, targets)
+    inside = [name for name in chosen if any(_within(name, path) for path in excluded)]
+    if inside:
+        raise InputError(
+            f"{some(inside)} cannot be both adapted and trained as a whole",
+            hint="take the name out of targets or out of modules_to_save",
+        )
+    return [sites[name] for name in sites if name in chosen]
+
+
+def site_of(model: nn.Module, name: str, layer: nn.Module) -> Site | None:
+    """The layer as a Site, or None where it is of a sort that carries no update."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(layer, nn.Linear):
+        # torch's attention never calls its out_proj: it reads the weight, so an update there would have no effect.
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            return None
+        return Site(name, layer, "linear", layer.in_features, layer.out_features, transposed=False)
+    if isinstance(layer, Conv1D):
+        return Site(name, layer, "conv1d", *layer.weight.shape, transposed=True)
+    if isinstance(layer, nn.Embedding) and layer.max_norm is None:  # max_norm rewrites the weight in every forward
+        return Site(name, layer, "embedding", layer.num_embeddings, layer.embedding_dim, transposed=True)
+    return None
+
+
+def match_modules(model: nn.Module, names: Sequence[str], option: str) -> list[str]:
+    """Paths of the modules that equal a name or end with "." + name. InputError where a name matches none."""
+    paths = [path for path, _ in model.named_modules() if path]
+    for name in names:
+        if not any(_named(path, name) for path in paths):
+            raise _nothing(f"{option}: no module is named {name!r}", name, paths)
+    return [path for path in paths if any(_named(path, name) for name in names)]
+
+
+def _named(path: str, name: str) -> bool:
+    return path == name or path.endswith("." + name)
+
+
+def _within(path: str, module: str) -> bool:
+    return path == module or path.startswith(module + ".")
+
+
+def _by_names(model: nn.Module, sites: dict[str, Site], names: Sequence[str]) -> set[str]:
+    for name in names:
+        if not any(_named(path, name) for path in sites):
+            matched = [path for path, _ in model.named_modules() if path and _named(path, name)]
+            what = f"targets: no layer that can be adapted is named {name!r}"
+            if matched:
+                sort = type(model.get_submodule(matched[0])).__name__
+                raise InputError(what, found=f"{matched[0]}, a {sort}", expected="a Linear, a Conv1D or an Embedding")
+            raise _nothing(what, name, list(sites))
+    chosen = {path for path in sites if any(_named(path, name) for name in names)}
+    if not chosen:
+        raise _nothing("targets: the list is empty", "", list(sites))
+    return chosen
+
+
+def _by_regex(model: nn.Module, sites: dict[str, Site], pattern: str) -> set[str]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"targets: {pattern!r} is no regular expression", found=str(error)) from None
+    chosen = {path for path in sites if regex.fullmatch(path)}
+    if not chosen:
+        hint = None
+        if any(_named(path, pattern) for path in sites):
+            hint = f"to choose by name write a list: [{pattern}]"
+        raise _nothing(f"targets: the pattern {pattern!r} matches no layer as a whole", pattern, list(sites), hint)
+    return chosen
+
+
+def _by_word(model: nn.Module, sites: dict[str, Site], word: str, excluded: Sequence[str]) -> set[str]:
+    heads = [*_heads(model), *excluded]
+    linear = {
+        path
+        for path, site in sites.items()
+        if site.kind != "embedding" and not any(_within(path, head) for head in heads)
+    }
+    attention = {path for path in linear if _in_attention(path)}
+    blocks = {path for path in linear if any(part.isdigit() for part in path.split("."))}
+    chosen = {"all-linear": linear, "attention": attention, "mlp": blocks - attention}[word]
+    if not chosen:
+        raise _nothing(f"targets: this model has no layer that counts as {word!r}", word, list(sites))
+    return chosen
+
+
+def _in_attention(path: str) -> bool:
+    return any("attn" in part or "attention" in part for part in path.lower().split("."))
+
+
+def _heads(model: nn.Module) -> list[str]:
+    """Paths of the output embedding and of a task head."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    paths = [path for path, module in model.named_modules() if output is not None and module is output]
+    return paths + [path for path, _ in model.named_children() if path in HEADS]
+
+
+def _nothing(what: str, wanted: str, paths: list[str], hint: str | None = None) -> InputError:
+    """An error that says what could have been named: the distinct last parts of the paths, near ones first."""
+    names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths if not path.rpartition(".")[2].isdigit()))
+    near = get_close_matches(wanted.rpartition(".")[2], names, n=2)
+    available = some([*near, *(name for name in names if name not in near)], most=20)
+    if hint is None and near:
+        hint = f"did you mean {near[0]!r}?"
+    return InputError(what, expected=f"one of {available}" if names else "a model with linear layers", hint=hint)
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """InputError where the model carries adapters already: a layer has one update here."""
+    adapted = [path for path, module in model.named_modules() if isinstance(module, AdaptedLayer)]
+    if adapted:
+        raise InputError("the model carries an adapter already", found=some(adapted, 2), hint="load a fresh base model")
