@@ -1,23 +1,27 @@
 """A matrix kept as left (m, k) · right (k, n), never multiplied out.
 
 With QR on both sides, left = Q_l R_l and rightᵀ = Q_r R_r, so left · right = Q_l (R_l R_rᵀ) Q_rᵀ and the singular values
-are those of the k × k core: O((m + n) k²) in place of O(m n min(m, n)). This is the QR route of Halko, Martinsson and
-Tropp 2011 (§5), not the Gram matrices, which square the condition number.
+are those of the k × k core: O((m + n) k²) in place of O(m n min(m, n)). This is the QR route (Golub and Van Loan,
+Matrix Computations, §8.6; Halko, Martinsson and Tropp 2011, §5), not the Gram matrices, which square the condition.
 
-The factors are not unique: (left C, C⁻¹ right) is the same matrix. Rounding in the QRs is relative to the *factors*, so
-an unlucky gauge, or a steep spectrum, costs digits in the small singular values. `singular_values` estimates that
-loss, and where it matters moves to the gauge left C with columns of size √σ_i first, which gives every value to about
-eps · √(σ_1/σ_i).
+The factors are not unique: (left C, C⁻¹ right) is the same matrix. The QRs round relative to the *factors*, so an
+unlucky gauge, or a steep spectrum, costs digits in the small singular values: about eps · Σ‖l_i‖‖r_i‖ / σ_j. Where that
+is too much we first move to the gauge in which column i of either factor has length √σ_i. That move is a product on
+both sides of each σ_i, so it keeps *relative* accuracy, and its own rounding is eps · √(σ_1/σ_i) (see Drmač 1998 on
+accurate SVDs of products). Float64 throughout, from whatever dtype the factors have.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from lorascope.linalg.arrays import Array, Float, namespace, to_numpy
+from lorascope.linalg.arrays import Array, Float, namespace
 
-ACCURACY = 1e-12  # the relative error that every singular value down to NEGLIGIBLE · σ_1 should have
-NEGLIGIBLE = 1e-7
+EPS = float(np.finfo(np.float64).eps)
+ACCURACY = 1e-11  # relative error asked of every singular value that is not negligible
+NEGLIGIBLE = 1e-7  # of the largest
+ILL_CONDITIONED = 1e2  # of a gauge: beyond this its products are summed in extended precision
+RANK_FLOOR = 64 * EPS  # of the largest: below this a value is the rounding of the factors themselves
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Factored:
     """left (m, k) @ right (k, n).
 
     Raises:
-        ValueError: the inner sizes differ.
+        ValueError: the inner sizes differ; and, from the decompositions, an entry is NaN or infinite.
     """
 
     left: Array
@@ -44,14 +48,105 @@ class Factored:
         return Factored(self.right.T, self.left.T)
 
     def dense(self) -> Float[Array, "m n"]:
-        """The product, for small oracles and for merging."""
+        """The product: for merging, and as an oracle at small sizes."""
         return self.left @ self.right
 
     def singular_values(self) -> Float[Array, " p"]:
-        """All min(m, n, k) singular values, descending."""
-        raise NotImplementedError
+        """min(m, n, k) singular values, descending."""
+        left, right_t = _double(self.left), _double(self.right.T)
+        if 0 in left.shape or 0 in right_t.shape:
+            return left.reshape(-1)[:0]
+        values, trusted = _core_values(left, right_t)
+        return values if trusted else _core_values(*_balanced(left, right_t))[0]
 
-    def svd(self) -> tuple[Array, Array, Array]:
-        """U (m, p), S (p,) descending, Vh (p, n)."""
-        raise NotImplementedError
+    def svd(self) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
+        """U (m, p), S (p,) descending, Vh (p, n), with p = min(m, n, k)."""
+        left, right_t = _double(self.left), _double(self.right.T)
+        xp = namespace(left)
+        if not _core_values(left, right_t)[1]:
+            left, right_t = _balanced(left, right_t)
+        q_left, r_left = xp.linalg.qr(left)
+        q_right, r_right = xp.linalg.qr(right_t)
+        u, s, vh = xp.linalg.svd(r_left @ r_right.T, full_matrices=False)
+        return q_left @ u, s, vh @ q_right.T
 
+    def norm(self) -> float:
+        """‖left · right‖_F, through the triangular factors."""
+        left, right_t = _double(self.left), _double(self.right.T)
+        xp = namespace(left)
+        return float(xp.linalg.norm(_triangle(left) @ _triangle(right_t).T)) if 0 not in left.shape else 0.0
+
+    def inner(self, other: "Factored") -> float:
+        """⟨X, Y⟩ = tr(Xᵀ Y) of two factored matrices of one shape, in O((m + n) k k')."""
+        if self.shape != other.shape:
+            raise ValueError(f"shapes differ: {self.shape} and {other.shape}")
+        xp = namespace(self.left)
+        left = _double(self.left).T @ _double(other.left)
+        right = _double(self.right) @ _double(other.right).T
+        return float(xp.sum(left * right))
+
+    def truncate(self, rank: int) -> "Factored":
+        """The best approximation of that rank (Eckart and Young 1936), σ shared evenly by both factors."""
+        u, s, vh = self.svd()
+        xp = namespace(s)
+        root = xp.sqrt(s[:rank])
+        return Factored(u[:, :rank] * root, root[:, None] * vh[:rank])
+
+
+def _double(array: Array) -> Array:
+    xp = namespace(array)
+    return array if array.dtype == xp.float64 else xp.astype(array, xp.float64)
+
+
+def _triangle(tall: Array) -> Array:
+    """R (min(m, k), k) of the QR of tall (m, k); numpy can leave Q unformed."""
+    xp = namespace(tall)
+    return np.linalg.qr(tall, mode="r") if xp is np else xp.linalg.qr(tall)[1]
+
+
+def _core_values(left: Array, right_t: Array) -> tuple[Array, bool]:
+    """Singular values of left · right_tᵀ, and whether the bound says each is good to ACCURACY."""
+    xp = namespace(left)
+    r_left, r_right = _triangle(left), _triangle(right_t)
+    core = r_left @ r_right.T
+    if not bool(xp.all(xp.isfinite(core))):
+        raise ValueError("the factors hold NaN or infinite entries")
+    values = xp.linalg.svdvals(core)
+    # QR is equivariant under column scaling, so rounding is bounded column by column.
+    rounding = EPS * float(xp.sum(xp.linalg.vector_norm(r_left, axis=0) * xp.linalg.vector_norm(r_right, axis=0)))
+    top = float(values[0])
+    counted = values[values > max(top * NEGLIGIBLE, rounding)]
+    return values, counted.shape[0] == 0 or rounding <= ACCURACY * float(counted[-1])
+
+
+def _balanced(left: Array, right_t: Array) -> tuple[Array, Array]:
+    """The same product in the gauge where both factors have columns of length √σ_i.
+
+    With R_l R_rᵀ = u s vh, the gauge is C = R_rᵀ v s^(-1/2): left C = U √s. Directions whose σ is lost in rounding are
+    completed orthogonally, so that C stays invertible and the product stays exact. C⁻¹ is applied by a solve: an
+    explicit formula for it would bring the cancellation back.
+    """
+    xp = namespace(left)
+    width = left.shape[1]
+    if width > min(left.shape[0], right_t.shape[0]):  # the core is not square: nothing to gain by a gauge
+        return left, right_t
+    r_left, r_right = _triangle(left), _triangle(right_t)
+    _, s, vh = xp.linalg.svd(r_left @ r_right.T)
+    known = int(xp.sum(xp.astype(s > RANK_FLOOR * s[0], xp.int64)))
+    gauge = (r_right.T @ vh[:known].T) / xp.sqrt(s[:known])
+    if known < width:
+        basis, _, _ = xp.linalg.svd(gauge, full_matrices=True)
+        gauge = xp.concat([gauge, basis[:, known:]], axis=1)
+    if xp is np and np.linalg.cond(gauge) > ILL_CONDITIONED:
+        return _extended_gauge(left, right_t, gauge)
+    return left @ gauge, xp.linalg.solve(gauge, right_t.T).T
+
+
+def _extended_gauge(left: np.ndarray, right_t: np.ndarray, gauge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """left · gauge and right_t · gauge⁻ᵀ, summed in long double where the platform has one: they cancel heavily."""
+    wide = gauge.astype(np.longdouble)
+    target = right_t.T.astype(np.longdouble)
+    solution = np.linalg.solve(gauge, right_t.T).astype(np.longdouble)
+    for _ in range(3):  # iterative refinement: each step gains the digits that the condition leaves
+        solution += np.linalg.solve(gauge, (target - wide @ solution).astype(np.float64))
+    return (left.astype(np.longdouble) @ wide).astype(np.float64), solution.T.astype(np.float64)

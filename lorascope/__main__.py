@@ -1,0 +1,5 @@
+"""`python -m lorascope`."""
+
+from lorascope.cli.app import main
+
+main()

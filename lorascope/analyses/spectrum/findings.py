@@ -1,0 +1,153 @@
+"""The result in words: what a careful colleague would point out, the worst first, each with its number."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lorascope.blocks import Finding
+from lorascope.errors import some
+
+if TYPE_CHECKING:
+    from lorascope.analyses.spectrum.module import ModuleSpectrum
+    from lorascope.analyses.spectrum.result import SpectrumResult
+
+LOSS_WORTH_SAYING = 0.01  # of the update, rounded away by a merge
+NULL_WORTH_SAYING = 0.5  # stable rank against a structureless update of the same shape
+OUTLIER = 5.0  # times the median spectral norm
+
+
+def findings(result: "SpectrumResult") -> tuple[Finding, ...]:
+    """Errors, then warnings, then notes."""
+    order = {"error": 0, "warning": 1, "note": 2}
+    found = [*_broken(result), *_reader(result), *_untrained(result), *_rank(result), *_where(result), *_base(result)]
+    return tuple(sorted(found, key=lambda finding: order[finding.severity]))
+
+
+def _broken(result: "SpectrumResult") -> list[Finding]:
+    return [
+        Finding(
+            "error", f"{m.non_finite:,} entries are NaN or infinite; nothing else about this module can be said", m.name
+        )
+        for m in result.modules
+        if m.non_finite
+    ]
+
+
+def _reader(result: "SpectrumResult") -> list[Finding]:
+    found = [Finding("warning", note) for note in result.notes]
+    partial = [m.name for m in result.modules if any("the rest needs the base" in note for note in m.notes)]
+    if partial:
+        text = f"{_count(partial, result)} normalise W + s·B·A (DoRA): the numbers are those of s·B·A alone; pass --base for ΔW"
+        found.append(Finding("warning", text))
+    if result.not_analysed:
+        names = some([item.name for item in result.not_analysed], 2)
+        found.append(Finding("note", f"not analysed: {len(result.not_analysed)} ({names}); the reasons are listed"))
+    return found
+
+
+def _untrained(result: "SpectrumResult") -> list[Finding]:
+    zero = [m for m in result.modules if m.frobenius_norm == 0]
+    frozen = [m for m in result.modules if m.a_at_initialisation and m.frobenius_norm]
+    found = []
+    if zero and len(zero) == len(result.modules):
+        found.append(Finding("error", "ΔW is zero in every module: this adapter changes nothing (B was never trained)"))
+    elif zero:
+        found.append(Finding("warning", f"ΔW is exactly zero in {_count(zero, result)}, such as {zero[0].name}", None))
+    if frozen:
+        text = f"A still looks like its Kaiming-uniform initialisation in {_count(frozen, result)}: frozen (LoRA-FA) or hardly trained"
+        found.append(Finding("note", text))
+    return found
+
+
+def _rank(result: "SpectrumResult") -> list[Finding]:
+    measured = [m for m in result.modules if m.energy_rank and m.stable_rank is not None]
+    if not measured:
+        return []
+    ranks = np.array([m.energy_rank["0.95"] for m in measured])
+    worst = measured[int(ranks.argmax())]
+    top = max(m.rank or min(m.shape) for m in measured)
+    text = (
+        f"rank {ranks.max()} keeps 95 % of the energy in every module"
+        f" ({result.uniform_rank(0.99)} keeps 99 %), of r = {top}; half the modules need {np.median(ranks):.0f} or fewer"
+    )
+    found = [Finding("note", text)]
+    asking = [m for m, rank in zip(measured, ranks, strict=True) if rank == ranks.max()]
+    if ranks.max() > np.median(ranks):
+        text = f"it asks for the most: rank {ranks.max()} for 95 %" + (
+            f", as do {len(asking) - 1} others" if len(asking) > 1 else ""
+        )
+        found.append(Finding("note", text, worst.name))
+    found += _against_null(measured)
+    empty = [m for m in measured if (m.negligible_share or 0) > 0]
+    if empty:
+        share = float(np.mean([m.negligible_share for m in empty]))
+        text = f"{share:.0%} of the directions in {_count(empty, result)} are below the rounding of {empty[0].dtype}: numerically nothing"
+        found.append(Finding("note", text))
+    return found
+
+
+def _against_null(measured: "list[ModuleSpectrum]") -> list[Finding]:
+    compared = [m for m in measured if m.rank_utilisation_of_null is not None]
+    if not compared:
+        return []
+    ratio = float(np.median([m.rank_utilisation_of_null for m in compared]))
+    stable = float(np.median([m.stable_rank for m in compared]))
+    null = float(np.median([m.null["stable_rank"] for m in compared]))
+    text = f"median stable rank {stable:.3g}; a structureless B·A of these shapes would have {null:.3g} ({ratio:.0%} of it used)"
+    return [Finding("note", text)]
+
+
+def _where(result: "SpectrumResult") -> list[Finding]:
+    if result.total_energy == 0:
+        return []
+    found = []
+    by_type = group(result, "type")
+    if len(by_type) > 1:
+        name, modules = max(by_type.items(), key=lambda item: energy(item[1]))
+        share, parts = energy(modules) / result.total_energy, len(modules) / len(result.modules)
+        found.append(Finding("note", f"{share:.0%} of the energy ‖ΔW‖² is in {name} ({parts:.0%} of the modules)"))
+    norms = [m.spectral_norm for m in result.modules if m.spectral_norm]
+    middle = float(np.median(norms)) if norms else 0.0
+    high = [m for m in result.modules if m.spectral_norm and m.spectral_norm > OUTLIER * middle]
+    if high:
+        worst = max(high, key=lambda m: m.spectral_norm)
+        text = f"‖ΔW‖₂ = {worst.spectral_norm:.3g}, {worst.spectral_norm / middle:.1f} times the median module's"
+        others = f"; {len(high) - 1} others are over {OUTLIER:.0f} times" if len(high) > 1 else ""
+        found.append(Finding("warning", text + others, worst.name))
+    return found
+
+
+def _base(result: "SpectrumResult") -> list[Finding]:
+    beside = [m for m in result.modules if m.against_base and m.against_base.relative_norm is not None]
+    if not beside:
+        return []
+    worst = max(beside, key=lambda m: m.against_base.relative_norm)
+    middle = float(np.median([m.against_base.relative_norm for m in beside]))
+    text = f"‖ΔW‖/‖W‖ is {middle:.2%} in the median module and at most {worst.against_base.relative_norm:.2%}"
+    found = [Finding("note", text, worst.name)]
+    lossy = [m for m in beside if (m.against_base.rounding_loss or 0) > LOSS_WORTH_SAYING]
+    if lossy:
+        worst = max(lossy, key=lambda m: m.against_base.rounding_loss)
+        text = (
+            f"merging into {worst.against_base.dtype} rounds away {worst.against_base.rounding_loss:.0%} of the update here"
+            f" and over {LOSS_WORTH_SAYING:.0%} in {_count(lossy, result)}: merge in F32"
+        )
+        found.append(Finding("warning", text, worst.name))
+    return found
+
+
+def group(result: "SpectrumResult", attribute: str) -> "dict[str, list[ModuleSpectrum]]":
+    """Modules by `type` or `depth`, in order of first appearance."""
+    groups: dict = {}
+    for module in result.modules:
+        groups.setdefault(getattr(module, attribute), []).append(module)
+    return groups
+
+
+def energy(modules: "list[ModuleSpectrum]") -> float:
+    return sum(module.energy for module in modules)
+
+
+def _count(some_modules: list, result: "SpectrumResult") -> str:
+    n, total = len(some_modules), len(result.modules)
+    return f"all {total} modules" if n == total else f"{n} of {total} modules"

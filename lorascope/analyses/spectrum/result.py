@@ -1,0 +1,227 @@
+"""The run over all modules, and its frozen result."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import lorascope
+from lorascope.analyses.names import depth, module_types
+from lorascope.analyses.spectrum import findings as words
+from lorascope.analyses.spectrum import page
+from lorascope.analyses.spectrum.module import ModuleSpectrum, measure
+from lorascope.blocks import Block, Finding
+from lorascope.errors import InputError, some
+from lorascope.linalg.threads import one_thread
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lorascope.weights.checkpoint import Checkpoint
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class SpectrumResult:
+    """Spectra of one adapter.
+
+    Attributes:
+        modules: one record each, in the file's order.
+        not_analysed: what the reader set aside and what this analysis could not do, with reasons.
+        base: the path of the base model, where one was given.
+    """
+
+    modules: tuple[ModuleSpectrum, ...]
+    source: Source
+    settings: dict[str, Any]
+    not_analysed: tuple[NotAnalysed, ...] = ()
+    notes: tuple[str, ...] = ()
+    base: str | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return words.findings(self)
+
+    @property
+    def total_energy(self) -> float:
+        """Σ‖ΔW‖_F² over modules."""
+        return sum(module.energy for module in self.modules)
+
+    def energy_share(self, module: ModuleSpectrum) -> float | None:
+        return module.energy / self.total_energy if self.total_energy > 0 else None
+
+    def uniform_rank(self, share: float) -> int | None:
+        """The smallest rank that keeps `share` of the energy in *every* module: the maximum of their energy ranks."""
+        ranks = [rank for m in self.modules if m.energy_rank and (rank := m.energy_rank[str(share)]) is not None]
+        return max(ranks, default=None)
+
+    def table(self) -> "pd.DataFrame":
+        """One row per module, nested records flattened with dots, singular values left out."""
+        import pandas as pd
+
+        return pd.DataFrame(self.flat_rows())
+
+    def flat_rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for record in self.to_json()["modules"]:
+            row = {}
+            for key, value in record.items():
+                if isinstance(value, dict):
+                    row.update({f"{key}.{inner}": v for inner, v in value.items()})
+                elif key == "shape":
+                    row.update({"d_out": value[0], "d_in": value[1]})
+                elif key != "singular_values":
+                    row[key] = "; ".join(value) if key == "notes" else value
+            rows.append(row)
+        return rows
+
+    def summary(self) -> dict[str, Any]:
+        def median(name: str) -> float | None:
+            values = [getattr(m, name) for m in self.modules if getattr(m, name) is not None]
+            return float(np.median(values)) if values else None
+
+        return {
+            "modules": len(self.modules),
+            "frobenius_norm": self.total_energy**0.5,
+            "median_stable_rank": median("stable_rank"),
+            "median_effective_rank": median("effective_rank"),
+            "median_rank_utilisation": median("rank_utilisation"),
+            "uniform_rank": {str(share): self.uniform_rank(share) for share in (0.95, 0.99)},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented schema, version 1 (README, "JSON")."""
+        source = asdict(self.source)
+        return {
+            "schema": SCHEMA,
+            "lorascope": lorascope.__version__,
+            "source": {**source, "settings": self.settings},
+            "base": self.base,
+            "summary": self.summary(),
+            "modules": [self._record(module) for module in self.modules],
+            "not_analysed": [asdict(item) for item in self.not_analysed],
+            "notes": list(self.notes),
+            "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
+        }
+
+    def _record(self, module: ModuleSpectrum) -> dict[str, Any]:
+        record = {**vars(module), "energy_share": self.energy_share(module)}
+        record["against_base"] = asdict(module.against_base) if module.against_base else None
+        return record
+
+    def blocks(self) -> tuple[Block, ...]:
+        return page.blocks(self)
+
+
+def run(
+    adapter: Adapter,
+    *,
+    base: "Checkpoint | None" = None,
+    modules: str | None = None,
+    progress: Callable[[list[Update]], Any] = iter,
+) -> SpectrumResult:
+    """Measure every module of `adapter`, one at a time: memory does not grow with their number.
+
+    Args:
+        adapter: as `weights.io.read` gives it.
+        base: the model it belongs to; with it DoRA, (IA)³ and saved modules are complete, and ΔW is set beside W.
+        modules: a regular expression; only modules whose name it finds are analysed.
+        progress: wraps the list of updates, such as a progress bar.
+
+    Raises:
+        InputError: no module is left to analyse, or `modules` is not a regular expression.
+    """
+    updates, set_aside = _selected(adapter, base, modules)
+    types = module_types(update.name for update in updates)
+    measured: list[ModuleSpectrum] = []
+    with one_thread():
+        for update in progress(updates):
+            weight, dtype = _base_weight(base, update)
+            if weight is None and update.needs_base and not hasattr(_kind(update), "direction"):
+                set_aside.append(NotAnalysed(update.name, f"ΔW of a {update.kind} update needs W: pass --base"))
+                continue
+            if base is not None and weight is None:
+                update = replace(update, notes=(*update.notes, "the base has no such weight"))
+            measured.append(
+                measure(update, type=types[update.name], depth=depth(update.name), base=weight, base_dtype=dtype)
+            )
+    if not measured:
+        raise InputError(
+            f"no module of {adapter.source.path} could be analysed",
+            found=f"{len(set_aside)} set aside, the first because {set_aside[0].reason}" if set_aside else "none",
+            hint="pass the base model with --base" if any(u.needs_base for u in updates) else None,
+        )
+    return SpectrumResult(
+        tuple(measured),
+        adapter.source,
+        dict(adapter.settings),
+        tuple(set_aside),
+        adapter.notes,
+        str(base.path) if base else None,
+    )
+
+
+def _kind(update: Update) -> Any:
+    from lorascope.updates.base import kinds
+
+    return kinds.get(update.kind)
+
+
+def _selected(
+    adapter: Adapter, base: "Checkpoint | None", pattern: str | None
+) -> tuple[list[Update], list[NotAnalysed]]:
+    updates, set_aside = list(adapter.updates.values()), list(adapter.not_analysed)
+    for name, stored in adapter.saved.items():
+        tuned = _saved_update(name, stored, base)
+        if isinstance(tuned, Update):
+            updates.append(tuned)
+        else:
+            set_aside.append(tuned)
+    if pattern is None:
+        return updates, set_aside
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"--modules {pattern!r} is not a regular expression", found=str(error)) from None
+    chosen = [update for update in updates if wanted.search(update.name)]
+    if not chosen:
+        raise InputError(
+            f"--modules {pattern!r} matches none of the {len(updates)} modules", found=some(u.name for u in updates)
+        )
+    return chosen, set_aside
+
+
+def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update | NotAnalysed:
+    """A full tensor stored beside the updates: W' − W where the base has W, else a line that says why not."""
+    if len(stored.shape) != 2:
+        return NotAnalysed(name, f"a full tensor of {len(stored.shape)} axes, saved whole: it has no spectrum")
+    if base is None:
+        return NotAnalysed(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
+    if base.weight(name) is None:
+        return NotAnalysed(name, "a full weight, saved whole, and the base has none of that name (a new head?)")
+    module = name.removesuffix(".weight")
+    return Update(module, "dense", {"tuned": stored}, base_weight=name, notes=("saved whole (modules_to_save)",))
+
+
+def _base_weight(base: "Checkpoint | None", update: Update) -> tuple[np.ndarray | None, str]:
+    """W as (d_out, d_in) in float64 and its stored dtype; (None, "") where there is none."""
+    stored = base.weight(update.base_weight or update.name) if base is not None else None
+    if stored is None:
+        return None, ""
+    weight = stored.read()
+    if update.expert is not None:
+        weight = weight[update.expert]
+    weight = weight.T if update.transposed else weight.reshape(weight.shape[0], -1)
+    if weight.shape != update.shape:
+        raise InputError(
+            f"the base's {update.name} does not fit the adapter",
+            found=weight.shape,
+            expected=update.shape,
+            hint="pass the model this adapter was trained on",
+        )
+    return weight, stored.dtype

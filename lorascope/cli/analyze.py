@@ -1,0 +1,191 @@
+"""`lorascope analyze`: what is in this adapter? No torch on this path for a safetensors file."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lorascope.analyses.spectrum import SpectrumResult
+    from lorascope.blocks import Page
+
+
+def analyze(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="safetensors file, PEFT folder, .bin, or shard index.")
+    ],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|-", help="Write JSON (schema 1); - is stdout, and then nothing else is."),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per module.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The base model, a folder or a name: completes DoRA and (IA)³, and sets ΔW beside W."
+        ),
+    ] = None,
+    modules: Annotated[str | None, typer.Option(metavar="REGEX", help="Only modules whose path this finds.")] = None,
+    sort: Annotated[
+        str, typer.Option(metavar="MEASURE", help="What the listed modules are sorted by.")
+    ] = "energy_share",
+    top: Annotated[int, typer.Option(min=1, help="How many modules to list at each end.")] = 4,
+) -> None:
+    """Say what is in an adapter: rank, spectra, where the update is, and what is wrong with it.
+
+    Reads PEFT, kohya, diffusers, loralib and LyCORIS files. Example:
+
+        lorascope analyze adapter.safetensors --html report.html
+    """
+    report_on(
+        paths, html=html, json=json, csv=csv, terminal=str(json) != "-", base=base, modules=modules, sort=sort, top=top
+    )
+
+
+def report_on(
+    paths: list[Path],
+    *,
+    html: Path | None = None,
+    json: Path | None = None,
+    csv: Path | None = None,
+    terminal: bool = True,
+    base: str | Path | None = None,
+    modules: str | None = None,
+    sort: str = "energy_share",
+    top: int = 4,
+) -> "list[SpectrumResult]":
+    """Read each path, analyse it, and write what was asked for. What `quickstart` and `train` end with.
+
+    Raises:
+        InputError: a file cannot be read, nothing in it can be analysed, or `sort` is not a measure.
+    """
+    import os
+    import sys
+
+    if "numpy" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see linalg/threads.py; read when numpy loads
+    from lorascope.analyses.spectrum import run
+    from lorascope.analyses.spectrum.page import SORT_KEYS
+    from lorascope.errors import InputError
+    from lorascope.weights import io
+
+    if sort not in SORT_KEYS:
+        raise InputError(f"--sort {sort!r} is not a measure", expected=f"one of {', '.join(SORT_KEYS)}")
+    checkpoint = _open_base(base)
+    results = [run(io.read(path, checkpoint), base=checkpoint, modules=modules, progress=_bar(path)) for path in paths]
+    page = _page(results, sort, top)
+    if terminal:
+        from lorascope.report import terminal as screen
+
+        sys.stdout.write(screen.render(page))
+    _write(results, page, html, json, csv)
+    return results
+
+
+def _open_base(base: str | Path | None) -> Any:
+    if base is None:
+        return None
+    from lorascope.weights.checkpoint import open_checkpoint
+
+    if not Path(base).exists():
+        from lorascope.training import assets
+
+        if str(base) in assets.names():
+            base = assets.folder(str(base))
+    return open_checkpoint(base)
+
+
+def _bar(path: Path) -> Callable[[list], Iterable]:
+    """A progress bar on stderr, where somebody is looking and there is something to wait for."""
+    import sys
+
+    if not sys.stderr.isatty():
+        return iter
+    from tqdm import tqdm
+
+    return lambda updates: tqdm(updates, desc=path.name, unit=" modules", leave=False, delay=0.5)
+
+
+def _page(results: "list[SpectrumResult]", sort: str, top: int) -> "Page":
+    import platform
+    import shlex
+    import sys
+
+    import numpy
+
+    import lorascope
+    from lorascope.analyses.spectrum.page import blocks
+    from lorascope.blocks import Heading, Page
+
+    body: list = []
+    for result in results:
+        if len(results) > 1:
+            body.append(Heading(result.source.path, level=1))
+        body.extend(blocks(result, sort=sort, top=top))
+    first = results[0]
+    title = Path(first.source.path).name if len(results) == 1 else f"{len(results)} adapters"
+    summary = "; ".join(
+        f"{r.source.method} ({r.source.format}), {len(r.modules)} modules, ‖ΔW‖_F = {r.total_energy**0.5:.4g}"
+        for r in results
+    )
+    command = shlex.join(["lorascope", *sys.argv[1:]])
+    made_by = (
+        ("command", command),
+        ("lorascope", lorascope.__version__),
+        ("python", platform.python_version()),
+        ("numpy", numpy.__version__),
+    )
+    return Page(title, tuple(body), kicker="lorascope analyze", summary=summary, made_by=made_by)
+
+
+def _write(
+    results: "list[SpectrumResult]", page: "Page", html: Path | None, json: Path | None, csv: Path | None
+) -> None:
+    import sys
+
+    from lorascope.atomic import write_text
+
+    written = []
+    if json is not None:
+        text = _json(results)
+        if str(json) == "-":
+            sys.stdout.write(text)
+        else:
+            write_text(json, text)
+            written.append(json)
+    if csv is not None:
+        write_text(csv, _csv(results))
+        written.append(csv)
+    if html is not None:
+        from lorascope.report import html as pages
+
+        pages.write(page, html)
+        written.append(html)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def _json(results: "list[SpectrumResult]") -> str:
+    """One adapter: the object of schema 1. Several: those objects in `adapters`."""
+    import json
+
+    import lorascope
+
+    records = [result.to_json() for result in results]
+    whole = records[0] if len(records) == 1 else {"schema": 1, "lorascope": lorascope.__version__, "adapters": records}
+    return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _csv(results: "list[SpectrumResult]") -> str:
+    import csv
+    import io
+
+    rows = [{"path": r.source.path, **row} for r in results for row in r.flat_rows()]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
