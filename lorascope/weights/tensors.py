@@ -1,7 +1,8 @@
 """Arrays that may still be on disk: the `Stored` implementations every reader shares."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,3 +38,73 @@ class Mapped:
 
     def read(self) -> np.ndarray:
         return self.function(self.source.read())
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One array computed from several stored ones when it is read: a Tucker core folded into a factor, say."""
+
+    sources: tuple[Stored, ...]
+    shape: tuple[int, ...]
+    function: Callable[..., np.ndarray]
+
+    @property
+    def dtype(self) -> str:
+        return self.sources[0].dtype
+
+    def read(self) -> np.ndarray:
+        return self.function(*(source.read() for source in self.sources))
+
+
+@dataclass
+class Recent:
+    """The last few arrays read, shared by the slices of fused tensors: each is decoded once, and few are held."""
+
+    most: int = 2
+    held: list[tuple[Stored, np.ndarray]] = field(default_factory=list)
+
+    def read(self, stored: Stored) -> np.ndarray:
+        for source, values in self.held:
+            if source is stored:
+                return values
+        values = stored.read()
+        self.held = [*self.held, (stored, values)][-self.most :]
+        return values
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice of a fused stored array, decoded through `recent` so that its siblings need not decode it again."""
+
+    source: Stored
+    shape: tuple[int, ...]
+    function: Callable[[np.ndarray], np.ndarray]
+    recent: Recent
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    def read(self) -> np.ndarray:
+        return self.function(self.recent.read(self.source))
+
+
+def reshaped(stored: Stored, *shape: int) -> Stored:
+    """`stored` in another shape of the same size; itself where it has that shape already."""
+    if tuple(stored.shape) == shape:
+        return stored
+    if math.prod(stored.shape) != math.prod(shape):
+        raise ValueError(f"cannot reshape {tuple(stored.shape)} to {shape}")
+    return Mapped(stored, shape, lambda values: values.reshape(shape))
+
+
+def flattened(stored: Stored) -> Stored:
+    """A stored array of one or more axes as a matrix: the first axis kept, the others joined."""
+    first, *rest = stored.shape
+    return reshaped(stored, first, math.prod(rest))
+
+
+def transposed(stored: Stored) -> Stored:
+    """The transpose of a stored matrix."""
+    rows, columns = stored.shape
+    return Mapped(stored, (columns, rows), lambda values: values.T)

@@ -100,4 +100,6 @@ class Format(ABC):
 
     def write(self, adapter: Adapter, folder: Path) -> list[Path]:
         """Write the adapter into `folder`; the files written. InputError where this format is only read."""
-        raise InputError(f"lorascope reads {self.name} files and does not write them", hint="write PEFT's layout instead")
+        raise InputError(
+            f"lorascope reads {self.name} files and does not write them", hint="write PEFT's layout instead"
+        )

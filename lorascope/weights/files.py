@@ -1,0 +1,111 @@
+"""Which files on disk hold a set of tensors: one file, the shards of an index, or a folder with either."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorascope.errors import InputError, some
+from lorascope.updates.base import Stored
+from lorascope.weights.pickles import open_pickle
+from lorascope.weights.safetensors import cannot_read, open_safetensors
+
+SAFETENSORS = (".safetensors", ".sft")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[a-z]+$")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Stored arrays by key, in file order, the header's metadata, and the files they lie in."""
+
+    stored: Mapping[str, Stored]
+    metadata: Mapping[str, str]
+    files: tuple[Path, ...]
+
+    def sha256(self) -> str:
+        """The hash of the bytes of all files, in order."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    block = memoryview(bytearray(_BLOCK))
+                    while count := file.readinto(block):
+                        digest.update(block[:count])
+            except OSError as error:
+                raise cannot_read(path, error) from None
+        return digest.hexdigest()
+
+
+def open_tensors(path: Path) -> Tensors:
+    """The tensors of one weights file, or of all shards of an index.
+
+    Raises:
+        InputError: the file is missing or damaged, is one shard of several, or an index names a shard that is absent
+            or lies elsewhere.
+    """
+    if path.name.endswith(".index.json"):
+        return _open_shards(path)
+    shard = _SHARD.search(path.name)
+    if shard and int(shard[2]) > 1:
+        raise InputError(
+            f"{path} is shard {int(shard[1])} of {int(shard[2])}, not the whole",
+            hint="pass the folder, or the .index.json beside it",
+        )
+    return _open_file(path)
+
+
+def _open_file(path: Path) -> Tensors:
+    if path.suffix.lower() in PICKLES:
+        return Tensors(open_pickle(path), {}, (path,))
+    stored, metadata = open_safetensors(path)
+    return Tensors(stored, metadata, (path,))
+
+
+def _open_shards(index: Path) -> Tensors:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise InputError(f"{index} has no weight_map from keys to files")
+    names = list(dict.fromkeys(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
+    if outside:
+        raise InputError(f"{index} names files outside its folder, which is refused", found=some(outside))
+    absent = [name for name in names if not (index.parent / name).is_file()]
+    if absent:
+        raise InputError(f"{len(absent)} of {len(names)} shards that {index} names are missing", found=some(absent))
+    parts = {name: _open_file(index.parent / name) for name in names}
+    stored: dict[str, Stored] = {}
+    metadata: dict[str, str] = {}
+    for name, part in parts.items():
+        metadata |= part.metadata
+        for key in part.stored:
+            owner = weight_map.setdefault(key, name)
+            if owner == name and key in stored:
+                raise InputError(f"{index}: two shards hold {key!r}")
+            if owner == name:
+                stored[key] = part.stored[key]
+            elif key in parts[owner].stored:
+                raise InputError(f"{index}: {key!r} lies in {name} and in {owner}", expected="one shard for each key")
+    missing = [key for key in weight_map if key not in stored]
+    if missing:
+        raise InputError(f"{index} promises keys that its shards do not hold", found=some(missing))
+    return Tensors(stored, metadata, tuple(index.parent / name for name in names))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. InputError where it is missing, not JSON, or not an object."""
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not valid JSON", found=error, hint="repair it, or save the adapter again"
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object", found=type(value).__name__)
+    return value

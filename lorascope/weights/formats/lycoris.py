@@ -1,0 +1,205 @@
+"""LyCORIS: LoHa, LoKr, LoCon, full differences, (IA)³, norms, and what else its algorithms leave in one file.
+
+One file may mix algorithms, module by module. Scale, where there is one, is alpha/r: LyCORIS stores alpha already
+multiplied for rsLoRA, and takes alpha = r where it is 0. Two rules of its own: LoKr with both operands stored whole has
+scale 1 whatever alpha says (PEFT's has alpha/r), and `get_diff_weight` of LoHa and LoKr in 4.1.3 applies the scale
+twice, where its forward pass, which we follow, applies it once. Names: see `kohya.py`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lorascope.errors import InputError
+from lorascope.updates.base import Stored, Update
+from lorascope.weights.formats import kohya
+from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
+from lorascope.weights.formats.parts import Part, alpha_scale, by_module, fold, kernel_of, number, rename, resolve
+from lorascope.weights.tensors import Mapped, flattened, transposed
+
+if TYPE_CHECKING:
+    from lorascope.weights.checkpoint import Checkpoint
+
+LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+COMMON = ("alpha", "dora_scale", "scalar")
+VECTORS = {
+    "diff_b": "a difference of a bias: a vector, not a matrix",
+    "w_norm": "a difference of a norm's weight: a vector, not a matrix",
+    "b_norm": "a difference of a norm's bias: a vector, not a matrix",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One algorithm: the suffixes that give it away, the others it may have, and how a module of it is read."""
+
+    name: str
+    marks: tuple[str, ...]
+    others: tuple[str, ...]
+    read: Callable[[Part, Ledger], Update | None]
+
+
+class Lycoris(Format):
+    name = "lycoris"
+    about = "LyCORIS: LoHa, LoKr, LoCon, full, (IA)³"
+
+    def claims(self, bundle: Bundle) -> bool:
+        return kohya.claimed_by_lycoris(bundle.tensors)
+
+    def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
+        parts = by_module(bundle.tensors, {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)} | {*VECTORS})
+        updates, methods = [], []
+        for part in map(_without_stray_weight, parts.values()):
+            for suffix, reason in VECTORS.items():
+                part.set_aside(ledger, reason, (suffix,))
+            family = _family(part)
+            if family is None:
+                continue
+            methods.append(family.name)
+            if update := family.read(part, ledger):
+                updates.append(update)
+        kohya.set_aside_embeddings(bundle.tensors, ledger)
+        names = resolve(parts, base, kohya.PREFIXES)
+        return Parsed(
+            updates=rename(updates, names),
+            method=" + ".join(sorted(set(methods))),
+            settings=kohya.settings(bundle.metadata),
+            notes=kohya.name_notes(parts, names, base is not None),
+        )
+
+
+def _family(part: Part) -> Family | None:
+    """The algorithm of a module; None where it holds vectors only. InputError where it is none, or several."""
+    rest = [suffix for suffix in part.keys if suffix not in VECTORS]
+    found = [family for family in FAMILIES if any(mark in part for mark in family.marks)]
+    strange = [part.keys[s] for s in rest if not any(s in (*f.marks, *f.others) for f in found)]
+    if len(found) > 1 or strange:
+        raise InputError(
+            f"{part.module} mixes the keys of several LyCORIS algorithms, or has keys of none",
+            found=", ".join(part.keys.values()),
+            expected="the keys of one algorithm",
+        )
+    return found[0] if found else None
+
+
+def _without_stray_weight(part: Part) -> Part:
+    """`.weight` is (IA)³'s beside `.on_input`; alone it is somebody else's key, left for the ledger to report."""
+    if "on_input" in part or "weight" not in part:
+        return part
+    return Part(part.module, {suffix: key for suffix, key in part.keys.items() if suffix != "weight"})
+
+
+def _loha(part: Part, ledger: Ledger) -> Update | None:
+    """ΔW = s·(w1_a w1_b) ∘ (w2_a w2_b); with Tucker cores, w_a is stored (r, d_out) and t (r, r, *kernel)."""
+    if _with_magnitude(part, ledger):
+        return None
+    factors = {name: part.take(ledger, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    rank, kernel = factors["w1_b"].shape[0], kernel_of(factors["w1_b"])
+    if "hada_t1" in part or "hada_t2" in part:
+        for i in "12":
+            core = part.take(ledger, f"hada_t{i}")
+            left, right = factors[f"w{i}_a"], factors[f"w{i}_b"]
+            factors |= {f"w{i}_a": _turned(part, left), f"w{i}_b": _folded(part, core, right)}
+            kernel = kernel_of(core)
+    return Update(
+        part.module,
+        "hadamard",
+        {name: flattened(stored) for name, stored in factors.items()},
+        alpha_scale(part, ledger, rank) * kohya.scalar(part, ledger),
+        kernel=kernel,
+    )
+
+
+def _lokr(part: Part, ledger: Ledger) -> Update | None:
+    """ΔW = s·w1 ⊗ w2. Of a convolution w2 is (c, d, *kernel), w2_b (r, d·k), or w2_a (r, c) with a core t2."""
+    if _with_magnitude(part, ledger):
+        return None
+    roles: dict[str, Stored] = {}
+    for operand in ("w1", "w2"):
+        whole, halves = f"lokr_{operand}", (f"lokr_{operand}_a", f"lokr_{operand}_b")
+        if whole in part and any(half in part for half in halves):
+            raise InputError(f"{part.module} stores {operand} both whole and factored", found=", ".join(part.keys))
+        for suffix in (whole,) if not any(half in part for half in halves) else halves:
+            roles[suffix.removeprefix("lokr_")] = part.take(ledger, suffix)
+    kernel = kernel_of(roles["w2"] if "w2" in roles else roles["w2_b"])
+    ranks = [roles[name].shape[0] for name in ("w1_b", "w2_b") if name in roles]
+    if "lokr_t2" in part:
+        core, left, right = part.take(ledger, "lokr_t2"), roles.get("w2_a"), roles.get("w2_b")
+        if left is None or right is None:
+            raise InputError(f"{part.keys['lokr_t2']!r} has no lokr_w2_a and lokr_w2_b to act on")
+        roles |= {"w2_a": _turned(part, left), "w2_b": _folded(part, core, right)}
+        kernel = kernel_of(core)
+    if ranks:
+        scale, notes = alpha_scale(part, ledger, ranks[0]), ()
+    else:
+        part.optional(ledger, "alpha")
+        scale, notes = 1.0, ("both operands are stored whole: LyCORIS's scale is then 1, whatever alpha says",)
+    roles = {name: flattened(stored) for name, stored in roles.items()}
+    return Update(part.module, "kronecker", roles, scale * kohya.scalar(part, ledger), kernel=kernel, notes=notes)
+
+
+def _full(part: Part, ledger: Ledger) -> Update | None:
+    """ΔW itself."""
+    diff = part.take(ledger, "diff")
+    if len(diff.shape) < 2:
+        raise InputError(f"{part.keys['diff']!r} is not a matrix", found=tuple(diff.shape))
+    return Update(part.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))
+
+
+def _with_magnitude(part: Part, ledger: Ledger) -> bool:
+    """Whether this LoHa or LoKr module has DoRA's magnitude on top: then all of it is set aside."""
+    if "dora_scale" in part:
+        part.set_aside(ledger, "DoRA's magnitude on top of LoHa or LoKr: ΔW depends on the base, and is not modelled")
+    return "dora_scale" in part
+
+
+def _turned(part: Part, stored: Stored) -> Stored:
+    if len(stored.shape) != 2:
+        raise InputError(f"a factor of {part.module} is not a matrix", found=tuple(stored.shape))
+    return transposed(stored)
+
+
+def _folded(part: Part, core: Stored, right: Stored) -> Stored:
+    if len(core.shape) < 3 or len(right.shape) != 2 or core.shape[1] != right.shape[0]:
+        raise InputError(
+            f"the Tucker core of {part.module} does not fit its factor",
+            found=f"{tuple(core.shape)} and {tuple(right.shape)}",
+            expected="(r, r, *kernel) and (r, d_in)",
+        )
+    return fold(core, right)
+
+
+def _aside(reason: str) -> Callable[[Part, Ledger], None]:
+    return lambda part, ledger: part.set_aside(ledger, reason)
+
+
+FAMILIES = (
+    Family("LoCon", ("lora_down.weight", "lora_up.weight", "lora_mid.weight"), COMMON, kohya.read_pair),
+    Family("LoHa", LOHA, COMMON, _loha),
+    Family("LoKr", LOKR, COMMON, _lokr),
+    Family("full", ("diff",), (), _full),
+    Family(
+        "OFT",
+        ("oft_blocks",),
+        ("rescale", "alpha"),
+        _aside("OFT and BOFT rotate the base weight: ΔW = (R - I)·W, which lorascope does not model"),
+    ),
+    Family(
+        "GLoRA",
+        ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
+        ("alpha", "scalar"),
+        _aside("GLoRA's ΔW = W·A + B needs the base weight, and lorascope does not model it"),
+    ),
+    Family(
+        "T-LoRA",
+        ("q_layer.weight", "p_layer.weight", "lambda_layer"),
+        ("alpha",),
+        _aside("T-LoRA subtracts its initialisation, an SVD of the base weight that the file does not hold"),
+    ),
+)
+
+formats.register("lycoris")(Lycoris())

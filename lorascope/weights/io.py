@@ -1,0 +1,159 @@
+"""Reading and writing adapters: every registered format is asked, and exactly one may claim a file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorascope.errors import InputError, some
+from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.files import PICKLES, SAFETENSORS, open_tensors, read_json
+from lorascope.weights.formats.base import Bundle, Ledger, formats
+
+if TYPE_CHECKING:
+    from lorascope.weights.checkpoint import Checkpoint
+
+CONFIG = "adapter_config.json"
+_ADAPTERS = (
+    "adapter_model.safetensors",
+    "adapter_model.safetensors.index.json",
+    "adapter_model.bin",
+    "adapter_model.bin.index.json",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
+_MODELS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_TWO_CHECKPOINTS = "to compare two full checkpoints run `lorascope delta BASE TUNED`"
+
+
+def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
+    """The adapter at `path`: a weights file, an index of shards, or a folder with either. Arrays are read when used.
+
+    Args:
+        path: what the user named. A file takes the `adapter_config.json` beside it, where there is one.
+        base: the base model, which helps where a format's names or shapes are lossy (kohya, VeRA).
+
+    Raises:
+        InputError: nothing there, damaged, no format or more than one claims it, keys nobody understands, shapes or
+            settings that contradict each other, or nothing in it that could be analysed.
+    """
+    bundle, sha256 = _open(Path(path))
+    name, format = _claimant(bundle)
+    ledger = Ledger(bundle.tensors)
+    parsed = format.read(bundle, ledger, base)
+    left = ledger.left()
+    if left:
+        raise InputError(
+            f"{bundle.path} is of the {name} format, and {len(left)} of its keys are not understood",
+            found=some(left),
+            hint="nothing was dropped in silence; please report these keys",
+        )
+    if not parsed.updates:
+        reasons = dict.fromkeys(item.reason for item in ledger.not_analysed)
+        raise InputError(
+            f"{bundle.path} ({parsed.method or name}) holds no weight update that can be analysed",
+            found="; ".join(list(reasons)[:3]) or some(bundle.tensors),
+        )
+    for update in parsed.updates.values():
+        _check_shapes(bundle.path, update)
+    return Adapter(
+        updates=parsed.updates,
+        settings=parsed.settings,
+        source=Source(str(path), sha256, name, parsed.method),
+        saved=parsed.saved,
+        not_analysed=tuple(ledger.not_analysed),
+        notes=parsed.notes,
+    )
+
+
+def write(adapter: Adapter, folder: str | Path, format: str = "peft") -> list[Path]:
+    """Write `adapter` into `folder` in the named format; the files written. The same adapter gives the same bytes.
+
+    Raises:
+        InputError: the format is not written, or cannot hold this adapter.
+        LorascopeError: the folder cannot be written; nothing half-written is left.
+    """
+    return formats.get(format).write(adapter, Path(folder))
+
+
+def _open(path: Path) -> tuple[Bundle, str]:
+    if not path.exists():
+        raise InputError(f"there is no file or folder {path}")
+    weights = _weights_of(path) if path.is_dir() else path
+    if weights.name == CONFIG:
+        raise InputError(f"{path} is the config of an adapter", hint="pass the folder it lies in")
+    tensors = open_tensors(weights)
+    if not tensors.stored:
+        raise InputError(f"{weights} holds no tensors")
+    config = weights.parent / CONFIG
+    bundle = Bundle(path, tensors.stored, tensors.metadata, read_json(config) if config.is_file() else None)
+    return bundle, tensors.sha256()
+
+
+def _weights_of(folder: Path) -> Path:
+    """The one weights file of a folder."""
+    for name in _ADAPTERS:
+        if (folder / name).is_file():
+            return folder / name
+    present = sorted(entry.name for entry in folder.iterdir())
+    if any(name in present for name in _MODELS):
+        raise InputError(f"{folder} holds a full model, not an adapter", found=some(present), hint=_TWO_CHECKPOINTS)
+    candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES))]
+    indices = [name for name in present if name.endswith(".index.json")]
+    if len(indices) == 1 or len(candidates) == 1:
+        return folder / (indices or candidates)[0]
+    if candidates:
+        raise InputError(f"{folder} holds several weights files", found=some(candidates), hint="name one of them")
+    below = sorted({str(found.parent) for name in _ADAPTERS for found in folder.glob(f"*/{name}")})
+    raise InputError(
+        f"{folder} holds no adapter",
+        found=some(present) or "an empty folder",
+        expected=_ADAPTERS[0],
+        hint=f"did you mean {below[0]}?" if below else None,
+    )
+
+
+def _claimant(bundle: Bundle):
+    claims = [(name, format) for name, format in formats.items() if format.claims(bundle)]
+    if len(claims) == 1:
+        return claims[0]
+    if claims:
+        raise InputError(
+            f"{bundle.path} is claimed by more than one format",
+            found=f"{', '.join(name for name, _ in claims)} for {some(bundle.tensors)}",
+            hint="add the adapter_config.json it was written with",
+        )
+    if _is_model(bundle):
+        raise InputError(
+            f"{bundle.path} is a full model checkpoint, not an adapter",
+            found=some(bundle.tensors, 3),
+            hint=_TWO_CHECKPOINTS,
+        )
+    raise InputError(
+        f"{bundle.path} is in no format that lorascope knows",
+        found=some(bundle.tensors),
+        expected=f"keys of one of {', '.join(formats.names())}",
+    )
+
+
+def _is_model(bundle: Bundle) -> bool:
+    """Whether the keys are those of a whole model: parameters by plain names, and nothing else."""
+    plain = ("weight", "bias", "inv_freq", "running_mean", "running_var", "num_batches_tracked", "position_ids")
+    return all(key.rpartition(".")[2] in plain for key in bundle.tensors)
+
+
+def _check_shapes(path: Path, update) -> None:
+    from lorascope.updates.base import bind, kinds
+
+    try:
+        bind(kinds.get(update.kind), {name: tuple(stored.shape) for name, stored in update.roles.items()})
+    except InputError as error:
+        raise replace_what(error, f"{path}, {update.name}: {error.what}") from None
+
+
+def replace_what(error: InputError, what: str) -> InputError:
+    """The same error with another beginning."""
+    return InputError(what, found=error.found, expected=error.expected, hint=error.hint)

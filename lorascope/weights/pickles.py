@@ -1,0 +1,104 @@
+"""PyTorch's own files (.bin, .pt, .pth), read with `weights_only=True`: a pickle from a stranger executes nothing.
+
+torch is imported when such a file is opened and not before.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorascope.errors import InputError, some
+from lorascope.updates.base import Stored
+from lorascope.weights.dtypes import of_torch
+from lorascope.weights.safetensors import cannot_read
+
+
+@dataclass(frozen=True)
+class TorchTensor:
+    """A tensor that torch has loaded, in its own dtype; mapped from the file where the file allows it."""
+
+    tensor: Any
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def read(self) -> np.ndarray:
+        import torch
+
+        return self.tensor.detach().to(torch.float64).numpy()
+
+
+def open_pickle(path: Path) -> dict[str, Stored]:
+    """The tensors of a PyTorch file by key; a file that holds `{"state_dict": {...}}` is opened one level deeper.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code (which was refused and not executed) or something other
+            than tensors by name.
+    """
+    loaded = _load(path)
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise InputError(f"{path} holds no tensors by name", found=type(loaded).__name__, expected="a state dict")
+    tensors: dict[str, Stored] = {}
+    others = []
+    for key, value in loaded.items():
+        dtype = of_torch(getattr(value, "dtype", None))
+        if isinstance(key, str) and dtype and _is_plain(value):
+            tensors[key] = TorchTensor(value, dtype)
+        else:
+            others.append(f"{key}: {type(value).__name__}")
+    if others:
+        raise InputError(
+            f"{path} holds more than tensors by name",
+            found=some(others),
+            hint="save the state dict alone, best as safetensors",
+        )
+    return tensors
+
+
+def _load(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path} is empty")
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{path} is a PyTorch file, and torch is not installed", hint="install torch") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} was refused and not executed: it is damaged, or it holds code or objects beside tensors",
+            found=str(error).strip().splitlines()[-1][:200] if str(error).strip() else None,
+            hint="ask its author for safetensors",
+        ) from None
+    except Exception as error:  # a damaged file can fail anywhere in torch's reader
+        raise InputError(f"{path} is not a PyTorch file, or is damaged", found=_first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a dense tensor on the host, not quantised, sparse or without data."""
+    import torch
+
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
