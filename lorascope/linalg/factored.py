@@ -20,6 +20,8 @@ from lorascope.linalg.arrays import Array, Float, namespace
 EPS = float(np.finfo(np.float64).eps)
 ACCURACY = 1e-11  # relative error asked of every singular value that is not negligible
 NEGLIGIBLE = 1e-7  # of the largest
+GRAM_CONDITION = 1e3  # of the scaled Gram matrix: up to here Cholesky's error is about 1e-12
+TINY = 1e-140  # column lengths below this would square to nothing
 ILL_CONDITIONED = 1e2  # of a gauge: beyond this its products are summed in extended precision
 RANK_FLOOR = 64 * EPS  # of the largest: below this a value is the rounding of the factors themselves
 
@@ -99,8 +101,22 @@ def _double(array: Array) -> Array:
 
 
 def _triangle(tall: Array) -> Array:
-    """R (min(m, k), k) of the QR of tall (m, k); numpy can leave Q unformed."""
+    """R (min(m, k), k) of the QR of tall (m, k), up to signs.
+
+    Where the columns, scaled to unit length, are far from dependent, Cholesky of the Gram matrix gives R several times
+    faster. Its error is a factor (I + E) beside `tall` with ‖E‖ ≤ eps · cond(Gram), so it moves every singular value by
+    that *relative* amount at most (Ostrowski's theorem), whatever the other factor is. Everything else takes the QR.
+    """
     xp = namespace(tall)
+    rows, width = tall.shape
+    if rows >= width:
+        gram = tall.T @ tall
+        lengths = xp.sqrt(xp.linalg.diagonal(gram))
+        if bool(xp.all(xp.isfinite(lengths) & (lengths > TINY))):
+            scaled = gram / lengths[:, None] / lengths[None, :]
+            spread = xp.linalg.eigvalsh(scaled)
+            if float(spread[-1]) <= GRAM_CONDITION * float(spread[0]):
+                return xp.linalg.cholesky(scaled).T * lengths[None, :]
     return np.linalg.qr(tall, mode="r") if xp is np else xp.linalg.qr(tall)[1]
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,11 +44,11 @@ class SpectrumResult:
     notes: tuple[str, ...] = ()
     base: str | None = None
 
-    @property
+    @cached_property
     def findings(self) -> tuple[Finding, ...]:
         return words.findings(self)
 
-    @property
+    @cached_property
     def total_energy(self) -> float:
         """Σ‖ΔW‖_F² over modules."""
         return sum(module.energy for module in self.modules)
