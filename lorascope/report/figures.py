@@ -1,0 +1,420 @@
+"""Lines as SVG, drawn by matplotlib: small multiples on shared axes, with real text and the page's own colours.
+
+matplotlib is given placeholder colours, which become CSS variables, and its inline styles become classes: so a figure
+follows the page's theme, and a page needs no `style=` attributes (its content policy forbids them). Everything is
+laid out in CSS pixels: 72 dots per inch make one point one pixel.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from lorascope.blocks import Lines, Marker, Number, Series
+from lorascope.report.palette import COLORBLIND, CREST
+from lorascope.report.text import number, shorten, visible
+
+WIDTH = 1040
+MOST_PANELS, MOST_POINTS, MOST_THIN_POINTS = 24, 200, 12_000
+MOST_DECADES = 8
+_DPI = 72
+
+# Placeholder colours, none of which is black (matplotlib leaves black out) and none of which a figure would use.
+_VARIABLES = ["fg", "muted", "grid", *(f"c{i}" for i in range(len(COLORBLIND))), *(f"q{i}" for i in range(len(CREST)))]
+_PLACEHOLDER = {name: f"#0102{i:02x}" for i, name in enumerate(_VARIABLES, start=1)}
+_VARIABLE = {colour: f"var(--{name})" for name, colour in _PLACEHOLDER.items()}
+
+_RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lorascope",
+    "text.parse_math": False,  # a module may be called "$x$"
+    "font.size": 12,
+    "text.color": _PLACEHOLDER["fg"],
+    "axes.edgecolor": _PLACEHOLDER["muted"],
+    "axes.labelcolor": _PLACEHOLDER["muted"],
+    "xtick.color": _PLACEHOLDER["muted"],
+    "ytick.color": _PLACEHOLDER["muted"],
+    "grid.color": _PLACEHOLDER["grid"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.linewidth": 0.8,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3.5,
+    "xtick.major.width": 0.8,
+    "axes.grid.axis": "y",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.8,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    "font.family": "DejaVu Sans",
+}
+
+
+@dataclass
+class Styles:
+    """The distinct inline styles met on a page, each as a class of its own."""
+
+    names: dict[str, str] = field(default_factory=dict)
+
+    def name(self, declarations: str) -> str:
+        return self.names.setdefault(declarations, f"f{len(self.names)}")
+
+    def css(self) -> str:
+        return "\n".join(f".{name}{{{declarations}}}" for declarations, name in self.names.items())
+
+
+@dataclass(frozen=True)
+class Key:
+    """A legend entry: `mark` is line, thin, dash or shade; `colour` the CSS variable's name."""
+
+    mark: str
+    label: str
+    colour: str = "muted"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn figure: safe SVG markup ("" where nothing could be drawn), its legend, and what was left out."""
+
+    svg: str
+    legend: tuple[Key, ...]
+    notes: tuple[str, ...]
+
+
+def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
+    """`block` as SVG. `uid` keeps its ids apart from those of other figures on the page."""
+    series, notes = _capped(block)
+    limits = _limits(block, series)
+    if limits is None:
+        return Drawing("", (), ("There is no finite value to draw.",))
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
+        figure, names = _figure(block, series, limits)
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = _tidy(buffer.getvalue(), uid, styles, names, labelled_by, _describe(block))
+    below = sum(_below(s, block, limits) for s in series)
+    if below:
+        notes.append(f"{below} values lie below the axis and are not drawn.")
+    return Drawing(svg, _legend(block, series), tuple(notes))
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def _capped(block: Lines) -> tuple[list[Series], list[str]]:
+    """The series to draw, and a sentence for each thing that is left out."""
+    notes = []
+    panels = list(dict.fromkeys(s.panel for s in block.series))
+    kept = [s for s in block.series if s.panel in set(panels[:MOST_PANELS])]
+    if len(panels) > MOST_PANELS:
+        notes.append(f"The first {MOST_PANELS} of {len(panels)} panels are drawn.")
+    if any(len(s.x) > MOST_POINTS for s in kept):
+        notes.append(f"Lines of more than {MOST_POINTS} points are drawn through {MOST_POINTS} of them.")
+        kept = [_thinned(s) for s in kept]
+    thin = [s for s in kept if s.weight == "thin"]
+    points = sum(len(s.x) for s in thin)
+    if points > MOST_THIN_POINTS:
+        step = math.ceil(points / MOST_THIN_POINTS)
+        chosen = {id(s) for panel in panels for s in [s for s in thin if s.panel == panel][::step]}
+        notes.append(f"{len(chosen)} of the {len(thin)} thin lines are drawn, every {step}th of each panel.")
+        kept = [s for s in kept if s.weight != "thin" or id(s) in chosen]
+    return kept, notes
+
+
+def _thinned(s: Series) -> Series:
+    if len(s.x) <= MOST_POINTS:
+        return s
+    last = len(s.x) - 1
+    at = sorted({round(i * last / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
+
+    def pick(values: Sequence[Number]) -> tuple:
+        return tuple(values[i] for i in at)
+
+    low, high = (pick(s.low) if s.low else None), (pick(s.high) if s.high else None)
+    return Series(s.label, pick(s.x), pick(s.y), s.panel, s.weight, low, high)
+
+
+def _clean(values: Sequence[Number], log: bool) -> list[float]:
+    """`values` with NaN where there is nothing to draw: None, not finite, or not positive on a log axis."""
+    return [float(v) if v is not None and math.isfinite(v) and (v > 0 or not log) else math.nan for v in values]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    x: tuple[float, float]
+    y: tuple[float, float]
+    whole_x: bool  # x counts something: no ticks between whole numbers
+
+
+def _limits(block: Lines, series: list[Series]) -> _Limits | None:
+    """One pair of limits for all panels, so that they can be compared; at most MOST_DECADES on a log axis."""
+    xs = [v for s in series for v in _clean(s.x, block.log_x)]
+    ys = [v for s in series for values in (s.y, s.low or (), s.high or ()) for v in _clean(values, block.log_y)]
+    xs += [m.value for m in block.markers if m.axis == "x"]
+    ys += [m.value for m in block.markers if m.axis == "y"]
+    xs, ys = _clean(xs, block.log_x), _clean(ys, block.log_y)
+    xs, ys = [v for v in xs if not math.isnan(v)], [v for v in ys if not math.isnan(v)]
+    if not xs or not ys:
+        return None
+    return _Limits(_span(xs, block.log_x, 0.0), _span(ys, block.log_y, 0.05), all(v == round(v) for v in xs))
+
+
+def _span(values: list[float], log: bool, margin: float) -> tuple[float, float]:
+    lo, hi = min(values), max(values)
+    if log:
+        lo = max(lo, hi * 10.0**-MOST_DECADES)
+        grow = (hi / lo) ** margin if hi > lo else 2.0
+        return lo / grow, hi * grow
+    grow = (hi - lo) * margin if hi > lo else max(abs(hi), 1.0) * 0.5
+    return lo - grow, hi + grow
+
+
+def _below(s: Series, block: Lines, limits: _Limits) -> int:
+    return sum(v is not None and (v < limits.y[0] or (block.log_y and v <= 0)) for v in s.y)
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the panels stand, in pixels."""
+
+    panels: tuple[str, ...]
+    left: int = 58
+    gap: int = 22
+    top: int = 30
+    row_gap: int = 46
+    bottom: int = 46
+
+    @property
+    def columns(self) -> int:
+        n = len(self.panels)
+        return {1: 1, 2: 2, 3: 3, 5: 3, 6: 3, 9: 3}.get(n, 4)
+
+    @property
+    def rows(self) -> int:
+        return math.ceil(len(self.panels) / self.columns)
+
+    @property
+    def panel_width(self) -> float:
+        return (WIDTH - self.left - 14 - self.gap * (self.columns - 1)) / self.columns
+
+    @property
+    def panel_height(self) -> float:
+        return {1: 320, 2: 270, 3: 230}.get(self.columns, 170)
+
+    @property
+    def height(self) -> float:
+        return self.top + self.rows * self.panel_height + (self.rows - 1) * self.row_gap + self.bottom
+
+    def box(self, i: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width, height of panel i as shares of the figure."""
+        row, column = divmod(i, self.columns)
+        x = self.left + column * (self.panel_width + self.gap)
+        y = self.height - self.top - row * (self.panel_height + self.row_gap) - self.panel_height
+        return x / WIDTH, y / self.height, self.panel_width / WIDTH, self.panel_height / self.height
+
+    def has_below(self, i: int) -> bool:
+        return i + self.columns < len(self.panels)
+
+
+def _figure(block: Lines, series: list[Series], limits: _Limits) -> tuple[Figure, dict[str, str]]:
+    """The figure, and the names that its thin lines show under the pointer, by the id of their group."""
+    grid = _Grid(tuple(dict.fromkeys(s.panel for s in series)))
+    figure = Figure(figsize=(WIDTH / _DPI, grid.height / _DPI), dpi=_DPI)
+    figure.patch.set_visible(False)
+    colours = _colours(series)
+    names: dict[str, str] = {}
+    for i, panel in enumerate(grid.panels):
+        ax = figure.add_axes(grid.box(i))
+        _axes(ax, block, limits, with_x=not grid.has_below(i), with_y=i % grid.columns == 0)
+        if panel:
+            room = int(grid.panel_width / 7)
+            ax.set_title(shorten(visible(panel), room), loc="left", fontsize=12.5, fontweight="bold", pad=8)
+        mine = [s for s in series if s.panel == panel]
+        _series(ax, mine, block, colours, names)
+        for marker in block.markers:
+            if marker.panel in (None, panel):
+                _marker(ax, marker, named=len(grid.panels) == 1)
+    figure.text(6 / WIDTH, 1 - 6 / grid.height, visible(block.y_label), va="top", color=_PLACEHOLDER["muted"])
+    x = (grid.left + (WIDTH - grid.left) / 2) / WIDTH
+    figure.text(x, 8 / grid.height, visible(block.x_label), ha="center", va="bottom", color=_PLACEHOLDER["muted"])
+    return figure, names
+
+
+def _axes(ax: Axes, block: Lines, limits: _Limits, with_x: bool, with_y: bool) -> None:
+    ax.patch.set_visible(False)
+    for axis, log, (lo, hi) in ((ax.xaxis, block.log_x, limits.x), (ax.yaxis, block.log_y, limits.y)):
+        whole = axis is ax.xaxis and limits.whole_x
+        if log:
+            ax.set_xscale("log") if axis is ax.xaxis else ax.set_yscale("log")
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_locator(FixedLocator(_ticks(lo, hi, log, whole, 5 if axis is ax.yaxis else 6)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    ax.set_xlim(limits.x)
+    ax.set_ylim(limits.y)
+    ax.tick_params(labelsize=11, labelbottom=with_x, labelleft=with_y)
+
+
+def _ticks(lo: float, hi: float, log: bool, whole: bool, most: int) -> list[float]:
+    if not log:
+        ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(lo, hi)
+    elif hi / lo < 30:
+        ticks = LogLocator(subs=(1, 2, 5), numticks=20).tick_values(lo, hi)
+    else:
+        ticks = LogLocator(numticks=most + 1).tick_values(lo, hi)
+    return [float(v) for v in ticks if lo * (1 - 1e-9) <= v <= hi * (1 + 1e-9) or lo <= v <= hi]
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _tick(value: float) -> str:
+    """A tick's label: 0.01, 2, 2000; and 10⁻⁵ for the decades that would be long."""
+    if value and not 1e-3 <= abs(value) < 1e5:
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        factor = number(value / 10.0**power, 2).removesuffix(".0")
+        lead = "" if factor == "1" else factor + "·"
+        return f"{lead}10{str(power).translate(_SUPERSCRIPT)}"
+    return f"{value:.6g}".replace("-", "−")
+
+
+def _colours(series: list[Series]) -> dict[str, str]:
+    """A colour for each label of normal weight; beside shaded thin lines, which are blue, orange comes first."""
+    labels = dict.fromkeys(s.label for s in series if s.weight == "normal")
+    order = list(range(len(COLORBLIND)))
+    if any(s.weight == "thin" for s in series):
+        order[:2] = [1, 0]
+    return {label: f"c{order[i % len(order)]}" for i, label in enumerate(labels)}
+
+
+def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str], names: dict[str, str]) -> None:
+    thin = [s for s in mine if s.weight == "thin"]
+    for i, s in enumerate(thin):
+        shade = f"q{i * len(CREST) // len(thin)}" if block.shade else "muted"
+        name = f"thin-{len(names)}"
+        names[name] = visible(s.label)
+        x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
+        ax.plot(x, y, color=_PLACEHOLDER[shade], alpha=0.5 if block.shade else 0.35, linewidth=1, gid=name)
+    for s in (s for s in mine if s.weight != "thin"):
+        x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
+        if s.weight == "reference":
+            ax.plot(x, y, color=_PLACEHOLDER["fg"], linewidth=1.2, dashes=(4, 3))
+            continue
+        colour = _PLACEHOLDER[colours[s.label]]
+        if s.low is not None and s.high is not None:
+            low, high = _clean(s.low, block.log_y), _clean(s.high, block.log_y)
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        repeat = list(colours).index(s.label) // len(COLORBLIND)
+        ax.plot(x, y, color=colour, linewidth=2.2, **({"dashes": (6, 1 + repeat)} if repeat else {}))
+
+
+def _marker(ax: Axes, marker: Marker, named: bool) -> None:
+    line = {"color": _PLACEHOLDER["fg"], "linewidth": 1, "dashes": (1.5, 2.5)}
+    label = visible(marker.label)
+    if marker.axis == "x":
+        ax.axvline(marker.value, **line)
+        place = {"xy": (marker.value, 1), "xycoords": ("data", "axes fraction"), "xytext": (5, -4), "va": "top"}
+    else:
+        ax.axhline(marker.value, **line)
+        place = {"xy": (1, marker.value), "xycoords": ("axes fraction", "data"), "xytext": (-2, 4), "ha": "right"}
+    if named:
+        ax.annotate(label, textcoords="offset points", fontsize=11, color=_PLACEHOLDER["fg"], **place)
+
+
+def _legend(block: Lines, series: list[Series]) -> tuple[Key, ...]:
+    keys = [Key("line", label, colour) for label, colour in _colours(series).items()]
+    if block.shade and any(s.weight == "thin" for s in series):
+        keys.append(Key("shade", block.shade))
+    keys += [Key("dash", label, "fg") for label in dict.fromkeys(s.label for s in series if s.weight == "reference")]
+    if len({s.panel for s in series}) > 1:
+        keys += [Key("dots", label, "fg") for label in dict.fromkeys(m.label for m in block.markers)]
+    return tuple(keys) if len(keys) > 1 or any(k.mark != "line" for k in keys) else ()
+
+
+def _describe(block: Lines) -> str:
+    panels = [p for p in dict.fromkeys(s.panel for s in block.series) if p]
+    within = f" Panels: {', '.join(panels[:MOST_PANELS])}." if panels else ""
+    return visible(f"Line chart of {block.y_label} against {block.x_label}.{within}")
+
+
+# --- from matplotlib's SVG to the page's ------------------------------------------------------------------------------
+
+_DECIMAL = re.compile(r"-?\d+\.\d+")
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_COLOUR = re.compile(r"#0102[0-9a-f]{2}")
+_FONT = re.compile(r"font: (?:[a-z]+ )*?((?:\d+ )?)([\d.]+px) [^;]*|font-family: [^;]*;? ?")
+
+
+def _tidy(svg: str, uid: str, styles: Styles, names: dict[str, str], labelled_by: str, description: str) -> str:
+    """matplotlib's SVG made small and fit for a page: no ids that clash, no inline styles, the page's colours."""
+    root = ElementTree.fromstring(svg)
+    for parent in root.iter():
+        parent.tag = parent.tag.rpartition("}")[2]
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        _tidy_element(element, uid, styles, names)
+    keep = {"viewBox": root.get("viewBox", ""), "class": "plot", "role": "img", "aria-labelledby": labelled_by}
+    root.attrib.clear()
+    root.attrib.update(keep)
+    about = ElementTree.Element("desc")
+    about.text = description
+    root.insert(0, about)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _tidy_element(element: ElementTree.Element, uid: str, styles: Styles, names: dict[str, str]) -> None:
+    old, attributes = dict(element.attrib), element.attrib
+    attributes.clear()
+    for key, value in old.items():
+        key = key.rpartition("}")[2]
+        if key == "id":
+            if value in names:
+                title = ElementTree.Element("title")
+                title.text = names[value]
+                element.insert(0, title)
+            if element.tag in ("clipPath", "path"):
+                attributes["id"] = f"{uid}-{value}"
+        elif key == "href":
+            attributes["href"] = "#" + uid + "-" + value.removeprefix("#")
+        elif key == "style":
+            attributes["class"] = styles.name(_declarations(value))
+        elif key == "transform" and value.startswith("rotate(-0 "):
+            continue
+        elif key in ("d", "transform", "x", "y", "width", "height"):
+            attributes[key] = " ".join(_DECIMAL.sub(lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), value).split())
+        else:
+            attributes[key] = _REFERENCE.sub(rf"url(#{uid}-\1)", value)
+    for part in ("text", "tail"):
+        if not (getattr(element, part) or "").strip():
+            setattr(element, part, None)
+
+
+def _declarations(style: str) -> str:
+    """An inline style with the page's colours, and without matplotlib's choice of fonts."""
+    style = _COLOUR.sub(lambda m: _VARIABLE.get(m[0], m[0]), style)
+    style = _FONT.sub(_font, style)
+    return re.sub(r"\s*([:;])\s*", r"\1", style).strip(";")
+
+
+def _font(m: re.Match) -> str:
+    if not m[2]:
+        return ""
+    return f"font-size: {m[2]}" + ("; font-weight: 600" if m[1] else "")
