@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError, some
+from lorascope.updates.base import Update, kinds
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.files import PICKLES, SAFETENSORS, open_tensors, read_json
-from lorascope.weights.formats.base import Bundle, Ledger, formats
+from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -116,7 +117,7 @@ def _weights_of(folder: Path) -> Path:
     )
 
 
-def _claimant(bundle: Bundle):
+def _claimant(bundle: Bundle) -> tuple[str, Format]:
     claims = [(name, format) for name, format in formats.items() if format.claims(bundle)]
     if len(claims) == 1:
         return claims[0]
@@ -145,15 +146,10 @@ def _is_model(bundle: Bundle) -> bool:
     return all(key.rpartition(".")[2] in plain for key in bundle.tensors)
 
 
-def _check_shapes(path: Path, update) -> None:
-    from lorascope.updates.base import bind, kinds
-
+def _check_shapes(path: Path, update: Update) -> None:
+    """InputError naming the file and the module where the roles' shapes disagree."""
     try:
-        bind(kinds.get(update.kind), {name: tuple(stored.shape) for name, stored in update.roles.items()})
+        kinds.get(update.kind).dimensions({name: tuple(stored.shape) for name, stored in update.roles.items()})
     except InputError as error:
-        raise replace_what(error, f"{path}, {update.name}: {error.what}") from None
-
-
-def replace_what(error: InputError, what: str) -> InputError:
-    """The same error with another beginning."""
-    return InputError(what, found=error.found, expected=error.expected, hint=error.hint)
+        what = f"{path}, {update.name}: {error.what}"
+        raise InputError(what, found=error.found, expected=error.expected, hint=error.hint) from None

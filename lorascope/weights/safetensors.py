@@ -47,7 +47,7 @@ class OpenFile:
         if hasattr(self, "fd"):
             os.close(self.fd)
 
-    def read_into(self, buffer: memoryview | np.ndarray, offset: int) -> None:
+    def read_into(self, buffer: Any, offset: int) -> None:
         """Fill `buffer` from `offset`. LorascopeError where the file has become shorter since it was opened."""
         view = memoryview(buffer).cast("B")
         done = 0

@@ -1,19 +1,25 @@
-"""PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`, `.bin` or shards. Checked against PEFT 0.21.2.
+"""PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`, `.bin` or shards (PEFT 0.21.2).
 
 Every method whose update is a fixed ΔW is read: LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, LoHa, LoKr, IA³. The others are
 recognised by their keys and set aside by name. Scales are PEFT's: α/r or α/√r with its patterns, per module.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError, some
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.peft import lora
+from lorascope.weights.peft import lora, lycoris, vectors
 from lorascope.weights.peft.config import CHANGES_DELTA, Config, notes_of, parse_config
+from lorascope.weights.peft.experts import assign, experts, parameters_of
 from lorascope.weights.peft.keys import (
+    IA3,
+    LOHA,
+    LOKR,
     PREFIX,
+    VERA,
     Key,
     body,
     is_peft,
@@ -23,6 +29,7 @@ from lorascope.weights.peft.keys import (
     parse,
     plain_parameter,
 )
+from lorascope.weights.tensors import Recent
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -47,14 +54,129 @@ class Peft(Format):
         config = parse_config(bundle.config)
         keys = [key for key in map(parse, bundle.tensors) if key is not None]
         adapter = one_adapter(keys)
+        reader = _Reader(config, ledger, base, notes_of(config))
         groups = _groups(keys, ledger)
-        notes = notes_of(config)
-        updates: dict[str, Update] = {}
+        updates = reader.updates(groups)
+        _check_type(config, updates)
+        saved = _saved(ledger, config, adapter, reader.notes)
+        settings = dict(config.raw)
+        return Parsed(updates, _method(config, updates, ledger), settings, saved, tuple(reader.notes))
+
+
+@dataclass
+class _Reader:
+    """Groups of keys to updates, each key taken or set aside."""
+
+    config: Config
+    ledger: Ledger
+    base: "Checkpoint | None"
+    notes: list[str]
+    recent: Recent = field(default_factory=Recent)
+
+    def updates(self, groups: list[lora.Group]) -> dict[str, Update]:
+        """All updates by module, in file order, fused parameters and VeRA last."""
+        changed = [reason for name, reason in CHANGES_DELTA.items() if self.config.flag(name)]
+        found: dict[str, Update] = {}
+        fused: dict[str, list[lora.Group]] = {}
+        vera: list[lora.Group] = []
         for group in groups:
-            for update in _updates(group, config, ledger, base):
-                updates[update.name] = update
-        saved = _saved(ledger, config, adapter, {group.module for group in groups}, notes)
-        return Parsed(updates, _method(config, updates, ledger), dict(config.raw), saved, tuple(notes))
+            if changed:
+                self._set_aside(group, changed[0])
+            elif group.stored.keys() & set(VERA):
+                vera.append(group)
+            elif "lora_A" in group and parameters_of(group.module, self.config):
+                fused.setdefault(group.module, []).append(group)
+            else:
+                self._add(found, self._one(group))
+                self._take(group)
+        for wrappers in fused.values():
+            for group, parameter in assign(wrappers, self.config, self.base, self.notes):
+                for update in experts(group, parameter, self.config, self.base, self.recent):
+                    self._add(found, update)
+                self._take(group)
+        if vera:
+            self._vera(found, vera)
+        return found
+
+    def _one(self, group: lora.Group) -> Update:
+        """The update of one ordinary module, by the roles it has."""
+        if "lora_E" in group:
+            return lora.triplet(group, self.config, self.base)
+        if "lora_embedding_A" in group or "lora_embedding_B" in group:
+            return lora.embedding(group, self.config)
+        if "ia3_l" in group:
+            return vectors.ia3(group, self.config)
+        if group.stored.keys() & set(LOHA):
+            return lycoris.loha(group, self.config)
+        if group.stored.keys() & set(LOKR):
+            return lycoris.lokr(group, self.config)
+        return lora.low_rank(group, self.config, self.base)
+
+    def _vera(self, found: dict[str, Update], groups: list[lora.Group]) -> None:
+        """VeRA: the shared projections stand under no module, or (in a raw state dict) again under each."""
+        modules = [group for group in groups if "vera_lambda_b" in group or "vera_lambda_d" in group]
+        holders = sorted((group for group in groups if "vera_A" in group), key=lambda group: group.module)
+        stored = None
+        if holders:
+            holders[0].need("vera_A", "vera_B")
+            stored = holders[0].stored["vera_A"], holders[0].stored["vera_B"]
+        results = vectors.vera(modules, stored, self.config, self.base, self.notes) if modules else {}
+        for group in groups:
+            result = results.get(group.module)
+            if isinstance(result, Update):
+                self._add(found, result)
+                self._take(group)
+            else:
+                self._set_aside(group, result or "VeRA's projection, shared by all modules")
+
+    def _add(self, found: dict[str, Update], update: Update) -> None:
+        if update.name in found:
+            raise InputError(f"two updates for one module, {update.name}")
+        found[update.name] = update
+
+    def _take(self, group: lora.Group) -> None:
+        """Account for every key of a group that became an update. InputError where a role of another method is left."""
+        own = next(family for family in _FAMILIES if group.stored.keys() & set(family))
+        for role, key in group.keys.items():
+            if role.endswith(".bias"):
+                self.ledger.set_aside(key.text, "the bias of B: it adds scale · bias to the output, beside the weight")
+            elif role in own:
+                self.ledger.take(key.text)
+            else:
+                raise InputError(f"{group.module} has keys of two methods", found=", ".join(group.keys))
+
+    def _set_aside(self, group: lora.Group, reason: str) -> None:
+        for key in group.keys.values():
+            self.ledger.set_aside(key.text, reason)
+
+
+_FAMILIES = (
+    ("lora_A", "lora_B", "lora_E", "lora_magnitude_vector"),
+    ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+    VERA,
+    IA3,
+    LOHA,
+    LOKR,
+)
+_NAMES = {
+    "low_rank": "LoRA", "magnitude": "DoRA", "triplet": "AdaLoRA", "vera": "VeRA", "scaling": "IA³",
+    "hadamard": "LoHa", "kronecker": "LoKr", "dense": "LoKr",
+}  # fmt: skip
+_TYPES = {
+    "LORA": {"low_rank", "magnitude"}, "ADALORA": {"triplet", "low_rank"}, "VERA": {"vera"}, "IA3": {"scaling"},
+    "LOHA": {"hadamard"}, "LOKR": {"kronecker", "dense"},
+}  # fmt: skip
+
+
+def _check_type(config: Config, updates: dict[str, Update]) -> None:
+    """InputError where the config names another method than the tensors show."""
+    kinds = {update.kind for update in updates.values()}
+    if config.given and kinds - _TYPES.get(config.peft_type, kinds):
+        raise InputError(
+            f"adapter_config.json says peft_type {config.peft_type}, and the tensors are another method's",
+            found=", ".join(sorted(_NAMES.get(kind, kind) for kind in kinds)),
+            hint="give the config that was saved with these weights",
+        )
 
 
 def _groups(keys: Iterable[Key], ledger: Ledger) -> list[lora.Group]:
@@ -72,30 +194,7 @@ def _groups(keys: Iterable[Key], ledger: Ledger) -> list[lora.Group]:
     ]
 
 
-def _updates(group: lora.Group, config: Config, ledger: Ledger, base: "Checkpoint | None") -> list[Update]:
-    """The updates of one module's keys, every one of which is taken or set aside."""
-    changed = [reason for field, reason in CHANGES_DELTA.items() if config.flag(field)]
-    for role, key in group.keys.items():
-        if changed:
-            ledger.set_aside(key.text, changed[0])
-        elif role.endswith(".bias"):
-            ledger.set_aside(
-                key.text, "the bias of B: it adds scale · bias to the output, and is no update of the weight"
-            )
-        else:
-            ledger.take(key.text)
-    if changed:
-        return []
-    if "lora_E" in group:
-        return [lora.triplet(group, config, base)]
-    if "lora_embedding_A" in group or "lora_embedding_B" in group:
-        return [lora.embedding(group, config)]
-    return [lora.low_rank(group, config, base)]
-
-
-def _saved(
-    ledger: Ledger, config: Config, adapter: str | None, adapted: set[str], notes: list[str]
-) -> dict[str, Stored]:
+def _saved(ledger: Ledger, config: Config, adapter: str | None, notes: list[str]) -> dict[str, Stored]:
     """What is left: parameters stored whole, copies of the base, and methods that are not analysed."""
     announced = config.names("modules_to_save")
     saved: dict[str, Stored] = {}
@@ -141,9 +240,13 @@ def _is_bias(name: str, config: Config) -> bool:
 
 
 def _method(config: Config, updates: dict[str, Update], ledger: Ledger) -> str:
-    names = {"low_rank": "rsLoRA" if config.rslora else "LoRA", "magnitude": "DoRA", "triplet": "AdaLoRA"}
+    """The method's name: of the updates' kinds, and of whatever else the file holds and is not analysed."""
+    names = {**_NAMES, "low_rank": "rsLoRA" if config.rslora else "LoRA"}
     found = dict.fromkeys(names.get(update.kind, update.kind) for update in updates.values())
-    return " + ".join(found) or config.peft_type
+    others = dict.fromkeys(filter(None, (other_method(item.name) for item in ledger.not_analysed)))
+    if any(is_trained_tokens(item.name) for item in ledger.not_analysed):
+        others["trainable tokens"] = None
+    return " + ".join([*found, *others]) or config.peft_type
 
 
 formats.register("peft")(Peft())

@@ -1,1 +1,1 @@
-"""PEFT's files in parts: keys, config, and one reader for each family of methods. `formats/peft.py` puts them together."""
+"""PEFT's files in parts: keys, config, one reader for each family of methods, and the writer."""

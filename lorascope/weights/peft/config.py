@@ -22,7 +22,7 @@ KNOWN = frozenset(
     feedforward_modules init_ia3_weights
     alpha rank_dropout module_dropout use_effective_conv2d decompose_both decompose_factor rank_dropout_scale
     token_indices
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 # Fields that change what A and B mean, so that ΔW is no longer s·B·A.

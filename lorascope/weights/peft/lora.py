@@ -73,7 +73,7 @@ def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> 
 
 
 def embedding(group: Group, config: Config) -> Update:
-    """An embedding, as the map from one-hot tokens: A (r, vocabulary), B (dimension, r); stored (vocabulary, dimension)."""
+    """An embedding, a map from one-hot tokens: A (r, vocabulary), B (dimension, r); the base stores the transpose."""
     group.need("lora_embedding_A", "lora_embedding_B")
     a, b = group.stored["lora_embedding_A"], group.stored["lora_embedding_B"]
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
@@ -169,7 +169,7 @@ def _mismatch(group: Group, *roles: str) -> InputError:
 
 
 def _ungrouped(b: Stored, rank: int) -> Stored:
-    """B (d_out, r / g, 1, ...) of a convolution in g groups as (d_out, r): each group of outputs sees its own rows of A."""
+    """B (d_out, r / g, 1, ...) of a convolution in g groups as (d_out, r): each group of outputs has its rows of A."""
     d_out, own = b.shape[:2]
     groups = rank // own
 
