@@ -1,11 +1,11 @@
 """kohya-ss sd-scripts: `lora_unet_…`, `lora_te_…`, `lora_te1_…` with `.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
-ΔW = alpha/r · up · down, with down = A (r, d_in) and up = B (d_out, r); alpha is a stored scalar, and where it is absent
-(files of 2022) or 0, sd-scripts takes alpha = r. Convolutions: down (r, c_in, k, k), up (d_out, r, 1, 1). LyCORIS's
-LoCon, saved through sd-scripts, adds a Tucker core `.lora_mid.weight` (r, r, k, k) and DoRA's `.dora_scale`.
+ΔW = alpha/r · up · down, with down = A (r, d_in) and up = B (d_out, r); alpha is a stored scalar, and where it is
+absent (files of 2022) or 0, sd-scripts takes alpha = r. Convolutions: down (r, c_in, k, k), up (d_out, r, 1, 1).
+LyCORIS's LoCon, saved through sd-scripts, adds a Tucker core `.lora_mid.weight` (r, r, k, k) and DoRA's `.dora_scale`.
 
 Module names are lossy: sd-scripts wrote every dot as `_`. A base model gives them back; without one they stay as they
-are and a note says so. ComfyUI's variant with the dots kept (`diffusion_model.blocks.0.q.lora_down.weight`) is read too.
+are and a note says so. ComfyUI's variant keeps the dots (`diffusion_model.blocks.0.q.lora_down.weight`), and is read.
 """
 
 import json

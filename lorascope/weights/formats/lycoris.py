@@ -8,15 +8,14 @@ twice, where its forward pass, which we follow, applies it once. Names: see `koh
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
+from lorascope.weights.formats.diffusers import Settings
 from lorascope.weights.formats.parts import Part, alpha_scale, by_module, fold, kernel_of, number, rename, resolve
 from lorascope.weights.tensors import Mapped, flattened, transposed
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+WHOLE_SCALE = "both operands are stored whole: LyCORIS's scale is then 1, whatever alpha says"
 COMMON = ("alpha", "dora_scale", "scalar")
 VECTORS = {
     "diff_b": "a difference of a bias: a vector, not a matrix",
@@ -51,6 +51,7 @@ class Lycoris(Format):
         return kohya.claimed_by_lycoris(bundle.tensors)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
+        settings = Settings.of(bundle.metadata)
         parts = by_module(bundle.tensors, {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)} | {*VECTORS})
         updates, methods = [], []
         for part in map(_without_stray_weight, parts.values()):
@@ -61,13 +62,13 @@ class Lycoris(Format):
                 continue
             methods.append(family.name)
             if update := family.read(part, ledger):
-                updates.append(update)
+                updates.append(_scaled_by(settings, update))
         kohya.set_aside_embeddings(bundle.tensors, ledger)
         names = resolve(parts, base, kohya.PREFIXES)
         return Parsed(
             updates=rename(updates, names),
             method=" + ".join(sorted(set(methods))),
-            settings=kohya.settings(bundle.metadata),
+            settings={**kohya.settings(bundle.metadata), **settings.raw},
             notes=kohya.name_notes(parts, names, base is not None),
         )
 
@@ -84,6 +85,15 @@ def _family(part: Part) -> Family | None:
             expected="the keys of one algorithm",
         )
     return found[0] if found else None
+
+
+def _scaled_by(settings: Settings, update: Update) -> Update:
+    """diffusers keeps PEFT's config in the metadata of its LoKr files, and PEFT's scale holds: α/r, whole or not."""
+    found = settings.find(update.name)
+    if found is None or update.kind not in ("kronecker", "hadamard", "low_rank"):
+        return update
+    config, path = found
+    return replace(update, scale=config.scale_of(path, config.rank_of(path)), notes=())
 
 
 def _without_stray_weight(part: Part) -> Part:
@@ -133,13 +143,15 @@ def _lokr(part: Part, ledger: Ledger) -> Update | None:
             raise InputError(f"{part.keys['lokr_t2']!r} has no lokr_w2_a and lokr_w2_b to act on")
         roles |= {"w2_a": _turned(part, left), "w2_b": _folded(part, core, right)}
         kernel = kernel_of(core)
+    scale, notes = 1.0, [WHOLE_SCALE]
     if ranks:
-        scale, notes = alpha_scale(part, ledger, ranks[0]), ()
+        scale, notes = alpha_scale(part, ledger, ranks[0]), []
     else:
         part.optional(ledger, "alpha")
-        scale, notes = 1.0, ("both operands are stored whole: LyCORIS's scale is then 1, whatever alpha says",)
     roles = {name: flattened(stored) for name, stored in roles.items()}
-    return Update(part.module, "kronecker", roles, scale * kohya.scalar(part, ledger), kernel=kernel, notes=notes)
+    return Update(
+        part.module, "kronecker", roles, scale * kohya.scalar(part, ledger), kernel=kernel, notes=tuple(notes)
+    )
 
 
 def _full(part: Part, ledger: Ledger) -> Update | None:
@@ -148,6 +160,24 @@ def _full(part: Part, ledger: Ledger) -> Update | None:
     if len(diff.shape) < 2:
         raise InputError(f"{part.keys['diff']!r} is not a matrix", found=tuple(diff.shape))
     return Update(part.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))
+
+
+def _ia3(part: Part, ledger: Ledger) -> Update | None:
+    """ΔW = w ⊙ W along the outputs, or the inputs where `on_input` is 1. LyCORIS stores w, the others' l is 1 + w."""
+    for suffix in ("weight", "on_input"):
+        if suffix not in part:
+            part.take(ledger, suffix)
+    weight = ledger.peek(part.keys["weight"])
+    size = math.prod(weight.shape)
+    if max(weight.shape, default=0) != size:
+        raise InputError(f"{part.keys['weight']!r} is not a vector", found=tuple(weight.shape))
+    on_input = number(ledger.peek(part.keys["on_input"]), part.keys["on_input"]) != 0
+    if on_input and len(weight.shape) > 2:
+        part.set_aside(ledger, "(IA)³ on a convolution's input channels, which the flattened kernel repeats")
+        return None
+    part.take(ledger, "on_input")
+    factor = Mapped(part.take(ledger, "weight"), (size,), lambda values: values.reshape(-1) + 1)
+    return Update(part.module, "scaling", {"in_scale" if on_input else "out_scale": factor})
 
 
 def _with_magnitude(part: Part, ledger: Ledger) -> bool:
@@ -178,6 +208,7 @@ def _aside(reason: str) -> Callable[[Part, Ledger], None]:
 
 
 FAMILIES = (
+    Family("IA3", ("on_input",), ("weight",), _ia3),
     Family("LoCon", ("lora_down.weight", "lora_up.weight", "lora_mid.weight"), COMMON, kohya.read_pair),
     Family("LoHa", LOHA, COMMON, _loha),
     Family("LoKr", LOKR, COMMON, _lokr),

@@ -124,7 +124,7 @@ def kernel_of(weight: Stored) -> tuple[int, ...]:
 
 def base_modules(base: "Checkpoint") -> list[str]:
     """The modules of the base that own a weight."""
-    return [name.removesuffix(".weight") for name in base if name.endswith(".weight")]
+    return [name.removesuffix(".weight") for name in base.names() if name.endswith(".weight")]
 
 
 def rename(updates: Iterable[Update], names: Mapping[str, str]) -> dict[str, Update]:

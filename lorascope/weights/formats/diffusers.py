@@ -1,0 +1,200 @@
+"""diffusers: `unet.….lora_A.weight` of today, and the `.processor.to_q_lora.down.weight` of 2023.
+
+Today's files put a component in front (`unet.`, `transformer.`, `text_encoder.`) and may carry PEFT's config of each
+component in the safetensors metadata, `lora_adapter_metadata`: r, lora_alpha, patterns, use_rslora, as PEFT means them.
+Without it, and without `.alpha` tensors, alpha is the rank and the scale 1, which is how diffusers loads such files
+(`get_peft_kwargs`, diffusers 0.42). Older spellings, all of the same pair A (r, d_in) and B (d_out, r):
+
+    ….attn1.processor.to_q_lora.down.weight      ….attn1.to_q.lora.down.weight
+    text_encoder.….q_proj.lora_linear_layer.down.weight
+
+A module's name is its path in the pipeline, the component first.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lorascope.errors import InputError
+from lorascope.updates.base import Stored, Update
+from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
+from lorascope.weights.formats.parts import Part, alpha_scale, kernel_of, low_rank_roles
+from lorascope.weights.peft.config import Config, parse_config
+from lorascope.weights.tensors import reshaped
+
+if TYPE_CHECKING:
+    from lorascope.weights.checkpoint import Checkpoint
+
+METADATA = "lora_adapter_metadata"
+COMPONENTS = ("unet.", "transformer.", "text_encoder", "controlnet.")
+SIDES = {"A": "down", "B": "up", "down": "down", "up": "up"}
+_SPELLINGS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight",
+        r"(?P<module>.+)\.lora(?:_linear_layer)?\.(?P<side>down|up)\.weight",
+        r"(?P<module>.+?)(?:\.processor)?\.(?P<projection>\w+)_lora\.(?P<side>down|up)\.weight",
+        r"(?P<module>.+?)(?:\.processor)?\.(?P<projection>\w+)_lora\.(?P<other>alpha)",
+        r"(?P<module>.+?)(?:\.lora(?:_linear_layer)?)?\.(?P<other>alpha)",
+        r"(?P<module>.+)\.(?P<other>lora_magnitude_vector)(?:\.weight)?",
+        r"(?P<module>.+)\.(?P<other>lora_B\.bias)",
+    )
+)
+_IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_NORM = re.compile(r".+\.norm[^.]*\.(weight|bias|scale)")
+NO_ALPHA = "no alpha in the file: scale 1 (alpha is the rank), as diffusers loads it"
+
+
+class Diffusers(Format):
+    name = "diffusers"
+    about = "LoRA of diffusers pipelines, old and new"
+
+    def claims(self, bundle: Bundle) -> bool:
+        if bundle.config is not None and "peft_type" in bundle.config:
+            return False
+        new = [key for key in bundle.tensors if re.search(r"\.lora_[AB]\.weight$", key)]
+        if any(key.startswith("base_model.") for key in new):
+            return False
+        old = any(re.search(r"(\.lora|_lora|\.lora_linear_layer)\.(down|up)\.weight$", key) for key in bundle.tensors)
+        return old or (bool(new) and (METADATA in bundle.metadata or all(key.startswith(COMPONENTS) for key in new)))
+
+    def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
+        settings = Settings.of(bundle.metadata)
+        parts = _parts(bundle.tensors)
+        updates = {module: _update(part, ledger, settings) for module, part in parts.items()}
+        bare = [] if settings.raw else [module for module, part in parts.items() if "alpha" not in part]
+        saved = {key: ledger.take(key) for key in ledger.left() if _NORM.fullmatch(key)}
+        return Parsed(
+            updates=updates,
+            method=_method(updates, settings),
+            settings=settings.raw,
+            saved=saved,
+            notes=(f"{NO_ALPHA}: {len(bare)} of {len(parts)} modules",) if bare else (),
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`lora_adapter_metadata`: PEFT configs by component; the component "" is a file of one model's own."""
+
+    raw: Mapping[str, Any]
+    configs: Mapping[str, Config]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> "Settings":
+        """InputError where the metadata is there and is not what diffusers writes."""
+        if METADATA not in metadata:
+            return cls({}, {})
+        try:
+            raw = json.loads(metadata[METADATA])
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{METADATA} in the file's metadata is not valid JSON", found=error) from None
+        if not isinstance(raw, dict):
+            raise InputError(f"{METADATA} in the file's metadata is not a JSON object", found=type(raw).__name__)
+        components = [key.removesuffix("r").removesuffix(".") for key in raw if key == "r" or key.endswith(".r")]
+        return cls(raw, {component: _config(raw, component) for component in components})
+
+    def find(self, module: str) -> tuple[Config, str] | None:
+        """The config that covers a module, and the module's path within that component."""
+        for component, config in self.configs.items():
+            if not component:
+                return config, module
+            if module.startswith(component + "."):
+                return config, module.removeprefix(component + ".")
+        return None
+
+    def scale(self, module: str, rank: int) -> float:
+        """α/r or α/√r with PEFT's patterns; 1 where nothing covers the module. InputError where the ranks differ."""
+        found = self.find(module)
+        if found is None:
+            return 1.0
+        config, path = found
+        if config.rank_of(path) != rank:
+            raise InputError(
+                f"{METADATA} contradicts the tensors of {module}",
+                found=f"r {config.rank_of(path)}",
+                expected=f"r {rank}",
+            )
+        return config.scale_of(path, rank)
+
+
+def _config(raw: Mapping[str, Any], component: str) -> Config:
+    prefix = component + "." if component else ""
+    values = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
+    try:
+        return parse_config({"peft_type": "LORA", **values})
+    except InputError as error:
+        what = error.what.replace("adapter_config.json", f"{METADATA} ({component or 'the model'})")
+        raise InputError(what, found=error.found, expected=error.expected, hint=error.hint) from None
+
+
+def _parts(tensors: Mapping[str, Stored]) -> dict[str, Part]:
+    """The keys by module, under one spelling. InputError where two keys mean the same."""
+    found: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        match = next((m for spelling in _SPELLINGS if (m := spelling.fullmatch(key))), None)
+        if match is None:
+            continue
+        parts = match.groupdict()
+        role = SIDES[parts["side"]] if parts.get("side") else parts["other"]
+        roles = found.setdefault(_module(parts["module"], parts.get("projection")), {})
+        if role in roles:
+            raise InputError(f"two keys mean the same: {roles[role]!r} and {key!r}")
+        roles[role] = key
+    return {module: Part(module, roles) for module, roles in found.items()}
+
+
+def _module(path: str, projection: str | None) -> str:
+    """The module's path today: `….attn1` and `to_out` are `….attn1.to_out.0`; in a text encoder, `….out_proj`."""
+    path = path.replace(".processor.", ".").removesuffix(".processor")
+    if projection is None:
+        return path
+    if path.startswith("text_encoder"):
+        return f"{path}.{_IN_TEXT_ENCODER.get(projection, projection)}"
+    return f"{path}.{projection}" + (".0" if projection == "to_out" else "")
+
+
+def _update(part: Part, ledger: Ledger, settings: Settings) -> Update:
+    missing = [side for side in ("down", "up") if side not in part]
+    if missing:
+        raise InputError(
+            f"{part.module} is incomplete: its {' and '.join(missing)} tensor is missing",
+            found=", ".join(part.keys.values()),
+            hint="the file was cut or filtered; save it again",
+        )
+    down, up = part.take(ledger, "down"), part.take(ledger, "up")
+    roles = low_rank_roles(down, up, None, (part.keys["down"], part.keys["up"]))
+    rank, d_out = down.shape[0], up.shape[0]
+    if "alpha" in part and settings.raw:
+        raise InputError(
+            f"two sources for one scale: {part.keys['alpha']!r} and {METADATA} in the file's metadata",
+            expected="one of the two, as diffusers demands",
+        )
+    scale = alpha_scale(part, ledger, rank) if "alpha" in part else settings.scale(part.module, rank)
+    kind = "low_rank"
+    if "lora_magnitude_vector" in part:
+        kind, roles = "magnitude", {**roles, "m": _magnitude(part, ledger, d_out)}
+    part.set_aside(
+        ledger, "the bias of B: it adds scale · bias to the output, and is no update of the weight", ("lora_B.bias",)
+    )
+    return Update(part.module, kind, roles, scale, kernel=kernel_of(down))
+
+
+def _magnitude(part: Part, ledger: Ledger, d_out: int) -> Stored:
+    stored = part.take(ledger, "lora_magnitude_vector")
+    if sorted(stored.shape)[-1:] != [d_out] or sum(side != 1 for side in stored.shape) > 1:
+        raise InputError(
+            f"{part.keys['lora_magnitude_vector']!r} does not fit", found=tuple(stored.shape), expected=f"({d_out},)"
+        )
+    return reshaped(stored, d_out)
+
+
+def _method(updates: Mapping[str, Update], settings: Settings) -> str:
+    plain = "rsLoRA" if any(config.rslora for config in settings.configs.values()) else "LoRA"
+    names = {"magnitude": "DoRA"}
+    return " + ".join(dict.fromkeys(names.get(update.kind, plain) for update in updates.values()))
+
+
+formats.register("diffusers")(Diffusers())
