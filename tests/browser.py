@@ -42,7 +42,7 @@ def chromium_path() -> str:
     """Debian's chromium. Where there is none, CI fails and anyone else's run skips."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        message = "no chromium on PATH: the page cannot be tested in a browser; install it (Debian: apt install chromium)"
+        message = "no chromium on PATH to test the page in: install it (Debian: apt install chromium)"
         if os.environ.get("CI") == "true":
             pytest.fail(message, pytrace=False)
         pytest.skip(message)

@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from lorascope.blocks import Lines, Marker, Number, Series
 from lorascope.report.palette import COLORBLIND, CREST
@@ -197,9 +197,18 @@ class _Grid:
     panels: tuple[str, ...]
     left: int = 58
     gap: int = 22
-    top: int = 30
     row_gap: int = 46
     bottom: int = 46
+
+    @property
+    def top(self) -> int:
+        """Room for the y axis' label, and under it for the first row's titles."""
+        return 52 if any(self.panels) else 30
+
+    @property
+    def named_markers(self) -> bool:
+        """Whether a marker's label finds room at its line; otherwise the legend has it."""
+        return self.columns <= 3
 
     @property
     def columns(self) -> int:
@@ -250,7 +259,7 @@ def _figure(block: Lines, series: list[Series], limits: _Limits) -> tuple[Figure
         _series(ax, mine, block, colours, names)
         for marker in block.markers:
             if marker.panel in (None, panel):
-                _marker(ax, marker, named=len(grid.panels) == 1)
+                _marker(ax, marker, named=grid.named_markers)
     figure.text(6 / WIDTH, 1 - 6 / grid.height, visible(block.y_label), va="top", color=_PLACEHOLDER["muted"])
     x = (grid.left + (WIDTH - grid.left) / 2) / WIDTH
     figure.text(x, 8 / grid.height, visible(block.x_label), ha="center", va="bottom", color=_PLACEHOLDER["muted"])
@@ -264,8 +273,9 @@ def _axes(ax: Axes, block: Lines, limits: _Limits, with_x: bool, with_y: bool) -
         if log:
             ax.set_xscale("log") if axis is ax.xaxis else ax.set_yscale("log")
         axis.set_minor_locator(NullLocator())
-        axis.set_major_locator(FixedLocator(_ticks(lo, hi, log, whole, 5 if axis is ax.yaxis else 6)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        ticks = _ticks(lo, hi, log, whole, 5 if axis is ax.yaxis else 6)
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(FixedFormatter(_tick_labels(ticks)))
     ax.set_xlim(limits.x)
     ax.set_ylim(limits.y)
     ax.tick_params(labelsize=11, labelbottom=with_x, labelleft=with_y)
@@ -284,14 +294,20 @@ def _ticks(lo: float, hi: float, log: bool, whole: bool, most: int) -> list[floa
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _tick(value: float) -> str:
-    """A tick's label: 0.01, 2, 2000; and 10⁻⁵ for the decades that would be long."""
-    if value and not 1e-3 <= abs(value) < 1e5:
-        power = math.floor(math.log10(abs(value)) + 1e-9)
-        factor = number(value / 10.0**power, 2).removesuffix(".0")
-        lead = "" if factor == "1" else factor + "·"
-        return f"{lead}10{str(power).translate(_SUPERSCRIPT)}"
-    return f"{value:.6g}".replace("-", "−")
+def _tick_labels(ticks: list[float]) -> list[str]:
+    """0.01, 2, 2000; and all as powers of ten where any would be long."""
+    if all(v == 0 or 1e-3 <= abs(v) < 1e5 for v in ticks):
+        return [f"{v:.6g}".replace("-", "−") for v in ticks]
+    return [_power(v) if v else "0" for v in ticks]
+
+
+def _power(value: float) -> str:
+    power = math.floor(math.log10(abs(value)) + 1e-9)
+    factor = number(value / 10.0**power, 2).removesuffix(".0")
+    if power == 0:
+        return factor
+    lead = {"1": "", "−1": "−"}.get(factor, factor + "·")
+    return f"{lead}10{str(power).translate(_SUPERSCRIPT)}"
 
 
 def _colours(series: list[Series]) -> dict[str, str]:
@@ -342,7 +358,7 @@ def _legend(block: Lines, series: list[Series]) -> tuple[Key, ...]:
     if block.shade and any(s.weight == "thin" for s in series):
         keys.append(Key("shade", block.shade))
     keys += [Key("dash", label, "fg") for label in dict.fromkeys(s.label for s in series if s.weight == "reference")]
-    if len({s.panel for s in series}) > 1:
+    if not _Grid(tuple(dict.fromkeys(s.panel for s in series))).named_markers:
         keys += [Key("dots", label, "fg") for label in dict.fromkeys(m.label for m in block.markers)]
     return tuple(keys) if len(keys) > 1 or any(k.mark != "line" for k in keys) else ()
 

@@ -25,6 +25,7 @@ from lorascope.report import text as t
 
 MOST_CELLS, MOST_ROWS = 30_000, 2_000  # of one table
 LONGEST_NAME = 300
+LONG_CELL = 64  # characters from which on a column of text breaks its lines
 FINDINGS_OPEN = 10  # further ones fold away
 SEVERITIES = ("error", "warning", "note")
 
@@ -146,9 +147,11 @@ class CellView:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnView:
+    """`css` is the classes of its cells: none for numbers, t for text, c for code, w where lines may break."""
+
     title: str
     help: str
-    kind: str  # number, code, text
+    css: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,16 +265,12 @@ def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
     most = min(MOST_ROWS, MOST_CELLS // max(len(block.columns), 1))
     rows = block.rows[:most]
     notes = (f"The first {most:,} of {len(block.rows):,} rows.",) if len(block.rows) > most else ()
-    kinds = [_column_kind(column, j, rows) for j, column in enumerate(block.columns)]
     return TableView(
         "table",
         block,
         number=d.count("table"),
         title=block.title,
-        columns=tuple(
-            ColumnView(title=t.visible(c.title), help=t.visible(c.help), kind=k)
-            for c, k in zip(block.columns, kinds, strict=True)
-        ),
+        columns=tuple(_column(c, j, rows) for j, c in enumerate(block.columns)),
         rows=tuple(tuple(_cell(v, c) for v, c in zip(row, block.columns, strict=True)) for row in rows),
         anchors=tuple(
             d.names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows
@@ -282,13 +281,15 @@ def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
     )
 
 
-def _column_kind(column: Column, j: int, rows: tuple[tuple[Cell, ...], ...]) -> str:
-    """number, code or text; a text column counts as code when at least half of its cells look like dotted names."""
-    if t.is_numeric(column):
-        return "number"
-    words = [row[j] for row in rows if isinstance(row[j], str)]
-    names = [w for w in words if ("." in w or "_" in w) and " " not in w]
-    return "code" if column.unit == "code" or (words and 2 * len(names) >= len(words)) else "text"
+def _column(column: Column, j: int, rows: tuple[tuple[Cell, ...], ...]) -> ColumnView:
+    """A text column counts as code when at least half of its cells look like dotted names."""
+    css = ""
+    if not t.is_numeric(column):
+        words = [row[j] for row in rows if isinstance(row[j], str)]
+        names = [w for w in words if ("." in w or "_" in w) and " " not in w]
+        is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
+        css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > LONG_CELL for w in words) else "")
+    return ColumnView(title=t.visible(column.title), help=t.visible(column.help), css=css)
 
 
 def _cell(value: Cell, column: Column) -> CellView:

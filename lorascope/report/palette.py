@@ -9,13 +9,13 @@ def _hexes(listed: str) -> tuple[str, ...]:
     return tuple(listed.split())
 
 
-# color_palette("mako", 66) without its two ends: 64 steps from nearly black to pale green, of even lightness
+# color_palette("mako", 76) less its darkest ten and its palest two: 64 steps that stand out from black and from white
 MAKO = _hexes(
-    "13090f 170c15 1b0f1a 1f1220 221425 26172b 291a31 2d1d38 30203e 332345 35254a 372851 3a2c58 3b2f5f "
-    "3d3266 3e356b 403872 403c79 413f80 414387 40488d 3f4b90 3e5095 3c5598 3a599a 395e9c 38629d 37669e "
-    "366b9f 3670a0 3574a1 3579a2 357ca3 3480a4 3485a5 3489a6 348ea7 3492a8 3496a9 349aaa 359fab 36a3ab "
-    "37a8ac 39abac 3bafad 3eb4ad 41b8ad 45bdad 49c1ad 4dc4ad 53c9ad 5bcdad 65d0ad 70d4ad 79d6ae 85d9b1 "
-    "91dbb4 9cdeb7 a6e1bc b0e4c1 b7e6c5 c0e9cc c8ecd2 d0efd9"
+    "2e1e3b 312140 342447 35264c 372851 3a2c58 3b2e5d 3c3162 3e3469 3f366f 403974 413d7b 413f80 414285 "
+    "40478b 3f4a8f 3e4d93 3d5296 3b5698 3a599a 395e9c 38629d 37659e 366a9f 366da0 3671a0 3575a1 3579a2 "
+    "357ca3 347fa4 3484a5 3487a6 348ba6 348fa7 3492a8 3496a9 349aaa 359eaa 35a1ab 37a5ac 38a9ac 39acac "
+    "3cb1ad 3eb4ad 40b7ad 44bcad 47bfad 4bc2ad 50c6ad 55caad 5bcdad 65d0ad 6dd3ad 76d5ae 82d8b0 8bdab2 "
+    "94dcb5 9edfb8 a6e1bc aee3c0 b7e6c5 bee8ca c4eacf ccedd6"
 )
 
 # color_palette("crest", 8): for the order of many thin lines

@@ -198,15 +198,8 @@ def _figures(found: dict, measured: dict, hostile: str) -> tuple:
         null = np.linspace(0.9, 0.62, RANK) * stack.mean()
         each.append(Series("structureless BA of this shape", x, tuple(null.tolist()), kind + hostile, "reference"))
         kept = np.cumsum(stack**2, 1) / np.sum(stack**2, 1, keepdims=True)
-        energy.append(
-            Series(
-                kind,
-                x,
-                tuple(np.median(kept, 0).tolist()),
-                low=tuple(kept.min(0).tolist()),
-                high=tuple(kept.max(0).tolist()),
-            )
-        )
+        energy.append(Series(kind, x, tuple(np.median(kept, 0).tolist()), "median module"))
+        energy.append(Series(kind, x, tuple(kept.min(0).tolist()), "worst module"))
     layers = []
     for column in MEASURES:
         grid = [[measured[k, d][column.key] for d in range(DEPTHS)] for k in SHAPES]
@@ -243,7 +236,7 @@ def _figures(found: dict, measured: dict, hostile: str) -> tuple:
             "rank k",
             "energy kept",
             markers=(Marker("y", 0.95, "95 %"), Marker("x", 11, "uniform rank 11")),
-            caption="Lines are medians over depth, bands go from the worst module to the best.",
+            caption="The uniform rank is the smallest that keeps 95 % in every module.",
         ),
     )
 

@@ -30,8 +30,10 @@ for (const figure of document.querySelectorAll("figure[data-interactive]")) {
 function sortable(body, rows, headers) {
   const words = new Intl.Collator(undefined, { numeric: true });
   headers.forEach((header, j) => {
-    const numeric = !header.classList.contains("t"), button = document.createElement("button");
-    button.type = "button";
+    // A span, not a <button>: Chromium leaves buttons out of the header that it repeats on each printed page.
+    const numeric = !header.classList.contains("t"), button = document.createElement("span");
+    button.setAttribute("role", "button");
+    button.tabIndex = 0;
     button.append(...header.childNodes);
     header.append(button);
     header.setAttribute("aria-sort", "none");
@@ -42,6 +44,9 @@ function sortable(body, rows, headers) {
       const value = Number.parseFloat(cell.dataset.v ?? text.replaceAll(",", "").replace("−", "-"));
       return Number.isNaN(value) ? null : value;
     };
+    button.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); button.click(); }
+    });
     button.addEventListener("click", () => {
       const now = header.getAttribute("aria-sort");
       const next = now === "none" ? (numeric ? "descending" : "ascending") : now === "ascending" ? "descending" : "ascending";
