@@ -61,11 +61,11 @@ def report_on(
     Raises:
         InputError: a file cannot be read, nothing in it can be analysed, or `sort` is not a measure.
     """
-    import os
     import sys
 
-    if "numpy" not in sys.modules:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # see linalg/threads.py; read when numpy loads
+    from lorascope.linalg.host import prepare_process
+
+    prepare_process()
     from lorascope.analyses.spectrum import run
     from lorascope.analyses.spectrum.page import SORT_KEYS
     from lorascope.errors import InputError

@@ -70,7 +70,7 @@ DEFINITIONS = (
     Definition("Participation ratio", "(Σσ²)² / Σσ⁴", "Bell and Dean 1970"),
     Definition("Energy rank r90, r95, r99", "the smallest k with Σ_{i≤k} σ² ≥ 90, 95, 99 % of Σσ²", "Eckart and Young 1936: no rank-k matrix keeps more"),
     Definition("Uniform rank", "the maximum of the energy ranks over modules: no module loses more than 5 (or 1) %", "the worst module, not the mean"),
-    Definition("Structureless B·A (null)", "mean over 64 draws of Gaussian B and A of the same shape", "Bartlett decomposition; computed here"),
+    Definition("Structureless B·A (null)", "mean over 32 draws of Gaussian B and A of the same shape", "Bartlett decomposition; computed here"),
     Definition("Numerically nothing", "σ ≤ u·σ₁, u the unit roundoff of the stored dtype (BF16 2⁻⁸, F16 2⁻¹¹, F32 2⁻²⁴)", "rounding of the stored factors alone makes such values"),
     Definition("Lost on merge", "‖(fl(W + ΔW) − W) − ΔW‖_F / ‖ΔW‖_F", "fl rounds to the dtype that the base is stored in"),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from lorascope.analyses.spectrum import page
 from lorascope.analyses.spectrum.module import ModuleSpectrum, measure
 from lorascope.blocks import Block, Finding
 from lorascope.errors import InputError, some
-from lorascope.linalg.threads import one_thread
+from lorascope.linalg.host import one_thread
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed, Source
 
