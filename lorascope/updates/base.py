@@ -117,6 +117,7 @@ class Update:
         roles: arrays by role name, in the kind's shapes.
         scale: α/r, α/√r, ..., resolved by the reader.
         transposed: the base stores this weight as (d_in, d_out).
+        embedding: the module is an embedding, of which d_in is the vocabulary.
         kernel: of a convolution, the kernel's sides; its input axis is then c_in · product(kernel).
         base_weight: the parameter's name in the base checkpoint, where it is not `name + ".weight"`.
         expert: of a fused expert parameter, which slice of its first axis.
@@ -132,6 +133,7 @@ class Update:
     base_weight: str | None = None
     expert: int | None = None
     notes: tuple[str, ...] = field(default=())
+    embedding: bool = False
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:

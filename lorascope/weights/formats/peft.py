@@ -6,10 +6,12 @@ recognised by their keys and set aside by name. Scales are PEFT's: α/r or α/�
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError, some
 from lorascope.updates.base import Stored, Update
+from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.peft import lora, lycoris, vectors
 from lorascope.weights.peft.config import CHANGES_DELTA, Config, notes_of, parse_config
@@ -29,6 +31,7 @@ from lorascope.weights.peft.keys import (
     parse,
     plain_parameter,
 )
+from lorascope.weights.peft.write import write_peft
 from lorascope.weights.tensors import Recent
 
 if TYPE_CHECKING:
@@ -61,6 +64,9 @@ class Peft(Format):
         saved = _saved(ledger, config, adapter, reader.notes)
         settings = dict(config.raw)
         return Parsed(updates, _method(config, updates, ledger), settings, saved, tuple(reader.notes))
+
+    def write(self, adapter: Adapter, folder: Path) -> list[Path]:
+        return write_peft(adapter, folder)
 
 
 @dataclass
@@ -121,13 +127,15 @@ class _Reader:
             holders[0].need("vera_A", "vera_B")
             stored = holders[0].stored["vera_A"], holders[0].stored["vera_B"]
         results = vectors.vera(modules, stored, self.config, self.base, self.notes) if modules else {}
-        for group in groups:
+        for group in sorted(groups, key=lambda group: group.module not in results):  # the projections last
             result = results.get(group.module)
             if isinstance(result, Update):
                 self._add(found, result)
                 self._take(group)
+            elif result is None and holders and group is holders[0] and found:
+                self._take(group)
             else:
-                self._set_aside(group, result or "VeRA's projection, shared by all modules")
+                self._set_aside(group, result or "VeRA's projection, of which one copy is enough")
 
     def _add(self, found: dict[str, Update], update: Update) -> None:
         if update.name in found:
@@ -136,7 +144,7 @@ class _Reader:
 
     def _take(self, group: lora.Group) -> None:
         """Account for every key of a group that became an update. InputError where a role of another method is left."""
-        own = next(family for family in _FAMILIES if group.stored.keys() & set(family))
+        own = next(family for family in _FAMILIES if group.stored.keys() & (set(family) - {"lora_magnitude_vector"}))
         for role, key in group.keys.items():
             if role.endswith(".bias"):
                 self.ledger.set_aside(key.text, "the bias of B: it adds scale · bias to the output, beside the weight")
@@ -151,8 +159,8 @@ class _Reader:
 
 
 _FAMILIES = (
-    ("lora_A", "lora_B", "lora_E", "lora_magnitude_vector"),
     ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+    ("lora_A", "lora_B", "lora_E", "lora_magnitude_vector"),
     VERA,
     IA3,
     LOHA,

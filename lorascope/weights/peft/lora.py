@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +87,7 @@ def embedding(group: Group, config: Config) -> Update:
             roles={"A": a, "B": b},
             scale=config.scale_of(group.module, rank),
             transposed=True,
+            embedding=True,
         ),
     )
 
@@ -126,16 +127,7 @@ def _with_magnitude(group: Group, update: Update) -> Update:
     m = group.stored["lora_magnitude_vector"]
     if math.prod(m.shape) != update.shape[0]:
         raise _mismatch(group, "lora_B" if "lora_B" in group else "lora_embedding_B", "lora_magnitude_vector")
-    roles = {**update.roles, "m": reshaped(m, update.shape[0])}
-    return Update(
-        name=update.name,
-        kind="magnitude",
-        roles=roles,
-        scale=update.scale,
-        transposed=update.transposed,
-        kernel=update.kernel,
-        notes=update.notes,
-    )
+    return replace(update, kind="magnitude", roles={**update.roles, "m": reshaped(m, update.shape[0])})
 
 
 def check_rank(group: Group, config: Config, rank: int, role: str) -> int:

@@ -163,6 +163,7 @@ def ia3(group: Group, config: Config) -> Update:
         kind="scaling",
         roles={"in_scale" if inward else "out_scale": reshaped(l, size)},
         transposed=config.flag("fan_in_fan_out"),
+        kernel=(1,) * (len(shape) - 2),
         notes=note,
     )
 
