@@ -194,7 +194,8 @@ class Method(ABC):
     paper: ClassVar[str]
     kind: ClassVar[str]
     Config: ClassVar[type]
-    fresh_is_identity: ClassVar[bool] = True  # a method whose fresh adapter changes the output says False, and why
+    layer_kinds: ClassVar[tuple[str, ...]] = ("linear", "conv1d", "embedding")  # what it can adapt
+    not_identity: ClassVar[str | None] = None  # why a fresh adapter changes the output, where it does
 
     injected: "Injected | None" = None
 

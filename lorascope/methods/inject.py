@@ -44,12 +44,15 @@ def inject(
         seed: every layer draws from its own stream, made from this seed and its name.
 
     Raises:
-        InputError: nothing matches, or the model carries an adapter already.
+        InputError: nothing matches, the method cannot adapt such a layer, or the model carries an adapter already.
     """
     refuse_adapted(model)
     saved = match_modules(model, modules_to_save, "modules_to_save")
     saved = [path for path in saved if not any(path.startswith(other + ".") for other in saved)]
     sites = find_sites(model, targets, excluded=saved)
+    wrong = [site.name for site in sites if site.kind not in method.layer_kinds]
+    if wrong:
+        raise InputError(f"{method.name} cannot adapt {some(wrong, 3)}", expected=f"layers of {method.layer_kinds}")
     model.requires_grad_(False)
     method.prepare(model, sites)
     layers, originals = {}, {}
@@ -181,7 +184,8 @@ class Injected:
             for name, layer in self.layers.items()
         }
         saved = {f"{p}.{n}": _in_memory(t) for p, part in self.saved.items() for n, t in part.state_dict().items()}
-        return Adapter(updates, {**self.method.settings(), **settings}, Source(method=self.method.name), saved)
+        shared = {"modules_to_save": list(self.saved)} if self.saved else {}
+        return Adapter(updates, {**self.method.settings(), **shared, **settings}, Source(method=self.method.name), saved)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:
