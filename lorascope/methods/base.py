@@ -123,9 +123,9 @@ class AdaptedLayer(nn.Module):
     def __init__(self, site: Site, delta: Delta):
         super().__init__()
         self.base, self.delta = site.layer, delta
-        self.name, self.transposed = site.name, site.transposed
+        self.name, self.transposed, self.embedding = site.name, site.transposed, site.kind == "embedding"
         # Gemma's embeddings multiply their output by √width, which the update's output must share.
-        self.output_scale = float(getattr(site.layer, "embed_scale", 1.0)) if site.kind == "embedding" else 1.0
+        self.output_scale = float(getattr(site.layer, "embed_scale", 1.0)) if self.embedding else 1.0
         self._original: nn.Parameter | None = None
         self.train(site.layer.training)
 

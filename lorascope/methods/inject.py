@@ -180,12 +180,15 @@ class Injected:
                 {role: _in_memory(tensor) for role, tensor in layer.delta.roles().items()},
                 layer.delta.scale,
                 layer.transposed,
+                embedding=layer.embedding,
             )
             for name, layer in self.layers.items()
         }
         saved = {f"{p}.{n}": _in_memory(t) for p, part in self.saved.items() for n, t in part.state_dict().items()}
         shared = {"modules_to_save": list(self.saved)} if self.saved else {}
-        return Adapter(updates, {**self.method.settings(), **shared, **settings}, Source(method=self.method.name), saved)
+        return Adapter(
+            updates, {**self.method.settings(), **shared, **settings}, Source(method=self.method.name), saved
+        )
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:

@@ -12,7 +12,9 @@ SCALE = 0.7
 def tensors(dtype=torch.float64, n=(3, 5), d_in=6, d_out=4, r=2) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"x": (*n, d_in), "a": (r, d_in), "b": (d_out, r), "weight": (d_out, d_in), "bias": (d_out,)}
-    made = {name: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for name, shape in shapes.items()}
+    made = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for name, shape in shapes.items()
+    }
     for name in ("x", "a", "b"):
         made[name].requires_grad_(True)
     return made
@@ -29,7 +31,9 @@ def test_equals_the_formula(with_base, n):
     t = tensors(n=n)
     base = (t["weight"], t["bias"]) if with_base else ()
     out = low_rank(t["x"], t["a"], t["b"], SCALE, *base)
-    torch.testing.assert_close(out, written_out(t["x"], t["a"], t["b"], *base), rtol=1e-13, atol=1e-13)  # float64 rounding
+    torch.testing.assert_close(
+        out, written_out(t["x"], t["a"], t["b"], *base), rtol=1e-13, atol=1e-13
+    )  # float64 rounding
     assert torch.autograd.gradcheck(lambda x, a, b: low_rank(x, a, b, SCALE, *base), (t["x"], t["a"], t["b"]))
 
 
@@ -72,7 +76,9 @@ def test_narrow_input_wide_masters():
     out = low_rank(narrow["x"], masters["a"], masters["b"], SCALE, narrow["weight"], narrow["bias"])
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
-    written_out(narrow["x"].detach().double(), t["a"], t["b"], narrow["weight"].double(), narrow["bias"].double()).sum().backward()
+    written_out(
+        narrow["x"].detach().double(), t["a"], t["b"], narrow["weight"].double(), narrow["bias"].double()
+    ).sum().backward()
     for name in ("a", "b"):
         assert masters[name].grad.dtype == torch.float32
         error = (masters[name].grad - t[name].grad).norm() / t[name].grad.norm()

@@ -102,7 +102,11 @@ def test_parameter_counts_of_the_paper():
 
 
 def test_masters_are_float32_or_wider():
-    for dtype, wanted in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+    for dtype, wanted in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
         _, delta = one_layer(nn.Linear(4, 4, dtype=dtype))
         assert delta.A.dtype == delta.B.dtype == wanted
 
@@ -119,5 +123,7 @@ def test_autocast_computes_narrow_and_trains_wide():
     assert injected.layers["model.layers.0.mlp.up_proj"](torch.randn(2, 32)).dtype == torch.float32
     narrow.loss.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in injected.trainable().values())
-    assert float((narrow.logits - exact).detach().norm() / exact.detach().norm()) < 0.05  # bfloat16 products through two blocks
+    assert (
+        float((narrow.logits - exact).detach().norm() / exact.detach().norm()) < 0.05
+    )  # bfloat16 products through two blocks
     assert not torch.equal(narrow.logits, exact)

@@ -123,7 +123,9 @@ def test_our_file_loads_in_peft(case, tmp_path):
     # the same float32 numbers: what is left is the order of sums, 1e-6 as above
     assert float((found - wanted).detach().norm() / wanted.detach().norm()) < 1e-6
     base = make().eval()
-    assert float((loss_of(base)[0] - wanted).detach().norm() / wanted.detach().norm()) > 1e-3  # the adapter does something
+    assert (
+        float((loss_of(base)[0] - wanted).detach().norm() / wanted.detach().norm()) > 1e-3
+    )  # the adapter does something
 
 
 @pytest.mark.parametrize("case", CASES)

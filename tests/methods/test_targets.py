@@ -45,7 +45,9 @@ def test_words():
     assert names(gpt2, "mlp") == [f"transformer.h.{i}.mlp.{k}" for i in (0, 1) for k in ("c_fc", "c_proj")]
     bert = models.bert()
     assert len(names(bert, "attention")) == 2 * 4  # query, key, value and attention.output.dense
-    assert names(bert, "mlp") == [f"bert.encoder.layer.{i}.{k}.dense" for i in (0, 1) for k in ("intermediate", "output")]
+    assert names(bert, "mlp") == [
+        f"bert.encoder.layer.{i}.{k}.dense" for i in (0, 1) for k in ("intermediate", "output")
+    ]
 
 
 @pytest.mark.parametrize("make", [models.llama, models.gpt2, models.bert])
