@@ -108,7 +108,10 @@ def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
     svg = _tidy(buffer.getvalue(), uid, styles, names, labelled_by, _describe(block))
     below = sum(_below(s, block, limits) for s in series)
     if below:
-        notes.append(f"{below} values lie below the axis and are not drawn.")
+        one = below == 1
+        notes.append(
+            f"{below} value{' lies' if one else 's lie'} below the axis and {'is' if one else 'are'} not drawn."
+        )
     return Drawing(svg, _legend(block, series), tuple(notes))
 
 
@@ -130,7 +133,7 @@ def _capped(block: Lines) -> tuple[list[Series], list[str]]:
     if points > MOST_THIN_POINTS:
         step = math.ceil(points / MOST_THIN_POINTS)
         chosen = {id(s) for panel in panels for s in [s for s in thin if s.panel == panel][::step]}
-        notes.append(f"{len(chosen)} of the {len(thin)} thin lines are drawn, every {step}th of each panel.")
+        notes.append(f"{len(chosen)} of the {len(thin)} thin lines are drawn, one in {step} of each panel.")
         kept = [s for s in kept if s.weight != "thin" or id(s) in chosen]
     return kept, notes
 

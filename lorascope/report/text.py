@@ -84,7 +84,7 @@ def shorten(text: str, width: int) -> str:
         return text
     if width <= 1:
         return "…"[:width]
-    tail_room, tail, head = (width - 1) * 3 // 4, "", ""
+    tail_room, tail, head = -(-(width - 1) * 3 // 4), "", ""
     for c in reversed(text):
         if width_of(c + tail) > tail_room:
             break

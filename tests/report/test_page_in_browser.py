@@ -1,0 +1,129 @@
+"""The page in a real Chromium: what a reader does with it works, and it asks for nothing."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.report.conftest import HOSTILE
+
+
+def column(opened, j: int) -> list[str]:
+    cells = f"figure[data-interactive] tbody tr:not([hidden]) > :nth-child({j})"
+    return opened.page.locator(cells).all_text_contents()
+
+
+def numbers(texts: list[str]) -> list[float | None]:
+    return [None if text == "–" else float(text) for text in texts]
+
+
+@pytest.fixture
+def demo(page_in_browser, demo_file):
+    """The demo page, opened; afterwards nothing may have been complained of or asked for."""
+    opened = page_in_browser(demo_file)
+    yield opened
+    assert opened.troubles == []
+    assert opened.others_asked_for() == []
+
+
+def test_sorting_by_click_and_by_key(demo):
+    header = demo.page.locator("figure[data-interactive] thead th")
+    before = column(demo, 6)
+    header.nth(5).locator("[role=button]").click()
+    after = numbers(column(demo, 6))
+    known = [v for v in after if v is not None]
+    assert column(demo, 6) != before
+    assert known == sorted(known, reverse=True)
+    assert after[-1] is None  # what is absent comes last, whichever way
+    expect(header.nth(5)).to_have_attribute("aria-sort", "descending")
+
+    header.nth(5).locator("[role=button]").press("Enter")
+    after = numbers(column(demo, 6))
+    assert [v for v in after if v is not None] == sorted(known)
+    assert after[-1] is None
+    expect(header.nth(5)).to_have_attribute("aria-sort", "ascending")
+
+    header.nth(0).locator("[role=button]").click()
+    names = column(demo, 1)
+    assert names.index("model.layers.2.mlp.up_proj") < names.index("model.layers.10.mlp.up_proj")  # 2 before 10
+    expect(header.nth(5)).to_have_attribute("aria-sort", "none")
+
+
+def test_filtering(demo):
+    box = demo.page.get_by_label("Filter")
+    box.fill("LAYERS.1. q_proj")
+    assert column(demo, 1) == ["model.layers.1.self_attn.q_proj"]
+    assert demo.page.locator("output").text_content() == "1 of 224 rows"
+    box.fill("no such module")
+    assert column(demo, 1) == []
+    box.fill("")
+    assert len(column(demo, 1)) == 224
+
+
+def test_a_finding_leads_to_its_module(demo):
+    demo.page.locator("a.module").first.click()
+    row = demo.page.locator("tr:target")
+    expect(row).to_be_in_viewport()
+    assert row.locator("th").text_content() == "model.layers.0.self_attn.k_proj"
+
+
+def test_the_theme_toggles(demo):
+    def paper():
+        return demo.page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = paper()
+    demo.page.locator("[data-theme-button]").click()
+    assert paper() != light
+    expect(demo.page.locator("[data-theme-button]")).to_have_attribute("aria-pressed", "true")
+    demo.page.locator("[data-theme-button]").click()
+    assert paper() == light
+
+
+def test_the_systems_dark_theme_is_followed_by_figures_too(page_in_browser, demo_file):
+    def colours(scheme):
+        opened = page_in_browser(demo_file, color_scheme=scheme)
+        script = "[document.body, document.querySelector('.chart text'), document.querySelector('.h10')]"
+        return opened.page.evaluate(f"{script}.map(e => getComputedStyle(e).fill + getComputedStyle(e).color)")
+
+    light, dark = colours("light"), colours("dark")
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+
+
+def test_the_heatmap_switches(demo):
+    shown = demo.page.locator(".heatmap .layer:visible .measure")
+    assert shown.all_text_contents() == ["‖ΔW‖_F (log scale)"]
+    demo.page.locator(".switch label", has_text="Stable rank").click()
+    assert shown.all_text_contents() == ["Stable rank"]
+    demo.page.keyboard.press("ArrowRight")  # they are radio buttons: the arrows move between them
+    assert shown.all_text_contents() == ["Effective rank (σ)"]
+
+
+def test_readable_without_script(page_in_browser, demo_file):
+    opened = page_in_browser(demo_file, java_script_enabled=False)
+    page = opened.page
+    assert page.locator("figure[data-interactive] tbody tr").count() == 224
+    expect(page.locator("figure[data-interactive] tbody tr").first).to_be_visible()
+    expect(page.locator(".tools")).to_be_hidden()
+    expect(page.locator("[data-theme-button]")).to_be_hidden()
+    expect(page.locator("svg.plot").first).to_be_visible()
+    page.locator(".switch label", has_text="Stable rank").click()
+    assert page.locator(".heatmap .layer:visible .measure").all_text_contents() == ["Stable rank"]
+
+
+def test_prints(demo):
+    pdf = demo.page.pdf(prefer_css_page_size=True)
+    assert pdf.startswith(b"%PDF")
+    assert 4 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 15
+
+
+def test_the_page_never_scrolls_sideways(demo):
+    for width in (360, 800, 1280, 1600):
+        demo.page.set_viewport_size({"width": width, "height": 800})
+        assert demo.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_hostile_file_runs_nothing(page_in_browser, hostile_file):
+    opened = page_in_browser(hostile_file)
+    assert opened.page.evaluate("window.hacked") is None
+    assert opened.troubles == []  # the content policy had nothing to refuse
+    assert opened.others_asked_for() == []
+    assert HOSTILE[:44] in opened.page.locator("h1").text_content()
+    assert opened.page.locator("img").count() == 0

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+
+from lorascope.report import text as t
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (0.0, 3, "0"),
+        (1.0, 3, "1.00"),
+        (12.345, 3, "12.3"),
+        (9.996, 3, "10.0"),
+        (99999.0, 3, "1.00e5"),
+        (12345.6, 3, "12346"),
+        (-0.5, 2, "−0.50"),
+        (0.00123456, 3, "0.00123"),
+        (0.000123456, 3, "1.23e−4"),
+        (-1.5e300, 2, "−1.5e300"),
+        (math.nan, 3, "NaN"),
+        (-math.inf, 3, "−∞"),
+    ],
+)
+def test_number(value, digits, shown):
+    assert t.number(value, digits) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (None, "float", "–"),
+        (True, "int", "yes"),
+        (4096, "int", "4096"),
+        (14336, "int", "14,336"),
+        (11.0, "int", "11"),
+        (1.0, "percent", "100.0 %"),
+        (0.1234, "percent", "12.3 %"),
+        (0.0001, "percent", "<0.1 %"),
+        (0.0, "percent", "0.0 %"),
+        (3, "text", "3"),
+        ("a\nb\x1b[31m", "float", "a\\nb\\x1b[31m"),
+    ],
+)
+def test_cell(value, unit, shown):
+    assert t.cell(value, unit) == shown
+
+
+def test_visible_shows_what_hides_and_keeps_typographic_spaces():
+    assert t.visible("95\u202f%\u00a0of ΔW") == "95\u202f%\u00a0of ΔW"
+    assert t.visible("a\u202eb\ud800\0\u200b") == "a\\u202eb\\ud800\\x00\\u200b"
+
+
+def test_shorten_keeps_both_ends_and_counts_columns():
+    name = "model.layers.13.self_attn.q_proj"
+    assert t.shorten(name, 32) == name
+    short = t.shorten(name, 24)
+    assert len(short) == 24
+    assert short.startswith("model")
+    assert short.endswith("13.self_attn.q_proj"[-17:])
+    assert t.width_of(t.shorten("模型" * 20, 15)) <= 15  # each takes two columns
+    assert [t.shorten("abc", n) for n in (0, 1, 2)] == ["", "…", "…c"]
