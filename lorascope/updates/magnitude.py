@@ -1,6 +1,6 @@
-"""Magnitude and direction: ΔW = m ⊙ (W + s·B·A) / ‖W + s·B·A‖ − W, with one length m for each row (each output).
+"""Magnitude and direction: ΔW = m ⊙ (W + s·B·A) / ‖W + s·B·A‖ − W, one length m for each output.
 
-Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, eq. 5. The norms are of the rows of the
+Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, eq. 5. The norms are of rows of the
 map (d_out, d_in), the paper's columns. Without A and B only the lengths were trained.
 
 Without the base, ΔW cannot be known: `direction` gives the low-rank part s·B·A that turns the rows, which is

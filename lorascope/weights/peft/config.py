@@ -111,6 +111,8 @@ def parse_config(raw: Mapping[str, Any] | None) -> Config:
     kind = values.get("peft_type")
     if raw is not None and not isinstance(kind, str):
         raise InputError("adapter_config.json has no peft_type", found=kind, expected="LORA, VERA, IA3, ...")
+    if raw is not None and kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"):
+        values = {**values, "r": 1, "lora_alpha": 1}  # no scale: what these fields mean there does not matter here
     lycoris = kind in ("LOHA", "LOKR")
     adalora = kind == "ADALORA"
     vera = kind == "VERA"
@@ -122,7 +124,7 @@ def parse_config(raw: Mapping[str, Any] | None) -> Config:
     return Config(
         given=raw is not None,
         peft_type=(kind or "").upper() if isinstance(kind, str) else "",
-        raw=values,
+        raw=raw or {},
         rank=int(rank),
         alpha=float(alpha),
         rank_pattern=Pattern("rank_pattern", {} if empty else _pattern(values, "rank_pattern", positive=True)),

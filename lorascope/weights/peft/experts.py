@@ -23,7 +23,7 @@ _USUAL_ORDER = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "down_proj",
 
 
 def parameters_of(module: str, config: Config) -> list[str]:
-    """The parameters of a module that `target_parameters` names: the last component of each entry that fits its path."""
+    """The parameters of a module that `target_parameters` names: the last component of each entry that fits."""
     found = []
     for target in config.names("target_parameters"):
         owner, _, parameter = target.rpartition(".")

@@ -1,4 +1,4 @@
-"""Writing PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, which `PeftModel.from_pretrained` loads.
+"""Writing PEFT's layout: the two files that `PeftModel.from_pretrained` loads.
 
 Each array keeps its dtype, bit for bit. The same adapter gives the same bytes: keys are ordered, and nothing of the day
 or the machine is written.
@@ -42,8 +42,8 @@ def write_peft(adapter: Adapter, folder: Path) -> list[Path]:
     write = _writer(adapter)
     tensors, fields = write(adapter)
     saved, saved_fields = _saved(adapter)
-    config = {**_passed_on(adapter), **fields, **saved_fields, "inference_mode": True}
-    config["target_modules"] = _targets(adapter)
+    targets = {"target_modules": _targets(adapter)}
+    config = {**_passed_on(adapter), **targets, **fields, **saved_fields, "inference_mode": True}
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_safetensors(files[0], {**tensors, **saved}, {"format": "pt"})
@@ -67,7 +67,7 @@ def _writer(adapter: Adapter) -> Callable[[Adapter], Part]:
 def _passed_on(adapter: Adapter) -> dict[str, Any]:
     """Fields of the settings that PEFT knows, as they were."""
     kept = {key: value for key, value in adapter.settings.items() if key in KNOWN and key != "auto_mapping"}
-    return {"base_model_name_or_path": None, "task_type": None, "bias": "none", **kept}
+    return {"base_model_name_or_path": None, "task_type": None, **kept}
 
 
 def _targets(adapter: Adapter) -> Any:
@@ -206,7 +206,12 @@ def _ia3(adapter: Adapter) -> Part:
         if role == "in_scale":
             inward.append(update.name)
     turned = any(update.transposed for update in adapter.updates.values())
-    return tensors, {"peft_type": "IA3", "feedforward_modules": inward, "fan_in_fan_out": turned}
+    return tensors, {
+        "peft_type": "IA3",
+        "target_modules": list(adapter.updates),  # PEFT wants feedforward_modules to be some of these
+        "feedforward_modules": inward,
+        "fan_in_fan_out": turned,
+    }
 
 
 def _loha(adapter: Adapter) -> Part:
