@@ -1,8 +1,8 @@
 """A matrix kept as left (m, k) · right (k, n), never multiplied out.
 
-With QR on both sides, left = Q_l R_l and rightᵀ = Q_r R_r, so left · right = Q_l (R_l R_rᵀ) Q_rᵀ and the singular values
-are those of the k × k core: O((m + n) k²) in place of O(m n min(m, n)). This is the QR route (Golub and Van Loan,
-Matrix Computations, §8.6; Halko, Martinsson and Tropp 2011, §5), not the Gram matrices, which square the condition.
+With QR on both sides, left = Q_l R_l and rightᵀ = Q_r R_r, so left · right = Q_l (R_l R_rᵀ) Q_rᵀ and the singular
+values are those of the k × k core: O((m + n) k²) in place of O(m n min(m, n)); see Halko, Martinsson and Tropp 2011,
+§5. The eigenvalues of a product of Gram matrices would cost half of the digits.
 
 The factors are not unique: (left C, C⁻¹ right) is the same matrix. The QRs round relative to the *factors*, so an
 unlucky gauge, or a steep spectrum, costs digits in the small singular values: about eps · Σ‖l_i‖‖r_i‖ / σ_j. Where that
@@ -123,8 +123,9 @@ def _triangle(tall: Array) -> Array:
 def _core_values(left: Array, right_t: Array) -> tuple[Array, bool]:
     """Singular values of left · right_tᵀ, and whether the bound says each is good to ACCURACY."""
     xp = namespace(left)
-    r_left, r_right = _triangle(left), _triangle(right_t)
-    core = r_left @ r_right.T
+    with np.errstate(invalid="ignore", over="ignore"):  # said in words below
+        r_left, r_right = _triangle(left), _triangle(right_t)
+        core = r_left @ r_right.T
     if not bool(xp.all(xp.isfinite(core))):
         raise ValueError("the factors hold NaN or infinite entries")
     values = xp.linalg.svdvals(core)

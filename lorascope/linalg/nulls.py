@@ -1,6 +1,7 @@
 """What chance alone gives, at the same shape: the reference that every measured rank stands beside."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -24,13 +25,14 @@ def structureless_product(m: int, n: int, r: int) -> dict[str, float]:
     rng = np.random.default_rng([m, n, r])
     cores = _bartlett(rng, m, r) @ np.swapaxes(_bartlett(rng, n, r), 1, 2)
     spectra = np.linalg.svd(cores, compute_uv=False)
-    measures = {
+    measures: dict[str, Callable[[np.ndarray], float | None]] = {
         "stable_rank": stable_rank,
         "effective_rank": effective_rank,
         "participation_ratio": participation_ratio,
-        **{f"energy_rank_{share}": (lambda s, share=share: energy_rank(s, share)) for share in (0.9, 0.95, 0.99)},
     }
-    return {name: float(np.mean([measure(s) for s in spectra])) for name, measure in measures.items()}
+    for share in (0.9, 0.95, 0.99):
+        measures[f"energy_rank_{share}"] = partial(energy_rank, share=share)
+    return {name: float(np.mean([measure(s) or 0.0 for s in spectra])) for name, measure in measures.items()}
 
 
 def _bartlett(rng: np.random.Generator, m: int, r: int) -> np.ndarray:

@@ -25,11 +25,13 @@ def round_to(values: np.ndarray, dtype: str) -> np.ndarray:
     """
     if dtype == "F64":
         return values
-    single = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond the dtype's range it is infinite, as in a merge
+        single = values.astype(np.float32)
     if dtype == "F32":
         return single.astype(np.float64)
     if dtype == "F16":
-        return values.astype(np.float16).astype(np.float64)
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float64)
     if dtype == "BF16":
         bits = np.ascontiguousarray(single).view(np.uint32)
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)

@@ -37,7 +37,7 @@ def _reader(result: "SpectrumResult") -> list[Finding]:
     found = [Finding("warning", note) for note in result.notes]
     partial = [m.name for m in result.modules if any("the rest needs the base" in note for note in m.notes)]
     if partial:
-        text = f"{_count(partial, result)} normalise W + s·B·A (DoRA): the numbers are those of s·B·A alone; pass --base for ΔW"
+        text = f"DoRA in {_count(partial, result)}: the numbers are those of s·B·A alone; pass --base for the whole ΔW"
         found.append(Finding("warning", text))
     if result.not_analysed:
         names = some([item.name for item in result.not_analysed], 2)
@@ -54,7 +54,8 @@ def _untrained(result: "SpectrumResult") -> list[Finding]:
     elif zero:
         found.append(Finding("warning", f"ΔW is exactly zero in {_count(zero, result)}, such as {zero[0].name}", None))
     if frozen:
-        text = f"A still looks like its Kaiming-uniform initialisation in {_count(frozen, result)}: frozen (LoRA-FA) or hardly trained"
+        where = _count(frozen, result)
+        text = f"A still looks like its Kaiming-uniform initialisation in {where}: frozen (LoRA-FA) or hardly trained"
         found.append(Finding("note", text))
     return found
 
@@ -68,7 +69,8 @@ def _rank(result: "SpectrumResult") -> list[Finding]:
     top = max(m.rank or min(m.shape) for m in measured)
     text = (
         f"rank {ranks.max()} keeps 95 % of the energy in every module"
-        f" ({result.uniform_rank(0.99)} keeps 99 %), of r = {top}; half the modules need {np.median(ranks):.0f} or fewer"
+        f" ({result.uniform_rank(0.99)} keeps 99 %), of r = {top};"
+        f" half the modules need {np.median(ranks):.0f} or fewer"
     )
     found = [Finding("note", text)]
     asking = [m for m, rank in zip(measured, ranks, strict=True) if rank == ranks.max()]
@@ -81,7 +83,10 @@ def _rank(result: "SpectrumResult") -> list[Finding]:
     empty = [m for m in measured if (m.negligible_share or 0) > 0]
     if empty:
         share = float(np.mean([m.negligible_share for m in empty]))
-        text = f"{share:.0%} of the directions in {_count(empty, result)} are below the rounding of {empty[0].dtype}: numerically nothing"
+        where = _count(empty, result)
+        text = (
+            f"numerically nothing: {share:.0%} of the directions in {where} are below the rounding of {empty[0].dtype}"
+        )
         found.append(Finding("note", text))
     return found
 
@@ -93,7 +98,7 @@ def _against_null(measured: "list[ModuleSpectrum]") -> list[Finding]:
     ratio = float(np.median([m.rank_utilisation_of_null for m in compared]))
     stable = float(np.median([m.stable_rank for m in compared]))
     null = float(np.median([m.null["stable_rank"] for m in compared]))
-    text = f"median stable rank {stable:.3g}; a structureless B·A of these shapes would have {null:.3g} ({ratio:.0%} of it used)"
+    text = f"median stable rank {stable:.3g}, {ratio:.0%} of the {null:.3g} of a structureless B·A of these shapes"
     return [Finding("note", text)]
 
 
@@ -128,8 +133,9 @@ def _base(result: "SpectrumResult") -> list[Finding]:
     lossy = [m for m in beside if (m.against_base.rounding_loss or 0) > LOSS_WORTH_SAYING]
     if lossy:
         worst = max(lossy, key=lambda m: m.against_base.rounding_loss)
+        beside_w = worst.against_base
         text = (
-            f"merging into {worst.against_base.dtype} rounds away {worst.against_base.rounding_loss:.0%} of the update here"
+            f"merging into {beside_w.dtype} rounds away {beside_w.rounding_loss:.0%} of the update here"
             f" and over {LOSS_WORTH_SAYING:.0%} in {_count(lossy, result)}: merge in F32"
         )
         found.append(Finding("warning", text, worst.name))

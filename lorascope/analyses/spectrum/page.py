@@ -62,18 +62,44 @@ SORT_KEYS = tuple(key for key, *_ in MEASURES)
 ROWS_AT_EACH_END = 4
 
 DEFINITIONS = (
-    Definition("Update", "ΔW = s·B·A, with A (r, d_in), B (d_out, r) and s = α/r (rsLoRA: α/√r)", "Hu et al. 2021, arXiv 2106.09685, §4.1; Kalajdzievski 2023, arXiv 2312.03732"),
+    Definition(
+        "Update",
+        "ΔW = s·B·A, with A (r, d_in), B (d_out, r) and s = α/r (rsLoRA: α/√r)",
+        "Hu et al. 2021, arXiv 2106.09685, §4.1; Kalajdzievski 2023, arXiv 2312.03732",
+    ),
     Definition("Energy", "‖ΔW‖_F² = Σσ²; a module's share is of the sum over modules", "Eckart and Young 1936"),
     Definition("Stable rank", "Σσ² / σ₁²", "Rudelson and Vershynin 2007"),
     Definition("Effective rank", "exp H(p), p = σ/Σσ", "Roy and Vetterli 2007, eq. 4"),
-    Definition("Effective rank of the energy (eff. rank σ²)", "exp H(p), p = σ²/Σσ²", "the same entropy, of squared singular values"),
+    Definition(
+        "Effective rank of the energy (eff. rank σ²)",
+        "exp H(p), p = σ²/Σσ²",
+        "the same entropy, of squared singular values",
+    ),
     Definition("Participation ratio", "(Σσ²)² / Σσ⁴", "Bell and Dean 1970"),
-    Definition("Energy rank r90, r95, r99", "the smallest k with Σ_{i≤k} σ² ≥ 90, 95, 99 % of Σσ²", "Eckart and Young 1936: no rank-k matrix keeps more"),
-    Definition("Uniform rank", "the maximum of the energy ranks over modules: no module loses more than 5 (or 1) %", "the worst module, not the mean"),
-    Definition("Structureless B·A (null)", "mean over 32 draws of Gaussian B and A of the same shape", "Bartlett decomposition; computed here"),
-    Definition("Numerically nothing", "σ ≤ u·σ₁, u the unit roundoff of the stored dtype (BF16 2⁻⁸, F16 2⁻¹¹, F32 2⁻²⁴)", "rounding of the stored factors alone makes such values"),
-    Definition("Lost on merge", "‖(fl(W + ΔW) − W) − ΔW‖_F / ‖ΔW‖_F", "fl rounds to the dtype that the base is stored in"),
-)  # fmt: skip
+    Definition(
+        "Energy rank r90, r95, r99",
+        "the smallest k with Σ_{i≤k} σ² ≥ 90, 95, 99 % of Σσ²",
+        "Eckart and Young 1936: no rank-k matrix keeps more",
+    ),
+    Definition(
+        "Uniform rank",
+        "the maximum of the energy ranks over modules: no module loses more than 5 (or 1) %",
+        "the worst module, not the mean",
+    ),
+    Definition(
+        "Structureless B·A (null)",
+        "mean over 32 draws of Gaussian B and A of the same shape",
+        "Bartlett decomposition; computed here",
+    ),
+    Definition(
+        "Numerically nothing",
+        "σ ≤ u·σ₁, u the unit roundoff of the stored dtype (BF16 2⁻⁸, F16 2⁻¹¹, F32 2⁻²⁴)",
+        "rounding of the stored factors alone makes such values",
+    ),
+    Definition(
+        "Lost on merge", "‖(fl(W + ΔW) − W) − ΔW‖_F / ‖ΔW‖_F", "fl rounds to the dtype that the base is stored in"
+    ),
+)
 
 
 def value(result: "SpectrumResult", module: "ModuleSpectrum", key: str) -> Any:
@@ -140,7 +166,7 @@ def _by_type(result: "SpectrumResult") -> Table:
         null = _median([m.null["stable_rank"] for m in modules if m.null])
         rows.append((
             name, len(modules), max((m.rank or 0 for m in modules), default=None), share,
-            _median([m.frobenius_norm for m in modules]), max((m.spectral_norm or 0.0 for m in modules)),
+            _median([m.frobenius_norm for m in modules]), max(m.spectral_norm or 0.0 for m in modules),
             _median([m.stable_rank for m in modules]), null, _median([m.effective_rank for m in modules]), *worst,
         ))  # fmt: skip
     caption = "Medians over the modules of a type; r95 and r99 are the worst module's."
@@ -162,17 +188,15 @@ def _ends(result: "SpectrumResult", sort: str, top: int) -> Table:
     ordered = sorted(known, key=lambda m: -value(result, m, sort))
     chosen = ordered if len(ordered) <= 2 * top else [*ordered[:top], *ordered[len(ordered) - top :]]
     chosen_measures = [m for key in keys for m in MEASURES if m[0] == key]
-    rows = tuple(
-        _row(result, m, chosen_measures)[:1] + (m.rank,) + _row(result, m, chosen_measures)[3:] for m in chosen
-    )
+    rows = tuple((*(row := _row(result, m, chosen_measures))[:1], m.rank, *row[3:]) for m in chosen)
     left_out = len(ordered) - len(chosen)
     caption = f"{left_out} modules between them are not shown (--top, --csv)" if left_out else ""
-    columns = (Column("name", "module"), Column("rank", "r", "int"), *_columns(chosen_measures)[3:])
+    columns = (Column("name", "module", "code"), Column("rank", "r", "int"), *_columns(chosen_measures)[3:])
     return Table(columns, rows, title=f"Modules at both ends, by {title}", caption=caption, where="terminal")
 
 
 def _columns(measures: list) -> tuple[Column, ...]:
-    fixed = (Column("name", "module"), Column("shape", "shape"), Column("rank", "r", "int"))
+    fixed = (Column("name", "module", "code"), Column("shape", "shape"), Column("rank", "r", "int"))
     return fixed + tuple(Column(key, title, unit, help=about) for key, title, unit, about in measures)
 
 
@@ -202,7 +226,8 @@ def _spectra(result: "SpectrumResult") -> Lines:
             )
     return Lines(
         "Singular values of ΔW by module type", tuple(series), "index i", "σ_i", log_y=True, where="page",
-        caption="One thin line for each module, the bold line their median at each index. Zeros are left out of the log axis.",
+        shade="depth, first to last",
+        caption="One thin line for each module; the bold line is their median at each index.",
     )  # fmt: skip
 
 
@@ -265,6 +290,6 @@ def _heatmap(result: "SpectrumResult", measures: list) -> list[Block]:
 def _not_analysed(result: "SpectrumResult") -> list[Block]:
     if not result.not_analysed:
         return [Text("Every key of the file was analysed.", where="page")]
-    columns = (Column("name", "key"), Column("reason", "why it was not analysed"))
+    columns = (Column("name", "key", "code"), Column("reason", "why it was not analysed"))
     rows = tuple((item.name, item.reason) for item in result.not_analysed)
     return [Table(columns, rows, title="Not analysed", where="page")]

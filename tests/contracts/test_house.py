@@ -1,0 +1,92 @@
+"""The shape of the house: imports point downward, and reading a file imports no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lorascope
+
+ROOT = Path(lorascope.__file__).parent
+# Each room and what it may import. A room may always import itself.
+GROUND = {"errors", "registry", "blocks", "atomic", "__init__"}
+BELOW = {
+    "linalg": GROUND,
+    "updates": GROUND | {"linalg"},
+    "weights": GROUND | {"linalg", "updates"},
+    "analyses": GROUND | {"linalg", "updates", "weights"},
+    "methods": GROUND | {"linalg", "updates", "weights"},
+    "training": GROUND | {"linalg", "updates", "weights", "methods"},
+    "report": GROUND,
+    "cli": GROUND | {"linalg", "updates", "weights", "analyses", "methods", "training", "report", "study"},
+    "study": GROUND | {"linalg", "updates", "weights", "analyses", "methods", "training", "report"},
+    "__main__": {"cli"},
+} | dict.fromkeys(GROUND, GROUND)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [node.module] if node.module != "lorascope" else [f"lorascope.{a.name}" for a in node.names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("lorascope.")}
+    return {room for room in rooms if (ROOT / room).is_dir() or (ROOT / f"{room}.py").exists()}
+
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downward(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    upward = imported_rooms(path) - BELOW[room] - {room}
+    assert not upward, f"{path.relative_to(ROOT)} must not import {sorted(upward)}"
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The top-level modules that a command loads."""
+    code = (
+        "import sys, io, contextlib\n"
+        "from lorascope.cli.app import main\n"
+        f"sys.argv = ['lorascope', *{list(arguments)!r}]\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main()\n"
+        "print(' '.join({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+HEAVY = {"torch", "transformers", "scipy", "pandas", "matplotlib", "seaborn", "sklearn", "datasets"}
+
+
+def test_help_imports_nothing_heavy():
+    assert not loaded_by("--help") & (HEAVY | {"numpy"})
+
+
+def test_analyze_on_a_cpu_imports_no_torch(lora_folder):
+    loaded = loaded_by("analyze", str(lora_folder), "--json", "-")
+    assert "numpy" in loaded
+    assert not loaded & HEAVY
+
+
+def test_every_command_has_help_with_an_example():
+    import typer
+
+    from lorascope.cli import app
+
+    app._register()
+    group = typer.main.get_command(app.app)
+    assert group.commands
+    for name, command in group.commands.items():
+        assert f"lorascope {name}" in (command.help or ""), f"{name} shows no example"
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, f"{name} {parameter.opts[0]} has no help"

@@ -1,0 +1,147 @@
+"""Singular values of a factored matrix against 60-digit arithmetic, closed forms and the dense product."""
+
+import mpmath
+import numpy as np
+import pytest
+
+from lorascope.linalg.factored import Factored
+
+RNG = np.random.default_rng(20)
+
+
+def orthonormal(m: int, k: int) -> np.ndarray:
+    return np.linalg.qr(RNG.standard_normal((m, k)))[0]
+
+
+def conditioned(k: int, condition: float) -> np.ndarray:
+    """A k × k gauge of that condition number, with no structure a decomposition could profit from."""
+    return orthonormal(k, k) @ np.diag(np.geomspace(1, condition, k)) @ orthonormal(k, k)
+
+
+def exact_singular_values(left: np.ndarray, right: np.ndarray) -> list[mpmath.mpf]:
+    """Of the product of exactly these floats, in 60 digits: √ of the eigenvalues of G^½ H G^½, G = lᵀl, H = r rᵀ."""
+    with mpmath.workdps(60):
+        g = mpmath.matrix(left.tolist())
+        h = mpmath.matrix(right.tolist())
+        values, vectors = mpmath.eigsy(g.T * g)
+        root = vectors * mpmath.diag([mpmath.sqrt(abs(v)) for v in values]) * vectors.T
+        squares = mpmath.eigsy(root * (h * h.T) * root, eigvals_only=True)
+        return sorted((mpmath.sqrt(abs(v)) for v in squares), reverse=True)
+
+
+def worst_relative_error(found: np.ndarray, exact: list[mpmath.mpf], down_to: float) -> float:
+    with mpmath.workdps(60):
+        return max(
+            float(abs(mpmath.mpf(float(f)) - e) / e)
+            for f, e in zip(found, exact, strict=True)
+            if e >= down_to * exact[0]
+        )
+
+
+GAUGES = {
+    "balanced": np.eye(6),
+    "orthogonal": orthonormal(6, 6),
+    "diagonal 1e8": np.diag(np.geomspace(1e-4, 1e4, 6)),
+    "condition 1e2": conditioned(6, 1e2),
+    "condition 1e4": conditioned(6, 1e4),
+    "condition 1e6": conditioned(6, 1e6),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("gauge", GAUGES.values(), ids=GAUGES)
+def test_small_singular_values_keep_their_digits_in_any_gauge(gauge, dtype):
+    """The issue asks for 1e-10 down to 1e-6 of the largest; LAPACK on the core alone gives 3e-10 in the worst gauge."""
+    root = np.sqrt(np.geomspace(1, 1e-6, 6))
+    left = (orthonormal(50, 6) * root @ gauge).astype(dtype).astype(np.float64)
+    right = np.linalg.solve(gauge, root[:, None] * orthonormal(40, 6).T).astype(dtype).astype(np.float64)
+    exact = exact_singular_values(left, right)
+    assert worst_relative_error(Factored(left, right).singular_values(), exact, 0.9e-6) < 1e-11
+    assert worst_relative_error(Factored(left, right).svd()[1], exact, 0.9e-6) < 1e-11
+
+
+CASES = {
+    "tall": (30, 20, 4),
+    "rank 1": (7, 9, 1),
+    "k above both sides": (5, 6, 11),
+    "k between the sides": (5, 20, 11),
+    "square": (8, 8, 8),
+}
+
+
+@pytest.mark.parametrize(("m", "n", "k"), CASES.values(), ids=CASES)
+def test_agrees_with_the_dense_product(m, n, k):
+    factored = Factored(RNG.standard_normal((m, k)), RNG.standard_normal((k, n)))
+    dense = factored.left @ factored.right
+    p = min(m, n, k)
+    expected = np.linalg.svd(dense, compute_uv=False)
+    scale = 1e-13 * expected[0]  # two backward stable algorithms differ by a modest multiple of eps · σ₁
+    np.testing.assert_allclose(factored.singular_values(), expected[:p], atol=scale)
+    u, s, vh = factored.svd()
+    assert u.shape == (m, p)
+    assert vh.shape == (p, n)
+    np.testing.assert_allclose(u * s @ vh, dense, atol=10 * scale)
+    np.testing.assert_allclose(u.T @ u, np.eye(p), atol=1e-13)
+    np.testing.assert_allclose(vh @ vh.T, np.eye(p), atol=1e-13)
+    assert factored.norm() == pytest.approx(np.linalg.norm(dense), rel=1e-13)
+    np.testing.assert_allclose(factored.T.dense(), dense.T)
+
+
+def test_inner_product_and_truncation_against_dense():
+    x = Factored(RNG.standard_normal((30, 5)), RNG.standard_normal((5, 20)))
+    y = Factored(RNG.standard_normal((30, 3)), RNG.standard_normal((3, 20)))
+    assert x.inner(y) == pytest.approx(np.sum(x.dense() * y.dense()), rel=1e-12)
+    sigma = x.singular_values()
+    error = np.linalg.norm(x.dense() - x.truncate(2).dense())
+    assert error == pytest.approx(np.sqrt(np.sum(sigma[2:] ** 2)), rel=1e-12)  # Eckart and Young
+
+
+def test_zero_columns_dependent_columns_and_zero_matrices():
+    left, right = RNG.standard_normal((30, 4)), RNG.standard_normal((4, 20))
+    left[:, 1] = 0
+    left[:, 3] = left[:, 0]
+    dense = np.linalg.svd(left @ right, compute_uv=False)[:4]
+    np.testing.assert_allclose(Factored(left, right).singular_values(), dense, atol=1e-13 * dense[0])
+    np.testing.assert_array_equal(Factored(np.zeros((5, 2)), np.ones((2, 3))).singular_values(), [0, 0])
+
+
+def test_tiny_and_huge_entries_neither_vanish_nor_overflow():
+    left, right = orthonormal(30, 3) * [3.0, 2.0, 1.0], orthonormal(20, 3).T
+    for factor in (1e-200, 1e-80, 1e80):
+        found = Factored(left * factor, right).singular_values()
+        np.testing.assert_allclose(found / factor, [3, 2, 1], rtol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_entries_are_refused(bad):
+    left = np.ones((5, 2))
+    left[2, 1] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Factored(left, np.ones((2, 3))).singular_values()
+
+
+def test_mismatched_factors_are_refused():
+    with pytest.raises(ValueError, match=r"\(3, 2\) by \(3, 4\)"):
+        Factored(np.ones((3, 2)), np.ones((3, 4)))
+
+
+def test_torch_tensors_give_the_same_numbers():
+    import torch
+
+    left, right = RNG.standard_normal((30, 4)), RNG.standard_normal((4, 20))
+    expected = Factored(left, right).singular_values()
+    found = Factored(torch.from_numpy(left), torch.from_numpy(right))
+    np.testing.assert_allclose(found.singular_values().numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(found.svd()[1].numpy(), expected, rtol=1e-12)
+    assert found.norm() == pytest.approx(np.linalg.norm(left @ right), rel=1e-13)
+    steep = torch.from_numpy(left * np.geomspace(1, 1e-8, 4))  # the balanced gauge, in torch
+    assert Factored(steep, torch.from_numpy(right)).singular_values().shape == (4,)
+
+
+@pytest.mark.gpu
+def test_cuda_tensors_give_the_same_numbers():
+    import torch
+
+    left, right = RNG.standard_normal((3000, 16)), RNG.standard_normal((16, 2000))
+    found = Factored(torch.from_numpy(left).cuda(), torch.from_numpy(right).cuda()).singular_values()
+    np.testing.assert_allclose(found.cpu().numpy(), Factored(left, right).singular_values(), rtol=1e-11)

@@ -1,0 +1,56 @@
+"""Measures of a spectrum, on spectra whose answers are known before the code runs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lorascope.linalg import spectrum
+
+MEASURES = (
+    spectrum.stable_rank,
+    spectrum.effective_rank,
+    spectrum.energy_effective_rank,
+    spectrum.participation_ratio,
+)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
+def test_k_equal_values_have_rank_k_in_every_sense(measure, scale):
+    assert measure([scale] * 5 + [0.0] * 3) == pytest.approx(5, rel=1e-14)
+
+
+def test_one_spectrum_six_effective_ranks():
+    """The table of the peers' six meanings: σ_k = 0.8^k, r = 16."""
+    sigma = 0.8 ** np.arange(1, 17)
+    assert spectrum.effective_rank(sigma) == pytest.approx(10.70, abs=5e-3)
+    assert spectrum.energy_effective_rank(sigma) == pytest.approx(6.10, abs=5e-3)
+    assert spectrum.participation_ratio(sigma) == pytest.approx(4.55, abs=5e-3)
+    assert spectrum.stable_rank(sigma) == pytest.approx(2.78, abs=5e-3)
+    assert spectrum.energy_rank(sigma, 0.9) == 6
+    assert spectrum.nuclear_norm(sigma) / spectrum.spectral_norm(sigma) == pytest.approx(4.86, abs=5e-3)
+
+
+def test_two_values_by_hand():
+    """σ = (3, 1): p = (3/4, 1/4), and of the energy (9/10, 1/10)."""
+    assert spectrum.stable_rank([3.0, 1.0]) == pytest.approx(10 / 9)
+    assert spectrum.participation_ratio([3.0, 1.0]) == pytest.approx(100 / 82)
+    h = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert spectrum.effective_rank([3.0, 1.0]) == pytest.approx(math.exp(h))
+    h = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+    assert spectrum.energy_effective_rank([1.0, 3.0]) == pytest.approx(math.exp(h))
+    assert spectrum.frobenius_norm([3.0, 1.0]) == pytest.approx(math.sqrt(10))
+    np.testing.assert_allclose(spectrum.energy_curve([3.0, 1.0]), [0.9, 1.0])
+
+
+def test_energy_rank_counts_a_share_that_is_met_exactly():
+    sigma = np.sqrt([90.0, 5.0, 4.0, 1.0])
+    assert [spectrum.energy_rank(sigma, share) for share in (0.9, 0.95, 0.99, 1.0)] == [1, 2, 3, 4]
+    assert spectrum.energy_rank([1.0] * 10, 0.9) == 9
+
+
+@pytest.mark.parametrize("measure", [*MEASURES, lambda s: spectrum.energy_rank(s, 0.9)])
+@pytest.mark.parametrize("empty", [[0.0, 0.0], []])
+def test_a_zero_spectrum_has_no_rank(measure, empty):
+    assert measure(empty) is None
