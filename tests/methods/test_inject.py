@@ -13,7 +13,7 @@ from tests.methods import models
 
 
 def lora(model: nn.Module, targets="all-linear", rank: int = 4, **options):
-    return inject(model, LoRA(LoRAConfig(rank=rank, alpha=8)), targets=targets, **options)
+    return inject(model, LoRA(LoRAConfig(rank=rank, alpha=8.0)), targets=targets, **options)
 
 
 def trained(injected):
