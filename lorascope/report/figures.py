@@ -287,7 +287,7 @@ def _axes(ax: Axes, block: Lines, limits: _Limits, with_x: bool, with_y: bool) -
 def _ticks(lo: float, hi: float, log: bool, whole: bool, most: int) -> list[float]:
     if not log:
         ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(lo, hi)
-    elif hi / lo < 30:
+    elif hi / lo < 120:
         ticks = LogLocator(subs=(1, 2, 5), numticks=20).tick_values(lo, hi)
     else:
         ticks = LogLocator(numticks=most + 1).tick_values(lo, hi)

@@ -52,7 +52,7 @@ class Grid:
     layers: tuple[Layer, ...]
     rows: tuple[Label, ...]
     columns: tuple[Label, ...]
-    row_label: str
+    row_label: Label
     column_label: Label
     notes: tuple[str, ...]
 
@@ -61,11 +61,12 @@ def layout(block: Heatmap) -> Grid:
     """`block` as geometry. The first MOST_CELLS_A_SIDE rows and columns are drawn; a note says so where that cuts."""
     rows = [t.visible(row) for row in block.rows[:MOST_CELLS_A_SIDE]]
     columns = [t.visible(column) for column in block.columns[:MOST_CELLS_A_SIDE]]
-    left = min(260, max((len(row) for row in rows), default=0) * _LETTER + 14)
+    row_label, column_label = t.visible(block.row_label), t.visible(block.column_label)
+    left = min(260, max(len(label) for label in [*rows, row_label and row_label + " ↓"]) * _LETTER + 14)
     width = max(5, min(120, (WIDTH - left - 2) // max(len(columns), 1)))
     height = 26 if len(rows) <= 40 else 16
     every = max(1, math.ceil((max((len(c) for c in columns), default=1) * _LETTER + 4) / width))
-    top = 22
+    top = 22 if row_label or column_label else 4
     bottom = top + len(rows) * height
     return Grid(
         height=bottom + 26,
@@ -78,8 +79,8 @@ def layout(block: Heatmap) -> Grid:
         columns=tuple(
             Label(left + (j + 0.5) * width, bottom + 15, column) for j, column in enumerate(columns) if j % every == 0
         ),
-        row_label=t.visible(block.row_label),
-        column_label=Label(left, 12, t.visible(block.column_label)),
+        row_label=Label(left - 8, 12, row_label),
+        column_label=Label(left, 12, column_label),
         notes=_notes(block),
     )
 
