@@ -1,17 +1,14 @@
 """Lines as SVG, drawn by matplotlib: small multiples on shared axes, with real text and the page's own colours.
 
-matplotlib is given placeholder colours, which become CSS variables, and its inline styles become classes: so a figure
-follows the page's theme, and a page needs no `style=` attributes (its content policy forbids them). Everything is
-laid out in CSS pixels: 72 dots per inch make one point one pixel.
+Everything is laid out in CSS pixels: 72 dots per inch make one point one pixel. `svg` turns what matplotlib writes into
+what a page can hold.
 """
 
 import io
 import math
-import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from xml.etree import ElementTree
+from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,6 +18,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLoca
 
 from lorascope.blocks import Lines, Marker, Number, Series
 from lorascope.report.palette import COLORBLIND, CREST
+from lorascope.report.svg import PLACEHOLDER, Styles, tidy
 from lorascope.report.text import number, shorten, visible
 
 WIDTH = 1040
@@ -28,22 +26,17 @@ MOST_PANELS, MOST_POINTS, MOST_THIN_POINTS = 24, 200, 12_000
 MOST_DECADES = 8
 _DPI = 72
 
-# Placeholder colours, none of which is black (matplotlib leaves black out) and none of which a figure would use.
-_VARIABLES = ["fg", "muted", "grid", *(f"c{i}" for i in range(len(COLORBLIND))), *(f"q{i}" for i in range(len(CREST)))]
-_PLACEHOLDER = {name: f"#0102{i:02x}" for i, name in enumerate(_VARIABLES, start=1)}
-_VARIABLE = {colour: f"var(--{name})" for name, colour in _PLACEHOLDER.items()}
-
 _RC = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lorascope",
     "text.parse_math": False,  # a module may be called "$x$"
     "font.size": 12,
-    "text.color": _PLACEHOLDER["fg"],
-    "axes.edgecolor": _PLACEHOLDER["muted"],
-    "axes.labelcolor": _PLACEHOLDER["muted"],
-    "xtick.color": _PLACEHOLDER["muted"],
-    "ytick.color": _PLACEHOLDER["muted"],
-    "grid.color": _PLACEHOLDER["grid"],
+    "text.color": PLACEHOLDER["fg"],
+    "axes.edgecolor": PLACEHOLDER["muted"],
+    "axes.labelcolor": PLACEHOLDER["muted"],
+    "xtick.color": PLACEHOLDER["muted"],
+    "ytick.color": PLACEHOLDER["muted"],
+    "grid.color": PLACEHOLDER["grid"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -59,19 +52,6 @@ _RC = {
     "lines.solid_joinstyle": "round",
     "font.family": "DejaVu Sans",
 }
-
-
-@dataclass
-class Styles:
-    """The distinct inline styles met on a page, each as a class of its own."""
-
-    names: dict[str, str] = field(default_factory=dict)
-
-    def name(self, declarations: str) -> str:
-        return self.names.setdefault(declarations, f"f{len(self.names)}")
-
-    def css(self) -> str:
-        return "\n".join(f".{name}{{{declarations}}}" for declarations, name in self.names.items())
 
 
 @dataclass(frozen=True)
@@ -105,7 +85,7 @@ def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
         figure, names = _figure(block, series, limits)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = _tidy(buffer.getvalue(), uid, styles, names, labelled_by, _describe(block))
+    svg = tidy(buffer.getvalue(), uid, styles, names, labelled_by, _describe(block))
     below = sum(_below(s, block, limits) for s in series)
     if below:
         one = below == 1
@@ -263,9 +243,9 @@ def _figure(block: Lines, series: list[Series], limits: _Limits) -> tuple[Figure
         for marker in block.markers:
             if marker.panel in (None, panel):
                 _marker(ax, marker, named=grid.named_markers)
-    figure.text(6 / WIDTH, 1 - 6 / grid.height, visible(block.y_label), va="top", color=_PLACEHOLDER["muted"])
+    figure.text(6 / WIDTH, 1 - 6 / grid.height, visible(block.y_label), va="top", color=PLACEHOLDER["muted"])
     x = (grid.left + (WIDTH - grid.left) / 2) / WIDTH
-    figure.text(x, 8 / grid.height, visible(block.x_label), ha="center", va="bottom", color=_PLACEHOLDER["muted"])
+    figure.text(x, 8 / grid.height, visible(block.x_label), ha="center", va="bottom", color=PLACEHOLDER["muted"])
     return figure, names
 
 
@@ -329,13 +309,13 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
         name = f"thin-{len(names)}"
         names[name] = visible(s.label)
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
-        ax.plot(x, y, color=_PLACEHOLDER[shade], alpha=0.5 if block.shade else 0.35, linewidth=1, gid=name)
+        ax.plot(x, y, color=PLACEHOLDER[shade], alpha=0.5 if block.shade else 0.35, linewidth=1, gid=name)
     for s in (s for s in mine if s.weight != "thin"):
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
         if s.weight == "reference":
-            ax.plot(x, y, color=_PLACEHOLDER["fg"], linewidth=1.2, dashes=(4, 3))
+            ax.plot(x, y, color=PLACEHOLDER["fg"], linewidth=1.2, dashes=(4, 3))
             continue
-        colour = _PLACEHOLDER[colours[s.label]]
+        colour = PLACEHOLDER[colours[s.label]]
         if s.low is not None and s.high is not None:
             low, high = _clean(s.low, block.log_y), _clean(s.high, block.log_y)
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -344,7 +324,7 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
 
 
 def _marker(ax: Axes, marker: Marker, named: bool) -> None:
-    line = {"color": _PLACEHOLDER["fg"], "linewidth": 1, "dashes": (1.5, 2.5)}
+    line = {"color": PLACEHOLDER["fg"], "linewidth": 1, "dashes": (1.5, 2.5)}
     label = visible(marker.label)
     if marker.axis == "x":
         ax.axvline(marker.value, **line)
@@ -353,7 +333,7 @@ def _marker(ax: Axes, marker: Marker, named: bool) -> None:
         ax.axhline(marker.value, **line)
         place = {"xy": (1, marker.value), "xycoords": ("axes fraction", "data"), "xytext": (-2, 4), "ha": "right"}
     if named:
-        ax.annotate(label, textcoords="offset points", fontsize=11, color=_PLACEHOLDER["fg"], **place)
+        ax.annotate(label, textcoords="offset points", fontsize=11, color=PLACEHOLDER["fg"], **place)
 
 
 def _legend(block: Lines, series: list[Series]) -> tuple[Key, ...]:
@@ -370,70 +350,3 @@ def _describe(block: Lines) -> str:
     panels = [p for p in dict.fromkeys(s.panel for s in block.series) if p]
     within = f" Panels: {', '.join(panels[:MOST_PANELS])}." if panels else ""
     return visible(f"Line chart of {block.y_label} against {block.x_label}.{within}")
-
-
-# --- from matplotlib's SVG to the page's ------------------------------------------------------------------------------
-
-_DECIMAL = re.compile(r"-?\d+\.\d+")
-_REFERENCE = re.compile(r"url\(#([^)]+)\)")
-_COLOUR = re.compile(r"#0102[0-9a-f]{2}")
-_FONT = re.compile(r"font: (?:[a-z]+ )*?((?:\d+ )?)([\d.]+px) [^;]*|font-family: [^;]*;? ?")
-
-
-def _tidy(svg: str, uid: str, styles: Styles, names: dict[str, str], labelled_by: str, description: str) -> str:
-    """matplotlib's SVG made small and fit for a page: no ids that clash, no inline styles, the page's colours."""
-    root = ElementTree.fromstring(svg)
-    for parent in root.iter():
-        parent.tag = parent.tag.rpartition("}")[2]
-        for child in list(parent):
-            if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                parent.remove(child)
-    for element in root.iter():
-        _tidy_element(element, uid, styles, names)
-    keep = {"viewBox": root.get("viewBox", ""), "class": "plot", "role": "img", "aria-labelledby": labelled_by}
-    root.attrib.clear()
-    root.attrib.update(keep)
-    about = ElementTree.Element("desc")
-    about.text = description
-    root.insert(0, about)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _tidy_element(element: ElementTree.Element, uid: str, styles: Styles, names: dict[str, str]) -> None:
-    old, attributes = dict(element.attrib), element.attrib
-    attributes.clear()
-    for key, value in old.items():
-        key = key.rpartition("}")[2]
-        if key == "id":
-            if value in names:
-                title = ElementTree.Element("title")
-                title.text = names[value]
-                element.insert(0, title)
-            if element.tag in ("clipPath", "path"):
-                attributes["id"] = f"{uid}-{value}"
-        elif key == "href":
-            attributes["href"] = "#" + uid + "-" + value.removeprefix("#")
-        elif key == "style":
-            attributes["class"] = styles.name(_declarations(value))
-        elif key == "transform" and value.startswith("rotate(-0 "):
-            continue
-        elif key in ("d", "transform", "x", "y", "width", "height"):
-            attributes[key] = " ".join(_DECIMAL.sub(lambda m: f"{float(m[0]):.1f}".removesuffix(".0"), value).split())
-        else:
-            attributes[key] = _REFERENCE.sub(rf"url(#{uid}-\1)", value)
-    for part in ("text", "tail"):
-        if not (getattr(element, part) or "").strip():
-            setattr(element, part, None)
-
-
-def _declarations(style: str) -> str:
-    """An inline style with the page's colours, and without matplotlib's choice of fonts."""
-    style = _COLOUR.sub(lambda m: _VARIABLE.get(m[0], m[0]), style)
-    style = _FONT.sub(_font, style)
-    return re.sub(r"\s*([:;])\s*", r"\1", style).strip(";")
-
-
-def _font(m: re.Match) -> str:
-    if not m[2]:
-        return ""
-    return f"font-size: {m[2]}" + ("; font-weight: 600" if m[1] else "")

@@ -42,13 +42,14 @@ def write(page: Page, path: str | os.PathLike) -> None:
         os.chmod(handle.name, 0o666 & ~_umask())
         os.replace(handle.name, path)
     except OSError as error:
-        if handle is not None:
-            Path(handle.name).unlink(missing_ok=True)
         raise LorascopeError(
             f"cannot write the page {str(path)!r}",
             found=error.strerror or str(error),
             hint="name a file in a folder that exists and can be written",
         ) from error
+    finally:
+        if handle is not None:
+            Path(handle.name).unlink(missing_ok=True)
 
 
 def _umask() -> int:
