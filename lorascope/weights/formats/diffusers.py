@@ -192,9 +192,12 @@ def _magnitude(part: Part, ledger: Ledger, d_out: int) -> Stored:
 
 
 def _method(updates: Mapping[str, Update], settings: Settings) -> str:
-    plain = "rsLoRA" if any(config.rslora for config in settings.configs.values()) else "LoRA"
-    names = {"magnitude": "DoRA"}
-    return " + ".join(dict.fromkeys(names.get(update.kind, plain) for update in updates.values()))
+    def name(update: Update) -> str:
+        found = settings.find(update.name)
+        plain = "rsLoRA" if found is not None and found[0].rslora else "LoRA"
+        return "DoRA" if update.kind == "magnitude" else plain
+
+    return " + ".join(sorted(set(map(name, updates.values()))))
 
 
 formats.register("diffusers")(Diffusers())

@@ -1,0 +1,53 @@
+"""torchtune's own checkpoints: `layers.0.attn.q_proj.lora_a.weight`, `.lora_b.weight`, and DoRA's `.magnitude`.
+
+ΔW = alpha/r · lora_b · lora_a with lora_a = A (r, d_in) and lora_b = B (d_out, r); alpha is in the recipe and not in
+the file, so scale 1 is reported and a note says so. Names, and for query and key the order of the rows, are torchtune's:
+its rotary embedding interleaves where Hugging Face's splits in halves, which permutes those rows and no spectrum.
+"""
+
+from typing import TYPE_CHECKING
+
+from lorascope.errors import InputError
+from lorascope.updates.base import Update
+from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
+from lorascope.weights.formats.parts import Part, by_module, low_rank_roles
+
+if TYPE_CHECKING:
+    from lorascope.weights.checkpoint import Checkpoint
+
+SUFFIXES = ("lora_a.weight", "lora_b.weight", "magnitude")
+NOTES = (
+    "scale unknown: torchtune keeps alpha in the recipe, so every number is that of scale 1 (alpha = r)",
+    "names and the row order of query and key are torchtune's, not Hugging Face's",
+)
+
+
+class Torchtune(Format):
+    name = "torchtune"
+    about = "torchtune: lora_a.weight and lora_b.weight"
+
+    def claims(self, bundle: Bundle) -> bool:
+        if bundle.config is not None and "peft_type" in bundle.config:
+            return False
+        return any(key.endswith((".lora_a.weight", ".lora_b.weight")) for key in bundle.tensors)
+
+    def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
+        updates = {module: _update(part, ledger) for module, part in by_module(bundle.tensors, SUFFIXES).items()}
+        dora = any(update.kind == "magnitude" for update in updates.values())
+        return Parsed(updates, "DoRA" if dora else "LoRA", notes=NOTES)
+
+
+def _update(part: Part, ledger: Ledger) -> Update:
+    a, b = part.take(ledger, "lora_a.weight"), part.take(ledger, "lora_b.weight")
+    roles = low_rank_roles(a, b, None, (part.keys["lora_a.weight"], part.keys["lora_b.weight"]))
+    if "magnitude" not in part:
+        return Update(part.module, "low_rank", roles)
+    magnitude = part.take(ledger, "magnitude")
+    if tuple(magnitude.shape) != (b.shape[0],):
+        raise InputError(
+            f"{part.keys['magnitude']!r} does not fit", found=tuple(magnitude.shape), expected=f"({b.shape[0]},)"
+        )
+    return Update(part.module, "magnitude", {**roles, "m": magnitude})
+
+
+formats.register("torchtune")(Torchtune())
