@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorascope.analyses.spectrum.module import PARTIAL
 from lorascope.blocks import Finding
 from lorascope.errors import some
 
@@ -35,7 +36,7 @@ def _broken(result: "SpectrumResult") -> list[Finding]:
 
 def _reader(result: "SpectrumResult") -> list[Finding]:
     found = [Finding("warning", note) for note in result.notes]
-    partial = [m.name for m in result.modules if any("the rest needs the base" in note for note in m.notes)]
+    partial = [m.name for m in result.modules if PARTIAL in m.notes]
     if partial:
         text = f"DoRA in {_count(partial, result)}: the numbers are those of s·B·A alone; pass --base for the whole ΔW"
         found.append(Finding("warning", text))
@@ -75,10 +76,10 @@ def _rank(result: "SpectrumResult") -> list[Finding]:
     found = [Finding("note", text)]
     asking = [m for m, rank in zip(measured, ranks, strict=True) if rank == ranks.max()]
     if ranks.max() > np.median(ranks):
-        text = f"it asks for the most: rank {ranks.max()} for 95 %" + (
-            f", as do {len(asking) - 1} others" if len(asking) > 1 else ""
+        others = f", as do {len(asking) - 1} others" if len(asking) > 1 else ""
+        found.append(
+            Finding("note", f"asks for the highest rank: {ranks.max()} for 95 % of its energy{others}", worst.name)
         )
-        found.append(Finding("note", text, worst.name))
     found += _against_null(measured)
     empty = [m for m in measured if (m.negligible_share or 0) > 0]
     if empty:

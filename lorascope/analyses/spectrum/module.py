@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from lorascope.linalg import dense, spectrum
+from lorascope.linalg.factored import Factored
 from lorascope.linalg.nulls import structureless_product
 from lorascope.linalg.rounding import round_to, unit_roundoff
-from lorascope.updates.base import Update, kinds
+from lorascope.updates.base import Stored, Update, kinds
 
 SHARES = (0.9, 0.95, 0.99)
+PRODUCTS = ("low_rank", "triplet", "vera", "magnitude")  # kinds whose null is a product of two random matrices
+PARTIAL = "the part s·B·A only: the rest needs the base"
 
 
 @dataclass(frozen=True)
@@ -70,45 +73,56 @@ class ModuleSpectrum:
         return (self.frobenius_norm or 0.0) ** 2
 
 
-def measure(
-    update: Update, *, type: str, depth: int | None, base: "np.ndarray | None", base_dtype: str = ""
-) -> ModuleSpectrum:
+def has_direction(update: Update) -> bool:
+    """Whether the file alone gives a low-rank part s·B·A of this update (DoRA's direction)."""
+    return hasattr(kinds.get(update.kind), "direction") and "A" in update.roles
+
+
+def measure(update: Update, *, type: str, depth: int | None, base: Stored | None) -> ModuleSpectrum:
     """Read one update and measure it.
 
     Args:
         update: the update; its arrays are read here and dropped on return.
         type: the module's type, for grouping.
         depth: the index of its layer.
-        base: W as (d_out, d_in) in float64, or None.
-        base_dtype: safetensors' name of the dtype that the base stores W in.
+        base: W as (d_out, d_in), or None.
     """
-    roles = update.read()
-    kind, notes = kinds.get(update.kind), update.notes
-    if kind.needs_base and base is None:
-        delta, notes = kind.direction(roles, update.scale), (*notes, "the part B·A only: the rest needs the base")
+    roles, notes = update.read(), update.notes
+    kind: Any = kinds.get(update.kind)
+    weight = base.read() if base is not None else None
+    if kind.needs_base and weight is None:
+        delta, notes = kind.direction(roles, update.scale), (*notes, PARTIAL)
     else:
-        delta = kind.delta(roles, update.scale, base)
+        delta = kind.delta(roles, update.scale, weight)
+    dtype = _coarsest(update)
     facts: dict[str, Any] = {
-        "name": update.name, "kind": update.kind, "type": type, "depth": depth, "shape": update.shape,
-        "rank": update.rank, "scale": update.scale, "dtype": _coarsest(update), "transposed": update.transposed,
-        "b_zero": _b_zero(roles), "a_at_initialisation": _untrained_a(roles, _coarsest(update)), "notes": notes,
-    }  # fmt: skip
+        "name": update.name,
+        "kind": update.kind,
+        "type": type,
+        "depth": depth,
+        "shape": tuple(delta.shape),
+        "rank": update.rank,
+        "scale": update.scale,
+        "dtype": dtype,
+        "transposed": update.transposed,
+        "b_zero": _b_zero(roles),
+        "a_at_initialisation": _untrained_a(roles, dtype),
+        "notes": notes,
+    }
     try:
         sigma = delta.singular_values() if hasattr(delta, "singular_values") else dense.singular_values(delta)
     except ValueError:
         bad = sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
         return ModuleSpectrum(**facts, singular_values=None, non_finite=max(bad, 1))
-    measures = _measures(sigma, update, facts["dtype"])
-    if base is not None:
-        measures["against_base"] = _against_base(delta, base, base_dtype)
+    measures = _measures(sigma, update, facts["shape"], dtype, isinstance(delta, Factored))
+    if base is not None and weight is not None:
+        measures["against_base"] = _against_base(delta, weight, base.dtype)
     return ModuleSpectrum(**facts, **measures)
 
 
-def _measures(sigma: np.ndarray, update: Update, dtype: str) -> dict[str, Any]:
+def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: str, low_rank: bool) -> dict[str, Any]:
     stable = spectrum.stable_rank(sigma)
-    null = None
-    if update.rank and update.kind in ("low_rank", "triplet", "magnitude"):
-        null = structureless_product(*update.shape, update.rank)
+    null = structureless_product(*shape, update.rank) if update.rank and low_rank and update.kind in PRODUCTS else None
     return {
         "singular_values": tuple(sigma.tolist()),
         "frobenius_norm": spectrum.frobenius_norm(sigma),
@@ -119,7 +133,7 @@ def _measures(sigma: np.ndarray, update: Update, dtype: str) -> dict[str, Any]:
         "energy_effective_rank": spectrum.energy_effective_rank(sigma),
         "participation_ratio": spectrum.participation_ratio(sigma),
         "energy_rank": {str(share): spectrum.energy_rank(sigma, share) for share in SHARES},
-        "rank_utilisation": stable / update.rank if stable is not None and update.rank else None,
+        "rank_utilisation": stable / update.rank if stable is not None and update.rank and low_rank else None,
         "null": null,
         "rank_utilisation_of_null": stable / null["stable_rank"] if stable is not None and null else None,
         "negligible_share": _negligible_share(sigma, dtype),

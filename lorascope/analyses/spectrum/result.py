@@ -12,7 +12,7 @@ import lorascope
 from lorascope.analyses.names import depth, module_types
 from lorascope.analyses.spectrum import findings as words
 from lorascope.analyses.spectrum import page
-from lorascope.analyses.spectrum.module import ModuleSpectrum, measure
+from lorascope.analyses.spectrum.module import ModuleSpectrum, has_direction, measure
 from lorascope.blocks import Block, Finding
 from lorascope.errors import InputError, some
 from lorascope.linalg.host import one_thread
@@ -142,15 +142,13 @@ def run(
     measured: list[ModuleSpectrum] = []
     with one_thread():
         for update in progress(updates):
-            weight, dtype = _base_weight(base, update)
-            if weight is None and update.needs_base and not hasattr(_kind(update), "direction"):
-                set_aside.append(NotAnalysed(update.name, f"ΔW of a {update.kind} update needs W: pass --base"))
+            stored = base.of(update) if base is not None and base.find(update.base_weight or update.name) else None
+            if stored is None and update.needs_base and not has_direction(update):
+                set_aside.append(NotAnalysed(update.name, _why_incomplete(update, base)))
                 continue
-            if base is not None and weight is None:
+            if base is not None and stored is None:
                 update = replace(update, notes=(*update.notes, "the base has no such weight"))
-            measured.append(
-                measure(update, type=types[update.name], depth=depth(update.name), base=weight, base_dtype=dtype)
-            )
+            measured.append(measure(update, type=types[update.name], depth=depth(update.name), base=stored))
     if not measured:
         raise InputError(
             f"no module of {adapter.source.path} could be analysed",
@@ -167,10 +165,10 @@ def run(
     )
 
 
-def _kind(update: Update) -> Any:
-    from lorascope.updates.base import kinds
-
-    return kinds.get(update.kind)
+def _why_incomplete(update: Update, base: "Checkpoint | None") -> str:
+    if base is None:
+        return f"ΔW of a {update.kind} update depends on W: pass --base"
+    return f"ΔW of a {update.kind} update depends on W, and the base has no such weight"
 
 
 def _selected(
@@ -203,26 +201,7 @@ def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update |
         return NotAnalysed(name, f"a full tensor of {len(stored.shape)} axes, saved whole: it has no spectrum")
     if base is None:
         return NotAnalysed(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
-    if base.weight(name) is None:
+    if base.find(name) is None:
         return NotAnalysed(name, "a full weight, saved whole, and the base has none of that name (a new head?)")
     module = name.removesuffix(".weight")
-    return Update(module, "dense", {"tuned": stored}, base_weight=name, notes=("saved whole (modules_to_save)",))
-
-
-def _base_weight(base: "Checkpoint | None", update: Update) -> tuple[np.ndarray | None, str]:
-    """W as (d_out, d_in) in float64 and its stored dtype; (None, "") where there is none."""
-    stored = base.weight(update.base_weight or update.name) if base is not None else None
-    if stored is None:
-        return None, ""
-    weight = stored.read()
-    if update.expert is not None:
-        weight = weight[update.expert]
-    weight = weight.T if update.transposed else weight.reshape(weight.shape[0], -1)
-    if weight.shape != update.shape:
-        raise InputError(
-            f"the base's {update.name} does not fit the adapter",
-            found=weight.shape,
-            expected=update.shape,
-            hint="pass the model this adapter was trained on",
-        )
-    return weight, stored.dtype
+    return Update(module, "tuned", {"tuned": stored}, base_weight=name, notes=("saved whole (modules_to_save)",))

@@ -1,0 +1,230 @@
+"""The spectrum analysis on adapters whose spectra were planted."""
+
+import numpy as np
+import pytest
+
+from lorascope.analyses.names import depth, module_types
+from lorascope.analyses.spectrum import run
+from lorascope.errors import InputError
+from lorascope.linalg.rounding import round_to
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+from lorascope.weights.tensors import InMemory
+
+RNG = np.random.default_rng(7)
+
+
+def orthonormal(m: int, k: int) -> np.ndarray:
+    return np.linalg.qr(RNG.standard_normal((m, k)))[0]
+
+
+def planted(name: str, sigma: list[float], shape: tuple[int, int] = (32, 48), scale: float = 2.0) -> Update:
+    """A low-rank update whose singular values are `sigma`, in a gauge of no structure."""
+    r = len(sigma)
+    gauge = orthonormal(r, r)
+    b = orthonormal(shape[0], r) * np.array(sigma) / scale @ gauge
+    a = gauge.T @ orthonormal(shape[1], r).T
+    return Update(name, "low_rank", {"A": InMemory(a, "F64"), "B": InMemory(b, "F64")}, scale)
+
+
+def adapter(*updates: Update, **more) -> Adapter:
+    return Adapter({u.name: u for u in updates}, {"r": 4}, Source("x.safetensors", "0" * 64, "peft", "LoRA"), **more)
+
+
+def one(update: Update, **options):
+    return run(adapter(update), **options).modules[0]
+
+
+def texts(result, severity: str) -> str:
+    return " | ".join(f"{f.module}: {f.text}" for f in result.findings if f.severity == severity)
+
+
+def test_planted_singular_values_and_their_measures():
+    module = one(planted("model.layers.3.self_attn.q_proj", [4.0, 3.0, 2.0, 1.0]))
+    np.testing.assert_allclose(module.singular_values, [4, 3, 2, 1], rtol=1e-13)
+    assert (module.type, module.depth, module.shape, module.rank) == ("q_proj", 3, (32, 48), 4)
+    assert module.frobenius_norm == pytest.approx(30**0.5)
+    assert module.spectral_norm == pytest.approx(4)
+    assert module.nuclear_norm == pytest.approx(10)
+    assert module.stable_rank == pytest.approx(30 / 16)
+    assert module.rank_utilisation == pytest.approx(30 / 64)
+    assert module.participation_ratio == pytest.approx(900 / (256 + 81 + 16 + 1))
+    assert module.energy_rank == {"0.9": 3, "0.95": 3, "0.99": 4}  # 25/30 and 29/30 of the energy
+    assert module.negligible_share == 0
+    assert module.b_zero is False
+
+
+def test_energy_shares_and_the_uniform_rank_is_the_worst_modules():
+    flat, steep = planted("layers.0.a", [1.0] * 4), planted("layers.1.b", [3.0, 1e-3, 1e-4, 1e-5])
+    result = run(adapter(flat, steep))
+    assert [result.energy_share(m) for m in result.modules] == pytest.approx([4 / 13, 9 / 13], rel=1e-6)
+    assert result.uniform_rank(0.95) == 4
+    assert "layers.0.a: asks for the highest rank: 4" in texts(result, "note")
+    assert result.summary()["uniform_rank"] == {"0.95": 4, "0.99": 4}
+
+
+def test_zero_b_is_named_and_says_nothing_else():
+    zero = Update(
+        "layers.0.q", "low_rank", {"A": InMemory(RNG.standard_normal((2, 8))), "B": InMemory(np.zeros((6, 2)))}
+    )
+    module = one(zero)
+    assert module.b_zero
+    assert module.frobenius_norm == 0
+    assert module.stable_rank is module.effective_rank is module.energy_rank["0.9"] is module.negligible_share is None
+    assert "changes nothing" in texts(run(adapter(zero)), "error")
+    assert "exactly zero in 1 of 2 modules" in texts(run(adapter(zero, planted("layers.1.q", [1.0]))), "warning")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_modules_are_reported_and_the_rest_is_analysed(bad):
+    a = RNG.standard_normal((2, 8))
+    a[0, 3] = bad
+    broken = Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((6, 2)))})
+    result = run(adapter(broken, planted("layers.1.q", [2.0, 1.0])))
+    assert result.modules[0].non_finite == 1
+    assert result.modules[0].singular_values is None
+    assert "layers.0.q: 1 entries are NaN or infinite" in texts(result, "error")
+    assert result.modules[1].spectral_norm == pytest.approx(2)
+    assert result.total_energy == pytest.approx(5)
+
+
+def test_directions_below_the_rounding_of_the_stored_dtype_are_nothing():
+    update = planted("layers.0.q", [1.0, 0.5, 1e-3, 1e-4])
+    roles = {name: InMemory(stored.values, "BF16") for name, stored in update.roles.items()}  # u = 2⁻⁸ = 3.9e-3
+    assert one(Update("layers.0.q", "low_rank", roles, 2.0)).negligible_share == 0.5
+
+
+@pytest.mark.parametrize(("moved", "expected"), [(0.0, "kaiming-uniform"), (0.05, None)])
+def test_an_a_that_never_left_its_initialisation(moved, expected):
+    """A of U(±1/√d_in), and one that moved by 5 % of its own size."""
+    d_in = 256
+    a = RNG.uniform(-1, 1, (8, d_in)) / d_in**0.5
+    a += moved * np.linalg.norm(a) / a.size**0.5 * RNG.standard_normal(a.shape)
+    module = one(Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(RNG.standard_normal((64, 8)))}))
+    assert module.a_at_initialisation == expected
+
+
+def test_an_outlying_module_is_named():
+    normal = [planted(f"layers.{i}.q", [1.0, 0.5]) for i in range(6)]
+    result = run(adapter(*normal, planted("layers.6.q", [40.0, 0.5])))
+    assert "layers.6.q: ‖ΔW‖₂ = 40, 40.0 times" in texts(result, "warning")
+
+
+def test_selection_by_regex():
+    both = adapter(planted("layers.0.q_proj", [1.0]), planted("layers.0.v_proj", [1.0]))
+    assert [m.name for m in run(both, modules="v_").modules] == ["layers.0.v_proj"]
+    with pytest.raises(InputError, match=r"matches none of the 2 modules.*q_proj"):
+        run(both, modules="k_proj")
+    with pytest.raises(InputError, match="not a regular expression"):
+        run(both, modules="(")
+
+
+def test_kinds_that_depend_on_the_base_say_so_without_it():
+    scaling = Update("layers.0.k_proj", "scaling", {"out_scale": InMemory(np.ones(6) * 1.5)})
+    result = run(adapter(planted("layers.0.q_proj", [1.0]), scaling, not_analysed=(NotAnalysed("x", "y"),)))
+    assert [item.name for item in result.not_analysed] == ["x", "layers.0.k_proj"]
+    assert "--base" in result.not_analysed[1].reason
+    with pytest.raises(InputError, match=r"could be analysed.*--base"):
+        run(adapter(scaling))
+
+
+@pytest.fixture
+def base(tmp_path):
+    from safetensors.numpy import save_file
+
+    from lorascope.weights.checkpoint import open_checkpoint
+
+    w = {f"model.layers.0.{n}.weight": RNG.standard_normal((32, 48)).astype(np.float32) for n in ("q", "k", "up")}
+    save_file(w, tmp_path / "model.safetensors")
+    return open_checkpoint(tmp_path), {name.removesuffix(".weight"): array.astype(float) for name, array in w.items()}
+
+
+def test_against_the_base_with_formulas_written_out(base):
+    checkpoint, weights = base
+    low, b, a = planted("model.layers.0.q", [0.3, 0.1]), RNG.standard_normal((32, 2)), RNG.standard_normal((2, 48))
+    m = RNG.uniform(0.5, 2, 32)
+    dora = Update("model.layers.0.k", "magnitude", {"A": InMemory(a), "B": InMemory(b), "m": InMemory(m)}, 0.5)
+    scale = RNG.uniform(0.9, 1.1, 48)
+    result = run(
+        adapter(low, dora, Update("model.layers.0.up", "scaling", {"in_scale": InMemory(scale)})), base=checkpoint
+    )
+    w = weights["model.layers.0.k"]
+    direction = w + 0.5 * b @ a
+    expected = [
+        low.delta().dense(),
+        m[:, None] * direction / np.linalg.norm(direction, axis=1, keepdims=True) - w,
+        weights["model.layers.0.up"] * (scale - 1),
+    ]
+    for module, delta in zip(result.modules, expected, strict=True):
+        sigma = np.linalg.svd(delta, compute_uv=False)
+        np.testing.assert_allclose(module.singular_values, sigma[: len(module.singular_values)], atol=1e-12 * sigma[0])
+        w = weights[module.name]
+        beside = module.against_base
+        assert beside.relative_norm == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(w))
+        lost = (round_to(w + delta, "F32") - w) - delta
+        assert beside.rounding_loss == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(delta), rel=1e-9)
+
+
+def test_dora_without_the_base_measures_the_direction_and_warns():
+    b, a = RNG.standard_normal((32, 2)), RNG.standard_normal((2, 48))
+    dora = Update("layers.0.k", "magnitude", {"A": InMemory(a), "B": InMemory(b), "m": InMemory(np.ones(32))}, 0.5)
+    result = run(adapter(dora))
+    expected = np.linalg.svd(0.5 * b @ a, compute_uv=False)[:2]
+    np.testing.assert_allclose(result.modules[0].singular_values, expected, rtol=1e-12)
+    assert "DoRA" in texts(result, "warning")
+
+
+def test_bf16_rounding_of_a_small_update_is_a_finding(tmp_path):
+    """‖ΔW‖/‖W‖ = 1e-3 in bfloat16: most of the update is lost (the shared reference measured 78 %)."""
+    import torch
+    from safetensors.torch import save_file
+
+    from lorascope.weights.checkpoint import open_checkpoint
+
+    w = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)) * 0.02
+    save_file({"layers.0.q.weight": w.bfloat16()}, tmp_path / "model.safetensors")
+    b, a = RNG.standard_normal((256, 8)), RNG.standard_normal((8, 256))
+    factor = 1e-3 * float(w.norm()) / np.linalg.norm(b @ a)
+    update = Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(b)}, factor)
+    result = run(adapter(update), base=open_checkpoint(tmp_path))
+    beside = result.modules[0].against_base
+    assert beside.relative_norm == pytest.approx(1e-3, rel=1e-2)
+    assert 0.7 < beside.unchanged < 0.85
+    assert 0.7 < beside.rounding_loss < 0.85
+    assert "merging into BF16 rounds away" in texts(result, "warning")
+
+
+def test_saved_modules_are_measured_with_the_base_only(base):
+    checkpoint, weights = base
+    tuned = weights["model.layers.0.up"] + 0.1
+    whole = adapter(
+        planted("model.layers.0.q", [1.0]),
+        saved={"model.layers.0.up.weight": InMemory(tuned), "score.bias": InMemory(np.ones(3))},
+    )
+    assert "--base" in run(whole).not_analysed[0].reason
+    result = run(whole, base=checkpoint)
+    assert result.modules[1].spectral_norm == pytest.approx(0.1 * (32 * 48) ** 0.5)  # a constant matrix
+    assert [item.name for item in result.not_analysed] == ["score.bias"]
+
+
+def test_types_and_depths_from_paths():
+    names = {
+        "model.layers.7.self_attn.q_proj": (7, "q_proj"),
+        "model.layers.7.mlp.experts.3.up_proj": (7, "up_proj"),
+        "bert.encoder.layer.2.attention.output.dense": (2, "attention.output.dense"),
+        "bert.encoder.layer.2.output.dense": (2, "output.dense"),
+        "transformer.h.11.attn.c_attn": (11, "c_attn"),
+        "lm_head": (None, "lm_head"),
+        "lora_unet_down_blocks_1_attentions_0_proj_in": (1, "attentions_*_proj_in"),
+    }
+    types = module_types(names)
+    assert {name: (depth(name), types[name]) for name in names} == names
+
+
+def test_table_rows_match_the_json():
+    result = run(adapter(planted("layers.0.q", [2.0, 1.0]), planted("layers.1.q", [1.0, 1.0])))
+    frame = result.table()
+    assert list(frame["name"]) == ["layers.0.q", "layers.1.q"]
+    assert frame["energy_rank.0.95"].tolist() == [2, 2]
+    assert frame["d_out"].tolist() == [32, 32]
+    assert frame["frobenius_norm"].tolist() == [m["frobenius_norm"] for m in result.to_json()["modules"]]
