@@ -40,7 +40,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, scale, weight, bias):
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
-        bt = b.t().to(x.dtype).contiguous()  # (r, d_out)
+        bt = _turned(b, x.dtype)
         h = a.to(x.dtype) @ flat.t()  # (r, n)
         if weight is None:
             out = (h.t() @ bt).mul_(scale)  # (n, d_out)
@@ -60,7 +60,7 @@ class _LowRank(torch.autograd.Function):
         g = grad.reshape(-1, grad.shape[-1])  # (n, d_out)
         dx = da = db = None
         if need_x or need_a:
-            dh = (b.t().to(g.dtype).contiguous() @ g.t()).mul_(ctx.scale)  # (r, n)
+            dh = (_turned(b, g.dtype) @ g.t()).mul_(ctx.scale)  # (r, n)
         if need_x:
             narrow_a = a.to(g.dtype)
             dx = dh.t() @ narrow_a if weight is None else (g @ weight.to(g.dtype)).addmm_(dh.t(), narrow_a)
@@ -70,3 +70,8 @@ class _LowRank(torch.autograd.Function):
         if need_b:
             db = (h @ g).t().to(b.dtype) * ctx.scale
         return dx, da, db, None, None, None
+
+
+def _turned(b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bᵀ (r, d_out), contiguous, in one copy."""
+    return b.t().to(dtype, memory_format=torch.contiguous_format)

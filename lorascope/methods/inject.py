@@ -53,16 +53,15 @@ def inject(
     wrong = [site.name for site in sites if site.kind not in method.layer_kinds]
     if wrong:
         raise InputError(f"{method.name} cannot adapt {some(wrong, 3)}", expected=f"layers of {method.layer_kinds}")
-    model.requires_grad_(False)
     method.prepare(model, sites)
-    layers, originals = {}, {}
+    layers = {}
     for site in sites:
         delta = method.make(site, layer_generator(seed, site.name, method.salt())).to(site.weight.device)
         layers[site.name] = AdaptedLayer(site, delta)
-        _replace(model, site.name, layers[site.name])
-    for path in saved:
-        originals[path] = model.get_submodule(path)
-        _replace(model, path, _trained_copy(originals[path]))
+    originals = {path: model.get_submodule(path) for path in saved}
+    model.requires_grad_(False)
+    _replace(model, [(layer.base, layer) for layer in layers.values()])
+    _replace(model, [(module, _trained_copy(module)) for module in originals.values()])
     injected = Injected(model, method, layers, originals)
     method.injected = injected
     return injected
@@ -91,6 +90,7 @@ class Injected:
 
     def __init__(self, model: nn.Module, method: Method, layers: dict[str, AdaptedLayer], originals: dict):
         self.model, self.method, self.layers, self.originals = model, method, layers, originals
+        self._untied_config = False
 
     @property
     def saved(self) -> dict[str, nn.Module]:
@@ -151,25 +151,42 @@ class Injected:
         for layer in self.layers.values():
             untied = tuple(_sharers(self.model, layer.base))
             reports.append(replace(layer.merge(), untied=untied))
-            if untied and getattr(config := getattr(self.model, "config", None), "tie_word_embeddings", False):
-                config.tie_word_embeddings = False
-                self._retie = True
+        if any(report.untied for report in reports):
+            self._untied_config = _untie_config(self.model)
         return reports
 
     def unmerge(self) -> None:
         """Put every original weight back, bit for bit, tied where it was tied."""
         for layer in self.layers.values():
             layer.unmerge()
-        if self.__dict__.pop("_retie", False):
+        if self._untied_config:
             self.model.config.tie_word_embeddings = True
+            self._untied_config = False
 
     def remove(self) -> nn.Module:
-        """The base model as it was before `inject`; merged weights stay merged, trained copies are dropped."""
-        for name, layer in self.layers.items():
-            _replace(self.model, name, layer.base)
-        for path, module in self.originals.items():
-            _replace(self.model, path, module)
+        """The base model as it was before `inject`, but frozen: merged weights go back, trained copies are dropped."""
+        self.unmerge()
+        self._unwrap()
+        _replace(self.model, [(self.model.get_submodule(path), original) for path, original in self.originals.items()])
         return self.model
+
+    def fold(self) -> list[Merged]:
+        """Merge for good: the model is then an ordinary one, of plain layers in the base's dtypes, ready to be saved.
+
+        Modules trained as a whole stay, in the dtype of the ones they replace. Nothing can be taken back afterwards.
+        """
+        reports = self.merge()
+        self._unwrap()
+        for path, original in self.originals.items():
+            if any(_sharers(self.model, module) for module in original.modules()):
+                _untie_config(self.model)
+            plain = copy.deepcopy(original)
+            plain.load_state_dict(self.model.get_submodule(path).state_dict())
+            _replace(self.model, [(self.model.get_submodule(path), plain)])
+        return reports
+
+    def _unwrap(self) -> None:
+        _replace(self.model, [(layer, layer.base) for layer in self.layers.values()])
 
     def export(self, **settings: Any) -> Adapter:
         """The adapter as files hold it. `settings` are added to the method's own (base model's name, task type)."""
@@ -197,8 +214,12 @@ class Injected:
         Call it before an optimiser is made: where the rank differs, the layer gets new parameters.
 
         Raises:
-            InputError: the file's modules are not the ones injected, a kind differs, or a shape does not fit.
+            InputError: the file's modules are not the ones injected, a kind differs, a shape does not fit, or the file
+                holds something that is no update.
         """
+        lost = [item for item in adapter.not_analysed if not _is_copy_of_the_base(item.name)]
+        if lost:
+            raise InputError(f"loading would lose {some([item.name for item in lost], 3)}", found=lost[0].reason)
         _same_names("modules", adapter.updates, self.layers)
         own_saved = {f"{path}.{n}": t for path, part in self.saved.items() for n, t in part.state_dict().items()}
         _same_names("saved tensors", adapter.saved, own_saved)
@@ -214,9 +235,13 @@ class Injected:
             tensor.copy_(values)
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+def _replace(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+    """Put each pair's second module wherever its first stands: a module may hang in the model under several names."""
+    new = {id(old): module for old, module in pairs}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[name] = new[id(child)]
 
 
 def _trained_copy(module: nn.Module) -> nn.Module:
@@ -236,12 +261,26 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 
 
 def _sharers(model: nn.Module, layer: nn.Module) -> list[str]:
-    """Paths of the other modules that hold the very same weight."""
+    """Paths of the other modules that hold one of the layer's own parameters."""
+    own = {id(p) for p in layer._parameters.values() if p is not None}
     return [
         path.removesuffix(".base")
         for path, module in model.named_modules()
-        if module is not layer and any(p is layer.weight for p in module._parameters.values())
+        if module is not layer and any(id(p) in own for p in module._parameters.values())
     ]
+
+
+def _untie_config(model: nn.Module) -> bool:
+    """Let the config say that embeddings are not tied, or a saved copy would lose one; whether it said so before."""
+    config = getattr(model, "config", None)
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    if tied:
+        config.tie_word_embeddings = False
+    return tied
+
+
+def _is_copy_of_the_base(key: str) -> bool:
+    return ".base_layer." in key or ".original_module." in key
 
 
 def _in_memory(tensor: Tensor) -> InMemory:

@@ -90,6 +90,66 @@ def test_a_module_to_save_that_is_not_there():
         lora(models.bert(), targets="attention", modules_to_save=["classifer"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_it_is_an_ordinary_model(dtype, tmp_path):
+    model, ids = models.bert().to(dtype), models.tokens()
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    injected = trained(lora(model, targets="attention", modules_to_save=["classifier"]))
+    before = model.eval()(ids).logits
+    injected.fold()
+    assert [(name, type(module)) for name, module in model.named_modules()] == modules
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    # float32: rounding of the sums. bfloat16: W + ΔW and the trained head rounded to 2⁻⁹ once more
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    after = model(ids).logits
+    assert float((after - before).detach().float().norm() / before.detach().float().norm()) < tolerance
+    model.save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path, dtype=dtype).eval()(ids).logits, after)
+
+
+def test_folding_a_trained_head_that_was_tied(tmp_path):
+    model, ids = models.gpt2(), models.tokens()
+    injected = trained(lora(model, targets=["c_attn"], modules_to_save=["lm_head"]))
+    embedding, before = model.transformer.wte.weight.clone(), model.eval()(ids).logits
+    injected.fold()
+    assert torch.equal(model.transformer.wte.weight, embedding)
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(reloaded(ids).logits, before, rtol=1e-5, atol=1e-5)  # float32 rounding
+
+
+def test_a_layer_under_two_names_is_adapted_under_both():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.again = nn.ModuleDict({"inner": self.first})
+
+    model, x = Shared(), torch.randn(2, 4)
+    injected = trained(lora(model, rank=2))
+    assert list(injected.layers) == ["first"]
+    assert model.again["inner"] is model.first is injected.layers["first"]
+    assert not torch.equal(model.again["inner"](x), model.first.base(x))
+    injected.remove()
+    assert type(model.first) is nn.Linear
+    assert model.again["inner"] is model.first
+
+
+def test_a_failure_leaves_the_model_as_it_was():
+    class Failing(LoRA):
+        def make(self, site, generator):
+            if site.name.endswith("v_proj"):
+                raise InputError("no")
+            return super().make(site, generator)
+
+    model = models.llama()
+    modules = list(model.named_modules())
+    with pytest.raises(InputError):
+        inject(model, Failing(LoRAConfig(rank=2)), targets="all-linear")
+    assert list(model.named_modules()) == modules
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_one_adapter_at_a_time():
     model = models.llama()
     lora(model)
@@ -181,12 +241,12 @@ def test_merging_one_of_two_tied_weights_leaves_the_other(target, tmp_path):
     torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-5)  # float32 rounding
     assert not model.config.tie_word_embeddings
     merged = model(ids).logits
-    injected.remove().save_pretrained(tmp_path)
-    reloaded = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(reloaded(ids).logits, merged)
     injected.unmerge()
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.transformer.wte.weight is shared
+    injected.fold()
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(GPT2LMHeadModel.from_pretrained(tmp_path).eval()(ids).logits, merged)
 
 
 def test_adapting_one_of_two_tied_weights_does_not_touch_the_other():

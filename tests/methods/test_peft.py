@@ -6,6 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from lorascope.errors import InputError
 from lorascope.methods.base import methods
 from lorascope.methods.inject import Injected, inject
 from lorascope.weights import io
@@ -157,6 +158,13 @@ def test_a_head_goes_both_ways(tmp_path):
     io.write(mine.export(task_type="SEQ_CLS"), tmp_path / "ours")
     back = PeftModel.from_pretrained(make(), tmp_path / "ours").eval()
     torch.testing.assert_close(loss_of(back)[0], wanted, rtol=1e-5, atol=1e-6)  # float32 rounding
+
+
+def test_what_would_be_lost_is_refused(tmp_path):
+    make, targets = models.bert, ["query"]
+    theirs(make, targets, lora_bias=True).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"would lose .*lora_B\.bias"):
+        ours(make, targets).load(io.read(tmp_path))
 
 
 def test_mixed_ranks_and_alphas_of_peft(tmp_path):
