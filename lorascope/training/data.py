@@ -1,0 +1,275 @@
+"""Text in, token batches out: packaged sets, files, and the `datasets` library.
+
+The order of training is a function of (seed, epoch) and the position in it a function of the step, so that a run can
+start again at any step without having kept an iterator.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorascope.errors import InputError, some
+from lorascope.training import wordnet
+from lorascope.training.config import DataConfig, TaskType
+
+IGNORE = -100  # torch's label for "no target here"
+PACKAGED = ("wordnet-classes", "wordnet-glosses")
+READERS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one pass: `input_ids` and `attention_mask` (b, t); `labels` (b,), or (b, t) with IGNORE."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised text.
+
+    Attributes:
+        tokens: ids of each text, or of each packed block.
+        labels: class of each text; None for a language model, whose targets are the next tokens.
+        pad: the id that fills a batch up to its longest text.
+        label_names: the classes, by number.
+    """
+
+    tokens: Sequence[Sequence[int]]
+    labels: Sequence[int] | None
+    pad: int
+    label_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def targets(self, indices: Sequence[int]) -> int:
+        """How many predictions these texts are scored on: one each, or one per token after the first."""
+        return len(indices) if self.labels is not None else sum(len(self.tokens[i]) - 1 for i in indices)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """These texts, padded on the right to the longest of them."""
+        longest = max(len(self.tokens[i]) for i in indices)
+        ids = np.full((len(indices), longest), self.pad, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, i in enumerate(indices):
+            ids[row, : len(self.tokens[i])] = self.tokens[i]
+            mask[row, : len(self.tokens[i])] = 1
+        labels = np.where(mask, ids, IGNORE) if self.labels is None else np.array([self.labels[i] for i in indices])
+        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))
+
+    def by_length(self, size: int) -> list[list[int]]:
+        """All texts in batches of similar length, longest first: for evaluation, where order does not matter."""
+        order = sorted(range(len(self)), key=lambda i: -len(self.tokens[i]))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+class Order:
+    """The endless stream of training texts: epoch after epoch, each in an order of its own.
+
+    Args:
+        length: how many texts there are.
+        seed: of the run.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed = length, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, permutation(self.length, self.seed, epoch)
+        return int(self._permutation[place])
+
+    def micro_batches(self, step: int, size: int, count: int) -> list[list[int]]:
+        """Step `step`'s texts as `count` passes of `size`. No text is used twice in an epoch, and none is left out."""
+        start = step * size * count
+        return [[self[start + k * size + i] for i in range(size)] for k in range(count)]
+
+
+def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: randperm of a generator seeded by (seed, epoch)."""
+    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    return torch.randperm(length, generator=torch.Generator().manual_seed(state)).numpy()
+
+
+def load(config: DataConfig, task: TaskType, tokenizer: Any, seed: int) -> tuple[Encoded, Encoded]:
+    """The training and the held-out texts.
+
+    Raises:
+        InputError: the data cannot be read, a column is missing, or a value is not what its column must hold.
+    """
+    train, held_out = _rows(config, seed)
+    train = _first(train, config.max_train_samples, seed)
+    held_out = _first(held_out, config.max_eval_samples, seed)
+    if not train or not held_out:
+        raise InputError(f"{config.path} has no rows to {'hold out' if train else 'train on'}")
+    if task == "CAUSAL_LM":
+        return tuple(encode_lm(_texts(rows, config), tokenizer, config) for rows in (train, held_out))
+    names = label_names(train, config)
+    return tuple(encode_classes(rows, names, tokenizer, config) for rows in (train, held_out))
+
+
+def encode_classes(rows: Sequence[Row], names: tuple[str, ...], tokenizer: Any, config: DataConfig) -> Encoded:
+    """Texts, or pairs of texts, and their classes."""
+    pairs = (_texts(rows, config, config.text_pair_column),) if config.text_pair_column else ()
+    encoded = tokenizer(_texts(rows, config), *pairs, truncation=True, max_length=config.max_length)
+    number = {name: i for i, name in enumerate(names)}
+    labels = [number.get(str(row.get(config.label_column))) for row in rows]
+    if None in labels:
+        row = rows[labels.index(None)]
+        label = row.get(config.label_column)
+        raise InputError(f"the held-out label {label!r} is not in the training data", expected=some(names, 10))
+    return Encoded(encoded["input_ids"], labels, tokenizer.pad_token_id, names)
+
+
+def encode_lm(texts: Sequence[str], tokenizer: Any, config: DataConfig) -> Encoded:
+    """Texts for a language model: each ended by the end token, and joined and cut into blocks where `packing` says so.
+
+    Packed texts see each other within a block. The last, incomplete block is dropped.
+    """
+    limit = {} if config.packing else {"truncation": True, "max_length": config.max_length - 1}
+    tokens = tokenizer(list(texts), add_special_tokens=False, verbose=False, **limit)["input_ids"]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens = [[*ids, *end] for ids in tokens]
+    if config.packing:
+        stream = [token for ids in tokens for token in ids]
+        size = config.max_length
+        tokens = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
+        if not tokens:
+            raise InputError(
+                f"{config.path} is too short to fill a block", found=f"{len(stream)} tokens", expected=size
+            )
+    return Encoded([ids for ids in tokens if len(ids) > 1], None, tokenizer.pad_token_id)
+
+
+def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
+    """The classes, sorted: as numbers where all are whole numbers, else as text."""
+    column = config.label_column
+    missing = [i for i, row in enumerate(rows) if row.get(column) in (None, "")]
+    if missing:
+        raise InputError(
+            f"row {missing[0] + 1} of {config.path} has no {column!r}",
+            found=f"the columns {some(rows[missing[0]], 10)}",
+            hint="name the column with data.label_column",
+        )
+    values = {row[column] for row in rows}
+    if any(isinstance(value, float) for value in values):
+        raise InputError(
+            f"{column!r} of {config.path} holds fractions", expected="classes", hint="regression is not offered"
+        )
+    try:
+        return tuple(map(str, sorted(values, key=int)))
+    except (TypeError, ValueError):
+        return tuple(sorted(map(str, values)))
+
+
+def _texts(rows: Sequence[Row], config: DataConfig, column: str | None = None) -> list[str]:
+    column = column or config.text_column
+    for i, row in enumerate(rows):
+        if not isinstance(row.get(column), str):
+            raise InputError(
+                f"row {i + 1} of {config.path} has no text in the column {column!r}",
+                found=f"the columns {some(row, 10)}" if column not in row else repr(row[column])[:60],
+                hint="name the column with data.text_column",
+            )
+    return [row[column] for row in rows]
+
+
+def _first(rows: Sequence[Row], most: int | None, seed: int) -> Sequence[Row]:
+    return (
+        rows if most is None or most >= len(rows) else [rows[i] for i in sorted(permutation(len(rows), seed, 0)[:most])]
+    )
+
+
+def _rows(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Rows to train on and rows to hold out."""
+    path = Path(config.path)
+    if config.path in PACKAGED:
+        return packaged(config.path, config.train_split), packaged(config.path, config.eval_split)
+    if path.is_file() or path.suffix.lower() in READERS:
+        train = read_file(path)
+        return (train, read_file(Path(config.eval_path))) if config.eval_path else _split(train, config, seed)
+    return _hub(config, seed)
+
+
+def _split(rows: Sequence[Row], config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
+    held_out = max(1, round(len(rows) * config.eval_fraction))
+    order = permutation(len(rows), seed, 0)
+    return [rows[i] for i in sorted(order[held_out:])], [rows[i] for i in sorted(order[:held_out])]
+
+
+def packaged(name: str, split: str) -> list[Row]:
+    """A split of a set that ships with lorascope: `text`, and the class as `label`."""
+    splits = wordnet.read()
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}", expected=", ".join(splits))
+    column = "gloss" if name == "wordnet-classes" else "line"
+    return [{"text": getattr(noun, column), "label": noun.label} for noun in splits[split]]
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of a CSV, TSV, JSON (a list of objects), JSONL or text (a row per line) file."""
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise InputError(f"cannot tell what {path} is", found=suffix or "no ending", expected=", ".join(READERS))
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(_parse(stream, suffix))
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read {path}", found=getattr(error, "strerror", None) or error) from error
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(f"row {i + 1} of {path} is no object", found=repr(row)[:60], expected='{"text": ..., ...}')
+    return rows
+
+
+def _parse(stream: Any, suffix: str) -> Iterator[Any]:
+    if suffix in (".csv", ".tsv"):
+        return csv.DictReader(stream, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    if suffix == ".json":
+        values = json.load(stream)
+        return iter(values if isinstance(values, list) else [values])
+    lines = (line.rstrip("\r\n") for line in stream)
+    return (json.loads(line) if suffix == ".jsonl" else {"text": line} for line in lines if line.strip())
+
+
+def _hub(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
+    """A dataset of the `datasets` library, by hub name or folder."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(config.path, config.name)
+    except Exception as error:  # the library raises whatever its network and file layers raise
+        raise InputError(
+            f"cannot load the dataset {config.path!r}",
+            found=" ".join(str(error).split())[:200],
+            expected=f"a packaged set ({', '.join(PACKAGED)}), a {' / '.join(READERS)} file, or a hub name",
+        ) from error
+    if config.train_split not in splits:
+        raise InputError(f"{config.path} has no split {config.train_split!r}", expected=", ".join(splits))
+    train = _named(splits[config.train_split], config)
+    if config.eval_split in splits:
+        return train, _named(splits[config.eval_split], config)
+    return _split(train, config, seed)
+
+
+def _named(split: Any, config: DataConfig) -> list[Row]:
+    """Rows of a `datasets` split; classes that the dataset has names for, by name."""
+    names = getattr(split.features.get(config.label_column), "names", None)
+    rows = split.to_list()
+    return [{**row, config.label_column: names[row[config.label_column]]} for row in rows] if names else rows

@@ -1,0 +1,178 @@
+"""An adapter's updates added to its base model's weights.
+
+Any adapter that `weights` can read can be merged: the sum W + ΔW is formed in float32 or wider from each update's own
+formula, and rounded once to the dtype the model is stored in. In a narrow dtype much of a small update disappears in
+that rounding, so what was lost is measured for each weight.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorascope.errors import InputError, some
+from lorascope.training import models
+from lorascope.training.assets import staged
+from lorascope.training.config import ModelConfig
+from lorascope.training.record import write_json
+from lorascope.training.run import CARD
+from lorascope.updates.base import Update, dense
+from lorascope.weights.adapter import Adapter
+
+TASKS = ("SEQ_CLS", "CAUSAL_LM")
+
+
+@dataclass(frozen=True)
+class MergedWeight:
+    """What merging did to one weight.
+
+    Attributes:
+        name: the parameter's name in the model.
+        relative_size: ‖ΔW‖_F / ‖W‖_F.
+        rounding_loss: ‖(stored − W) − ΔW‖_F / ‖ΔW‖_F, the share of the update that the dtype could not hold.
+        unchanged: the share of the entries that ΔW changes and the stored weight does not.
+    """
+
+    name: str
+    relative_size: float
+    rounding_loss: float
+    unchanged: float
+
+
+def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | str = "auto") -> tuple[nn.Module, Any]:
+    """The base model that the adapter belongs to, with its head, and the model's tokenizer where it has one.
+
+    The card that `lorascope train` leaves beside the adapter says which head; of another writer's adapter, its task
+    type does.
+
+    Raises:
+        InputError: the model cannot be loaded, or the adapter does not say what kind it needs.
+    """
+    task, head = adapter.settings.get("task_type"), "native"
+    card = (folder if folder.is_dir() else folder.parent) / CARD
+    if card.is_file():
+        said = json.loads(card.read_text(encoding="utf-8"))["model"]
+        task, head = said["task_type"], said["head"]
+    if task not in TASKS:
+        raise InputError(
+            "the adapter does not say what kind of model it belongs to",
+            found=f"the task type {task!r}",
+            expected=" or ".join(TASKS),
+            hint="set task_type in its adapter_config.json",
+        )
+    labels = [
+        stored.shape[0]
+        for name, stored in adapter.saved.items()
+        if name.endswith(("classifier.weight", "score.weight"))
+    ]
+    config = ModelConfig(base, task, head)
+    model = models.load_model(config, labels[0] if labels else 2, dtype)
+    try:
+        return model, models.load_tokenizer(config)
+    except InputError:  # some models come without one; they are merged all the same
+        return model, None
+
+
+@torch.no_grad()
+def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
+    """Add every update to its weight and put the saved modules in place; what rounding did to each weight.
+
+    A weight that two modules share (tied embeddings) is untied: only the adapted one changes.
+
+    Raises:
+        InputError: a weight is missing, has another shape, or the update is more than a change of it.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    missing = [name for update in adapter.updates.values() if (name := _weight_name(update)) not in parameters]
+    missing += [name for name in adapter.saved if name not in parameters]
+    if missing:
+        raise InputError(
+            "the adapter is not of this model", found=f"updates for {some(missing, 3)}", expected=some(parameters, 3)
+        )
+    reports = [_merge_one(model, parameters, update) for update in adapter.updates.values()]
+    for name, stored in adapter.saved.items():
+        values = torch.from_numpy(stored.read())
+        if values.shape != parameters[name].shape:
+            raise InputError(
+                f"{name} has another shape", found=tuple(values.shape), expected=tuple(parameters[name].shape)
+            )
+        parameters[name].copy_(values)
+    return reports
+
+
+def _weight_name(update: Update) -> str:
+    return update.base_weight or f"{update.name}.weight"
+
+
+def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update) -> MergedWeight:
+    name = _weight_name(update)
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if update.kind == "scaling" and getattr(module, "bias", None) is not None:
+        raise InputError(
+            f"{update.name} cannot be merged: its scaling also acts on the bias", hint="keep the adapter apart"
+        )
+    stored = getattr(module, attribute)
+    whole = stored if update.expert is None else stored[update.expert]
+    wide = whole.to(torch.promote_types(whole.dtype, torch.float32))
+    delta = _delta(update, wide)
+    merged = (wide + delta).to(whole.dtype)
+    if update.expert is None:
+        _put(model, parameters, module, attribute, merged)
+    else:
+        whole.copy_(merged)
+    return _report(name, wide, delta, merged)
+
+
+def _delta(update: Update, weight: Tensor) -> Tensor:
+    """ΔW in the layout and dtype the model stores `weight` in."""
+    native = weight.t() if update.transposed else weight
+    base = native.reshape(native.shape[0], -1).double().cpu().numpy() if update.needs_base else None
+    values = torch.from_numpy(np.ascontiguousarray(dense(update.delta(base)))).to(weight)
+    values = values.t() if update.transposed else values
+    if values.numel() != weight.numel() or not (update.kernel or values.shape == weight.shape):
+        raise InputError(f"{update.name} has another shape", found=update.shape, expected=tuple(native.shape))
+    return values.reshape(weight.shape)
+
+
+def _put(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], module: nn.Module, attribute: str, merged: Tensor
+) -> None:
+    """The merged weight in the old one's place; a module that shared the old one keeps it."""
+    old = getattr(module, attribute)
+    shared = sum(parameter is old for parameter in parameters.values()) > 1
+    setattr(module, attribute, nn.Parameter(merged, requires_grad=False))
+    if shared and getattr(model.config, "tie_word_embeddings", False):
+        model.config.tie_word_embeddings = False  # or saving and loading would tie them again
+
+
+def _report(name: str, wide: Tensor, delta: Tensor, merged: Tensor) -> MergedWeight:
+    size, base = float(delta.norm()), float(wide.norm())
+    kept = merged.to(wide.dtype) - wide
+    moved = delta != 0
+    stuck = float(((kept == 0) & moved).sum() / moved.sum()) if bool(moved.any()) else 0.0
+    loss = float((kept - delta).norm()) / size if size else 0.0
+    return MergedWeight(name, size / base if base else 0.0, loss, stuck)
+
+
+def dtype_of(model: nn.Module) -> str:
+    """The dtype most of the model is stored in, by its short name."""
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
+
+
+def save(model: nn.Module, tokenizer: Any, folder: Path, merged: list[MergedWeight], facts: Mapping[str, str]) -> None:
+    """The model, its tokenizer and merge.json in a new folder, which appears whole or not at all."""
+    with staged(folder) as stage:
+        model.save_pretrained(stage)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(stage)
+        weights = [asdict(one) for one in merged]
+        write_json(stage / "merge.json", {**facts, "dtype": dtype_of(model), "weights": weights})
