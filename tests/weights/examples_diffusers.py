@@ -62,6 +62,14 @@ def examples() -> list[Example]:
             {name.removeprefix("unet."): delta for name, delta in expected.items() if name.startswith("unet.")},
             {"lora_adapter_metadata": json.dumps(alone)},
         ),
+        Example(
+            "comfy_today",
+            {
+                **_pair("diffusion_model.blocks.0.q.lora_A.weight", "diffusion_model.blocks.0.q.lora_B.weight", a, b),
+                "diffusion_model.blocks.0.q.alpha": np.array(3.0, np.float32),
+            },
+            {"diffusion_model.blocks.0.q": product * (3 / 4)},
+        ),
         Example("old", old, before | {f"{BLOCK}.to_v": product / 4}),
     ]
 

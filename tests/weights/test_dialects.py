@@ -51,7 +51,7 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(data, tmp_path_factory)
     """Keys lost, renamed and added, shapes and dtypes changed: an adapter whose updates work, or an InputError."""
     _, example = data.draw(st.sampled_from(EXAMPLES))
     tensors = dict(example.tensors)
-    for _ in range(data.draw(st.integers(1, 3))):
+    for _ in range(min(data.draw(st.integers(1, 3)), len(tensors) - 1)):
         key = data.draw(st.sampled_from(sorted(tensors)))
         value = tensors.pop(key)
         match data.draw(st.sampled_from(["lose", "rename", "reshape", "steal", "spoil"])):
@@ -64,14 +64,12 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(data, tmp_path_factory)
                 shape = tuple(data.draw(st.lists(st.integers(0, 3), max_size=5)))
                 value = np.ones(shape, data.draw(st.sampled_from([np.float32, np.float16, np.float64])))
             case "steal":
-                value = tensors[data.draw(st.sampled_from(sorted(tensors)))] if tensors else value
+                value = tensors[data.draw(st.sampled_from(sorted(tensors)))]
             case "spoil":
                 value = np.full_like(value, data.draw(st.sampled_from([np.nan, np.inf, 0.0, -1.0])))
             case _:
                 continue
         tensors[key] = value
-    if not tensors:
-        return
     folder = tmp_path_factory.mktemp("damaged")
     try:
         adapter = read(Example("damaged", tensors, {}, example.metadata).write(folder))

@@ -25,8 +25,8 @@ def test_delta_equals_the_formula(example, tmp_path):
 
 
 def test_what_the_notes_and_the_method_say(tmp_path):
-    today, bare, one, old = (read(example.write(tmp_path)) for example in examples())
-    assert today.notes == one.notes == ()
+    today, bare, one, comfy, old = (read(example.write(tmp_path)) for example in examples())
+    assert today.notes == one.notes == comfy.notes == ()
     assert today.settings["text_encoder.lora_alpha"] == 6
     assert bare.notes[0].endswith("4 of 4 modules")
     assert old.notes[0].endswith("3 of 4 modules")
@@ -99,4 +99,4 @@ def test_an_uncovered_component_has_scale_one(tmp_path):
 
 
 def test_old_names_are_todays(tmp_path):
-    assert f"{BLOCK}.to_out.0" in read(examples()[3].write(tmp_path)).updates
+    assert f"{BLOCK}.to_out.0" in read(examples()[-1].write(tmp_path)).updates

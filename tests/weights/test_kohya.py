@@ -49,20 +49,21 @@ def test_a_base_gives_the_names_back_where_they_are_unambiguous(tmp_path):
     adapter, base = {}, {}
     for name in ("lora_unet_mid_block_proj_in", "lora_te1_layers_0_q", "lora_te2_layers_0_q", "lora_unet_a_b"):
         adapter |= {f"{name}.lora_down.weight": normal(rng, 2, 4), f"{name}.lora_up.weight": normal(rng, 6, 2)}
-    for name in ("mid_block.proj_in", "layers.0.q", "a.b", "a_b"):  # a_b fits two, layers.0.q is claimed by two
+    adapter |= {f"{n}.{half}": v for n in ("lora_te_m_k", "m.k") for half, v in _pair(rng).items()}  # both are m.k
+    for name in ("mid_block.proj_in", "layers.0.q", "m.k", "a.b", "a_b"):  # a_b fits two, layers.0.q is claimed by two
         base[f"{name}.weight"] = normal(rng, 6, 4)
     save_file(adapter, tmp_path / "adapter.safetensors")
     save_file(base, tmp_path / "model.safetensors")
     with_base = read(tmp_path / "adapter.safetensors", open_checkpoint(tmp_path / "model.safetensors"))
-    assert set(with_base.updates) == {
-        "mid_block.proj_in",
-        "lora_te1_layers_0_q",
-        "lora_te2_layers_0_q",
-        "lora_unet_a_b",
-    }
+    kept = {"lora_te1_layers_0_q", "lora_te2_layers_0_q", "lora_unet_a_b", "lora_te_m_k", "m.k"}
+    assert set(with_base.updates) == {"mid_block.proj_in", *kept}
     assert with_base.updates["mid_block.proj_in"].name == "mid_block.proj_in"
-    assert with_base.notes[0].startswith("3 module names fit no single module")
+    assert with_base.notes[0].startswith("4 module names fit no single module")
     assert "underscores" in read(tmp_path / "adapter.safetensors").notes[0]
+
+
+def _pair(rng):
+    return {"lora_down.weight": normal(rng, 2, 4), "lora_up.weight": normal(rng, 6, 2)}
 
 
 @pytest.mark.parametrize("lost", ["lora_down", "lora_up"])

@@ -156,6 +156,9 @@ def test_keys_of_peft_are_not_claimed():
     from lorascope.weights.formats.kohya import claimed_by_lycoris
 
     assert not claimed_by_lycoris(["base_model.model.q.hada_w1_a", "base_model.model.q.lokr_w1"])
+    assert not claimed_by_lycoris(
+        ["branch.a1.weight", "branch.b1.weight", "attn.q_layer.weight"]
+    )  # some model's layers
 
 
 def _loha_shapes() -> dict[str, tuple[int, ...]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
 METADATA = "lora_adapter_metadata"
-COMPONENTS = ("unet.", "transformer.", "text_encoder", "controlnet.")
+COMPONENTS = ("unet.", "transformer.", "transformer_2.", "text_encoder", "controlnet.", "diffusion_model.")
 SIDES = {"A": "down", "B": "up", "down": "down", "up": "up"}
 _SPELLINGS = tuple(
     re.compile(pattern)

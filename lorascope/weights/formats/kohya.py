@@ -35,10 +35,9 @@ PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lo
 LYCORIS_SUFFIXES = (  # what only LyCORIS writes: with one of these the whole file is LyCORIS's
     *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
     *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-    *("diff", "diff_b", "w_norm", "b_norm", "on_input", "oft_blocks"),
-    *("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
-    *("q_layer.weight", "p_layer.weight", "lambda_layer"),
+    *("diff", "diff_b", "w_norm", "b_norm", "on_input", "oft_blocks", "lambda_layer"),
 )
+GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")  # each alone could be a layer of some model
 LONGEST_SETTING = 300
 
 
@@ -68,10 +67,12 @@ class Kohya(Format):
 def claimed_by_lycoris(keys: Iterable[str]) -> bool:
     """Whether these keys hold something that only LyCORIS writes, outside PEFT's `base_model.` namespace."""
     endings = tuple("." + suffix for suffix in LYCORIS_SUFFIXES)
+    ours = {key for key in keys if not key.startswith("base_model.")}
     return any(
-        not key.startswith("base_model.")
-        and (key.endswith(endings) or (key.startswith("lycoris_") and key.endswith(".lora_down.weight")))
-        for key in keys
+        key.endswith(endings)
+        or (key.startswith("lycoris_") and key.endswith(".lora_down.weight"))
+        or (key.endswith("." + GLORA[0]) and all(key.removesuffix(GLORA[0]) + other in ours for other in GLORA))
+        for key in ours
     )
 
 

@@ -107,11 +107,11 @@ def _loha(part: Part, ledger: Ledger) -> Update | None:
     """ΔW = s·(w1_a w1_b) ∘ (w2_a w2_b); with Tucker cores, w_a is stored (r, d_out) and t (r, r, *kernel)."""
     if _with_magnitude(part, ledger):
         return None
-    factors = {name: part.take(ledger, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    factors = {name: part.take_matrix(ledger, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
     rank, kernel = factors["w1_b"].shape[0], kernel_of(factors["w1_b"])
     if "hada_t1" in part or "hada_t2" in part:
         for i in "12":
-            core = part.take(ledger, f"hada_t{i}")
+            core = part.take_matrix(ledger, f"hada_t{i}")
             left, right = factors[f"w{i}_a"], factors[f"w{i}_b"]
             factors |= {f"w{i}_a": _turned(part, left), f"w{i}_b": _folded(part, core, right)}
             kernel = kernel_of(core)
@@ -134,11 +134,11 @@ def _lokr(part: Part, ledger: Ledger) -> Update | None:
         if whole in part and any(half in part for half in halves):
             raise InputError(f"{part.module} stores {operand} both whole and factored", found=", ".join(part.keys))
         for suffix in (whole,) if not any(half in part for half in halves) else halves:
-            roles[suffix.removeprefix("lokr_")] = part.take(ledger, suffix)
+            roles[suffix.removeprefix("lokr_")] = part.take_matrix(ledger, suffix)
     kernel = kernel_of(roles["w2"] if "w2" in roles else roles["w2_b"])
     ranks = [roles[name].shape[0] for name in ("w1_b", "w2_b") if name in roles]
     if "lokr_t2" in part:
-        core, left, right = part.take(ledger, "lokr_t2"), roles.get("w2_a"), roles.get("w2_b")
+        core, left, right = part.take_matrix(ledger, "lokr_t2"), roles.get("w2_a"), roles.get("w2_b")
         if left is None or right is None:
             raise InputError(f"{part.keys['lokr_t2']!r} has no lokr_w2_a and lokr_w2_b to act on")
         roles |= {"w2_a": _turned(part, left), "w2_b": _folded(part, core, right)}
@@ -156,9 +156,10 @@ def _lokr(part: Part, ledger: Ledger) -> Update | None:
 
 def _full(part: Part, ledger: Ledger) -> Update | None:
     """ΔW itself."""
-    diff = part.take(ledger, "diff")
-    if len(diff.shape) < 2:
-        raise InputError(f"{part.keys['diff']!r} is not a matrix", found=tuple(diff.shape))
+    if len(ledger.peek(part.keys["diff"]).shape) == 1:
+        part.set_aside(ledger, "a difference of a vector (a norm's weight), not of a matrix")
+        return None
+    diff = part.take_matrix(ledger, "diff")
     return Update(part.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))
 
 
@@ -221,8 +222,8 @@ FAMILIES = (
     ),
     Family(
         "GLoRA",
-        ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
-        ("alpha", "scalar"),
+        kohya.GLORA,
+        ("bm.weight", "alpha", "scalar"),
         _aside("GLoRA's ΔW = W·A + B needs the base weight, and lorascope does not model it"),
     ),
     Family(

@@ -39,6 +39,13 @@ class Part:
             )
         return ledger.take(self.keys[suffix])
 
+    def take_matrix(self, ledger: Ledger, suffix: str) -> Stored:
+        """As `take`. InputError where the array has fewer than two axes, or no entries."""
+        stored = self.take(ledger, suffix)
+        if len(stored.shape) < 2 or 0 in stored.shape:
+            raise InputError(f"{self.keys[suffix]!r} is not a matrix or a kernel", found=f"shape {tuple(stored.shape)}")
+        return stored
+
     def optional(self, ledger: Ledger, suffix: str) -> Stored | None:
         return ledger.take(self.keys[suffix]) if suffix in self.keys else None
 
@@ -86,7 +93,7 @@ def low_rank_roles(down: Stored, up: Stored, mid: Stored | None, keys: tuple[str
         mid: (r, r, *kernel) or None. ΔW[o, i, k] = Σ_pq up[o, p] mid[p, q, k] down[q, i].
         keys: of down and up, to name.
     """
-    if len(down.shape) < 2 or len(up.shape) < 2:
+    if len(down.shape) < 2 or len(up.shape) < 2 or 0 in (*down.shape, *up.shape):
         raise InputError(f"{keys[0]!r} and {keys[1]!r} are not matrices", found=f"{down.shape} and {up.shape}")
     if math.prod(up.shape[2:]) != 1:
         raise InputError(f"{keys[1]!r} has a kernel of its own", found=tuple(up.shape), expected="(d_out, r, 1, ...)")
@@ -145,11 +152,12 @@ def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[s
     for module in base_modules(base):
         spelled.setdefault(module.replace(".", "_"), []).append(module)
     found: dict[str, str] = {}
+    modules = list(modules)
     for module in modules:
         bare = next((module.removeprefix(p) for p in prefixes if module.startswith(p)), module)
         if len(spelled.get(bare, ())) == 1:
             found[module] = spelled[bare][0]
     owners: dict[str, int] = {}
-    for name in found.values():
+    for name in (*found.values(), *modules):
         owners[name] = owners.get(name, 0) + 1
     return {module: name for module, name in found.items() if owners[name] == 1}

@@ -13,6 +13,7 @@ from lorascope.errors import InputError, some
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
+from lorascope.weights.formats.diffusers import COMPONENTS
 from lorascope.weights.peft import lora, lycoris, vectors
 from lorascope.weights.peft.config import CHANGES_DELTA, Config, notes_of, parse_config
 from lorascope.weights.peft.experts import assign, experts, parameters_of
@@ -37,8 +38,6 @@ from lorascope.weights.tensors import Recent
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-_DIFFUSERS = ("unet.", "transformer.", "text_encoder", "controlnet.")
-
 
 class Peft(Format):
     name = "peft"
@@ -51,7 +50,7 @@ class Peft(Format):
             return False
         keys = list(bundle.tensors)
         ours = [key for key in keys if is_peft(key)]
-        return any(key.startswith("base_model.") or not key.startswith(_DIFFUSERS) for key in ours)
+        return any(key.startswith("base_model.") or not key.startswith(COMPONENTS) for key in ours)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         config = parse_config(bundle.config)

@@ -1,8 +1,8 @@
 """torchtune's own checkpoints: `layers.0.attn.q_proj.lora_a.weight`, `.lora_b.weight`, and DoRA's `.magnitude`.
 
 ΔW = alpha/r · lora_b · lora_a with lora_a = A (r, d_in) and lora_b = B (d_out, r); alpha is in the recipe and not in
-the file, so scale 1 is reported and a note says so. Names, and for query and key the order of the rows, are torchtune's:
-its rotary embedding interleaves where Hugging Face's splits in halves, which permutes those rows and no spectrum.
+the file, so scale 1 is reported and a note says so. Names, and for query and key the order of rows, are torchtune's,
+whose rotary embedding interleaves where Hugging Face's splits in halves: that permutes those rows and no spectrum.
 """
 
 from typing import TYPE_CHECKING
