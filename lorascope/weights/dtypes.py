@@ -53,13 +53,14 @@ _FLOAT8 = {
 
 def decode_into(raw: np.ndarray, dtype: str, out: np.ndarray) -> None:
     """Little-endian bytes `raw` (n · size,) uint8 of type `dtype`, as float64 into `out` (n,)."""
-    if dtype == "BF16":  # a float32 without its lower half
-        wide = raw.view("<u2").astype(np.uint32)
-        np.copyto(out, np.left_shift(wide, 16, out=wide).view(np.float32))
-    elif dtype in _FLOAT8:
-        np.take(_FLOAT8[dtype], raw, out=out)
-    else:
-        np.copyto(out, raw.view(_NATIVE[dtype]))
+    with np.errstate(invalid="ignore"):  # signalling NaNs are no news here: the analysis reports them
+        if dtype == "BF16":  # a float32 without its lower half
+            wide = raw.view("<u2").astype(np.uint32)
+            np.copyto(out, np.left_shift(wide, 16, out=wide).view(np.float32))
+        elif dtype in _FLOAT8:
+            np.take(_FLOAT8[dtype], raw, out=out)
+        else:
+            np.copyto(out, raw.view(_NATIVE[dtype]))
 
 
 def encode(values: np.ndarray, dtype: str) -> bytes:
@@ -68,7 +69,8 @@ def encode(values: np.ndarray, dtype: str) -> bytes:
     Exact for values that came from that type, which is what writing an adapter back needs.
     """
     if dtype == "BF16":
-        bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            bits = np.ascontiguousarray(values).astype(np.float32).view(np.uint32).astype(np.uint64)
         nan = np.isnan(values)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return np.where(nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()

@@ -195,8 +195,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(path: Path, key: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     """(key, dtype, shape, start, stop) of one header entry, each of the right type and size."""
-    if any("\ud800" <= character <= "\udfff" for character in key):
-        raise _corrupt(path, f"the key {key!r} is not valid text")
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and no terminal or file can take
+        raise _corrupt(path, f"the key {key!r} is not valid text") from None
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _corrupt(path, f"the entry of {key!r} is not dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -1,0 +1,37 @@
+"""What the contract does not say: DoRA's direction, lengths that undo, rank zero."""
+
+import numpy as np
+
+from lorascope.updates.base import dense, kinds
+from lorascope.updates.magnitude import Magnitude
+
+
+def test_dora_at_its_start_changes_nothing_but_the_lengths():
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((5, 7))
+    roles = {"A": rng.standard_normal((2, 7)), "B": np.zeros((5, 2)), "m": np.linalg.norm(base, axis=1)}
+    np.testing.assert_allclose(kinds.get("magnitude").delta(roles, 2.0, base), 0, atol=1e-15)  # m · w / ‖w‖ − w
+    doubled = kinds.get("magnitude").delta({**roles, "m": 2 * roles["m"]}, 2.0, base)
+    np.testing.assert_allclose(doubled, base, atol=1e-14)
+
+
+def test_direction_is_the_low_rank_part():
+    rng = np.random.default_rng(0)
+    roles = {"A": rng.standard_normal((2, 7)), "B": rng.standard_normal((5, 2)), "m": rng.random(5)}
+    direction = Magnitude().direction(roles, 0.5)
+    np.testing.assert_allclose(direction.dense(), 0.5 * roles["B"] @ roles["A"], atol=1e-15)
+    assert Magnitude().direction({"m": roles["m"]}) is None
+
+
+def test_a_row_without_direction_is_not_a_number_and_no_warning(recwarn):
+    delta = kinds.get("magnitude").delta({"m": np.ones(2)}, 1.0, np.array([[0.0, 0.0], [3.0, 4.0]]))
+    assert np.isnan(delta[0]).all()
+    np.testing.assert_allclose(delta[1], [0.6 - 3, 0.8 - 4])
+    assert not recwarn.list
+
+
+def test_a_triplet_of_rank_zero_is_zero():
+    roles = {"A": np.zeros((0, 4)), "B": np.zeros((3, 0)), "E": np.zeros((0, 1))}
+    delta = kinds.get("triplet").delta(roles)
+    assert delta.shape == (3, 4)
+    np.testing.assert_array_equal(dense(delta), np.zeros((3, 4)))
