@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lorascope.errors import LorascopeError
@@ -34,10 +34,18 @@ def replacing(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path | str, content: bytes | Iterable[bytes]) -> None:
+    """Write the bytes, or the pieces, and onto the disk: whole or not at all. Raises as `replacing` does."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines([content] if isinstance(content, bytes) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all. Raises LorascopeError as `replacing` does."""
+    """Write `text` as UTF-8, whole or not at all; what UTF-8 cannot hold (a lone surrogate in a key) is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _umask() -> int:

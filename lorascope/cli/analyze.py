@@ -175,7 +175,7 @@ def _json(results: "list[SpectrumResult]") -> str:
 
     records = [result.to_json() for result in results]
     whole = records[0] if len(records) == 1 else {"schema": 1, "lorascope": lorascope.__version__, "adapters": records}
-    return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    return json.dumps(whole, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def _csv(results: "list[SpectrumResult]") -> str:

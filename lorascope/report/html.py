@@ -8,7 +8,6 @@ no string from a file can run even if an escape were missed.
 import base64
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,8 +17,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from lorascope import blocks
+from lorascope.atomic import write_text
 from lorascope.blocks import Block, Cell, Column, Page, Table
-from lorascope.errors import LorascopeError
 from lorascope.report import figures, heatmap, palette
 from lorascope.report import text as t
 
@@ -32,30 +31,7 @@ SEVERITIES = ("error", "warning", "note")
 
 def write(page: Page, path: str | os.PathLike) -> None:
     """Writes the page to `path`, whole or not at all. LorascopeError where the file cannot be written."""
-    path, text = Path(path), render(page)
-    handle = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False, newline="\n"
-        ) as handle:
-            handle.write(text)
-        os.chmod(handle.name, 0o666 & ~_umask())
-        os.replace(handle.name, path)
-    except OSError as error:
-        raise LorascopeError(
-            f"cannot write the page {str(path)!r}",
-            found=error.strerror or str(error),
-            hint="name a file in a folder that exists and can be written",
-        ) from error
-    finally:
-        if handle is not None:
-            Path(handle.name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_text(Path(path), render(page))
 
 
 def render(page: Page) -> str:
