@@ -4,6 +4,7 @@ torch is imported when such a file is opened and not before.
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,7 +77,9 @@ def _load(path: Path) -> Any:
     except ImportError:
         raise InputError(f"{path} is a PyTorch file, and torch is not installed", hint="install torch") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on the pickle's protocol, which the outcome makes plain
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} was refused and not executed: it is damaged, or it holds code or objects beside tensors",

@@ -1,0 +1,133 @@
+"""A full model on disk, found by the names adapters use."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from lorascope.errors import InputError
+from lorascope.updates.base import Update
+from lorascope.weights.checkpoint import open_checkpoint
+from lorascope.weights.tensors import InMemory
+
+RNG = np.random.default_rng(0)
+
+
+def model(tmp_path, config=None, **shapes):
+    """A checkpoint of these parameters (`__` for a dot); the folder and the values."""
+    values = {name.replace("__", "."): RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(values, tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    return open_checkpoint(tmp_path), values
+
+
+def low_rank(name, d_out, d_in, **fields):
+    return Update(name, "low_rank", {"A": InMemory(np.ones((2, d_in))), "B": InMemory(np.ones((d_out, 2)))}, **fields)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("model.layers.0.q.weight", "model.layers.0.q"),
+        ("model.layers.0.q.weight", "model.layers.0.q.weight"),
+        ("layers.0.q.weight", "model.layers.0.q"),
+        ("model.layers.0.q.weight", "layers.0.q"),
+        ("bert.encoder.layer.0.query.weight", "encoder.layer.0.query"),
+        ("encoder.layer.0.query.weight", "bert.encoder.layer.0.query"),
+        ("layers.0.q.weight", "base_model.model.layers.0.q"),
+        ("base_model.model.layers.0.q.weight", "layers.0.q"),
+        ("model.decoder.layers.0.q.weight", "layers.0.q"),
+    ],
+)
+def test_prefixes_of_either_side(stored, asked, tmp_path):
+    checkpoint, values = model(tmp_path, **{stored.replace(".", "__"): (3, 4)})
+    np.testing.assert_array_equal(checkpoint.weight(asked).read(), values[stored])
+
+
+def test_an_ambiguous_or_unknown_name_is_not_guessed(tmp_path):
+    checkpoint, _ = model(tmp_path, encoder__layers__0__q__weight=(3, 4), decoder__layers__0__q__weight=(3, 4))
+    assert checkpoint.find("layers.0.q") is None
+    assert checkpoint.find("weight") is None
+    with pytest.raises(InputError, match=r"no parameter for 'layers\.0\.q'.*is it the base model"):
+        checkpoint.weight("layers.0.q")
+
+
+def test_tied_names(tmp_path):
+    checkpoint, values = model(tmp_path, config={}, model__embed_tokens__weight=(9, 4), model__norm__weight=(4,))
+    np.testing.assert_array_equal(checkpoint.weight("lm_head").read(), values["model.embed_tokens.weight"])
+    checkpoint, _ = model(tmp_path, config={"tie_word_embeddings": False}, model__embed_tokens__weight=(9, 4))
+    assert checkpoint.find("lm_head") is None
+
+
+def test_names_and_dtype(tmp_path):
+    save_file({"a": np.ones((9, 9), np.float16), "b": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert sorted(checkpoint.names()) == ["a", "b"]
+    assert checkpoint.dtype == "F16"
+
+
+def test_the_base_of_an_update_is_the_map(tmp_path):
+    checkpoint, values = model(
+        tmp_path, q__weight=(3, 4), conv__weight=(6, 2, 3, 3), c_attn__weight=(4, 5), experts__up=(3, 5, 4)
+    )
+    np.testing.assert_array_equal(checkpoint.of(low_rank("q", 3, 4)).read(), values["q.weight"])
+    conv = checkpoint.of(low_rank("conv", 6, 18, kernel=(3, 3)))
+    np.testing.assert_array_equal(conv.read(), values["conv.weight"].reshape(6, 18))
+    turned = checkpoint.of(low_rank("c_attn", 5, 4, transposed=True))
+    np.testing.assert_array_equal(turned.read(), values["c_attn.weight"].T)
+    expert = low_rank("experts.up[2]", 5, 4, base_weight="experts.up", expert=2)
+    np.testing.assert_array_equal(checkpoint.of(expert).read(), values["experts.up"][2])
+    turned = low_rank("experts.up[1]", 4, 5, base_weight="experts.up", expert=1, transposed=True)
+    np.testing.assert_array_equal(checkpoint.of(turned).read(), values["experts.up"][1].T)
+
+
+def test_a_base_that_does_not_fit(tmp_path):
+    checkpoint, _ = model(tmp_path, q__weight=(3, 4), up=(3, 5, 4), v=(4,))
+    with pytest.raises(InputError, match=r"does not fit the adapter at q; found \(3, 4\); expected \(4, 3\)"):
+        checkpoint.of(low_rank("q", 4, 3))
+    with pytest.raises(InputError, match="has 3 experts; found 7"):
+        checkpoint.of(low_rank("up[7]", 5, 4, base_weight="up", expert=7))
+    with pytest.raises(InputError, match="is no matrix"):
+        checkpoint.of(low_rank("v", 4, 3))
+
+
+def test_shards_and_pytorch_files(tmp_path):
+    values = {"a.weight": torch.randn(3, 4), "b.weight": torch.randn(2, 4)}
+    names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    for (key, value), name in zip(values.items(), names, strict=True):
+        torch.save({key: value}, tmp_path / name)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": dict(zip(values, names, strict=True))}))
+    for path in (tmp_path, index):
+        checkpoint = open_checkpoint(path)
+        for key, value in values.items():
+            np.testing.assert_array_equal(checkpoint.weight(key).read(), value.double().numpy())
+
+
+def test_a_single_file(tmp_path):
+    model(tmp_path, q__weight=(3, 4))
+    assert open_checkpoint(tmp_path / "model.safetensors").names() == ["q.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("no/such-model", "local Hugging Face cache"), ("/no/such/folder", "there is no file or folder")],
+)
+def test_what_is_not_here(name, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(name)
+
+
+def test_folders_that_hold_something_else(tmp_path):
+    with pytest.raises(InputError, match="holds no model; found an empty folder"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an adapter, not a full model"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match="GGUF"):
+        open_checkpoint(tmp_path / "m.gguf")
