@@ -176,7 +176,9 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
         raise InputError(f"{path} is a Git LFS pointer, not the file itself", hint="run `git lfs pull` there")
     if start.startswith(b"GGUF"):
         raise InputError(
-            f"{path} is a GGUF file", expected="a safetensors file", hint="give it as a base or checkpoint"
+            f"{path} is a GGUF file",
+            expected="a safetensors file",
+            hint="GGUF is not read; pass the file it was converted from",
         )
     if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1] in (2, 3, 4, 5)):
         raise InputError(

@@ -223,6 +223,12 @@ def ia3_of_conv1d(folder: Path) -> Example:
     return Example(path, deltas, base)
 
 
+def ia3_of_conv1d_and_linear(folder: Path) -> Example:
+    config = IA3Config(target_modules=["c_attn", "q_proj", "v_proj"], feedforward_modules=["v_proj"])
+    path, deltas, base, _ = build(folder, config)
+    return Example(path, deltas, base)
+
+
 # PEFT keeps LoHa's scale in float32 even when its layers are float64, so α/r is chosen to be exact there.
 def loha(folder: Path) -> Example:
     config = LoHaConfig(r=3, alpha=6, target_modules=["q_proj", "conv2", "conv1"], rank_pattern={"conv2": 2})
@@ -306,6 +312,7 @@ EXAMPLES = [
     vera_without_projections,
     ia3,
     ia3_of_conv1d,
+    ia3_of_conv1d_and_linear,
     loha,
     loha_of_convolutions,
     lokr,

@@ -297,16 +297,17 @@ def test_writing_over_the_file_that_is_being_read(made, tmp_path):
 
 def test_a_plain_adapter_is_read_without_torch(made):
     code = f"import sys; from lorascope.weights.io import read; all = read({str(made[0])!r}).updates"
-    code += "; [u.read() for u in all.values()]; print([m for m in ('torch', 'scipy', 'pandas', 'safetensors') if m in sys.modules])"
+    code += "; [u.read() for u in all.values()]"
+    code += "; print([m for m in ('torch', 'scipy', 'pandas', 'safetensors') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ROLES = """
-    lora_A.weight lora_B.weight lora_A lora_E lora_embedding_A lora_magnitude_vector vera_lambda_b vera_A ia3_l hada_w1_a
-    hada_t1 lokr_w1 lokr_w2_b lokr_t2 base_layer.weight weight alpha modules_to_save.default.weight lora_B.bias
-    lora_down.weight lora_up.weight lora_A.default.weight
+    lora_A.weight lora_B.weight lora_A lora_E lora_embedding_A lora_magnitude_vector vera_lambda_b vera_A
+    ia3_l hada_w1_a hada_t1 lokr_w1 lokr_w2_b lokr_t2 base_layer.weight weight alpha modules_to_save.default.weight
+    lora_B.bias lora_down.weight lora_up.weight lora_A.default.weight
 """
 NAMES = st.sampled_from(ROLES.split())
 MODULES = st.sampled_from(

@@ -1,8 +1,8 @@
 """The contract of a format: recognise a file by its keys, and account for every one of them.
 
-One format, one file in this folder. `weights/io.py` asks every registered format; exactly one may claim a file. A format
-takes each key from the `Ledger` either as part of an update or set aside with a reason; a key left over is an error that
-names it. Nothing is ever dropped in silence.
+One format, one file in this folder. `weights/io.py` asks every registered format; exactly one may claim a file. A
+format takes each key from the `Ledger` either as part of an update or set aside with a reason; a key left over is an
+error that names it. Nothing is ever dropped in silence.
 """
 
 from abc import ABC, abstractmethod

@@ -110,7 +110,7 @@ class _Reader:
         if "lora_embedding_A" in group or "lora_embedding_B" in group:
             return lora.embedding(group, self.config)
         if "ia3_l" in group:
-            return vectors.ia3(group, self.config)
+            return vectors.ia3(group, self.config, self.base)
         if group.stored.keys() & set(LOHA):
             return lycoris.loha(group, self.config)
         if group.stored.keys() & set(LOKR):

@@ -138,7 +138,7 @@ def _redrawn(groups: Sequence[Group], widths: list[int], config: Config, notes: 
     return draw(config.rank, max(widths)), draw(d_out, config.rank)
 
 
-def ia3(group: Group, config: Config) -> Update:
+def ia3(group: Group, config: Config, base: "Checkpoint | None" = None) -> Update:
     """IA³: one factor for each output, stored (d_out, 1), or for each input of a feed-forward module, (1, d_in).
 
     A convolution's is (1, channels, 1, ...) either way, and the config says which.
@@ -162,10 +162,18 @@ def ia3(group: Group, config: Config) -> Update:
         name=group.module,
         kind="scaling",
         roles={"in_scale" if inward else "out_scale": reshaped(l, size)},
-        transposed=config.flag("fan_in_fan_out"),
+        transposed=_is_turned(group.module, size, 1 if inward else 0, config, base),
         kernel=(1,) * (len(shape) - 2),
         notes=note,
     )
+
+
+def _is_turned(module: str, size: int, axis: int, config: Config, base: "Checkpoint | None") -> bool:
+    """Whether the base stores (d_in, d_out): the only way round that the vector fits, else what the config says."""
+    stored = base.find(module) if base is not None else None
+    if stored is None or len(stored.shape) != 2 or stored.shape[0] == stored.shape[1]:
+        return config.flag("fan_in_fan_out")
+    return stored.shape[1 - axis] == size
 
 
 def _is_feedforward(module: str, config: Config) -> bool:
