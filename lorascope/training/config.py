@@ -130,6 +130,7 @@ class TrainingConfig:
         per_device_train_batch_size: sequences in one forward and backward pass.
         gradient_accumulation_steps: passes per optimiser step. Every token (or text) of a step weighs the same.
         per_device_eval_batch_size: sequences in one evaluation pass.
+        group_by_length: put texts of similar length into the same pass, so that less of it is padding.
         eval_steps: evaluate every so many steps, and at the end; null only at the end.
         save_steps: write a checkpoint every so many steps; null never.
         logging_steps: write the training loss every so many steps.
@@ -147,6 +148,7 @@ class TrainingConfig:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     per_device_eval_batch_size: int = 64
+    group_by_length: bool = False
     eval_steps: int | None = None
     save_steps: int | None = None
     logging_steps: int = 10
@@ -220,10 +222,9 @@ def _method(values: object, problems: list[str]) -> MethodConfig | None:
         return None
     own = {f.name for f in fields(Head)}
     head = build(Head, {key: value for key, value in values.items() if key in own}, "method", problems)
-    if head is None:
-        return None
+    name = values.get("name", Head.name)
     try:
-        cls = methods.get(head.name).Config
+        cls = methods.get(str(name)).Config
     except InputError as error:
         problems.append(f"method.name: {str(error).rstrip('.')}")
         return None
@@ -232,7 +233,7 @@ def _method(values: object, problems: list[str]) -> MethodConfig | None:
     strangers = [key for key in rest if key not in known]
     problems.extend(unknown(dotted("method", key), key, known) for key in strangers)
     settings = build(cls, {key: value for key, value in rest.items() if key not in strangers}, "method", problems)
-    return MethodConfig(head.name, head.targets, head.modules_to_save, settings)
+    return head and MethodConfig(head.name, head.targets, head.modules_to_save, settings)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -83,17 +83,36 @@ class Order:
     Args:
         length: how many texts there are.
         seed: of the run.
+        lengths: tokens of each text. Where given, texts of similar length come together: each window of 50 passes is
+            sorted by length and cut into passes, whose order is then drawn anew. Far less is padding then.
+        size: texts in one pass.
     """
 
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed = length, seed
-        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+    WINDOW = 50
+
+    def __init__(self, length: int, seed: int, lengths: Sequence[int] | None = None, size: int = 1):
+        self.length, self.seed, self.size = length, seed, size
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, permutation(self.length, self.seed, epoch)
-        return int(self._permutation[place])
+            self._epoch, self._order = epoch, self._of(epoch)
+        return int(self._order[place])
+
+    def _of(self, epoch: int) -> np.ndarray:
+        order = permutation(self.length, self.seed, epoch)
+        if self.lengths is None:
+            return order
+        window = self.WINDOW * self.size
+        for start in range(0, self.length, window):
+            piece = order[start : start + window]
+            order[start : start + window] = piece[np.argsort(self.lengths[piece], kind="stable")]
+        passes = [order[start : start + self.size] for start in range(0, self.length, self.size)]
+        whole = self.length // self.size  # an incomplete pass stays last, so that the others stay whole
+        drawn = [passes[i] for i in permutation(whole, self.seed, epoch)]
+        return np.concatenate([*drawn, *passes[whole:]])
 
     def micro_batches(self, step: int, size: int, count: int) -> list[list[int]]:
         """Step `step`'s texts as `count` passes of `size`. No text is used twice in an epoch, and none is left out."""

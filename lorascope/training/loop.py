@@ -96,7 +96,9 @@ class Loop:
         self.injected, self.model, self.method = injected, injected.model, injected.method
         self.train, self.held_out, self.config, self.world = train, held_out, config, world
         self.total = total_steps(config, len(train), world)
-        self.order = Order(len(train), config.training.seed)
+        settings = config.training
+        lengths = list(map(len, train.tokens)) if settings.group_by_length else None
+        self.order = Order(len(train), settings.seed, lengths, settings.per_device_train_batch_size)
         optim = config.optim
         groups = self.method.parameter_groups(injected, optim.learning_rate, optim.weight_decay)
         betas = (optim.adam_beta1, optim.adam_beta2)

@@ -92,9 +92,8 @@ def load_model(config: ModelConfig, num_labels: int = 0, dtype: torch.dtype | st
     if config.task_type == "CAUSAL_LM":
         return _from_pretrained(AutoModelForCausalLM, config, "model", dtype=dtype)
     if config.head == "native":
-        model = _from_pretrained(
-            AutoModelForSequenceClassification, config, "model", dtype=dtype, num_labels=num_labels
-        )
+        new_head = {"num_labels": num_labels, "ignore_mismatched_sizes": True}  # of other classes than these
+        model = _from_pretrained(AutoModelForSequenceClassification, config, "model", dtype=dtype, **new_head)
         if model.config.pad_token_id is None:  # decoders classify by the last token that is no padding
             model.config.pad_token_id = load_tokenizer(config).pad_token_id
         return model

@@ -27,7 +27,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "data": {"path": "wordnet-classes", "max_eval_samples": 500},
         "method": {**LORA, "targets": ["query", "value"]},
         "optim": {"learning_rate": 2e-3},
-        "training": {"max_steps": 250, "per_device_train_batch_size": 32, "eval_steps": 50},
+        "training": {
+            "max_steps": 250,
+            "per_device_train_batch_size": 32,
+            "group_by_length": True,
+            "eval_steps": 50,
+        },
     },
     "smollm2": {
         "model": {"name": "smollm2", "task_type": "CAUSAL_LM"},

@@ -77,8 +77,11 @@ def convert(hint: Any, value: object) -> Any:
             return value
         raise Wrong("one of " + ", ".join(map(str, arguments)))
     if origin in (tuple, list):
-        if isinstance(value, list | tuple):
-            return tuple(convert(arguments[0], item) for item in value)
+        try:
+            if isinstance(value, list | tuple):
+                return tuple(convert(arguments[0], item) for item in value)
+        except Wrong:
+            pass
         raise Wrong(f"a list of {plain(arguments[0])}s")
     if origin in (dict, Mapping) or hint is dict:
         if isinstance(value, Mapping):

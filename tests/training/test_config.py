@@ -1,0 +1,90 @@
+import pytest
+
+from lorascope.errors import InputError
+from lorascope.training.config import load, override, parse, resolved
+
+GOOD = {"model": {"name": "minilm"}, "data": {"path": "wordnet-classes"}, "method": {"name": "lora", "rank": 4}}
+
+
+def test_the_resolved_config_parses_back_to_itself():
+    config = parse(GOOD)
+    assert parse(resolved(config)) == config
+    assert resolved(config)["method"]["rank"] == 4  # the method's own keys stand beside its name
+    assert resolved(config)["optim"]["weight_decay"] == 0.0  # defaults are written out
+
+
+def test_every_wrong_key_is_reported_at_once_with_near_names():
+    wrong = {
+        "modle": {},
+        "model": {"nme": "x", "task_type": "SEQ_CLASS"},
+        "data": {"path": 3, "packing": 1, "max_length": True},
+        "method": {"name": "lora", "rnk": 3, "alpha": "high", "targets": [1]},
+        "optim": {"learning_rate": "fast", "lr_scheduler_type": "cosin"},
+        "training": {"seed": 1.5},
+    }
+    with pytest.raises(InputError) as error:
+        parse(wrong)
+    message = str(error.value)
+    for part in (
+        "modle is unknown (did you mean model?)",
+        "model.nme is unknown (did you mean name?)",
+        "model.name is missing",
+        "model.task_type is 'SEQ_CLASS' and must be one of SEQ_CLS, CAUSAL_LM",
+        "data.path is 3 and must be a string",
+        "data.packing is 1 and must be true or false",
+        "data.max_length is True",
+        "method.rnk is unknown (did you mean rank?)",
+        "method.alpha is 'high' and must be a number",
+        "method.targets is [1]",
+        "optim.learning_rate is 'fast' and must be a number",
+        "optim.lr_scheduler_type is 'cosin' and must be one of linear, cosine, constant",
+        "training.seed is 1.5 and must be a whole number",
+    ):
+        assert part in message
+    assert "13 wrong or missing keys" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "said"),
+    [
+        ("method", {"name": "loar"}, "did you mean 'lora'"),
+        ("method", {"name": "lora", "dropout": 1.0}, "dropout"),
+        ("method", {"name": "lora", "rank": 0}, "rank"),
+        ("optim", {"learning_rate": -1}, "learning_rate must be positive"),
+        ("training", {"max_steps": 0}, "max_steps must be positive"),
+        ("training", 3, "not a section"),
+    ],
+)
+def test_values_out_of_range_are_refused(section, keys, said):
+    with pytest.raises(InputError, match=said):
+        parse({**GOOD, section: keys})
+
+
+def test_overrides_reach_any_field_and_are_yaml():
+    values = override(GOOD, ["optim.learning_rate=1e-3", "method.targets=[q_proj, v_proj]", "training.max_steps=null"])
+    config = parse(values)
+    assert config.optim.learning_rate == 1e-3  # YAML reads 1e-3 as a string
+    assert config.method.targets == ("q_proj", "v_proj")
+    assert config.training.max_steps is None
+    assert "optim" not in GOOD  # the original is left alone
+
+
+@pytest.mark.parametrize("text", ["learning_rate=1", "optim.learning_rate", "=3", "optim.=3", "optim.x=[1"])
+def test_an_override_of_another_form_is_refused(text):
+    with pytest.raises(InputError, match="--set"):
+        override(GOOD, [text])
+
+
+@pytest.mark.parametrize(("content", "said"), [("a: [", "is not YAML"), ("- 1", "holds no config"), ("", "no config")])
+def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, content, said):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=said) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"run\.yaml"):
+        load(tmp_path / "run.yaml")

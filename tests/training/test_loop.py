@@ -1,0 +1,152 @@
+import math
+
+import pytest
+import torch
+
+from lorascope.errors import LorascopeError
+from lorascope.training import run
+from lorascope.training.config import OptimConfig
+from lorascope.training.loop import Loop, evaluate, learning_rate_factor
+from lorascope.training.parallel import World
+
+HERE = World(torch.device("cpu"))
+
+
+def trained(config):
+    """The adapter's state after the run, and the score."""
+    prepared = run.prepare(config, HERE.device)
+    score = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE).run()
+    return {name: tensor.clone() for name, tensor in prepared.injected.state_dict().items()}, score
+
+
+def difference(one, other):
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_accumulation_weighs_every_token_the_same(language_model):
+    """Texts of unequal length: a mean of means would differ. Dropout is off, so the split into passes is all."""
+    whole, _ = trained(language_model("training.per_device_train_batch_size=8"))
+    parts, _ = trained(
+        language_model("training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=4")
+    )
+    assert difference(whole, parts) < 1e-5  # float32 sums in another order, through 4 steps of Adam at 1e-2
+
+
+def test_a_step_follows_the_gradient_of_the_mean_loss(classifier):
+    """Against autograd on the plain mean over the step's texts, with the base's dropout off."""
+    config = classifier("method.dropout=0.0", "training.max_steps=1", "optim.max_grad_norm=null")
+    prepared = run.prepare(config, HERE.device)
+    for module in prepared.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE)
+    (indices,) = loop.order.micro_batches(0, 4, 1)
+    batch = prepared.train.batch(indices)
+    logits = prepared.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    parameters = prepared.injected.trainable()
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, batch.labels), list(parameters.values()))
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    loop.run()
+    for (name, parameter), gradient in zip(parameters.items(), expected, strict=True):
+        moved = before[name] - parameter.detach()
+        step = 1e-2 * gradient / (gradient.abs() + 1e-8)  # Adam's first step is lr · g / (|g| + ε)
+        torch.testing.assert_close(moved, step, atol=1e-6, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_the_schedule_is_its_formula(kind):
+    config = OptimConfig(lr_scheduler_type=kind, warmup_ratio=0.2)
+    factors = [learning_rate_factor(step, 10, config) for step in range(10)]
+    assert factors[:2] == [0.5, 1.0]
+    after = {
+        "linear": [1 - k / 8 for k in range(8)],
+        "cosine": [0.5 + 0.5 * math.cos(math.pi * k / 8) for k in range(8)],
+        "constant": [1.0] * 8,
+    }
+    assert factors[2:] == pytest.approx(after[kind])
+
+
+def test_evaluation_is_the_mean_over_targets_and_leaves_the_mode(language_model):
+    prepared = run.prepare(language_model(), HERE.device)
+    prepared.model.train()
+    score = evaluate(prepared.model, prepared.held_out, 3, HERE)
+    assert prepared.model.training
+    prepared.model.eval()
+    losses = []
+    with torch.no_grad():
+        for tokens in prepared.held_out.tokens:  # one text at a time: no padding anywhere
+            ids = torch.tensor([tokens])
+            logits = prepared.model(input_ids=ids).logits[0, :-1]
+            losses += (-logits.log_softmax(-1)[range(len(tokens) - 1), ids[0, 1:]]).tolist()
+    assert score.targets == len(losses)
+    assert score.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)  # float32
+
+
+def test_evaluating_more_often_changes_nothing(classifier):
+    seldom, _ = trained(classifier())
+    often, _ = trained(classifier("training.eval_steps=1"))
+    assert difference(seldom, often) == 0.0  # dropout is on: its random numbers belong to the step
+
+
+def test_gradient_checkpointing_changes_nothing(classifier, language_model):
+    for make in (classifier, language_model):
+        plain, _ = trained(make())
+        checkpointed, _ = trained(make("training.gradient_checkpointing=true"))
+        assert difference(plain, checkpointed) < 1e-6  # the same numbers, dropout masks included, recomputed
+
+
+def test_seeds_differ_and_repeat(classifier):
+    one, _ = trained(classifier("training.seed=1"))
+    again, _ = trained(classifier("training.seed=1"))
+    other, _ = trained(classifier("training.seed=2"))
+    assert difference(one, again) == 0.0
+    assert difference(one, other) > 0.01
+
+
+def test_bf16_trains_float32_masters_on_a_bfloat16_base(classifier, language_model):
+    for make in (classifier, language_model):
+        config = make("training.bf16=true", "training.max_steps=20")
+        prepared = run.prepare(config, HERE.device)
+        base = {n: p for n, p in prepared.model.named_parameters() if not p.requires_grad}
+        before = {name: parameter.clone() for name, parameter in base.items()}
+        loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE)
+        first = evaluate(prepared.model, prepared.train, 8, HERE).loss
+        loop.run()
+        assert {p.dtype for p in prepared.injected.trainable().values()} == {torch.float32}
+        assert torch.bfloat16 in {p.dtype for p in base.values()}
+        assert all(torch.equal(before[name], parameter) for name, parameter in base.items())  # the base is frozen
+        assert evaluate(prepared.model, prepared.train, 8, HERE).loss < first
+
+
+def test_the_best_adapter_is_kept(language_model):
+    """At a learning rate that soon overshoots, the last adapter is worse than the best one."""
+    overrides = ("optim.learning_rate=0.5", "training.max_steps=12", "training.eval_steps=1")
+    _, last = trained(language_model(*overrides))
+    config = language_model(*overrides, "training.load_best_model_at_end=true")
+    prepared = run.prepare(config, HERE.device)
+    loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE)
+    best = loop.run()
+    assert best.loss < last.loss
+    assert loop.best["step"] < 12
+    again = evaluate(prepared.model, prepared.held_out, 64, HERE)
+    assert again.loss == best.loss  # what is in the model is what was scored
+
+
+def test_a_loss_that_is_no_number_stops_the_run(language_model):
+    config = language_model()
+    prepared = run.prepare(config, HERE.device)
+    next(iter(prepared.injected.trainable().values())).data.fill_(math.nan)
+    with pytest.raises(LorascopeError, match="diverged at step 1; found a loss of nan"):
+        Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE).run()
+
+
+def test_gradients_are_clipped_to_the_norm(classifier, tmp_path):
+    config = classifier("optim.max_grad_norm=1e-3", "training.max_steps=1")
+    prepared = run.prepare(config, HERE.device)
+    loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE)
+    norms = []
+    loop.method.after_step = lambda *_: norms.append(
+        torch.cat([p.grad.flatten() for p in prepared.injected.trainable().values()]).norm().item()
+    )
+    loop.run()
+    assert norms == [pytest.approx(1e-3, rel=1e-2)]  # clip_grad_norm_ adds 1e-6 to the norm it divides by
