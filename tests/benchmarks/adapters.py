@@ -23,7 +23,9 @@ def projections(hidden: int, kv: int, inner: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def write_llama_adapter(folder: Path, rank: int, layers: int, hidden: int, kv: int, inner: int, bf16: bool = False) -> Path:
+def write_llama_adapter(
+    folder: Path, rank: int, layers: int, hidden: int, kv: int, inner: int, bf16: bool = False
+) -> Path:
     """A LoRA folder with A uniform and B of decaying columns, `alpha = 2 r`. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

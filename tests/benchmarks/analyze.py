@@ -25,7 +25,12 @@ RETRAIN = """
 from retrain.squeeze import analyze_adapter
 analyze_adapter({path!r})
 """
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 def measure(command: list[str]) -> dict[str, float]:
@@ -46,7 +51,9 @@ def peak_memory(command: list[str]) -> float:
         "subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True);"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, env=os.environ | ENVIRONMENT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, env=os.environ | ENVIRONMENT, check=True
+    )
     return int(done.stdout) / 1024
 
 
@@ -69,7 +76,9 @@ def main() -> None:
     parser.add_argument("--peers", help="a Python with the peers installed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    parser.add_argument("--large", action="store_true", help="also a 70B-shaped rank-64 adapter (3.3 GB on disk): memory")
+    parser.add_argument(
+        "--large", action="store_true", help="also a 70B-shaped rank-64 adapter (3.3 GB on disk): memory"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
