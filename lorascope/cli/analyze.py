@@ -35,9 +35,13 @@ def analyze(
 ) -> None:
     """Say what is in an adapter: rank, spectra, where the update is, and what is wrong with it.
 
-    Reads PEFT, kohya, diffusers, loralib and LyCORIS files. Example:
+    Reads PEFT, kohya, diffusers, loralib, LyCORIS and torchtune files. Example:
 
         lorascope analyze adapter.safetensors --html report.html
+
+    Measures to sort by: frobenius_norm, spectral_norm, nuclear_norm, energy_share, stable_rank, effective_rank,
+    energy_effective_rank, participation_ratio, energy_rank_0.9, energy_rank_0.95, energy_rank_0.99, rank_utilisation,
+    rank_utilisation_of_null, negligible_share, relative_norm, rounding_loss.
     """
     report_on(
         paths, html=html, json=json, csv=csv, terminal=str(json) != "-", base=base, modules=modules, sort=sort, top=top

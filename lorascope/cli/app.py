@@ -1,6 +1,7 @@
 """The command line: one command, one file in this folder, and the one place where errors become a line."""
 
 import importlib
+import inspect
 import pkgutil
 import sys
 from typing import Annotated
@@ -41,7 +42,13 @@ def _register() -> None:
     for module in pkgutil.iter_modules(package.__path__):
         command = getattr(importlib.import_module(f"lorascope.cli.{module.name}"), module.name, None)
         if callable(command) and module.name != "app":
-            app.command(module.name)(command)
+            app.command(module.name, help=_help(command.__doc__ or ""))(command)
+
+
+def _help(docstring: str) -> str:
+    """The docstring as help: indented paragraphs keep their lines (a YAML file, a command)."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(f"\b\n{text}" if text.startswith("    ") else text for text in paragraphs)
 
 
 def main() -> None:

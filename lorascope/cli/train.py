@@ -33,7 +33,7 @@ def train(
         lorascope train wordnet.yaml --set method.rank=4 --output runs/rank-4
 
     The folder then holds the resolved config, the metrics and the adapter in PEFT's layout. Several processes:
-    torchrun --nproc-per-node 2 -m lorascope.cli.app train wordnet.yaml
+    torchrun --nproc-per-node 2 -m lorascope train wordnet.yaml
     """
     import shlex
     import sys

@@ -89,6 +89,13 @@ def test_selection_order_and_length_of_the_list(lora_folder):
     assert "matches none" in refused(lorascope("analyze", lora_folder, "--modules", "k_proj"))
 
 
+def test_help_names_every_measure_to_sort_by():
+    from lorascope.analyses.spectrum.page import SORT_KEYS
+
+    listed = " ".join(lorascope("analyze", "--help").stdout.split())
+    assert f"Measures to sort by: {', '.join(SORT_KEYS)}." in listed
+
+
 def test_unfinished_output_leaves_nothing(lora_folder, tmp_path):
     missing = tmp_path / "no" / "such" / "a.html"
     done = lorascope("analyze", lora_folder, "--html", missing)
