@@ -28,6 +28,9 @@ def quickstart(
     if model not in ("minilm", "smollm2"):
         raise InputError(f"--model {model!r} is not offered", expected="minilm or smollm2")
 
+    from lorascope.training.threads import wait_patiently
+
+    wait_patiently()  # before torch is loaded
     from lorascope.training import quickstart as steps
 
     config = steps.config_for(model, seed, device)

@@ -38,6 +38,9 @@ def train(
     import shlex
     import sys
 
+    from lorascope.training.threads import wait_patiently
+
+    wait_patiently()  # before torch is loaded
     from lorascope.training.config import load
     from lorascope.training.parallel import pick_device
 

@@ -108,14 +108,3 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """The model's repeated blocks: the children of the `ModuleList` that holds the most parameters."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=lambda each: sum(p.numel() for p in each.parameters()), default=[]))
-
-
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, and the container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores

@@ -17,8 +17,9 @@ from lorascope.training import data, models
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Loop, Score
-from lorascope.training.parallel import World, shard_base, usable_cores, world
+from lorascope.training.parallel import World, shard_base, world
 from lorascope.training.record import Record, write_json
+from lorascope.training.threads import usable_cores
 
 CARD = "lorascope.json"  # beside the adapter's files: what `lorascope merge` needs to build the model it belongs to
 

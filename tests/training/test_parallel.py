@@ -11,7 +11,8 @@ import yaml
 
 from lorascope.errors import InputError
 from lorascope.training.config import override, parse, resolved
-from lorascope.training.parallel import pick_device, usable_cores
+from lorascope.training.parallel import pick_device
+from lorascope.training.threads import usable_cores
 from tests.training import two_processes
 from tests.training.conftest import classifier_values, lm_values
 
