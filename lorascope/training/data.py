@@ -132,14 +132,14 @@ def load(config: DataConfig, task: TaskType, tokenizer: Any, seed: int) -> tuple
     Raises:
         InputError: the data cannot be read, a column is missing, or a value is not what its column must hold.
     """
-    train, held_out = _rows(config, seed)
-    train = _first(train, config.max_train_samples, seed)
+    everything, held_out = _rows(config, seed)
+    train = _first(everything, config.max_train_samples, seed)
     held_out = _first(held_out, config.max_eval_samples, seed)
     if not train or not held_out:
         raise InputError(f"{config.path} has no rows to {'hold out' if train else 'train on'}")
     if task == "CAUSAL_LM":
         return tuple(encode_lm(_texts(rows, config), tokenizer, config) for rows in (train, held_out))
-    names = label_names(train, config)
+    names = label_names(everything, config)  # the classes do not depend on how many texts are taken
     return tuple(encode_classes(rows, names, tokenizer, config) for rows in (train, held_out))
 
 
