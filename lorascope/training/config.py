@@ -32,12 +32,17 @@ class ModelConfig:
         task_type: sequence classification or causal language modelling, by PEFT's names.
         head: of a classifier, "native" (the architecture's own) or "mean-pool" (mean over tokens, one linear layer).
         revision: of a hub name, the branch, tag or commit.
+        dropout: probability of every dropout inside the base model; null keeps the checkpoint's own.
     """
 
     name: str
     task_type: TaskType = "SEQ_CLS"
     head: Literal["native", "mean-pool"] = "native"
     revision: str | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.dropout is None or 0 <= self.dropout < 1, "dropout must lie in [0, 1)")
 
 
 @dataclass(frozen=True)

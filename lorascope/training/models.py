@@ -80,13 +80,30 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def load_model(config: ModelConfig, num_labels: int = 0, dtype: torch.dtype | str = torch.float32) -> nn.Module:
-    """The base model in `dtype` ("auto": the checkpoint's own).
+    """The base model in `dtype` ("auto": the checkpoint's own), its dropout as the config says.
 
     A head that the checkpoint lacks is initialised from torch's global generator.
 
     Raises:
         InputError: there is no such model, or it cannot do the task.
     """
+    model = _load(config, num_labels, dtype)
+    if config.dropout is not None:
+        set_dropout(model, config.dropout)
+    return model
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout inside `model`: the layers, and the numbers that attention passes to its kernel."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = probability
+        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+
+
+def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.Module:
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if config.task_type == "CAUSAL_LM":
