@@ -129,7 +129,7 @@ def _page(results: "list[SpectrumResult]", sort: str, top: int) -> "Page":
             body.append(Heading(result.source.path, level=1))
         body.extend(blocks(result, sort=sort, top=top))
     first = results[0]
-    title = Path(first.source.path).name if len(results) == 1 else f"{len(results)} adapters"
+    title = "/".join(Path(first.source.path).parts[-2:]) if len(results) == 1 else f"{len(results)} adapters"
     summary = "; ".join(
         f"{r.source.method} ({r.source.format}), {len(r.modules)} modules, ‖ΔW‖_F = {r.total_energy**0.5:.4g}"
         for r in results

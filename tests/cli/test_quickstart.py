@@ -27,7 +27,7 @@ def test_the_table_puts_the_baselines_beside_the_result(tmp_path):
     from lorascope.training.run import Finished
 
     config = quickstart.config_for("minilm", 0, "cpu")
-    finished = Finished(tmp_path / "adapter", Score(0.7, 0.79, 2000), 40.0, 250)
+    finished = Finished(tmp_path / "adapter", Score(0.7, 0.79, 2000), 40.0, 200)
     outcome = quickstart.Outcome(finished, 8000, 2000, 83353, Score(0.7, 0.79, 2000), majority=0.148, probe=0.76)
     lines = quickstart.table(outcome, config).splitlines()
     assert "25 classes" in lines[0]

@@ -85,9 +85,8 @@ def _rank(result: "SpectrumResult") -> list[Finding]:
     if empty:
         share = float(np.mean([m.negligible_share for m in empty]))
         where = _count(empty, result)
-        text = (
-            f"numerically nothing: {share:.0%} of the directions in {where} are below the rounding of {empty[0].dtype}"
-        )
+        rounding = f"below the rounding of {empty[0].dtype}"
+        text = f"numerically nothing: {_percent(share)} of the directions in {where} are {rounding}"
         found.append(Finding("note", text))
     return found
 
@@ -99,7 +98,9 @@ def _against_null(measured: "list[ModuleSpectrum]") -> list[Finding]:
     ratio = float(np.median([m.rank_utilisation_of_null for m in compared]))
     stable = float(np.median([m.stable_rank for m in compared]))
     null = float(np.median([m.null["stable_rank"] for m in compared]))
-    text = f"median stable rank {stable:.3g}, {ratio:.0%} of the {null:.3g} of a structureless B·A of these shapes"
+    text = (
+        f"median stable rank {stable:.3g}, {_percent(ratio)} of the {null:.3g} of a structureless B·A of these shapes"
+    )
     return [Finding("note", text)]
 
 
@@ -111,7 +112,9 @@ def _where(result: "SpectrumResult") -> list[Finding]:
     if len(by_type) > 1:
         name, modules = max(by_type.items(), key=lambda item: energy(item[1]))
         share, parts = energy(modules) / result.total_energy, len(modules) / len(result.modules)
-        found.append(Finding("note", f"{share:.0%} of the energy ‖ΔW‖² is in {name} ({parts:.0%} of the modules)"))
+        found.append(
+            Finding("note", f"{_percent(share)} of the energy ‖ΔW‖² is in {name} ({_percent(parts)} of the modules)")
+        )
     norms = [m.spectral_norm for m in result.modules if m.spectral_norm]
     middle = float(np.median(norms)) if norms else 0.0
     high = [m for m in result.modules if m.spectral_norm and m.spectral_norm > OUTLIER * middle]
@@ -129,15 +132,16 @@ def _base(result: "SpectrumResult") -> list[Finding]:
         return []
     worst = max(beside, key=lambda m: m.against_base.relative_norm)
     middle = float(np.median([m.against_base.relative_norm for m in beside]))
-    text = f"‖ΔW‖/‖W‖ is {middle:.2%} in the median module and at most {worst.against_base.relative_norm:.2%}"
+    most = _percent(worst.against_base.relative_norm, 3)
+    text = f"‖ΔW‖/‖W‖ is {_percent(middle, 3)} in the median module and at most {most}"
     found = [Finding("note", text, worst.name)]
     lossy = [m for m in beside if (m.against_base.rounding_loss or 0) > LOSS_WORTH_SAYING]
     if lossy:
         worst = max(lossy, key=lambda m: m.against_base.rounding_loss)
         beside_w = worst.against_base
         text = (
-            f"merging into {beside_w.dtype} rounds away {beside_w.rounding_loss:.0%} of the update here"
-            f" and over {LOSS_WORTH_SAYING:.0%} in {_count(lossy, result)}: merge in F32"
+            f"merging into {beside_w.dtype} rounds away {_percent(beside_w.rounding_loss)} of the update here"
+            f" and over {_percent(LOSS_WORTH_SAYING)} in {_count(lossy, result)}: merge in F32"
         )
         found.append(Finding("warning", text, worst.name))
     return found
@@ -158,3 +162,8 @@ def energy(modules: "list[ModuleSpectrum]") -> float:
 def _count(some_modules: list, result: "SpectrumResult") -> str:
     n, total = len(some_modules), len(result.modules)
     return f"all {total} modules" if n == total else f"{n} of {total} modules"
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    """`digits` significant digits, never in exponents: 0.2912 is "29 %"."""
+    return f"{np.format_float_positional(100 * share, digits, fractional=False, trim='-')} %"

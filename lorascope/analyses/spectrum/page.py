@@ -236,29 +236,28 @@ def _line(label: str, sigma: tuple[float, ...], panel: str, weight: Any) -> Seri
 
 
 def _energy(result: "SpectrumResult") -> Lines:
-    """Share of the energy that the k largest singular values keep: each type's median, and the worst module."""
+    """Share of the energy that the k largest singular values keep: each type's median module and its worst."""
     series = []
     for name, modules in group(result, "type").items():
         curves = [energy_curve(m.singular_values) for m in modules if m.singular_values and m.frobenius_norm]
         if curves:
             width = min(map(len, curves))
-            stacked = np.array([c[:width] for c in curves])
-            x = tuple(range(1, width + 1))
-            series.append(
-                Series(
-                    name,
-                    x,
-                    tuple(np.median(stacked, 0).tolist()),
-                    low=tuple(stacked.min(0).tolist()),
-                    high=tuple(stacked.max(0).tolist()),
-                )
-            )
+            stacked = np.array([curve[:width] for curve in curves])
+            for panel, line in (("median module", np.median(stacked, axis=0)), ("worst module", stacked.min(axis=0))):
+                series.append(Series(name, tuple(range(1, width + 1)), tuple(line.tolist()), panel))
     uniform = result.uniform_rank(0.95)
-    markers = (Marker("y", 0.95, "95 %"),) + ((Marker("x", uniform, f"uniform rank {uniform}"),) if uniform else ())
+    markers = [Marker("y", 0.95, "95 %")]
+    if uniform:
+        markers.append(Marker("x", uniform, f"uniform rank {uniform}", "worst module"))
     return Lines(
-        "Energy kept against rank", tuple(series), "rank k", "share of ‖ΔW‖_F²", markers=markers, where="page",
-        caption="Median module of each type; the band spans its modules. At the uniform rank every module keeps 95 %.",
-    )  # fmt: skip
+        "Energy kept against rank",
+        tuple(series),
+        "rank k",
+        "share of ‖ΔW‖_F²",
+        markers=tuple(markers),
+        where="page",
+        caption="One line for each module type. At the uniform rank every module keeps 95 % of its energy.",
+    )
 
 
 def _heatmap(result: "SpectrumResult", measures: list) -> list[Block]:
