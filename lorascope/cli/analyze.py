@@ -66,6 +66,7 @@ def report_on(
         InputError: a file cannot be read, nothing in it can be analysed, or `sort` is not a measure.
     """
     import sys
+    from dataclasses import replace
 
     from lorascope.linalg.host import prepare_process
 
@@ -79,6 +80,8 @@ def report_on(
         raise InputError(f"--sort {sort!r} is not a measure", expected=f"one of {', '.join(SORT_KEYS)}")
     checkpoint = _open_base(base)
     results = [run(io.read(path, checkpoint), base=checkpoint, modules=modules, progress=_bar(path)) for path in paths]
+    if base is not None:
+        results = [replace(result, base=str(base)) for result in results]  # as the user named it, not where it lies
     page = _page(results, sort, top)
     if terminal:
         from lorascope.report import terminal as screen
@@ -91,14 +94,10 @@ def report_on(
 def _open_base(base: str | Path | None) -> Any:
     if base is None:
         return None
+    from lorascope.training import assets
     from lorascope.weights.checkpoint import open_checkpoint
 
-    if not Path(base).exists():
-        from lorascope.training import assets
-
-        if str(base) in assets.names():
-            base = assets.folder(str(base))
-    return open_checkpoint(base)
+    return open_checkpoint(assets.resolve(base))
 
 
 def _bar(path: Path) -> Callable[[list], Iterable]:

@@ -197,10 +197,12 @@ def _published(asset: Asset) -> Path:
 
 
 def resolve(name: str | os.PathLike) -> str:
-    """What `from_pretrained` can load: a packaged asset's folder, a local folder, or a hub name as it stands."""
-    if os.path.isdir(name):
-        return os.fspath(name)
-    return os.fspath(folder(str(name))) if str(name) in ASSETS else str(name)
+    """What `from_pretrained` can load: a packaged asset's folder, a local folder, or a hub name as it stands.
+
+    A packaged name means the package even where a folder of that name lies about (an output folder, say): `./minilm`
+    means the folder.
+    """
+    return os.fspath(folder(str(name))) if str(name) in ASSETS else os.fspath(name)
 
 
 def _wrong(asset: Asset, folder: Path) -> str | None:

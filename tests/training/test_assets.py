@@ -72,6 +72,14 @@ def test_a_folder_and_an_unknown_name_resolve_to_themselves(cache):
     assert assets.resolve("bert-base-uncased") == "bert-base-uncased"
 
 
+def test_a_folder_that_shares_a_packaged_name_does_not_hide_it(cache, monkeypatch):
+    put_wheel(cache)
+    monkeypatch.chdir(cache)
+    (cache / "toy").mkdir()
+    assert assets.resolve("toy") == str(assets.folder("toy"))
+    assert assets.resolve("./toy") == "./toy"
+
+
 def test_knowing_the_assets_imports_no_torch():
     code = "import sys, lorascope.training.assets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
