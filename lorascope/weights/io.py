@@ -27,7 +27,7 @@ _MODELS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TWO_CHECKPOINTS = "to compare two full checkpoints run `lorascope delta BASE TUNED`"
+_TWO_CHECKPOINTS = "two full checkpoints are for `lorascope delta BASE TUNED`, which this version does not have yet"
 
 
 def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:

@@ -4,6 +4,7 @@ torch is imported when such a file is opened and not before.
 """
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -83,11 +84,17 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} was refused and not executed: it is damaged, or it holds code or objects beside tensors",
-            found=str(error).strip().splitlines()[-1][:200] if str(error).strip() else None,
+            found=_offender(str(error)),
             hint="ask its author for safetensors",
         ) from None
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
         raise InputError(f"{path} is not a PyTorch file, or is damaged", found=_first_line(error)) from None
+
+
+def _offender(message: str) -> str | None:
+    """The global that torch refused to call, from its long message; None where the message names none."""
+    named = re.search(r"GLOBAL ([\w.]+)", message)
+    return f"a call of {named[1]}" if named else None
 
 
 def _first_line(error: Exception) -> str:
