@@ -1,6 +1,6 @@
 """A real headless Chromium for tests of pages: the fixture `page_in_browser`.
 
-A `conftest.py` takes it up with `from tests.browser import page_in_browser`. The fixture is a function: given the path
+`tests/conftest.py` takes it up. The fixture is a function: given the path
 of an HTML file it opens the file in a fresh browser context and returns an `Opened`, which has recorded every console
 message, script error and request since before the page was loaded.
 """

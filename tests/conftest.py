@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from tests.browser import chromium, page_in_browser  # noqa: F401  one browser for the whole session
+
 
 @pytest.fixture(scope="session")
 def lora_folder(tmp_path_factory):

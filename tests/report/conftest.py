@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from lorascope.report import html
-from tests.browser import chromium, page_in_browser  # noqa: F401
 from tests.report import demo
 
 # What a hostile file may carry in a key: markup, an attribute's end, a template, a style's end, a mathtext formula that
