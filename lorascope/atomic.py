@@ -26,9 +26,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise LorascopeError(
-            f"could not write {path}", found=error.strerror or error, hint="nothing was left half-written"
-        ) from error
+        raise LorascopeError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

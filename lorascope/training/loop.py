@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError
 from lorascope.methods.inject import Injected
 from lorascope.training.config import OptimConfig, RunConfig
 from lorascope.training.data import IGNORE, Batch, Encoded, Order
 from lorascope.training.parallel import World
-from lorascope.training.record import Record, write_atomic
+from lorascope.training.record import Record
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class Loop:
             },
             buffer,
         )
-        write_atomic(record.checkpoint, buffer.getvalue())
+        write_bytes(record.checkpoint, buffer.getvalue())
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. InputError where it was made with other data or another number of processes."""

@@ -9,7 +9,6 @@ summary.json    how it ended
 """
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import yaml
 
 from lorascope import __version__
-from lorascope.atomic import replacing
+from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError
 from lorascope.training.config import RunConfig, resolved
 
@@ -60,7 +59,7 @@ class Record:
 
     def start(self, command: Sequence[str], device: str, **more: Any) -> None:
         """Write the config and what the run depends on besides."""
-        write_atomic(self.folder / "config.yaml", self.text.encode())
+        write_bytes(self.folder / "config.yaml", self.text.encode())
         facts = {
             "lorascope": __version__,
             "command": list(command),
@@ -87,7 +86,7 @@ class Record:
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            write_atomic(path, "".join(line + "\n" for line in lines).encode())
+            write_bytes(path, "".join(line + "\n" for line in lines).encode())
 
     @property
     def checkpoint(self) -> Path:
@@ -121,16 +120,8 @@ class Record:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all, and onto the disk. LorascopeError where it cannot be written."""
-    with replacing(path) as scratch, scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _step(line: str) -> float:

@@ -8,7 +8,6 @@ Tensors are read with `preadv` in small pieces that are decoded while they are i
 mapped pages would count as this process's memory, and memory must not grow with the file.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError, some
 from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import SIZES, decode_into, encode
@@ -251,17 +251,9 @@ def _bytes(start: bytes, tensors: Mapping[str, Stored], order: list[str]) -> Ite
 
 
 def write_atomically(path: Path, pieces: Iterator[bytes]) -> None:
-    """Write `pieces` to a temporary file beside `path`, then rename it: either all of it is there, or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write `pieces` to `path`, whose folder is made where it is missing: all of it, or nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as out:
-            out.writelines(pieces)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        raise LorascopeError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise LorascopeError(f"cannot make the folder {path.parent}: {error.strerror or error}") from None
+    write_bytes(path, pieces)

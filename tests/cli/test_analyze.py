@@ -100,7 +100,7 @@ def test_unfinished_output_leaves_nothing(lora_folder, tmp_path):
     missing = tmp_path / "no" / "such" / "a.html"
     done = lorascope("analyze", lora_folder, "--html", missing)
     assert done.returncode == 1
-    assert "could not write" in done.stderr
+    assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_nothing(lora_folder, tmp_path):
         command, capture_output=True, text=True, env={"PATH": "/usr/bin", "PYTHONDONTWRITEBYTECODE": "1"}
     )
     assert done.returncode == 1
-    assert "could not write" in done.stderr
+    assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -66,7 +66,9 @@ def loss_of(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def assert_equal(mine: Injected, other: PeftModel) -> None:
-    """Logits and every gradient to a relative 1e-6 in float32: sums of at most 128 products in another order."""
+    """Logits to a relative 1e-6 in float32: sums of at most 128 products in another order. Gradients to 6e-6: those of
+    the formula in plain modules are up to 2.7e-6 away from float64 (12 seeds), ours no further, and here two such meet.
+    """
     (logits, loss), (their_logits, their_loss) = loss_of(mine.model), loss_of(other)
     assert float((logits - their_logits).detach().norm() / their_logits.detach().norm()) < 1e-6
     loss.backward()
@@ -75,7 +77,7 @@ def assert_equal(mine: Injected, other: PeftModel) -> None:
     for name, parameter in mine.trainable().items():
         wanted = gradients[name].grad
         assert wanted.norm() > 0, name
-        assert float((parameter.grad - wanted).norm() / wanted.norm()) < 2e-6, name
+        assert float((parameter.grad - wanted).norm() / wanted.norm()) < 6e-6, name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -146,7 +146,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
         html.write(Page("other", ()), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(LorascopeError, match="could not write"):
+    with pytest.raises(LorascopeError, match="cannot write"):
         html.write(page, tmp_path / "absent" / "page.html")
 
 
