@@ -22,7 +22,7 @@ ACCURACY = 1e-11  # relative error asked of every singular value that is not neg
 NEGLIGIBLE = 1e-7  # of the largest
 GRAM_CONDITION = 1e3  # of the scaled Gram matrix: up to here Cholesky's error is about 1e-12
 TINY = 1e-140  # column lengths below this would square to nothing
-ILL_CONDITIONED = 1e2  # of a gauge: beyond this its products are summed in extended precision
+ILL_CONDITIONED = 1e2  # cancellation in a change of gauge: beyond this its products are summed in extended precision
 RANK_FLOOR = 64 * EPS  # of the largest: below this a value is the rounding of the factors themselves
 
 
@@ -154,9 +154,17 @@ def _balanced(left: Array, right_t: Array) -> tuple[Array, Array]:
     if known < width:
         basis, _, _ = xp.linalg.svd(gauge, full_matrices=True)
         gauge = xp.concat([gauge, basis[:, known:]], axis=1)
-    if xp is np and np.linalg.cond(gauge) > ILL_CONDITIONED:
+    if xp is np and _cancellation(r_left, r_right, gauge) > ILL_CONDITIONED:
         return _extended_gauge(left, right_t, gauge)
     return left @ gauge, xp.linalg.solve(gauge, right_t.T).T
+
+
+def _cancellation(r_left: np.ndarray, r_right: np.ndarray, gauge: np.ndarray) -> float:
+    """How much longer the terms of left · gauge and of right_t · gauge⁻ᵀ are than their sums, at the worst column."""
+    inverse = np.linalg.inv(gauge).T
+    terms = [np.linalg.norm(r, axis=0) @ np.abs(g) for r, g in ((r_left, gauge), (r_right, inverse))]
+    sums = [np.linalg.norm(r @ g, axis=0) for r, g in ((r_left, gauge), (r_right, inverse))]
+    return max(float(np.max(term / np.maximum(size, TINY))) for term, size in zip(terms, sums, strict=True))
 
 
 def _extended_gauge(left: np.ndarray, right_t: np.ndarray, gauge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

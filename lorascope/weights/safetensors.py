@@ -255,5 +255,5 @@ def write_atomically(path: Path, pieces: Iterator[bytes]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LorascopeError(f"cannot make the folder {path.parent}: {error.strerror or error}") from None
+        raise LorascopeError(f"cannot write {path}: its folder: {error.strerror or error}") from None
     write_bytes(path, pieces)

@@ -145,3 +145,15 @@ def test_cuda_tensors_give_the_same_numbers():
     left, right = RNG.standard_normal((3000, 16)), RNG.standard_normal((16, 2000))
     found = Factored(torch.from_numpy(left).cuda(), torch.from_numpy(right).cuda()).singular_values()
     np.testing.assert_allclose(found.cpu().numpy(), Factored(left, right).singular_values(), rtol=1e-11)
+
+
+def test_a_steep_but_unmixed_spectrum_takes_no_extended_precision(monkeypatch):
+    """B of decaying columns, A of random rows: a big adapter of this kind once spent its time in long double."""
+    from lorascope.linalg import factored
+
+    monkeypatch.setattr(factored, "_extended_gauge", lambda *_: pytest.fail("not needed here"))
+    left = RNG.standard_normal((200, 32)) * 0.7 ** np.arange(32)
+    right = RNG.uniform(-1, 1, (32, 300))
+    found = Factored(left, right).singular_values()
+    exact = exact_singular_values(left, right)
+    assert worst_relative_error(found, exact, 1e-6) < 1e-11
