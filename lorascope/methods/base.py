@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.registry import Registry
-from lorascope.updates.base import dense, kinds
+from lorascope.updates.base import Update, dense, kinds
 
 if TYPE_CHECKING:
     from lorascope.methods.inject import Injected
@@ -182,12 +182,44 @@ class AdaptedLayer(nn.Module):
             self._original = None
 
 
+class Part(nn.Module, ABC):
+    """A trained piece that is not the update of one layer's map: parameters of the base itself, a soft prompt, a
+    bottleneck between two layers. Its parameters and buffers are the adapter's; it must own none of the base's modules.
+    """
+
+    def updates(self) -> dict[str, Update]:
+        """What it changes in weights of the base, by name; nothing by default."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it besides `updates`, by name: all of its state by default."""
+        return dict(self.state_dict())
+
+    @abstractmethod
+    def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
+        """Take what a file holds under the names of `updates` and `tensors`. InputError where it does not fit."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take it out of the model again, which then is what it was, bit for bit."""
+
+    def merge(self) -> list[Merged]:
+        """Put it into the weights. InputError where no weight can hold it."""
+        raise InputError(f"{type(self).__name__} cannot be merged", hint="it is no change of a weight")
+
+    def unmerge(self) -> None:
+        """Undo `merge`; nothing happens where nothing is merged."""
+
+
 class Method(ABC):
     """How one kind of update is trained. Subclasses register themselves and say how a fresh `Delta` is made.
 
     Everything else is a hook with a default: shared frozen matrices (`prepare`), an optimiser rule
     (`parameter_groups`), a schedule (`before_step`, `after_step`), a penalty, and state of its own. One instance serves
     one injected model, which `inject` puts into `injected`.
+
+    A method that does not work layer by layer says `uses_targets = False`; it then makes no Delta but gives its
+    trained parts in `install`.
     """
 
     name: ClassVar[str]
@@ -196,19 +228,24 @@ class Method(ABC):
     Config: ClassVar[type]
     layer_kinds: ClassVar[tuple[str, ...]] = ("linear", "conv1d", "embedding")  # what it can adapt
     not_identity: ClassVar[str | None] = None  # why a fresh adapter changes the output, where it does
+    uses_targets: ClassVar[bool] = True  # whether it puts an update into each target layer
 
     injected: "Injected | None" = None
 
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config
 
-    @abstractmethod
     def make(self, site: Site, generator: torch.Generator) -> Delta:
         """A fresh, initialised update for this layer. All randomness comes from `generator`, a CPU one."""
+        raise NotImplementedError(f"{self.name} makes no update for a layer")
 
-    @abstractmethod
     def parameter_count(self, site: Site) -> int:
         """How many numbers are trained in this layer, by formula."""
+        raise NotImplementedError(f"{self.name} trains nothing layer by layer")
+
+    def total_parameter_count(self, model: nn.Module, sites: list[Site]) -> int:
+        """How many numbers are trained in the whole model, by formula; `model` is the base, before `inject`."""
+        return sum(self.parameter_count(site) for site in sites)
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -220,6 +257,10 @@ class Method(ABC):
 
     def prepare(self, model: nn.Module, sites: list[Site]) -> None:  # noqa: B027
         """Called once, before the first `make`: for whatever all layers share."""
+
+    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+        """Put trained parts into the model, frozen by now, and give them by stable name."""
+        return {}
 
     def parameter_groups(self, injected: "Injected", lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for a torch optimiser."""

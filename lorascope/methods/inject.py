@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
-from lorascope.methods.base import AdaptedLayer, Merged, Method
+from lorascope.methods.base import AdaptedLayer, Merged, Method, Part
 from lorascope.methods.targets import find_sites, match_modules, refuse_adapted
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Source
@@ -29,11 +29,13 @@ def inject(
     model: nn.Module,
     method: Method,
     *,
-    targets: str | Sequence[str],
+    targets: str | Sequence[str] = "all-linear",
     modules_to_save: Sequence[str] = (),
     seed: int = 0,
 ) -> "Injected":
     """Freeze `model`, give every target layer a fresh update of `method`, and make trained copies of whole modules.
+
+    A method that does not work layer by layer (`uses_targets` false) installs its parts in place of updates.
 
     Args:
         model: the base model; changed in place.
@@ -49,7 +51,7 @@ def inject(
     refuse_adapted(model)
     saved = match_modules(model, modules_to_save, "modules_to_save")
     saved = [path for path in saved if not any(path.startswith(other + ".") for other in saved)]
-    sites = find_sites(model, targets, excluded=saved)
+    sites = find_sites(model, targets, excluded=saved) if method.uses_targets else []
     wrong = [site.name for site in sites if site.kind not in method.layer_kinds]
     if wrong:
         raise InputError(f"{method.name} cannot adapt {some(wrong, 3)}", expected=f"layers of {method.layer_kinds}")
@@ -62,7 +64,8 @@ def inject(
     model.requires_grad_(False)
     _replace(model, [(layer.base, layer) for layer in layers.values()])
     _replace(model, [(module, _trained_copy(module)) for module in originals.values()])
-    injected = Injected(model, method, layers, originals)
+    parts = method.install(model, seed)
+    injected = Injected(model, method, layers, originals, parts)
     method.injected = injected
     return injected
 
@@ -86,10 +89,19 @@ class Injected:
         method: what made the updates.
         layers: adapted layers by their path in the base model.
         originals: the frozen modules that `saved` took the place of.
+        parts: trained pieces that are no layer's update, by name.
     """
 
-    def __init__(self, model: nn.Module, method: Method, layers: dict[str, AdaptedLayer], originals: dict):
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        layers: dict[str, AdaptedLayer],
+        originals: dict[str, nn.Module],
+        parts: dict[str, Part] | None = None,
+    ):
         self.model, self.method, self.layers, self.originals = model, method, layers, originals
+        self.parts = parts or {}
         self._untied_config = False
 
     @property
@@ -98,7 +110,7 @@ class Injected:
         return {path: self.model.get_submodule(path) for path in self.originals}
 
     def _parts(self) -> dict[str, nn.Module]:
-        return {**{name: layer.delta for name, layer in self.layers.items()}, **self.saved}
+        return {**{name: layer.delta for name, layer in self.layers.items()}, **self.parts, **self.saved}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Everything that trains, by stable name: `<layer's path>.<role>`, and `<module's path>.<parameter>`."""
@@ -151,14 +163,16 @@ class Injected:
         for layer in self.layers.values():
             untied = tuple(_sharers(self.model, layer.base))
             reports.append(replace(layer.merge(), untied=untied))
+        for part in self.parts.values():
+            reports += part.merge()
         if any(report.untied for report in reports):
             self._untied_config = _untie_config(self.model)
         return reports
 
     def unmerge(self) -> None:
         """Put every original weight back, bit for bit, tied where it was tied."""
-        for layer in self.layers.values():
-            layer.unmerge()
+        for each in (*self.layers.values(), *self.parts.values()):
+            each.unmerge()
         if self._untied_config:
             self.model.config.tie_word_embeddings = True
             self._untied_config = False
@@ -166,6 +180,8 @@ class Injected:
     def remove(self) -> nn.Module:
         """The base model as it was before `inject`, but frozen: merged weights go back, trained copies are dropped."""
         self.unmerge()
+        for part in self.parts.values():
+            part.remove()
         self._unwrap()
         _replace(self.model, [(self.model.get_submodule(path), original) for path, original in self.originals.items()])
         return self.model
@@ -194,14 +210,17 @@ class Injected:
             name: Update(
                 name,
                 layer.delta.kind,
-                {role: _in_memory(tensor) for role, tensor in layer.delta.roles().items()},
+                {role: in_memory(tensor) for role, tensor in layer.delta.roles().items()},
                 layer.delta.scale,
                 layer.transposed,
                 embedding=layer.embedding,
             )
             for name, layer in self.layers.items()
         }
-        saved = {f"{p}.{n}": _in_memory(t) for p, part in self.saved.items() for n, t in part.state_dict().items()}
+        saved = {f"{p}.{n}": in_memory(t) for p, part in self.saved.items() for n, t in part.state_dict().items()}
+        for part in self.parts.values():
+            updates |= part.updates()
+            saved |= {name: in_memory(tensor) for name, tensor in part.tensors().items()}
         shared = {"modules_to_save": list(self.saved)} if self.saved else {}
         return Adapter(
             updates, {**self.method.settings(), **shared, **settings}, Source(method=self.method.name), saved
@@ -220,11 +239,16 @@ class Injected:
         lost = [item for item in adapter.not_analysed if not _is_copy_of_the_base(item.name)]
         if lost:
             raise InputError(f"loading would lose {some([item.name for item in lost], 3)}", found=lost[0].reason)
-        _same_names("modules", adapter.updates, self.layers)
         own_saved = {f"{path}.{n}": t for path, part in self.saved.items() for n, t in part.state_dict().items()}
-        _same_names("saved tensors", adapter.saved, own_saved)
-        for name, update in adapter.updates.items():
-            delta = self.layers[name].delta
+        of_parts = {name for part in self.parts.values() for name in part.updates()}
+        tensors_of_parts = {name for part in self.parts.values() for name in part.tensors()}
+        _same_names("modules", adapter.updates, {**self.layers, **dict.fromkeys(of_parts)})
+        _same_names("saved tensors", adapter.saved, {**own_saved, **dict.fromkeys(tensors_of_parts)})
+        for part in self.parts.values():
+            mine = {name: torch.from_numpy(adapter.saved[name].read()) for name in part.tensors()}
+            part.load({name: adapter.updates[name] for name in part.updates()}, mine)
+        for name, layer in self.layers.items():
+            update, delta = adapter.updates[name], layer.delta
             if update.kind != delta.kind:
                 raise InputError(f"{name} holds another kind of update", found=update.kind, expected=delta.kind)
             delta.load_roles({role: torch.from_numpy(a) for role, a in update.read().items()}, update.scale)
@@ -283,7 +307,7 @@ def _is_copy_of_the_base(key: str) -> bool:
     return ".base_layer." in key or ".original_module." in key
 
 
-def _in_memory(tensor: Tensor) -> InMemory:
+def in_memory(tensor: Tensor) -> InMemory:
     """The tensor for a file: numpy has no bfloat16, so values travel as float32 beside the dtype's name."""
     tensor = tensor.detach().cpu()
     if tensor.dtype not in STORED_AS:
