@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lorascope.methods.inject import Injected, inject
 from lorascope.methods.lora import LoRA, LoRAConfig
 from tests.methods import models
+from tests.processes import leave
 
 RANKS = 2
 
@@ -53,7 +54,7 @@ def work(rank: int, port: int, folder: str) -> None:
         frozen = [p for p in injected.model.parameters() if not p.requires_grad]
         if rank == 0:
             torch.save({"gradients": found, "frozen": all(p.grad is None for p in frozen)}, f"{folder}/{name}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):

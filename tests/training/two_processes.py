@@ -10,6 +10,7 @@ from lorascope.training import run
 from lorascope.training.config import parse
 from lorascope.training.loop import Loop, evaluate
 from lorascope.training.parallel import World, shard_base, world
+from tests.processes import leave
 
 
 def main(folder: Path) -> None:
@@ -50,3 +51,4 @@ def one(path: Path, here: World) -> dict:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()
