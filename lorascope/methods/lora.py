@@ -80,14 +80,18 @@ class LowRankDelta(Delta):
         self.scale, self.dropout = scale, dropout
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        return low_rank(self._dropped(_autocast(x)), self.A, self.B, self.scale)
+        return low_rank(self._dropped(_autocast(x)), *self.factors(), self.scale)
 
     def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = _autocast(x)
         if (self.training and self.dropout > 0) or not _plain(base, x):
             return base(x) + self(x)
         weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
-        return low_rank(x, self.A, self.B, self.scale, weight, base.bias)
+        return low_rank(x, *self.factors(), self.scale, weight, base.bias)
+
+    def factors(self) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
+        """A and B as the product takes them; a kind with further roles folds them in here."""
+        return self.A, self.B
 
     def roles(self) -> dict[str, Tensor]:
         return {"A": self.A, "B": self.B}
