@@ -26,9 +26,11 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.registry import Registry
 from lorascope.updates.base import Update, dense, kinds
+from lorascope.weights.drawn import Drawn
 
 if TYPE_CHECKING:
     from lorascope.methods.inject import Injected
+    from lorascope.methods.rehearsal import Rehearsal
 
 methods: Registry[type["Method"]] = Registry("method", "lorascope.methods")
 
@@ -89,6 +91,10 @@ class Delta(nn.Module, ABC):
     def load_roles(self, roles: Mapping[str, Tensor], scale: float) -> None:
         """Take these arrays and this scale, as read from a file. InputError where the method cannot hold them."""
         raise InputError(f"{type(self).__name__} cannot be filled from a file")
+
+    def drawn(self) -> dict[str, Drawn]:
+        """Those of the roles that a file may give by their draw, in place of their numbers; none by default."""
+        return {}
 
     def onto(self, base: nn.Module, x: Tensor) -> Tensor:
         """base(x) plus the update's output. A kind that can do both in fewer passes overrides this."""
@@ -187,6 +193,8 @@ class Part(nn.Module, ABC):
     bottleneck between two layers. Its parameters and buffers are the adapter's; it must own none of the base's modules.
     """
 
+    reason: ClassVar[str] = ""  # why its tensors are no weight update, where they are none
+
     def updates(self) -> dict[str, Update]:
         """What it changes in weights of the base, by name; nothing by default."""
         return {}
@@ -227,8 +235,10 @@ class Method(ABC):
     kind: ClassVar[str]
     Config: ClassVar[type]
     layer_kinds: ClassVar[tuple[str, ...]] = ("linear", "conv1d", "embedding")  # what it can adapt
+    format: ClassVar[str] = "peft"  # which layout its adapters are written in: "lorascope" holds what PEFT's cannot
     not_identity: ClassVar[str | None] = None  # why a fresh adapter changes the output, where it does
     uses_targets: ClassVar[bool] = True  # whether it puts an update into each target layer
+    rehearses: ClassVar[bool] = False  # whether it must look at the task before it trains; see `rehearse`
 
     injected: "Injected | None" = None
 
@@ -262,6 +272,16 @@ class Method(ABC):
         """Put trained parts into the model, frozen by now, and give them by stable name."""
         return {}
 
+    def rehearse(self, rehearsal: "Rehearsal") -> dict[str, Any]:
+        """What it learns of the task before training, as JSON values, for `recall`.
+
+        Called once, before there is an optimiser; afterwards every trained number is what it was before.
+        """
+        return {}
+
+    def recall(self, learned: Mapping[str, Any]) -> None:  # noqa: B027
+        """Put what `rehearse` gave into effect on the fresh adapter: now, and again in a run that is resumed."""
+
     def parameter_groups(self, injected: "Injected", lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for a torch optimiser."""
         return [{"params": list(injected.trainable().values()), "lr": lr, "weight_decay": weight_decay}]
@@ -275,6 +295,10 @@ class Method(ABC):
     def penalty(self) -> Tensor | None:
         """A scalar to add to the loss."""
         return None
+
+    def summary(self) -> dict[str, Any]:
+        """What a run's summary should say of the method besides the score, as JSON values."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """State of the method itself that an exact resume needs, beyond the layers' own."""

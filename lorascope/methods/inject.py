@@ -210,7 +210,7 @@ class Injected:
             name: Update(
                 name,
                 layer.delta.kind,
-                {role: in_memory(tensor) for role, tensor in layer.delta.roles().items()},
+                {**{role: in_memory(tensor) for role, tensor in layer.delta.roles().items()}, **layer.delta.drawn()},
                 layer.delta.scale,
                 layer.transposed,
                 embedding=layer.embedding,
@@ -218,13 +218,14 @@ class Injected:
             for name, layer in self.layers.items()
         }
         saved = {f"{p}.{n}": in_memory(t) for p, part in self.saved.items() for n, t in part.state_dict().items()}
+        reasons: dict[str, str] = {}
         for part in self.parts.values():
             updates |= part.updates()
             saved |= {name: in_memory(tensor) for name, tensor in part.tensors().items()}
+            reasons |= {name: part.reason for name in part.tensors() if part.reason}
         shared = {"modules_to_save": list(self.saved)} if self.saved else {}
-        return Adapter(
-            updates, {**self.method.settings(), **shared, **settings}, Source(method=self.method.name), saved
-        )
+        whole = {**self.method.settings(), **shared, **settings}
+        return Adapter(updates, whole, Source(method=self.method.name), saved, parts=reasons)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:

@@ -19,6 +19,7 @@ from lorascope.training.data import Encoded
 from lorascope.training.loop import Loop, Score
 from lorascope.training.parallel import World, shard_base, world
 from lorascope.training.record import Record, write_json
+from lorascope.training.rehearse import rehearse
 from lorascope.training.threads import usable_cores
 
 CARD = "lorascope.json"  # beside the adapter's files: what `lorascope merge` needs to build the model it belongs to
@@ -125,6 +126,7 @@ def fit(
     """Train what is prepared and write its record. Only the first process has a `record`."""
     if here.size > 1 and config.training.parallel == "fsdp":
         shard_base(prepared.injected, here)
+    rehearse(prepared.injected, prepared.train, config, here, record, folder, resume)
     loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, here)
     checkpoint = folder / "checkpoint.pt"
     if resume and checkpoint.is_file():
@@ -146,11 +148,11 @@ def fit(
 
 
 def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[str], folder: Path) -> None:
-    """The adapter in PEFT's layout, and beside it what is needed to build the model it belongs to."""
+    """The adapter in its method's layout, PEFT's where that has a place for it, and beside it what is needed to build the model it belongs to."""
     from lorascope.weights import io
 
     adapter = injected.export(base_model_name_or_path=config.model.name, task_type=config.model.task_type)
-    io.write(adapter, folder)
+    io.write(adapter, folder, injected.method.format)
     card = {"model": asdict(config.model), "labels": list(label_names)}
     write_json(folder / CARD, card)
 

@@ -38,6 +38,8 @@ class Adapter:
         not_analysed: everything recognised that is not an update, with the reason. With `updates` and `saved` this
             accounts for every key in the file.
         notes: what the reader wants said about the whole, such as projections redrawn from a seed.
+        parts: of `saved`, the tensors that are known to be no weight update (a soft prompt, a bottleneck between two
+            layers), by name, and why.
     """
 
     updates: Mapping[str, Update]
@@ -46,7 +48,10 @@ class Adapter:
     saved: Mapping[str, Stored] = field(default_factory=dict)
     not_analysed: tuple[NotAnalysed, ...] = ()
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("updates", "settings", "saved"):
+        for name in ("updates", "settings", "saved", "parts"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        if unknown := self.parts.keys() - self.saved.keys():
+            raise ValueError(f"parts are some of the saved tensors, and {sorted(unknown)} are not")

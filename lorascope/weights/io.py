@@ -39,7 +39,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
 
     Raises:
         InputError: nothing there, damaged, no format or more than one claims it, keys nobody understands, shapes or
-            settings that contradict each other, or nothing in it that could be analysed.
+            settings that contradict each other, or nothing in it that could be used.
     """
     bundle, sha256 = _open(Path(path))
     name, format = _claimant(bundle)
@@ -52,7 +52,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
             found=some(left),
             hint="nothing was dropped in silence; please report these keys",
         )
-    if not parsed.updates:
+    if not parsed.updates and not parsed.saved:
         reasons = dict.fromkeys(item.reason for item in ledger.not_analysed)
         raise InputError(
             f"{bundle.path} ({parsed.method or name}) holds no weight update that can be analysed",
@@ -67,6 +67,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
         saved=parsed.saved,
         not_analysed=tuple(ledger.not_analysed),
         notes=parsed.notes,
+        parts=parsed.parts,
     )
 
 

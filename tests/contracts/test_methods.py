@@ -109,7 +109,7 @@ def test_forward_is_x_times_delta(name, layer):
 @every_layer
 def test_written_and_read_it_is_the_same_update(name, layer, tmp_path):
     injected = trained(name, layer, torch.float32)
-    io.write(injected.export(), tmp_path)
+    io.write(injected.export(), tmp_path, methods.get(name).format)
     read = io.read(tmp_path)
     other = adapted(name, layer, torch.float32, seed=5)
     other.load(read)

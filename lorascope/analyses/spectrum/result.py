@@ -176,7 +176,8 @@ def _selected(
 ) -> tuple[list[Update], list[NotAnalysed]]:
     updates, set_aside = list(adapter.updates.values()), list(adapter.not_analysed)
     for name, stored in adapter.saved.items():
-        tuned = _saved_update(name, stored, base)
+        part = adapter.parts.get(name)
+        tuned = NotAnalysed(name, part) if part else _saved_update(name, stored, base)
         if isinstance(tuned, Update):
             updates.append(tuned)
         else:

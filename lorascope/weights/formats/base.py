@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorascope.errors import InputError
+from lorascope.errors import InputError, some
 from lorascope.registry import Registry
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter, NotAnalysed
@@ -78,6 +78,18 @@ class Parsed:
     settings: Mapping[str, Any] = field(default_factory=dict)
     saved: Mapping[str, Stored] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+# What may be in `not_analysed` without being lost: the base has it.
+_REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is enough")
+
+
+def refuse_loss(adapter: Adapter) -> None:
+    """InputError where writing the adapter would lose what its reader set aside."""
+    lost = [item.name for item in adapter.not_analysed if not any(reason in item.reason for reason in _REDUNDANT)]
+    if lost:
+        raise InputError("writing this adapter would lose what was not analysed", found=some(lost))
 
 
 class Format(ABC):

@@ -17,14 +17,13 @@ import numpy as np
 from lorascope.errors import InputError, some
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
+from lorascope.weights.formats.base import refuse_loss
 from lorascope.weights.peft.config import KNOWN, Config, parse_config
 from lorascope.weights.peft.keys import PREFIX
 from lorascope.weights.safetensors import write_atomically, write_safetensors
 from lorascope.weights.tensors import reshaped
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "shared", "tok_embeddings", "embed_in", "word_embeddings")
-# What may be in `not_analysed` without being lost: the base has it.
-_REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is enough")
 
 Part = tuple[dict[str, Stored], dict[str, Any]]  # tensors by key, fields of the config
 
@@ -36,9 +35,7 @@ def write_peft(adapter: Adapter, folder: Path) -> list[Path]:
         InputError: PEFT has no place for this adapter: kinds of several methods, or a shape that no module of PEFT has.
         LorascopeError: the folder cannot be written; nothing half-written is left.
     """
-    lost = [item.name for item in adapter.not_analysed if not any(reason in item.reason for reason in _REDUNDANT)]
-    if lost:
-        raise InputError("writing this adapter would lose what was not analysed", found=some(lost))
+    refuse_loss(adapter)
     write = _writer(adapter)
     tensors, fields = write(adapter)
     saved, saved_fields = _saved(adapter)

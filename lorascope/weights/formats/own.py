@@ -1,0 +1,193 @@
+"""lorascope's own layout, which holds any `Adapter`: `adapter_model.safetensors` beside `adapter_config.json`.
+
+For whatever PEFT's layout has no place for: kinds of update it does not know, soft prompts, bottlenecks between layers.
+Keys are `updates.<module>.<role>` (roles have no dots, so the last one divides), `saved.<parameter>` for tensors stored
+whole, and `parts.<name>` for trained tensors that are no weight update. The safetensors metadata says
+{"format": "lorascope", "schema": "1"}. The config is the record that gives the keys their meaning:
+
+    {"format": "lorascope", "schema": 1, "method": "lora_xs", "settings": {...}, "notes": [...],
+     "modules": {"layers.0.q_proj": {"kind": "core", "scale": 1.0, "roles": ["U", "R", "V"], "transposed": true}},
+     "saved": ["classifier.weight"], "parts": {"prompt": "a soft prompt: no weight update"}}
+
+A frozen random array may be given by its draw in place of its numbers, `"drawn": {"A": {"shape", "bound", "seed"}}`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorascope.errors import InputError, some
+from lorascope.updates.base import Stored, Update, kinds
+from lorascope.weights.adapter import Adapter
+from lorascope.weights.drawn import Drawn
+from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats, refuse_loss
+from lorascope.weights.safetensors import write_atomically, write_safetensors
+
+if TYPE_CHECKING:
+    from lorascope.weights.checkpoint import Checkpoint
+
+NAME, SCHEMA = "lorascope", 1
+_PLAIN = {"kernel": (), "base_weight": None, "expert": None, "notes": (), "transposed": False, "embedding": False}
+
+
+class Own(Format):
+    name = NAME
+    about = "lorascope's own: adapter_config.json (format: lorascope) and adapter_model.safetensors; holds any adapter"
+
+    def claims(self, bundle: Bundle) -> bool:
+        return bundle.metadata.get("format") == NAME or (bundle.config or {}).get("format") == NAME
+
+    def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
+        record = _record(bundle)
+        modules = _typed(record, "modules", dict)
+        updates = {name: _update(name, entry, ledger) for name, entry in modules.items()}
+        saved = {name: _take(ledger, f"saved.{name}") for name in _strings(record, "saved")}
+        parts = _typed(record, "parts", dict)
+        for name, reason in parts.items():
+            if type(reason) is not str or name in saved:
+                raise _wrong(f"parts.{name}", reason, "a reason, under a name that nothing else has")
+            saved[name] = _take(ledger, f"parts.{name}")
+        settings, method = _typed(record, "settings", dict), _typed(record, "method", str)
+        return Parsed(updates, method, settings, saved, _strings(record, "notes"), parts)
+
+    def write(self, adapter: Adapter, folder: Path) -> list[Path]:
+        """Write the two files.
+
+        Raises:
+            InputError: something was read and not understood, or a setting is no JSON value.
+            LorascopeError: the folder cannot be written; nothing half-written is left.
+        """
+        refuse_loss(adapter)
+        tensors: dict[str, Stored] = {}
+        modules = {}
+        for name, update in adapter.updates.items():
+            modules[name] = _entry(update)
+            held = {role: stored for role, stored in update.roles.items() if not isinstance(stored, Drawn)}
+            tensors |= {f"updates.{name}.{role}": stored for role, stored in held.items()}
+        for name, stored in adapter.saved.items():
+            tensors[f"{'parts' if name in adapter.parts else 'saved'}.{name}"] = stored
+        record = {
+            "format": NAME,
+            "schema": SCHEMA,
+            "method": adapter.source.method,
+            "settings": dict(sorted(adapter.settings.items())),
+            "modules": modules,
+            "saved": [name for name in adapter.saved if name not in adapter.parts],
+            "parts": dict(adapter.parts),
+            "notes": list(adapter.notes),
+        }
+        files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
+        text = _json(record)
+        write_safetensors(files[0], tensors, {"format": NAME, "schema": str(SCHEMA)})
+        write_atomically(files[1], iter([text.encode("utf-8", errors="backslashreplace")]))
+        return files
+
+
+def _entry(update: Update) -> dict[str, Any]:
+    """What the record says of one update: its kind, scale and roles, and of the rest what is not as usual."""
+    entry: dict[str, Any] = {"kind": update.kind, "scale": float(update.scale), "roles": list(update.roles)}
+    drawn = {role: stored.to_json() for role, stored in update.roles.items() if isinstance(stored, Drawn)}
+    values = {key: getattr(update, key) for key in _PLAIN}
+    rest = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    unusual = {key: value for key, value in rest.items() if values[key] != _PLAIN[key]}
+    return {**entry, **({"drawn": drawn} if drawn else {}), **unusual}
+
+
+def _update(name: str, entry: Any, ledger: Ledger) -> Update:
+    """One module's update. InputError where the record does not describe one."""
+    here = f"modules.{name}"
+    if not isinstance(entry, dict) or entry.keys() - {"kind", "scale", "roles", "drawn", *_PLAIN}:
+        raise _wrong(
+            here, some(entry) if isinstance(entry, dict) else entry, "kind, scale, roles and what belongs to them"
+        )
+    kind, scale = _typed(entry, "kind", str, here), entry.get("scale")
+    if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not math.isfinite(scale):
+        raise _wrong(f"{here}.scale", scale, "a number")
+    known = kinds.get(kind).roles
+    unknown = [role for role in _strings(entry, "roles", here) if role not in known]
+    if unknown:
+        raise _wrong(f"{here}.roles", some(unknown), f"roles of a {kind} update: {', '.join(known)}")
+    drawn = _typed(entry, "drawn", dict, here) if "drawn" in entry else {}
+    roles = {
+        role: Drawn.of_json(drawn[role], f"{here}.drawn.{role}")
+        if role in drawn
+        else _take(ledger, f"updates.{name}.{role}")
+        for role in entry["roles"]
+    }
+    return Update(name, kind, roles, float(scale), **_rest(entry, here))
+
+
+def _rest(entry: Mapping[str, Any], here: str) -> dict[str, Any]:
+    """The fields of an update that are rarely there, each of the right type."""
+    found: dict[str, Any] = {}
+    for key in _PLAIN.keys() & entry.keys():
+        value = entry[key]
+        if key in ("transposed", "embedding"):
+            fine = type(value) is bool
+        elif key == "expert":
+            fine = type(value) is int and value >= 0
+        elif key == "base_weight":
+            fine = type(value) is str
+        else:
+            sort = str if key == "notes" else int
+            fine = type(value) is list and all(type(item) is sort for item in value)
+        if not fine:
+            raise _wrong(f"{here}.{key}", value, f"what lorascope writes there, such as {_PLAIN[key]!r}")
+        found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _record(bundle: Bundle) -> Mapping[str, Any]:
+    if bundle.config is None:
+        raise InputError(
+            f"{bundle.path} is of lorascope's own format, and its adapter_config.json is missing",
+            hint="put the adapter_config.json that was written with it beside it",
+        )
+    if bundle.config.get("format") != NAME:
+        raise _wrong("format", bundle.config.get("format"), repr(NAME))
+    if bundle.config.get("schema") != SCHEMA:
+        raise InputError(
+            f"{bundle.path} is of another version of lorascope's format",
+            found=f"schema {bundle.config.get('schema')!r}",
+            expected=SCHEMA,
+            hint="read it with the lorascope it was written by, or a newer one",
+        )
+    return bundle.config
+
+
+def _take(ledger: Ledger, key: str) -> Stored:
+    if key not in ledger:
+        raise InputError(f"adapter_config.json promises {key!r}, which the weights file does not hold")
+    return ledger.take(key)
+
+
+def _typed(values: Mapping[str, Any], key: str, sort: type, here: str = "") -> Any:
+    value = values.get(key)
+    if not isinstance(value, sort):
+        raise _wrong(f"{here}.{key}".lstrip("."), value, f"a {sort.__name__}")
+    return value
+
+
+def _strings(values: Mapping[str, Any], key: str, here: str = "") -> tuple[str, ...]:
+    """A list of different strings."""
+    value = _typed(values, key, list, here)
+    if not all(type(item) is str for item in value) or len(set(value)) < len(value):
+        raise _wrong(f"{here}.{key}".lstrip("."), some(value), "different strings")
+    return tuple(value)
+
+
+def _wrong(where: str, found: Any, expected: str) -> InputError:
+    found = found if isinstance(found, str) else repr(found)
+    return InputError(f"adapter_config.json: {where} is wrong", found=found[:200], expected=expected)
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError("this adapter's settings cannot be written as JSON", found=str(error)) from None
+
+
+formats.register(NAME)(Own())
