@@ -3,6 +3,7 @@
 config.yaml     the resolved config, every default written out
 run.json        the command, package versions, seed, device
 metrics.jsonl   one line per logged step
+rehearsal.json  what the method learned of the task before training, where it does (LoRA-drop's scores)
 checkpoint.pt   adapter, optimiser and step, while it runs
 adapter/        the trained adapter in PEFT's layout
 summary.json    how it ended
@@ -23,7 +24,7 @@ from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError
 from lorascope.training.config import RunConfig, resolved
 
-FILES = ("config.yaml", "run.json", "metrics.jsonl", "checkpoint.pt", "summary.json")
+FILES = ("config.yaml", "run.json", "metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "scikit-learn")
 
 
@@ -57,9 +58,13 @@ class Record:
                 f"cannot use the folder {folder}", found=error.strerror, hint="name another"
             ) from error
 
+    def claim(self) -> None:
+        """Write the config: from now on the folder holds a run, which can be resumed."""
+        write_bytes(self.folder / "config.yaml", self.text.encode())
+
     def start(self, command: Sequence[str], device: str, **more: Any) -> None:
         """Write the config and what the run depends on besides."""
-        write_bytes(self.folder / "config.yaml", self.text.encode())
+        self.claim()
         facts = {
             "lorascope": __version__,
             "command": list(command),
@@ -116,7 +121,7 @@ class Record:
             raise InputError(
                 f"{self.folder} holds a run already", hint="continue it with --resume, or name another --output"
             )
-        for name in ("metrics.jsonl", "checkpoint.pt", "summary.json"):
+        for name in ("metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json"):
             (self.folder / name).unlink(missing_ok=True)
 
 

@@ -141,7 +141,9 @@ def fit(
         write_adapter(prepared.injected, config, prepared.train.label_names, record.adapter)
         best = None if loop.best is None else loop.best["step"]
         ended = {"steps": loop.total, "resumed_at": first or None, "best_step": best, "seconds": round(seconds, 3)}
-        write_json(folder / "summary.json", {**ended, "held_out": asdict(score), "adapter": record.adapter.name})
+        ended |= {"held_out": asdict(score), "adapter": record.adapter.name}
+        said = prepared.injected.method.summary()
+        write_json(folder / "summary.json", {**ended, "method": said} if said else ended)
         record.checkpoint.unlink(missing_ok=True)
     here.wait()
     return Finished(folder / "adapter", score, seconds, loop.total, here.first)

@@ -1,0 +1,97 @@
+"""The preparatory phase that some methods ask for; see `Method.rehearse`.
+
+What came of it is in the run's folder, in `rehearsal.json`, and a resumed run reads it there.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from lorascope.errors import InputError
+from lorascope.methods.inject import Injected
+from lorascope.methods.rehearsal import Rehearsal
+from lorascope.training.config import RunConfig
+from lorascope.training.data import Encoded
+from lorascope.training.loop import Loop
+from lorascope.training.parallel import World
+from lorascope.training.record import Record, write_json
+
+FILE = "rehearsal.json"
+
+
+def rehearse(
+    injected: Injected,
+    data: Encoded,
+    config: RunConfig,
+    here: World,
+    record: Record | None,
+    folder: Path,
+    resume: bool = False,
+) -> None:
+    """Let the method look at the task, where it wants to, and put into effect what it learned.
+
+    Args:
+        data: the training texts.
+        record: of the first process, which writes the file.
+        resume: take what the folder's file says, where there is one.
+    """
+    method = injected.method
+    if not method.rehearses:
+        return
+    path = folder / FILE
+    if record:
+        record.claim()
+    if resume and path.is_file():
+        method.recall(_read(path))
+        return
+    fresh = {name: tensor.detach().clone() for name, tensor in injected.state_dict().items()}
+    learned = method.rehearse(_offer(injected, data, config, here))
+    injected.load_state_dict(fresh)
+    here.wait()  # until nobody looks for the file any more
+    if record:
+        write_json(path, learned)
+    method.recall(learned)
+
+
+def _offer(injected: Injected, data: Encoded, config: RunConfig, here: World) -> Rehearsal:
+    model, size = injected.model, config.training.per_device_eval_batch_size
+
+    def train(indices: Sequence[int], epochs: float) -> None:
+        settings = replace(config.training, max_steps=None, num_train_epochs=epochs, eval_steps=None, save_steps=None)
+        brief = replace(config, training=replace(settings, load_best_model_at_end=False))
+        # The loop ends with a score; one text of the sample is enough for that, and no held-out one is touched.
+        Loop(injected, _some(data, indices), _some(data, indices[:1]), brief, here).run()
+
+    @torch.no_grad()
+    def look(indices: Sequence[int]) -> None:
+        training = model.training
+        model.eval()
+        for _, same in groupby(sorted(indices, key=lambda i: len(data.tokens[i])), lambda i: len(data.tokens[i])):
+            texts = list(same)
+            for start in range(0, len(texts), size):
+                batch = data.batch(texts[start : start + size]).to(here.device)
+                model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        model.train(training)
+
+    def agree(tensor: torch.Tensor) -> torch.Tensor:
+        return here.sum(tensor.clone()) / here.size
+
+    return Rehearsal(len(data), data.labels, config.training.seed, train, look, agree)
+
+
+def _some(data: Encoded, indices: Sequence[int]) -> Encoded:
+    labels = None if data.labels is None else [data.labels[i] for i in indices]
+    return replace(data, tokens=[data.tokens[i] for i in indices], labels=labels)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path}", found=type(error).__name__, hint="delete it and resume again"
+        ) from error
