@@ -191,9 +191,14 @@ class AdaptedLayer(nn.Module):
 class Part(nn.Module, ABC):
     """A trained piece that is not the update of one layer's map: parameters of the base itself, a soft prompt, a
     bottleneck between two layers. Its parameters and buffers are the adapter's; it must own none of the base's modules.
+
+    Attributes:
+        reason: why its tensors are no weight update, where they are none.
+        context_tokens: how many positions of the context it takes at inference.
     """
 
-    reason: ClassVar[str] = ""  # why its tensors are no weight update, where they are none
+    reason: ClassVar[str] = ""
+    context_tokens: int = 0
 
     def updates(self) -> dict[str, Update]:
         """What it changes in weights of the base, by name; nothing by default."""
@@ -210,6 +215,12 @@ class Part(nn.Module, ABC):
     @abstractmethod
     def remove(self) -> None:
         """Take it out of the model again, which then is what it was, bit for bit."""
+
+    def switch(self, on: bool) -> None:  # noqa: B027
+        """Stand aside in the forward pass, so that the base alone can be run and timed, or take part in it again.
+
+        Nothing by default: whoever only changes values of the base costs what the base costs.
+        """
 
     def merge(self) -> list[Merged]:
         """Put it into the weights. InputError where no weight can hold it."""
