@@ -7,7 +7,7 @@ io.write(injected.export(), folder)
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,13 +113,16 @@ class Injected:
         return {**{name: layer.delta for name, layer in self.layers.items()}, **self.parts, **self.saved}
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Everything that trains, by stable name: `<layer's path>.<role>`, and `<module's path>.<parameter>`."""
-        return {
-            f"{path}.{name}": parameter
-            for path, part in self._parts().items()
-            for name, parameter in part.named_parameters()
-            if parameter.requires_grad
-        }
+        """Everything that trains, by stable name: `<layer's path>.<role>`, and `<module's path>.<parameter>`.
+
+        A parameter that several layers share stands here once, under the first layer's name.
+        """
+        found = {}
+        for path, part in self._parts().items():
+            for name, parameter in part.named_parameters():
+                if parameter.requires_grad:
+                    found.setdefault(id(parameter), (f"{path}.{name}", parameter))
+        return dict(found.values())
 
     def parameter_count(self) -> int:
         """How many numbers train: updates and saved modules."""
@@ -152,6 +155,11 @@ class Injected:
         for path, part in self._parts().items():
             mine = {name: state[f"{path}.{name}"] for name in part.state_dict() if f"{path}.{name}" in state}
             part.load_state_dict(mine, strict=False)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Take the updates of these layers out for good: the model gets their own layers back."""
+        gone = [self.layers.pop(name) for name in names]
+        _replace(self.model, [(layer, layer.base) for layer in gone])
 
     def merge(self) -> list[Merged]:
         """Add every update to its weight. What each layer lost to rounding, and which weights were untied by it.
@@ -231,7 +239,8 @@ class Injected:
     def load(self, adapter: Adapter) -> None:
         """Fill the layers from an adapter that was read. A layer takes the file's rank and scale where they differ.
 
-        Call it before an optimiser is made: where the rank differs, the layer gets new parameters.
+        Call it before an optimiser is made: where the rank differs, the layer gets new parameters. What layers shared
+        becomes each one's own, as a file has it.
 
         Raises:
             InputError: the file's modules are not the ones injected, a kind differs, a shape does not fit, or the file
@@ -248,6 +257,7 @@ class Injected:
         for part in self.parts.values():
             mine = {name: torch.from_numpy(adapter.saved[name].read()) for name in part.tensors()}
             part.load({name: adapter.updates[name] for name in part.updates()}, mine)
+        _unshare([layer.delta for layer in self.layers.values()])
         for name, layer in self.layers.items():
             update, delta = adapter.updates[name], layer.delta
             if update.kind != delta.kind:
@@ -267,6 +277,16 @@ def _replace(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> 
         for name, child in parent._modules.items():
             if id(child) in new:
                 parent._modules[name] = new[id(child)]
+
+
+def _unshare(modules: Sequence[nn.Module]) -> None:
+    """Give every module its own copy of a trained parameter that an earlier one has."""
+    seen: set[int] = set()
+    for module in modules:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in seen and parameter.requires_grad:
+                setattr(module, name, nn.Parameter(parameter.detach().clone()))
+            seen.add(id(parameter))
 
 
 def _trained_copy(module: nn.Module) -> nn.Module:

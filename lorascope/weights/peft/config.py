@@ -8,7 +8,8 @@ from typing import Any
 
 from lorascope.errors import InputError, some
 
-# Every field that a PEFT config of the analysed methods can have; another one is named in the notes.
+# Every field that a PEFT config of the analysed methods can have; another one is named in the notes. `lora_drop` is
+# lorascope's own: the scores by which LoRA-drop chose its layers. PEFT ignores it.
 KNOWN = frozenset(
     """
     task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode
@@ -22,6 +23,7 @@ KNOWN = frozenset(
     feedforward_modules init_ia3_weights
     alpha rank_dropout module_dropout use_effective_conv2d decompose_both decompose_factor rank_dropout_scale
     token_indices
+    lora_drop
     """.split()  # noqa: SIM905
 )
 
