@@ -1,0 +1,150 @@
+"""Houlsby adapters: a bottleneck in series with every sublayer, h ← h + U·f(D·h + b₁) + b₂.
+
+Houlsby et al. 2019, arXiv 1902.00751, §2.1: D (m, d) brings the sublayer's output h (…, d) down to m numbers, f is a
+nonlinearity, U (d, m) brings them up again, and a residual runs around both. One adapter stands after attention's output
+projection and one after the feed-forward network's second one, each before the block's own residual (and, in BERT,
+before the LayerNorm). 2·m·d + d + m numbers each. D and U start at a truncated N(0, 0.01²), biases at zero, so that the
+adapter is nearly the identity. The paper searches m in {8, 64, 256} and learning rates from 3e-5 to 3e-3.
+
+The paper trains the LayerNorms' own parameters besides, and most code in circulation does not: nor does this. The
+paper's code has the sublayer's dropout before the adapter, here it comes after it.
+
+`placement: pfeiffer` keeps the feed-forward adapter of each block alone, which Pfeiffer et al. 2021 (arXiv 2005.00247,
+§3) found to do as well with half the numbers; their second LayerNorm around it is not reproduced.
+
+It is no change of a weight: it can neither be merged nor analysed as ΔW, and costs two products in every sublayer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorascope.errors import InputError
+from lorascope.linalg.arrays import Float
+from lorascope.methods.base import Method, Part, Site, methods
+from lorascope.methods.inject import layer_generator
+from lorascope.methods.sublayers import sublayer_outputs
+from lorascope.updates.base import Update
+
+Placement = Literal["houlsby", "pfeiffer"]
+Nonlinearity = Literal["gelu", "relu", "silu", "tanh"]
+NONLINEARITIES = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+
+
+@dataclass(frozen=True)
+class HoulsbyConfig:
+    """Settings of Houlsby adapters. On the packaged task (200 steps) 2e-3 is a good learning rate.
+
+    Attributes:
+        bottleneck: m.
+        placement: "houlsby", after both sublayers, or "pfeiffer", after the feed-forward one alone.
+        nonlinearity: f; the paper's code has gelu.
+        init_std: standard deviation of D and U at the start, cut at two of them. 0 makes U zero, and the fresh adapter
+            the identity.
+    """
+
+    bottleneck: int = 64
+    placement: Placement = "houlsby"
+    nonlinearity: Nonlinearity = "gelu"
+    init_std: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if self.bottleneck < 1:
+            raise InputError("bottleneck is too small", found=self.bottleneck, expected="a whole number from 1")
+        if self.init_std < 0:
+            raise InputError("init_std is negative", found=self.init_std)
+        if self.placement not in get_args(Placement):
+            raise InputError("placement is unknown", found=repr(self.placement), expected="houlsby or pfeiffer")
+        if self.nonlinearity not in NONLINEARITIES:
+            raise InputError(
+                "nonlinearity is unknown", found=repr(self.nonlinearity), expected=", ".join(NONLINEARITIES)
+            )
+
+
+class Bottleneck(Part):
+    """One adapter, behind the layer at `path`. Its parameters are float32 or wider; it computes in h's dtype."""
+
+    reason = "a bottleneck between two layers: a nonlinear map, and no change of a weight"
+
+    def __init__(self, path: str, layer: nn.Module, width: int, config: HoulsbyConfig, generator: torch.Generator):
+        super().__init__()
+        self.path, self.nonlinearity = path, NONLINEARITIES[config.nonlinearity]
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        std, m = config.init_std, config.bottleneck
+        down, up = torch.empty(m, width), torch.zeros(width, m)
+        nn.init.trunc_normal_(down, std=std or 1e-2, a=-2 * (std or 1e-2), b=2 * (std or 1e-2), generator=generator)
+        if std:
+            nn.init.trunc_normal_(up, std=std, a=-2 * std, b=2 * std, generator=generator)
+        self.down, self.down_bias = nn.Parameter(down.to(dtype)), nn.Parameter(torch.zeros(m, dtype=dtype))
+        self.up, self.up_bias = nn.Parameter(up.to(dtype)), nn.Parameter(torch.zeros(width, dtype=dtype))
+        self._layer = (layer,)  # in a tuple, so that the base's layer is no child of this module
+        self.to(layer.weight.device)
+        self._hook: Any = None
+        self.switch(on=True)
+
+    def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """h + U·f(D·h + b₁) + b₂."""
+        down, down_bias, up, up_bias = (p.to(h.dtype) for p in (self.down, self.down_bias, self.up, self.up_bias))
+        return h + F.linear(self.nonlinearity(F.linear(h, down, down_bias)), up, up_bias).to(h.dtype)
+
+    def switch(self, on: bool) -> None:
+        if on and self._hook is None:
+            self._hook = self._layer[0].register_forward_hook(lambda _, __, output: self(output))
+        elif not on and self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def remove(self) -> None:
+        self.switch(on=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{self.path}.adapter.{name}": tensor for name, tensor in self.state_dict().items()}
+
+    @torch.no_grad()
+    def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
+        """Take D, U and the biases, of any m."""
+        found = {name: tensors[f"{self.path}.adapter.{name}"] for name in self.state_dict()}
+        width, m = self.up.shape[0], found["down"].shape[0]
+        wanted = {"down": (m, width), "down_bias": (m,), "up": (width, m), "up_bias": (width,)}
+        for name, tensor in found.items():
+            if tuple(tensor.shape) != wanted[name]:
+                raise InputError(
+                    f"{self.path}.adapter.{name} has another shape", found=tuple(tensor.shape), expected=wanted[name]
+                )
+            setattr(self, name, nn.Parameter(tensor.to(getattr(self, name))))
+
+
+@methods.register("houlsby")
+class Houlsby(Method):
+    """Trains a bottleneck of 2·m·d + d + m numbers after each sublayer."""
+
+    name, paper, kind, format = "houlsby", "Houlsby et al. 2019, arXiv 1902.00751", "", "lorascope"
+    Config = HoulsbyConfig
+    config: HoulsbyConfig
+    layer_kinds = ()
+    uses_targets = False
+    not_identity = "the bottlenecks start near the identity, not at it"
+
+    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+        return {
+            f"{path}.adapter": Bottleneck(
+                path, model.get_submodule(path), model.config.hidden_size, self.config,
+                layer_generator(seed, path, f"bottleneck={self.config.bottleneck}"),
+            )
+            for path in self._places(model)
+        }  # fmt: skip
+
+    def total_parameter_count(self, model: nn.Module, sites: list[Site]) -> int:
+        d, m = model.config.hidden_size, self.config.bottleneck
+        return len(self._places(model)) * (2 * m * d + d + m)
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": self.name, **vars(self.config)}
+
+    def _places(self, model: nn.Module) -> list[str]:
+        pairs = sublayer_outputs(model)
+        return [path for pair in pairs for path in (pair[1:] if self.config.placement == "pfeiffer" else pair)]
