@@ -1,8 +1,8 @@
 """Houlsby adapters: a bottleneck in series with every sublayer, h ← h + U·f(D·h + b₁) + b₂.
 
 Houlsby et al. 2019, arXiv 1902.00751, §2.1: D (m, d) brings the sublayer's output h (…, d) down to m numbers, f is a
-nonlinearity, U (d, m) brings them up again, and a residual runs around both. One adapter stands after attention's output
-projection and one after the feed-forward network's second one, each before the block's own residual (and, in BERT,
+nonlinearity, U (d, m) brings them up again, and a residual runs around both. One adapter stands after the attention's
+last projection and one after the feed-forward network's second one, each before the block's own residual (and, in BERT,
 before the LayerNorm). 2·m·d + d + m numbers each. D and U start at a truncated N(0, 0.01²), biases at zero, so that the
 adapter is nearly the identity. The paper searches m in {8, 64, 256} and learning rates from 3e-5 to 3e-3.
 

@@ -1,5 +1,5 @@
-"""Where things are in a transformer: its backbone, its blocks, and in each block the two sublayers' last projections and
-the attention. Found by structure, for models as `transformers` builds them; refused in words where it is not there.
+"""Where things are in a transformer: its backbone, its blocks, and in each block the last projections of both sublayers
+and the attention. Found by structure, for models as `transformers` builds them; refused in words where it is not there.
 """
 
 import inspect
