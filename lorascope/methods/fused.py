@@ -16,9 +16,9 @@ twice as fast as their transposes.
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
+from lorascope.methods.products import linear, matmul
 
 
 def low_rank(
@@ -41,12 +41,12 @@ class _LowRank(torch.autograd.Function):
     def forward(ctx, x, a, b, scale, weight, bias):
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
         narrow_b = b.to(x.dtype)
-        h = flat @ a.to(x.dtype).t()  # (n, r)
+        h = linear(flat, a.to(x.dtype))  # (n, r)
         if weight is None:
-            out = (h @ narrow_b.t()).mul_(scale)  # (n, d_out)
+            out = linear(h, narrow_b).mul_(scale)  # (n, d_out)
         else:
             bias = None if bias is None else bias.to(x.dtype)  # W and the bias are wider than x under autocast
-            out = F.linear(flat, weight.to(x.dtype), bias).addmm_(h, narrow_b.t(), alpha=scale)
+            out = linear(flat, weight.to(x.dtype), bias).addmm_(h, narrow_b.t(), alpha=scale)
         _, need_a, need_b = ctx.needs_input_grad[:3]
         ctx.save_for_backward(x if need_a else None, h.t().contiguous() if need_b else None, a, b, weight)
         ctx.scale = scale
@@ -60,13 +60,13 @@ class _LowRank(torch.autograd.Function):
         g = grad.reshape(-1, grad.shape[-1])  # (n, d_out)
         dx = da = db = None
         if need_x or need_a:
-            dh = (g @ b.to(g.dtype)).mul_(ctx.scale)  # (n, r)
+            dh = matmul(g, b.to(g.dtype)).mul_(ctx.scale)  # (n, r)
         if need_x:
             narrow_a = a.to(g.dtype)
-            dx = dh @ narrow_a if weight is None else (g @ weight.to(g.dtype)).addmm_(dh, narrow_a)
+            dx = matmul(dh, narrow_a) if weight is None else matmul(g, weight.to(g.dtype)).addmm_(dh, narrow_a)
             dx = dx.view(*grad.shape[:-1], dx.shape[-1])
         if need_a:
-            da = (dh.t().contiguous() @ x.reshape(-1, x.shape[-1])).to(a.dtype)
+            da = matmul(dh.t().contiguous(), x.reshape(-1, x.shape[-1])).to(a.dtype)
         if need_b:
-            db = (h @ g).t().to(b.dtype) * ctx.scale
+            db = matmul(h, g).t().to(b.dtype) * ctx.scale
         return dx, da, db, None, None, None
