@@ -248,6 +248,7 @@ class Method(ABC):
     layer_kinds: ClassVar[tuple[str, ...]] = ("linear", "conv1d", "embedding")  # what it can adapt
     format: ClassVar[str] = "peft"  # which layout its adapters are written in: "lorascope" holds what PEFT's cannot
     not_identity: ClassVar[str | None] = None  # why a fresh adapter changes the output, where it does
+    held_constant: ClassVar[str | None] = None  # what the gradient leaves out by design, where it is not the exact one
     uses_targets: ClassVar[bool] = True  # whether it puts an update into each target layer
     rehearses: ClassVar[bool] = False  # whether it must look at the task before it trains; see `rehearse`
 

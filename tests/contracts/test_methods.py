@@ -75,8 +75,9 @@ def test_it_describes_itself(name):
     assert "arXiv" in method.paper or "doi" in method.paper.lower()
     assert dataclasses.is_dataclass(method.Config)
     assert dataclasses.replace(method.Config()) == method.Config()
+    config = method.Config()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(method.Config(), dataclasses.fields(method.Config)[0].name, None)
+        config.anything = None
     assert method(method.Config()).settings()["peft_type"] or method.kind
 
 
@@ -160,7 +161,8 @@ def test_gradients_are_those_of_the_formula(name, layer):
     x = x if layer == "embedding" else x.requires_grad_(True)
     own = list(injected.trainable().values())
     varied = own if layer == "embedding" else [x, *own]
-    assert torch.autograd.gradcheck(lambda *_: injected.model(x), varied)
+    exact = methods.get(name).held_constant is None  # what is left out by design must show
+    assert torch.autograd.gradcheck(lambda *_: injected.model(x), varied, raise_exception=exact) == exact
 
 
 @every_layer
