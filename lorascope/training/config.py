@@ -140,6 +140,8 @@ class TrainingConfig:
         save_steps: write a checkpoint every so many steps; null never.
         logging_steps: write the training loss every so many steps.
         load_best_model_at_end: keep the adapter of the lowest held-out loss, not the last one.
+        early_stopping_patience: stop after so many evaluations in a row that did not lower the held-out loss; null
+            never.
         gradient_checkpointing: recompute activations in the backward pass.
         bf16: hold the frozen base in bfloat16 and compute in it; adapters stay float32.
         parallel: under torchrun, replicate the base ("ddp") or shard it ("fsdp").
@@ -158,6 +160,7 @@ class TrainingConfig:
     save_steps: int | None = None
     logging_steps: int = 10
     load_best_model_at_end: bool = False
+    early_stopping_patience: int | None = None
     gradient_checkpointing: bool = False
     bf16: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -167,11 +170,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         sizes = ("max_steps", "eval_steps", "save_steps", "logging_steps", "num_threads", "num_train_epochs")
+        sizes += ("early_stopping_patience",)
         sizes += ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         for name in sizes:
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} must be positive")
         _check(self.seed >= 0, "seed must not be negative")
+        patient = self.early_stopping_patience is None or self.eval_steps is not None
+        _check(patient, "early_stopping_patience needs eval_steps")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lorascope.errors import InputError, some
 from lorascope.training import wordnet
@@ -75,6 +76,22 @@ class Encoded:
         """All texts in batches of similar length, longest first: for evaluation, where order does not matter."""
         order = sorted(range(len(self)), key=lambda i: -len(self.tokens[i]))
         return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def joined(batches: Sequence[Batch], pad: int) -> Batch:
+    """Batches one after another, all padded on the right to the longest of them."""
+    if len(batches) == 1:
+        return batches[0]
+    longest = max(batch.input_ids.shape[1] for batch in batches)
+
+    def wide(tensor: Tensor, value: int) -> Tensor:
+        return F.pad(tensor, (0, longest - tensor.shape[1]), value=value)
+
+    return Batch(
+        torch.cat([wide(batch.input_ids, pad) for batch in batches]),
+        torch.cat([wide(batch.attention_mask, 0) for batch in batches]),
+        torch.cat([wide(b.labels, IGNORE) if b.labels.ndim == 2 else b.labels for b in batches]),
+    )
 
 
 class Order:

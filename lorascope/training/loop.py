@@ -7,13 +7,19 @@ state and t, and nothing else, to end in the same bytes; evaluating more or less
 
 The loss of a step is the mean over all its targets, whatever passes and processes they are spread over: every pass adds
 its sum divided by the step's count of targets, and gradients are summed.
+
+Several adapters can train at once on one base (`sweep:` in the YAML): each is a `Member` with its own order of the
+data, random numbers, loss, clipping, optimiser, held-out scores and end, and they share nothing but the pass through the
+base (`methods/stacked.py`). A member's numbers are those of its own run up to rounding, whatever the others do.
 """
 
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +31,9 @@ from tqdm import tqdm
 from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError
 from lorascope.methods.inject import Injected
+from lorascope.methods.stacked import Layout, Stream, joinable, stack
 from lorascope.training.config import OptimConfig, RunConfig
-from lorascope.training.data import IGNORE, Batch, Encoded, Order
+from lorascope.training.data import IGNORE, Batch, Encoded, Order, joined
 from lorascope.training.parallel import World
 from lorascope.training.record import Record
 
@@ -40,14 +47,18 @@ class Score:
     targets: int
 
 
-def loss_sum(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of a batch, in float32, and how many targets the largest logit hits."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    labels = batch.labels
+def cross_entropy(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy, in float32 or wider, and how many targets the largest logit hits.
+
+    Args:
+        logits: (b, classes), or (b, t, vocabulary) of a language model, of whose positions the first `length` count.
+        labels: (b,), or (b, t).
+    """
     if labels.ndim == 2:  # next-token prediction: position t is scored on token t + 1
-        logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        logits, labels = logits[:, : length - 1].flatten(0, 1), labels[:, 1:length].flatten()
     hits = (logits.detach().argmax(-1) == labels).sum()
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum"), hits
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum"), hits
 
 
 @torch.no_grad()
@@ -58,7 +69,9 @@ def evaluate(model: torch.nn.Module, data: Encoded, size: int, world: World) -> 
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(batches), world.size):
         mine = min(start + world.rank, len(batches) - 1)  # with too few for all, some repeat the last one: under FSDP
-        loss, hits = loss_sum(model, data.batch(batches[mine]).to(world.device))  # all must take part in each pass
+        batch = data.batch(batches[mine]).to(world.device)  # all must take part in each pass
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        loss, hits = cross_entropy(logits, batch.labels, batch.input_ids.shape[1])
         if start + world.rank < len(batches):
             sums += torch.stack([loss.double().cpu(), hits.double().cpu()])
     model.train(training)
@@ -85,153 +98,337 @@ def total_steps(config: RunConfig, length: int, world: World) -> int:
     return training.max_steps or math.ceil(training.num_train_epochs * length / size)
 
 
-class Loop:
-    """One run: an injected model, its data, and where it stands.
+class Member:
+    """One adapter in training: its part of the model, its data and their order, its optimiser, and where it stands.
 
     Attributes:
-        step: how many optimiser steps are done.
+        total: how many steps it is to take.
+        step: how many it has taken, once it has `ended`.
+        ended: None while it trains; then "finished", "stopped" (early) or "diverged".
+        error: why it diverged.
+        score: the last held-out score; at the end, that of the adapter that is kept.
         best: the lowest held-out loss, its step, and the adapter then; kept with `load_best_model_at_end`.
+        record: where its metrics go, if anywhere.
     """
 
-    def __init__(self, injected: Injected, train: Encoded, held_out: Encoded, config: RunConfig, world: World):
-        self.injected, self.model, self.method = injected, injected.model, injected.method
-        self.train, self.held_out, self.config, self.world = train, held_out, config, world
+    def __init__(
+        self,
+        injected: Injected,
+        train: Encoded,
+        held_out: Encoded,
+        config: RunConfig,
+        world: World,
+        record: Record | None = None,
+    ):
+        self.injected, self.method = injected, injected.method
+        self.train, self.held_out, self.config, self.world, self.record = train, held_out, config, world, record
         self.total = total_steps(config, len(train), world)
         settings = config.training
         lengths = list(map(len, train.tokens)) if settings.group_by_length else None
         self.order = Order(len(train), settings.seed, lengths, settings.per_device_train_batch_size)
-        optim = config.optim
-        groups = self.method.parameter_groups(injected, optim.learning_rate, optim.weight_decay)
-        betas = (optim.adam_beta1, optim.adam_beta2)
-        self.optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.adam_epsilon)
+        self.parameters = list(injected.trainable().values())
+        self.optimizer = _adamw(injected, config.optim)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        self.step = 0
+        self.stream = Stream(world.device)
+        self.step, self.ended, self.error = 0, None, None
+        self.score: Score | None = None
         self.best: dict[str, Any] | None = None
+        self.lowest, self.worse = math.inf, 0  # held-out loss so far, and evaluations since that were no better
+
+    def begin(self, step: int) -> list[list[int]]:
+        """Set what depends on the step: random numbers, by (seed, step, process) alone, and the learning rate.
+
+        The texts of the step, in the passes of all processes.
+        """
+        settings = self.config.training
+        entropy = [settings.seed, step, self.world.rank]
+        self.stream.restart(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+        factor = learning_rate_factor(step, self.total, self.config.optim)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        return self.passes(step)
+
+    def passes(self, step: int) -> list[list[int]]:
+        settings = self.config.training
+        count = settings.gradient_accumulation_steps * self.world.size
+        return self.order.micro_batches(step, settings.per_device_train_batch_size, count)
+
+    def penalise(self) -> None:
+        """Add the gradient of the method's own penalty."""
+        with self.stream:
+            penalty = self.method.penalty()
+            if penalty is not None:
+                (penalty / self.world.size).backward()
+
+    def update(self, step: int) -> tuple[Tensor, float]:
+        """The optimiser's step, on complete gradients: their norm before clipping, and the learning rate."""
+        limit = self.config.optim.max_grad_norm
+        with self.stream:
+            self.world.sum_gradients(self.parameters)
+            self.method.before_step(step, self.total)
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+            self.optimizer.step()
+            self.method.after_step(step, self.total)
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm, self.optimizer.param_groups[0]["lr"]
+
+    def log(self, step: int, loss: Tensor, norm: Tensor, rate: float, seconds: float) -> float:
+        """Write the step's loss (summed over processes here) and norm; end the member where they are no numbers."""
+        loss = self.world.sum(loss).item()
+        if not (math.isfinite(loss) and math.isfinite(norm.item())):
+            self.ended, self.step = "diverged", step
+            self.error = LorascopeError(
+                f"training diverged at step {step}",
+                found=f"a loss of {loss} and a gradient norm of {norm.item()}",
+                hint="lower optim.learning_rate or set optim.max_grad_norm",
+            )
+        elif self.record:
+            line = {"step": step, "train_loss": loss, "learning_rate": rate, "grad_norm": norm.item()}
+            self.record.log({**line, "seconds": round(seconds, 4)})
+        return loss
+
+    def judge(self, step: int, score: Score) -> None:
+        """Take a held-out score: write it, keep the adapter where it is the best, stop where patience is at its end."""
+        settings, self.score = self.config.training, score
+        if self.record:
+            self.record.log({"step": step, "eval_loss": score.loss, "eval_accuracy": score.accuracy})
+        if settings.load_best_model_at_end and (self.best is None or score.loss < self.best["score"]["loss"]):
+            adapter = {key: tensor.detach().clone() for key, tensor in self.injected.state_dict().items()}
+            self.best = {"score": vars(score).copy(), "step": step, "adapter": adapter}
+        self.worse = 0 if score.loss < self.lowest else self.worse + 1
+        self.lowest = min(score.loss, self.lowest)
+        if settings.early_stopping_patience is not None and self.worse >= settings.early_stopping_patience:
+            self.ended, self.step = "stopped", step
+
+    def keep_best(self) -> None:
+        """Put the best adapter in place of the last one, where the config asks for it."""
+        if self.best is not None and self.ended != "diverged":
+            self.injected.load_state_dict(self.best["adapter"])
+            self.score = Score(**self.best["score"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs; never the base."""
+        return {
+            "total": self.total,
+            "step": self.step,
+            "ended": self.ended,
+            "error": self.error and vars(self.error).copy(),
+            "score": self.score and vars(self.score).copy(),
+            "patience": [self.lowest, self.worse],
+            "adapter": self.injected.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave. InputError where it is of other data."""
+        if state["total"] != self.total:
+            raise InputError(
+                "the checkpoint is of another run: its steps in all differ", found=state["total"], expected=self.total
+            )
+        self.injected.load_state_dict(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.method.load_state_dict(state["method"])
+        self.step, self.ended, self.best = state["step"], state["ended"], state["best"]
+        self.lowest, self.worse = state["patience"]
+        self.score = state["score"] and Score(**state["score"])
+        error = state["error"]
+        self.error = error and LorascopeError(error.pop("what"), **error)
+
+
+def _adamw(injected: Injected, optim: OptimConfig) -> torch.optim.AdamW:
+    groups = injected.method.parameter_groups(injected, optim.learning_rate, optim.weight_decay)
+    betas = (optim.adam_beta1, optim.adam_beta2)
+    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.adam_epsilon)
+
+
+class Pass:
+    """Members that go through the model together: one alone in its own model, or several in a joint one."""
+
+    def __init__(self, members: Sequence[Member]):
+        self.members = list(members)
+        self.layout = Layout([member.stream for member in members])
+        alone = len(self.members) == 1
+        self.model = members[0].injected.model if alone else stack([m.injected for m in members], self.layout)
+
+    def losses(self, indices: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        """Each member's summed loss on its texts, and its hits."""
+        parts = [member.train.batch(own) for member, own in zip(self.members, indices, strict=True)]
+        return self._losses(parts)
+
+    def _losses(self, parts: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+        device = self.members[0].world.device
+        lengths = [part.input_ids.shape[1] for part in parts]
+        batch = joined(parts, self.members[0].train.pad).to(device)
+        self.layout.set(len(parts[0].input_ids), lengths)
+        with self.members[0].stream if len(self.members) == 1 else nullcontext():
+            logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        rows = zip(logits.chunk(len(parts)), batch.labels.chunk(len(parts)), lengths, strict=True)
+        return [cross_entropy(each, labels, length) for each, labels, length in rows]
+
+
+def arrange(members: Sequence[Member]) -> list[Pass]:
+    """The members in as few passes as their methods allow; those of one method are neighbours."""
+    groups: list[list[Member]] = []
+    for member in sorted(members, key=lambda member: member.config.method.name):
+        for group in groups:
+            if joinable(group[0].injected, member.injected):
+                group.append(member)
+                break
+        else:
+            groups.append([member])
+    return [Pass(group) for group in groups]
+
+
+class Loop:
+    """Adapters in training on one base, each as if it were alone; a run is one of them.
+
+    Attributes:
+        members: the adapters.
+        step: how many optimiser steps are done.
+    """
+
+    def __init__(self, injected: Injected, train: Encoded, held_out: Encoded, config: RunConfig, world: World):
+        self._of([Member(injected, train, held_out, config, world)])
+
+    @classmethod
+    def together(cls, members: Sequence[Member]) -> "Loop":
+        """A loop over several members, whose models hold the same base (`run.prepare_together`)."""
+        loop = cls.__new__(cls)
+        loop._of(list(members))
+        return loop
+
+    def _of(self, members: list[Member]) -> None:
+        self.members, self.world = members, members[0].world
+        self.step = 0
+        self._passes: list[Pass] = []
+
+    @property
+    def active(self) -> list[Member]:
+        return [member for member in self.members if member.ended is None]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The only member's; see `Member.best`."""
+        return self.members[0].best
 
     def run(self, record: Record | None = None) -> Score:
-        """Train to the end; the held-out score of the adapter that is kept.
+        """Train one member to the end; the held-out score of the adapter that is kept.
 
         Raises:
             LorascopeError: the loss is no longer a number, or the record cannot be written.
         """
-        settings, last = self.config.training, None
-        self.model.train()
-        bar = tqdm(total=self.total, initial=self.step, desc="training", unit="step", disable=not self.world.first)
+        (member,) = self.members
+        member.record = record
+        self.run_all(record.checkpoint if record else None)
+        if member.error:
+            raise member.error
+        return member.score
+
+    def run_all(self, checkpoint: Path | None = None) -> None:
+        """Train every member to its end, which it then says itself (`ended`, `score`). One that diverges just leaves.
+
+        Raises:
+            LorascopeError: a record or the checkpoint cannot be written.
+        """
+        settings, total = self.members[0].config.training, max(member.total for member in self.members)
+        for member in self.members:
+            member.injected.model.train()
+        bar = tqdm(total=total, initial=self.step, desc="training", unit="step", disable=not self.world.first)
         with bar:
-            while self.step < self.total:
+            while self.active:
                 started = time.perf_counter()
-                loss, norm, rate = self._step()
+                results = self._step()
                 self.step += 1
                 bar.update()
-                if self.step % settings.logging_steps == 0 or self.step == self.total:
-                    self._log(record, bar, loss, norm, rate, time.perf_counter() - started)
-                if self._due(settings.eval_steps) or self.step == self.total:
-                    last = self._evaluate(record, bar)
-                if record and self._due(settings.save_steps):
-                    self.save(record)
-        if settings.load_best_model_at_end and self.best:
-            self.injected.load_state_dict(self.best["adapter"])
-            last = Score(**self.best["score"])
-        self.model.eval()
-        return last or evaluate(self.model, self.held_out, settings.per_device_eval_batch_size, self.world)
+                seconds = time.perf_counter() - started
+                self._log(results, bar, seconds)
+                self._evaluate(bar)
+                if checkpoint and self.world.first and self._due(settings.save_steps):
+                    self.save(checkpoint)
+        for member in self.members:
+            member.keep_best()
+            member.injected.model.eval()
+            if member.score is None and member.ended != "diverged":
+                member.score = self._score(member)
 
-    def _step(self) -> tuple[Tensor, Tensor, float]:
-        """One optimiser step: the loss (of all processes), the gradient's norm before clipping, the learning rate."""
-        optim = self.config.optim
-        self._seed()
-        factor = learning_rate_factor(self.step, self.total, optim)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        loss = self._backward()
-        parameters = list(self.injected.trainable().values())
-        self.world.sum_gradients(parameters)
-        self.method.before_step(self.step, self.total)
-        limit = math.inf if optim.max_grad_norm is None else optim.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        self.optimizer.step()
-        self.method.after_step(self.step, self.total)
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm, self.optimizer.param_groups[0]["lr"]
+    def passes(self) -> list[Pass]:
+        """The active members in joint passes, arranged anew whenever one has left."""
+        active = self.active
+        if sum(len(each.members) for each in self._passes) != len(active):
+            self._passes = arrange(active)
+            for each in self._passes:
+                each.model.train()
+        return self._passes
 
-    def _backward(self) -> Tensor:
-        """Gradients of the step's mean loss; that loss, summed over this process's share of it."""
-        settings, world = self.config.training, self.world
-        passes = self.order.micro_batches(
-            self.step, settings.per_device_train_batch_size, settings.gradient_accumulation_steps * world.size
-        )
-        targets = sum(map(self.train.targets, passes))
-        share = torch.zeros((), device=world.device)
-        for indices in passes[world.rank :: world.size]:
-            loss = loss_sum(self.model, self.train.batch(indices).to(world.device))[0] / targets
-            loss.backward()
-            share += loss.detach()
-        penalty = self.method.penalty()
-        if penalty is not None:
-            (penalty / world.size).backward()
-        return share
+    def _step(self) -> list[tuple[Member, Tensor, Tensor, float]]:
+        """One optimiser step of every active member: its loss, gradient norm before clipping, and learning rate."""
+        for member in self.active:
+            member.begin(self.step)
+        losses = self._backward()
+        return [(member, losses[member], *member.update(self.step)) for member in self.active]
 
-    def _seed(self) -> None:
-        """Random numbers of this step depend on (seed, step, process) alone."""
-        entropy = [self.config.training.seed, self.step, self.world.rank]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+    def _backward(self) -> dict[Member, Tensor]:
+        """Gradients of each member's mean loss; that loss, summed over this process's share of the step's passes."""
+        world, shares = self.world, {}
+        for joint in self.passes():
+            texts = [member.passes(self.step) for member in joint.members]
+            targets = [sum(map(m.train.targets, own)) for m, own in zip(joint.members, texts, strict=True)]
+            shares |= {member: torch.zeros((), device=world.device) for member in joint.members}
+            for indices in zip(*(own[world.rank :: world.size] for own in texts), strict=True):
+                sums = joint.losses(indices)
+                losses = [loss / count for (loss, _), count in zip(sums, targets, strict=True)]
+                torch.autograd.backward(losses)  # each from its own 1: no sum over members
+                for member, loss in zip(joint.members, losses, strict=True):
+                    shares[member] += loss.detach()
+            for member in joint.members:
+                member.penalise()
+        return shares
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _log(self, record: Record | None, bar: Any, loss: Tensor, norm: Tensor, rate: float, seconds: float) -> None:
-        loss = self.world.sum(loss).item()
-        if not (math.isfinite(loss) and math.isfinite(norm.item())):
-            raise LorascopeError(
-                f"training diverged at step {self.step}",
-                found=f"a loss of {loss} and a gradient norm of {norm.item()}",
-                hint="lower optim.learning_rate or set optim.max_grad_norm",
-            )
-        bar.set_postfix_str(self._shown(loss))
-        if record:
-            line = {"step": self.step, "train_loss": loss, "learning_rate": rate, "grad_norm": norm.item()}
-            record.log({**line, "seconds": round(seconds, 4)})
+    def _log(self, results: Sequence[tuple[Member, Tensor, Tensor, float]], bar: Any, seconds: float) -> None:
+        shown = []
+        for member, loss, norm, rate in results:
+            if self._due(member.config.training.logging_steps) or self.step == member.total:
+                shown.append(member.log(self.step, loss, norm, rate, seconds))
+        if shown:
+            bar.set_postfix_str(self._shown("loss", shown))
 
-    def _shown(self, loss: float) -> str:
-        seen = self.__dict__.get("_held_out_loss")
-        return f"loss {loss:.3f}" + ("" if seen is None else f", held-out loss {seen:.3f}")
+    def _evaluate(self, bar: Any) -> None:
+        due = [m for m in self.active if self._due(m.config.training.eval_steps) or self.step == m.total]
+        for member in due:
+            member.judge(self.step, self._score(member))
+            if self.step == member.total:
+                member.ended, member.step = "finished", self.step
+        if due:
+            bar.set_postfix_str(self._shown("held-out loss", [member.score.loss for member in due]))
 
-    def _evaluate(self, record: Record | None, bar: Any) -> Score:
-        score = evaluate(self.model, self.held_out, self.config.training.per_device_eval_batch_size, self.world)
-        self._held_out_loss = score.loss
-        bar.set_postfix_str(f"held-out loss {score.loss:.3f}")
-        if record:
-            record.log({"step": self.step, "eval_loss": score.loss, "eval_accuracy": score.accuracy})
-        if self.config.training.load_best_model_at_end and (
-            self.best is None or score.loss < self.best["score"]["loss"]
-        ):
-            adapter = {key: tensor.detach().clone() for key, tensor in self.injected.state_dict().items()}
-            self.best = {"score": vars(score).copy(), "step": self.step, "adapter": adapter}
-        return score
+    def _score(self, member: Member) -> Score:
+        size = member.config.training.per_device_eval_batch_size
+        return evaluate(member.injected.model, member.held_out, size, self.world)
 
-    def save(self, record: Record) -> None:
-        """Write the checkpoint, whole or not at all: adapter, optimiser, method, best and step; never the base."""
+    def _shown(self, what: str, values: Sequence[float]) -> str:
+        if len(self.members) == 1:
+            return f"{what} {values[0]:.3f}"
+        return f"{what} {min(values):.3f} to {max(values):.3f}, {len(self.active)} of {len(self.members)} adapters"
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint of all members, whole or not at all."""
+        members = [member.state_dict() for member in self.members]
         buffer = io.BytesIO()
-        torch.save(
-            {
-                "step": self.step,
-                "total": self.total,
-                "world": self.world.size,
-                "adapter": self.injected.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "method": self.method.state_dict(),
-                "best": self.best,
-            },
-            buffer,
-        )
-        write_bytes(record.checkpoint, buffer.getvalue())
+        torch.save({"step": self.step, "world": self.world.size, "members": members}, buffer)
+        write_bytes(path, buffer.getvalue())
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. InputError where it was made with other data or another number of processes."""
-        for key, now in (("total", self.total), ("world", self.world.size)):
-            if state[key] != now:
-                what = {"total": "steps in all", "world": "processes"}[key]
-                raise InputError(f"the checkpoint is of another run: its {what} differ", found=state[key], expected=now)
-        self.injected.load_state_dict(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.method.load_state_dict(state["method"])
-        self.step, self.best = state["step"], state["best"]
+        counts = {"processes": (state["world"], self.world.size)}
+        counts["adapters"] = (len(state["members"]), len(self.members))
+        for what, (found, expected) in counts.items():
+            if found != expected:
+                raise InputError(f"the checkpoint is of another run: its {what} differ", found=found, expected=expected)
+        for member, own in zip(self.members, state["members"], strict=True):
+            member.load_state_dict(own)
+        self.step = state["step"]

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ from torch import nn
 from lorascope.errors import InputError
 from lorascope.methods.base import methods
 from lorascope.methods.inject import Injected, inject
+from lorascope.methods.stacked import skeleton
 from lorascope.training import data, models
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
-from lorascope.training.loop import Loop, Score
+from lorascope.training.loop import Loop, Member, Score
 from lorascope.training.parallel import World, shard_base, world
 from lorascope.training.record import Record, write_json
 from lorascope.training.rehearse import rehearse
 from lorascope.training.threads import usable_cores
 
+SUMMARY = "summary.json"
 CARD = "lorascope.json"  # beside the adapter's files: what `lorascope merge` needs to build the model it belongs to
 
 
@@ -65,17 +67,54 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     Raises:
         InputError: the model, the data or the targets are not what the config says.
     """
-    tokenizer = models.load_tokenizer(config.model)
-    task, seed = config.model.task_type, config.training.seed
-    train, held_out = data.load(config.data, task, tokenizer, seed)
-    torch.manual_seed(seed)  # a new head is drawn from the global generator
+    return prepare_together([config], device)[0]
+
+
+def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list[Prepared]:
+    """What `prepare` gives for each config, with one base model in memory: all models hold the same tensors.
+
+    The configs agree in their model. Data and whatever a seed draws (a new head) are each config's own.
+
+    Raises:
+        InputError: the model, the data or the targets are not what a config says.
+    """
+    tokenizer = models.load_tokenizer(configs[0].model)
+    seeds = {config.training.seed: config for config in configs}
+    texts = {s: data.load(c.data, c.model.task_type, tokenizer, s) for s, c in seeds.items()}
+    first = configs[0].training.seed
+    base = _load_base(configs[0], len(texts[first][0].label_names), device)
+    drawn = {first: base}
+    for seed, config in seeds.items():
+        if seed != first:
+            fresh = config.model.task_type == "SEQ_CLS"  # only a classifier has a head to draw
+            other = _load_base(config, len(texts[seed][0].label_names), device) if fresh else base
+            drawn[seed] = share_tensors(other, base)
+    prepared = []
+    for config in configs:
+        model = drawn[config.training.seed] if len(configs) == 1 else skeleton(drawn[config.training.seed])
+        if config.training.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        prepared.append(Prepared(inject_method(model, config), tokenizer, *texts[config.training.seed]))
+    return prepared
+
+
+def _load_base(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
+    torch.manual_seed(config.training.seed)  # a new head is drawn from the global generator
     dtype = torch.bfloat16 if config.training.bf16 else torch.float32
-    model = models.load_model(config.model, len(train.label_names), dtype).to(device)
+    model = models.load_model(config.model, classes, dtype).to(device)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # training keeps no keys and values
-    if config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Prepared(inject_method(model, config), tokenizer, train, held_out)
+    return model
+
+
+def share_tensors(model: nn.Module, base: nn.Module) -> nn.Module:
+    """Let `model`, of the same architecture, hold `base`'s tensors wherever they are equal. Gives `model`."""
+    for module, twin in zip(model.modules(), base.modules(), strict=True):
+        for own, theirs in ((module._parameters, twin._parameters), (module._buffers, twin._buffers)):
+            for name, tensor in own.items():
+                if tensor is not None and tensor.shape == theirs[name].shape and torch.equal(tensor, theirs[name]):
+                    own[name] = theirs[name]
+    return model
 
 
 def inject_method(model: nn.Module, config: RunConfig) -> Injected:
@@ -126,31 +165,79 @@ def fit(
     """Train what is prepared and write its record. Only the first process has a `record`."""
     if here.size > 1 and config.training.parallel == "fsdp":
         shard_base(prepared.injected, here)
-    rehearse(prepared.injected, prepared.train, config, here, record, folder, resume)
-    loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, here)
-    checkpoint = folder / "checkpoint.pt"
+    (member,), seconds = fit_together([Job(config, prepared, folder, record)], here, resume, command)
+    if member.error:
+        raise member.error
+    return Finished(folder / "adapter", member.score, seconds, member.step, here.first)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of the runs that train together: what it is, what is prepared of it, and where it is written."""
+
+    config: RunConfig
+    prepared: Prepared
+    folder: Path
+    record: Record | None
+
+
+def fit_together(
+    jobs: Sequence[Job], here: World, resume: bool = False, command: Sequence[str] = (), **facts: Any
+) -> tuple[list[Member], float]:
+    """Train what is prepared, on one base, and write each job's record; how each member ended, and the seconds it took.
+
+    The checkpoint of them all is in the first one's folder. `facts` are added to each record.
+
+    Raises:
+        InputError: the checkpoint is of other runs.
+        LorascopeError: a folder cannot be written.
+    """
+    members = []
+    for job in jobs:
+        injected, train = job.prepared.injected, job.prepared.train
+        rehearse(injected, train, job.config, here, job.record, job.folder, resume)
+        members.append(Member(injected, train, job.prepared.held_out, job.config, here, job.record))
+    loop = Loop.together(members)
+    checkpoint = jobs[0].folder / "checkpoint.pt"
     if resume and checkpoint.is_file():
         loop.load(_read_checkpoint(checkpoint, here.device))
-    if record:
-        record.rewind(loop.step)
-        record.start(command, _describe(here), trained_parameters=prepared.injected.parameter_count())
+    for job in jobs:
+        if job.record:
+            job.record.rewind(loop.step)
+            count = job.prepared.injected.parameter_count()
+            job.record.start(command, _describe(here), trained_parameters=count, **facts)
     began, first = time.perf_counter(), loop.step
-    score = loop.run(record)
+    loop.run_all(checkpoint)
     seconds = time.perf_counter() - began
-    if record:
-        write_adapter(prepared.injected, config, prepared.train.label_names, record.adapter)
-        best = None if loop.best is None else loop.best["step"]
-        ended = {"steps": loop.total, "resumed_at": first or None, "best_step": best, "seconds": round(seconds, 3)}
-        ended |= {"held_out": asdict(score), "adapter": record.adapter.name}
-        said = prepared.injected.method.summary()
-        write_json(folder / "summary.json", {**ended, "method": said} if said else ended)
-        record.checkpoint.unlink(missing_ok=True)
+    for job, member in zip(jobs, members, strict=True):
+        if job.record:
+            _conclude(job, member, {"resumed_at": first or None, "seconds": round(seconds, 3)})
+    if here.first:
+        checkpoint.unlink(missing_ok=True)
     here.wait()
-    return Finished(folder / "adapter", score, seconds, loop.total, here.first)
+    return members, seconds
+
+
+def _conclude(job: Job, member: Member, facts: Mapping[str, Any]) -> None:
+    """Write the adapter, and how the run ended. One that diverged has no adapter."""
+    best = None if member.best is None else member.best["step"]
+    ended = {"steps": member.step, "best_step": best, **facts}
+    if member.error:
+        write_json(job.folder / SUMMARY, {**ended, "diverged": str(member.error)})
+        return
+    adapter = job.record.adapter
+    write_adapter(member.injected, job.config, job.prepared.train.label_names, adapter)
+    ended |= {"stopped_early": True} if member.ended == "stopped" else {}
+    ended |= {"held_out": asdict(member.score), "adapter": adapter.name}
+    said = member.method.summary()
+    write_json(job.folder / SUMMARY, {**ended, "method": said} if said else ended)
 
 
 def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[str], folder: Path) -> None:
-    """The adapter in its method's layout, PEFT's where that has a place for it, and beside it what is needed to build the model it belongs to."""
+    """The adapter in its method's layout, PEFT's where that has a place for it.
+
+    Beside it lies what is needed to build the model it belongs to.
+    """
     from lorascope.weights import io
 
     adapter = injected.export(base_model_name_or_path=config.model.name, task_type=config.model.task_type)

@@ -40,7 +40,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss(classifier):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE)
-    (indices,) = loop.order.micro_batches(0, 4, 1)
+    (indices,) = loop.members[0].order.micro_batches(0, 4, 1)
     batch = prepared.train.batch(indices)
     logits = prepared.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     parameters = prepared.injected.trainable()
@@ -145,7 +145,7 @@ def test_gradients_are_clipped_to_the_norm(classifier, tmp_path):
     prepared = run.prepare(config, HERE.device)
     loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE)
     norms = []
-    loop.method.after_step = lambda *_: norms.append(
+    loop.members[0].method.after_step = lambda *_: norms.append(
         torch.cat([p.grad.flatten() for p in prepared.injected.trainable().values()]).norm().item()
     )
     loop.run()

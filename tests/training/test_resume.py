@@ -85,7 +85,7 @@ def test_the_checkpoint_holds_the_adapter_and_never_the_base(classifier, tmp_pat
     interrupt(config, tmp_path / "run", monkeypatch, at=4)
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     prepared = run.prepare(config, torch.device("cpu"))
-    assert state["adapter"].keys() == prepared.injected.state_dict().keys()
+    assert state["members"][0]["adapter"].keys() == prepared.injected.state_dict().keys()
     assert state["step"] == 4
 
 

@@ -35,7 +35,7 @@ def one(path: Path, here: World) -> dict:
     parameters = prepared.injected.trainable()
     here.sum_gradients(parameters.values())
     gradients = {name: parameter.grad.clone() for name, parameter in parameters.items()}
-    loop.optimizer.zero_grad()
+    loop.members[0].optimizer.zero_grad()
     score = loop.run()
     again = evaluate(prepared.model, prepared.held_out, 3, here)
     whole = sum(p.numel() for p in prepared.model.parameters())
