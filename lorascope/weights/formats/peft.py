@@ -1,7 +1,8 @@
 """PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`, `.bin` or shards (PEFT 0.21.2).
 
-Every method whose update is a fixed ΔW is read: LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, LoHa, LoKr, IA³. The others are
-recognised by their keys and set aside by name. Scales are PEFT's: α/r or α/√r with its patterns, per module.
+Every method whose update is a fixed ΔW is read: LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, LoHa, LoKr, IA³; and virtual tokens,
+which are no update and can be loaded. The others are recognised by their keys and set aside by name. Scales are PEFT's:
+α/r or α/√r with its patterns, per module.
 """
 
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ from lorascope.weights.peft.keys import (
     parse,
     plain_parameter,
 )
+from lorascope.weights.peft.prompts import holds_prompt, take_prompt, write_prompt
 from lorascope.weights.peft.write import write_peft
 from lorascope.weights.tensors import Recent
 
@@ -60,12 +62,13 @@ class Peft(Format):
         groups = _groups(keys, ledger)
         updates = reader.updates(groups)
         _check_type(config, updates)
-        saved = _saved(ledger, config, adapter, reader.notes)
-        settings = dict(config.raw)
-        return Parsed(updates, _method(config, updates, ledger), settings, saved, tuple(reader.notes))
+        prompt, parts = take_prompt(config, ledger)
+        saved = {**prompt, **_saved(ledger, config, adapter, reader.notes)}
+        method = _method(config, updates, ledger, parts)
+        return Parsed(updates, method, dict(config.raw), saved, tuple(reader.notes), parts)
 
     def write(self, adapter: Adapter, folder: Path) -> list[Path]:
-        return write_peft(adapter, folder)
+        return write_prompt(adapter, folder) if holds_prompt(adapter) else write_peft(adapter, folder)
 
 
 @dataclass
@@ -246,10 +249,11 @@ def _is_bias(name: str, config: Config) -> bool:
     return name.endswith("bias") and config.raw.get("bias", "none") != "none"
 
 
-def _method(config: Config, updates: dict[str, Update], ledger: Ledger) -> str:
+def _method(config: Config, updates: dict[str, Update], ledger: Ledger, parts: dict[str, str]) -> str:
     """The method's name: of the updates' kinds, and of whatever else the file holds and is not analysed."""
     names = {**_NAMES, "low_rank": "rsLoRA" if config.rslora else "LoRA"}
     found = dict.fromkeys(names.get(update.kind, update.kind) for update in updates.values())
+    found |= dict.fromkeys(reason.partition(":")[0] for reason in parts.values())
     others = dict.fromkeys(filter(None, (other_method(item.name) for item in ledger.not_analysed)))
     if any(is_trained_tokens(item.name) for item in ledger.not_analysed):
         others["trainable tokens"] = None

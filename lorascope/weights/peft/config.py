@@ -9,7 +9,8 @@ from typing import Any
 from lorascope.errors import InputError, some
 
 # Every field that a PEFT config of the analysed methods can have; another one is named in the notes. `lora_drop` is
-# lorascope's own: the scores by which LoRA-drop chose its layers. PEFT ignores it.
+# lorascope's own, the scores by which LoRA-drop chose its layers, and
+# `vera_input_widths` the widths that VeRA's vectors do not tell. PEFT ignores them.
 KNOWN = frozenset(
     """
     task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode
@@ -23,7 +24,10 @@ KNOWN = frozenset(
     feedforward_modules init_ia3_weights
     alpha rank_dropout module_dropout use_effective_conv2d decompose_both decompose_factor rank_dropout_scale
     token_indices
-    lora_drop
+    num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers
+    prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
+    encoder_hidden_size prefix_projection encoder_reparameterization_type encoder_dropout encoder_num_layers
+    lora_drop vera_input_widths
     """.split()  # noqa: SIM905
 )
 

@@ -30,7 +30,7 @@ OTHERS = {
     "road_": "RoAd", "shadow_": "Shadow", "shira_": "SHiRA", "supertuning_": "Supertuning", "tinylora_": "TinyLoRA",
     "unilora_": "UniLoRA", "vblora_": "VB-LoRA", "waveft_": "WaveFT", "bone_": "Bone", "lora_arrow": "Arrow",
     "lora_diag": "KaSA", "lora_monteclora": "MonteCLoRA", "internal_xlora_classifier": "X-LoRA",
-    "adaption_": "LLaMA-Adapter", "prompt_embeddings": "prompt tuning", "prompt_encoder": "prompt tuning",
+    "adaption_": "LLaMA-Adapter", "prompt_embeddings": "prompt or prefix tuning", "prompt_encoder": "prompt tuning",
 }  # fmt: skip
 _OTHER = re.compile(r"(?:^|\.)(" + "|".join(map(re.escape, OTHERS)) + r")")
 _ROLE = re.compile(r"^(?:(?P<module>.+)\.)?(?P<role>" + "|".join(ROLES) + r")(?:\.(?P<rest>[^.]+(?:\.[^.]+)?))?$")
@@ -84,7 +84,7 @@ def is_peft(key: str) -> bool:
     """Whether a key alone, without a config, is PEFT's spelling."""
     if key.startswith("base_model."):
         return parse(key) is not None or other_method(key) is not None or is_trained_tokens(key)
-    return _UNPREFIXED.search(key) is not None
+    return key == "prompt_embeddings" or _UNPREFIXED.search(key) is not None
 
 
 def one_adapter(keys: Iterable[Key]) -> str | None:
