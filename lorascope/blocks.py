@@ -80,7 +80,10 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a figure. `panel` names the small multiple it belongs to; `weight` is "thin" for one of many."""
+    """One line of a figure. `panel` names the small multiple it belongs to; `weight` is "thin" for one of many.
+
+    Where `points` names each point, the points are drawn and not joined; a name shows under the pointer.
+    """
 
     label: str
     x: tuple[float, ...]
@@ -89,6 +92,7 @@ class Series:
     weight: Literal["normal", "thin", "reference"] = "normal"
     low: tuple[Number, ...] | None = None
     high: tuple[Number, ...] | None = None
+    points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from lorascope.analyses.particulars import ParticularsResult
     from lorascope.analyses.spectrum import SpectrumResult
-    from lorascope.blocks import Page
+    from lorascope.blocks import Block, Page
 
 
 def analyze(
@@ -35,7 +36,8 @@ def analyze(
 ) -> None:
     """Say what is in an adapter: rank, spectra, where the update is, and what is wrong with it.
 
-    Reads PEFT, kohya, diffusers, loralib, LyCORIS and torchtune files. Example:
+    And what is particular to its method: VeRA's d and b, AdaLoRA's ranks, DoRA's magnitudes, IA³'s scales. Reads
+    PEFT, kohya, diffusers, loralib, LyCORIS and torchtune files. Example:
 
         lorascope analyze adapter.safetensors --html report.html
 
@@ -71,7 +73,7 @@ def report_on(
     from lorascope.linalg.host import prepare_process
 
     prepare_process()
-    from lorascope.analyses.spectrum import run
+    from lorascope.analyses import particulars, spectrum
     from lorascope.analyses.spectrum.page import SORT_KEYS
     from lorascope.errors import InputError
     from lorascope.weights import io
@@ -79,15 +81,22 @@ def report_on(
     if sort not in SORT_KEYS:
         raise InputError(f"--sort {sort!r} is not a measure", expected=f"one of {', '.join(SORT_KEYS)}")
     checkpoint = _open_base(base)
-    results = [run(io.read(path, checkpoint), base=checkpoint, modules=modules, progress=_bar(path)) for path in paths]
+    results, special = [], []
+    for path in paths:
+        adapter = io.read(path, checkpoint)
+        particular = particulars.run(adapter, base=checkpoint, modules=modules)
+        least = 0 if particular.parts else 1  # IA³'s scales can be told without the base, its spectra cannot
+        measured = spectrum.run(adapter, base=checkpoint, modules=modules, progress=_bar(path), at_least=least)
+        special.append(particular)
+        results.append(measured)
     if base is not None:
         results = [replace(result, base=str(base)) for result in results]  # as the user named it, not where it lies
-    page = _page(results, sort, top)
+    page = _page(results, special, sort, top)
     if terminal:
         from lorascope.report import terminal as screen
 
         sys.stdout.write(screen.render(page))
-    _write(results, page, html, json, csv)
+    _write(results, special, page, html, json, csv)
     return results
 
 
@@ -111,7 +120,7 @@ def _bar(path: Path) -> Callable[[list], Iterable]:
     return lambda updates: tqdm(updates, desc=path.name, unit=" modules", leave=False, delay=0.5)
 
 
-def _page(results: "list[SpectrumResult]", sort: str, top: int) -> "Page":
+def _page(results: "list[SpectrumResult]", special: "list[ParticularsResult]", sort: str, top: int) -> "Page":
     import platform
     import shlex
     import sys
@@ -119,19 +128,20 @@ def _page(results: "list[SpectrumResult]", sort: str, top: int) -> "Page":
     import numpy
 
     import lorascope
-    from lorascope.analyses.spectrum.page import blocks
     from lorascope.blocks import Heading, Page
 
     body: list = []
-    for result in results:
+    for result, particulars in zip(results, special, strict=True):
         if len(results) > 1:
             body.append(Heading(result.source.path, level=1))
-        body.extend(blocks(result, sort=sort, top=top))
+        body.extend(_body(result, particulars, sort, top))
     first = results[0]
     title = "/".join(Path(first.source.path).parts[-2:]) if len(results) == 1 else f"{len(results)} adapters"
     summary = "; ".join(
         f"{r.source.method} ({r.source.format}), {len(r.modules)} modules, ‖ΔW‖_F = {r.total_energy**0.5:.4g}"
-        for r in results
+        if r.modules
+        else f"{r.source.method} ({r.source.format}), {sum(p.kinds.values())} modules, ‖ΔW‖ known with --base only"
+        for r, p in zip(results, special, strict=True)
     )
     command = shlex.join(["lorascope", *sys.argv[1:]])
     made_by = (
@@ -143,8 +153,23 @@ def _page(results: "list[SpectrumResult]", sort: str, top: int) -> "Page":
     return Page(title, tuple(body), kicker="lorascope analyze", summary=summary, made_by=made_by)
 
 
+def _body(result: "SpectrumResult", particulars: "ParticularsResult", sort: str, top: int) -> "list[Block]":
+    """The spectrum's blocks, those of the particulars, and the definitions of both."""
+    from lorascope.analyses.spectrum.page import DEFINITIONS, blocks
+    from lorascope.blocks import Definitions
+
+    *spectrum, _ = blocks(result, sort=sort, top=top)
+    definitions = Definitions((*DEFINITIONS, *particulars.definitions), where="page")
+    return [*spectrum, *particulars.sections(), definitions]
+
+
 def _write(
-    results: "list[SpectrumResult]", page: "Page", html: Path | None, json: Path | None, csv: Path | None
+    results: "list[SpectrumResult]",
+    special: "list[ParticularsResult]",
+    page: "Page",
+    html: Path | None,
+    json: Path | None,
+    csv: Path | None,
 ) -> None:
     import sys
 
@@ -152,7 +177,7 @@ def _write(
 
     written = []
     if json is not None:
-        text = _json(results)
+        text = _json(results, special)
         if str(json) == "-":
             sys.stdout.write(text)
         else:
@@ -170,13 +195,14 @@ def _write(
         print(f"wrote {path}", file=sys.stderr)
 
 
-def _json(results: "list[SpectrumResult]") -> str:
+def _json(results: "list[SpectrumResult]", special: "list[ParticularsResult]") -> str:
     """One adapter: the object of schema 1. Several: those objects in `adapters`."""
     import json
 
     import lorascope
 
-    records = [result.to_json() for result in results]
+    pairs = zip(results, special, strict=True)
+    records = [result.to_json() | {"particulars": particulars.record()} for result, particulars in pairs]
     whole = records[0] if len(records) == 1 else {"schema": 1, "lorascope": lorascope.__version__, "adapters": records}
     return json.dumps(whole, allow_nan=False, separators=(",", ":")) + "\n"
 

@@ -56,7 +56,7 @@ _RC = {
 
 @dataclass(frozen=True)
 class Key:
-    """A legend entry: `mark` is line, thin, dash or shade; `colour` the CSS variable's name."""
+    """A legend entry: `mark` is line, point, dash, dots or shade; `colour` the CSS variable's name."""
 
     mark: str
     label: str
@@ -128,7 +128,8 @@ def _thinned(s: Series) -> Series:
         return tuple(values[i] for i in at)
 
     low, high = (pick(s.low) if s.low else None), (pick(s.high) if s.high else None)
-    return Series(s.label, pick(s.x), pick(s.y), s.panel, s.weight, low, high)
+    names = tuple(s.points[i] for i in at) if s.points else ()
+    return Series(s.label, pick(s.x), pick(s.y), s.panel, s.weight, low, high, names)
 
 
 def _clean(values: Sequence[Number], log: bool) -> list[float]:
@@ -153,7 +154,8 @@ def _limits(block: Lines, series: list[Series]) -> _Limits | None:
     xs, ys = [v for v in xs if not math.isnan(v)], [v for v in ys if not math.isnan(v)]
     if not xs or not ys:
         return None
-    return _Limits(_span(xs, block.log_x, 0.0), _span(ys, block.log_y, 0.05), all(v == round(v) for v in xs))
+    beside = 0.03 if any(s.points for s in series) else 0.0  # a line may begin at the edge, a point may not
+    return _Limits(_span(xs, block.log_x, beside), _span(ys, block.log_y, 0.05), all(v == round(v) for v in xs))
 
 
 def _span(values: list[float], log: bool, margin: float) -> tuple[float, float]:
@@ -316,11 +318,24 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
             ax.plot(x, y, color=PLACEHOLDER["fg"], linewidth=1.2, dashes=(4, 3))
             continue
         colour = PLACEHOLDER[colours[s.label]]
+        if s.points:
+            _points(ax, s, (x, y), colour, names)
+            continue
         if s.low is not None and s.high is not None:
             low, high = _clean(s.low, block.log_y), _clean(s.high, block.log_y)
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         repeat = list(colours).index(s.label) // len(COLORBLIND)
         ax.plot(x, y, color=colour, linewidth=2.2, **({"dashes": (6, 1 + repeat)} if repeat else {}))
+
+
+def _points(ax: Axes, s: Series, xy: tuple[list[float], list[float]], colour: str, names: dict[str, str]) -> None:
+    """Each point on its own, so that it can show its name."""
+    for x, y, point in zip(*xy, s.points, strict=True):
+        if math.isnan(x) or math.isnan(y):
+            continue
+        gid = f"thin-{len(names)}"
+        names[gid] = visible(point)
+        ax.plot([x], [y], "o", color=colour, markersize=7, alpha=0.8, markeredgewidth=0, gid=gid, clip_on=False)
 
 
 def _marker(ax: Axes, marker: Marker, named: bool) -> None:
@@ -337,16 +352,18 @@ def _marker(ax: Axes, marker: Marker, named: bool) -> None:
 
 
 def _legend(block: Lines, series: list[Series]) -> tuple[Key, ...]:
-    keys = [Key("line", label, colour) for label, colour in _colours(series).items()]
+    dotted = {s.label for s in series if s.points}
+    keys = [Key("point" if name in dotted else "line", name, colour) for name, colour in _colours(series).items()]
     if block.shade and any(s.weight == "thin" for s in series):
         keys.append(Key("shade", block.shade))
     keys += [Key("dash", label, "fg") for label in dict.fromkeys(s.label for s in series if s.weight == "reference")]
     if not _Grid(tuple(dict.fromkeys(s.panel for s in series))).named_markers:
         keys += [Key("dots", label, "fg") for label in dict.fromkeys(m.label for m in block.markers)]
-    return tuple(keys) if len(keys) > 1 or any(k.mark != "line" for k in keys) else ()
+    return tuple(keys) if len(keys) > 1 or any(k.mark not in ("line", "point") for k in keys) else ()
 
 
 def _describe(block: Lines) -> str:
     panels = [p for p in dict.fromkeys(s.panel for s in block.series) if p]
     within = f" Panels: {', '.join(panels[:MOST_PANELS])}." if panels else ""
-    return visible(f"Line chart of {block.y_label} against {block.x_label}.{within}")
+    sort = "Scatter plot" if any(s.points for s in block.series) else "Line chart"
+    return visible(f"{sort} of {block.y_label} against {block.x_label}.{within}")

@@ -36,6 +36,8 @@ def _broken(result: "SpectrumResult") -> list[Finding]:
 
 def _reader(result: "SpectrumResult") -> list[Finding]:
     found = [Finding("warning", note) for note in result.notes]
+    if not result.modules:
+        found.append(Finding("warning", "no singular values: ΔW depends on W in every module; pass --base MODEL"))
     partial = [m.name for m in result.modules if PARTIAL in m.notes]
     if partial:
         text = f"DoRA in {_count(partial, result)}: the numbers are those of s·B·A alone; pass --base for the whole ΔW"
@@ -67,10 +69,11 @@ def _rank(result: "SpectrumResult") -> list[Finding]:
         return []
     ranks = np.array([m.energy_rank["0.95"] for m in measured])
     worst = measured[int(ranks.argmax())]
-    top = max(m.rank or min(m.shape) for m in measured)
+    top = max(_most_possible(m) for m in measured)
+    of = "r =" if all(m.rank == _most_possible(m) for m in measured) else "at most"
     text = (
         f"rank {ranks.max()} keeps 95 % of the energy in every module"
-        f" ({result.uniform_rank(0.99)} keeps 99 %), of r = {top};"
+        f" ({result.uniform_rank(0.99)} keeps 99 %), of {of} {top};"
         f" half the modules need {np.median(ranks):.0f} or fewer"
     )
     found = [Finding("note", text)]
@@ -89,6 +92,12 @@ def _rank(result: "SpectrumResult") -> list[Finding]:
         text = f"numerically nothing: {_percent(share)} of the directions in {where} are {rounding}"
         found.append(Finding("note", text))
     return found
+
+
+def _most_possible(module: "ModuleSpectrum") -> int:
+    """The largest rank that ΔW can have: r, but of a scaled W, and of DoRA's whole ΔW, the smaller side."""
+    whole = module.rank is None or (module.kind == "magnitude" and PARTIAL not in module.notes)
+    return min(module.shape) if whole or module.rank is None else module.rank
 
 
 def _against_null(measured: "list[ModuleSpectrum]") -> list[Finding]:

@@ -115,6 +115,13 @@ def value(result: "SpectrumResult", module: "ModuleSpectrum", key: str) -> Any:
 
 def blocks(result: "SpectrumResult", *, sort: str = "energy_share", top: int = ROWS_AT_EACH_END) -> tuple[Block, ...]:
     """The page in reading order. `sort` and `top` choose the modules listed at both ends on the terminal."""
+    if not result.modules:
+        return (
+            _facts(result),
+            Findings(result.findings),
+            *_not_analysed(result),
+            Definitions(DEFINITIONS, where="page"),
+        )
     shown = [m for m in MEASURES if any(value(result, module, m[0]) is not None for module in result.modules)]
     made = [_facts(result), Findings(result.findings), _by_type(result), _ends(result, sort, top)]
     made += [Heading("Spectra", where="page"), _spectra(result), _energy(result)]
@@ -165,7 +172,7 @@ def _by_type(result: "SpectrumResult") -> Table:
         worst = [max((m.energy_rank[s] or 0 for m in modules if m.energy_rank), default=None) for s in ("0.95", "0.99")]
         null = _median([m.null["stable_rank"] for m in modules if m.null])
         rows.append((
-            name, len(modules), max((m.rank or 0 for m in modules), default=None), share,
+            name, len(modules), max((m.rank for m in modules if m.rank is not None), default=None), share,
             _median([m.frobenius_norm for m in modules]), max(m.spectral_norm or 0.0 for m in modules),
             _median([m.stable_rank for m in modules]), null, _median([m.effective_rank for m in modules]), *worst,
         ))  # fmt: skip

@@ -125,6 +125,7 @@ def run(
     base: "Checkpoint | None" = None,
     modules: str | None = None,
     progress: Callable[[list[Update]], Any] = iter,
+    at_least: int = 1,
 ) -> SpectrumResult:
     """Measure every module of `adapter`, one at a time: memory does not grow with their number.
 
@@ -133,9 +134,10 @@ def run(
         base: the model it belongs to; with it DoRA, (IA)³ and saved modules are complete, and ΔW is set beside W.
         modules: a regular expression; only modules whose name it finds are analysed.
         progress: wraps the list of updates, such as a progress bar.
+        at_least: how many modules must be measurable; 0 where something else can be said of them.
 
     Raises:
-        InputError: no module is left to analyse, or `modules` is not a regular expression.
+        InputError: fewer modules are left to analyse, or `modules` is not a regular expression.
     """
     updates, set_aside = _selected(adapter, base, modules)
     types = module_types(update.name for update in updates)
@@ -149,7 +151,7 @@ def run(
             if base is not None and stored is None:
                 update = replace(update, notes=(*update.notes, "the base has no such weight"))
             measured.append(measure(update, type=types[update.name], depth=depth(update.name), base=stored))
-    if not measured:
+    if len(measured) < at_least:
         raise InputError(
             f"no module of {adapter.source.path} could be analysed",
             found=f"{len(set_aside)} set aside, the first because {set_aside[0].reason}" if set_aside else "none",

@@ -1,0 +1,428 @@
+"""What is particular to a method, against files that PEFT writes, closed forms and dense float64."""
+
+import json
+from itertools import permutations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lorascope.analyses.particulars import particulars, run
+from lorascope.analyses.particulars.numbers import correlation, distribution, gini, spread
+from lorascope.blocks import Heatmap, Lines
+from lorascope.errors import InputError
+from lorascope.updates.base import Update, dense, kinds
+from lorascope.weights import io
+from lorascope.weights.adapter import Adapter
+from lorascope.weights.checkpoint import open_checkpoint
+from lorascope.weights.drawn import Drawn
+from lorascope.weights.tensors import InMemory
+from tests.cli.command import lorascope
+from tests.weights import examples_peft
+
+RNG = np.random.default_rng(0)
+
+
+def adapter(*updates: Update, **settings) -> Adapter:
+    return Adapter({update.name: update for update in updates}, settings)
+
+
+def update(name: str, kind: str, **roles: np.ndarray) -> Update:
+    return Update(name, kind, {role: InMemory(np.asarray(array, float), "F64") for role, array in roles.items()})
+
+
+def texts(part) -> str:
+    return "\n".join(finding.text for finding in part.findings)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_computed_for_a_plain_lora(lora_folder):
+    result = run(io.read(lora_folder))
+    assert result.parts == {}
+    assert result.sections() == ()
+    assert result.to_json()["particulars"] == {}
+    assert result.table().to_dict("records") == [{"kind": "low_rank", "modules": 4}]
+
+
+def test_a_member_speaks_of_a_kind_or_of_a_setting():
+    assert set(particulars.names()) - {"lora_drop"} <= set(kinds.names())
+
+
+@pytest.mark.parametrize(
+    ("builder", "kind"),
+    [
+        (examples_peft.vera, "vera"),
+        (examples_peft.vera_without_projections, "vera"),
+        (examples_peft.adalora_pruned, "triplet"),
+        (examples_peft.dora, "magnitude"),
+        (examples_peft.ia3, "scaling"),
+    ],
+)
+def test_peft_files_through_the_command(builder, kind, tmp_path, page_in_browser):
+    """Terminal, JSON and page of files that PEFT itself wrote."""
+    example = builder(tmp_path)
+    base = ["--base", str(example.base)] if example.base else []
+    page = tmp_path / "a.html"
+    done = lorascope("analyze", example.path, *base, "--json", tmp_path / "a.json", "--html", page)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert found["schema"] == 1
+    assert list(found["particulars"]) == [kind]
+    assert {row["name"] for row in found["particulars"][kind]["modules"]} == example.deltas.keys()
+    assert "Particular to" in done.stdout
+    opened = page_in_browser(page)
+    assert opened.page.locator("h2", has_text="Particular to").count() == 1
+    assert opened.troubles == []
+
+
+def test_scales_can_be_told_without_the_base(tmp_path):
+    example = examples_peft.ia3(tmp_path)
+    done = lorascope("analyze", example.path, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["modules"] == []
+    assert len(found["particulars"]["scaling"]["modules"]) == len(example.deltas)
+    assert "--base" in found["findings"][0]["text"]
+    assert "known with --base only" in lorascope("analyze", example.path).stdout
+
+
+def test_modules_are_selected():
+    two = adapter(*(update(f"layers.{i}.q", "scaling", out_scale=[1.0, 2.0]) for i in range(2)))
+    assert [row["name"] for row in run(two, modules="1").parts["scaling"].rows] == ["layers.1.q"]
+    with pytest.raises(InputError, match="regular expression"):
+        run(two, modules="(")
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_spread_at_its_ends_and_for_gaussian_entries():
+    assert spread(np.full(10, -3.0)) == pytest.approx(1, rel=1e-12)
+    assert spread(np.eye(10)[0] * 1e-200) == pytest.approx(0.1, rel=1e-12)
+    assert spread(np.zeros(3)) is None
+    # E x⁴ = 3 (E x²)²; over 10⁶ entries the ratio has relative deviation √(8/3 / 10⁶) = 0.0016
+    assert spread(np.random.default_rng(1).standard_normal(1_000_000)) == pytest.approx(1 / 3, rel=0.01)
+
+
+def test_gini_by_its_definition():
+    x = np.array([3.0, 0, 1, 5, 5])
+    pairs = np.abs(x[:, None] - x[None, :]).sum()
+    assert gini(x) == pytest.approx(pairs / (2 * len(x) ** 2 * x.mean()), rel=1e-12)
+    assert gini(np.zeros(3)) is None
+
+
+def test_correlation_and_its_null():
+    x, y = np.array([1.0, 2, 3, 5, 8]), np.array([2.0, 1, 4, 4, 9])
+    r, p = correlation(x, y)
+    assert r == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-12)
+    every = [abs(np.corrcoef(x, list(order))[0, 1]) for order in permutations(y)]
+    # 2000 draws of a share: standard deviation below 0.005 where the share is near 0.05
+    assert p == pytest.approx(np.mean(np.array(every) >= r - 1e-12), abs=0.02)
+    assert correlation(x[:3], y[:3]) is None
+    assert correlation(x, np.ones(5)) is None
+
+
+def test_a_distribution_that_is_not_finite_is_absent():
+    assert distribution(np.array([1.0, np.nan])) is None
+    assert distribution(np.array([])) is None
+
+
+# --- VeRA -------------------------------------------------------------------------------------------------------------
+
+
+def vera(name: str, a, b_matrix, d, b) -> Update:
+    return update(name, "vera", A=a, B=b_matrix, d=d, b=b)
+
+
+def test_vera_of_peft_against_its_dense_update(tmp_path):
+    example = examples_peft.vera(tmp_path)
+    part = run(io.read(example.path)).parts["vera"]
+    tensors = load_file(example.path / "adapter_model.safetensors")
+    for row in part.rows:
+        delta, key = example.deltas[row["name"]], f"base_model.model.{row['name']}"
+        d, b = (tensors[f"{key}.vera_lambda_{v}"].astype(float) for v in "db")
+        span, _ = np.linalg.qr(tensors["base_model.vera_B"][: len(b)].astype(float))
+        # 1e-6: PEFT's merged weights are float64, from projections that it keeps in float32
+        assert row["in_span_b"] == pytest.approx(
+            np.linalg.norm(span.T @ delta) ** 2 / np.linalg.norm(delta) ** 2, rel=1e-6
+        )
+        assert row["d_change"] == pytest.approx(np.linalg.norm(d - 0.1) / (0.1 * 5**0.5), rel=1e-6)
+        assert row["b_rms"] == pytest.approx(np.sqrt(np.mean(b**2)), rel=1e-6)
+        assert row["reach"] == 5 / 12
+    assert part.summary["pairs_of_projections"] == 1
+    assert "drawn again" not in texts(part)
+
+
+def test_veras_input_overlaps_against_dense_decompositions(tmp_path):
+    example = examples_peft.vera(tmp_path)
+    (group,) = run(io.read(example.path)).parts["vera"].summary["inputs"]
+    leading = [np.linalg.svd(example.deltas[name])[2][: group["k"]] for name in group["names"]]
+    wanted = [[np.linalg.norm(x @ y.T) ** 2 / group["k"] for y in leading] for x in leading]
+    np.testing.assert_allclose(group["pairs"], wanted, rtol=1e-5)
+    off = ~np.eye(len(leading), dtype=bool)
+    assert group["overlap"] == pytest.approx(np.mean(np.array(wanted)[off]), rel=1e-5)
+    assert group["null"]["chance"] == group["k"] / 12
+    assert group["null"]["shared_space"] == group["k"] / 5
+
+
+def test_the_null_of_the_span_is_the_mean_over_all_orders():
+    """All 120 orders of b, dense: mean numerator over mean denominator."""
+    a, big_b, d, b = RNG.standard_normal((2, 6)), RNG.standard_normal((5, 2)), RNG.random(2), RNG.random(5) - 0.3
+    row = run(adapter(vera("q", a, big_b, d, b))).parts["vera"].rows[0]
+    span, _ = np.linalg.qr(big_b)
+    within = whole = 0.0
+    for order in permutations(b):
+        delta = np.diag(order) @ big_b @ np.diag(d) @ a
+        within += np.linalg.norm(span.T @ delta) ** 2
+        whole += np.linalg.norm(delta) ** 2
+    assert row["null"]["in_span_b"] == pytest.approx(within / whole, rel=1e-12)
+
+
+def test_a_constant_b_stays_in_the_span_and_random_signs_leave_it():
+    a, big_b = RNG.standard_normal((8, 64)), RNG.standard_normal((400, 8))
+    signs = RNG.permutation(np.repeat([-1.0, 1.0], 200))
+    rows = (
+        run(adapter(vera("0.q", a, big_b, np.ones(8), np.full(400, 0.3)), vera("1.q", a, big_b, np.ones(8), signs)))
+        .parts["vera"]
+        .rows
+    )
+    assert rows[0]["in_span_b"] == pytest.approx(1, rel=1e-12)
+    assert rows[0]["null"]["in_span_b"] == pytest.approx(1, rel=1e-12)
+    # r/d_out = 0.02 for balanced signs; a sum of 8 × 8 squares, whose relative deviation is √(2/64) = 0.18
+    assert rows[1]["in_span_b"] == pytest.approx(0.02, abs=4 * 0.18 * 0.02)
+    assert rows[1]["null"]["in_span_b"] == pytest.approx(0.02, rel=0.2)  # leverages and lengths are not independent
+
+
+def test_learned_overlap_stands_out_from_what_sharing_forces():
+    """Eight modules that raise the same entry of d: shuffled, they raise different ones."""
+    a, big_b = RNG.standard_normal((64, 256)), RNG.standard_normal((128, 64))
+    d = np.full(64, 0.05)
+    d[5] = 1.0  # then 86 % of the energy is in this row of A
+    modules = [vera(f"{i}.q", a, big_b, d, RNG.standard_normal(128)) for i in range(8)]
+    result = run(adapter(*modules, d_initial=0.1))
+    (group,) = result.parts["vera"].summary["inputs"]
+    assert group["overlap"] > 0.9
+    assert group["null"]["shared_matrices"] < 0.3
+    assert "beyond what sharing forces" in texts(result.parts["vera"])
+    assert {type(block) for block in result.parts["vera"].blocks} >= {Lines, Heatmap}
+
+
+def test_modules_are_compared_only_where_they_share_a():
+    own = [
+        vera(f"{i}.q", RNG.standard_normal((3, 9)), RNG.standard_normal((7, 3)), [1, 2, 3], np.ones(7)) for i in (0, 1)
+    ]
+    part = run(adapter(*own)).parts["vera"]
+    assert part.summary["inputs"] == []
+    assert part.summary["pairs_of_projections"] == 2
+    assert "every module has an A of its own" in texts(part)
+    assert part.rows[0]["d_change"] is None
+    assert "does not say d_initial" in texts(part)
+
+
+def test_projections_from_a_seed_are_said_to_be_drawn_again(tmp_path):
+    example = examples_peft.vera_without_projections(tmp_path)
+    part = run(io.read(example.path, open_checkpoint(example.base))).parts["vera"]
+    assert part.findings[0].severity == "warning"
+    assert "drawn again" in part.findings[0].text
+    plain = vera("q", np.ones((2, 3)), np.ones((4, 2)), [1, 2], np.ones(4))
+    seeded = Update("q", "vera", {**plain.roles, "A": Drawn((2, 3), 1.0, 7), "B": Drawn((4, 2), 1.0, 8)})
+    assert "drawn again" in texts(run(adapter(seeded)).parts["vera"])
+
+
+def test_an_untrained_or_broken_vera_is_said_in_words():
+    a, big_b = np.ones((2, 3)), np.ones((4, 2))
+    part = run(
+        adapter(vera("0.q", a, big_b, [0.1, 0.1], np.zeros(4)), vera("1.q", a, big_b, [np.nan, 1], np.ones(4)))
+    ).parts["vera"]
+    assert "b is zero in 1 of 2 modules" in texts(part)
+    assert part.rows[0]["in_span_b"] is None
+    assert part.rows[1]["d"] is None
+    json.dumps(part.rows, allow_nan=False)
+
+
+# --- AdaLoRA ----------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_kept_in_a_pruned_file_of_peft(tmp_path):
+    part = run(io.read(examples_peft.adalora_pruned(tmp_path).path)).parts["triplet"]
+    kept = {row["name"]: (row["kept_rank"], row["initial_rank"]) for row in part.rows}
+    assert kept == {"layers.0.q_proj": (2, 4), "layers.1.q_proj": (0, 4)}
+    assert (part.summary["total_kept"], part.summary["budget"]) == (2, 4)
+    assert part.findings[0].severity == "warning"
+    assert "2 under the budget of 4" in part.findings[0].text
+    assert "1 of 2 modules have no rank left" in texts(part)
+
+
+def triplet(name: str, e, d_in: int = 6, d_out: int = 8) -> Update:
+    e = np.asarray(e, float)
+    a, b = RNG.standard_normal((len(e), d_in)), RNG.standard_normal((d_out, len(e)))
+    return update(name, "triplet", A=a, B=b, E=e[:, None])
+
+
+def test_the_budget_met_exactly_is_a_note():
+    part = run(adapter(triplet("0.q", [1, 0, 2]), triplet("1.q", [0, 0, 3]), init_r=3, target_r=1)).parts["triplet"]
+    assert "2 under" not in texts(part)
+    met = adapter(triplet("0.q", [1, 0, 2]), triplet("1.q", [0, 0, 0]), init_r=3, target_r=1)
+    part = run(met).parts["triplet"]
+    assert part.findings[0].severity == "note"
+    assert "the budget of target_r = 1 a module, exactly" in part.findings[0].text
+
+
+def test_the_null_of_uneven_ranks():
+    """Two modules of two triplets, two kept: of six ways two are (2, 0) or (0, 2), Gini ½; four are (1, 1), Gini 0."""
+    part = run(adapter(triplet("0.q", [1, 2]), triplet("1.q", [0, 0]), init_r=2, target_r=1)).parts["triplet"]
+    assert part.summary["gini"] == pytest.approx(0.5)
+    # 1000 draws: the mean's standard deviation is √(1/3 · 2/3) / 2 / √1000 = 0.0075, the share's 0.015
+    assert part.summary["null"]["gini"] == pytest.approx(1 / 6, abs=0.03)
+    assert part.summary["null"]["p"] == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_orthogonality_and_what_the_initialisation_gives():
+    p, _ = np.linalg.qr(RNG.standard_normal((50, 4)))
+    q, _ = np.linalg.qr(RNG.standard_normal((30, 4)))
+    e = np.array([[1.0], [0.5], [0.0], [2.0]])
+    part = run(adapter(update("q", "triplet", A=q.T, B=p, E=e))).parts["triplet"]
+    (row,) = part.rows
+    assert row["kept_rank"] == 3
+    assert row["off_orthogonal"]["P"] < 1e-14  # of an orthonormal basis: rounding alone
+    assert "close to the singular values" in texts(part)
+    drawn = [0.02 * RNG.standard_normal((50, 3)) for _ in range(2000)]
+    mean_square = np.mean([np.linalg.norm(t.T @ t - np.eye(3)) ** 2 / 3 for t in drawn])
+    # ‖TᵀT − I‖² is near 0.96 and varies by 0.006 between draws: the mean is good to 1e-4 and better
+    assert row["null"]["off_orthogonal"]["P"] == pytest.approx(mean_square**0.5, rel=1e-3)
+
+
+def test_an_adalora_that_was_never_trained():
+    part = run(adapter(triplet("0.q", [0, 0]), triplet("1.q", [0, 0]))).parts["triplet"]
+    assert part.findings[0].text == "every E is zero: this adapter changes nothing"
+    assert part.summary["gini"] is None
+
+
+# --- DoRA -------------------------------------------------------------------------------------------------------------
+
+
+def test_dora_of_peft_by_the_papers_formulas(tmp_path):
+    example = examples_peft.dora(tmp_path)
+    base = open_checkpoint(example.base)
+    read = io.read(example.path, base)
+    part = run(read, base=base).parts["magnitude"]
+    for row in part.rows:
+        update, weight = read.updates[row["name"]], base.of(read.updates[row["name"]]).read()
+        roles = update.read()
+        turned = weight + update.scale * roles["B"] @ roles["A"]
+        lengths, own = np.linalg.norm(weight, axis=1), np.linalg.norm(turned, axis=1)
+        cosines = [w @ v / (np.linalg.norm(w) * np.linalg.norm(v)) for w, v in zip(weight, turned, strict=True)]
+        assert row["magnitude_change"] == pytest.approx(np.mean(np.abs(roles["m"] - lengths)), rel=1e-12)
+        assert row["direction_change"] == pytest.approx(np.mean(1 - np.array(cosines)), rel=1e-9)
+        assert row["undecomposed"] == pytest.approx(np.mean(np.abs(own - lengths)), rel=1e-12)
+        # and the direction is that of PEFT's own merged weight
+        merged = weight + example.deltas[row["name"]]
+        merged_cosines = np.sum(merged * weight, axis=1) / np.linalg.norm(merged, axis=1) / lengths
+        signs = np.sign(roles["m"])  # a negative magnitude turns the row over; V is the direction before that
+        assert row["direction_change"] == pytest.approx(np.mean(1 - signs * merged_cosines), rel=1e-6)
+
+
+def dora_with_base(tmp_path, changes):
+    """A base of 6 modules and a DoRA of it whose module i has magnitudes longer by changes[i] and turned by i/10."""
+    from safetensors.numpy import save_file
+
+    weights = {f"layers.{i}.q.weight": RNG.standard_normal((6, 9)) for i in range(len(changes))}
+    save_file(weights, tmp_path / "model.safetensors")
+    updates = []
+    for i, change in enumerate(changes):
+        weight = weights[f"layers.{i}.q.weight"]
+        m = np.linalg.norm(weight, axis=1) + change
+        turn = 0.1 * (i + 1) * RNG.standard_normal((2, 9))
+        updates.append(update(f"layers.{i}.q", "magnitude", A=turn, B=np.ones((6, 2)), m=m))
+    return adapter(*updates), open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "words"), [([1, 2, 3, 4, 5, 6], "together"), ([6, 5, 4, 3, 2, 1], "against")])
+def test_the_sign_of_dora(changes, words, tmp_path):
+    made, base = dora_with_base(tmp_path, [0.1 * change for change in changes])
+    part = run(made, base=base).parts["magnitude"]
+    found = part.summary["correlation"]["all"]
+    rows = [(row["direction_change"], row["magnitude_change"]) for row in part.rows]
+    assert found["r"] == pytest.approx(np.corrcoef(np.transpose(rows))[0, 1], rel=1e-12)
+    assert f"move {words}" in texts(part)
+    scatter = next(block for block in part.blocks if isinstance(block, Lines) and block.series[0].points)
+    assert scatter.series[0].points == tuple(row["name"] for row in part.rows)
+    assert scatter.series[0].x == tuple(row["direction_change"] for row in part.rows)
+
+
+def test_magnitudes_alone_turn_nothing_and_need_the_base(tmp_path):
+    made, base = dora_with_base(tmp_path, [0.5, 0.25])
+    alone = adapter(*(Update(u.name, "magnitude", {"m": u.roles["m"]}) for u in made.updates.values()))
+    part = run(alone, base=base).parts["magnitude"]
+    assert [row["magnitude_change"] for row in part.rows] == pytest.approx([0.5, 0.25], rel=1e-12)
+    assert max(row["direction_change"] for row in part.rows) < 1e-15  # 1 − cos of a row with itself: rounding
+    blind = run(made).parts["magnitude"]
+    assert "pass --base" in texts(blind)
+    assert blind.rows[0]["magnitude_change"] is None
+    assert blind.rows[0]["m"]["median"] == pytest.approx(np.median(made.updates["layers.0.q"].read()["m"]))
+
+
+# --- IA³ --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_scales_of_peft(tmp_path):
+    example = examples_peft.ia3(tmp_path)
+    part = run(io.read(example.path)).parts["scaling"]
+    tensors = load_file(example.path / "adapter_model.safetensors")
+    for row in part.rows:
+        l = tensors[f"base_model.model.{row['name']}.ia3_l"].astype(float).ravel()
+        assert row["scales"] == l.size
+        assert row["change"] == pytest.approx(np.sqrt(np.mean((l - 1) ** 2)), rel=1e-12)
+        assert row["turned_over"] == np.sum(l < 0)
+        assert row["switched_off"] == np.sum(np.abs(l) < 0.1)
+        assert row["inhibited"] == pytest.approx(np.mean(np.abs(l) < 1))
+        assert (row["l"]["min"], row["l"]["max"]) == (l.min(), l.max())
+        assert row["side"] == ("inputs" if row["name"].endswith("down_proj") else "outputs")
+    assert part.summary["turned_over"] == sum(row["turned_over"] for row in part.rows) > 0
+
+
+def test_scales_of_one_change_nothing():
+    part = run(adapter(update("q", "scaling", out_scale=np.ones(4)))).parts["scaling"]
+    assert part.findings[0].text == "every scale is 1: this adapter changes nothing"
+
+
+# --- LoRA-drop --------------------------------------------------------------------------------------------------------
+
+
+def dropped(record) -> Adapter:
+    low = [update(f"layers.{i}.q", "low_rank", A=np.ones((1, 3)), B=np.ones((2, 1))) for i in range(4)]
+    return adapter(*low, lora_drop=record)
+
+
+def test_scores_of_lora_drop():
+    scores = {f"layers.{i}.q": score for i, score in enumerate([10, 60, 5, 25])}
+    record = {"scores": scores, "kept": ["layers.1.q", "layers.3.q"], "threshold": 0.8}
+    part = run(dropped(record)).parts["lora_drop"]
+    assert [(row["name"], row["score"], row["kept"]) for row in part.rows] == [
+        ("layers.1.q", 0.6, True), ("layers.3.q", 0.25, True), ("layers.0.q", 0.1, False), ("layers.2.q", 0.05, False)
+    ]  # fmt: skip
+    assert part.summary["kept_score"] == pytest.approx(0.85)
+    assert part.summary["null"]["kept"] == 4  # ⌈0.8 · 4⌉ of equal importances
+    assert "2 of 4 modules keep a LoRA of their own, with 85 % of the importance" in texts(part)
+    curve = next(block for block in part.blocks if isinstance(block, Lines))
+    assert curve.series[0].y == pytest.approx((0.6, 0.85, 0.95, 1.0))
+
+
+@pytest.mark.parametrize(
+    "record", [None, [], {}, {"scores": {"q": "high"}, "kept": []}, {"scores": {"q": -1}, "kept": []}]
+)
+def test_a_record_without_scores_is_refused(record):
+    with pytest.raises(InputError, match="lora_drop does not hold the scores"):
+        run(dropped(record))
+
+
+def test_dense_of_vera_agrees_with_the_rows():
+    """The energies that the overlaps are made of are those of the kind's own formula."""
+    from lorascope.analyses.particulars.vera import _eigen
+
+    a, big_b, d, b = RNG.standard_normal((3, 9)), RNG.standard_normal((7, 3)), RNG.random(3), RNG.random(7)
+    energies, _ = _eigen(b, d, big_b, np.linalg.qr(a.T, mode="r").T)
+    sigma = np.linalg.svd(dense(vera("q", a, big_b, d, b).delta()), compute_uv=False)[:3]
+    np.testing.assert_allclose(np.sqrt(energies), sigma, rtol=1e-8)  # through the Gram matrix: half of the digits
