@@ -35,7 +35,7 @@ from lorascope.linalg.arrays import Array, Float
 RADIX = 16  # products with a 16 × 16 Hadamard matrix: five times faster than butterflies of numpy calls
 LEAST_BLOCK = 1 << 12  # entries of a stacked block: below this a call costs more than its arithmetic
 GROUP = 1 << 18  # entries that are drawn, and worked on, at a time
-KEEP = 1 << 25  # up to so many entries are kept in memory between calls (8 bytes each); more are drawn again
+KEEP = 1 << 27  # up to so many entries are kept in memory between calls (8 bytes each); more are drawn again
 
 
 @cache

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.registry import Registry
-from lorascope.updates.base import Update, dense, kinds
-from lorascope.weights.drawn import Drawn
+from lorascope.updates.base import Stored, Update, dense, kinds
+from lorascope.weights.adapter import Adapter
 
 if TYPE_CHECKING:
     from lorascope.methods.inject import Injected
@@ -92,8 +92,8 @@ class Delta(nn.Module, ABC):
         """Take these arrays and this scale, as read from a file. InputError where the method cannot hold them."""
         raise InputError(f"{type(self).__name__} cannot be filled from a file")
 
-    def drawn(self) -> dict[str, Drawn]:
-        """Those of the roles that a file may give by their draw, in place of their numbers; none by default."""
+    def stored(self) -> dict[str, Stored]:
+        """Those of the roles that an export need not copy: views of a shared array, or a draw in place of numbers."""
         return {}
 
     def onto(self, base: nn.Module, x: Tensor) -> Tensor:
@@ -250,6 +250,7 @@ class Method(ABC):
     not_identity: ClassVar[str | None] = None  # why a fresh adapter changes the output, where it does
     held_constant: ClassVar[str | None] = None  # what the gradient leaves out by design, where it is not the exact one
     uses_targets: ClassVar[bool] = True  # whether it puts an update into each target layer
+    not_sharded: ClassVar[str | None] = None  # why the base cannot be sharded over processes, where it cannot
     rehearses: ClassVar[bool] = False  # whether it must look at the task before it trains; see `rehearse`
 
     injected: "Injected | None" = None
@@ -293,6 +294,9 @@ class Method(ABC):
 
     def recall(self, learned: Mapping[str, Any]) -> None:  # noqa: B027
         """Put what `rehearse` gave into effect on the fresh adapter: now, and again in a run that is resumed."""
+
+    def accept(self, adapter: Adapter) -> None:  # noqa: B027
+        """Called before the layers are filled from a file: for what they share. InputError where it does not fit."""
 
     def parameter_groups(self, injected: "Injected", lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for a torch optimiser."""

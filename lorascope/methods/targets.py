@@ -149,6 +149,8 @@ def _nothing(what: str, wanted: str, paths: list[str], hint: str | None = None) 
 
 def refuse_adapted(model: nn.Module) -> None:
     """InputError where the model carries adapters already: a layer has one update here."""
-    adapted = [path for path, module in model.named_modules() if isinstance(module, AdaptedLayer)]
+    from lorascope.methods.own import Substitute
+
+    adapted = [path for path, module in model.named_modules() if isinstance(module, (AdaptedLayer, Substitute))]
     if adapted:
         raise InputError("the model carries an adapter already", found=some(adapted, 2), hint="load a fresh base model")

@@ -82,7 +82,8 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
 def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
     """Add every update to its weight and put the saved modules in place; what rounding did to each weight.
 
-    A weight that two modules share (tied embeddings) is untied: only the adapted one changes.
+    A weight that two modules share (tied embeddings) is untied: only the adapted one changes. Where the adapter trained
+    the shared parameter itself, it stays shared.
 
     Raises:
         InputError: a weight is missing, has another shape, or the update is more than a change of it.
@@ -94,7 +95,8 @@ def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
         raise InputError(
             "the adapter is not of this model", found=f"updates for {some(missing, 3)}", expected=some(parameters, 3)
         )
-    reports = [_merge_one(model, parameters, update) for update in adapter.updates.values()]
+    tied = adapter.settings.get("ties") == "kept"
+    reports = [_merge_one(model, parameters, update, tied) for update in adapter.updates.values()]
     for name, stored in adapter.saved.items():
         values = torch.from_numpy(stored.read())
         if values.shape != parameters[name].shape:
@@ -109,7 +111,7 @@ def _weight_name(update: Update) -> str:
     return update.base_weight or f"{update.name}.weight"
 
 
-def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update) -> MergedWeight:
+def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update, tied: bool) -> MergedWeight:
     name = _weight_name(update)
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
@@ -122,7 +124,9 @@ def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update:
     wide = whole.to(torch.promote_types(whole.dtype, torch.float32))
     delta = _delta(update, wide)
     merged = (wide + delta).to(whole.dtype)
-    if update.expert is None:
+    if tied:
+        wide = wide.clone()  # of a float32 weight it is the weight itself
+    if update.expert is None and not tied:
         _put(model, parameters, module, attribute, merged)
     else:
         whole.copy_(merged)
@@ -132,10 +136,11 @@ def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update:
 def _delta(update: Update, weight: Tensor) -> Tensor:
     """ΔW in the layout and dtype the model stores `weight` in."""
     native = weight.t() if update.transposed else weight
-    base = native.reshape(native.shape[0], -1).double().cpu().numpy() if update.needs_base else None
+    base = native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy() if update.needs_base else None
     values = torch.from_numpy(np.ascontiguousarray(dense(update.delta(base)))).to(weight)
     values = values.t() if update.transposed else values
-    if values.numel() != weight.numel() or not (update.kernel or values.shape == weight.shape):
+    as_it_is = values.shape == weight.shape or (weight.ndim < 2 and values.shape == (weight.numel(), 1))
+    if values.numel() != weight.numel() or not (update.kernel or as_it_is):
         raise InputError(f"{update.name} has another shape", found=update.shape, expected=tuple(native.shape))
     return values.reshape(weight.shape)
 

@@ -93,7 +93,14 @@ def world(device_name: str):
 
 
 def shard_base(injected: Injected, here: World) -> None:
-    """Shard the frozen base over the processes, block by block. Trained parameters stay whole everywhere."""
+    """Shard the frozen base over the processes, block by block. Trained parameters stay whole everywhere.
+
+    Raises:
+        InputError: the method trains the base itself.
+    """
+    if reason := injected.method.not_sharded:
+        what = f"{injected.method.name} cannot train with fsdp: {reason}"
+        raise InputError(what, hint="set training.parallel to ddp")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

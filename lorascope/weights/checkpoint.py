@@ -1,5 +1,6 @@
 """A full model on disk, sharded or not, read lazily tensor by tensor, its parameters found by the adapters' names."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -128,7 +129,8 @@ class Checkpoint:
         return found
 
     def of(self, update: Update) -> Stored:
-        """The base weight W of an update as (d_out, d_in): turned, flattened or sliced as the update says.
+        """The base weight W of an update as (d_out, d_in): turned, flattened or sliced as the update says; a vector
+        as (d, 1).
 
         Raises:
             InputError: the model has no such parameter, or one of another shape.
@@ -138,6 +140,8 @@ class Checkpoint:
             if update.expert >= stored.shape[0]:
                 raise InputError(f"{self.path}: {update.name} has {stored.shape[0]} experts", found=update.expert)
             stored = _first_axis(stored, update.expert)
+        if len(stored.shape) < 2:
+            stored = reshaped(stored, math.prod(stored.shape), 1)  # a bias or a norm's weight is a map of one input
         matrix = flattened(stored) if len(stored.shape) > 2 else stored
         if len(matrix.shape) != 2:
             raise InputError(f"{self.path}: the parameter of {update.name} is no matrix", found=tuple(stored.shape))

@@ -1,0 +1,52 @@
+"""LayerNorm tuning: gain and offset of every normalisation are trained, and nothing else.
+
+Zhao, Tu, Wei, Mei and Xie 2024, "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning", arXiv
+2312.11420, §3 (PEFT's LN Tuning): y = (x − μ)/σ ⊙ g + b with g (d,), b (d,) trained; RMSNorms have g alone. The paper
+trains only the norms of the attention blocks, and PEFT those that `target_modules` names; here it is every one, final
+norms included. Files are PEFT's.
+
+The tuned values themselves are stored, as PEFT does, also of a bfloat16 base.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lorascope.errors import InputError
+from lorascope.methods.base import Part, methods
+from lorascope.methods.own import Own, OwnMethod, masters, own_parameters
+
+
+@dataclass(frozen=True)
+class LayerNormConfig:
+    """Settings of LayerNorm tuning.
+
+    Attributes:
+        bias: train the offsets as well as the gains.
+    """
+
+    bias: bool = True
+
+
+@methods.register("layernorm")
+class LayerNorm(OwnMethod):
+    """Trains gain and offset of every LayerNorm and RMSNorm."""
+
+    name, paper = "layernorm", "Zhao et al. 2024, arXiv 2312.11420"
+    Config = LayerNormConfig
+    config: LayerNormConfig
+
+    def select(self, owns: list[Own]) -> list[Own]:
+        wanted = ("weight", "bias") if self.config.bias else ("weight",)
+        found = [own for own in owns if is_norm(own.module) and own.attribute in wanted]
+        if not found:
+            raise InputError("this model has no LayerNorm or RMSNorm with parameters to train")
+        return found
+
+    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+        return masters(self.select(own_parameters(model)), whole=True)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it normalises over features: torch's two, and the architectures' own by their class names."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
