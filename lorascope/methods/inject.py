@@ -185,6 +185,13 @@ class Injected:
             self.model.config.tie_word_embeddings = True
             self._untied_config = False
 
+    def switch(self, on: bool) -> None:
+        """Let updates and parts stand aside in forward passes, or take part again. Merged weights stay where they are."""
+        pairs = [(layer.base, layer) if on else (layer, layer.base) for layer in self.layers.values()]
+        _replace(self.model, pairs)
+        for part in self.parts.values():
+            part.switch(on)
+
     def remove(self) -> nn.Module:
         """The base model as it was before `inject`, but frozen: merged weights go back, trained copies are dropped."""
         self.unmerge()
