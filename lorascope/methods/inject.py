@@ -186,7 +186,7 @@ class Injected:
             self._untied_config = False
 
     def switch(self, on: bool) -> None:
-        """Let updates and parts stand aside in forward passes, or take part again. Merged weights stay where they are."""
+        """Let the adapter stand aside in forward passes, or take part again. Merged weights stay where they are."""
         pairs = [(layer.base, layer) if on else (layer, layer.base) for layer in self.layers.values()]
         _replace(self.model, pairs)
         for part in self.parts.values():
