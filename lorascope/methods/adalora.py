@@ -28,7 +28,7 @@ Where PEFT differs. It drops every triplet that ties with the last one to go, so
 here the earlier layer and row stays, and exactly the budget remains. It fails where init_r equals target_r; here
 nothing is cut then. Counted from step 0 and with tfinal 0 it never makes the final cut; here t counts steps done, as in
 the paper's algorithm 1. It does not store what it divides by, and takes init_r again on loading: the file's α is made
-for that.
+for that. On a base that is not float32, PEFT 0.21.2 even trains that divisor, and what it saves is then another update.
 """
 
 from collections.abc import Mapping
