@@ -103,6 +103,7 @@ class Injected:
         self.model, self.method, self.layers, self.originals = model, method, layers, originals
         self.parts = parts or {}
         self._untied_config = False
+        self._on = True
 
     @property
     def saved(self) -> dict[str, nn.Module]:
@@ -187,8 +188,10 @@ class Injected:
 
     def switch(self, on: bool) -> None:
         """Let the adapter stand aside in forward passes, or take part again. Merged weights stay where they are."""
-        pairs = [(layer.base, layer) if on else (layer, layer.base) for layer in self.layers.values()]
-        _replace(self.model, pairs)
+        if on == self._on:
+            return
+        self._on = on
+        _replace(self.model, [(layer.base, layer) if on else (layer, layer.base) for layer in self.layers.values()])
         for part in self.parts.values():
             part.switch(on)
 
