@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
 from lorascope.methods.base import AdaptedLayer, Merged, Method, Part
-from lorascope.methods.targets import find_sites, match_modules, refuse_adapted
+from lorascope.methods.targets import CARRIES, find_sites, match_modules, refuse_adapted
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.tensors import InMemory
@@ -65,6 +65,7 @@ def inject(
     _replace(model, [(layer.base, layer) for layer in layers.values()])
     _replace(model, [(module, _trained_copy(module)) for module in originals.values()])
     parts = method.install(model, seed)
+    setattr(model, CARRIES, tuple(parts))
     injected = Injected(model, method, layers, originals, parts)
     method.injected = injected
     return injected
@@ -220,6 +221,7 @@ class Injected:
         return reports
 
     def _unwrap(self) -> None:
+        setattr(self.model, CARRIES, ())
         _replace(self.model, [(layer, layer.base) for layer in self.layers.values()])
 
     def export(self, **settings: Any) -> Adapter:

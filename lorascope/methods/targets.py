@@ -20,6 +20,7 @@ from lorascope.errors import InputError, some
 from lorascope.methods.base import AdaptedLayer, Site
 
 HEADS = ("score", "classifier", "qa_outputs")  # transformers' names for task heads, always direct children
+CARRIES = "_lorascope_parts"  # where `inject` notes the names of a model's parts that are no layer's update
 WORDS = ("attention", "mlp", "all-linear")
 
 
@@ -149,8 +150,7 @@ def _nothing(what: str, wanted: str, paths: list[str], hint: str | None = None) 
 
 def refuse_adapted(model: nn.Module) -> None:
     """InputError where the model carries adapters already: a layer has one update here."""
-    from lorascope.methods.own import Substitute
-
-    adapted = [path for path, module in model.named_modules() if isinstance(module, (AdaptedLayer, Substitute))]
+    adapted = [path for path, module in model.named_modules() if isinstance(module, AdaptedLayer)]
+    adapted += getattr(model, CARRIES, ())
     if adapted:
         raise InputError("the model carries an adapter already", found=some(adapted, 2), hint="load a fresh base model")

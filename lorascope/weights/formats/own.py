@@ -10,6 +10,8 @@ whole, and `parts.<name>` for trained tensors that are no weight update. The saf
      "saved": ["classifier.weight"], "parts": {"prompt": "a soft prompt: no weight update"}}
 
 A frozen random array may be given by its draw in place of its numbers, `"drawn": {"A": {"shape", "bound", "seed"}}`.
+Where all updates come from one random subspace, `subspace` is its plan, its coordinates are parts, and each module says
+which of the plan's parameters it is: `"projected": {"delta": {"index", "shape", "turned"}}`.
 """
 
 import json
@@ -24,6 +26,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.drawn import Drawn
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats, refuse_loss
 from lorascope.weights.safetensors import write_atomically, write_safetensors
+from lorascope.weights.subspace import LAMBDA, THETA, Plan, Projected, Subspace, subspace_of
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -42,13 +45,14 @@ class Own(Format):
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         record = _record(bundle)
         modules = _typed(record, "modules", dict)
-        updates = {name: _update(name, entry, ledger) for name, entry in modules.items()}
         saved = {name: _take(ledger, f"saved.{name}") for name in _strings(record, "saved")}
         parts = _typed(record, "parts", dict)
         for name, reason in parts.items():
             if type(reason) is not str or name in saved:
                 raise _wrong(f"parts.{name}", reason, "a reason, under a name that nothing else has")
             saved[name] = _take(ledger, f"parts.{name}")
+        subspace = _subspace(record, saved)
+        updates = {name: _update(name, entry, ledger, subspace) for name, entry in modules.items()}
         settings, method = _typed(record, "settings", dict), _typed(record, "method", str)
         return Parsed(updates, method, settings, saved, _strings(record, "notes"), parts)
 
@@ -64,7 +68,7 @@ class Own(Format):
         modules = {}
         for name, update in adapter.updates.items():
             modules[name] = _entry(update)
-            held = {role: stored for role, stored in update.roles.items() if not isinstance(stored, Drawn)}
+            held = {role: stored for role, stored in update.roles.items() if not isinstance(stored, (Drawn, Projected))}
             tensors |= {f"updates.{name}.{role}": stored for role, stored in held.items()}
         for name, stored in adapter.saved.items():
             tensors[f"{'parts' if name in adapter.parts else 'saved'}.{name}"] = stored
@@ -78,6 +82,8 @@ class Own(Format):
             "parts": dict(adapter.parts),
             "notes": list(adapter.notes),
         }
+        if subspace := subspace_of(adapter.updates):
+            record["subspace"] = subspace.plan.to_json()
         files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
         text = _json(record)
         write_safetensors(files[0], tensors, {"format": NAME, "schema": str(SCHEMA)})
@@ -89,16 +95,18 @@ def _entry(update: Update) -> dict[str, Any]:
     """What the record says of one update: its kind, scale and roles, and of the rest what is not as usual."""
     entry: dict[str, Any] = {"kind": update.kind, "scale": float(update.scale), "roles": list(update.roles)}
     drawn = {role: stored.to_json() for role, stored in update.roles.items() if isinstance(stored, Drawn)}
+    projected = {role: stored.to_json() for role, stored in update.roles.items() if isinstance(stored, Projected)}
+    given = {key: value for key, value in (("drawn", drawn), ("projected", projected)) if value}
     values = {key: getattr(update, key) for key in _PLAIN}
     rest = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     unusual = {key: value for key, value in rest.items() if values[key] != _PLAIN[key]}
-    return {**entry, **({"drawn": drawn} if drawn else {}), **unusual}
+    return {**entry, **given, **unusual}
 
 
-def _update(name: str, entry: Any, ledger: Ledger) -> Update:
+def _update(name: str, entry: Any, ledger: Ledger, subspace: Subspace | None = None) -> Update:
     """One module's update. InputError where the record does not describe one."""
     here = f"modules.{name}"
-    if not isinstance(entry, dict) or entry.keys() - {"kind", "scale", "roles", "drawn", *_PLAIN}:
+    if not isinstance(entry, dict) or entry.keys() - {"kind", "scale", "roles", "drawn", "projected", *_PLAIN}:
         raise _wrong(
             here, some(entry) if isinstance(entry, dict) else entry, "kind, scale, roles and what belongs to them"
         )
@@ -110,13 +118,28 @@ def _update(name: str, entry: Any, ledger: Ledger) -> Update:
     if unknown:
         raise _wrong(f"{here}.roles", some(unknown), f"roles of a {kind} update: {', '.join(known)}")
     drawn = _typed(entry, "drawn", dict, here) if "drawn" in entry else {}
-    roles = {
-        role: Drawn.of_json(drawn[role], f"{here}.drawn.{role}")
-        if role in drawn
-        else _take(ledger, f"updates.{name}.{role}")
-        for role in entry["roles"]
-    }
+    projected = _typed(entry, "projected", dict, here) if "projected" in entry else {}
+    if projected and subspace is None:
+        raise _wrong(f"{here}.projected", projected, "a subspace in the record")
+
+    def stored(role: str) -> Stored:
+        if role in drawn:
+            return Drawn.of_json(drawn[role], f"{here}.drawn.{role}")
+        if role in projected and subspace is not None:
+            return Projected.of_json(projected[role], subspace, f"{here}.projected.{role}")
+        return _take(ledger, f"updates.{name}.{role}")
+
+    roles = {role: stored(role) for role in entry["roles"]}
     return Update(name, kind, roles, float(scale), **_rest(entry, here))
+
+
+def _subspace(record: Mapping[str, Any], saved: Mapping[str, Stored]) -> Subspace | None:
+    """The random subspace that the file's coordinates span, where it has one."""
+    if "subspace" not in record:
+        return None
+    if THETA not in saved:
+        raise _wrong("parts", some(saved), f"{THETA}, of which the record's subspace speaks")
+    return Subspace(Plan.of_json(record["subspace"]), saved[THETA], saved.get(LAMBDA))
 
 
 def _rest(entry: Mapping[str, Any], here: str) -> dict[str, Any]:
