@@ -86,7 +86,8 @@ class MethodConfig:
 
     Attributes:
         name: a registered method.
-        targets: names, a regular expression, or attention / mlp / all-linear.
+        targets: names, a regular expression, or attention / mlp / all-linear; of a method that does not work layer by
+            layer, nothing.
         modules_to_save: modules trained as a whole, such as a new head; null means a classifier's head and no other.
         settings: the method's own `Config`.
     """
@@ -235,10 +236,13 @@ def _method(values: object, problems: list[str]) -> MethodConfig | None:
     head = build(Head, {key: value for key, value in values.items() if key in own}, "method", problems)
     name = values.get("name", Head.name)
     try:
-        cls = methods.get(str(name)).Config
+        method = methods.get(str(name))
     except InputError as error:
         problems.append(f"method.name: {str(error).rstrip('.')}")
         return None
+    cls = method.Config
+    if "targets" in values and not method.uses_targets:
+        problems.append(f"method.targets: {name} does not work layer by layer and takes no targets")
     known = [*own, *(f.name for f in fields(cls) if f.init)]
     rest = {key: value for key, value in values.items() if key not in own}
     strangers = [key for key in rest if key not in known]
@@ -288,6 +292,10 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 def resolved(config: RunConfig) -> dict[str, Any]:
     """The config with every default written out; `parse` takes it back unchanged."""
+    from lorascope.methods.base import methods
+
     values = dump(config)
     values["method"].update(values["method"].pop("settings"))
+    if not methods.get(config.method.name).uses_targets:
+        del values["method"]["targets"]
     return values

@@ -205,7 +205,8 @@ def fit_together(
         if job.record:
             job.record.rewind(loop.step)
             count = job.prepared.injected.parameter_count()
-            job.record.start(command, _describe(here), trained_parameters=count, **facts)
+            trains = {name: list(parameter.shape) for name, parameter in job.prepared.injected.trainable().items()}
+            job.record.start(command, _describe(here), trained_parameters=count, trains=trains, **facts)
     began, first = time.perf_counter(), loop.step
     loop.run_all(checkpoint)
     seconds = time.perf_counter() - began
