@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
-from lorascope.methods.base import AdaptedLayer, Merged, Method, Part
+from lorascope.methods.base import AdaptedLayer, Delta, Merged, Method, Part
 from lorascope.methods.targets import CARRIES, find_sites, match_modules, refuse_adapted
-from lorascope.updates.base import Update
+from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.tensors import InMemory
 
@@ -230,7 +230,7 @@ class Injected:
             name: Update(
                 name,
                 layer.delta.kind,
-                {**{role: in_memory(tensor) for role, tensor in layer.delta.roles().items()}, **layer.delta.drawn()},
+                _stored(layer.delta),
                 layer.delta.scale,
                 layer.transposed,
                 embedding=layer.embedding,
@@ -274,6 +274,9 @@ class Injected:
             update, delta = adapter.updates[name], layer.delta
             if update.kind != delta.kind:
                 raise InputError(f"{name} holds another kind of update", found=update.kind, expected=delta.kind)
+        self.method.accept(adapter)
+        for name, layer in self.layers.items():
+            update, delta = adapter.updates[name], layer.delta
             delta.load_roles({role: torch.from_numpy(a) for role, a in update.read().items()}, update.scale)
         for key, tensor in own_saved.items():
             values = torch.from_numpy(adapter.saved[key].read())
@@ -338,6 +341,12 @@ def _untie_config(model: nn.Module) -> bool:
 
 def _is_copy_of_the_base(key: str) -> bool:
     return ".base_layer." in key or ".original_module." in key
+
+
+def _stored(delta: Delta) -> dict[str, Stored]:
+    """The roles as files hold them."""
+    kept = delta.stored()
+    return {role: kept[role] if role in kept else in_memory(tensor) for role, tensor in delta.roles().items()}
 
 
 def in_memory(tensor: Tensor) -> InMemory:

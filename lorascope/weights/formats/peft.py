@@ -5,7 +5,7 @@ which are no update and can be loaded. The others are recognised by their keys a
 α/r or α/√r with its patterns, per module.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +58,7 @@ class Peft(Format):
         config = parse_config(bundle.config)
         keys = [key for key in map(parse, bundle.tensors) if key is not None]
         adapter = one_adapter(keys)
-        reader = _Reader(config, ledger, base, notes_of(config))
+        reader = _Reader(config, ledger, base, notes_of(config), vectors.widths_of(bundle.metadata))
         groups = _groups(keys, ledger)
         updates = reader.updates(groups)
         _check_type(config, updates)
@@ -79,6 +79,7 @@ class _Reader:
     ledger: Ledger
     base: "Checkpoint | None"
     notes: list[str]
+    widths: Mapping[str, int]
     recent: Recent = field(default_factory=Recent)
 
     def updates(self, groups: list[lora.Group]) -> dict[str, Update]:
@@ -128,7 +129,7 @@ class _Reader:
         if holders:
             holders[0].need("vera_A", "vera_B")
             stored = holders[0].stored["vera_A"], holders[0].stored["vera_B"]
-        results = vectors.vera(modules, stored, self.config, self.base, self.notes) if modules else {}
+        results = vectors.vera(modules, stored, self.config, self.base, self.notes, self.widths) if modules else {}
         for group in sorted(groups, key=lambda group: group.module not in results):  # the projections last
             result = results.get(group.module)
             if isinstance(result, Update):

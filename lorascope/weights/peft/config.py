@@ -9,8 +9,7 @@ from typing import Any
 from lorascope.errors import InputError, some
 
 # Every field that a PEFT config of the analysed methods can have; another one is named in the notes. `lora_drop` is
-# lorascope's own, the scores by which LoRA-drop chose its layers, and
-# `vera_input_widths` the widths that VeRA's vectors do not tell. PEFT ignores them.
+# lorascope's own: the scores by which LoRA-drop chose its layers. PEFT ignores it.
 KNOWN = frozenset(
     """
     task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode
@@ -27,7 +26,7 @@ KNOWN = frozenset(
     num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers
     prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
     encoder_hidden_size prefix_projection encoder_reparameterization_type encoder_dropout encoder_num_layers
-    lora_drop vera_input_widths
+    lora_drop
     """.split()  # noqa: SIM905
 )
 

@@ -1,10 +1,13 @@
 """Methods that train vectors only, in PEFT's files: VeRA and IA³."""
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
@@ -20,6 +23,7 @@ _READ_HIDDEN = frozenset(
     {"q_proj", "k_proj", "v_proj", "query", "key", "value", "qkv_proj", "qkv", "query_key_value", "c_attn", "Wqkv"}
     | {"gate_proj", "up_proj", "gate_up_proj"}
 )
+WIDTHS = "vera_input_widths"  # in the safetensors header: d_in by module, which PEFT does not write and does not miss
 NO_WIDTH = (
     "the file does not say this module's input width, which decides how many columns of the shared projection it uses; "
     "pass --base MODEL"
@@ -62,10 +66,12 @@ def vera(
     config: Config,
     base: "Checkpoint | None",
     notes: list[str],
+    known: Mapping[str, int],
 ) -> dict[str, Update | str]:
     """VeRA's updates by module, or the reason why a module has none.
 
     Args:
+        known: widths that the file itself tells, d_in by module.
         stored: the projections A and B, where the file has them; else they are drawn again from the config's key.
     """
     for group in groups:
@@ -78,12 +84,12 @@ def vera(
                 found=group.shape("vera_lambda_d"),
                 expected=f"rank {config.rank}",
             )
-    widths = {group.module: _width(group, config, base) for group in groups}
+    widths = {group.module: _width(group, config, base, known) for group in groups}
     if stored is None:
         if any(width is None for width in widths.values()) or not config.given:
             return {group.module: NO_PROJECTION for group in groups}
         stored = _redrawn(groups, [width for width, _ in filter(None, widths.values())], config, notes)
-    elif base is None and _all_read_hidden(groups):
+    elif base is None and not any(widths.values()) and _all_read_hidden(groups):
         widths = {group.module: (stored[0].shape[1], config.flag("fan_in_fan_out")) for group in groups}
         notes.append(
             "VeRA: every module's input width was taken to be that of the stored projection; --base confirms it"
@@ -95,13 +101,25 @@ def vera(
     }
 
 
-def _width(group: Group, config: Config, base: "Checkpoint | None") -> tuple[int, bool] | None:
-    """(d_in, whether the base stores (d_in, d_out)) of a module, from the base; None without one."""
+def widths_of(metadata: Mapping[str, str]) -> dict[str, int]:
+    """d_in by module as lorascope writes it into the safetensors header; empty where it is not there, or is none."""
+    try:
+        said = json.loads(metadata.get(WIDTHS, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    fine = isinstance(said, dict) and all(type(width) is int and 0 < width < 1 << 48 for width in said.values())
+    return said if fine else {}
+
+
+def _width(
+    group: Group, config: Config, base: "Checkpoint | None", known: Mapping[str, int]
+) -> tuple[int, bool] | None:
+    """(d_in, whether the base stores (d_in, d_out)) of a module, from the base, or `known`; or None."""
+    flag = config.flag("fan_in_fan_out")
     if base is None:
-        return None
+        return (known[group.module], flag) if group.module in known else None
     shape = tuple(base.weight(group.module).shape)
     d_out = group.shape("vera_lambda_b")[0]
-    flag = config.flag("fan_in_fan_out")
     for turned in (flag, not flag):
         if len(shape) == 2 and shape[1 if turned else 0] == d_out:
             return shape[0 if turned else 1], turned
@@ -118,24 +136,33 @@ def _all_read_hidden(groups: Sequence[Group]) -> bool:
 
 
 def _redrawn(groups: Sequence[Group], widths: list[int], config: Config, notes: list[str]) -> tuple[Stored, Stored]:
-    """A and B as PEFT draws them: Kaiming uniform with gain √2, A first, from one generator of torch on the CPU."""
+    """A and B as PEFT draws them again, by the config's key."""
     import torch
 
     key = config.raw.get("projection_prng_key", 0)
-    if type(key) is not int:
-        raise InputError("adapter_config.json: projection_prng_key is not an integer", found=key)
-    generator = torch.Generator(device="cpu").manual_seed(key)
+    if type(key) is not int or not 0 <= key < 1 << 63:
+        raise InputError("adapter_config.json: projection_prng_key is no seed", found=key)
     d_out = max(group.shape("vera_lambda_b")[0] for group in groups)
-
-    def draw(rows: int, columns: int) -> InMemory:
-        bound = math.sqrt(3.0) * math.sqrt(2.0) / math.sqrt(columns)
-        return InMemory(torch.empty(rows, columns).uniform_(-bound, bound, generator=generator).numpy())
-
     notes.append(
         f"VeRA: the projections are not in the file; they were drawn again from projection_prng_key {key} with torch "
         f"{torch.__version__}, which PEFT does too and does not guarantee across systems"
     )
-    return draw(config.rank, max(widths)), draw(d_out, config.rank)
+    a, b = draw_projections(key, config.rank, max(widths), d_out)
+    return InMemory(a), InMemory(b)
+
+
+def draw_projections(key: int, rank: int, d_in: int, d_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """A (r, d_in) and B (d_out, r) of VeRA in float32, as PEFT draws them from its `projection_prng_key`.
+
+    Kaiming uniform with gain √2, so U(±√(6/columns)); A first, then B, from one generator of torch on the CPU.
+    """
+    import torch
+
+    generator = torch.Generator(device="cpu").manual_seed(key)
+    bounds = [math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns)) for columns in (d_in, rank)]  # PEFT's rounding
+    a = torch.empty(rank, d_in).uniform_(-bounds[0], bounds[0], generator=generator)
+    b = torch.empty(d_out, rank).uniform_(-bounds[1], bounds[1], generator=generator)
+    return a.numpy(), b.numpy()
 
 
 def ia3(group: Group, config: Config, base: "Checkpoint | None" = None) -> Update:

@@ -20,6 +20,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import refuse_loss
 from lorascope.weights.peft.config import KNOWN, Config, parse_config
 from lorascope.weights.peft.keys import PREFIX
+from lorascope.weights.peft.vectors import WIDTHS, draw_projections
 from lorascope.weights.safetensors import write_atomically, write_safetensors
 from lorascope.weights.tensors import reshaped
 
@@ -38,12 +39,15 @@ def write_peft(adapter: Adapter, folder: Path) -> list[Path]:
     refuse_loss(adapter)
     write = _writer(adapter)
     tensors, fields = write(adapter)
+    widths = fields.pop(WIDTHS, None)
     saved, saved_fields = _saved(adapter)
     targets = {"target_modules": _targets(adapter)}
     config = {**_passed_on(adapter), **targets, **fields, **saved_fields, "inference_mode": True}
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_safetensors(files[0], {**tensors, **saved}, {"format": "pt"})
+    write_safetensors(
+        files[0], {**tensors, **saved}, {"format": "pt", **({WIDTHS: json.dumps(widths)} if widths else {})}
+    )
     write_atomically(files[1], iter([text.encode("utf-8")]))
     return files
 
@@ -166,16 +170,20 @@ def _adalora(adapter: Adapter) -> Part:
 
 
 def _vera(adapter: Adapter) -> Part:
-    """VeRA with its projections stored. They must be one pair, of which every module has the first columns and rows."""
+    """VeRA. The projections must be one pair, of which every module has the first columns and rows.
+
+    They are stored, unless the settings say `save_projection: false` and their key does give these very numbers.
+    """
     updates = list(adapter.updates.values())
     widest = max(updates, key=lambda update: update.roles["A"].shape[1])
     tallest = max(updates, key=lambda update: update.roles["B"].shape[0])
     _refuse(widest, any(update.scale != 1 for update in updates), "PEFT's VeRA has no scale")
     a, b = widest.roles["A"].read(), tallest.roles["B"].read()
-    tensors: dict[str, Stored] = {
-        "base_model.vera_A": widest.roles["A"],
-        "base_model.vera_B": tallest.roles["B"],
-    }
+    key = adapter.settings.get("projection_prng_key")
+    redrawn = adapter.settings.get("save_projection") is False and _is_draw(key, a, b)
+    tensors: dict[str, Stored] = {}
+    if not redrawn:
+        tensors = {"base_model.vera_A": widest.roles["A"], "base_model.vera_B": tallest.roles["B"]}
     for update in updates:
         mine = update.read()
         same = mine["A"].shape[0] == a.shape[0] and np.array_equal(mine["A"], a[:, : mine["A"].shape[1]])
@@ -186,9 +194,18 @@ def _vera(adapter: Adapter) -> Part:
     return tensors, {
         "peft_type": "VERA",
         "r": a.shape[0],
-        "save_projection": True,
+        "save_projection": not redrawn,
+        WIDTHS: {update.name: update.roles["A"].shape[1] for update in updates},
         "fan_in_fan_out": any(update.transposed for update in updates),
     }
+
+
+def _is_draw(key: Any, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether PEFT draws this pair from this key."""
+    if type(key) is not int or not 0 <= key < 1 << 63:
+        return False
+    drawn = draw_projections(key, a.shape[0], a.shape[1], b.shape[0])
+    return np.array_equal(drawn[0], a) and np.array_equal(drawn[1], b)
 
 
 def _ia3(adapter: Adapter) -> Part:

@@ -1,0 +1,122 @@
+"""A frozen linear layer and its VeRA update in one autograd node: ΔW = diag(b) B diag(d) A, with A and B frozen.
+
+    y = x Wᵀ + bias + b ⊙ (B (d ⊙ (A x)))      x (n, d_in), W (d_out, d_in), A (r, d_in), B (d_out, r), d (r), b (d_out)
+
+VeRA's r is large (256 to 1024), often larger than d_in, and there are two ways to do the sums, in multiply-adds:
+
+- through the bottleneck: 3·n·r·(d_in + d_out) beside the base, and n·r numbers at a time;
+- through the weight: form ΔW once (r·d_in·d_out) in forward and once more in backward, and in backward G = gᵀ x
+  (n·d_in·d_out) for the gradient of ΔW. In the base's own dtype ΔW is added to W first, so that y and dx cost what
+  they cost without an adapter.
+
+`cheaper_by_weight` counts both. Either way both gradients come from one matrix P = gᵀ (A xᵀ)ᵀ = G Aᵀ (d_out, r), as
+db = (P ⊙ B) d and dd = bᵀ (P ⊙ B). Only x is kept for backward, which the rest of the model often holds anyway; as
+separate modules it is A x (n, r) and B (d ⊙ A x) (n, d_out).
+
+Where x is narrower than d and b (a bfloat16 base with float32 masters, autocast) ΔW is never added to W: it is so much
+smaller that rounding the sum would lose most of it. x ΔWᵀ is then a product of its own.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lorascope.linalg.arrays import Float
+from lorascope.methods.products import linear, matmul
+
+
+def vera(
+    x: Float[Tensor, "*n d_in"],
+    d: Float[Tensor, " r"],
+    b: Float[Tensor, " d_out"],
+    a: Float[Tensor, "r d_in"],
+    b_matrix: Float[Tensor, "d_out r"],
+    weight: Float[Tensor, "d_out d_in"] | None = None,
+    bias: Float[Tensor, " d_out"] | None = None,
+) -> Float[Tensor, "*n d_out"]:
+    """b ⊙ (B (d ⊙ (A x))), and with `weight` also W x + bias; A, B, W and the bias are frozen. In x's dtype.
+
+    Gradients reach x, d and b, each in its own dtype; torch refuses a second derivative.
+    """
+    tokens = x.numel() // x.shape[-1]
+    node = (
+        _ByWeight if cheaper_by_weight(tokens, *a.shape, b.shape[0], narrow=x.dtype != d.dtype) else _ThroughBottleneck
+    )
+    return node.apply(x, d, b, a, b_matrix, weight, bias)
+
+
+def cheaper_by_weight(tokens: int, rank: int, d_in: int, d_out: int, *, narrow: bool) -> bool:
+    """Whether forming ΔW costs fewer multiply-adds than going through the bottleneck, forward and backward together."""
+    through = 3 * tokens * rank * (d_in + d_out)
+    products = 3 if narrow else 1  # of the size of the base's: G, and where ΔW is not added to W also y and dx
+    return products * tokens * d_in * d_out + 3 * rank * d_in * d_out < through
+
+
+class _ThroughBottleneck(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, d, b, a, b_matrix, weight, bias):
+        ctx.save_for_backward(x, d, b, a, b_matrix, weight)
+        flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
+        h = linear(flat, a.to(x.dtype)).mul_(d.to(x.dtype))  # (n, r)
+        left = (b_matrix * b[:, None]).to(x.dtype)  # (d_out, r)
+        if weight is None:
+            out = linear(h, left)
+        else:
+            bias = None if bias is None else bias.to(x.dtype)
+            out = linear(flat, weight.to(x.dtype), bias).add_(linear(h, left))
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, d, b, a, b_matrix, weight = ctx.saved_tensors
+        flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        down, dx = a.to(g.dtype), None
+        if ctx.needs_input_grad[0]:
+            dh = matmul(g, (b_matrix * b[:, None]).to(g.dtype)).mul_(d.to(g.dtype))  # (n, r)
+            dx = matmul(dh, down)
+            dx = (dx if weight is None else dx.add_(matmul(g, weight.to(g.dtype)))).view_as(x)
+        p = matmul(g.t(), linear(flat, down))  # (d_out, r)
+        return dx, *_vectors(p, d, b, b_matrix, ctx.needs_input_grad), None, None, None, None
+
+
+class _ByWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, d, b, a, b_matrix, weight, bias):
+        ctx.save_for_backward(x, d, b, a, b_matrix, weight)
+        flat = x.reshape(-1, x.shape[-1])
+        first, *rest = _maps(x.dtype, d, b, a, b_matrix, weight)
+        out = linear(flat, first, None if bias is None else bias.to(x.dtype))
+        for delta in rest:
+            out.addmm_(flat, delta.t())
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, d, b, a, b_matrix, weight = ctx.saved_tensors
+        flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            first, *rest = _maps(g.dtype, d, b, a, b_matrix, weight)
+            dx = matmul(g, first)
+            for delta in rest:
+                dx.addmm_(g, delta)
+            dx = dx.view_as(x)
+        p = linear(matmul(g.t(), flat), a.to(g.dtype))  # (d_out, r)
+        return dx, *_vectors(p, d, b, b_matrix, ctx.needs_input_grad), None, None, None, None
+
+
+def _maps(dtype, d, b, a, b_matrix, weight) -> list[Tensor]:
+    """The matrices (d_out, d_in) whose sum maps x to y: W + ΔW as one, or apart where the sum would lose ΔW."""
+    left = (b_matrix * d).mul_(b[:, None])
+    delta = matmul(left.to(dtype), a.to(dtype))
+    if weight is None:
+        return [delta]
+    return [delta.add_(weight)] if dtype == d.dtype else [weight.to(dtype), delta]
+
+
+def _vectors(p, d, b, b_matrix, needed) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of d and b from P (d_out, r), summed in the masters' dtype."""
+    p = p.to(d.dtype) * b_matrix
+    return b @ p if needed[1] else None, p @ d if needed[2] else None
