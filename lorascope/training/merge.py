@@ -23,6 +23,7 @@ from lorascope.training.record import write_json
 from lorascope.training.run import CARD
 from lorascope.updates.base import Update, dense
 from lorascope.weights.adapter import Adapter
+from lorascope.weights.subspace import LAMBDA, THETA, subspace_of
 
 TASKS = ("SEQ_CLS", "CAUSAL_LM")
 
@@ -90,14 +91,17 @@ def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     missing = [name for update in adapter.updates.values() if (name := _weight_name(update)) not in parameters]
-    missing += [name for name in adapter.saved if name not in parameters]
+    saved = {name: stored for name, stored in adapter.saved.items() if not _makes_updates(name, adapter)}
+    missing += [name for name in saved if name not in parameters and name not in adapter.parts]
     if missing:
         raise InputError(
             "the adapter is not of this model", found=f"updates for {some(missing, 3)}", expected=some(parameters, 3)
         )
+    if apart := [name for name in saved if name in adapter.parts]:
+        raise InputError(f"{apart[0]} cannot be merged into the weights", found=adapter.parts[apart[0]])
     tied = adapter.settings.get("ties") == "kept"
     reports = [_merge_one(model, parameters, update, tied) for update in adapter.updates.values()]
-    for name, stored in adapter.saved.items():
+    for name, stored in saved.items():
         values = torch.from_numpy(stored.read())
         if values.shape != parameters[name].shape:
             raise InputError(
@@ -105,6 +109,11 @@ def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
             )
         parameters[name].copy_(values)
     return reports
+
+
+def _makes_updates(name: str, adapter: Adapter) -> bool:
+    """Whether this stored tensor is in the updates already: coordinates of the subspace that they come from."""
+    return name in (THETA, LAMBDA) and subspace_of(adapter.updates) is not None
 
 
 def _weight_name(update: Update) -> str:
