@@ -47,7 +47,7 @@ def train(
     settings = load(config, overrides or [])
     pick_device(device or settings.training.device)  # before anything slow is loaded
 
-    from lorascope.training import run
+    from lorascope.training import cost, run
 
     finished = run.train(
         run.with_device(settings, device),
@@ -60,5 +60,8 @@ def train(
     score = finished.score
     share = f", {100 * score.accuracy:.1f} % right" if settings.model.task_type == "SEQ_CLS" else ""
     print(f"held-out loss {score.loss:.4f}{share} after {finished.steps} steps in {finished.seconds:.0f} s")
+    summary = run.summary_of(finished)
+    if "inference" in summary:
+        print(cost.in_words(summary["inference"]))
     print(f"adapter: {finished.adapter}")
     print(f"look into it: lorascope analyze {shlex.quote(str(finished.adapter))}")

@@ -146,6 +146,7 @@ class TrainingConfig:
         gradient_checkpointing: recompute activations in the backward pass.
         bf16: hold the frozen base in bfloat16 and compute in it; adapters stay float32.
         parallel: under torchrun, replicate the base ("ddp") or shard it ("fsdp").
+        measure_cost: after training, measure what the adapter costs at inference (a second or two).
         device: cpu, cuda, cuda:1, ...; auto takes CUDA where there is one.
         num_threads: of the CPU; null leaves torch's choice.
         seed: of the initialisation, the order of the data and dropout.
@@ -165,6 +166,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     bf16: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    measure_cost: bool = True
     device: str = "auto"
     num_threads: int | None = None
     seed: int = 0

@@ -1,5 +1,6 @@
 """From a config to a trained adapter on disk."""
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from lorascope.errors import InputError
 from lorascope.methods.base import methods
 from lorascope.methods.inject import Injected, inject
 from lorascope.methods.stacked import skeleton
-from lorascope.training import data, models
+from lorascope.training import cost, data, models
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Loop, Member, Score
@@ -212,15 +213,28 @@ def fit_together(
     seconds = time.perf_counter() - began
     for job, member in zip(jobs, members, strict=True):
         if job.record:
-            _conclude(job, member, {"resumed_at": first or None, "seconds": round(seconds, 3)})
+            ended = {"resumed_at": first or None, "seconds": round(seconds, 3)}
+            _conclude(job, member, ended, here if len(jobs) == 1 else None)
     if here.first:
         checkpoint.unlink(missing_ok=True)
     here.wait()
     return members, seconds
 
 
-def _conclude(job: Job, member: Member, facts: Mapping[str, Any]) -> None:
-    """Write the adapter, and how the run ended. One that diverged has no adapter."""
+def _inference(job: Job, here: World) -> dict[str, Any]:
+    """What the adapter costs at inference, where that was asked for; a base sharded over processes is not timed."""
+    training, held_out = job.config.training, job.prepared.held_out
+    if not training.measure_cost or (here.size > 1 and training.parallel == "fsdp"):
+        return {}
+    batch = held_out.batch(range(min(cost.TEXTS, len(held_out)))).to(here.device)
+    return {"inference": cost.measure(job.prepared.injected, batch).to_json()}
+
+
+def _conclude(job: Job, member: Member, facts: Mapping[str, Any], here: World | None) -> None:
+    """Write the adapter, and how the run ended. One that diverged has no adapter.
+
+    What it costs at inference is measured `here`, where that is given: of a sweep it would be the same for many.
+    """
     best = None if member.best is None else member.best["step"]
     ended = {"steps": member.step, "best_step": best, **facts}
     if member.error:
@@ -230,8 +244,14 @@ def _conclude(job: Job, member: Member, facts: Mapping[str, Any]) -> None:
     write_adapter(member.injected, job.config, job.prepared.train.label_names, adapter)
     ended |= {"stopped_early": True} if member.ended == "stopped" else {}
     ended |= {"held_out": asdict(member.score), "adapter": adapter.name}
+    ended |= {} if here is None else _inference(job, here)
     said = member.method.summary()
     write_json(job.folder / SUMMARY, {**ended, "method": said} if said else ended)
+
+
+def summary_of(finished: Finished) -> dict[str, Any]:
+    """How the run ended, as its record has it."""
+    return json.loads((finished.adapter.parent / SUMMARY).read_text(encoding="utf-8"))
 
 
 def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[str], folder: Path) -> None:
