@@ -46,7 +46,7 @@ def render(page: Page, *, width: int | None = None, color: bool | None = None) -
         width: columns to use; the terminal's (100 where there is none) by default.
         color: whether to use ANSI styles; by default only on a terminal, and never where NO_COLOR is set.
     """
-    screen = Screen(_width(width), _wants_color() if color is None else color)
+    screen = screen_of(width, color)
     parts = [_opening(page, screen)]
     figures: list[str] = []
     heading: list[str] = []  # held back until something stands under it: its figures may be on the page alone
@@ -63,6 +63,11 @@ def render(page: Page, *, width: int | None = None, color: bool | None = None) -
     if figures:
         parts.append([screen.style(line, "dim") for line in screen.wrap("Drawn on the page: " + "; ".join(figures))])
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def screen_of(width: int | None = None, color: bool | None = None) -> Screen:
+    """The screen that is there, or as asked; see `render`."""
+    return Screen(_width(width), _wants_color() if color is None else color)
 
 
 def _width(asked: int | None) -> int:

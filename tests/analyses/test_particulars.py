@@ -405,17 +405,38 @@ def test_scores_of_lora_drop():
     ]  # fmt: skip
     assert part.summary["kept_score"] == pytest.approx(0.85)
     assert part.summary["null"]["kept"] == 4  # ⌈0.8 · 4⌉ of equal importances
-    assert "2 of 4 modules keep a LoRA of their own, with 85 % of the importance" in texts(part)
+    assert "2 of 4 modules keep a LoRA of their own; the others share one" in texts(part)
+    assert "The kept hold 85 % of the importance" in texts(part)
     curve = next(block for block in part.blocks if isinstance(block, Lines))
     assert curve.series[0].y == pytest.approx((0.6, 0.85, 0.95, 1.0))
 
 
+def test_layers_that_were_named_have_no_scores():
+    part = run(dropped({"kept": ["layers.1.q"], "threshold": 0.9, "rest": "drop"})).parts["lora_drop"]
+    assert [(row["score"], row["kept"]) for row in part.rows] == [
+        (None, False),
+        (None, True),
+        (None, False),
+        (None, False),
+    ]
+    assert "the others have none. They were named, not scored" in texts(part)
+
+
 @pytest.mark.parametrize(
-    "record", [None, [], {}, {"scores": {"q": "high"}, "kept": []}, {"scores": {"q": -1}, "kept": []}]
+    "record",
+    [
+        None,
+        [],
+        {},
+        {"scores": {"q": "high"}, "kept": []},
+        {"scores": {"q": -1}, "kept": []},
+        {"scores": {}, "kept": []},
+    ],
 )
-def test_a_record_without_scores_is_refused(record):
-    with pytest.raises(InputError, match="lora_drop does not hold the scores"):
-        run(dropped(record))
+def test_a_setting_that_is_no_record_is_a_warning(record):
+    part = run(dropped(record)).parts["lora_drop"]
+    assert [finding.severity for finding in part.findings] == ["warning"]
+    assert "cannot be read" in texts(part)
 
 
 def test_dense_of_vera_agrees_with_the_rows():

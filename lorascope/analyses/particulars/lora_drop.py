@@ -2,7 +2,7 @@
 
 Zhou et al. 2024, arXiv 2402.07721: the importance of a layer is g_i = Σ_x ‖ΔW_i x‖² on a sample, I_i = g_i/Σg; the
 fewest layers whose importances add up to the threshold T keep a LoRA of their own, and the others share one. The scores
-are read from the setting `lora_drop`: {"scores": {module: I}, "kept": [module, ...], "threshold": T}.
+are read from the setting `lora_drop`: {"scores": {module: I}, "kept": [module, ...], "threshold": T, "rest": "share"}.
 
 The null is equal importance, 1/n each: then ⌈T·n⌉ layers would be kept. The Gini coefficient says how far from equal.
 
@@ -19,7 +19,6 @@ from lorascope.analyses.particulars import draw
 from lorascope.analyses.particulars.base import Part, Row, Subject, particulars
 from lorascope.analyses.particulars.numbers import gini
 from lorascope.blocks import Block, Definition, Finding, Lines, Marker, Series
-from lorascope.errors import InputError
 
 DEFINITIONS = (
     Definition("Score", "I_i = g_i/Σg, g_i = Σ_x ‖ΔW_i x‖²", "Zhou et al. 2024, arXiv 2402.07721"),
@@ -29,37 +28,38 @@ DEFINITIONS = (
 
 @particulars.register("lora_drop")
 def lora_drop(subject: Subject) -> Part:
-    scores, kept, threshold = _recorded(subject.setting("lora_drop"))
-    total = sum(scores.values())
-    rows = [
-        {**subject.named(name), "score": score / total if total else None, "kept": name in kept}
-        for name, score in sorted(scores.items(), key=lambda item: -item[1])
-    ]
-    n = len(rows)
+    record = subject.setting("lora_drop")
+    wrong = _wrong(record)
+    if wrong:
+        finding = Finding("warning", f"the setting lora_drop cannot be read: {wrong}")
+        return Part("LoRA-drop", (), {}, (finding,))
+    scores, kept, threshold = record.get("scores"), set(record["kept"]), record.get("threshold")
+    total = sum(scores.values()) if scores else 0.0
+    shares = {name: score / total for name, score in scores.items()} if total else {}
+    names = sorted(scores, key=lambda name: -scores[name]) if scores else [update.name for update in subject.updates]
+    rows = [{**subject.named(name), "score": shares.get(name), "kept": name in kept} for name in names]
     summary = {
-        "modules": n,
+        "modules": len(rows),
         "kept": sum(row["kept"] for row in rows),
+        "scored": scores is not None,
+        "rest": record.get("rest", "share"),
         "threshold": threshold,
-        "kept_score": sum(row["score"] or 0.0 for row in rows if row["kept"]),
-        "gini": gini(np.array(list(scores.values()))),
-        "null": {"kept": math.ceil(threshold * n - 1e-9) if threshold is not None else None, "gini": 0.0},
+        "kept_score": sum(row["score"] for row in rows if row["kept"]) if shares else None,
+        "gini": gini(np.array(list(shares.values()))) if shares else None,
+        "null": {"kept": math.ceil(threshold * len(rows) - 1e-9) if threshold is not None else None, "gini": 0.0},
     }
     return Part("LoRA-drop", tuple(rows), summary, _findings(rows, summary), tuple(_blocks(rows, summary)), DEFINITIONS)
 
 
-def _recorded(setting: Any) -> tuple[dict[str, float], set[str], float | None]:
-    """Scores, the modules kept and the threshold. InputError where the setting does not hold them."""
-    record = setting if isinstance(setting, dict) else {}
-    scores, kept, threshold = record.get("scores"), record.get("kept"), record.get("threshold")
-    numbers = isinstance(scores, dict) and all(_is_share(score) for score in scores.values())
-    if not (numbers and scores and isinstance(kept, list) and (threshold is None or _is_share(threshold))):
-        raise InputError(
-            "the setting lora_drop does not hold the scores",
-            found=", ".join(record) or repr(setting),
-            expected='{"scores": {module: number from 0}, "kept": [module, ...], "threshold": number}',
-        )
-    assert isinstance(scores, dict)
-    return {str(name): float(score) for name, score in scores.items()}, set(map(str, kept)), threshold
+def _wrong(record: Any) -> str:
+    """What is wrong with the setting; "" where nothing is."""
+    if not isinstance(record, dict) or not isinstance(record.get("kept"), list):
+        return "it has no list of the modules kept"
+    scores, threshold = record.get("scores"), record.get("threshold")
+    fine = scores is None or (isinstance(scores, dict) and scores and all(map(_is_share, scores.values())))
+    if not fine:
+        return "its scores are not numbers from 0 by module"
+    return "" if threshold is None or _is_share(threshold) else "its threshold is not a number from 0"
 
 
 def _is_share(value: Any) -> bool:
@@ -67,14 +67,15 @@ def _is_share(value: Any) -> bool:
 
 
 def _findings(rows: list[Row], summary: Row) -> tuple[Finding, ...]:
-    if not any(row["score"] for row in rows):
-        return (Finding("warning", "every score is zero: the layers could not be told apart"),)
-    text = (
-        f"{summary['kept']} of {summary['modules']} modules keep a LoRA of their own, with"
-        f" {draw.percent(summary['kept_score'])} of the importance; the others share one"
-    )
+    rest = "have none" if summary["rest"] == "drop" else "share one for each shape"
+    text = f"{summary['kept']} of {summary['modules']} modules keep a LoRA of their own; the others {rest}"
+    if not summary["scored"]:
+        return (Finding("note", f"{text}. They were named, not scored"),)
+    if summary["kept_score"] is None:
+        return (Finding("warning", f"{text}. Every score is zero: the modules could not be told apart"),)
+    text += f". The kept hold {draw.percent(summary['kept_score'])} of the importance"
     if summary["null"]["kept"] is not None:
-        text += f". Equal importances would keep {summary['null']['kept']} (threshold {summary['threshold']:g})"
+        text += f"; equal importances would keep {summary['null']['kept']} (threshold {summary['threshold']:g})"
     ratio = rows[0]["score"] * summary["modules"]
     leading = f"the most important, {draw.percent(rows[0]['score'])} of the whole, {ratio:.2g} times its equal share"
     return (Finding("note", text), Finding("note", leading, rows[0]["name"]))
@@ -88,6 +89,8 @@ _QUANTITIES = (
 
 def _blocks(rows: list[Row], summary: Row) -> list[Block]:
     table = (("score", "score", "percent", "g_i/Σg"), ("kept", "kept", "text", "keeps a LoRA of its own"))
+    if summary["kept_score"] is None:
+        return [draw.module_table("LoRA-drop, all modules", rows, table[1:])]
     return [
         draw.type_table(rows, _QUANTITIES[:1], "Median scores of a type."),
         _cumulative(rows, summary),
