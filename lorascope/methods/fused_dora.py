@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
+from lorascope.methods.products import matmul
 
 
 def row_norms(
@@ -75,7 +76,8 @@ class _Folded(torch.autograd.Function):
     def forward(ctx, x, a, b, m, scale, weight, bias):
         turned = torch.addmm(weight, b, a, alpha=scale)  # (d_out, d_in)
         gain = m / torch.linalg.vector_norm(turned, dim=1)
-        out = F.linear(x, turned.mul_(gain[:, None]), bias)
+        flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
+        out = F.linear(flat, turned.mul_(gain[:, None]), bias).view(*x.shape[:-1], len(m))
         ctx.save_for_backward(x, out if ctx.needs_input_grad[3] else None, a, b, m, gain, weight, bias)
         ctx.scale = scale
         return out
@@ -89,13 +91,13 @@ class _Folded(torch.autograd.Function):
         dx = da = db = dm = None
         if need_x:
             turned = torch.addmm(weight, b, a, alpha=ctx.scale).mul_(gain[:, None])
-            dx = (g @ turned).view(x.shape)
+            dx = matmul(g, turned).view(x.shape)
         if need_a:
-            dh = g @ (b * (ctx.scale * gain)[:, None])  # (n, r)
-            da = dh.t().contiguous() @ flat
+            dh = matmul(g, b * (ctx.scale * gain)[:, None])  # (n, r)
+            da = matmul(dh.t().contiguous(), flat)
         if need_b:
-            h = (flat @ a.t()).t().contiguous()  # (r, n)
-            db = (h @ g).t() * (ctx.scale * gain)[:, None]
+            h = matmul(flat, a.t()).t().contiguous()  # (r, n)
+            db = matmul(h, g).t() * (ctx.scale * gain)[:, None]
         if need_m:
             dm = _by_length(g, out, bias) / m
             dm = torch.where(m == 0, 0, dm)
@@ -107,7 +109,7 @@ class _Apart(torch.autograd.Function):
     def forward(ctx, x, h, b, m, norms, scale, weight, bias):
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
         gain = m / norms
-        out = flat @ weight.to(x.dtype).t()
+        out = F.linear(flat, weight.to(x.dtype))
         out.addmm_(h.reshape(-1, h.shape[-1]), b.to(x.dtype).t(), alpha=scale).mul_(gain)  # (n, d_out)
         if bias is not None:
             out.add_(bias)
@@ -128,12 +130,12 @@ class _Apart(torch.autograd.Function):
         if need_x or need_h:
             scaled = (g * gain).to(g.dtype)
         if need_x:
-            dx = (scaled @ weight.to(g.dtype)).view(*grad.shape[:-1], weight.shape[1])
+            dx = matmul(scaled, weight.to(g.dtype)).view(*grad.shape[:-1], weight.shape[1])
         if need_h:
-            dh = (scaled @ b.to(g.dtype)).mul_(ctx.scale).view(h.shape)
+            dh = matmul(scaled, b.to(g.dtype)).mul_(ctx.scale).view(h.shape)
         if need_b:
             turned = h.reshape(-1, h.shape[-1]).t().contiguous()  # (r, n)
-            db = (turned @ g).t().to(b.dtype) * (ctx.scale * gain)[:, None]
+            db = matmul(turned, g).t().to(b.dtype) * (ctx.scale * gain)[:, None]
         if need_m or need_norms:
             length = _by_length(g, out, bias)
             dm = torch.where(m == 0, 0, length / m)
