@@ -16,9 +16,10 @@ twice as fast as their transposes.
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
-from lorascope.methods.products import linear, matmul
+from lorascope.methods.products import matmul
 
 
 def low_rank(
@@ -41,12 +42,12 @@ class _LowRank(torch.autograd.Function):
     def forward(ctx, x, a, b, scale, weight, bias):
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
         narrow_b = b.to(x.dtype)
-        h = linear(flat, a.to(x.dtype))  # (n, r)
+        h = F.linear(flat, a.to(x.dtype))  # (n, r)
         if weight is None:
-            out = linear(h, narrow_b).mul_(scale)  # (n, d_out)
+            out = F.linear(h, narrow_b).mul_(scale)  # (n, d_out)
         else:
             bias = None if bias is None else bias.to(x.dtype)  # W and the bias are wider than x under autocast
-            out = linear(flat, weight.to(x.dtype), bias).addmm_(h, narrow_b.t(), alpha=scale)
+            out = F.linear(flat, weight.to(x.dtype), bias).addmm_(h, narrow_b.t(), alpha=scale)
         _, need_a, need_b = ctx.needs_input_grad[:3]
         ctx.save_for_backward(x if need_a else None, h.t().contiguous() if need_b else None, a, b, weight)
         ctx.scale = scale
