@@ -8,13 +8,13 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.linalg.fastfood import Projection, fingerprint
-from lorascope.linalg.projections import projection
+from lorascope.linalg.projections import Name, projection
 from lorascope.updates.base import Stored
 
 THETA, LAMBDA = "subspace.theta", "subspace.lambda"  # the names of the two arrays in a file
@@ -70,7 +70,8 @@ class Plan:
             groups = tuple(map(_size, values["groups"]))
             named = str(values["projection"]), str(values["scope"])
             plan = Plan(*named, _size(values["columns"]), _size(values["seed"]), parameters, groups)
-            fine = plan.scope in ("global", "per-tensor") and len(groups) in (0, len(parameters)) and plan.columns > 0
+            fine = plan.projection in get_args(Name) and plan.scope in ("global", "per-tensor") and plan.columns > 0
+            fine = fine and len(groups) in (0, len(parameters)) and bool(parameters)
             written = values["fingerprint"]
         except (TypeError, KeyError, ValueError):
             fine = False
