@@ -107,6 +107,7 @@ class Prefix(Part):
         self.table, self.network = nn.Parameter(table), network
         self._places = (backbone(model), attentions(model))  # in a tuple, so that they are no children of this module
         self._limit = learned_positions(backbone(model))
+        self._computed: tuple[Any, Tensor] | None = None
         self._hooks: list[Any] = []
         self.switch(on=True)
 
@@ -115,16 +116,26 @@ class Prefix(Part):
         return self.table.shape[0]
 
     def prompt_embeddings(self) -> Float[Tensor, "n all"]:
-        """All keys and values as files hold them: (n, layers · 2 · heads · head_dim)."""
-        return self.table if self.network is None else self.network(self.table)
+        """All keys and values as files hold them: (n, layers · 2 · heads · head_dim).
+
+        Where no gradient is wanted, what the network gave is kept until a number in it changes.
+        """
+        if self.network is None:
+            return self.table
+        if torch.is_grad_enabled():
+            return self.network(self.table)
+        state = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._computed is None or self._computed[0] != state:
+            self._computed = (state, self.network(self.table))
+        return self._computed[1]
 
     def keys_values(self, layer: int) -> Float[Tensor, "2 heads n head_dim"]:
         """The key and the value of one layer; of the network, only the rows of this layer are multiplied."""
         _, heads, head_dim = self.sizes
         width = 2 * self.sizes.width
         own = slice(layer * width, (layer + 1) * width)
-        if self.network is None:
-            both = self.table[:, own]
+        if self.network is None or not torch.is_grad_enabled():
+            both = self.prompt_embeddings()[:, own]
         else:
             first, act, last = self.network
             both = F.linear(act(first(self.table)), last.weight[own], last.bias[own])

@@ -35,13 +35,13 @@ def test_the_model_is_left_as_it_was(name):
     injected = adapted(name)
     injected.model.train()
     injected.model.bert.eval()
-    modes = [module.training for module in injected.model.modules()]
+    modes = {module: module.training for module in injected.model.modules()}
     state = {key: tensor.clone() for key, tensor in injected.model.state_dict().items()}
     ids = models.tokens()
     before = injected.model(input_ids=ids).logits
     measured(injected)
     after = injected.model.state_dict()
-    assert [module.training for module in injected.model.modules()] == modes
+    assert all(module.training == training for module, training in modes.items())
     assert state.keys() == after.keys()
     assert all(torch.equal(state[key], after[key]) for key in state)
     assert torch.equal(injected.model(input_ids=ids).logits, before)
