@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from lorascope.linalg.fastfood import fingerprint
 from tests.weights.example import double, normal
 from tests.weights.examples import Example
 
@@ -86,4 +87,31 @@ def only_parts(folder: Path) -> Example:
     return Example(put(folder / "own", {"parts.prompt": normal(rng, 5, 8)}, parts={"prompt": "a soft prompt"}), {})
 
 
-EXAMPLES = [every_sort, drawn, only_parts]
+def in_a_subspace(folder: Path) -> Example:
+    """Three parameters, one of them a vector and one turned, that four coordinates and two factors give."""
+    rng = np.random.default_rng(3)
+    theta, lam = normal(rng, 4), normal(rng, 2)
+    parameters = [["q.weight", [6, 8]], ["q.bias", [6]], ["e.weight", [10, 5]]]
+    plan = {"projection": "dense", "scope": "global", "columns": 4, "seed": 9, "parameters": parameters}
+    plan |= {"groups": [0, 0, 1], "fingerprint": fingerprint()}
+    stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence((9, 0))))
+    p = double(stream.standard_normal((48 + 6 + 50, 4), dtype=np.float32)) / np.sqrt(104)
+    pieces = np.split(p @ double(theta), [48, 54])
+    deltas = {
+        "q": double(lam)[0] * pieces[0].reshape(6, 8),
+        "q.bias": double(lam)[0] * pieces[1].reshape(6, 1),
+        "e": double(lam)[1] * pieces[2].reshape(10, 5).T,
+    }
+    modules = {
+        name: {
+            **entry("dense", ["delta"], base_weight=parameter, transposed=name == "e", embedding=name == "e"),
+            "projected": {"delta": {"index": i, "shape": list(deltas[name].shape), "turned": name == "e"}},
+        }
+        for i, (name, (parameter, _)) in enumerate(zip(deltas, parameters, strict=True))
+    }
+    parts = dict.fromkeys(("subspace.theta", "subspace.lambda"), "coordinates")
+    tensors = {"parts.subspace.theta": theta, "parts.subspace.lambda": lam}
+    return Example(put(folder / "own", tensors, modules=modules, parts=parts, subspace=plan), deltas)
+
+
+EXAMPLES = [every_sort, drawn, only_parts, in_a_subspace]
