@@ -133,6 +133,7 @@ class AdaptedLayer(nn.Module):
         # Gemma's embeddings multiply their output by √width, which the update's output must share.
         self.output_scale = float(getattr(site.layer, "embed_scale", 1.0)) if self.embedding else 1.0
         self._original: nn.Parameter | None = None
+        self._original_bias: nn.Parameter | None = None
         self.train(site.layer.training)
 
     @property
@@ -177,15 +178,29 @@ class AdaptedLayer(nn.Module):
         stored = (wide + delta).to(original.dtype)
         self.base.weight = nn.Parameter(stored, requires_grad=False)
         self._original = original
+        self._merge_bias()
         size = float(delta.norm())
         lost = float((stored.to(wide.dtype) - wide - delta).norm()) / size if size else 0.0
         return Merged(self.name, size / max(float(wide.norm()), torch.finfo(wide.dtype).tiny), lost)
 
+    def _merge_bias(self) -> None:
+        """What the update does to the bias, where it acts on the output as a whole."""
+        bias = getattr(self.base, "bias", None)
+        if bias is None:
+            return
+        wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
+        change = kinds.get(self.delta.kind).bias_change(self.delta.roles(), self.delta.scale, wide)
+        if change is not None:
+            self.base.bias = nn.Parameter((wide + change).to(bias.dtype), requires_grad=False)
+            self._original_bias = bias
+
     def unmerge(self) -> None:
-        """Put the original weight back, bit for bit. Nothing happens where nothing is merged."""
+        """Put the original weight and bias back, bit for bit. Nothing happens where nothing is merged."""
         if self._original is not None:
             self.base.weight = self._original
-            self._original = None
+        if self._original_bias is not None:
+            self.base.bias = self._original_bias
+        self._original = self._original_bias = None
 
 
 class Part(nn.Module, ABC):

@@ -20,9 +20,10 @@ smaller that rounding the sum would lose most of it. x ΔWᵀ is then a product 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
-from lorascope.methods.products import linear, matmul
+from lorascope.methods.products import matmul
 
 
 def vera(
@@ -57,13 +58,13 @@ class _ThroughBottleneck(torch.autograd.Function):
     def forward(ctx, x, d, b, a, b_matrix, weight, bias):
         ctx.save_for_backward(x, d, b, a, b_matrix, weight)
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
-        h = linear(flat, a.to(x.dtype)).mul_(d.to(x.dtype))  # (n, r)
+        h = F.linear(flat, a.to(x.dtype)).mul_(d.to(x.dtype))  # (n, r)
         left = (b_matrix * b[:, None]).to(x.dtype)  # (d_out, r)
         if weight is None:
-            out = linear(h, left)
+            out = F.linear(h, left)
         else:
             bias = None if bias is None else bias.to(x.dtype)
-            out = linear(flat, weight.to(x.dtype), bias).add_(linear(h, left))
+            out = F.linear(flat, weight.to(x.dtype), bias).addmm_(h, left.t())
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
@@ -76,7 +77,7 @@ class _ThroughBottleneck(torch.autograd.Function):
             dh = matmul(g, (b_matrix * b[:, None]).to(g.dtype)).mul_(d.to(g.dtype))  # (n, r)
             dx = matmul(dh, down)
             dx = (dx if weight is None else dx.add_(matmul(g, weight.to(g.dtype)))).view_as(x)
-        p = matmul(g.t(), linear(flat, down))  # (d_out, r)
+        p = matmul(g.t(), matmul(flat, down.t()))  # (d_out, r)
         return dx, *_vectors(p, d, b, b_matrix, ctx.needs_input_grad), None, None, None, None
 
 
@@ -86,7 +87,7 @@ class _ByWeight(torch.autograd.Function):
         ctx.save_for_backward(x, d, b, a, b_matrix, weight)
         flat = x.reshape(-1, x.shape[-1])
         first, *rest = _maps(x.dtype, d, b, a, b_matrix, weight)
-        out = linear(flat, first, None if bias is None else bias.to(x.dtype))
+        out = F.linear(flat, first, None if bias is None else bias.to(x.dtype))
         for delta in rest:
             out.addmm_(flat, delta.t())
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -103,7 +104,7 @@ class _ByWeight(torch.autograd.Function):
             for delta in rest:
                 dx.addmm_(g, delta)
             dx = dx.view_as(x)
-        p = linear(matmul(g.t(), flat), a.to(g.dtype))  # (d_out, r)
+        p = matmul(matmul(g.t(), flat), a.to(g.dtype).t())  # (d_out, r)
         return dx, *_vectors(p, d, b, b_matrix, ctx.needs_input_grad), None, None, None, None
 
 

@@ -21,7 +21,7 @@ from lorascope.training.assets import staged
 from lorascope.training.config import ModelConfig
 from lorascope.training.record import write_json
 from lorascope.training.run import CARD
-from lorascope.updates.base import Update, dense
+from lorascope.updates.base import Update, dense, kinds
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.subspace import LAMBDA, THETA, subspace_of
 
@@ -101,6 +101,9 @@ def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
         raise InputError(f"{apart[0]} cannot be merged into the weights", found=adapter.parts[apart[0]])
     tied = adapter.settings.get("ties") == "kept"
     reports = [_merge_one(model, parameters, update, tied) for update in adapter.updates.values()]
+    if adapter.source.format != "lycoris":  # whose scaling is of the weight alone
+        for update in adapter.updates.values():
+            _merge_bias(model, parameters, update)
     for name, stored in saved.items():
         values = torch.from_numpy(stored.read())
         if values.shape != parameters[name].shape:
@@ -124,10 +127,6 @@ def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update:
     name = _weight_name(update)
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
-    if update.kind == "scaling" and getattr(module, "bias", None) is not None:
-        raise InputError(
-            f"{update.name} cannot be merged: its scaling also acts on the bias", hint="keep the adapter apart"
-        )
     stored = getattr(module, attribute)
     whole = stored if update.expert is None else stored[update.expert]
     wide = whole.to(torch.promote_types(whole.dtype, torch.float32))
@@ -142,10 +141,24 @@ def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update:
     return _report(name, wide, delta, merged)
 
 
+def _merge_bias(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update) -> None:
+    """What the update does to the bias, where it acts on the output as a whole, as (IA)³ does."""
+    module = model.get_submodule(_weight_name(update).rpartition(".")[0])
+    bias = getattr(module, "bias", None)
+    if bias is None or not update.needs_base:  # what acts on the output depends on it
+        return
+    wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
+    change = kinds.get(update.kind).bias_change(update.read(), update.scale, wide.double().cpu().numpy())
+    if change is not None:
+        _put(model, parameters, module, "bias", (wide + torch.from_numpy(change).to(wide)).to(bias.dtype))
+
+
 def _delta(update: Update, weight: Tensor) -> Tensor:
     """ΔW in the layout and dtype the model stores `weight` in."""
     native = weight.t() if update.transposed else weight
-    base = native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy() if update.needs_base else None
+    base = (
+        native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy() if update.needs_base else None
+    )
     values = torch.from_numpy(np.ascontiguousarray(dense(update.delta(base)))).to(weight)
     values = values.t() if update.transposed else values
     as_it_is = values.shape == weight.shape or (weight.ndim < 2 and values.shape == (weight.numel(), 1))

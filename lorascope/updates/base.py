@@ -49,6 +49,10 @@ class Kind(ABC):
             base: W (d_out, d_in), for kinds with `needs_base`.
         """
 
+    def bias_change(self, roles: Mapping[str, Array], scale: float, bias: Array) -> Array | None:
+        """What the update adds to the layer's bias (d_out,), for a kind that acts on the output; else None."""
+        return None
+
     def dimensions(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """Every symbol's size, from the shapes of the roles. InputError where two roles disagree."""
         return bind(self, shapes)

@@ -31,6 +31,7 @@ FORMULAS = {
     "low_rank": lambda x, s, w: s * x["B"] @ x["A"],
     "triplet": lambda x, s, w: s * x["B"] @ np.diag(x["E"][:, 0]) @ x["A"],
     "vera": lambda x, s, w: s * np.diag(x["b"]) @ x["B"] @ np.diag(x["d"]) @ x["A"],
+    "core": lambda x, s, w: s * x["B"] @ x["R"] @ x["A"],
     "scaling": lambda x, s, w: (
         s * (np.diag(x["out_scale"]) @ w if "out_scale" in x else w @ np.diag(x["in_scale"])) - s * w
     ),

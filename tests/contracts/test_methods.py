@@ -82,7 +82,7 @@ def test_it_describes_itself(name):
     config = method.Config()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.anything = None
-    assert method(method.Config()).settings()["peft_type"] or method.kind
+    assert method(method.Config()).settings().get("peft_type") or method.format != "peft"
 
 
 @every_layer
@@ -109,6 +109,10 @@ def test_forward_is_x_times_delta(name, layer):
         wanted = torch.from_numpy(update.T)[x] if layer == "embedding" else x @ torch.from_numpy(update.T)
         wrapped.eval()
         torch.testing.assert_close(wrapped.delta(x), wanted, rtol=1e-12, atol=1e-12)  # float64 rounding
+        if getattr(wrapped, "bias", None) is not None:
+            roles = {role: torch.from_numpy(array) for role, array in adapter.updates[path].read().items()}
+            change = kinds.get(wrapped.delta.kind).bias_change(roles, wrapped.delta.scale, wrapped.bias)
+            wanted = wanted if change is None else wanted + change
         torch.testing.assert_close(wrapped(x), base.get_submodule(path)(x) + wanted, rtol=1e-12, atol=1e-12)
 
 
