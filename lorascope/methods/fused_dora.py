@@ -12,7 +12,8 @@ products. The norms come from V itself: nothing cancels.
 
 `apart`, where x is narrower (a bfloat16 base, autocast), dropout acts between x and A, or gradients reach the norms. In
 bfloat16 W + s·B·A would lose most of a small update to rounding, and so would g ⊙ W; so the products are added up by
-themselves and g, in float32, multiplies their sum.
+themselves and g, in float32, multiplies their sum. (That sum is rounded too: a g nearer to 1 than 2⁻⁹ is lost in y, as
+it is in PEFT, though not in the gradients.)
 
 Both save x and y for backward, y because m's gradient is Σ_n dy ⊙ (y − bias) / m; the rest of the model often holds
 both already. A length m of exactly zero gets no gradient. y must not be changed in place; torch says so where it is.
