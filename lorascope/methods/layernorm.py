@@ -9,6 +9,7 @@ The tuned values themselves are stored, as PEFT does, also of a bfloat16 base.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,7 @@ class LayerNormConfig:
 class LayerNorm(OwnMethod):
     """Trains gain and offset of every LayerNorm and RMSNorm."""
 
-    name, paper = "layernorm", "Zhao et al. 2024, arXiv 2312.11420"
+    name, paper, format = "layernorm", "Zhao et al. 2024, arXiv 2312.11420", "peft"
     Config = LayerNormConfig
     config: LayerNormConfig
 
@@ -45,6 +46,9 @@ class LayerNorm(OwnMethod):
 
     def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
         return masters(self.select(own_parameters(model)), whole=True)
+
+    def settings(self) -> dict[str, Any]:
+        return {"peft_type": "LN_TUNING"}
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -185,3 +185,64 @@ def test_modules_trained_as_a_whole_are_left_to_themselves():
     assert set(injected.trainable()) == {n for n, _ in bert().named_parameters()}
     assert set(injected.saved) == {"classifier"}
     assert not any("classifier" in name for name in injected.parts)
+
+
+def pefts_layernorm(make, targets: list[str]):
+    from peft import LNTuningConfig, get_peft_model
+
+    task = "SEQ_CLS" if make is bert else "CAUSAL_LM"
+    return get_peft_model(make(), LNTuningConfig(target_modules=targets, task_type=task))
+
+
+NORMS = [(bert, ["LayerNorm"]), (llama, ["input_layernorm", "post_attention_layernorm", "norm"])]
+
+
+@pytest.mark.parametrize(("make", "targets"), NORMS)
+def test_layernorm_tuning_goes_to_peft(make, targets, tmp_path):
+    from peft import PeftModel
+
+    method = methods.get("layernorm")
+    # PEFT asks for a classifier's head in the file
+    injected = shake(inject(make(), method(method.Config()), modules_to_save=["classifier"] if make is bert else []))
+    io.write(injected.export(task_type="SEQ_CLS" if make is bert else "CAUSAL_LM"), tmp_path)
+    other = PeftModel.from_pretrained(make(), tmp_path)
+    other.eval(), injected.model.eval()
+    assert torch.equal(other(tokens()).logits, injected.model(tokens()).logits)
+
+
+@pytest.mark.parametrize(("make", "targets"), NORMS)
+def test_layernorm_tuning_comes_from_peft(make, targets, tmp_path):
+    other = pefts_layernorm(make, targets)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if "ln_tuning_layers" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    other.save_pretrained(tmp_path)
+    method = methods.get("layernorm")
+    # PEFT trains a new head of a classifier besides
+    injected = inject(make(), method(method.Config()), modules_to_save=["classifier"] if make is bert else [], seed=3)
+    injected.load(io.read(tmp_path))
+    other.eval(), injected.model.eval()
+    assert torch.equal(other(tokens()).logits, injected.model(tokens()).logits)
+
+
+@pytest.mark.parametrize(("make", "targets"), NORMS)
+def test_layernorms_gradients_are_pefts(make, targets):
+    other, injected = pefts_layernorm(make, targets), put("layernorm", make())
+    loss_of(injected.model).backward()
+    loss_of(other).backward()
+    theirs = {
+        name.removeprefix("base_model.model.").replace(".ln_tuning_layers.default", ""): parameter.grad
+        for name, parameter in other.named_parameters()
+        if "ln_tuning_layers" in name
+    }
+    assert theirs.keys() == injected.trainable().keys()
+    for name, parameter in injected.trainable().items():
+        torch.testing.assert_close(parameter.grad, theirs[name], rtol=1e-6, atol=1e-9)  # the same float32 operations
+
+
+def test_weights_that_are_no_norms_do_not_go_to_peft(tmp_path):
+    with pytest.raises(InputError, match="norms only"):
+        io.write(put("full", llama()).export(), tmp_path)
+    assert not list(tmp_path.iterdir())

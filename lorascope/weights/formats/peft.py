@@ -1,8 +1,8 @@
 """PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`, `.bin` or shards (PEFT 0.21.2).
 
-Every method whose update is a fixed ΔW is read: LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, LoHa, LoKr, IA³; and virtual tokens,
-which are no update and can be loaded. The others are recognised by their keys and set aside by name. Scales are PEFT's:
-α/r or α/√r with its patterns, per module.
+Every method whose update is a fixed ΔW is read: LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, LoHa, LoKr, IA³, LayerNorm tuning;
+and virtual tokens, which are no update. The others are recognised by their keys and set aside by name. Scales are
+PEFT's: α/r or α/√r with its patterns, per module.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,6 +33,7 @@ from lorascope.weights.peft.keys import (
     parse,
     plain_parameter,
 )
+from lorascope.weights.peft.norms import norms
 from lorascope.weights.peft.prompts import holds_prompt, take_prompt, write_prompt
 from lorascope.weights.peft.write import write_peft
 from lorascope.weights.tensors import Recent
@@ -60,7 +61,7 @@ class Peft(Format):
         adapter = one_adapter(keys)
         reader = _Reader(config, ledger, base, notes_of(config), vectors.widths_of(bundle.metadata))
         groups = _groups(keys, ledger)
-        updates = reader.updates(groups)
+        updates = {**reader.updates(groups), **norms(ledger)}
         _check_type(config, updates)
         prompt, parts = take_prompt(config, ledger)
         saved = {**prompt, **_saved(ledger, config, adapter, reader.notes)}
@@ -172,10 +173,11 @@ _FAMILIES = (
 _NAMES = {
     "low_rank": "LoRA", "magnitude": "DoRA", "triplet": "AdaLoRA", "vera": "VeRA", "scaling": "IA³",
     "hadamard": "LoHa", "kronecker": "LoKr", "dense": "LoKr",
+    "tuned": "LayerNorm tuning",
 }  # fmt: skip
 _TYPES = {
     "LORA": {"low_rank", "magnitude"}, "ADALORA": {"triplet", "low_rank"}, "VERA": {"vera"}, "IA3": {"scaling"},
-    "LOHA": {"hadamard"}, "LOKR": {"kronecker", "dense"},
+    "LOHA": {"hadamard"}, "LOKR": {"kronecker", "dense"}, "LN_TUNING": {"tuned"},
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import refuse_loss
 from lorascope.weights.peft.config import KNOWN, Config, parse_config
 from lorascope.weights.peft.keys import PREFIX
+from lorascope.weights.peft.norms import norm_keys
 from lorascope.weights.peft.vectors import WIDTHS, draw_projections
 from lorascope.weights.safetensors import write_atomically, write_safetensors
 from lorascope.weights.tensors import reshaped
@@ -237,12 +238,19 @@ def _loha(adapter: Adapter) -> Part:
     return tensors, {"peft_type": "LOHA", **_scales(adapter, ranked, "alpha", may_rslora=False)}
 
 
+def _layernorm(adapter: Adapter) -> Part:
+    """LayerNorm tuning: the tuned vectors, whole."""
+    tensors, modules = norm_keys(dict(adapter.updates))
+    return tensors, {"peft_type": "LN_TUNING", "target_modules": modules}
+
+
 _WRITERS: tuple[tuple[set[str], Callable[[Adapter], Part]], ...] = (
     ({"low_rank", "magnitude"}, _lora),
     ({"triplet"}, _adalora),
     ({"vera"}, _vera),
     ({"scaling"}, _ia3),
     ({"hadamard"}, _loha),
+    ({"tuned"}, _layernorm),
 )
 
 
