@@ -1,6 +1,6 @@
 """A frozen linear layer and its low-rank update in one autograd node.
 
-    y = x Wᵀ + bias + s·(x Aᵀ) Bᵀ            x (n, d_in), W (d_out, d_in), A (r, d_in), B (d_out, r)
+    y = x Wᵀ + bias + s·(drop(x) Aᵀ) Bᵀ      x (n, d_in), W (d_out, d_in), A (r, d_in), B (d_out, r)
 
 Written as separate modules this costs, besides its own products, several passes over (n, d_in) and (n, d_out): the
 scaled update, its sum with the base's output, and in backward the sum of two gradients of x. Here the update is added
@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
+from lorascope.methods.dropout import draw_seed, keep
 from lorascope.methods.products import matmul
 
 
@@ -29,20 +30,23 @@ def low_rank(
     scale: float,
     weight: Float[Tensor, "d_out d_in"] | None = None,
     bias: Float[Tensor, " d_out"] | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "*n d_out"]:
     """scale·(x Aᵀ) Bᵀ, and with `weight` also x Wᵀ + bias, W and the bias being frozen. In x's dtype.
 
+    Each entry of x is dropped before A with probability `dropout`, by a mask that is not kept (`dropout.py`).
     Gradients reach x, A and B, each in its own dtype; torch refuses a second derivative.
     """
-    return _LowRank.apply(x, a, b, scale, weight, bias)
+    return _LowRank.apply(x, a, b, scale, weight, bias, dropout)
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, a, b, scale, weight, bias):
+    def forward(ctx, x, a, b, scale, weight, bias, dropout):
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
         narrow_b = b.to(x.dtype)
-        h = F.linear(flat, a.to(x.dtype))  # (n, r)
+        ctx.dropout, ctx.seed = dropout, draw_seed() if dropout else None
+        h = F.linear(_kept(ctx, flat), a.to(x.dtype))  # (n, r)
         if weight is None:
             out = F.linear(h, narrow_b).mul_(scale)  # (n, d_out)
         else:
@@ -64,10 +68,20 @@ class _LowRank(torch.autograd.Function):
             dh = matmul(g, b.to(g.dtype)).mul_(ctx.scale)  # (n, r)
         if need_x:
             narrow_a = a.to(g.dtype)
-            dx = matmul(dh, narrow_a) if weight is None else matmul(g, weight.to(g.dtype)).addmm_(dh, narrow_a)
+            dx = None if weight is None else matmul(g, weight.to(g.dtype))
+            if dx is None or ctx.dropout:
+                of_update = _kept(ctx, matmul(dh, narrow_a))
+                dx = of_update if dx is None else dx.add_(of_update)
+            else:
+                dx.addmm_(dh, narrow_a)
             dx = dx.view(*grad.shape[:-1], dx.shape[-1])
         if need_a:
-            da = matmul(dh.t().contiguous(), x.reshape(-1, x.shape[-1])).to(a.dtype)
+            da = matmul(dh.t().contiguous(), _kept(ctx, x.reshape(-1, x.shape[-1]))).to(a.dtype)
         if need_b:
             db = matmul(h, g).t().to(b.dtype) * ctx.scale
-        return dx, da, db, None, None, None
+        return dx, da, db, None, None, None, None
+
+
+def _kept(ctx, rows: Tensor) -> Tensor:
+    """The rows (n, d_in) with this node's dropout on them: the same entries each time."""
+    return keep(rows, ctx.dropout, ctx.seed) if ctx.dropout else rows

@@ -100,14 +100,17 @@ class LowRankDelta(Delta):
         self.scale, self.dropout = scale, dropout
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        return low_rank(self._dropped(_autocast(x)), *self.factors(), self.scale)
+        x = _autocast(x)
+        if torch.compiler.is_compiling():  # a mask's seed is drawn outside of any graph
+            return low_rank(self._dropped(x), *self.factors(), self.scale)
+        return low_rank(x, *self.factors(), self.scale, dropout=self._dropping())
 
     def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = _autocast(x)
-        if (self.training and self.dropout > 0) or not _plain(base, x):
+        if (self._dropping() and torch.compiler.is_compiling()) or not _plain(base, x):
             return base(x) + self(x)
         weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
-        return low_rank(x, *self.factors(), self.scale, weight, base.bias)
+        return low_rank(x, *self.factors(), self.scale, weight, base.bias, self._dropping())
 
     def factors(self) -> tuple[Float[Tensor, "k d_in"], Float[Tensor, "d_out k"]]:
         """A and B as the product takes them; a kind with further roles folds them in here.
@@ -138,8 +141,12 @@ class LowRankDelta(Delta):
                 setattr(self, name, nn.Parameter(value.to(own), requires_grad=own.requires_grad))
         self.scale, self.A0, self.B0 = scale, None, None
 
+    def _dropping(self) -> float:
+        """The probability of dropping an entry of x now."""
+        return self.dropout if self.training else 0.0
+
     def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, training=True) if self.training and self.dropout > 0 else x
+        return F.dropout(x, self._dropping()) if self._dropping() else x
 
 
 class LowRankEmbeddingDelta(LowRankDelta):
