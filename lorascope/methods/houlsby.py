@@ -6,13 +6,15 @@ last projection and one after the feed-forward network's second one, each before
 before the LayerNorm). 2·m·d + d + m numbers each. D and U start at a truncated N(0, 0.01²), biases at zero, so that the
 adapter is nearly the identity. The paper searches m in {8, 64, 256} and learning rates from 3e-5 to 3e-3.
 
-The paper trains the LayerNorms' own parameters besides, and most code in circulation does not: nor does this. The
-paper's code has the sublayer's dropout before the adapter, here it comes after it.
+The paper and its code train gain and offset of every LayerNorm besides, and LoRA's paper counts them in when it
+compares; later code mostly does not: `layer_norms: false`. The paper's code has the sublayer's dropout before the
+adapter, here it comes after it.
 
-`placement: pfeiffer` keeps the feed-forward adapter of each block alone, which Pfeiffer et al. 2021 (arXiv 2005.00247,
-§3) found to do as well with half the numbers; their second LayerNorm around it is not reproduced.
+`placement: pfeiffer` keeps the feed-forward adapter of each block alone, which Pfeiffer et al. 2021 (arXiv 2005.00247)
+found to do as well with half the numbers; their second LayerNorm around it is not reproduced.
 
-It is no change of a weight: it can neither be merged nor analysed as ΔW, and costs two products in every sublayer.
+A bottleneck is no change of a weight: it can neither be merged nor analysed as ΔW, and costs two products in every
+sublayer.
 """
 
 from collections.abc import Mapping
@@ -27,6 +29,8 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Method, Part, Site, methods
 from lorascope.methods.inject import layer_generator
+from lorascope.methods.layernorm import is_norm
+from lorascope.methods.own import Own, base_parameters, masters, own_parameters
 from lorascope.methods.sublayers import sublayer_outputs
 from lorascope.updates.base import Update
 
@@ -43,6 +47,7 @@ class HoulsbyConfig:
         bottleneck: m.
         placement: "houlsby", after both sublayers, or "pfeiffer", after the feed-forward one alone.
         nonlinearity: f; the paper's code has gelu.
+        layer_norms: train the LayerNorms, too.
         init_std: standard deviation of D and U at the start, cut at two of them. 0 makes U zero, and the fresh adapter
             the identity.
     """
@@ -50,6 +55,7 @@ class HoulsbyConfig:
     bottleneck: int = 64
     placement: Placement = "houlsby"
     nonlinearity: Nonlinearity = "gelu"
+    layer_norms: bool = True
     init_std: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -120,30 +126,38 @@ class Bottleneck(Part):
 
 @methods.register("houlsby")
 class Houlsby(Method):
-    """Trains a bottleneck of 2·m·d + d + m numbers after each sublayer."""
+    """Trains a bottleneck of 2·m·d + d + m numbers after each sublayer, and the LayerNorms."""
 
     name, paper, kind, format = "houlsby", "Houlsby et al. 2019, arXiv 1902.00751", "", "lorascope"
     Config = HoulsbyConfig
     config: HoulsbyConfig
     layer_kinds = ()
     uses_targets = False
+    not_sharded = "it trains the LayerNorms, which every process must hold whole, unless layer_norms is false"
     not_identity = "the bottlenecks start near the identity, not at it"
 
+    def __init__(self, config: HoulsbyConfig | None = None):
+        super().__init__(config)
+        if not self.config.layer_norms:
+            self.not_sharded = None
+
     def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
-        return {
-            f"{path}.adapter": Bottleneck(
-                path, model.get_submodule(path), model.config.hidden_size, self.config,
-                layer_generator(seed, path, f"bottleneck={self.config.bottleneck}"),
-            )
-            for path in self._places(model)
-        }  # fmt: skip
+        parts: dict[str, Part] = {}
+        for path in self._places(model):
+            layer, generator = model.get_submodule(path), layer_generator(seed, path, f"m={self.config.bottleneck}")
+            parts[f"{path}.adapter"] = Bottleneck(path, layer, model.config.hidden_size, self.config, generator)
+        return {**parts, **masters(self._norms(own_parameters(model)))}
 
     def total_parameter_count(self, model: nn.Module, sites: list[Site]) -> int:
         d, m = model.config.hidden_size, self.config.bottleneck
-        return len(self._places(model)) * (2 * m * d + d + m)
+        norms = sum(own.parameter.numel() for own in self._norms(base_parameters(model)))
+        return len(self._places(model)) * (2 * m * d + d + m) + norms
 
     def settings(self) -> dict[str, Any]:
         return {"method": self.name, **vars(self.config)}
+
+    def _norms(self, owns: list[Own]) -> list[Own]:
+        return [own for own in owns if is_norm(own.module)] if self.config.layer_norms else []
 
     def _places(self, model: nn.Module) -> list[str]:
         pairs = sublayer_outputs(model)

@@ -22,9 +22,10 @@ PLACES = {
 every_model = pytest.mark.parametrize("name", MAKERS)
 
 
-def adapted(name: str, moved: float = 0.3, **options) -> Injected:
+def adapted(name: str, moved: float = 0.3, layer_norms: bool = False, **options) -> Injected:
     method = methods.get("houlsby")
-    injected = inject(MAKERS[name](), method(method.Config(bottleneck=M, **options)), seed=1)
+    config = method.Config(bottleneck=M, layer_norms=layer_norms, **options)
+    injected = inject(MAKERS[name](), method(config), seed=1)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in injected.trainable().values():
@@ -77,9 +78,13 @@ def test_fresh_it_is_nearly_the_identity(name):
 
 @every_model
 def test_parameter_count(name):
-    method = methods.get("houlsby")(methods.get("houlsby").Config(bottleneck=M))
-    assert method.total_parameter_count(MAKERS[name](), []) == LAYERS * 2 * (2 * M * WIDTH + WIDTH + M)
-    assert adapted(name).parameter_count() == LAYERS * 2 * (2 * M * WIDTH + WIDTH + M)
+    """Of the paper, and with the LayerNorms as LoRA's paper counts it (Llama's norms have no offset)."""
+    adapters = LAYERS * 2 * (2 * M * WIDTH + WIDTH + M)
+    norms = {"llama": (2 * LAYERS + 1) * WIDTH}.get(name, (2 * LAYERS + 1) * 2 * WIDTH)
+    for layer_norms, wanted in ((False, adapters), (True, adapters + norms)):
+        injected = adapted(name, layer_norms=layer_norms)
+        assert injected.method.total_parameter_count(MAKERS[name](), []) == wanted
+        assert injected.parameter_count() == wanted
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -99,10 +104,10 @@ def test_with_gradient_checkpointing(reentrant):
 
 
 def test_written_and_read_it_gives_the_same_outputs(tmp_path):
-    injected, other = adapted("gpt2"), adapted("gpt2", moved=1.0)
+    injected, other = adapted("gpt2", layer_norms=True), adapted("gpt2", moved=1.0, layer_norms=True)
     io.write(injected.export(), tmp_path, injected.method.format)
     adapter = io.read(tmp_path)
-    assert not adapter.updates
+    assert all("ln_" in name for name in adapter.updates)
     assert set(adapter.parts.values()) == {
         "a bottleneck between two layers: a nonlinear map, and no change of a weight"
     }
