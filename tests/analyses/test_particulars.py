@@ -1,6 +1,7 @@
 """What is particular to a method, against files that PEFT writes, closed forms and dense float64."""
 
 import json
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -386,6 +387,37 @@ def test_the_scales_of_peft(tmp_path):
 def test_scales_of_one_change_nothing():
     part = run(adapter(update("q", "scaling", out_scale=np.ones(4)))).parts["scaling"]
     assert part.findings[0].text == "every scale is 1: this adapter changes nothing"
+
+
+# --- LoRA-XS ----------------------------------------------------------------------------------------------------------
+
+
+def core(name: str, matrix, scale: float = 1.0) -> Update:
+    r = len(matrix)
+    made = update(name, "core", A=np.ones((r, 5)), R=matrix, B=np.ones((6, r)))
+    return replace(made, scale=scale)
+
+
+def test_a_core_that_only_rescales_and_one_without_structure():
+    rescaling, random = np.diag([0.5, -0.2, 0.1, 0.3]), RNG.standard_normal((200, 200))
+    part = run(adapter(core("0.q", rescaling, 2.0), core("1.q", random), core("2.q", np.zeros((4, 4))))).parts["core"]
+    first, second, zero = part.rows
+    assert (first["on_diagonal"], first["dominant_rows"], first["symmetric"]) == (1.0, 1.0, 1.0)
+    np.testing.assert_allclose(first["singular_values"], [1.0, 0.6, 0.4, 0.2], rtol=1e-12)
+    assert first["rescaling"] == pytest.approx(2 * np.sqrt(np.mean(np.diag(rescaling) ** 2)), rel=1e-12)
+    # 200 of 40,000 squares of relative deviation √2 each: 1/200 · (1 ± 0.1); the symmetric share varies by 1/200
+    assert second["on_diagonal"] == pytest.approx(second["null"]["on_diagonal"], rel=0.4)
+    assert second["symmetric"] == pytest.approx(second["null"]["symmetric"], abs=0.02)
+    # one Gaussian core against the mean of ten: σ₁ of this size varies by 1 %
+    assert second["stable_rank"] == pytest.approx(second["null"]["stable_rank"], rel=0.05)
+    assert (zero["norm"], zero["on_diagonal"]) == (0.0, None)
+    assert "R is zero in 1 of 3 modules" in texts(part)
+
+
+def test_the_map_of_cores_shows_the_diagonal():
+    part = run(adapter(core("0.q", np.diag([3.0, 4.0])), core("1.q", np.array([[0.0, 1.0], [0.0, 0.0]])))).parts["core"]
+    shown = next(block for block in part.blocks if isinstance(block, Heatmap) and "R_ij" in block.title)
+    assert shown.measures[0].values == ((0.3, 0.5), (0.0, 0.4))
 
 
 # --- LoRA-drop --------------------------------------------------------------------------------------------------------

@@ -143,18 +143,29 @@ def _findings(rows: list[Row], summary: Row) -> list[Finding]:
 
 
 def _orthogonality(rows: list[Row]) -> list[Finding]:
-    sides = [(f"off_orthogonal.{side}", side) for side in ("P", "Q")]
-    worst = [(row, key, side) for key, side in sides if (row := draw.extreme(rows, key)) is not None]
-    if not worst:
+    known = [row for row in rows if _worse_side(row) is not None]
+    if not known:
         return []
-    row, key, side = max(worst, key=lambda item: draw.value(item[0], item[1]))
-    size = draw.value(row, key)
-    text = f"{side} is off orthogonal by {size:.2g} per √rank at most ({draw.value(row, f'null.{key}'):.2g} untrained)"
-    if size <= FAR_FROM_ORTHOGONAL:
-        return [Finding("note", f"{text}: s·|E| is close to the singular values of ΔW")]
-    return [
-        Finding("warning", f"{text}: E is not the singular values of ΔW; read those from the spectrum", row["name"])
-    ]
+    worst = max(known, key=lambda row: row["off_orthogonal"][_worse_side(row)])
+    side = _worse_side(worst)
+    size, untrained = worst["off_orthogonal"][side], worst["null"]["off_orthogonal"][side]
+    most = f"at most by {size:.2g} per √rank ({side} here; {untrained:.2g} untrained)"
+    far = [row for row in known if row["off_orthogonal"][_worse_side(row)] > FAR_FROM_ORTHOGONAL]
+    if not far:
+        return [
+            Finding("note", f"P and Q are near orthogonal, off {most}: s·|E| is close to the singular values of ΔW")
+        ]
+    text = (
+        f"P or Q is far from orthogonal in {len(far)} of {len(rows)} modules, {most}: there E is not the singular"
+        " values of ΔW; read those from the spectrum"
+    )
+    return [Finding("warning", text, worst["name"])]
+
+
+def _worse_side(row: Row) -> str | None:
+    """P or Q, whichever is further from orthogonal; None where no triplet is left."""
+    known = {side: off for side, off in row["off_orthogonal"].items() if off is not None}
+    return max(known, key=known.__getitem__) if known else None
 
 
 _QUANTITIES = (

@@ -177,8 +177,8 @@ def _selected(
     adapter: Adapter, base: "Checkpoint | None", pattern: str | None
 ) -> tuple[list[Update], list[NotAnalysed]]:
     updates, set_aside = list(adapter.updates.values()), list(adapter.not_analysed)
-    for name, stored in adapter.saved.items():
-        part = adapter.parts.get(name)
+    for name in sorted(adapter.saved, key=lambda name: name not in adapter.parts):  # what the method is about, first
+        stored, part = adapter.saved[name], adapter.parts.get(name)
         tuned = NotAnalysed(name, part) if part else _saved_update(name, stored, base)
         if isinstance(tuned, Update):
             updates.append(tuned)
