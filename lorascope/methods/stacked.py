@@ -6,7 +6,7 @@ over two members' rows, so one that diverges leaves the others' numbers alone.
 
 Low-rank updates of one layer are computed together, padded with zeros to the largest rank:
 
-    Y = X Wᵀ + bias + (X A'ᵀ) B'ᵀ      X (n, m, d_in) for n members of m tokens, A' (n, r, d_in), B' = s·B (n, d_out, r)
+    Y = X Wᵀ + bias + s·(X A'ᵀ) B'ᵀ      X (n, m, d_in) for n members of m tokens, A' (n, r, d_in), B' (n, d_out, r)
 
 with the base's product over all n·m rows at once, and batched products for the rest. Padded rows of A' and columns of
 B' are zero and get no gradient, since each gradient is cut to its own rank. Any other update runs by its own code, on
@@ -31,6 +31,7 @@ from lorascope.linalg.arrays import Float
 from lorascope.methods.base import AdaptedLayer, Delta
 from lorascope.methods.inject import Injected, _replace
 from lorascope.methods.lora import LowRankDelta, LowRankEmbeddingDelta, _autocast, _plain
+from lorascope.methods.products import matmul
 
 # `onto` of these is base(x) plus the update's output: the base can then run once for all members.
 ADDED = (Delta.onto, LowRankDelta.onto, LowRankEmbeddingDelta.onto)
@@ -171,18 +172,35 @@ class StackedLayer(StackedModule):
     "added" to the base's output, which runs once for the group; and layers that run "whole", base and all.
     """
 
+    def __init__(self, layout: Layout, parts: Sequence[nn.Module]):
+        super().__init__(layout, parts)
+        # Plain attributes beside the registered modules: each pass asks for them once a member and layer.
+        self._own = tuple(parts)
+        self.__dict__["_base"] = _base(parts[0])
+        self._found: dict[bool, list[tuple[str, list[int]]]] = {}
+        deltas = [part.delta for part in parts if isinstance(part, AdaptedLayer)]
+        if len(deltas) == len(parts) and all(isinstance(delta, LowRankDelta) for delta in deltas):
+            gather([delta.A for delta in deltas])
+            gather([delta.B for delta in deltas])
+
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         per_member = x.shape[0] // self.layout.members
         flat = self.layout.flat(x)
         outputs = []
-        for sort, group in groupby(range(len(self.parts)), self._sort):
-            members = list(group)
+        for sort, members in self._groups():
             rows = x[members[0] * per_member : (members[-1] + 1) * per_member]
             outputs.append(getattr(self, f"_{sort}")(rows, members, flat))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def _groups(self) -> list[tuple[str, list[int]]]:
+        """The members in groups of neighbours, each with its sort. Found once for training and once for evaluation."""
+        if self.training not in self._found:
+            groups = groupby(range(len(self._own)), self._sort)
+            self._found[self.training] = [(sort, list(members)) for sort, members in groups]
+        return self._found[self.training]
+
     def _sort(self, member: int) -> str:
-        part, base = self.parts[member], _base(self.parts[0])
+        part, base = self._own[member], self._base
         if _base(part).weight is not base.weight:
             return "whole"
         if not isinstance(part, AdaptedLayer):
@@ -193,7 +211,7 @@ class StackedLayer(StackedModule):
         return "added" if type(delta).onto in ADDED else "whole"
 
     def _stacked(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
-        base, deltas = _base(self.parts[0]), [self.parts[i].delta for i in members]
+        base, deltas = self._base, [self._own[i].delta for i in members]
         weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
         x = _autocast(x)
         rows = x.reshape(len(members), -1, x.shape[-1])
@@ -203,18 +221,18 @@ class StackedLayer(StackedModule):
         return stacked_low_rank(rows, a, b, scales, weight, base.bias).view(*x.shape[:-1], -1)
 
     def _added(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
-        y = _base(self.parts[0])(x)
-        if not any(isinstance(self.parts[i], AdaptedLayer) for i in members):
+        y = self._base(x)
+        if not any(isinstance(self._own[i], AdaptedLayer) for i in members):
             return y
         outputs = []
         for i, rows, out in zip(members, x.chunk(len(members)), y.chunk(len(members)), strict=True):
-            if isinstance(self.parts[i], AdaptedLayer):
+            if isinstance(self._own[i], AdaptedLayer):
                 out = out + self.layout.fill(self._update(i, self.layout.cut(rows, i, flat)), rows, i, flat)
             outputs.append(out)
         return torch.cat(outputs)
 
     def _update(self, member: int, x: Tensor) -> Tensor:
-        layer = self.parts[member]
+        layer = self._own[member]
         y = self._run(member, lambda: layer.delta(x))
         return y if layer.output_scale == 1.0 else y * layer.output_scale
 
@@ -222,7 +240,7 @@ class StackedLayer(StackedModule):
         outputs = []
         for i, rows in zip(members, x.chunk(len(members)), strict=True):
             own = self.layout.cut(rows, i, flat)
-            y = self._run(i, lambda i=i, own=own: self.parts[i](own))
+            y = self._run(i, lambda i=i, own=own: self._own[i](own))
             outputs.append(self.layout.fill(y, rows, i, flat))
         return torch.cat(outputs)
 
@@ -277,7 +295,7 @@ def _probability(module: nn.Module) -> float:
 
 
 def _differing(first: Injected, other: Injected) -> list[str] | None:
-    """Paths of plain leaf modules with tensors of their own, frozen random heads say; None where more than that differs."""
+    """Paths of plain leaf modules with tensors of their own, frozen heads say; None where more than that differs."""
     skipped = [*first.layers, *first.originals, *other.layers, *other.originals]
     mine, theirs = (_outside(injected.model, skipped) for injected in (first, other))
     if mine.keys() != theirs.keys():
@@ -326,12 +344,12 @@ class _Stacked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scales, weight, bias, *factors):
         n = len(scales)
-        scale = _column(scales, factors[0].dtype, factors[0].device)  # (n, 1, 1)
+        scale = _column(scales, x.dtype, x.device)  # (n, 1, 1)
         a = _padded(factors[:n], 0).to(x.dtype)  # (n, r, d_in)
-        b = _padded(factors[n:], 1).mul_(scale).to(x.dtype)  # (n, d_out, r), the scales in it
+        b = _padded(factors[n:], 1).to(x.dtype)  # (n, d_out, r)
         bias = None if bias is None else bias.to(x.dtype)
         y = F.linear(x.flatten(0, 1), weight.to(x.dtype), bias).view(n, -1, weight.shape[0])  # (n, m, d_out)
-        h = torch.bmm(x, a.transpose(1, 2))  # (n, m, r)
+        h = torch.bmm(x, a.transpose(1, 2)).mul_(scale)  # (n, m, r): the scale belongs on what is smallest
         need_a, need_b = any(ctx.needs_input_grad[4 : 4 + n]), any(ctx.needs_input_grad[4 + n :])
         ctx.save_for_backward(x if need_a else None, h if need_b else None, a, b, weight, scale)
         ctx.needs = need_a, need_b
@@ -346,19 +364,19 @@ class _Stacked(torch.autograd.Function):
         dx = da = db = None
         need_x, (need_a, need_b) = ctx.needs_input_grad[0], ctx.needs
         if need_x or need_a:
-            dh = torch.bmm(grad, b)  # (n, m, r)
+            dh = torch.bmm(grad, b).mul_(scale)  # (n, m, r)
         if need_x:
-            dx = (grad.flatten(0, 1) @ weight.to(grad.dtype)).view(*grad.shape[:2], -1).baddbmm_(dh, a)
+            dx = matmul(grad.flatten(0, 1), weight.to(grad.dtype)).view(*grad.shape[:2], -1).baddbmm_(dh, a)
         if need_a:
             da = torch.bmm(dh.transpose(1, 2), x)  # (n, r, d_in)
         if need_b:
-            db = torch.bmm(grad.transpose(1, 2), h).mul_(scale)  # (n, d_out, r)
-        n = len(scale)
-        grads = [None] * len(ctx.likes)
+            db = torch.bmm(grad.transpose(1, 2), h)  # (n, d_out, r)
+        wholes = (*(da.unbind() if need_a else ()), *(db.unbind() if need_b else ()))
+        n, grads = len(scale), [None] * len(ctx.likes)
+        offset = 0 if need_a else n
         for k, ((rows, columns), dtype) in enumerate(ctx.likes):
             if ctx.needs_input_grad[4 + k]:
-                whole = da[k] if k < n else db[k - n]
-                grads[k] = whole[:rows, :columns].to(dtype)
+                grads[k] = wholes[k - offset][:rows, :columns].to(dtype)
         return dx, None, None, None, *grads
 
 
@@ -369,13 +387,38 @@ def _column(scales: tuple[float, ...], dtype: torch.dtype, device: torch.device)
 
 
 def _padded(factors: Sequence[Tensor], axis: int) -> Tensor:
-    """The factors one above another, filled up with zeros along `axis` to the largest rank. A copy."""
+    """The factors one above another, filled up with zeros along `axis` to the largest rank; not to be written to."""
     ranks = [factor.shape[axis] for factor in factors]
     if min(ranks) == max(ranks):
-        return torch.stack(factors)
+        return _in_place(factors) if _neighbours(factors) else torch.stack(factors)
     shape = list(factors[0].shape)
     shape[axis] = max(ranks)
     padded = factors[0].new_zeros(len(factors), *shape)
     for each, factor, rank in zip(padded, factors, ranks, strict=True):
         each.narrow(axis, 0, rank).copy_(factor)
     return padded
+
+
+def gather(parameters: Sequence[nn.Parameter]) -> None:
+    """Move parameters of one shape into one block of memory, where a stack of them need not be copied together."""
+    if len({(p.shape, p.dtype, p.device) for p in parameters}) == 1 and not _neighbours(parameters):
+        for parameter, place in zip(parameters, torch.stack([p.detach() for p in parameters]), strict=True):
+            parameter.data = place
+
+
+def _neighbours(tensors: Sequence[Tensor]) -> bool:
+    """Whether contiguous tensors of one shape follow each other in one block of memory."""
+    first = tensors[0]
+    start, size = first.storage_offset(), first.numel()
+    storage = first.untyped_storage().data_ptr()
+    return all(
+        t.is_contiguous() and t.untyped_storage().data_ptr() == storage and t.storage_offset() == start + i * size
+        for i, t in enumerate(tensors)
+    )
+
+
+def _in_place(tensors: Sequence[Tensor]) -> Tensor:
+    """Neighbours as one tensor, without a copy."""
+    first = tensors[0]
+    shape, stride = (len(tensors), *first.shape), (first.numel(), *first.stride())
+    return first.detach().as_strided(shape, stride, first.storage_offset())

@@ -8,9 +8,9 @@ state and t, and nothing else, to end in the same bytes; evaluating more or less
 The loss of a step is the mean over all its targets, whatever passes and processes they are spread over: every pass adds
 its sum divided by the step's count of targets, and gradients are summed.
 
-Several adapters can train at once on one base (`sweep:` in the YAML): each is a `Member` with its own order of the
-data, random numbers, loss, clipping, optimiser, held-out scores and end, and they share nothing but the pass through the
-base (`methods/stacked.py`). A member's numbers are those of its own run up to rounding, whatever the others do.
+Several adapters can train at once on one base (`sweep:` in the YAML). Each is a `Member` with its own order of the
+data, random numbers, loss, clipping, optimiser, held-out scores and end; they share nothing but the pass through the
+base (`methods/stacked.py`), so that a member's numbers are those of its own run up to rounding, whatever the others do.
 """
 
 import io
@@ -240,7 +240,7 @@ class Member:
 def _adamw(injected: Injected, optim: OptimConfig) -> torch.optim.AdamW:
     groups = injected.method.parameter_groups(injected, optim.learning_rate, optim.weight_decay)
     betas = (optim.adam_beta1, optim.adam_beta2)
-    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.adam_epsilon)
+    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.adam_epsilon, fused=True)
 
 
 class Pass:
