@@ -1,7 +1,8 @@
 """`lorascope train`: train an adapter as a YAML file says."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +35,10 @@ def train(
 
     The folder then holds the resolved config, the metrics and the adapter in PEFT's layout. Several processes:
     torchrun --nproc-per-node 2 -m lorascope train wordnet.yaml
+
+    A section sweep trains many adapters at once on one base, each into a folder of its own, and prints a table:
+
+        sweep: {method.rank: [2, 4, 8], training.seed: [0, 1]}
     """
     import shlex
     import sys
@@ -41,20 +46,20 @@ def train(
     from lorascope.training.threads import wait_patiently
 
     wait_patiently()  # before torch is loaded
-    from lorascope.training.config import load
+    from lorascope.training.config import parse, read
     from lorascope.training.parallel import pick_device
 
-    settings = load(config, overrides or [])
+    values = read(config, overrides or [])
+    folder, full_command = output or Path("runs") / config.stem, ["lorascope", *sys.argv[1:]]
+    if "sweep" in values:
+        _sweep(values, str(config), folder, resume, device, full_command)
+        return
+    settings = parse(values, str(config))
     pick_device(device or settings.training.device)  # before anything slow is loaded
 
-    from lorascope.training import cost, run
+    from lorascope.training import run
 
-    finished = run.train(
-        run.with_device(settings, device),
-        output or Path("runs") / config.stem,
-        resume=resume,
-        command=["lorascope", *sys.argv[1:]],
-    )
+    finished = run.train(run.with_device(settings, device), folder, resume=resume, command=full_command)
     if not finished.first:
         return
     score = finished.score
@@ -65,3 +70,19 @@ def train(
         print(cost.in_words(summary["inference"]))
     print(f"adapter: {finished.adapter}")
     print(f"look into it: lorascope analyze {shlex.quote(str(finished.adapter))}")
+
+
+def _sweep(
+    values: Mapping[str, Any], source: str, folder: Path, resume: bool, device: str | None, command: list[str]
+) -> None:
+    from lorascope.errors import LorascopeError
+    from lorascope.training import sweep
+    from lorascope.training.parallel import pick_device
+
+    plan = sweep.with_device(sweep.plan(values, source), device)
+    pick_device(plan.entries[0].config.training.device)
+    rows = sweep.train(plan, folder, resume=resume, command=command)
+    print(sweep.table(rows, accuracy=plan.entries[0].config.model.task_type == "SEQ_CLS"))
+    print(f"adapters: {folder}/*/adapter; the table: {folder / 'sweep.csv'}")
+    if all(row["diverged"] for row in rows):
+        raise LorascopeError("every adapter of the sweep diverged", hint="lower optim.learning_rate")

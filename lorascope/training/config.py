@@ -7,7 +7,8 @@
     training: {max_steps: 250}
 
 Names are those of transformers' `TrainingArguments` and PEFT where these have one. The keys of `method` besides `name`,
-`targets` and `modules_to_save` are the fields of that method's own `Config`.
+`targets` and `modules_to_save` are the fields of that method's own `Config`. A section `sweep` makes many runs of one
+config; see `sweep.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -209,6 +210,8 @@ def parse(values: Mapping[str, Any], source: str = "the config") -> RunConfig:
     values = dict(values) if isinstance(values, Mapping) else {}
     method = _method(values.pop("method", None), problems)
     sections = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "training": TrainingConfig}
+    if values.pop("sweep", None) is not None:
+        problems.append("sweep makes many runs of the config, and only `lorascope train` takes it")
     for key in values:
         if key not in sections:
             problems.append(unknown(str(key), key, [*sections, "method"]))
@@ -259,6 +262,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: the file cannot be read, is not YAML, or holds wrong keys.
     """
+    return parse(read(path, overrides), str(path))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The sections in a YAML file, overrides laid over them, as they stand there: `parse` takes them, and where there
+    is a `sweep` section, `sweep.plan`.
+
+    Raises:
+        InputError: the file cannot be read or is not YAML.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -268,7 +281,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
     if not isinstance(values, Mapping):
         raise InputError(f"{path} holds no config", found=type(values).__name__, expected="sections of keys")
-    return parse(override(values, overrides), str(path))
+    if isinstance(values.get("sweep"), list):
+        values = {**values, "sweep": {"configs": values["sweep"]}}  # so that an override adds to it
+    return override(values, overrides)
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lorascope.training import assets
 from lorascope.training.config import ModelConfig
 
 HEAD_FILE = "mean_pool_head.safetensors"
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob")  # where modules keep it as a number
 
 
 class MeanPoolClassifier(nn.Module):
@@ -98,7 +99,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = probability
-        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_prob"):
+        for name in DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, probability)
 

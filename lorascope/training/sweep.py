@@ -1,0 +1,307 @@
+"""Many adapters on one base model, trained together: the `sweep:` section of a config.
+
+    sweep:                                   a grid: every combination of these values
+      method.rank: [2, 4, 8]
+      training.seed: [0, 1]
+      max_parallel: 6                        how many go through the model in one pass; by default as many as
+                                             hold 8,192 tokens together
+    sweep:                                   or a list of configs, each by what it changes
+      - {method.rank: 2, optim.learning_rate: 1e-3}
+      - {method.name: dora, method.rank: 4}
+
+(`configs:` beside grid keys gives every combination of both.) Members may differ in method, optim and training.seed.
+Each gets the folder that its own run would have written, and its adapter equals that run's up to rounding.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from lorascope.atomic import write_bytes
+from lorascope.errors import InputError, LorascopeError
+from lorascope.methods.inject import Injected
+from lorascope.methods.stacked import draws
+from lorascope.training.config import RunConfig, parse, resolved
+from lorascope.training.models import DROPOUTS
+from lorascope.training.parallel import World, world
+from lorascope.training.record import Record, write_json
+from lorascope.training.run import SUMMARY, Job, Prepared, fit_together, prepare_together, set_threads
+
+TOKENS = 8192  # of one pass. More keep no device busier (tests/benchmarks/sweep.py), and cost memory
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of a sweep: its name, which is its folder's, what it changes, and its whole config."""
+
+    name: str
+    changes: Mapping[str, Any]
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: its adapters, and how many of them go through the model together."""
+
+    entries: tuple[Entry, ...]
+    max_parallel: int
+
+    def groups(self) -> list[tuple[Entry, ...]]:
+        size = self.max_parallel
+        return [self.entries[start : start + size] for start in range(0, len(self.entries), size)]
+
+    def text(self) -> str:
+        """What a resumed sweep must share with the one it resumes."""
+        adapters = [{"name": entry.name, "config": resolved(entry.config)} for entry in self.entries]
+        return yaml.safe_dump({"max_parallel": self.max_parallel, "adapters": adapters}, sort_keys=False)
+
+
+def plan(values: Mapping[str, Any], source: str = "the config") -> Plan:
+    """The sweep that nested dictionaries with a `sweep` section describe.
+
+    Raises:
+        InputError: the section is not of its form, an adapter's config is wrong, or two differ in what all must share.
+    """
+    rest = {key: value for key, value in values.items() if key != "sweep"}
+    changes, most = _section(values["sweep"])
+    names = _names(changes)
+    entries = []
+    for name, own in zip(names, changes, strict=True):
+        entries.append(Entry(name, own, parse(_changed(rest, own), f"{source}, for {name},")))
+    for entry in entries[1:]:
+        _agree(entries[0], entry)
+    return Plan(tuple(entries), most or default_parallel(entries[0].config))
+
+
+def default_parallel(config: RunConfig) -> int:
+    """As many adapters as fill a pass with TOKENS tokens."""
+    return max(1, TOKENS // (config.training.per_device_train_batch_size * config.data.max_length))
+
+
+def _section(section: object) -> tuple[list[dict[str, Any]], int | None]:
+    """The changes that make each adapter, and max_parallel where it is given."""
+    section = {"configs": section} if isinstance(section, list) else section
+    if not isinstance(section, Mapping):
+        raise InputError("sweep is neither a grid nor a list", found=repr(section)[:60])
+    grid = {key: value for key, value in section.items() if key not in ("configs", "max_parallel")}
+    for key, value in grid.items():
+        if not isinstance(value, list) or not value:
+            raise InputError(f"sweep: {key} is {value!r}", expected="a list of values")
+    configs, most = section.get("configs", [{}]), section.get("max_parallel")
+    if not isinstance(configs, list) or not configs or not all(isinstance(each, Mapping) for each in configs):
+        raise InputError("sweep: configs is no list of changes", expected="as - {method.rank: 2}")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise InputError("sweep: max_parallel is wrong", found=repr(most), expected="a whole number from 1")
+    changes = [
+        {**each, **dict(zip(grid, values, strict=True))} for each in configs for values in product(*grid.values())
+    ]
+    for key in (key for each in changes for key in each):
+        if not re.fullmatch(r"\w+\.\w+", str(key)):
+            raise InputError(f"sweep: {key!r} names no field", expected="section.key, as method.rank")
+    return changes, most
+
+
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        before = result.get(section) or {}
+        before = {"name": before} if isinstance(before, str) else before
+        result[section] = {**before, key: value}
+    return result
+
+
+def _names(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A folder's name for each: `rank=2,seed=0`, of what differs among them."""
+    keys = list(dict.fromkeys(key for each in changes for key in each))
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+    several = [key for key in keys if len({repr(each.get(key)) for each in changes}) > 1]
+    names = [",".join(f"{short[k]}={_plain(each[k])}" for k in several if k in each) or "base" for each in changes]
+    twins = {name for name in names if names.count(name) > 1}
+    if twins:
+        raise InputError(f"two adapters of the sweep are the same: {min(twins)}", hint="change or drop one of them")
+    return names
+
+
+def _plain(value: object) -> str:
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+-]+", "-", text)
+
+
+def _agree(first: Entry, other: Entry) -> None:
+    """InputError where two adapters differ in anything but method, optim and training.seed."""
+    mine, theirs = resolved(first.config), resolved(other.config)
+    for section in ("model", "data", "training"):
+        for key, value in mine[section].items():
+            if value != theirs[section][key] and (section, key) != ("training", "seed"):
+                raise InputError(
+                    f"the adapters of a sweep must agree in {section}.{key}",
+                    found=f"{value} ({first.name}) and {theirs[section][key]} ({other.name})",
+                    hint="only method, optim and training.seed may differ; train the others in a sweep of their own",
+                )
+
+
+def train(plan: Plan, folder: Path, *, resume: bool = False, command: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Train every adapter of the plan and write its folder, and the table of all, sweep.json and sweep.csv.
+
+    One that diverges is reported in its own summary and in the table, and the others go on.
+
+    Args:
+        folder: of the sweep; each adapter gets a folder in it.
+        resume: go on with a sweep that was stopped: finished groups stay, one under way continues from its checkpoint.
+
+    Returns:
+        The table's rows.
+
+    Raises:
+        InputError: the plan does not fit the machine, the model, the data or the folder.
+        LorascopeError: a file cannot be written.
+    """
+    first = plan.entries[0].config
+    set_threads(first.training.num_threads)
+    with world(first.training.device) as here:
+        if here.size > 1:
+            raise InputError("a sweep trains in one process", found=f"{here.size} processes", hint="start no torchrun")
+        _claim(plan, folder, resume)
+        rows: list[dict[str, Any]] = []
+        for group in plan.groups():
+            _train_group(group, folder, here, resume, command)
+            rows += [_row(entry, folder) for entry in group]
+            _write_table(rows, plan, folder)
+        return rows
+
+
+def _train_group(group: Sequence[Entry], folder: Path, here: World, resume: bool, command: Sequence[str]) -> None:
+    folders = [folder / entry.name for entry in group]
+    if resume and all((each / SUMMARY).is_file() for each in folders):
+        (folders[0] / "checkpoint.pt").unlink(missing_ok=True)
+        return
+    configs = [entry.config for entry in group]
+    records = [
+        Record(each, config, resume=resume and (each / "config.yaml").is_file())
+        for each, config in zip(folders, configs, strict=True)
+    ]
+    prepared = prepare_together(configs, here.device)
+    if len(group) > 1:
+        _check(prepared, configs[0])
+    parts = zip(configs, prepared, folders, records, strict=True)
+    fit_together([Job(*each) for each in parts], here, resume, command, trained_together=len(group))
+
+
+def _check(prepared: Sequence[Prepared], config: RunConfig) -> None:
+    """InputError where adapters in one pass would not equal their own runs."""
+    alone = "or train one after another with sweep.max_parallel=1"
+    found = base_dropout(prepared[0].injected)
+    if found:
+        raise InputError(
+            "the base model's own dropout would draw other numbers than in each adapter's own run",
+            found=f"{found[1]} in {found[0] or 'the model'}",
+            hint=f"set model.dropout to 0, {alone}",
+        )
+    if config.training.gradient_checkpointing and any(draws(each.injected) for each in prepared):
+        raise InputError(
+            "adapters with dropout cannot share a pass that is computed again in backward",
+            hint=f"set training.gradient_checkpointing or method.dropout to its default, {alone}",
+        )
+    if len({each.train.label_names for each in prepared}) > 1:
+        raise InputError(
+            "the adapters have different classes, because each seed holds out other rows",
+            hint="give the data an eval_path",
+        )
+
+
+def base_dropout(injected: Injected) -> tuple[str, float] | None:
+    """A module of the frozen base that drops out, and its probability; None where none does."""
+    own = {id(module) for part in injected._parts().values() for module in part.modules()}
+    for path, module in injected.model.named_modules():
+        if id(module) in own:
+            continue
+        numbers = [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+        numbers += [value for name in DROPOUTS if isinstance(value := getattr(module, name, None), float)]
+        if max(numbers, default=0.0) > 0:
+            return path, max(numbers)
+    return None
+
+
+def _claim(plan: Plan, folder: Path, resume: bool) -> None:
+    """Make the folder this sweep's. InputError where it is another's."""
+    path, text = folder / "sweep.yaml", plan.text()
+    try:
+        if resume:
+            if not path.is_file():
+                raise InputError(f"{folder} holds no sweep to resume", hint="start it without --resume")
+            if yaml.safe_load(path.read_text(encoding="utf-8")) != yaml.safe_load(text):
+                raise InputError(
+                    f"the config is not the one {folder} was started with",
+                    hint="resume with the same config, or name another --output",
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            hint = "continue it with --resume, or name another --output" if path.exists() else "name another --output"
+            raise InputError(f"{folder} is not empty", hint=hint)
+    except OSError as error:
+        raise LorascopeError(f"cannot use the folder {folder}", found=error.strerror, hint="name another") from error
+    write_bytes(path, text.encode())
+
+
+def _row(entry: Entry, folder: Path) -> dict[str, Any]:
+    """An adapter's line in the table, from its folder."""
+    own = folder / entry.name
+    summary, run = (json.loads((own / name).read_text(encoding="utf-8")) for name in (SUMMARY, "run.json"))
+    score = summary.get("held_out") or {}
+    return {
+        "name": entry.name,
+        **entry.changes,
+        "trained_parameters": run["trained_parameters"],
+        "steps": summary["steps"],
+        "eval_loss": score.get("loss"),
+        "eval_accuracy": score.get("accuracy"),
+        "diverged": summary.get("diverged"),
+    }
+
+
+def _write_table(rows: Sequence[Mapping[str, Any]], plan: Plan, folder: Path) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(folder / "sweep.csv", text.getvalue().encode())
+    write_json(folder / "sweep.json", {"max_parallel": plan.max_parallel, "adapters": list(rows)})
+
+
+def table(rows: Sequence[Mapping[str, Any]], accuracy: bool) -> str:
+    """The rows as lines of text, the lowest held-out loss marked."""
+    best = min((row["eval_loss"] for row in rows if row["eval_loss"] is not None), default=None)
+    width = max(len("adapter"), *(len(row["name"]) for row in rows))
+    lines = [f"{'adapter':<{width}}  {'parameters':>10}  {'steps':>6}  held-out loss" + "  right" * accuracy]
+    for row in rows:
+        start = f"{row['name']:<{width}}  {row['trained_parameters']:>10,}  {row['steps']:>6}  "
+        if row["diverged"]:
+            lines.append(start + f"{'diverged':>13}")
+            continue
+        right = f"  {100 * row['eval_accuracy']:.1f} %" * accuracy
+        lines.append(start + f"{row['eval_loss']:13.4f}{right}" + "  best" * (row["eval_loss"] == best))
+    return "\n".join(lines)
+
+
+def with_device(plan: Plan, device: str | None) -> Plan:
+    """The plan with another device, where one is named."""
+    if device is None:
+        return plan
+    entries = [
+        replace(each, config=replace(each.config, training=replace(each.config.training, device=device)))
+        for each in plan.entries
+    ]
+    return replace(plan, entries=tuple(entries))
