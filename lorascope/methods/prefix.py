@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Method, Part, Site, methods
-from lorascope.methods.inject import layer_generator
+from lorascope.methods.inject import Injected, layer_generator
 from lorascope.methods.prompt import KEY, initial_tokens, require_init, require_virtual_tokens
 from lorascope.methods.sublayers import (
     Heads,
@@ -55,6 +55,9 @@ class PrefixConfig:
         num_virtual_tokens: n, taken from the context; the paper has 10 for tables and 200 for summaries.
         prefix_projection: compute keys and values by a network while training.
         encoder_hidden_size: the network's hidden size, h.
+        encoder_lr_ratio: the network's learning rate, and P''s, by that of everything else. A step of Adam moves a sum
+            of h terms h times as far as a number that is trained directly; a head that trains besides wants a rate at
+            which the network diverges. The paper has no head, and one rate.
         init: without the network, "vocab" (the frozen model's keys and values of drawn tokens), "text" (those of
             `init_text`) or "gaussian", N(0, init_std²).
         init_text: for "text".
@@ -65,6 +68,7 @@ class PrefixConfig:
     num_virtual_tokens: int = 20
     prefix_projection: bool = True
     encoder_hidden_size: int = 512
+    encoder_lr_ratio: float = 1.0
     init: Init = "vocab"
     init_text: str | None = None
     init_std: float = 1.0
@@ -73,8 +77,8 @@ class PrefixConfig:
     def __post_init__(self) -> None:
         require_virtual_tokens(self.num_virtual_tokens)
         require_init(self.init, get_args(Init), self.init_text)
-        if self.encoder_hidden_size < 1 or self.init_std < 0:
-            raise InputError("encoder_hidden_size must be positive and init_std not negative")
+        if self.encoder_hidden_size < 1 or self.init_std < 0 or self.encoder_lr_ratio <= 0:
+            raise InputError("encoder_hidden_size and encoder_lr_ratio must be positive, and init_std not negative")
 
 
 class Prepended:
@@ -285,6 +289,17 @@ class PrefixTuning(Method):
         sizes, n, h = key_value_sizes(model), self.config.num_virtual_tokens, self.config.encoder_hidden_size
         width, out = sizes.width, 2 * sizes.layers * sizes.width
         return n * width + width * h + h + (h + 1) * out if self.config.prefix_projection else n * out
+
+    def parameter_groups(self, injected: Injected, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The network and its input at a rate of their own, everything else at `lr`."""
+        part = injected.parts["prefix"]
+        own = {id(p) for p in part.parameters()} if part.network is not None else set()
+        trained = list(injected.trainable().values())
+        groups = (
+            ([p for p in trained if id(p) not in own], lr),
+            ([p for p in trained if id(p) in own], lr * self.config.encoder_lr_ratio),
+        )
+        return [{"params": params, "lr": rate, "weight_decay": weight_decay} for params, rate in groups if params]
 
     def settings(self) -> dict[str, Any]:
         """Of PEFT's PREFIX_TUNING, without a projection: what a file holds is what the network gave."""

@@ -239,3 +239,10 @@ def test_analyze_says_what_it_is(tmp_path):
     assert not adapter.updates
     with pytest.raises(InputError, match="prefix tuning: keys and values of virtual tokens"):
         run(adapter)
+
+
+def test_the_network_can_learn_at_a_rate_of_its_own():
+    injected = ours(models.bert, "prefix", encoder_lr_ratio=0.1)
+    rates = {id(p): g["lr"] for g in injected.method.parameter_groups(injected, 0.5, 0.0) for p in g["params"]}
+    for name, parameter in injected.trainable().items():
+        assert rates[id(parameter)] == pytest.approx(0.05 if name.startswith("prefix.") else 0.5), name
