@@ -41,7 +41,7 @@ Rest = Literal["share", "drop"]
 
 @dataclass(frozen=True)
 class LoRADropConfig(LoRAConfig):
-    """LoRA's settings, and how layers are chosen.
+    """LoRA's settings, and how layers are chosen. The rate is LoRA's; with few layers kept, twice that does no harm.
 
     Attributes:
         threshold: T, the share of the importance that the layers kept must hold; the paper's is 0.9.
