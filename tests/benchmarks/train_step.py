@@ -1,13 +1,14 @@
-"""One training step of our LoRA beside PEFT's and beside the frozen base alone, in one run.
+"""One training step of each method beside PEFT's and beside the frozen base alone, in one run.
 
-    python tests/benchmarks/train_step.py [--device cuda] [--dtype float32 bfloat16] [--rounds 15] [--json]
+    python tests/benchmarks/train_step.py [--method lora dora] [--device cuda] [--dtype float32 bfloat16] [--json]
 
-Two models of the usual shapes (Llama: hidden 512, 8 layers, gated MLP; BERT: as wide), a batch of 8 × 128 tokens,
-r = 16 on every linear layer. Rows:
+Two models of the usual shapes (Llama: hidden 512, 8 layers, gated MLP; BERT: as wide), a batch of 8 × 128 tokens, every
+linear layer adapted. For each method (`cases.py`), up to four rows:
 
-- floor: the frozen base, forward and backward down to its inputs. No adapter can cost less.
+- floor: the frozen base, forward and backward down to its inputs. No adapter can cost less with the same products.
 - peft: `get_peft_model` with its defaults; on a bfloat16 base that means float32 adapters.
-- lorascope: `inject`, with the same A and B.
+- lorascope: `inject`, with the same numbers in it.
+- with --compile, the last two through torch.compile as well.
 
 A step is forward, backward and AdamW. Steps of the rows alternate within a round, and each ratio is the median over
 rounds, so that a busy machine slows all of them alike; `best` is the ratio of the fastest steps, the least disturbed.
@@ -28,13 +29,10 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from cases import CASES, Case, ours, theirs
 from torch import nn
 
-from lorascope.methods.base import methods
-from lorascope.methods.inject import inject
-
-RANK, ALPHA = 16, 32.0
-GOALS = {"float32": {"time": 0.95, "saved": 1.0}, "bfloat16": {"time": 0.80, "saved": 0.65}}
+DTYPES = ("float32", "bfloat16")
 
 
 def llama() -> nn.Module:
@@ -56,14 +54,16 @@ MODELS = {"llama": llama, "bert": bert}
 
 
 class Row:
-    """One way to train the model: how to run its step, and its trained parameters by layer and factor."""
+    """One way to train the model: how to run its step, and its trained parameters by layer and role."""
 
-    def __init__(self, model: nn.Module, factors: dict[str, nn.Parameter], inputs: dict, labels: torch.Tensor):
-        self.model, self.factors, self.inputs, self.labels = model.train(), factors, inputs, labels
-        self.optimiser = torch.optim.AdamW(factors.values(), lr=1e-5) if factors else None
+    def __init__(self, model: nn.Module, trained: dict[str, nn.Parameter], inputs: dict, labels: torch.Tensor):
+        self.model, self.trained, self.inputs, self.labels = model.train(), trained, inputs, labels
+        self.optimiser = torch.optim.AdamW(trained.values(), lr=1e-5) if trained else None
+        self.penalty: Callable[[], torch.Tensor | None] = lambda: None
 
     def loss(self) -> torch.Tensor:
-        return self.model(**self.inputs, labels=self.labels).loss
+        loss, penalty = self.model(**self.inputs, labels=self.labels).loss, self.penalty()
+        return loss if penalty is None else loss + penalty
 
     def step(self) -> None:
         self.loss().backward()
@@ -91,8 +91,8 @@ class Row:
 
     def gradients(self) -> dict[str, torch.Tensor]:
         self.loss().backward()
-        found = {name: p.grad.detach().clone() for name, p in self.factors.items()}
-        for p in self.factors.values():
+        found = {name: p.grad.detach().clone() for name, p in self.trained.items()}
+        for p in self.trained.values():
             p.grad = None
         return found
 
@@ -108,55 +108,47 @@ class Row:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def ours(base: nn.Module, **options) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    method = methods.get("lora")
-    injected = inject(base, method(method.Config(rank=RANK, alpha=ALPHA)), targets="all-linear", **options)
-    return base, {
-        f"{name}.{role}": getattr(layer.delta, role) for name, layer in injected.layers.items() for role in ("A", "B")
-    }
-
-
-def peft(base: nn.Module) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
-
-    kind = {"task_type": "SEQ_CLS", "modules_to_save": []} if hasattr(base, "classifier") else {}
-    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", **kind))
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    factors = {}
-    for name, layer in layers.items():
-        factors[f"{name}.A"], factors[f"{name}.B"] = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    for parameter in factors.values():
-        parameter.requires_grad_(True)
-    return model, factors
-
-
-def make_rows(name: str, dtype: torch.dtype, device: str) -> dict[str, Row]:
+def make_rows(name: str, case: Case, dtype: torch.dtype, device: str, compiled: bool) -> dict[str, Row]:
     torch.manual_seed(0)
     base = MODELS[name]().to(device, dtype)
     ids = torch.randint(0, 2048, (8, 128), device=device)
     labels = ids if name == "llama" else torch.randint(0, 25, (8,), device=device)
     embeds = base.get_input_embeddings()(ids).detach()
 
-    def row(make: Callable) -> Row:
-        model, factors = make(copy.deepcopy(base))
-        inputs = embeds.clone().requires_grad_(not factors)
-        return Row(model, factors, {"inputs_embeds": inputs}, labels)
+    def row(model: nn.Module, trained: dict[str, nn.Parameter]) -> Row:
+        return Row(model, trained, {"inputs_embeds": embeds.clone().requires_grad_(not trained)}, labels)
 
-    rows = {
-        "floor": row(lambda model: (model.requires_grad_(False), {})),
-        "peft": row(peft),
-        "lorascope": row(ours),
-    }
-    with torch.no_grad():
-        for key, factor in rows["peft"].factors.items():
-            if key.endswith(".B"):
-                factor.normal_(std=0.01)
-            for other in ("lorascope",):
-                rows[other].factors[key].copy_(factor)
+    rows = {"floor": row(copy.deepcopy(base).requires_grad_(False), {})}
+    if case.peft:
+        rows["peft"] = row(*theirs(case, copy.deepcopy(base), name))
+        randomise(rows["peft"].trained)
+    injected = ours(case, copy.deepcopy(base), name)
+    rows["lorascope"] = row(injected.model, injected.trainable())
+    rows["lorascope"].penalty = injected.method.penalty
+    if case.peft:
+        copy_values(rows["peft"].trained, rows["lorascope"].trained)
+    for key in ("peft", "lorascope") if compiled else ():
+        if key in rows:
+            twin = copy.copy(rows[key])
+            twin.model = torch.compile(twin.model)
+            rows[f"{key} compiled"] = twin
     return rows
+
+
+@torch.no_grad()
+def randomise(trained: dict[str, nn.Parameter]) -> None:
+    """Away from the start, where half of the gradients are zero."""
+    for parameter in trained.values():
+        if not parameter.any():
+            parameter.normal_(std=0.01)
+
+
+@torch.no_grad()
+def copy_values(source: dict[str, nn.Parameter], target: dict[str, nn.Parameter]) -> None:
+    if source.keys() != target.keys():
+        raise RuntimeError(f"the rows train different things: {sorted(source.keys() ^ target.keys())[:4]}")
+    for key, parameter in source.items():
+        target[key].copy_(parameter.view_as(target[key]))
 
 
 def gradients(rows: dict[str, Row]) -> dict[str, dict[str, float]]:
@@ -164,23 +156,26 @@ def gradients(rows: dict[str, Row]) -> dict[str, dict[str, float]]:
     exact_row = copy.copy(rows["peft"])
     exact_row.model = copy.deepcopy(exact_row.model).double()
     exact_row.inputs = {name: tensor.double() for name, tensor in exact_row.inputs.items()}
-    names = {id(p): name for name, p in rows["peft"].factors.items()}
+    names = {id(p): name for name, p in rows["peft"].trained.items()}
     twins = zip(rows["peft"].model.parameters(), exact_row.model.parameters(), strict=True)
-    exact_row.factors = {names[id(p)]: twin for p, twin in twins if id(p) in names}
-    exact, theirs = exact_row.gradients(), rows["peft"].gradients()
+    exact_row.trained = {names[id(p)]: twin for p, twin in twins if id(p) in names}
+    exact, reference = exact_row.gradients(), rows["peft"].gradients()
     found = {}
     for key, row in rows.items():
-        if row.factors:
+        if row.trained:
             mine = row.gradients()
-            found[key] = {"gradient_to_peft": distance(mine, theirs), "gradient_to_float64": distance(mine, exact)}
+            found[key] = {
+                "gradient_to_peft": distance(mine, reference),
+                "gradient_to_float64": distance(mine, exact),
+            }
     return found
 
 
-def distance(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    if mine.keys() != theirs.keys():
-        raise RuntimeError(f"the rows adapt different layers: {sorted(mine.keys() ^ theirs.keys())}")
-    error = sum(float((mine[key].double() - theirs[key].double()).square().sum()) for key in theirs)
-    return (error / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
+def distance(mine: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
+    if mine.keys() != reference.keys():
+        raise RuntimeError(f"the rows adapt different layers: {sorted(mine.keys() ^ reference.keys())}")
+    error = sum(float((mine[k].double() - reference[k].double().view_as(mine[k])).square().sum()) for k in reference)
+    return (error / sum(float(value.double().square().sum()) for value in reference.values())) ** 0.5
 
 
 def clock(row: Row) -> float:
@@ -195,9 +190,10 @@ def clock(row: Row) -> float:
     return time.process_time() - start
 
 
-def measure(name: str, dtype: torch.dtype, device: str, rounds: int) -> list[dict]:
-    rows = make_rows(name, dtype, device)
-    exactness = gradients(rows)
+def measure(name: str, label: str, dtype: torch.dtype, device: str, rounds: int, compiled: bool) -> list[dict]:
+    case = CASES[label]
+    rows = make_rows(name, case, dtype, device, compiled)
+    exactness = gradients(rows) if case.peft and not case.random else {}
     facts = {key: {"saved_mib": row.saved_mib(), "peak_mib": row.peak_mib()} for key, row in rows.items()}
     for row in rows.values():  # warm up
         row.step()
@@ -207,19 +203,24 @@ def measure(name: str, dtype: torch.dtype, device: str, rounds: int) -> list[dic
         for key in keys[turn % len(keys) :] + keys[: turn % len(keys)]:  # every row takes every place in the round
             times[key].append(clock(rows[key]))
 
-    def ratio(key: str, other: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[key], times[other], strict=True))
+    def ratios(key: str, other: str) -> dict[str, float]:
+        if other not in rows:
+            return {}
+        median = statistics.median(a / b for a, b in zip(times[key], times[other], strict=True))
+        return {
+            f"to_{other}": median,
+            f"best_to_{other}": min(times[key]) / min(times[other]),
+            f"saved_to_{other}": facts[key]["saved_mib"] / facts[other]["saved_mib"],
+        }
 
-    shared = {"model": name, "dtype": str(dtype).removeprefix("torch."), "device": device}
+    shared = {"method": label, "model": name, "dtype": str(dtype).removeprefix("torch."), "device": device}
     return [
         {
             **shared,
             "row": key,
             "seconds": statistics.median(times[key]),
-            "to_floor": ratio(key, "floor"),
-            "to_peft": ratio(key, "peft"),
-            "best_to_peft": min(times[key]) / min(times["peft"]),
-            "saved_to_peft": facts[key]["saved_mib"] / facts["peft"]["saved_mib"],
+            **ratios(key, "floor"),
+            **ratios(key, "peft"),
             **facts[key],
             **exactness.get(key, {}),
         }
@@ -228,34 +229,46 @@ def measure(name: str, dtype: torch.dtype, device: str, rounds: int) -> list[dic
 
 
 def show(results: list[dict]) -> None:
-    head = f"{'model':6} {'dtype':9} {'row':10} {'s/step':>8} {'/floor':>7} {'/PEFT':>7} {'best':>6}"
-    print(head + f" {'saved MiB':>10} {'/PEFT':>6} {'peak MiB':>9} {'vs PEFT':>8} {'vs f64':>8}")
+    head = f"{'method':12} {'model':5} {'dtype':8} {'row':18} {'s/step':>7} {'/floor':>6} {'/PEFT':>6} {'best':>6}"
+    print(head + f" {'saved MiB':>9} {'/PEFT':>6} {'peak MiB':>8} {'vs PEFT':>7} {'vs f64':>7}")
     for r in results:
-        peak = "-" if r["peak_mib"] is None else f"{r['peak_mib']:.0f}"
-        near, exact = (f"{r[k]:.1e}" if k in r else "-" for k in ("gradient_to_peft", "gradient_to_float64"))
-        time_cells = f"{r['seconds']:8.4f} {r['to_floor']:7.3f} {r['to_peft']:7.3f} {r['best_to_peft']:6.3f}"
-        memory_cells = f"{r['saved_mib']:10.1f} {r['saved_to_peft']:6.2f} {peak:>9}"
-        print(f"{r['model']:6} {r['dtype']:9} {r['row']:10} {time_cells} {memory_cells} {near:>8} {exact:>8}")
-    for dtype, goal in GOALS.items():
-        print(f"goals against PEFT, {dtype}: time {goal['time']:.2f}, saved {goal['saved']:.2f}")
+        shown = {"to_floor": "6.3f", "to_peft": "6.3f", "best_to_peft": "6.3f", "saved_mib": "9.1f"}
+        shown |= {
+            "saved_to_peft": "6.2f",
+            "peak_mib": "8.0f",
+            "gradient_to_peft": "7.0e",
+            "gradient_to_float64": "7.0e",
+        }
+        widths = {key: int(form.split(".")[0]) for key, form in shown.items()}
+        cells = (f"{r[k]:{form}}" if r.get(k) is not None else "-".rjust(widths[k]) for k, form in shown.items())
+        print(f"{r['method']:12} {r['model']:5} {r['dtype']:8} {r['row']:18} {r['seconds']:7.4f} {' '.join(cells)}")
+    for label in dict.fromkeys(r["method"] for r in results):
+        goal = CASES[label].goal
+        for at, dtype in enumerate(DTYPES):
+            time_goal = f"time {goal.time[at]:.2f}, " if goal.time else ""
+            if CASES[label].peft:
+                print(f"goal against PEFT, {label}, {dtype}: {time_goal}saved {goal.saved[at]:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", nargs="+", default=["lora"], choices=[*CASES, "all"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(GOALS))
+    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     results = []
-    for dtype in args.dtype:
-        for name in args.model:
-            print(f"measuring {name}, {dtype}", file=sys.stderr)
-            results += measure(name, getattr(torch, dtype), args.device, args.rounds)
+    for label in CASES if "all" in args.method else args.method:
+        for dtype in args.dtype:
+            for name in args.model:
+                print(f"measuring {label}, {name}, {dtype}", file=sys.stderr)
+                results += measure(name, label, getattr(torch, dtype), args.device, args.rounds, args.compile)
     if args.json:
         print(json.dumps({"torch": torch.__version__, "results": results}, indent=1))
     else:
