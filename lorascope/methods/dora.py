@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Site, methods
-from lorascope.methods.fused import low_rank
+from lorascope.methods.dropout import dropped_product
 from lorascope.methods.fused_dora import apart, folded, row_norms
 from lorascope.methods.lora import LoRA, LoRAConfig, LowRankDelta, LowRankEmbeddingDelta
 from lorascope.methods.lora import _autocast as autocast
@@ -92,17 +92,17 @@ class DoRADelta(Lengths):
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = autocast(x)
         base = F.linear(x, self.base_weight.to(x.dtype))
-        return self.changed(base, low_rank(self._dropped(x), *self.factors(), self.scale))
+        return self.changed(base, LowRankDelta.forward(self, x))
 
     def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = autocast(x)
         if not plain(base, x):
             return base(x) + self(x)
         a, b = self.factors()
-        dropping = self.training and self.dropout > 0
+        dropping = self._dropping()
         if x.dtype == self.m.dtype == self.base_weight.dtype and self.detach_norm and not dropping:
             return folded(x, a, b, self.m, self.scale, self.base_weight, base.bias)
-        h = F.linear(self._dropped(x), a.to(x.dtype))
+        h = dropped_product(x, a, dropping) if dropping else F.linear(x, a.to(x.dtype))
         return apart(x, h, b, self.m, self.norms(), self.scale, self.base_weight, base.bias)
 
 
@@ -126,7 +126,8 @@ class DoRA(LoRA):
 
     def make(self, site: Site, generator: torch.Generator) -> Lengths:
         (a, b), from_base = self.start(site, generator)
-        config, delta = self.config, None
+        config = self.config
+        delta: Lengths
         if site.kind == "embedding":
             dtype, padding_idx = site.weight.dtype, site.layer.padding_idx
             delta = DoRAEmbeddingDelta(a, b, config.scale, dtype, padding_idx, from_base)

@@ -6,9 +6,9 @@
 Two ways to the same numbers:
 
 `folded`, where x is as wide as the masters: V = g ⊙ (W + s·B·A) is formed, used and dropped, in forward and again in
-backward. That costs 2·r·d_in·d_out operations, whatever n; in return no low-rank product and no pass of g runs over the
-n tokens in forward, and one GEMM each gives y and dx. From a few hundred tokens on it is faster than plain LoRA's
-products. The norms come from V itself: nothing cancels.
+backward. Over n tokens y and dx are then one GEMM each, without a low-rank product or a pass of g beside them; from
+n = 2·d_in·d_out/(d_in + d_out) on, d of a square layer, that is less work than plain LoRA's. The norms come from V
+itself: nothing cancels.
 
 `apart`, where x is narrower (a bfloat16 base, autocast), dropout acts between x and A, or gradients reach the norms. In
 bfloat16 W + s·B·A would lose most of a small update to rounding, and so would g ⊙ W; so the products are added up by

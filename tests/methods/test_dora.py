@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorascope.errors import InputError
 from lorascope.methods.dora import DoRA, DoRAConfig
+from lorascope.methods.dropout import draw_seed, keep
 from lorascope.methods.fused_dora import apart, folded, row_norms
 from lorascope.methods.inject import Injected, inject
 from lorascope.methods.targets import find_sites
@@ -180,7 +181,7 @@ def test_dropout_acts_on_the_input_of_a_alone():
     torch.manual_seed(5)
     found = injected.model.train()(x)
     torch.manual_seed(5)
-    dropped = nn.functional.dropout(x, 0.25)
+    dropped = keep(x, 0.25, draw_seed())
     gain = (delta.m / (layer.weight + delta.scale * delta.B @ delta.A).norm(dim=1)).detach()
     wanted = gain * (x @ layer.weight.t() + delta.scale * dropped @ delta.A.t() @ delta.B.t()) + layer.bias
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)  # float32
@@ -227,6 +228,8 @@ def test_keeps_its_input_and_its_output():
     injected, x = one_layer(layer, rank=r), torch.randn(n, d_in, requires_grad=True)
     parameters = d_in * d_out + d_out + r * (d_in + d_out) + d_out + d_out  # W, bias, A, B, m, and g
     assert kept(lambda: injected.model(x)) == parameters + n * (d_in + d_out)
+    injected.layers["0"].delta.dropout = 0.5  # neither a mask nor a dropped input, only h
+    assert kept(lambda: injected.model(x)) == parameters + n * (d_in + d_out + r)
 
 
 def test_a_change_of_its_output_in_place_is_told():
