@@ -52,8 +52,10 @@ class _LowRank(torch.autograd.Function):
         else:
             bias = None if bias is None else bias.to(x.dtype)  # W and the bias are wider than x under autocast
             out = F.linear(flat, weight.to(x.dtype), bias).addmm_(h, narrow_b.t(), alpha=scale)
-        _, need_a, need_b = ctx.needs_input_grad[:3]
-        ctx.save_for_backward(x if need_a else None, h.t().contiguous() if need_b else None, a, b, weight)
+        need_x, need_a, need_b = ctx.needs_input_grad[:3]
+        kept_x, kept_h = x if need_a else None, h.t().contiguous() if need_b else None
+        ctx.save_for_backward(kept_x, kept_h, a if need_x else None, b, weight if need_x else None)
+        ctx.dtype_a = a.dtype
         ctx.scale = scale
         return out.view(*x.shape[:-1], out.shape[-1])
 
@@ -76,7 +78,7 @@ class _LowRank(torch.autograd.Function):
                 dx.addmm_(dh, narrow_a)
             dx = dx.view(*grad.shape[:-1], dx.shape[-1])
         if need_a:
-            da = matmul(dh.t().contiguous(), _kept(ctx, x.reshape(-1, x.shape[-1]))).to(a.dtype)
+            da = matmul(dh.t().contiguous(), _kept(ctx, x.reshape(-1, x.shape[-1]))).to(ctx.dtype_a)
         if need_b:
             db = matmul(h, g).t().to(b.dtype) * ctx.scale
         return dx, da, db, None, None, None, None
