@@ -66,6 +66,12 @@ class Own:
         return any(isinstance(module, nn.Embedding) for module, _ in self.owners)
 
     @property
+    def update_name(self) -> str:
+        """What its update is called: by the module where it is the module's matrix, else by its own name."""
+        plain = self.attribute == "weight" and self.parameter.ndim > 1
+        return self.path if plain and self.path else self.name
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         """(d_out, d_in) of its matrix; (d, 1) of a vector; of more axes, the first and all the others."""
         shape = tuple(self.parameter.shape)
@@ -75,14 +81,13 @@ class Own:
 
     def update(self, kind: str, role: str, stored: Stored) -> Update:
         """An update of this parameter, whose one role is stored in `matrix_shape`."""
-        shape = tuple(self.parameter.shape)
         return Update(
-            self.path if self.attribute == "weight" and len(shape) > 1 and self.path else self.name,
+            self.update_name,
             kind,
             {role: stored},
             transposed=self.transposed,
             embedding=isinstance(self.module, nn.Embedding),
-            kernel=shape[2:],
+            kernel=tuple(self.parameter.shape)[2:],
             base_weight=self.name,
         )
 
@@ -292,7 +297,7 @@ class Tuned(OwnPart):
     @torch.no_grad()
     def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
         for own in self.owns:
-            update = next(update for update in updates.values() if update.base_weight == own.name)
+            update = updates[own.update_name]
             if update.kind not in ("tuned", "dense"):
                 raise InputError(f"{own.name} holds another kind of update", found=update.kind, expected="tuned, dense")
             master = getattr(self, own.attribute)

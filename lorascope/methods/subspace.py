@@ -50,7 +50,7 @@ class SubspaceConfig:
 
     Attributes:
         d: how many numbers train, λs included.
-        projection: "fastfood" (stacked blocks), "fastfood-whole" (one transform, as published; ten times slower),
+        projection: "fastfood" (stacked blocks), "fastfood-whole" (one transform, as published; several times slower),
             "dense" and "orthonormal" (time O(D·d): for small models), or "sparse".
         scope: one projection for all parameters together, or one for each tensor.
         said: "none" (DID), or λs for each "layer" or "tensor" (SAID).
@@ -103,6 +103,7 @@ class _Values(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, Tensor, Tensor | None]:
         part, dtype = ctx.part, ctx.part.theta.dtype
+        part.forget()  # an optimiser's step follows, and torch's fused ones do not count as a change of θ_d
         of_lam = None
         if ctx.lam is not None:
             of_lam = torch.zeros_like(ctx.lam)
@@ -113,7 +114,7 @@ class _Values(torch.autograd.Function):
 
 
 class RandomSubspace(OwnPart):
-    """θ_d (and λ) for the parameters `owns`, whose values it works out once for every change of θ_d.
+    """θ_d (and λ) for the parameters `owns`, whose values it works out once for every forward pass.
 
     Attributes:
         seed: a buffer, so that a state is all that P depends on.
@@ -148,9 +149,13 @@ class RandomSubspace(OwnPart):
         key = (int(self.seed), self.theta._version, None if self.lam is None else self.lam._version)
         wants = torch.is_grad_enabled() and self.theta.requires_grad
         if self._cached is None or self._cached[0] != key or (wants and not self._cached[1][index].requires_grad):
-            self._cached = None  # before the new ones are made: each is as large as the model
+            self.forget()  # before the new ones are made: they are as large as the model
             self._cached = key, _Values.apply(self, self.theta, self.lam)
         return self._cached[1][index]
+
+    def forget(self) -> None:
+        """Work the values out again at the next access."""
+        self._cached = None
 
     def directions(self, theta: Tensor) -> list[Tensor]:
         """P θ_d, flat, of each parameter."""
@@ -214,7 +219,7 @@ class RandomSubspace(OwnPart):
 
     def remove(self) -> None:
         super().remove()
-        self._cached = None
+        self.forget()
 
     def _follow_seed(self) -> None:
         """A state that was loaded may bring another seed, and with it another P."""

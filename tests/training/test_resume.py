@@ -12,8 +12,10 @@ import torch
 import yaml
 
 from lorascope.errors import InputError
+from lorascope.methods.base import methods
 from lorascope.training import run
-from lorascope.training.config import resolved
+from lorascope.training.config import override, parse, resolved
+from tests.training.conftest import classifier_values
 
 SETTINGS = ("training.max_steps=200", "training.save_steps=10", "training.eval_steps=25")
 SETTINGS += ("training.load_best_model_at_end=true",)
@@ -112,3 +114,33 @@ def test_there_must_be_a_run_to_resume_and_none_to_start(classifier, tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("keep me")
     with pytest.raises(InputError, match="is not empty"):
         run.train(classifier(), tmp_path / "full")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "full"},
+        {"name": "bitfit"},
+        {"name": "layernorm"},
+        {"name": "random_subspace", "d": 40, "said": "layer"},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_methods_that_train_the_base_itself_resume_exactly(tiny_bert, labelled, tmp_path, method, monkeypatch):
+    """Broken off in step 5, two steps behind the checkpoint."""
+    values = classifier_values(tiny_bert, labelled) | {"method": method}
+    config = parse(override(values, ["training.save_steps=3", "training.measure_cost=false"]))
+    run.train(config, tmp_path / "whole")
+    cls = methods.get(method["name"])
+
+    def break_off(self, step, total):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cls, "after_step", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(config, tmp_path / "broken")
+    assert step_of(tmp_path / "broken") == 3
+    run.train(config, tmp_path / "broken", resume=True)
+    assert bytes_of(tmp_path / "broken") == bytes_of(tmp_path / "whole")
