@@ -206,7 +206,8 @@ class StackedLayer(StackedModule):
         if not isinstance(part, AdaptedLayer):
             return "added"
         delta = part.delta
-        if type(delta).onto is LowRankDelta.onto and not (delta.training and delta.dropout > 0) and _plain(base, None):
+        dropping = delta.training and getattr(delta, "dropout", 0.0) > 0
+        if type(delta).onto is LowRankDelta.onto and not dropping and _plain(base, base.weight):
             return "stacked"
         return "added" if type(delta).onto in ADDED else "whole"
 

@@ -126,7 +126,7 @@ def _names(changes: Sequence[Mapping[str, Any]]) -> list[str]:
     last = [key.rpartition(".")[2] for key in keys]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
     several = [key for key in keys if len({repr(each.get(key)) for each in changes}) > 1]
-    names = [",".join(f"{short[k]}={_plain(each[k])}" for k in several if k in each) or "base" for each in changes]
+    names = [",".join(f"{short[k]}={_plain(each[k])}" for k in each if k in several) or "base" for each in changes]
     twins = {name for name in names if names.count(name) > 1}
     if twins:
         raise InputError(f"two adapters of the sweep are the same: {min(twins)}", hint="change or drop one of them")
