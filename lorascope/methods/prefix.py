@@ -49,7 +49,8 @@ Init = Literal["vocab", "text", "gaussian"]
 
 @dataclass(frozen=True)
 class PrefixConfig:
-    """Settings of prefix tuning. The paper's learning rates are 5e-5 to 8e-5, over many more steps.
+    """Settings of prefix tuning. The paper's learning rates are 5e-5 to 8e-5, over many more steps; on the packaged
+    task, with its head, 1e-2 and an `encoder_lr_ratio` of 0.03 do well, and one rate for both (5e-4, 3e-3) does not.
 
     Attributes:
         num_virtual_tokens: n, taken from the context; the paper has 10 for tables and 200 for summaries.

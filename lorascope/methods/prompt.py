@@ -35,7 +35,8 @@ KEY = "prompt_embeddings"
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Settings of prompt tuning. It wants a large learning rate: the paper's is 0.3, for Adafactor.
+    """Settings of prompt tuning. It wants a large learning rate: the paper's is 0.3, for Adafactor; on the packaged
+    task 3e-2 does well.
 
     Attributes:
         num_virtual_tokens: n, taken from the context. The paper's default is 100, and above 20 it gains little.
