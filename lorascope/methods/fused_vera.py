@@ -9,9 +9,10 @@ VeRA's r is large (256 to 1024), often larger than d_in, and there are two ways 
   (n·d_in·d_out) for the gradient of ΔW. In the base's own dtype ΔW is added to W first, so that y and dx cost what
   they cost without an adapter.
 
-`cheaper_by_weight` counts both. Either way both gradients come from one matrix P = gᵀ (A xᵀ)ᵀ = G Aᵀ (d_out, r), as
-db = (P ⊙ B) d and dd = bᵀ (P ⊙ B). Only x is kept for backward, which the rest of the model often holds anyway; as
-separate modules it is A x (n, r) and B (d ⊙ A x) (n, d_out).
+`cheaper_by_weight` counts both. Either way both gradients come from one matrix P = gᵀ (x Aᵀ) = G Aᵀ (d_out, r), as
+db = (P ⊙ B) d and dd = bᵀ (P ⊙ B). Kept for backward is one of two: x (n, d_in), which siblings (query, key and value)
+share; or, where r is at most a third of d_in so that even three siblings keep less by it, h = x Aᵀ (n, r), from which P
+is cheaper, too. As separate modules it is h and B (d ⊙ h) (n, d_out).
 
 Where x is narrower than d and b (a bfloat16 base with float32 masters, autocast) ΔW is never added to W: it is so much
 smaller that rounding the sum would lose most of it. x ΔWᵀ is then a product of its own.
@@ -56,9 +57,10 @@ def cheaper_by_weight(tokens: int, rank: int, d_in: int, d_out: int, *, narrow: 
 class _ThroughBottleneck(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, d, b, a, b_matrix, weight, bias):
-        ctx.save_for_backward(x, d, b, a, b_matrix, weight)
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
-        h = F.linear(flat, a.to(x.dtype)).mul_(d.to(x.dtype))  # (n, r)
+        h = F.linear(flat, a.to(x.dtype))  # (n, r)
+        _keep(ctx, x, h, d, b, a, b_matrix, weight)
+        h = h * d.to(x.dtype)
         left = (b_matrix * b[:, None]).to(x.dtype)  # (d_out, r)
         if weight is None:
             out = F.linear(h, left)
@@ -70,22 +72,26 @@ class _ThroughBottleneck(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, d, b, a, b_matrix, weight = ctx.saved_tensors
-        flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        x, h, d, b, a, b_matrix, weight = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1])  # (n, d_out)
         down, dx = a.to(g.dtype), None
         if ctx.needs_input_grad[0]:
             dh = matmul(g, (b_matrix * b[:, None]).to(g.dtype)).mul_(d.to(g.dtype))  # (n, r)
             dx = matmul(dh, down)
-            dx = (dx if weight is None else dx.add_(matmul(g, weight.to(g.dtype)))).view_as(x)
-        p = matmul(g.t(), matmul(flat, down.t()))  # (d_out, r)
+            dx = dx if weight is None else dx.add_(matmul(g, weight.to(g.dtype)))
+            dx = dx.view(*grad.shape[:-1], dx.shape[-1])
+        if h is None and x is not None:
+            h = matmul(x.reshape(-1, x.shape[-1]), down.t())
+        p = None if h is None else matmul(g.t(), h)  # (d_out, r)
         return dx, *_vectors(p, d, b, b_matrix, ctx.needs_input_grad), None, None, None, None
 
 
 class _ByWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, d, b, a, b_matrix, weight, bias):
-        ctx.save_for_backward(x, d, b, a, b_matrix, weight)
         flat = x.reshape(-1, x.shape[-1])
+        h = F.linear(flat, a.to(x.dtype)) if _keeps_h(a) and any(ctx.needs_input_grad[1:3]) else None
+        _keep(ctx, x, h, d, b, a, b_matrix, weight)
         first, *rest = _maps(x.dtype, d, b, a, b_matrix, weight)
         out = F.linear(flat, first, None if bias is None else bias.to(x.dtype))
         for delta in rest:
@@ -95,17 +101,33 @@ class _ByWeight(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, d, b, a, b_matrix, weight = ctx.saved_tensors
-        flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        dx = None
+        x, h, d, b, a, b_matrix, weight = ctx.saved_tensors
+        g, dx = grad.reshape(-1, grad.shape[-1]), None
         if ctx.needs_input_grad[0]:
             first, *rest = _maps(g.dtype, d, b, a, b_matrix, weight)
             dx = matmul(g, first)
             for delta in rest:
                 dx.addmm_(g, delta)
-            dx = dx.view_as(x)
-        p = matmul(matmul(g.t(), flat), a.to(g.dtype).t())  # (d_out, r)
+            dx = dx.view(*grad.shape[:-1], dx.shape[-1])
+        p = None
+        if h is not None:
+            p = matmul(g.t(), h)  # (d_out, r)
+        elif x is not None:
+            p = matmul(matmul(g.t(), x.reshape(-1, x.shape[-1])), a.to(g.dtype).t())
         return dx, *_vectors(p, d, b, b_matrix, ctx.needs_input_grad), None, None, None, None
+
+
+def _keeps_h(a: Tensor) -> bool:
+    """Whether h (n, r) is kept in place of x (n, d_in)."""
+    rank, d_in = a.shape
+    return 3 * rank <= d_in
+
+
+def _keep(ctx, x, h, d, b, a, b_matrix, weight) -> None:
+    """Save x or h, or neither where no vector trains, and what is there anyway."""
+    trains, by_h = any(ctx.needs_input_grad[1:3]), _keeps_h(a)
+    kept = (x if trains and not by_h else None, h if trains and by_h else None)
+    ctx.save_for_backward(*kept, d, b, a, b_matrix, weight)
 
 
 def _maps(dtype, d, b, a, b_matrix, weight) -> list[Tensor]:
@@ -119,5 +141,7 @@ def _maps(dtype, d, b, a, b_matrix, weight) -> list[Tensor]:
 
 def _vectors(p, d, b, b_matrix, needed) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of d and b from P (d_out, r), summed in the masters' dtype."""
+    if not any(needed[1:3]):
+        return None, None
     p = p.to(d.dtype) * b_matrix
     return b @ p if needed[1] else None, p @ d if needed[2] else None

@@ -45,10 +45,11 @@ def written_out(x, d, b, a, up, weight=None, bias=None) -> Tensor:
     return update if weight is None else x @ weight.T + bias + update
 
 
+@pytest.mark.parametrize("rank", [2, 3])  # h is kept, and x
 @pytest.mark.parametrize("with_base", [True, False])
 @pytest.mark.parametrize("node", NODES)
-def test_both_ways_are_the_formula(node, with_base):
-    t = tensors()
+def test_both_ways_are_the_formula(node, with_base, rank):
+    t = tensors(r=rank)
     frozen = [t["a"], t["up"], *((t["weight"], t["bias"]) if with_base else (None, None))]
     apply = NODES[node].apply
     out = apply(t["x"], t["d"], t["b"], *frozen)
@@ -58,9 +59,10 @@ def test_both_ways_are_the_formula(node, with_base):
 
 
 @pytest.mark.parametrize("trained", [("d",), ("b",), ("x",), ("x", "d"), ("x", "b"), ("d", "b")])
+@pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("node", NODES)
-def test_any_part_may_be_frozen(node, trained):
-    t = tensors()
+def test_any_part_may_be_frozen(node, rank, trained):
+    t = tensors(r=rank)
     for name in ("x", "d", "b"):
         t[name].requires_grad_(name in trained)
     arguments = list(t.values())
@@ -70,10 +72,11 @@ def test_any_part_may_be_frozen(node, trained):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)  # float64 rounding
 
 
+@pytest.mark.parametrize("rank", [8, 40])
 @pytest.mark.parametrize("node", NODES)
-def test_a_narrow_input_does_not_lose_a_small_update(node):
+def test_a_narrow_input_does_not_lose_a_small_update(node, rank):
     """In bfloat16 W + ΔW would round most of an update of 10⁻³ of W away; the gradients are those of the formula."""
-    t = tensors(n=(64,), d_in=32, d_out=24, r=40)
+    t = tensors(n=(64,), d_in=32, d_out=24, r=rank)
     with torch.no_grad():
         t["b"].mul_(1e-3)
     narrow = {k: t[k].detach().to(torch.bfloat16) for k in ("x", "weight", "bias")}
@@ -96,17 +99,20 @@ def test_a_narrow_input_does_not_lose_a_small_update(node):
     assert torch.equal(maps[0], narrow["weight"])
 
 
+@pytest.mark.parametrize("rank", [3, 20])
 @pytest.mark.parametrize("by_weight", [True, False])
-def test_only_x_is_kept(by_weight, monkeypatch):
-    """Beside the pair and W: n·d_in numbers, whichever way the sums go."""
+def test_only_x_is_kept_or_where_that_is_little_h(by_weight, rank, monkeypatch):
+    """Beside the pair and W: x, n·d_in numbers; or, with 3·r ≤ d_in, n·r, whichever way the sums go."""
     monkeypatch.setattr(fused_vera, "cheaper_by_weight", lambda *_, **__: by_weight)
-    arguments = list(tensors(n=(50,), d_in=40, d_out=30, r=20).values())
+    arguments = list(tensors(n=(50,), d_in=40, d_out=30, r=rank).values())
+    x = arguments[0].untyped_storage().data_ptr()
     known = {tensor.untyped_storage().data_ptr() for tensor in arguments}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda s: kept.append(s) or s, lambda s: s):
         fused_vera.vera(*arguments)
-    assert kept
-    assert {tensor.untyped_storage().data_ptr() for tensor in kept} <= known
+    found = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // 8 for tensor in kept}
+    assert (x in found) == (rank == 20)
+    assert [size for where, size in found.items() if where not in known] == ([] if rank == 20 else [50 * rank])
 
 
 def test_the_cheaper_way_is_taken():
