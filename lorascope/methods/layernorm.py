@@ -20,7 +20,7 @@ from lorascope.methods.own import Own, OwnMethod, masters, own_parameters
 
 @dataclass(frozen=True)
 class LayerNormConfig:
-    """Settings of LayerNorm tuning.
+    """Settings of LayerNorm tuning. On the packaged task (200 steps) 5e-3 is a good learning rate.
 
     Attributes:
         bias: train the offsets as well as the gains.

@@ -46,7 +46,8 @@ _BLOCK = re.compile(r"^(.*?(?:^|\.)\d+)\.")
 
 @dataclass(frozen=True)
 class SubspaceConfig:
-    """Settings of training in a random subspace.
+    """Settings of training in a random subspace. On the packaged task (200 steps, d = 1000) 2e-2 is a good learning
+    rate: with columns of unit length one step of Adam moves θ by about √d times the rate, whatever D is.
 
     Attributes:
         d: how many numbers train, λs included.
