@@ -34,6 +34,21 @@ def test_train_writes_the_run_and_says_where(config, tmp_path):
     assert "holds a run already" in refused(lorascope("train", config, cwd=tmp_path, env=QUIET))
 
 
+def test_a_sweep_writes_a_run_for_each_and_prints_the_table(tmp_path, tiny_bert, labelled):
+    values = classifier_values(tiny_bert, labelled)
+    values["model"]["dropout"] = 0.0
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**values, "sweep": {"method.rank": [2, 3]}}))
+    done = lorascope("train", path, "--set", "training.max_steps=2", cwd=tmp_path, env=QUIET)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["adapter", "rank=2", "rank=3"]
+    for rank in (2, 3):
+        run = tmp_path / "runs" / "grid" / f"rank={rank}"
+        assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == rank
+        assert "sweep" not in yaml.safe_load((run / "config.yaml").read_text())
+    assert "is not empty; continue it with --resume" in refused(lorascope("train", path, cwd=tmp_path, env=QUIET))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_asked_for_and_absent_is_one_sentence(config, tmp_path):
     message = refused(lorascope("train", config, "--device", "cuda", cwd=tmp_path, env=QUIET))

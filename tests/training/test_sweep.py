@@ -351,6 +351,12 @@ def test_what_would_not_equal_own_runs_is_refused(labels, tmp_path):
         sweep.train(sweep.plan({**labels, "sweep": two}), tmp_path / "two")
 
 
+def test_patience_needs_evaluations(labels):
+    labels["training"]["early_stopping_patience"] = 2
+    with pytest.raises(InputError, match="early_stopping_patience needs eval_steps"):
+        parse(labels)
+
+
 @pytest.mark.slow
 def test_the_packaged_task_from_the_command_line(tmp_path):
     """Twelve adapters of three ranks, two rates and two seeds on MiniLM: all clearly above the majority."""
