@@ -231,7 +231,7 @@ class Part(nn.Module, ABC):
     def remove(self) -> None:
         """Take it out of the model again, which then is what it was, bit for bit."""
 
-    def switch(self, on: bool) -> None:  # noqa: B027
+    def switch(self, on: bool) -> None:
         """Stand aside in the forward pass, so that the base alone can be run and timed, or take part in it again.
 
         Nothing by default: whoever only changes values of the base costs what the base costs.
