@@ -24,8 +24,9 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
+from cases import ALPHA, RANK
 from torch import nn
-from train_step import ALPHA, MODELS, RANK, peft
+from train_step import MODELS
 
 from lorascope.methods.stacked import skeleton
 from lorascope.training.config import RunConfig, parse
@@ -78,10 +79,12 @@ def batched(items: Sequence[int], size: int) -> list[Sequence[int]]:
 
 def one_after_another(base: nn.Module, n: int, b: int, s: int, here: World) -> Callable[[], None]:
     """n steps of a PEFT model in the usual loop."""
-    model, factors = peft(copy.deepcopy(base))
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
     model.train()
-    optimiser = torch.optim.AdamW(factors.values(), lr=1e-5)
-    parameters, data = list(factors.values()), texts(s)
+    parameters, data = [p for p in model.parameters() if p.requires_grad], texts(s)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-5)
     batches = [data.batch(range(i * b, (i + 1) * b)).to(here.device) for i in range(n)]
 
     def step() -> None:
