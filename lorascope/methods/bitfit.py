@@ -23,7 +23,7 @@ _INTERMEDIATE = re.compile(r"(?:^|\.)(?:intermediate\.dense|fc1|lin1|c_fc|dense_
 
 @dataclass(frozen=True)
 class BitFitConfig:
-    """Settings of BitFit.
+    """Settings of BitFit. On the packaged task (200 steps) 5e-3 is a good learning rate.
 
     Attributes:
         biases: "all", or the paper's smaller choice: the query's and the feed-forward network's first.
