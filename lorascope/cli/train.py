@@ -46,13 +46,14 @@ def train(
     from lorascope.training.threads import wait_patiently
 
     wait_patiently()  # before torch is loaded
-    from lorascope.training.config import parse, read
+    from lorascope.training.config import override, parse, read
     from lorascope.training.parallel import pick_device
 
     values = read(config, overrides or [])
     folder, full_command = output or Path("runs") / config.stem, ["lorascope", *sys.argv[1:]]
     if "sweep" in values:
-        _sweep(values, str(config), folder, resume, device, full_command)
+        values = values if device is None else override(values, [f"training.device={device}"])
+        _sweep(values, str(config), folder, resume, full_command)
         return
     settings = parse(values, str(config))
     pick_device(device or settings.training.device)  # before anything slow is loaded
@@ -72,14 +73,12 @@ def train(
     print(f"look into it: lorascope analyze {shlex.quote(str(finished.adapter))}")
 
 
-def _sweep(
-    values: Mapping[str, Any], source: str, folder: Path, resume: bool, device: str | None, command: list[str]
-) -> None:
+def _sweep(values: Mapping[str, Any], source: str, folder: Path, resume: bool, command: list[str]) -> None:
     from lorascope.errors import LorascopeError
     from lorascope.training import sweep
     from lorascope.training.parallel import pick_device
 
-    plan = sweep.with_device(sweep.plan(values, source), device)
+    plan = sweep.plan(values, source)
     pick_device(plan.entries[0].config.training.device)
     rows = sweep.train(plan, folder, resume=resume, command=command)
     print(sweep.table(rows, accuracy=plan.entries[0].config.model.task_type == "SEQ_CLS"))

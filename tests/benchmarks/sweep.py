@@ -40,9 +40,9 @@ SIZES = ((1, 16), (1, 32), (8, 128))
 GOALS = {"16 adapters of 1 × 16 tokens": 2.0, "everywhere": 0.98}
 
 
-def config(seed: int, b: int, s: int) -> RunConfig:
+def config(seed: int, b: int, s: int, device: torch.device) -> RunConfig:
     method = {"name": "lora", "rank": RANK, "alpha": ALPHA, "targets": "all-linear"}
-    training = {"per_device_train_batch_size": b, "max_steps": 10**6, "seed": seed}
+    training = {"per_device_train_batch_size": b, "max_steps": 10**6, "seed": seed, "device": str(device)}
     model, data = {"name": "-", "task_type": "CAUSAL_LM"}, {"path": "-", "max_length": s}
     return parse(
         {"model": model, "data": data, "method": method, "optim": {"learning_rate": 1e-5}, "training": training}
@@ -60,7 +60,7 @@ def together(base: nn.Module, n: int, b: int, s: int, here: World, most: int) ->
     for seeds in batched(range(n), most):
         members = []
         for seed in seeds:
-            settings = config(seed, b, s)
+            settings = config(seed, b, s, here.device)
             injected = inject_method(skeleton(base), settings)
             members.append(Member(injected, data, data, settings, here))
         loops.append(Loop.together(members))
@@ -111,7 +111,7 @@ def clock(step: Callable[[], None], device: torch.device) -> float:
 
 
 def measure(base: nn.Module, n: int, b: int, s: int, here: World, rounds: int) -> dict:
-    most = default_parallel(config(0, b, s))
+    most = default_parallel(config(0, b, s, here.device))
     rows = {
         "peft": one_after_another(base, n, b, s, here),
         "alone": together(base, n, b, s, here, most=1),

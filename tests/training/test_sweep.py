@@ -336,7 +336,7 @@ def test_grid_and_list_make_the_configs_they_name(labels, tmp_path):
     )
     assert plan.max_parallel == 2
     default = sweep.plan({**labels, "sweep": GRID})
-    assert default.max_parallel == 8192 // (4 * 16)
+    assert default.max_parallel == 2048 // (4 * 16)
 
 
 def test_what_would_not_equal_own_runs_is_refused(labels, tmp_path):
