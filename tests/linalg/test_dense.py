@@ -1,0 +1,111 @@
+"""Dense spectra against planted ones and against LAPACK in float64."""
+
+import numpy as np
+import pytest
+
+from lorascope.linalg import dense
+
+
+def planted(sigma, m, n, seed=0):
+    rng = np.random.default_rng(seed)
+    p = len(sigma)
+    u, v = (np.linalg.qr(rng.standard_normal((size, p)))[0] for size in (m, n))
+    return (u * np.asarray(sigma)) @ v.T
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (64, 64), (1, 9), (9, 1)])
+def test_the_gram_way_gives_every_value_within_its_own_bound(shape):
+    p = min(shape)
+    sigma = np.logspace(0, -6, p)  # down to where the Gram matrix has lost about half of the digits
+    found = dense.spectrum(planted(sigma, *shape), accuracy=1e-2)
+    assert found.method == "gram"
+    assert np.all(np.abs(found.values - sigma) <= found.error)
+    assert found.error[0] < 1e-13  # the bound is worth something: near eps at the top
+    assert found.error[-1] < 1e-7
+    np.testing.assert_allclose(found.values[: p // 2], sigma[: p // 2], rtol=1e-6)  # what is promised by default
+
+
+def test_a_low_bulk_takes_the_accurate_way():
+    sigma = np.r_[np.ones(4), np.full(44, 1e-9)]
+    found = dense.spectrum(planted(sigma, 48, 60))
+    assert found.method == "svd"
+    np.testing.assert_allclose(found.values, sigma, rtol=1e-5)  # eps·σ₁/σ is 2e-7 here
+    assert np.all(np.abs(found.values - sigma) <= found.error)
+
+
+def test_against_lapack_on_noise_and_in_single_precision():
+    matrix = np.random.default_rng(1).standard_normal((120, 150)).astype(np.float32)
+    exact = np.linalg.svd(matrix.astype(float), compute_uv=False)
+    np.testing.assert_allclose(dense.spectrum(matrix).values, exact, rtol=1e-12)  # condition 20: 400·eps·√270
+    np.testing.assert_allclose(dense.singular_values(matrix), exact, rtol=1e-13)
+    single = np.linalg.svd(matrix, compute_uv=False)
+    assert np.abs(dense.spectrum(matrix).values - exact).max() < np.abs(single - exact).max() / 1000
+
+
+def test_zero_and_non_finite():
+    zero = dense.spectrum(np.zeros((3, 5)))
+    assert zero.values.tolist() == [0, 0, 0]
+    for call in (dense.spectrum, dense.singular_values, lambda a: dense.best_rank(a, 1), lambda a: dense.leading(a, 1)):
+        with pytest.raises(ValueError, match="NaN"):
+            call(np.array([[1.0, np.nan], [0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("shape", [(50, 80), (80, 50), (30, 30)])
+@pytest.mark.parametrize("rank", [1, 5, 29])
+def test_best_rank_is_eckart_youngs(shape, rank):
+    matrix = np.random.default_rng(2).standard_normal(shape)
+    u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    found = dense.best_rank(matrix, rank)
+    np.testing.assert_allclose(found.s, s[:rank], rtol=1e-10)
+    best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    np.testing.assert_allclose((found.u * found.s) @ found.vh, best, atol=1e-8)  # eps over gaps of about 0.1
+    np.testing.assert_allclose(found.u.T @ found.u, np.eye(rank), atol=1e-12)
+    assert found.spectrum.remaining == pytest.approx(np.sum(s[rank:] ** 2), rel=1e-10)
+
+
+def test_best_rank_refuses_what_there_is_not():
+    with pytest.raises(ValueError, match="no part of rank 4"):
+        dense.best_rank(np.ones((3, 5)), 4)
+
+
+@pytest.mark.parametrize("shape", [(150, 220), (220, 150)])
+@pytest.mark.parametrize("noise", [0.005, 0.05])
+def test_the_leading_values_lie_within_their_bound_and_the_rest_is_exact(shape, noise):
+    rng = np.random.default_rng(3)
+    matrix = planted(20 * 0.7 ** np.arange(12), *shape) + noise * rng.standard_normal(shape)
+    exact = np.linalg.svd(matrix, compute_uv=False)
+    found = dense.leading(matrix, 8, seed=1).spectrum
+    assert np.all(found.values <= exact[:8] * (1 + 1e-12))  # Ritz values: never too large, but for rounding
+    assert np.all(exact[:8] <= found.values + found.error)
+    assert found.error[0] < 0.2  # of σ₁ = 20: (1.5 σ₁₉)² / 2σ₁
+    assert found.remaining == pytest.approx(np.sum(matrix**2) - np.sum(found.values**2), rel=1e-10)
+    # Power steps leave about (σ₁₉/σ₈)^18: nothing at σ₁₉ = 0.13, a hundredth at 1.3, where σ₈ = 1.65.
+    np.testing.assert_allclose(found.values, exact[:8], rtol=1e-12 if noise < 0.01 else 0.02)
+
+
+def test_of_low_rank_the_leading_values_are_exact_and_nothing_remains():
+    matrix = planted([3.0, 2.0, 1.0], 60, 50)
+    found = dense.leading(matrix, 3)
+    np.testing.assert_allclose(found.s, [3, 2, 1], rtol=1e-13)
+    assert np.all(found.spectrum.error < 1e-6)
+    assert found.spectrum.remaining < 1e-12
+    np.testing.assert_allclose((found.u * found.s) @ found.vh, matrix, atol=1e-13)
+
+
+def test_repeated_singular_values():
+    found = dense.best_rank(np.eye(20, 30), 5)
+    np.testing.assert_allclose(found.s, 1, rtol=1e-13)
+    np.testing.assert_allclose(dense.leading(np.eye(20, 30), 5).s, 1, rtol=1e-13)
+
+
+def test_torch_goes_through_the_same_functions():
+    torch = pytest.importorskip("torch")
+    matrix = np.random.default_rng(4).standard_normal((40, 60))
+    tensor = torch.from_numpy(matrix)
+    for ours, theirs in (
+        (dense.spectrum(tensor).values, dense.spectrum(matrix).values),
+        (dense.best_rank(tensor, 4).s, dense.best_rank(matrix, 4).s),
+        (dense.leading(tensor, 4).s, dense.leading(matrix, 4).s),
+    ):
+        assert isinstance(ours, torch.Tensor)
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)

@@ -1,0 +1,114 @@
+"""Noise laws against simulation, against the figures of the papers, and against real rounding."""
+
+import numpy as np
+import pytest
+
+from lorascope.linalg import noise
+from lorascope.linalg.rounding import round_to
+
+RNG = np.random.default_rng(11)
+
+
+def svdvals(matrix):
+    return np.linalg.svd(matrix, compute_uv=False)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (100, 300), (300, 100)])
+def test_noise_spectrum_is_that_of_gaussian_matrices(shape):
+    simulated = np.mean([svdvals(RNG.standard_normal(shape)) for _ in range(4)], axis=0)
+    # Rigidity: the values lie within a spacing or two of their quantiles; the spacing is about 0.15, of σ₁ = 27 to 32.
+    np.testing.assert_allclose(noise.noise_spectrum(*shape)[2:], simulated[2:], atol=0.3)
+    assert noise.largest_noise(*shape) == pytest.approx(simulated[0], rel=0.015)  # spread of TW at p = 100 over 4 draws
+    assert np.sum(noise.noise_spectrum(*shape) ** 2) == pytest.approx(np.prod(shape), rel=1e-4)
+
+
+def test_rank_measures_of_a_large_square_and_of_four_to_one():
+    # papers.md, §2.3 [C]: r90/95/99 = .51/.61/.77 of k, effective rank .805, participation .50, stable .25
+    n = 2000
+    found = {name: value / n for name, value in noise.noise_measures(n, n).items()}
+    expected = {"energy_rank_0.9": 0.51, "energy_rank_0.95": 0.61, "energy_rank_0.99": 0.77}
+    expected |= {"effective_rank": 0.805, "participation_ratio": 0.5, "stable_rank": 0.25}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=0.006), name  # they are given to two digits
+    wide = {name: value / 500 for name, value in noise.noise_measures(500, 2000).items()}
+    assert [wide[f"energy_rank_{p}"] for p in (0.9, 0.95, 0.99)] == pytest.approx([0.762, 0.861, 0.966], abs=0.003)
+    assert wide["stable_rank"] == pytest.approx(0.445, abs=0.01)
+
+
+@pytest.mark.parametrize(("shape", "omega"), [((500, 500), 2.858), ((250, 500), 2.171), ((125, 500), 1.837)])
+def test_gavish_donohos_table(shape, omega):
+    sigma = np.ones(min(shape))
+    assert noise.gavish_donoho(sigma, *shape) == pytest.approx(omega, abs=5e-4)
+
+
+def test_the_planted_rank_is_found_where_the_energy_rank_measures_noise():
+    # papers.md, appendix A: a rank-8 signal at 4 times the edge, in 512² noise: GD 8, and r90 above 200
+    n = 512
+    u, v = (np.linalg.qr(RNG.standard_normal((n, 8)))[0] for _ in range(2))
+    edge = 2 * np.sqrt(n)
+    sigma = svdvals((u * np.linspace(1, 0.5, 8) * 4 * edge) @ v.T + RNG.standard_normal((n, n)))
+    assert np.sum(sigma > noise.gavish_donoho(sigma, n, n)) == 8
+    level = noise.noise_level(sigma, n, n)
+    assert level == pytest.approx(1, abs=0.03)  # eight spikes shift the median by 8 places of 512
+    assert np.sum(sigma > noise.marchenko_pastur_edge(level, n, n)) == 8
+
+
+def test_spikes_stand_out_where_theory_says():
+    """Baik, Ben Arous and Péché 2005; rectangular, Benaych-Georges and Nadakuditi 2012: seen iff θ > c^(1/4)."""
+    p, q = 400, 800
+    c = p / q
+    for factor, seen in ((0.75, 0), (1.6, 1)):
+        theta = factor * c**0.25
+        u, v = (np.linalg.qr(RNG.standard_normal((size, 1)))[0] for size in (p, q))
+        sigma = svdvals(theta * u @ v.T + RNG.standard_normal((p, q)) / np.sqrt(q))
+        level = noise.noise_level(sigma, p, q)
+        assert np.sum(sigma > noise.marchenko_pastur_edge(level, p, q)) == seen
+        if seen:
+            expected = np.sqrt((1 + theta**2) * (c + theta**2)) / theta
+            assert sigma[0] == pytest.approx(expected, rel=0.03)  # fluctuation is of order 1/√q
+
+
+def rounding_of(base, change, dtype, stored_as=None):
+    tuned = round_to(base + change, dtype)
+    account = noise.Rounding(*base.shape, stored_as or dtype)
+    for start in range(0, len(base), 50):  # in pieces, as a file is read
+        rows = slice(start, start + 50)
+        account.add(start, tuned[rows], tuned[rows] != base[rows])
+    return account, tuned - base
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("size", [1e-5, 3e-4, 3e-3])
+def test_the_floor_bounds_rounding_and_a_low_rank_update_stands_above_it(dtype, size):
+    m, n, r = 200, 300, 4
+    base = round_to(0.03 * RNG.standard_normal((m, n)), dtype)
+    change = size * RNG.standard_normal((m, r)) @ RNG.standard_normal((r, n)) / np.sqrt(r)
+    account, stored = rounding_of(base, change, dtype)
+    sigma, floor = svdvals(stored), account.floor()
+    assert np.sum(sigma > floor) <= r
+    if (dtype, size) != ("BF16", 1e-5):  # there one entry in eight moves at all, and the fourth direction is lost
+        assert np.sum(sigma > floor) == r
+    assert sigma[r] > floor / 4  # no empty bound: the noise that is there reaches a quarter of it
+
+
+def test_an_untouched_matrix_has_no_floor_and_integers_have_none():
+    base = round_to(RNG.standard_normal((20, 30)), "BF16")
+    account, _ = rounding_of(base, np.zeros_like(base), "BF16")
+    assert account.floor() == 0
+    assert account.moved_share == 0
+    assert noise.Rounding(2, 2, "I8").floor() == 0
+
+
+def test_a_narrow_run_in_a_wide_file_is_recognised():
+    base = round_to(RNG.standard_normal((60, 40)), "BF16")
+    change = 0.01 * RNG.standard_normal(base.shape)
+    narrow, _ = rounding_of(base, change, "BF16", stored_as="F32")
+    wide, _ = rounding_of(base, change, "F32")
+    assert (narrow.effective_dtype, wide.effective_dtype) == ("BF16", "F32")
+    assert narrow.floor() > 1e4 * wide.floor()  # 2^16 apart
+
+
+def test_zeros_and_tiny_values_do_not_disturb():
+    base = np.zeros((10, 12))
+    account, _ = rounding_of(base, np.full((10, 12), 1e-30), "F32")
+    assert 0 < account.floor() < 1e-18
