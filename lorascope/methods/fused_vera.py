@@ -74,7 +74,7 @@ class _ThroughBottleneck(torch.autograd.Function):
     def backward(ctx, grad):
         x, h, d, b, a, b_matrix, weight = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])  # (n, d_out)
-        down, dx = a.to(g.dtype), None
+        down, dx = _dense(a, g.dtype), None
         if ctx.needs_input_grad[0]:
             dh = matmul(g, (b_matrix * b[:, None]).to(g.dtype)).mul_(d.to(g.dtype))  # (n, r)
             dx = matmul(dh, down)
@@ -113,7 +113,7 @@ class _ByWeight(torch.autograd.Function):
         if h is not None:
             p = matmul(g.t(), h)  # (d_out, r)
         elif x is not None:
-            p = matmul(matmul(g.t(), x.reshape(-1, x.shape[-1])), a.to(g.dtype).t())
+            p = matmul(matmul(g.t(), x.reshape(-1, x.shape[-1])), _dense(a, g.dtype).t())
         return dx, *_vectors(p, d, b, b_matrix, ctx.needs_input_grad), None, None, None, None
 
 
@@ -130,10 +130,15 @@ def _keep(ctx, x, h, d, b, a, b_matrix, weight) -> None:
     ctx.save_for_backward(*kept, d, b, a, b_matrix, weight)
 
 
+def _dense(a: Tensor, dtype: torch.dtype) -> Tensor:
+    """A layer's columns of the shared A, without gaps: oneDNN takes a hundred times longer over a matrix with gaps."""
+    return a.to(dtype).contiguous()
+
+
 def _maps(dtype, d, b, a, b_matrix, weight) -> list[Tensor]:
     """The matrices (d_out, d_in) whose sum maps x to y: W + ΔW as one, or apart where the sum would lose ΔW."""
     left = (b_matrix * d).mul_(b[:, None])
-    delta = matmul(left.to(dtype), a.to(dtype))
+    delta = matmul(left.to(dtype), _dense(a, dtype))
     if weight is None:
         return [delta]
     return [delta.add_(weight)] if dtype == d.dtype else [weight.to(dtype), delta]
