@@ -58,7 +58,7 @@ def train(
     settings = parse(values, str(config))
     pick_device(device or settings.training.device)  # before anything slow is loaded
 
-    from lorascope.training import run
+    from lorascope.training import cost, run
 
     finished = run.train(run.with_device(settings, device), folder, resume=resume, command=full_command)
     if not finished.first:
