@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
-from lorascope.methods.dropout import draw_seed, keep
+from lorascope.methods.dropout import draw_seed, inflation, keep
 from lorascope.methods.products import matmul
 
 
@@ -46,6 +46,7 @@ class _LowRank(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
         narrow_b = b.to(x.dtype)
         ctx.dropout, ctx.seed = dropout, draw_seed() if dropout else None
+        scale = scale * inflation(dropout)
         h = F.linear(_kept(ctx, flat), a.to(x.dtype))  # (n, r)
         if weight is None:
             out = F.linear(h, narrow_b).mul_(scale)  # (n, d_out)

@@ -10,7 +10,8 @@ torch's, so that the frozen layer's output is the base model's to the bit and ro
 layer; gradients go through oneDNN. On an 8-layer Llama all gradients together are then 8e-7 from PEFT's (which are 8e-7
 from float64 themselves); with oneDNN forward too it would be 1.3e-6, and a step another quarter shorter.
 
-Everything else (CUDA, other types, tensor subclasses, a graph that is being compiled) takes torch's ordinary way.
+Everything else (CUDA, other types, tensor subclasses, a matrix with gaps between its rows, for which oneDNN has no fast
+kernel, a graph that is being compiled) takes torch's ordinary way.
 For use inside autograd functions: gradients do not pass through.
 """
 
@@ -47,7 +48,13 @@ def _by_onednn(x: Tensor, y: Tensor) -> bool:
         and x.device.type == y.device.type == "cpu"
         and type(x) in _PLAIN
         and type(y) in _PLAIN
-        and x.numel() > 0
-        and y.numel() > 0
+        and _without_gaps(x)
+        and _without_gaps(y)
         and not torch.compiler.is_compiling()
     )
+
+
+def _without_gaps(x: Tensor) -> bool:
+    """Whether the matrix lies in one piece, by rows or by columns."""
+    rows, columns = x.shape
+    return x.numel() > 0 and x.stride() in ((columns, 1), (1, rows))

@@ -6,7 +6,7 @@ from torch import nn
 
 from lorascope.errors import InputError
 from lorascope.methods.base import methods
-from lorascope.methods.dropout import draw_seed, keep
+from lorascope.methods.dropout import draw_seed, inflation, keep
 from lorascope.methods.inject import inject
 from lorascope.methods.lora import LoRA, LoRAConfig, RsLoRA, RsLoRAConfig
 from lorascope.methods.targets import find_sites
@@ -89,7 +89,7 @@ def test_dropout_acts_on_the_updates_input_and_follows_torchs_seed():
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
     torch.manual_seed(1)
-    dropped = keep(x, 0.25, draw_seed())
+    dropped = keep(x, 0.25, draw_seed()) * inflation(0.25)
     wanted = layer(x) + 2.0 * dropped @ delta.A.T @ delta.B.T
     torch.testing.assert_close(run(1), wanted, rtol=1e-5, atol=1e-5)  # float32 rounding
     injected.model.eval()
