@@ -1,0 +1,189 @@
+"""Subspaces of updates: orthonormal bases, principal angles, overlaps φ(i, j), and what they weigh in energy.
+
+Everything is a function of ΔW alone, not of the factors it is written in, and of its singular vectors only through what
+is determined: a sign, a rotation among equal singular values, or directions that are rounding change nothing. Where i
+leading directions would divide equal singular values, they are no subspace of ΔW: `cuts` says where that is.
+
+Written against the array API: numpy arrays or torch tensors, float64 inside.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from lorascope.linalg.arrays import Array, Float, namespace
+from lorascope.linalg.factored import GRAM_CONDITION, TINY, Factored
+
+TIE = 1e-8  # of σ₁: singular values nearer than this are one, since rounding in float64 turns their vectors freely
+RANK_FLOOR = 1e-12  # of σ₁: below this a direction is rounding, whatever the factors were stored in
+
+
+@dataclass(frozen=True)
+class Bases:
+    """ΔW = left · diag(sigma) · rightᵀ with only what is numerically there.
+
+    Attributes:
+        left: (m, k), orthonormal columns.
+        sigma: (k,), positive, descending.
+        right: (n, k), orthonormal columns.
+    """
+
+    left: Array
+    sigma: Array
+    right: Array
+
+    @property
+    def rank(self) -> int:
+        return self.sigma.shape[0]
+
+    def norm(self) -> float:
+        """‖ΔW‖_F."""
+        return float(namespace(self.sigma).linalg.vector_norm(self.sigma))
+
+
+def bases(delta: Any, tolerance: float = RANK_FLOOR) -> Bases:
+    """The singular bases of a `Factored`, a `Kronecker` or a dense array (m, n), without what is below tolerance · σ₁.
+
+    Raises:
+        ValueError: an entry is NaN or infinite.
+    """
+    u, s, v = _decomposed(delta)
+    xp = namespace(s)
+    kept = 0
+    if s.shape[0] and float(s[0]) > 0:
+        kept = int(xp.sum(xp.astype(s > max(tolerance, RANK_FLOOR) * s[0], xp.int64)))
+    return Bases(u[:, :kept], s[:kept], v[:, :kept])
+
+
+def row_basis(matrix: Float[Array, "r n"], tolerance: float = RANK_FLOOR) -> tuple[Array, Array]:
+    """V (n, k) and σ (k,): the right-singular side of a wide matrix, such as A alone in the LoRA paper's §7.2."""
+    xp = namespace(matrix)
+    identity = xp.eye(matrix.shape[0], dtype=xp.float64)
+    found = bases(Factored(identity, matrix), tolerance)
+    return found.right, found.sigma
+
+
+def _decomposed(delta: Any) -> tuple[Array, Array, Array]:
+    """U (m, p), σ (p,), V (n, p)."""
+    if isinstance(delta, Factored):
+        quick = _by_cholesky(delta)
+        if quick is not None:
+            return quick
+    if hasattr(delta, "svd"):
+        u, s, vh = delta.svd()
+        return u, s, vh.T
+    xp = namespace(delta)
+    if not bool(xp.all(xp.isfinite(delta))):
+        raise ValueError("the matrix holds NaN or infinite entries")
+    u, s, vh = xp.linalg.svd(xp.astype(delta, xp.float64), full_matrices=False)
+    return u, s, vh.T
+
+
+def _by_cholesky(delta: Factored) -> tuple[Array, Array, Array] | None:
+    """The SVD by way of Gram matrices, several times faster than QR; None where either factor is too dependent.
+
+    With left = Q_l R_l and R_l from Cholesky, Q_l = left R_l⁻¹ is orthonormal to eps · cond(Gram) ≤ 2e-13.
+    """
+    xp = namespace(delta.left)
+    left, right_t = (xp.astype(side, xp.float64) for side in (delta.left, delta.right.T))
+    if 0 in left.shape or 0 in right_t.shape or left.shape[1] > min(left.shape[0], right_t.shape[0]):
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):  # `svd` says it in words
+        r_left, r_right = _triangle(left), _triangle(right_t)
+    if r_left is None or r_right is None:
+        return None
+    u, s, vh = xp.linalg.svd(r_left @ r_right.T)
+    return left @ xp.linalg.solve(r_left, u), s, right_t @ xp.linalg.solve(r_right, vh.T)
+
+
+def _triangle(tall: Array) -> Array | None:
+    """R (k, k) of the QR of a tall matrix by Cholesky; None where its columns are not far from dependent."""
+    xp = namespace(tall)
+    gram = tall.T @ tall
+    lengths = xp.sqrt(xp.linalg.diagonal(gram))
+    if not bool(xp.all(xp.isfinite(lengths) & (lengths > TINY))):
+        return None
+    scaled = gram / lengths[:, None] / lengths[None, :]
+    spread = xp.linalg.eigvalsh(scaled)
+    if float(spread[-1]) > GRAM_CONDITION * float(spread[0]):
+        return None
+    return xp.linalg.cholesky(scaled).T * lengths[None, :]
+
+
+def cuts(sigma: Float[Array, " k"]) -> list[bool]:
+    """For i = 1..k, whether the i leading directions are determined: σ_i is not a tie with σ_{i+1}."""
+    if sigma.shape[0] == 0:
+        return []
+    top = float(sigma[0])
+    gaps = [float(a) - float(b) > TIE * top for a, b in pairwise(sigma)]
+    return [*gaps, True]
+
+
+def principal_angles(u: Float[Array, "n i"], v: Float[Array, "n j"]) -> Float[Array, " p"]:
+    """The p = min(i, j) angles between two subspaces given by orthonormal bases, ascending, in radians.
+
+    Björck and Golub 1973: large angles from their cosines, σ(UᵀV), small ones from their sines, σ((I − UUᵀ)V), so that
+    every angle is good to a few eps: arccos alone loses half of the digits below 1e-8.
+    """
+    xp = namespace(u, v)
+    wide, narrow = (u, v) if u.shape[1] >= v.shape[1] else (v, u)
+    if narrow.shape[1] == 0:
+        return narrow[0, :] if narrow.shape[0] else narrow.reshape(-1)
+    cross = wide.T @ narrow
+    cosines = xp.clip(xp.linalg.svdvals(cross), 0.0, 1.0)
+    sines = xp.flip(xp.clip(xp.linalg.svdvals(narrow - wide @ cross), 0.0, 1.0))
+    return xp.where(cosines * cosines >= 0.5, xp.asin(sines), xp.acos(cosines))
+
+
+def overlap_grid(cross: Float[Array, "i j"]) -> Float[Array, "i j"]:
+    """φ(p, q) = ‖U_pᵀV_q‖_F² / min(p, q) for all leading p and q, from UᵀV (Hu et al. 2021, §7.2, eq. 4)."""
+    xp = namespace(cross)
+    sums = (cross * cross).cumsum(0).cumsum(1)
+    rows = xp.arange(1, cross.shape[0] + 1, dtype=xp.float64)
+    columns = xp.arange(1, cross.shape[1] + 1, dtype=xp.float64)
+    return sums / xp.minimum(rows[:, None], columns[None, :])
+
+
+def cosine(a: Bases, b: Bases) -> float | None:
+    """⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖ ‖ΔW_b‖) through the factors; None where an update is zero."""
+    if a.rank == 0 or b.rank == 0:
+        return None
+    return cosine_of(a.left.T @ b.left, a.right.T @ b.right, a.sigma, b.sigma)
+
+
+def cosine_of(left: Array, right: Array, s: Array, t: Array) -> float:
+    """The same from U_aᵀU_b, V_aᵀV_b (k, l) and the singular values s (k,), t (l,)."""
+    xp = namespace(left)
+    unit_s, unit_t = s / xp.linalg.vector_norm(s), t / xp.linalg.vector_norm(t)
+    return float(xp.sum(left * right * unit_s[:, None] * unit_t[None, :]))
+
+
+def energy_overlap(cross: Float[Array, "k l"], s: Float[Array, " k"], t: Float[Array, " l"]) -> float:
+    """⟨G_a, G_b⟩ / (‖G_a‖ ‖G_b‖), G = ΔW ΔWᵀ (left) or ΔWᵀΔW (right): in [0, 1], 1 where G_a ∝ G_b.
+
+    Directions count by their energy, so that the many weak ones of a large rank neither add nor hide anything.
+    """
+    xp = namespace(cross)
+    a, b = (s / s[0]) ** 2, (t / t[0]) ** 2
+    inner = xp.sum(cross * cross * a[:, None] * b[None, :])
+    return float(inner / (xp.linalg.vector_norm(a) * xp.linalg.vector_norm(b)))
+
+
+def captured(cross: Float[Array, "k l"], t: Float[Array, " l"]) -> float:
+    """‖UᵀΔW_b‖_F² / ‖ΔW_b‖_F² from cross = UᵀU_b: the share of b's energy that lies in the subspace U."""
+    xp = namespace(cross)
+    shares = (t / xp.linalg.vector_norm(t)) ** 2
+    return float(xp.sum(xp.sum(cross * cross, axis=0) * shares))
+
+
+def projection_distance(angles: Float[Array, " p"]) -> float:
+    """√Σsin²θ = √(p − ‖UᵀV‖_F²): the LoRA paper's App. G, where φ = 1 − d²/p (printed there with d² alone)."""
+    xp = namespace(angles)
+    return float(xp.linalg.vector_norm(xp.sin(angles)))
+
+
+def geodesic_distance(angles: Float[Array, " p"]) -> float:
+    """√Σθ², the length of the shortest way on the Grassmannian."""
+    return float(namespace(angles).linalg.vector_norm(angles))
