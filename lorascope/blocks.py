@@ -123,7 +123,11 @@ class Lines(Block):
 
 @dataclass(frozen=True)
 class Measure:
-    """One layer of a heatmap: `values[i][j]` belongs to row i and column j; None where there is no such module."""
+    """One layer of a heatmap: `values[i][j]` belongs to row i and column j; None where there is no such module.
+
+    `marks` are values named on the colour scale, such as what chance gives; `limits` are its ends, where the values'
+    own least and greatest should not be.
+    """
 
     key: str
     title: str
@@ -131,6 +135,8 @@ class Measure:
     unit: Literal["float", "percent", "int"] = "float"
     log: bool = False
     help: str = ""
+    marks: tuple[tuple[float, str], ...] = ()
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """What every analysis gives back: a frozen result with a table, a summary and blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorascope.blocks import Block, Finding
 from lorascope.registry import Registry
+from lorascope.weights.adapter import Adapter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,3 +35,6 @@ class Result(Protocol):
 
 
 analyses: Registry[Callable[..., Result]] = Registry("analysis", "lorascope.analyses")
+
+# What asks about several adapters at once, such as how much of their subspaces two of them share.
+comparisons: Registry[Callable[[Sequence[Adapter]], Result]] = Registry("comparison", "lorascope.analyses")

@@ -32,6 +32,14 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A named value on the colour scale; `at` from 0 to LEVELS."""
+
+    at: float
+    says: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """One measure, drawn. `ticks` are the colour scale's least, middle and greatest values."""
 
@@ -40,6 +48,7 @@ class Layer:
     cells: tuple[Cell, ...]
     ticks: tuple[str, str, str] | None
     log: bool
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def _layer(
 ) -> Layer:
     left, top, width, height = box
     values = [v for row in measure.values for v in row if _drawable(v, measure.log)]
-    scale = _Scale(min(values), max(values), measure.log) if values else None
+    scale = _Scale(*(measure.limits or (min(values), max(values))), measure.log) if values else None
     column_label = t.visible(block.column_label)
     cells = []
     for i, row in enumerate(rows):
@@ -109,7 +118,12 @@ def _layer(
             fits = len(shown) * 6.5 + 6 <= width and value is not None
             cells.append(Cell(left + j * width, top + i * height, level, f"{place}: {shown}", shown if fits else ""))
     ticks = tuple(t.cell(v, measure.unit) for v in scale.ticks()) if scale else None
-    return Layer(t.visible(measure.title), t.visible(measure.help), tuple(cells), ticks, measure.log)
+    marks = tuple(
+        Mark(scale.share(at) * LEVELS, f"{t.visible(name)} {t.cell(at, measure.unit)}")
+        for at, name in measure.marks
+        if scale is not None and scale.least <= at <= scale.greatest
+    )
+    return Layer(t.visible(measure.title), t.visible(measure.help), tuple(cells), ticks, measure.log, marks)
 
 
 def _drawable(value: Number, log: bool) -> bool:
@@ -128,13 +142,17 @@ class _Scale:
         """NaN counts as least, and so does what is not positive on a scale of ratios."""
         if math.isnan(value) or (self.log and value <= 0):
             return 0
+        return LEVELS // 2 if self.greatest == self.least else round(self.share(value) * (LEVELS - 1))
+
+    def share(self, value: float) -> float:
+        """Where on the scale a value stands, from 0 to 1."""
         if self.greatest == self.least:
-            return LEVELS // 2
+            return 0.5
         if self.log:
             share = math.log(value / self.least) / math.log(self.greatest / self.least)
         else:
             share = (value - self.least) / (self.greatest - self.least)
-        return round(max(0.0, min(1.0, share)) * (LEVELS - 1))
+        return max(0.0, min(1.0, share))
 
     def ticks(self) -> tuple[float, float, float]:
         middle = math.sqrt(self.least * self.greatest) if self.log else (self.least + self.greatest) / 2

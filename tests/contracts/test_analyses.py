@@ -7,15 +7,18 @@ import json
 import pandas as pd
 import pytest
 
-from lorascope.analyses.base import analyses
+from lorascope.analyses.base import analyses, comparisons
 from lorascope.blocks import Block, Finding, Page
 from lorascope.report import html, terminal
 from lorascope.weights import io
 
 
-@pytest.fixture(scope="module", params=analyses.names())
+@pytest.fixture(scope="module", params=[*analyses.names(), *comparisons.names()])
 def result(request, lora_folder):
-    return analyses.get(request.param)(io.read(lora_folder))
+    """Of one adapter; of a comparison, of three."""
+    if request.param in analyses.names():
+        return analyses.get(request.param)(io.read(lora_folder))
+    return comparisons.get(request.param)([io.read(lora_folder)] * 3)
 
 
 def test_the_result_is_frozen(result):
@@ -44,9 +47,9 @@ def test_findings_and_blocks_can_be_drawn(result):
     assert "<h1" in html.render(page)
 
 
-@pytest.mark.parametrize("name", analyses.names())
+@pytest.mark.parametrize("name", [*analyses.names(), *comparisons.names()])
 def test_the_docstring_says_what_it_asks_and_when_it_misleads(name):
-    run = analyses.get(name)
+    run = (analyses if name in analyses.names() else comparisons).get(name)
     package = importlib.import_module(f"lorascope.analyses.{name}")
     assert "?" in package.__doc__.splitlines()[0]
     assert "misleads" in package.__doc__

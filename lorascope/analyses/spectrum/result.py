@@ -139,7 +139,7 @@ def run(
     Raises:
         InputError: fewer modules are left to analyse, or `modules` is not a regular expression.
     """
-    updates, set_aside = _selected(adapter, base, modules)
+    updates, set_aside = selected(adapter, base, modules)
     types = module_types(update.name for update in updates)
     measured: list[ModuleSpectrum] = []
     with one_thread():
@@ -173,9 +173,14 @@ def _why_incomplete(update: Update, base: "Checkpoint | None") -> str:
     return f"ΔW of a {update.kind} update depends on W, and the base has no such weight"
 
 
-def _selected(
+def selected(
     adapter: Adapter, base: "Checkpoint | None", pattern: str | None
 ) -> tuple[list[Update], list[NotAnalysed]]:
+    """The updates that `pattern` finds, full weights saved beside them among these, and what is no update, and why.
+
+    Raises:
+        InputError: `pattern` is not a regular expression, or finds nothing.
+    """
     updates, set_aside = list(adapter.updates.values()), list(adapter.not_analysed)
     for name in sorted(adapter.saved, key=lambda name: name not in adapter.parts):  # what the method is about, first
         stored, part = adapter.saved[name], adapter.parts.get(name)

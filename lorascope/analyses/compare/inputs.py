@@ -1,0 +1,165 @@
+"""What is compared: adapters and full checkpoints, their modules brought under common names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lorascope.analyses.spectrum.result import selected
+from lorascope.errors import InputError, some
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.checkpoint import Checkpoint
+
+_MOST_PREFIX = 3  # components by which two namings of one module may differ: `base_model.model.`, `bert.`, `model.`
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The modules to compare.
+
+    Attributes:
+        names: module to its update by the index of the adapter, in the order of first appearance.
+        set_aside: by the index of the adapter, what yields no update, and why.
+    """
+
+    names: Mapping[str, Mapping[int, Update]]
+    set_aside: Mapping[int, tuple[NotAnalysed, ...]] = field(default_factory=dict)
+
+
+def labels(inputs: Sequence[Adapter | Checkpoint]) -> list[str]:
+    """The shortest tails of the paths that tell them apart; a number where the same path stands twice."""
+    paths = [Path(source_path(one)).parts for one in inputs]
+    most = max((len(parts) for parts in paths), default=1)
+    for length in range(1, most + 1):
+        tails = ["/".join(parts[-length:]) or f"adapter {index + 1}" for index, parts in enumerate(paths)]
+        if len(set(tails)) == len(set(paths)):
+            break
+    seen: dict[str, int] = {}
+    made = []
+    for tail in tails:
+        seen[tail] = seen.get(tail, 0) + 1
+        made.append(tail if seen[tail] == 1 else f"{tail} ({seen[tail]})")
+    return made
+
+
+def source_path(one: Adapter | Checkpoint) -> str:
+    return str(one.path) if isinstance(one, Checkpoint) else one.source.path
+
+
+def source(one: Adapter | Checkpoint) -> dict[str, Any]:
+    """Path, hash, format and method."""
+    if isinstance(one, Checkpoint):
+        return {"path": str(one.path), "sha256": one.sha256(), "format": "checkpoint", "method": "full fine-tuning"}
+    return dict(vars(one.source))
+
+
+def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, pattern: str | None) -> Modules:
+    """Modules under the first adapter's names. Dots and underscores are one, leading components may differ.
+
+    Raises:
+        InputError: a checkpoint without the base, or `pattern` is not a regular expression or finds nothing.
+    """
+    if base is None and any(isinstance(one, Checkpoint) for one in inputs):
+        raise InputError("a full model is compared by ΔW = W' − W", hint="pass the base model with --base")
+    names: dict[str, dict[int, Update]] = {}
+    set_aside: dict[int, tuple[NotAnalysed, ...]] = {}
+    index = _Names(base)
+    for number, one in enumerate(inputs):
+        if isinstance(one, Checkpoint):
+            continue
+        updates, aside = selected(one, base, pattern)
+        set_aside[number] = tuple(aside)
+        for name, update in index.place(updates).items():
+            names.setdefault(name, {})[number] = update
+    full = {number: one for number, one in enumerate(inputs) if isinstance(one, Checkpoint)}
+    if full and not names:
+        names = _whole(full, base, pattern)
+    else:
+        for number, checkpoint in full.items():
+            for updates_of in names.values():
+                if (update := _difference(checkpoint, next(iter(updates_of.values())))) is not None:
+                    updates_of[number] = update
+    return Modules(names, set_aside)
+
+
+class _Names:
+    """Common names of modules, as they come to be known."""
+
+    def __init__(self, base: Checkpoint | None):
+        self.base = base
+        self.known: dict[str, str] = {}  # the flat form to the name
+        self.tails: dict[str, set[str]] = {}  # the flat forms without leading components to names
+
+    def place(self, updates: Sequence[Update]) -> dict[str, Update]:
+        """One adapter's updates under the common names."""
+        own = {update.name: self._flat(update) for update in updates}
+        taken = {self.known[flat] for flat in own.values() if flat in self.known}
+        placed: dict[str, Update] = {}
+        fresh = []
+        for update in updates:
+            name = self.known.get(own[update.name]) or self._similar(update, taken | placed.keys())
+            if name is None:
+                fresh.append(update)
+            else:
+                placed[name] = update
+        for update in fresh:
+            self._learn(update, own[update.name])
+            placed[update.name] = update
+        return placed
+
+    def _flat(self, update: Update) -> str:
+        resolved = self.base.resolve(update.base_weight or update.name) if self.base is not None else None
+        expert = "" if update.expert is None else f"_{update.expert}"
+        return (resolved or update.name).removesuffix(".weight").replace(".", "_") + expert
+
+    def _learn(self, update: Update, flat: str) -> None:
+        self.known[flat] = update.name
+        for tail in _tails(update.name):
+            self.tails.setdefault(tail, set()).add(update.name)
+
+    def _similar(self, update: Update, taken: set[str]) -> str | None:
+        for tail in _tails(update.name):
+            found = self.tails.get(tail, set()) - taken
+            if len(found) == 1 and len(self.tails[tail]) == 1:
+                return next(iter(found))
+        return None
+
+
+def _tails(name: str) -> list[str]:
+    """The flat name, and without up to three leading components as long as it still names a layer."""
+    parts = name.split(".")
+    return ["_".join(parts[k:]) for k in range(min(_MOST_PREFIX, max(len(parts) - 2, 0)) + 1)]
+
+
+def _difference(checkpoint: Checkpoint, like: Update) -> Update | None:
+    """ΔW of a full model at the module of `like`; None where it has no such weight, or one of another shape."""
+    if checkpoint.find(like.base_weight or like.name) is None:
+        return None
+    try:
+        tuned = checkpoint.of(like)
+    except InputError:
+        return None
+    note = ("W' − W of a full model",)
+    return replace(like, kind="tuned", roles={"tuned": tuned}, scale=1.0, notes=note)
+
+
+def _whole(
+    full: Mapping[int, Checkpoint], base: Checkpoint | None, pattern: str | None
+) -> dict[str, dict[int, Update]]:
+    """Every matrix of the base, where only full models are compared."""
+    import re
+
+    assert base is not None
+    names: dict[str, dict[int, Update]] = {}
+    for stored_name in base.names():
+        module = stored_name.removesuffix(".weight")
+        if len(base.weight(stored_name).shape) != 2 or not re.search(pattern or "", module):
+            continue
+        like = Update(module, "tuned", {"tuned": base.weight(stored_name)}, base_weight=stored_name)
+        found = {number: update for number, one in full.items() if (update := _difference(one, like)) is not None}
+        if found:
+            names[module] = found
+    if not names:
+        raise InputError("the full models have no matrix in common with the base", found=some(base.names(), 3))
+    return names

@@ -1,0 +1,169 @@
+"""One module of one pair: every measure of agreement, each beside what chance gives."""
+
+from typing import Any
+
+import numpy as np
+
+from lorascope.analyses.compare.side import Side
+from lorascope.linalg import haar, subspace
+
+Row = dict[str, Any]
+MOST_SHOWN = 64  # sides of a φ grid, in the record
+SHARED_ROWS, SHARED_Z = 0.3, 6.0  # mean cosine of A's rows, one by one, and its z: published groups split at 0.15–0.6
+SHARED_SPACE, SHARED_P = 0.5, 1e-6  # of A's row spaces, above chance, where the rows themselves were turned
+
+
+def compare(a: Side, b: Side) -> Row:
+    """The record of one module, JSON types only; q-values and the name come later."""
+    m, n = a.shape
+    left, right = a.bases.left.T @ b.bases.left, a.bases.right.T @ b.bases.right
+    row: Row = {
+        "shape": [m, n],
+        "rank": [a.bases.rank, b.bases.rank],
+        "frobenius_norm": [a.bases.norm(), b.bases.norm()],
+        "kind": [a.update.kind, b.update.kind],
+        **_cosine(a, b, left, right),
+        "left": _space(m, a, b, left, "left"),
+        "right": _space(n, a, b, right, "right"),
+        "a_alone": _a_alone(n, a, b),
+    }
+    return row | {
+        "initialisation": _initialisation(a, b, row["a_alone"]),
+        "notes": list(dict.fromkeys((*a.notes, *b.notes))),
+    }
+
+
+def _cosine(a: Side, b: Side, left: np.ndarray, right: np.ndarray) -> Row:
+    """⟨ΔW_a, ΔW_b⟩/(‖·‖‖·‖): chance is 0 with standard deviation 1/√(mn), and the tail depends on the spectra."""
+    sd = haar.cosine_sd(*a.shape)
+    row: Row = {"cosine": None, "cosine_chance": 0.0, "cosine_sd": sd, "cosine_z": None, "cosine_p": None}
+    if not a.bases.rank or not b.bases.rank:
+        return row
+    value = subspace.cosine_of(left, right, a.bases.sigma, b.bases.sigma)
+    value = min(1.0, max(-1.0, value))
+    p = haar.cosine_p(value, *a.shape, a.bases.sigma, b.bases.sigma)
+    return row | {"cosine": value, "cosine_z": value / sd, "cosine_p": p}
+
+
+def _space(n: int, a: Side, b: Side, cross: np.ndarray, side: str) -> Row | None:
+    """One side's subspaces, of dimension i and j in R^n. None where an update is zero."""
+    i, j = a.directions, b.directions
+    if not i or not j:
+        return None
+    u, v = getattr(a.bases, side)[:, :i], getattr(b.bases, side)[:, :j]
+    angles = subspace.principal_angles(u, v)
+    ties = [subspace.cuts(one.bases.sigma[: count + 1])[:count] for one, count in ((a, i), (b, j))]
+    row = _overlap(n, cross[:i, :j], angles, ties)
+    energies = _energies(n, a, b, cross)
+    return row | energies
+
+
+def _overlap(n: int, cross: np.ndarray, angles: np.ndarray, ties: list[list[bool]]) -> Row:
+    i, j = cross.shape
+    total = float(np.sum(np.cos(angles) ** 2))
+    chance = haar.phi(n, i, j)
+    whole = total / min(i, j)
+    distance = subspace.projection_distance(angles)
+    return {
+        "dimension": n,
+        "dims": [i, j],
+        "principal_angles": angles.tolist(),
+        "smallest_angle_chance": haar.smallest_angle(n, i, j),
+        **_grid(n, cross, ties),
+        "phi_whole": whole,
+        "phi_chance": chance.mean,
+        "phi_sd": chance.sd,
+        "z": chance.z(whole),
+        "p": chance.p(whole),
+        "effect": (whole - chance.mean) / (1 - chance.mean) if chance.mean < 1 else None,
+        "top": _top(n, cross, ties),
+        "projection_distance": distance,
+        "projection_distance_chance": float(np.sqrt(max(min(i, j) * (1 - chance.mean), 0.0))),
+        "geodesic_distance": subspace.geodesic_distance(angles),
+    }
+
+
+def _grid(n: int, cross: np.ndarray, ties: list[list[bool]]) -> Row:
+    """φ(i, j), and z of each; null where i or j cuts through equal singular values."""
+    cross = cross[:MOST_SHOWN, :MOST_SHOWN]
+    rows, columns = (np.array(one[:MOST_SHOWN], dtype=bool) for one in ties)
+    known = rows[:, None] & columns[None, :]
+    values = subspace.overlap_grid(cross)
+    i, j = np.arange(1, len(rows) + 1)[:, None], np.arange(1, len(columns) + 1)[None, :]
+    mean, variance = haar.moments(n, i, j)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(variance > 0, (values * np.minimum(i, j) - mean) / np.sqrt(variance), np.nan)
+    cut = [[int(k) + 1 for k in np.flatnonzero(~one)] for one in (rows, columns)]
+    return {"phi": _listed(values, known, 10), "phi_z": _listed(z, known, 3), "tied_after": cut}
+
+
+def _listed(values: np.ndarray, known: np.ndarray, digits: int) -> list[list[float | None]]:
+    shown = np.round(values, digits)
+    keep = known & np.isfinite(values)
+    return [[float(v) if k else None for v, k in zip(*line, strict=True)] for line in zip(shown, keep, strict=True)]
+
+
+def _top(n: int, cross: np.ndarray, ties: list[list[bool]]) -> Row:
+    """φ(1, 1): whether the strongest directions agree; its Beta law is exact."""
+    if not ties[0][0] or not ties[1][0]:
+        return {"phi": None, "phi_chance": 1 / n, "z": None, "p": None}
+    value, chance = min(float(cross[0, 0] ** 2), 1.0), haar.phi(n, 1, 1)
+    return {"phi": value, "phi_chance": chance.mean, "z": chance.z(value), "p": chance.p(value)}
+
+
+def _energies(n: int, a: Side, b: Side, cross: np.ndarray) -> Row:
+    """The overlap weighted by energy, and how much of one's energy lies in the other's subspace."""
+    s, t = a.bases.sigma / a.bases.sigma[0], b.bases.sigma / b.bases.sigma[0]
+    size = float(np.linalg.norm(s**2) * np.linalg.norm(t**2))
+    shares = [(one / np.linalg.norm(one)) ** 2 for one in (s, t)]
+    ones = [np.ones(count) for count in (a.directions, b.directions)]
+    whole = subspace.energy_overlap(cross, s, t)
+    b_in_a = subspace.captured(cross[: a.directions], t)
+    a_in_b = subspace.captured(cross[:, : b.directions].T, s)
+    return {
+        "energy_overlap": _beside(whole, haar.weighted(n, s**2, t**2).scaled(1 / size)),
+        "energy_of_b_in_a": _beside(b_in_a, haar.weighted(n, ones[0], shares[1])),
+        "energy_of_a_in_b": _beside(a_in_b, haar.weighted(n, ones[1], shares[0])),
+    }
+
+
+def _beside(value: float, chance: haar.Chance) -> Row:
+    return {"value": value, "chance": chance.mean, "z": chance.z(value), "p": chance.p(value)}
+
+
+def _a_alone(n: int, a: Side, b: Side) -> Row | None:
+    """The row spaces of A, in the order of A's own singular values: Hu et al. 2021, §7.2. None where there is no A."""
+    if a.a_alone is None or b.a_alone is None:
+        return None
+    (u, s), (v, t) = a.a_alone, b.a_alone
+    if not s.shape[0] or not t.shape[0] or u.shape[0] != v.shape[0]:
+        return None
+    return _overlap(n, u.T @ v, subspace.principal_angles(u, v), [subspace.cuts(s), subspace.cuts(t)])
+
+
+def _initialisation(a: Side, b: Side, alone: Row | None) -> Row | None:
+    """Whether the two A began as one. None where there is no A.
+
+    In one stream of random numbers A (8, d) is the leading rows of A (64, d), and training moves A little: so its rows,
+    one by one and as stored, still point the same way. Two A that were only trained towards one subspace have no such
+    reason to agree row by row. Where the rows were turned since (a truncation, a merge), their space still tells.
+    """
+    if a.rows is None or b.rows is None or alone is None:
+        return None
+    cosine, z = row_cosine(a.rows, b.rows)
+    by_row = cosine is not None and abs(cosine) >= SHARED_ROWS and abs(z or 0.0) >= SHARED_Z
+    by_space = (alone["effect"] or 0.0) >= SHARED_SPACE and alone["p"] is not None and alone["p"] < SHARED_P
+    return {"row_cosine": cosine, "row_cosine_z": z, "shared": bool(by_row or by_space)}
+
+
+def row_cosine(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float | None]:
+    """The mean cosine of row k of either A over the rows that both have, and its z: by chance 0 ± 1/√(rows · d_in)."""
+    rows = min(len(a), len(b))
+    if not rows or a.shape[1] != b.shape[1]:
+        return None, None
+    x, y = a[:rows], b[:rows]
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    if not np.all(lengths > 0):
+        return None, None
+    cosine = float(np.mean(np.sum(x * y, axis=1) / lengths))
+    return cosine, cosine * float(np.sqrt(x.size))
