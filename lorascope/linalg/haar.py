@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_NEWTON_STEPS = 60
+from lorascope.linalg.arrays import Array
+
+_BISECTIONS = 60
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,17 @@ class Chance:
         return self.high - self.low <= 0 or self.sd <= 1e-12 * (self.high - self.low)
 
 
-def moments(n: int, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(n: int, i: Array, j: Array) -> tuple[Array, Array]:
     """Mean and variance of ‖UᵀV‖_F² for random subspaces of dimensions i and j of R^n; i and j broadcast."""
     if n < 2:
-        return np.asarray(i * j, dtype=float), np.zeros(np.broadcast(i, j).shape)
+        return np.multiply(i, j, dtype=float), np.zeros(np.broadcast(i, j).shape)
     product = np.asarray(i, dtype=float) * j
     return product / n, 2 * product * (n - i) * (n - j) / (n**2 * (n - 1) * (n + 2))
 
 
 def overlap(n: int, i: int, j: int) -> Chance:
     """‖UᵀV‖_F² = Σcos²θ of random subspaces of dimensions i and j of R^n."""
-    mean, variance = moments(n, np.array(i), np.array(j))
+    mean, variance = moments(n, i, j)
     return Chance(float(mean), math.sqrt(float(variance)), float(max(0, i + j - n)), float(min(i, j)))
 
 
@@ -129,7 +131,7 @@ def cosine_p(cosine: float, m: int, n: int, s: np.ndarray, t: np.ndarray) -> flo
 def _saddlepoint(squares: np.ndarray, x: float) -> float:
     """u > 0 with Σ w²u / (1 − w²u²) = x, by bisection: the left side grows from 0 to ∞ on (0, 1/max w)."""
     low, high = 0.0, 1 / math.sqrt(float(squares.max()))
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(_BISECTIONS):
         u = (low + high) / 2
         if float(np.sum(squares * u / (1 - squares * u**2))) < x:
             low = u

@@ -68,6 +68,9 @@ def row_basis(matrix: Float[Array, "r n"], tolerance: float = RANK_FLOOR) -> tup
 def _decomposed(delta: Any) -> tuple[Array, Array, Array]:
     """U (m, p), σ (p,), V (n, p)."""
     if isinstance(delta, Factored):
+        if delta.left.shape[1] == 0:  # every rank was pruned away
+            empty = namespace(delta.left).astype(delta.left, namespace(delta.left).float64)
+            return empty, empty[:1, :].reshape(-1), namespace(empty).astype(delta.right.T, empty.dtype)
         quick = _by_cholesky(delta)
         if quick is not None:
             return quick

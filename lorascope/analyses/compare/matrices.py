@@ -80,7 +80,10 @@ class Sums:
         self.add("modules", at, 1.0)
         dims = np.array([side.directions for side in ordered])
         for name, size, overlap in (("left", m, left), ("right", n, right)):
+            if size < 2:  # the one side of a vector: a line has one subspace
+                continue
             least = np.minimum(dims[:, None], dims[None, :])
+            self.add(f"{name} modules", at, 1.0)
             mean, variance = haar.moments(size, dims[:, None], dims[None, :])
             self.add(f"{name} phi", at, overlap / least)
             self.add(f"{name} chance", at, mean / least)
@@ -111,12 +114,12 @@ class Sums:
         with np.errstate(divide="ignore", invalid="ignore"):
             made: dict[str, np.ndarray] = {"cosine": self.get("inner") / np.sqrt(energy * energy.T)}
             for side in ("left", "right"):
-                excess = self.get(f"{side} excess")
-                made[side] = self.get(f"{side} phi") / modules
-                made[f"{side}_chance"] = self.get(f"{side} chance") / modules
+                excess, number = self.get(f"{side} excess"), self.get(f"{side} modules")
+                made[side] = self.get(f"{side} phi") / number
+                made[f"{side}_chance"] = self.get(f"{side} chance") / number
                 made[f"{side}_z"] = excess / np.sqrt(self.get(f"{side} variance"))
                 above = self.get(f"{side} phi") - self.get(f"{side} chance")
-                made[f"{side}_effect"] = above / (modules - self.get(f"{side} chance"))
+                made[f"{side}_effect"] = above / (number - self.get(f"{side} chance"))
             made["row_cosine"] = self.get("row cosine") / self.get("rows")
             made["shared"] = self.get("shared") / self.get("rows")
         return Matrices(modules=modules, **{key: np.where(np.isfinite(v), v, np.nan) for key, v in made.items()})

@@ -46,9 +46,9 @@ def _cosine(a: Side, b: Side, left: np.ndarray, right: np.ndarray) -> Row:
 
 
 def _space(n: int, a: Side, b: Side, cross: np.ndarray, side: str) -> Row | None:
-    """One side's subspaces, of dimension i and j in R^n. None where an update is zero."""
+    """One side's subspaces, of dimension i and j in R^n. None where an update is zero, or R^n is a line."""
     i, j = a.directions, b.directions
-    if not i or not j:
+    if not i or not j or n < 2:
         return None
     u, v = getattr(a.bases, side)[:, :i], getattr(b.bases, side)[:, :j]
     angles = subspace.principal_angles(u, v)

@@ -156,7 +156,7 @@ def run(
     if not common:
         raise InputError(
             "the adapters have no module in common",
-            found="; ".join(f"{label}: {some(_names_of(found, k), 2)}" for k, label in list(enumerate(named))[:3]),
+            found="; ".join(f"{label}: {some(_names_of(found, k), 2) or 'none'}" for k, label in enumerate(named[:3])),
             hint="names of other dialects are understood with --base",
         )
     chosen = common if all_modules else _sampled(found, common)
@@ -253,9 +253,9 @@ class _Run:
         matrices = self.sums.matrices()
         pairs = tuple(self._pairs(matrices))
         if not any(pair.summary["modules"] for pair in pairs):
-            raise InputError(
-                "no module could be compared", found=some([item["reason"] for item in self.not_compared], 2)
-            )
+            reasons = [item["reason"] for item in self.not_compared if item["name"] in self.found.names]
+            reasons += [item["reason"] for item in self.unmatched if "reason" in item]
+            raise InputError("no module could be compared", found="; ".join(dict.fromkeys(reasons)))
         return CompareResult(
             adapters=tuple({"label": label, **source(one)} for label, one in zip(self.named, adapters, strict=True)),
             pairs=pairs,
