@@ -228,21 +228,25 @@ def measure(name: str, label: str, dtype: torch.dtype, device: str, rounds: int,
     ]
 
 
+HEAD = f"{'method':12} {'model':5} {'dtype':8} {'row':18} {'s/step':>7} {'/floor':>6} {'/PEFT':>6} {'best':>6}"
+HEAD += f" {'saved MiB':>9} {'/PEFT':>6} {'peak MiB':>8} {'vs PEFT':>7} {'vs f64':>7}"
+COLUMNS = {"to_floor": "6.3f", "to_peft": "6.3f", "best_to_peft": "6.3f", "saved_mib": "9.1f", "saved_to_peft": "6.2f"}
+COLUMNS |= {"peak_mib": "8.0f", "gradient_to_peft": "7.0e", "gradient_to_float64": "7.0e"}
+
+
 def show(results: list[dict]) -> None:
-    head = f"{'method':12} {'model':5} {'dtype':8} {'row':18} {'s/step':>7} {'/floor':>6} {'/PEFT':>6} {'best':>6}"
-    print(head + f" {'saved MiB':>9} {'/PEFT':>6} {'peak MiB':>8} {'vs PEFT':>7} {'vs f64':>7}")
+    """The rows of one comparison, as soon as it is measured."""
     for r in results:
-        shown = {"to_floor": "6.3f", "to_peft": "6.3f", "best_to_peft": "6.3f", "saved_mib": "9.1f"}
-        shown |= {
-            "saved_to_peft": "6.2f",
-            "peak_mib": "8.0f",
-            "gradient_to_peft": "7.0e",
-            "gradient_to_float64": "7.0e",
-        }
-        widths = {key: int(form.split(".")[0]) for key, form in shown.items()}
-        cells = (f"{r[k]:{form}}" if r.get(k) is not None else "-".rjust(widths[k]) for k, form in shown.items())
-        print(f"{r['method']:12} {r['model']:5} {r['dtype']:8} {r['row']:18} {r['seconds']:7.4f} {' '.join(cells)}")
-    for label in dict.fromkeys(r["method"] for r in results):
+        cells = [
+            "-".rjust(int(form.split(".")[0])) if r.get(key) is None else f"{r[key]:{form}}"
+            for key, form in COLUMNS.items()
+        ]
+        start = f"{r['method']:12} {r['model']:5} {r['dtype']:8} {r['row']:18} {r['seconds']:7.4f}"
+        print(start, *cells, flush=True)
+
+
+def show_goals(labels: list[str]) -> None:
+    for label in labels:
         goal = CASES[label].goal
         for at, dtype in enumerate(DTYPES):
             time_goal = f"time {goal.time[at]:.2f}, " if goal.time else ""
@@ -264,15 +268,21 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     results = []
-    for label in CASES if "all" in args.method else args.method:
+    labels = list(CASES) if "all" in args.method else args.method
+    if not args.json:
+        print(HEAD, flush=True)
+    for label in labels:
         for dtype in args.dtype:
             for name in args.model:
                 print(f"measuring {label}, {name}, {dtype}", file=sys.stderr)
-                results += measure(name, label, getattr(torch, dtype), args.device, args.rounds, args.compile)
+                found = measure(name, label, getattr(torch, dtype), args.device, args.rounds, args.compile)
+                results += found
+                if not args.json:
+                    show(found)
     if args.json:
         print(json.dumps({"torch": torch.__version__, "results": results}, indent=1))
     else:
-        show(results)
+        show_goals(labels)
 
 
 if __name__ == "__main__":
