@@ -185,6 +185,10 @@ def _limits(result: "CompareResult") -> list[Finding]:
         text = f"{measured} of {of} modules were measured, evenly chosen by depth within each type (--all-modules)"
         found.append(Finding("note", text))
     records = [row for pair in result.pairs for row in pair.modules or ()]
+    zero = {row["name"] for row in records if 0.0 in row["frobenius_norm"]}
+    if zero:
+        text = f"ΔW is zero in {len(zero)} module{'s' * (len(zero) != 1)} of one adapter ({some(sorted(zero), 2)})"
+        found.append(Finding("warning", text))
     if any(PARTIAL in row["notes"] for row in records):
         found.append(Finding("warning", f"DoRA is compared by {PARTIAL}; pass --base"))
     crowded = [row for row in records if any(row[s] and row[s]["phi_chance"] > CROWDED for s in ("left", "right"))]
