@@ -56,7 +56,7 @@ def singular_values(matrix: Float[Array, "m n"]) -> Float[Array, " p"]:
     """
     xp = namespace(matrix)
     _check(matrix)
-    return xp.linalg.svdvals(xp.astype(matrix, xp.float64))
+    return xp.linalg.svdvals(_double(matrix))
 
 
 def spectrum(matrix: Float[Array, "m n"], accuracy: float = ACCURACY) -> Spectrum:
@@ -67,7 +67,7 @@ def spectrum(matrix: Float[Array, "m n"], accuracy: float = ACCURACY) -> Spectru
     """
     xp = namespace(matrix)
     _check(matrix)
-    wide = _wide(xp.astype(matrix, xp.float64))
+    wide = _wide(_double(matrix))
     rounding = math.sqrt(sum(wide.shape)) * EPS
     squares = xp.flip(xp.linalg.eigvalsh(wide @ wide.T), axis=0)
     middle, top = float(squares[squares.shape[0] // 2]), float(squares[0])
@@ -90,7 +90,7 @@ def best_rank(matrix: Float[Array, "m n"], rank: int) -> Leading:
     """
     xp = namespace(matrix)
     _check(matrix)
-    matrix = xp.astype(matrix, xp.float64)
+    matrix = _double(matrix)
     wide = _wide(matrix)
     if not 1 <= rank <= wide.shape[0]:
         raise ValueError(f"a matrix of {tuple(matrix.shape)} has no part of rank {rank}")
@@ -99,7 +99,7 @@ def best_rank(matrix: Float[Array, "m n"], rank: int) -> Leading:
     u = basis @ inner
     if matrix.shape[0] > matrix.shape[1]:
         u, vh = vh.T, u.T
-    rest = max(float(xp.sum(matrix * matrix)) - float(xp.sum(s * s)), 0.0)
+    rest = max(float(xp.linalg.vector_norm(matrix)) ** 2 - float(xp.sum(s * s)), 0.0)
     error = xp.zeros_like(s) + math.sqrt(sum(matrix.shape)) * EPS * float(s[0])
     return Leading(u, s, vh, Spectrum(s, "gram", error, rest))
 
@@ -118,7 +118,7 @@ def leading(matrix: Float[Array, "m n"], k: int, seed: int = 0) -> Leading:
         raise ValueError(f"cannot take the leading {k} singular values")
     xp = namespace(matrix)
     _check(matrix)
-    matrix = xp.astype(matrix, xp.float64)
+    matrix = _double(matrix)
     rng = np.random.default_rng(seed)
     width = min(k + OVERSAMPLING, *matrix.shape)
     q = _orthonormal(matrix @ as_like(rng.standard_normal((matrix.shape[1], width)), matrix))
@@ -126,7 +126,7 @@ def leading(matrix: Float[Array, "m n"], k: int, seed: int = 0) -> Leading:
         q = _orthonormal(matrix @ _orthonormal(matrix.T @ q))
     small = q.T @ matrix
     inner, s, vh = xp.linalg.svd(small, full_matrices=False)
-    energy = float(xp.sum(matrix * matrix))
+    energy = float(xp.linalg.vector_norm(matrix)) ** 2
     outside = _residual_norm(matrix, q, small, rng, max(energy - float(xp.sum(s * s)), 0.0))
     k = min(k, s.shape[0])
     s = s[:k]
@@ -172,6 +172,12 @@ def _top_eigenvectors(gram: Array, rank: int) -> Array:
 
 def _orthonormal(tall: Array) -> Array:
     return namespace(tall).linalg.qr(tall)[0]
+
+
+def _double(matrix: Array) -> Array:
+    """In float64, not copied where it is that already: ΔW may be the largest thing in memory."""
+    xp = namespace(matrix)
+    return matrix if matrix.dtype == xp.float64 else xp.astype(matrix, xp.float64)
 
 
 def _wide(matrix: Array) -> Array:

@@ -116,8 +116,8 @@ class Rounding:
 
     def __init__(self, rows: int, columns: int, dtype: str):
         self.dtype = dtype
-        self._rows = np.zeros((rows, _BINADES), np.int64)
-        self._columns = np.zeros((columns, _BINADES), np.int64)
+        self._rows = np.zeros((rows, _BINADES), np.int32)
+        self._columns = np.zeros((columns, _BINADES), np.int32)
         self._moved_in_rows, self._moved_in_columns = np.zeros_like(self._rows), np.zeros_like(self._columns)
         self._fits = [d for d in ("F32", "F16", "BF16") if _SIGNIFICAND[d] < _SIGNIFICAND.get(dtype, 0) > 11]
 

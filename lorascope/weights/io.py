@@ -21,13 +21,13 @@ _ADAPTERS = (
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",
 )
-_MODELS = (
+MODELS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TWO_CHECKPOINTS = "two full checkpoints are for `lorascope delta BASE TUNED`, which this version does not have yet"
+_TWO_CHECKPOINTS = "two full checkpoints are compared by `lorascope delta BASE TUNED`"
 
 
 def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
@@ -101,7 +101,7 @@ def _weights_of(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     present = sorted(entry.name for entry in folder.iterdir())
-    if any(name in present for name in _MODELS):
+    if any(name in present for name in MODELS):
         raise InputError(f"{folder} holds a full model, not an adapter", found=some(present), hint=_TWO_CHECKPOINTS)
     candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES))]
     indices = [name for name in present if name.endswith(".index.json")]

@@ -36,6 +36,10 @@ class TorchTensor:
 
         return self.tensor.detach().to(torch.float64).numpy()
 
+    def rows(self, start: int, stop: int) -> "TorchTensor":
+        """Rows `start` to `stop` of the first axis, without reading the others."""
+        return TorchTensor(self.tensor[start:stop], self.dtype)
+
 
 def open_pickle(path: Path) -> dict[str, Stored]:
     """The tensors of a PyTorch file by key; a file that holds `{"state_dict": {...}}` is opened one level deeper.

@@ -1,0 +1,57 @@
+"""The best rank-r adapter of a full fine-tune: Eckart and Young's, module by module, as a LoRA."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lorascope.errors import InputError
+from lorascope.linalg import dense
+from lorascope.linalg.arrays import Array, to_numpy
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.delta import Pair
+from lorascope.weights.tensors import InMemory
+
+
+def why_not(pair: Pair) -> str | None:
+    """Why a parameter's update has no place in a LoRA; None where it has one."""
+    if pair.is_vector:
+        return "a vector"
+    if pair.expert is not None:
+        return "a fused expert"
+    if any("resized" in note for note in pair.notes):
+        return "resized"
+    return None
+
+
+def factors(matrix: Array, rank: int, top: int | None) -> dict[str, np.ndarray]:
+    """A (k, d_in) and B (d_out, k) of the best rank k ≤ `rank`, each with √σ, in float32.
+
+    Args:
+        matrix: ΔW (d_out, d_in).
+        rank: the rank asked for; a smaller matrix gets less.
+        top: where only the leading values are computed, these give the factors, too.
+    """
+    rank = min(rank, *matrix.shape)
+    best = dense.best_rank(matrix, rank) if top is None else dense.leading(matrix, max(rank, top))
+    u, s, vh = (to_numpy(part) for part in (best.u[:, :rank], best.s[:rank], best.vh[:rank]))
+    root = np.sqrt(s)
+    return {"A": (root[:, None] * vh).astype(np.float32), "B": (u * root).astype(np.float32)}
+
+
+def adapter_of(pairs: Mapping[str, Pair], found: Mapping[str, Mapping[str, np.ndarray]], rank: int) -> Adapter:
+    """The factors of every module as an adapter of scale 1 (α = r).
+
+    Raises:
+        InputError: no module has an update that a LoRA can hold.
+    """
+    if not found:
+        raise InputError("there is no ΔW to extract an adapter from", hint="every matrix is unchanged or left out")
+    updates = {}
+    for name, roles in found.items():
+        pair = pairs[name]
+        stored = {role: InMemory(np.asarray(values, np.float32), "F32") for role, values in roles.items()}
+        updates[name] = Update(
+            name, "low_rank", stored, 1.0, pair.transposed, pair.kernel, pair.parameter, embedding=pair.embedding
+        )
+    return Adapter(updates, {"r": rank, "lora_alpha": rank}, Source(method="LoRA"))

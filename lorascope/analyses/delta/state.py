@@ -1,0 +1,113 @@
+"""What is finished of a large pair: a folder from which an interrupted run goes on.
+
+`modules.jsonl` begins with the key of the run (hashes of all files, options), and has one line for each finished
+parameter; a line that was cut off is ignored. Factors for `--extract` lie beside it, a file for each module. The folder
+is removed when the run is complete.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta
+from lorascope.errors import LorascopeError
+from lorascope.weights.safetensors import open_safetensors, write_safetensors
+from lorascope.weights.tensors import InMemory
+
+_KINDS = {"matrix": MatrixDelta, "vector": VectorDelta}
+_VERSION = 1  # of the record: another one starts afresh
+
+
+class State:
+    """The finished parameters of one run in `folder`.
+
+    Args:
+        folder: where they lie; made when the first one is finished.
+        key: what the run depends on; a folder of another run is begun afresh.
+
+    Raises:
+        LorascopeError: the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]):
+        self.folder, self.path = folder, folder / "modules.jsonl"
+        text = json.dumps([_VERSION, dict(key)], sort_keys=True, default=str)
+        self.key = hashlib.sha256(text.encode()).hexdigest()
+        self.done: dict[str, MatrixDelta | VectorDelta] = {}
+        self._started = False
+        if self.path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise LorascopeError(f"cannot read {self.path}: {error.strerror or error}") from None
+        records = [record for line in lines if (record := _parsed(line)) is not None]
+        if not records or records[0].get("key") != self.key:
+            return
+        self._started = True
+        for record in records[1:]:
+            self.done[record["name"]] = _restored(record)
+
+    def add(self, name: str, finished: MatrixDelta | VectorDelta, factors: Mapping[str, np.ndarray] | None) -> None:
+        """Keep one finished parameter, on the disk before this returns."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if factors is not None:
+                stored = {role: InMemory(values, "F32") for role, values in factors.items()}
+                write_safetensors(self._factors(name), stored, {})
+            start = "" if self._started else json.dumps({"key": self.key}) + "\n"
+            with self.path.open("a" if self._started else "w", encoding="utf-8") as file:
+                file.write(start + json.dumps(_record(name, finished), default=_plain) + "\n")
+        except OSError as error:
+            raise LorascopeError(f"cannot write {self.folder}: {error.strerror or error}") from None
+        self._started = True
+        self.done[name] = finished
+
+    def factors(self, name: str) -> dict[str, np.ndarray] | None:
+        """The factors kept with a finished parameter, where there are any."""
+        path = self._factors(name)
+        return {role: stored.read() for role, stored in open_safetensors(path)[0].items()} if path.is_file() else None
+
+    def _factors(self, name: str) -> Path:
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+
+    def remove(self) -> None:
+        """The run is complete: nothing is left behind."""
+        if self._started:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _record(name: str, finished: MatrixDelta | VectorDelta) -> dict[str, Any]:
+    kind = next(kind for kind, sort in _KINDS.items() if isinstance(finished, sort))
+    return {"name": name, "kind": kind, "record": asdict(finished)}
+
+
+def _restored(record: dict[str, Any]) -> MatrixDelta | VectorDelta:
+    values = record["record"]
+    for key in ("shape", "singular_values", "notes"):
+        if isinstance(values.get(key), list):
+            values[key] = tuple(values[key])
+    return _KINDS[record["kind"]](**values)
+
+
+def _plain(value: Any) -> Any:
+    """What json does not know: mappings and records inside a record."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return dict(value) if isinstance(value, Mapping) else float(value)

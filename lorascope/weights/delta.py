@@ -1,0 +1,376 @@
+"""tuned − base: which parameters of two checkpoints belong together, and their difference, one at a time.
+
+Everything is accounted for: a parameter is in a pair, or listed with the reason why it is not. Only one difference is
+in memory at a time, and of the two weights it is made of only some rows: a pair of 7B models needs no 2 × 14 GB.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorascope.errors import InputError, some
+from lorascope.linalg.noise import Rounding
+from lorascope.linalg.rounding import UNIT_ROUNDOFF, unit_roundoff
+from lorascope.updates.base import Stored, Update, dense
+from lorascope.weights import io
+from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.tensors import InMemory, Mapped, transposed
+
+_PIECE = 1 << 20  # entries of either weight in memory at a time
+_EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
+_CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)$")
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One parameter as both sides have it.
+
+    Attributes:
+        name: the module's path in the base, or the parameter's own name where it is not a module's `weight`.
+        parameter: the base's name of the parameter.
+        base: as stored.
+        tuned: as stored, of the same shape; None where `update` gives ΔW itself.
+        shape: (d_out, d_in) of the map; (d,) of a vector.
+        transposed: the base stores the map as (d_in, d_out).
+        embedding: the map is an embedding, of which d_in is the vocabulary.
+        kernel: of a convolution, the kernel's sides.
+        expert: of a fused expert parameter, which slice of its first axis.
+        maybe_turned: square, in a pair of checkpoints of which one stores such maps transposed: the numbers decide.
+        update: where the tuned side is an adapter file: its update of this module.
+        notes: what should be said about this parameter.
+    """
+
+    name: str
+    parameter: str
+    base: Stored
+    tuned: Stored | None
+    shape: tuple[int, ...]
+    transposed: bool = False
+    embedding: bool = False
+    kernel: tuple[int, ...] = ()
+    expert: int | None = None
+    maybe_turned: bool = False
+    update: Update | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has no spectrum worth the name: a bias, a norm's weight, a map of one input or output."""
+        return min(self.shape, default=1) == 1 or len(self.shape) < 2
+
+    @property
+    def tuned_dtype(self) -> str:
+        if self.tuned is not None:
+            return self.tuned.dtype
+        assert self.update is not None
+        return max((stored.dtype for stored in self.update.roles.values()), key=unit_roundoff)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Every parameter of both sides: in a pair, or not, and why."""
+
+    pairs: tuple[Pair, ...]
+    unmatched: tuple[NotAnalysed, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """ΔW of one pair.
+
+    Attributes:
+        matrix: (d_out, d_in) in float64; of a vector (1, d).
+        base_norm: ‖W‖_F.
+        non_finite: how many entries are NaN or infinite, on either side.
+        rounding: what storing the tuned weight did; None where the file gives ΔW itself.
+        base_rounding: what storing the base did, where its dtype is narrower than float32 and no finer than the
+            tuned side's: it is in ΔW only if the tuning started from a finer copy of the base than this file.
+        notes: the pair's, and what only the numbers told.
+    """
+
+    matrix: np.ndarray
+    base_norm: float
+    non_finite: int
+    rounding: Rounding | None = None
+    base_rounding: Rounding | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_tuned(path: str | Path, base: Checkpoint) -> Checkpoint | Adapter:
+    """The tuned side: a full checkpoint, or an adapter folder such as a full fine-tuning run of lorascope leaves.
+
+    Raises:
+        InputError: there is neither.
+    """
+    folder = Path(path)
+    if folder.is_dir() and (folder / io.CONFIG).is_file() and not any((folder / n).is_file() for n in io.MODELS):
+        return io.read(folder, base)
+    return open_checkpoint(path)
+
+
+def match(base: Checkpoint, tuned: Checkpoint | Adapter) -> Matched:
+    """Which parameters belong together, by their names (whatever prefix either side has) and their shapes.
+
+    Tied weights are compared once. Embeddings and heads of different vocabularies are compared in the rows that both
+    have. Maps that only one side stores transposed (Conv1D) are turned.
+
+    Raises:
+        InputError: the two have no parameter in common.
+    """
+    matched = _match_adapter(base, tuned) if isinstance(tuned, Adapter) else _Matching(base, tuned).run()
+    if not matched.pairs:
+        theirs = list(tuned.updates) if isinstance(tuned, Adapter) else tuned.names()
+        raise InputError(
+            "the two checkpoints have no parameter in common",
+            found=f"{some(base.names(), 2)} and {some(theirs, 2)}",
+            hint="give the base model that the other was tuned from",
+        )
+    return matched
+
+
+class _Matching:
+    """One pass over the tuned names, then over what the base has left."""
+
+    def __init__(self, base: Checkpoint, tuned: Checkpoint):
+        self.base, self.tuned = base, tuned
+        self.pairs: list[Pair] = []
+        self.unmatched: list[NotAnalysed] = []
+        self.partner: dict[str, str] = {}  # the tuned name by the base's
+        names = list(base.stored)
+        self.conv1d = base.config.get("model_type") in _CONV1D_MODELS or any(
+            name.endswith("c_attn.weight") and _is_three_wide(base.stored[name]) for name in names
+        )
+
+    def run(self) -> Matched:
+        found = {name: self.base.resolve(name) for name in self.tuned.stored}
+        for name in sorted(found, key=lambda name: _tied(name, found[name])):  # a tie only where the name is not there
+            self._tuned(name, found[name])
+        for name in self.base.stored:
+            if name not in self.partner:
+                self._left(name)
+        turned = any("stored transposed" in note for pair in self.pairs for note in pair.notes)
+        order = {name: i for i, name in enumerate(self.base.stored)}
+        pairs = sorted(self.pairs, key=lambda pair: (order[pair.parameter], pair.expert or 0))
+        return Matched(tuple(_ask_numbers(p) if turned else p for p in pairs), tuple(self.unmatched))
+
+    def _set_aside(self, name: str, reason: str) -> None:
+        self.unmatched.append(NotAnalysed(name, reason))
+
+    def _tuned(self, name: str, of_base: str | None) -> None:
+        stored = self.tuned.stored[name]
+        if of_base is None:
+            self._set_aside(name, "only in the tuned checkpoint")
+        elif stored.dtype not in UNIT_ROUNDOFF:
+            self.partner.setdefault(of_base, name)
+            self._set_aside(name, f"holds {stored.dtype}: positions, masks or quantised codes, no weights")
+        elif of_base in self.partner and _same(stored, self.tuned.stored[self.partner[of_base]]):
+            self._set_aside(name, f"tied: the same numbers as {self.partner[of_base]}, and counted there")
+        else:
+            tie = (f"tied in the base: compared with its {of_base}",) if _tied(name, of_base) else ()
+            self._pair(of_base, self.base.stored[of_base], name, tie)
+
+    def _left(self, name: str) -> None:
+        """A parameter of the base that no tuned name led to."""
+        partner = self.tuned.resolve(name)
+        if partner is None or not _tied(name, partner):
+            self._set_aside(name, "only in the base")
+            return
+        twin = next((own for own, theirs in self.partner.items() if theirs == partner), None)
+        if twin is not None and _same(self.base.stored[name], self.base.stored[twin]):
+            self._set_aside(name, f"tied: the same numbers as {twin}, and counted there")
+        else:
+            self._pair(name, self.base.stored[name], partner, (f"tied in the tuned checkpoint: its {partner}",))
+
+    def _pair(self, name: str, base: Stored, tuned_name: str, notes: tuple[str, ...]) -> None:
+        tuned = self.tuned.stored[tuned_name]
+        self.partner.setdefault(name, tuned_name)
+        fitted = _fitted(name, base, tuned)
+        if fitted is None:
+            shapes = f"{list(base.shape)} in the base and {list(tuned.shape)} in the tuned checkpoint"
+            self._set_aside(name, f"has other shapes: {shapes}")
+            return
+        base, tuned, note = fitted
+        self.pairs += _pairs_of(name, base, tuned, (*notes, *note), self.conv1d)
+
+
+def _tied(name: str, other: str | None) -> bool:
+    """Whether two names are of different modules, so that only a tie can have led from one to the other."""
+    return other is not None and name.split(".")[-2:][0] != other.split(".")[-2:][0]
+
+
+def _is_three_wide(stored: Stored) -> bool:
+    return len(stored.shape) == 2 and stored.shape[1] == 3 * stored.shape[0]
+
+
+def _fitted(name: str, base: Stored, tuned: Stored) -> tuple[Stored, Stored, tuple[str, ...]] | None:
+    """Both in one shape, and what had to be done for it; None where they cannot be compared."""
+    a, b = tuple(base.shape), tuple(tuned.shape)
+    if a == b:
+        return base, tuned, ()
+    module = name.rpartition(".")[0]
+    grows = bool(a) and len(a) == len(b) and a[1:] == b[1:]
+    if grows and (_EMBEDDING.search(module) or _HEAD.search(module)):
+        both = min(a[0], b[0])
+        what = f"resized from {a[0]} to {b[0]} rows: the first {both} are compared"
+        return _some_rows(base, both), _some_rows(tuned, both), (what,)
+    if len(a) == 2 and a == b[::-1]:
+        return base, transposed(tuned), ("stored transposed in the tuned checkpoint: turned",)
+    return None
+
+
+def _pairs_of(name: str, base: Stored, tuned: Stored, notes: tuple[str, ...], conv1d: bool) -> Iterator[Pair]:
+    """The pair of one parameter, or of each expert that is fused in it."""
+    module = name.removesuffix(".weight")
+    shape = tuple(size for size in base.shape if size != 1) if len(base.shape) != 2 else tuple(base.shape)
+    if len(shape) == 3 and "expert" in name:
+        for expert in range(shape[0]):
+            one, other = _slice(base, expert), _slice(tuned, expert)
+            yield Pair(f"{module}[{expert}]", name, one, other, tuple(one.shape), expert=expert, notes=notes)
+    elif len(shape) < 2:
+        yield Pair(module, name, base, tuned, shape, notes=notes)
+    else:
+        matrix = (base.shape[0], math.prod(base.shape[1:])) if len(base.shape) > 2 and base.shape[0] > 1 else shape
+        embedding = len(base.shape) == 2 and _EMBEDDING.search(module) is not None
+        turned = embedding or (conv1d and len(base.shape) == 2 and _CONV1D.search(module) is not None)
+        kernel = tuple(base.shape[2:]) if len(base.shape) > 2 and base.shape[0] > 1 else ()
+        yield Pair(
+            module, name, base, tuned, matrix[::-1] if turned else matrix, turned, embedding, kernel, notes=notes
+        )
+
+
+def _ask_numbers(pair: Pair) -> Pair:
+    square = len(pair.base.shape) == 2 and pair.base.shape[0] == pair.base.shape[1]
+    return replace(pair, maybe_turned=square and not pair.embedding)
+
+
+def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
+    """Each update of an adapter file, and each tensor saved whole that the base has in the same shape."""
+    pairs, unmatched = [], list(adapter.not_analysed)
+    for update in adapter.updates.values():
+        found = base.resolve(update.base_weight or update.name)
+        if found is None:
+            unmatched.append(NotAnalysed(update.name, "only in the tuned file"))
+            continue
+        weight = base.of(update)
+        tuned = update.roles["tuned"] if update.kind == "tuned" and update.scale == 1 else None
+        shape = tuple(weight.shape) if min(weight.shape) > 1 else (max(weight.shape),)
+        turned, embedding = update.transposed, update.embedding
+        pairs.append(
+            Pair(
+                update.name, found, weight, tuned, shape, turned, embedding, update.kernel, update.expert, False, update
+            )
+        )
+    for name, stored in adapter.saved.items():
+        found = base.resolve(name) if name not in adapter.parts else None
+        if found is None or tuple(base.stored[found].shape) != tuple(stored.shape):
+            unmatched.append(NotAnalysed(name, adapter.parts.get(name, "only in the tuned file")))
+        else:
+            pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), False)
+    return Matched(tuple(pairs), tuple(unmatched))
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
+
+
+def difference(pair: Pair) -> Difference:
+    """ΔW of one pair, read in pieces; memory is that of ΔW in float64 and no more where both lie in files."""
+    if pair.tuned is None:
+        return _of_update(pair)
+    notes = pair.notes
+    tuned = pair.tuned
+    if pair.maybe_turned:
+        base, other = pair.base.read(), tuned.read()
+        if np.linalg.norm(other.T - base) < np.linalg.norm(other - base):
+            notes = (*notes, "stored transposed in the tuned checkpoint: turned (the numbers say so)")
+            other = other.T
+        tuned = InMemory(other, tuned.dtype)
+    rows, columns = (math.prod(pair.base.shape[:-1]), pair.base.shape[-1]) if pair.base.shape else (1, 1)
+    if len(pair.shape) == 2 and pair.kernel:
+        rows, columns = pair.shape
+    matrix = np.empty((rows, columns))
+    rounding = Rounding(rows, columns, pair.tuned_dtype)
+    coarse = unit_roundoff(pair.base.dtype) >= max(unit_roundoff(pair.tuned_dtype), UNIT_ROUNDOFF["F16"])
+    base_rounding = Rounding(rows, columns, pair.base.dtype) if coarse else None
+    energy, broken = 0.0, 0
+    for start, w, t in _pieces(pair.base, tuned, rows, columns):
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.subtract(t, w, out=matrix[start : start + len(w)])
+        bad = ~(np.isfinite(w) & np.isfinite(t))
+        broken += int(bad.sum())
+        if broken:
+            continue
+        energy += float(np.vdot(w, w))
+        moved = t != w
+        rounding.add(start, t, moved)
+        if base_rounding is not None:
+            base_rounding.add(start, w, moved)
+    turned = pair.transposed and not pair.is_vector and pair.update is None
+    return Difference(matrix.T if turned else matrix, math.sqrt(energy), broken, rounding, base_rounding, notes)
+
+
+def _of_update(pair: Pair) -> Difference:
+    """ΔW as an adapter's own formula gives it."""
+    assert pair.update is not None
+    base = pair.base.read()
+    matrix = np.ascontiguousarray(dense(pair.update.delta(base)), dtype=np.float64)
+    broken = int(matrix.size - np.isfinite(matrix).sum())
+    return Difference(matrix, float(np.linalg.norm(base)), broken, notes=(*pair.notes, *pair.update.notes))
+
+
+def _pieces(base: Stored, tuned: Stored, rows: int, columns: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Rows of both as (start, W (k, columns), T (k, columns)), about _PIECE entries at a time."""
+    first = base.shape[0] if len(base.shape) > 1 else 1
+    per = rows // first if first else 1  # rows of the matrix in one step of the first axis
+    step = max(1, _PIECE // max(1, per * columns))
+    read_base, read_tuned = _rows_of(base, columns), _rows_of(tuned, columns)
+    for start in range(0, first, step):
+        stop = min(first, start + step)
+        yield start * per, read_base(start, stop), read_tuned(start, stop)
+
+
+def _rows_of(stored: Stored, columns: int) -> Callable[[int, int], np.ndarray]:
+    """Reads steps of the first axis as rows of `columns` entries: from the file where it allows that."""
+    rows = getattr(stored, "rows", None)
+    if rows is not None and len(stored.shape) > 1:
+        return lambda start, stop: rows(start, stop).read().reshape(-1, columns)
+    whole = stored.read()
+    if len(stored.shape) < 2:
+        return lambda start, stop: whole.reshape(1, columns)
+    return lambda start, stop: whole[start:stop].reshape(-1, columns)
+
+
+def _some_rows(stored: Stored, count: int) -> Stored:
+    """The first rows of a stored array."""
+    if stored.shape[0] == count:
+        return stored
+    rows = getattr(stored, "rows", None)
+    if rows is not None:
+        return rows(0, count)
+    return Mapped(stored, (count, *stored.shape[1:]), lambda values: values[:count])
+
+
+def _slice(stored: Stored, index: int) -> Stored:
+    """One step of the first axis, without the axis."""
+    rest = tuple(stored.shape[1:])
+    rows: Any = getattr(stored, "rows", None)
+    if rows is None:
+        return Mapped(stored, rest, lambda values: values[index])
+    one = rows(index, index + 1)
+    return replace(one, shape=rest) if hasattr(one, "offset") else replace(one, tensor=one.tensor[0])
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    """Whether two stored arrays hold the same numbers."""
+    if tuple(one.shape) != tuple(other.shape):
+        return False
+    columns = math.prod(one.shape[1:]) if len(one.shape) > 1 else math.prod(one.shape)
+    rows = one.shape[0] if len(one.shape) > 1 else 1
+    return all(np.array_equal(a, b, equal_nan=True) for _, a, b in _pieces(one, other, rows, columns))
