@@ -17,7 +17,7 @@ from lorascope.linalg import haar
 
 STRIP = 512  # columns of the Gram matrix at once
 SINGLE_FROM = 64  # adapters: from here on the bases are kept in float32, whose overlaps are good to 1e-6
-MOST_ROW_ENTRIES = 1 << 16  # of each A, for the comparison of initialisations
+MOST_ROW_ENTRIES = 1 << 14  # of each A, for the comparison of initialisations: the cosine is good to 1/128
 MOST_CLUSTERS = 12
 LEAST_SILHOUETTE = 0.15  # below this the clusters are no better than one
 SHARED_MODULES = 0.5  # of the modules of a pair, for the pair to be of one group
@@ -151,26 +151,32 @@ class _Stacked:
     def reduced(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """⟨ΔW_a, ΔW_b⟩, ‖UᵀU‖_F² and ‖VᵀV‖_F² of all pairs, (N, N) each."""
         ends = np.append(self.starts[1:], len(self.sigma))
-        parts: list[tuple[np.ndarray, ...]] = []
+        count = len(self.starts)
+        whole = np.zeros((3, count, count))
         first = 0
-        while first < len(self.starts):
+        while first < count:
             last = first + 1
-            while last < len(self.starts) and ends[last] - self.starts[first] <= STRIP:
+            while last < count and ends[last] - self.starts[first] <= STRIP:
                 last += 1
-            parts.append(self._strip(first, last, slice(int(self.starts[first]), int(ends[last - 1]))))
+            whole[:, first:last, first:] = self._strip(first, last, int(ends[last - 1]))
             first = last
-        inner, left, right = (np.concatenate(blocks) for blocks in zip(*parts, strict=True))
+        upper = np.triu(whole)
+        inner, left, right = upper + np.triu(upper, 1).swapaxes(1, 2)
         return inner, left, right
 
-    def _strip(self, first: int, last: int, rows: slice) -> tuple[np.ndarray, ...]:
-        """The pairs of adapters first..last with all others."""
-        left, right = self.left[:, rows].T @ self.left, self.right[:, rows].T @ self.right
-        starts = self.starts[first:last] - self.starts[first]
-        weights, kept = self.sigma[rows, None] * self.sigma, self.counted[rows, None] * self.counted
-        return tuple(
-            np.add.reduceat(np.add.reduceat(grid, self.starts, axis=1, dtype=float), starts, axis=0)
+    def _strip(self, first: int, last: int, end: int) -> np.ndarray:
+        """(3, last − first, N − first): adapters first..last with themselves and all that follow."""
+        begin = int(self.starts[first])
+        left, right = (side[:, begin:end].T @ side[:, begin:] for side in (self.left, self.right))
+        starts = self.starts[first:] - begin
+        sigma, counted = self.sigma[begin:], self.counted[begin:]
+        width = end - begin
+        weights, kept = sigma[:width, None] * sigma, counted[:width, None] * counted
+        reduced = [
+            np.add.reduceat(np.add.reduceat(grid, starts, axis=1), starts[: last - first], axis=0, dtype=float)
             for grid in (left * right * weights, left * left * kept, right * right * kept)
-        )
+        ]
+        return np.array(reduced)
 
 
 def groups(matrices: Matrices) -> list[list[int]]:

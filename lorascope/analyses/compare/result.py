@@ -12,7 +12,15 @@ import lorascope
 from lorascope.analyses.compare import findings as words
 from lorascope.analyses.compare import page
 from lorascope.analyses.compare.inputs import Modules, align, labels, source, source_path
-from lorascope.analyses.compare.matrices import Matrices, Sums, cluster, groups, within_and_between
+from lorascope.analyses.compare.matrices import (
+    MOST_ROW_ENTRIES,
+    SINGLE_FROM,
+    Matrices,
+    Sums,
+    cluster,
+    groups,
+    within_and_between,
+)
 from lorascope.analyses.compare.pair import Row, compare
 from lorascope.analyses.compare.side import DIRECTIONS, Side, read
 from lorascope.analyses.compare.summary import rates, summary_of, summary_of_matrices
@@ -161,9 +169,8 @@ def run(
         )
     chosen = common if all_modules else _sampled(found, common)
     run = _Run(found, named, base, directions, detailed=_detailed(len(adapters), len(common)))
-    with one_thread():
-        for name in progress(chosen):
-            run.module(name)
+    for name in progress(chosen):
+        run.module(name)
     return run.result(adapters, (len(chosen), len(common)))
 
 
@@ -216,17 +223,26 @@ class _Run:
         self.unmatched: list[Row] = []
 
     def module(self, name: str) -> None:
+        """Measures one module of all adapters, and drops what it read."""
+        with one_thread():
+            sides = self._sides(name)
+            for i, j in itertools.combinations(sorted(sides), 2) if self.records is not None else ():
+                about = {"name": name, "type": self.types[name], "depth": depth(name)}
+                self.records.setdefault((i, j), []).append(about | compare(sides[i], sides[j]))
+        if len(self.named) < SINGLE_FROM:
+            with one_thread():
+                self.sums.module(sides)
+        else:
+            self.sums.module(sides)  # large products, which more threads help
+
+    def _sides(self, name: str) -> dict[int, Side]:
         sides = {}
         for index, update in self.found.names[name].items():
             side = self._side(index, name, update)
             if side is not None:
-                sides[index] = side
+                sides[index] = side if len(self.named) < SINGLE_FROM else side.single(MOST_ROW_ENTRIES)
         self._shapes(name, sides)
-        if self.records is not None:
-            for i, j in itertools.combinations(sorted(sides), 2):
-                about = {"name": name, "type": self.types[name], "depth": depth(name)}
-                self.records.setdefault((i, j), []).append(about | compare(sides[i], sides[j]))
-        self.sums.module(sides)
+        return sides
 
     def _side(self, index: int, name: str, update: Update) -> Side | None:
         stored = None

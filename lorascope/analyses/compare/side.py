@@ -1,6 +1,6 @@
 """One adapter's update of one module, as the subspaces that are compared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,15 @@ class Side:
     a_alone: tuple[np.ndarray, np.ndarray] | None
     rows: np.ndarray | None
     notes: tuple[str, ...]
+
+    def single(self, most_row_entries: int) -> "Side":
+        """The same in float32, with no more than so many entries of A's leading rows: one of very many."""
+        found = self.bases
+        left, sigma, right = (one.astype(np.float32) for one in (found.left, found.sigma, found.right))
+        rows = self.rows
+        if rows is not None:
+            rows = rows[: max(1, most_row_entries // rows.shape[1])].astype(np.float32)
+        return replace(self, bases=Bases(left, sigma, right), rows=rows)
 
 
 def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with_a: bool = True) -> Side | str:
