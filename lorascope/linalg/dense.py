@@ -16,7 +16,7 @@ from lorascope.linalg.fastfood import as_like
 
 EPS = float(np.finfo(np.float64).eps)
 ACCURACY = 1e-6  # relative, asked of the upper half of the singular values
-OVERSAMPLING, POWER_STEPS = 10, 4  # Halko, Martinsson and Tropp 2011, §4.5 and §9
+OVERSAMPLING, KRYLOV_STEPS = 10, 4
 PROBES, PROBE_STEPS = 10, 2
 
 
@@ -105,11 +105,12 @@ def best_rank(matrix: Float[Array, "m n"], rank: int) -> Leading:
 
 
 def leading(matrix: Float[Array, "m n"], k: int, seed: int = 0) -> Leading:
-    """The k leading singular triplets by randomised subspace iteration, with the energy of the rest and an error bound.
+    """The k leading singular triplets by a randomised block Krylov space, the energy of the rest, and an error bound.
 
-    Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1. The values are those of QᵀM, so never
-    too large; and σ_i² ≤ s_i² + ‖(I − QQᵀ)M‖₂². That norm is bounded from random probes through powers of the residual
-    E (their lemma 4.1 for (EEᵀ)²E, of norm ‖E‖₂⁵), and by ‖E‖_F, which is known exactly.
+    Musco and Musco 2015, arXiv 1504.05477, algorithm 2; the range finder of Halko, Martinsson and Tropp 2011, arXiv
+    0909.4061, is its first block. The values are those of QᵀM, so never too large; and σ_i² ≤ s_i² + ‖(I − QQᵀ)M‖₂².
+    That norm is bounded from random probes through powers of the residual E (Halko's lemma 4.1 for (EEᵀ)²E, of norm
+    ‖E‖₂⁵), and by ‖E‖_F, which is known exactly. Of a matrix hardly wider than the space, the SVD is taken.
 
     Raises:
         ValueError: an entry is NaN or infinite, or k is not positive.
@@ -119,27 +120,30 @@ def leading(matrix: Float[Array, "m n"], k: int, seed: int = 0) -> Leading:
     xp = namespace(matrix)
     _check(matrix)
     matrix = _double(matrix)
-    rng = np.random.default_rng(seed)
-    width = min(k + OVERSAMPLING, *matrix.shape)
-    q = _orthonormal(matrix @ as_like(rng.standard_normal((matrix.shape[1], width)), matrix))
-    for _ in range(POWER_STEPS):
-        q = _orthonormal(matrix @ _orthonormal(matrix.T @ q))
-    small = q.T @ matrix
-    inner, s, vh = xp.linalg.svd(small, full_matrices=False)
+    rounding = math.sqrt(sum(matrix.shape)) * EPS
     energy = float(xp.linalg.vector_norm(matrix)) ** 2
-    outside = _residual_norm(matrix, q, small, rng, max(energy - float(xp.sum(s * s)), 0.0))
-    k = min(k, s.shape[0])
-    s = s[:k]
-    error = xp.sqrt(s * s + outside**2) - s + math.sqrt(sum(matrix.shape)) * EPS * (float(s[0]) if k else 0.0)
+    width = k + OVERSAMPLING
+    if width * (KRYLOV_STEPS + 1) >= min(matrix.shape):
+        u, s, vh = xp.linalg.svd(matrix, full_matrices=False)
+        u, s, vh, outside, method = u[:, :k], s[:k], vh[:k], 0.0, "svd"
+    else:
+        rng = np.random.default_rng(seed)
+        blocks = [_orthonormal(matrix @ as_like(rng.standard_normal((matrix.shape[1], width)), matrix))]
+        for _ in range(KRYLOV_STEPS):
+            blocks.append(_orthonormal(matrix @ _orthonormal(matrix.T @ blocks[-1])))
+        q = _orthonormal(xp.concat(blocks, axis=1))
+        small = q.T @ matrix
+        inner, s, vh = xp.linalg.svd(small, full_matrices=False)
+        outside = _residual_norm(matrix, q, small, rng, max(energy - float(xp.sum(s * s)), 0.0))
+        u, s, vh, method = q @ inner[:, :k], s[:k], vh[:k], "randomised"
+    error = xp.sqrt(s * s + outside**2) - s + rounding * float(s[0])
     rest = max(energy - float(xp.sum(s * s)), 0.0)
-    return Leading(q @ inner[:, :k], s, vh[:k], Spectrum(s, "randomised", error, rest))
+    return Leading(u, s, vh, Spectrum(s, method, error, rest))
 
 
 def _residual_norm(matrix: Array, q: Array, small: Array, rng: np.random.Generator, energy: float) -> float:
     """An upper bound of ‖M − Q Qᵀ M‖₂ that fails once in 10^PROBES; `energy` is the residual's ‖·‖_F²."""
     xp = namespace(matrix)
-    if q.shape[1] == min(matrix.shape):
-        return 0.0
     probe = as_like(rng.standard_normal((matrix.shape[1], PROBES)), matrix)
 
     def residual(right: Array) -> Array:

@@ -41,7 +41,8 @@ def _files(result: "DeltaResult") -> list[Finding]:
     found = []
     if result.unmatched:
         text = f"not compared: {len(result.unmatched)} ({some([i.name for i in result.unmatched], 2)}); the reasons are"
-        found.append(Finding("warning", f"{text} listed"))
+        harmless = all(item.reason.startswith(("tied:", "holds ")) for item in result.unmatched)
+        found.append(Finding("note" if harmless else "warning", f"{text} listed"))
     zero = [m for m in result.matrices if m.frobenius_norm == 0]
     if zero and result.changed:
         found.append(
