@@ -143,8 +143,6 @@ class Checkpoint:
         if len(stored.shape) < 2:
             stored = reshaped(stored, math.prod(stored.shape), 1)  # a bias or a norm's weight is a map of one input
         matrix = flattened(stored) if len(stored.shape) > 2 else stored
-        if len(matrix.shape) != 2:
-            raise InputError(f"{self.path}: the parameter of {update.name} is no matrix", found=tuple(stored.shape))
         matrix = transposed(matrix) if update.transposed else matrix
         _check_fits(self.path, update, matrix)
         return matrix

@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorascope.errors import InputError
 from lorascope.methods.dora import DoRA, DoRAConfig
-from lorascope.methods.dropout import draw_seed, keep
+from lorascope.methods.dropout import draw_seed, inflation, keep
 from lorascope.methods.fused_dora import apart, folded, row_norms
 from lorascope.methods.inject import Injected, inject
 from lorascope.methods.targets import find_sites
@@ -181,7 +181,7 @@ def test_dropout_acts_on_the_input_of_a_alone():
     torch.manual_seed(5)
     found = injected.model.train()(x)
     torch.manual_seed(5)
-    dropped = keep(x, 0.25, draw_seed())
+    dropped = keep(x, 0.25, draw_seed()) * inflation(0.25)
     gain = (delta.m / (layer.weight + delta.scale * delta.B @ delta.A).norm(dim=1)).detach()
     wanted = gain * (x @ layer.weight.t() + delta.scale * dropped @ delta.A.t() @ delta.B.t()) + layer.bias
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)  # float32
