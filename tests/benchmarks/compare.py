@@ -2,8 +2,8 @@
 
     python tests/benchmarks/compare.py --adapters 500
 
-Writes so many rank-16 adapters of two layers of Mistral-7B's query, key and value projections (bfloat16, ten groups that
-share their A), compares one layer and both, each in one process, and takes their difference 31 times more: modules are
+Writes so many rank-16 adapters of two layers of Mistral-7B's query, key and value projections (bfloat16, ten groups of
+one A each), compares one layer and both, each in one process, and takes their difference 31 times more: modules are
 taken one after the other, so time is linear in them and memory does not depend on them. `--all-projections` has all
 seven projections of a layer. BLAS threads as the environment says.
 """

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MOST_RECORDS = 4000  # modules × pairs that are recorded one by one; beyond, matrices alone
-MOST_WORK = 2e13  # multiplications in the Gram matrices: minutes; beyond, evenly chosen modules of each type
+MOST_WORK = 4e13  # twice the multiplications in the Gram matrices: minutes; beyond, evenly chosen modules of each type
 
 
 @dataclass(frozen=True)
