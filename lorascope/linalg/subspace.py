@@ -153,14 +153,10 @@ def cosine(a: Bases, b: Bases) -> float | None:
     """⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖ ‖ΔW_b‖) through the factors; None where an update is zero."""
     if a.rank == 0 or b.rank == 0:
         return None
-    return cosine_of(a.left.T @ b.left, a.right.T @ b.right, a.sigma, b.sigma)
-
-
-def cosine_of(left: Array, right: Array, s: Array, t: Array) -> float:
-    """The same from U_aᵀU_b, V_aᵀV_b (k, l) and the singular values s (k,), t (l,)."""
-    xp = namespace(left)
-    unit_s, unit_t = s / xp.linalg.vector_norm(s), t / xp.linalg.vector_norm(t)
-    return float(xp.sum(left * right * unit_s[:, None] * unit_t[None, :]))
+    xp = namespace(a.left)
+    left, right = a.left.T @ b.left, a.right.T @ b.right
+    s, t = (one.sigma / xp.linalg.vector_norm(one.sigma) for one in (a, b))
+    return float(xp.sum(left * right * s[:, None] * t[None, :]))
 
 
 def energy_overlap(cross: Float[Array, "k l"], s: Float[Array, " k"], t: Float[Array, " l"]) -> float:

@@ -222,6 +222,36 @@ def test_against_a_dense_update_and_what_needs_the_base():
     assert [item["name"] for item in result.not_compared] == [name(3)]
 
 
+def test_large_dense_updates_by_their_leading_directions(monkeypatch):
+    """A dense ΔW of three strong directions and noise, decomposed whole and by its leading directions alone."""
+    from lorascope.analyses.compare import side
+
+    one = adapter("a", [lora("a", 0).updates[name(0)]])
+    noise = [1e-3 * RNG.standard_normal((M, N)) for _ in range(2)]
+    strong = orthonormal(M, 3) * [3.0, 2.0, 1.0] @ orthonormal(N, 3).T
+    part = one.updates[name(0)].delta().dense()
+    full = [
+        adapter(f"full{k}", [Update(name(0), "dense", {"delta": InMemory(strong + 0.1 * part + x)})])
+        for k, x in enumerate(noise)
+    ]
+    exact = compare.run([one, *full], directions=3)
+    monkeypatch.setattr(side, "LARGEST_SVD", 10)
+    leading = compare.run([one, *full], directions=3)
+    np.testing.assert_allclose(leading.matrices.cosine, exact.matrices.cosine, atol=1e-12)
+    for found, expected in zip(leading.pairs, exact.pairs, strict=True):
+        x, y = found.modules[0], expected.modules[0]
+        assert x["cosine"] == pytest.approx(y["cosine"], abs=1e-12)
+        # the fillers stand for the true tail
+        assert x["cosine_p"] == pytest.approx(y["cosine_p"], rel=0.1, abs=1e-12)
+        for which in ("left", "right"):
+            np.testing.assert_allclose(x[which]["phi"], y[which]["phi"], atol=1e-6)
+            for key in ("energy_of_b_in_a", "energy_of_a_in_b"):
+                assert x[which][key]["value"] == pytest.approx(y[which][key]["value"], rel=1e-6)
+                assert x[which][key]["chance"] == pytest.approx(y[which][key]["chance"], rel=1e-6)
+            assert x[which]["energy_overlap"]["value"] is None
+        assert side.RANDOMISED in x["notes"]
+
+
 def test_zero_and_broken_updates():
     one, two = lora("a", 0), lora("b", 1)
     zero = update(name(0), np.zeros((M, 4)), RNG.standard_normal((4, N)))

@@ -74,7 +74,9 @@ class Sums:
         m, n = ordered[0].shape
         stacked = _Stacked.of(ordered, np.float32 if self.count >= SINGLE_FROM else np.float64)
         inner, left, right = stacked.reduced()
-        energies = np.array([side.bases.norm() ** 2 for side in ordered])
+        if any(side.whole is not None for side in ordered):
+            inner = np.array([[a.inner(b) for b in ordered] for a in ordered])
+        energies = np.array([side.norm() ** 2 for side in ordered])
         self.add("inner", at, inner)
         self.add("energy of a", at, energies[:, None] * np.ones(len(at)))
         self.add("modules", at, 1.0)

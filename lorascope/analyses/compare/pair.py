@@ -20,9 +20,9 @@ def compare(a: Side, b: Side) -> Row:
     row: Row = {
         "shape": [m, n],
         "rank": [a.bases.rank, b.bases.rank],
-        "frobenius_norm": [a.bases.norm(), b.bases.norm()],
+        "frobenius_norm": [a.norm(), b.norm()],
         "kind": [a.update.kind, b.update.kind],
-        **_cosine(a, b, left, right),
+        **_cosine(a, b),
         "left": _space(m, a, b, left, "left"),
         "right": _space(n, a, b, right, "right"),
         "a_alone": _a_alone(n, a, b),
@@ -33,15 +33,14 @@ def compare(a: Side, b: Side) -> Row:
     }
 
 
-def _cosine(a: Side, b: Side, left: np.ndarray, right: np.ndarray) -> Row:
+def _cosine(a: Side, b: Side) -> Row:
     """⟨ΔW_a, ΔW_b⟩/(‖·‖‖·‖): chance is 0 with standard deviation 1/√(mn), and the tail depends on the spectra."""
     sd = haar.cosine_sd(*a.shape)
     row: Row = {"cosine": None, "cosine_chance": 0.0, "cosine_sd": sd, "cosine_z": None, "cosine_p": None}
     if not a.bases.rank or not b.bases.rank:
         return row
-    value = subspace.cosine_of(left, right, a.bases.sigma, b.bases.sigma)
-    value = min(1.0, max(-1.0, value))
-    p = haar.cosine_p(value, *a.shape, a.bases.sigma, b.bases.sigma)
+    value = min(1.0, max(-1.0, a.inner(b) / (a.norm() * b.norm())))
+    p = haar.cosine_p(value, *a.shape, a.spectrum(), b.spectrum())
     return row | {"cosine": value, "cosine_z": value / sd, "cosine_p": p}
 
 
@@ -54,8 +53,7 @@ def _space(n: int, a: Side, b: Side, cross: np.ndarray, side: str) -> Row | None
     angles = subspace.principal_angles(u, v)
     ties = [subspace.cuts(one.bases.sigma[: count + 1])[:count] for one, count in ((a, i), (b, j))]
     row = _overlap(n, cross[:i, :j], angles, ties)
-    energies = _energies(n, a, b, cross)
-    return row | energies
+    return row | _energies(n, a, b, cross, side)
 
 
 def _overlap(n: int, cross: np.ndarray, angles: np.ndarray, ties: list[list[bool]]) -> Row:
@@ -111,20 +109,28 @@ def _top(n: int, cross: np.ndarray, ties: list[list[bool]]) -> Row:
     return {"phi": value, "phi_chance": chance.mean, "z": chance.z(value), "p": chance.p(value)}
 
 
-def _energies(n: int, a: Side, b: Side, cross: np.ndarray) -> Row:
+def _energies(n: int, a: Side, b: Side, cross: np.ndarray, side: str) -> Row:
     """The overlap weighted by energy, and how much of one's energy lies in the other's subspace."""
-    s, t = a.bases.sigma / a.bases.sigma[0], b.bases.sigma / b.bases.sigma[0]
-    size = float(np.linalg.norm(s**2) * np.linalg.norm(t**2))
-    shares = [(one / np.linalg.norm(one)) ** 2 for one in (s, t)]
-    ones = [np.ones(count) for count in (a.directions, b.directions)]
-    whole = subspace.energy_overlap(cross, s, t)
-    b_in_a = subspace.captured(cross[: a.directions], t)
-    a_in_b = subspace.captured(cross[:, : b.directions].T, s)
-    return {
-        "energy_overlap": _beside(whole, haar.weighted(n, s**2, t**2).scaled(1 / size)),
-        "energy_of_b_in_a": _beside(b_in_a, haar.weighted(n, ones[0], shares[1])),
-        "energy_of_a_in_b": _beside(a_in_b, haar.weighted(n, ones[1], shares[0])),
-    }
+    made: Row = {"energy_overlap": {"value": None, "chance": None, "z": None, "p": None}}
+    if a.whole is None and b.whole is None:
+        s, t = a.bases.sigma / a.bases.sigma[0], b.bases.sigma / b.bases.sigma[0]
+        size = float(np.linalg.norm(s**2) * np.linalg.norm(t**2))
+        chance = haar.weighted(n, s**2, t**2).scaled(1 / size)
+        made["energy_overlap"] = _beside(subspace.energy_overlap(cross, s, t), chance)
+    for key, holder, held, overlap in (("b_in_a", a, b, cross), ("a_in_b", b, a, cross.T)):
+        shares = (held.spectrum() / held.norm()) ** 2
+        value = _captured(holder, held, overlap, side)
+        made[f"energy_of_{key}"] = _beside(value, haar.weighted(n, np.ones(holder.directions), shares))
+    return made
+
+
+def _captured(holder: Side, held: Side, cross: np.ndarray, side: str) -> float:
+    """The share of the energy of `held` in the subspace of `holder`."""
+    if held.whole is None:
+        return subspace.captured(cross[: holder.directions], held.bases.sigma)
+    basis = getattr(holder.bases, side)[:, : holder.directions]
+    whole = held.whole if side == "left" else held.whole.T
+    return float(np.linalg.norm(basis.T @ whole) ** 2) / held.norm() ** 2
 
 
 def _beside(value: float, chance: haar.Chance) -> Row:

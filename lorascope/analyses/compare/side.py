@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.spectrum.module import PARTIAL, has_direction
+from lorascope.linalg import dense
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.rounding import unit_roundoff
-from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, row_basis
+from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, cosine, row_basis
 from lorascope.updates.base import Stored, Update, kinds
 
 ROUNDING = 2.0  # times the unit roundoff of the stored dtype: what rank-deficient factors get from being stored
+LARGEST_SVD = 1024  # smaller side up to which a matrix that is not low rank is decomposed whole
+RANDOMISED = "of its singular directions the leading ones only, by a randomised block Krylov space"
+MOST_FILLERS = 256
 DIRECTIONS = 64  # of an update that is not low rank, so many leading ones make its subspace, and at most a quarter
 
 
@@ -23,6 +27,7 @@ class Side:
         directions: how many leading singular directions make the subspaces; all of a low-rank update.
         a_alone: the right-singular basis (n, k) and the singular values of A, where there is an A.
         rows: A as stored, (r, d_in).
+        whole: ΔW itself where the bases hold its leading directions only.
     """
 
     update: Update
@@ -32,6 +37,28 @@ class Side:
     a_alone: tuple[np.ndarray, np.ndarray] | None
     rows: np.ndarray | None
     notes: tuple[str, ...]
+    whole: np.ndarray | None = None
+
+    def norm(self) -> float:
+        """‖ΔW‖_F."""
+        return self.bases.norm() if self.whole is None else float(np.linalg.norm(self.whole))
+
+    def inner(self, other: "Side") -> float:
+        """⟨ΔW, ΔW'⟩, of whatever is held of either."""
+        if self.whole is None and other.whole is None:
+            return (cosine(self.bases, other.bases) or 0.0) * self.norm() * other.norm()
+        if self.whole is None:
+            return float(np.sum((self.bases.left.T @ other.whole).T * (self.bases.right * self.bases.sigma)))
+        return float(np.sum(self.whole * other.whole)) if other.whole is not None else other.inner(self)
+
+    def spectrum(self) -> np.ndarray:
+        """The singular values; where only the leading ones are known, the rest as few equal ones as it can be."""
+        known = self.bases.sigma
+        rest = self.norm() ** 2 - float(np.sum(known**2))
+        if self.whole is None or not len(known) or rest <= 0:
+            return known
+        count = min(int(np.ceil(rest / known[-1] ** 2)), MOST_FILLERS)
+        return np.append(known, np.full(count, np.sqrt(rest / count)))
 
     def single(self, most_row_entries: int) -> "Side":
         """The same in float32, with no more than so many entries of A's leading rows: one of very many."""
@@ -60,13 +87,26 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
     else:
         delta = kind.delta(roles, update.scale, base.read() if base is not None else None)
     tolerance = max(RANK_FLOOR, ROUNDING * max(unit_roundoff(stored.dtype) for stored in update.roles.values()))
+    shape = (int(delta.shape[0]), int(delta.shape[1]))
+    low_rank = isinstance(delta, Factored)
+    most = min(directions, max(min(shape) // 4, 1))
+    whole = None
     try:
-        found = bases(delta, tolerance)
+        if low_rank or min(shape) <= LARGEST_SVD:
+            found = bases(delta, tolerance)
+        else:
+            whole = delta.dense() if hasattr(delta, "dense") else delta
+            found = _leading(whole, most, tolerance)
+            notes = (*notes, RANDOMISED)
         alone = row_basis(roles["A"], tolerance) if with_a and "A" in roles else None
     except ValueError:
         return "its entries are NaN or infinite"
-    shape = (int(delta.shape[0]), int(delta.shape[1]))
-    whole = not isinstance(delta, Factored)
-    kept = min(found.rank, directions, max(min(shape) // 4, 1)) if whole else found.rank
+    kept = found.rank if low_rank else min(found.rank, most)
     rows = roles["A"] if "A" in roles and roles["A"].shape[1] == shape[1] else None
-    return Side(update, shape, found, kept, alone, rows, notes)
+    return Side(update, shape, found, kept, alone, rows, notes, whole)
+
+
+def _leading(matrix: np.ndarray, count: int, tolerance: float) -> Bases:
+    found = dense.leading(matrix, count)
+    kept = int(np.sum(found.s > tolerance * found.s[0]))
+    return Bases(found.u[:, :kept], found.s[:kept], found.vh[:kept].T)
