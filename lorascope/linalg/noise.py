@@ -104,10 +104,12 @@ def gavish_donoho(sigma: np.ndarray, m: int, n: int) -> float:
 class Rounding:
     """How large the singular values are that rounding one matrix to its storage dtype leaves in a difference.
 
-    T = fl(W + ΔW) differs from W + ΔW by at most half the spacing of the dtype at each entry. The errors are taken as
-    independent and of mean zero, with the sum of variances over the entries of one binade in a row (or a column)
-    spacing² · min(their number/12, how many of them moved): uniform where most moved; where hardly any did, T − W is
-    nearly zero, and the noise in it is at most its energy, one spacing² for each move of one step.
+    T = fl(W + ΔW) differs from W + ΔW by at most half the spacing of the dtype at each entry: variance spacing²/12. Two
+    such errors are allowed for, because W is often rounded on the way as well (a float32 base that was loaded as
+    bfloat16 before the merge, or both sides published in bfloat16). They are taken as independent and of mean zero,
+    with the sum of variances over the entries of one binade in a row (or a column) spacing² · min(their number/6, how
+    many of them moved): where hardly any moved, T − W is nearly zero, and the noise in it is at most its energy, one
+    spacing² for each move of one step.
 
     A matrix E of independent entries of variances v has ‖E‖₂ ≤ max_i √Σ_j v_ij + max_j √Σ_i v_ij up to a small factor
     (Bandeira and van Handel 2016, theorem 1.1); with equal variances that is the Marchenko–Pastur edge. This is the
@@ -152,7 +154,7 @@ class Rounding:
         spacing = np.exp2(np.arange(_LOWEST, _LOWEST + _BINADES) - float(_SIGNIFICAND[dtype]))
         spacing = np.maximum(spacing, _LEAST_SPACING.get(dtype, 0.0))
         lengths = [
-            math.sqrt((np.minimum(number / 12, moved) @ spacing**2).max(initial=0.0))
+            math.sqrt((np.minimum(number / 6, moved) @ spacing**2).max(initial=0.0))
             for number, moved in ((self._rows, self._moved_in_rows), (self._columns, self._moved_in_columns))
         ]
         return sum(lengths)

@@ -91,8 +91,8 @@ class Difference:
         base_norm: ‖W‖_F.
         non_finite: how many entries are NaN or infinite, on either side.
         rounding: what storing the tuned weight did; None where the file gives ΔW itself.
-        base_rounding: what storing the base did, where its dtype is narrower than float32 and no finer than the
-            tuned side's: it is in ΔW only if the tuning started from a finer copy of the base than this file.
+        base_rounding: what storing the base did, where its dtype is the coarser one: it is in ΔW only if the tuning
+            started from a finer copy of the base than this file.
         notes: the pair's, and what only the numbers told.
     """
 
@@ -297,8 +297,8 @@ def difference(pair: Pair) -> Difference:
         rows, columns = pair.shape
     matrix = np.empty((rows, columns))
     rounding = Rounding(rows, columns, pair.tuned_dtype)
-    coarse = unit_roundoff(pair.base.dtype) >= max(unit_roundoff(pair.tuned_dtype), UNIT_ROUNDOFF["F16"])
-    base_rounding = Rounding(rows, columns, pair.base.dtype) if coarse else None
+    coarser = unit_roundoff(pair.base.dtype) > unit_roundoff(pair.tuned_dtype)
+    base_rounding = Rounding(rows, columns, pair.base.dtype) if coarser else None
     energy, broken = 0.0, 0
     for start, w, t in _pieces(pair.base, tuned, rows, columns):
         with np.errstate(invalid="ignore", over="ignore"):

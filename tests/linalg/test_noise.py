@@ -88,7 +88,15 @@ def test_the_floor_bounds_rounding_and_a_low_rank_update_stands_above_it(dtype, 
     assert np.sum(sigma > floor) <= r
     if (dtype, size) != ("BF16", 1e-5):  # there one entry in eight moves at all, and the fourth direction is lost
         assert np.sum(sigma > floor) == r
-    assert sigma[r] > floor / 4  # no empty bound: the noise that is there reaches a quarter of it
+    assert sigma[r] > floor / 6  # no empty bound: the one rounding that is there reaches a sixth of it, or more
+
+
+def test_a_base_rounded_on_the_way_is_allowed_for():
+    exact, change = RNG.standard_normal((200, 300)), 2 * RNG.standard_normal((200, 1)) @ RNG.standard_normal((1, 300))
+    account, _ = rounding_of(exact, change / 100, "BF16")
+    twice = round_to(round_to(exact, "BF16") + change / 100, "BF16") - exact  # loaded as bfloat16, merged, saved
+    assert np.sum(svdvals(twice) > account.floor()) == 1
+    assert svdvals(twice)[1] > account.floor() / 2
 
 
 def test_an_untouched_matrix_has_no_floor_and_integers_have_none():

@@ -79,17 +79,7 @@ def _rounding(result: "DeltaResult") -> list[Finding]:
             f"stored as {narrow[0].tuned_dtype}, the values of {_count(narrow, result)} are {narrow[0].effective_dtype}"
         )
         found.append(Finding("note", f"{text}: the floor is that of {narrow[0].effective_dtype}"))
-    narrow = [m for m in known if m.noise_floor["base_floor"] and m.base_dtype == m.tuned_dtype]
-    fewer = [m for m in narrow if m.noise_floor["rank_if_base_rounded"] < m.noise_floor["rank"]]
-    if fewer:
-        ranks = [np.median([m.noise_floor[key] for m in fewer]) for key in ("rank", "rank_if_base_rounded")]
-        text = (
-            f"if the tuning started from a finer copy of the base than {fewer[0].base_dtype}, ΔW holds two roundings:"
-            f" then {ranks[1]:.0f} values in place of {ranks[0]:.0f} stand above the floor, in the median of"
-            f" {_count(fewer, result)}"
-        )
-        found.append(Finding("note", text))
-    coarse = [m for m in known if m.noise_floor["base_floor"] and m.base_dtype != m.tuned_dtype]
+    coarse = [m for m in known if m.noise_floor["base_floor"]]
     if coarse:
         hidden = sum(m.singular_values[0] <= m.noise_floor["base_floor"] for m in coarse)
         text = (
@@ -110,12 +100,14 @@ def _rank(result: "DeltaResult") -> list[Finding]:
         ratio = np.median([m.energy_rank_of_null["0.9"] for m in known])
         text = f"90 % of the energy needs rank {rank:.0f} in the median matrix, {percent(ratio)} of the {null:.0f} that"
         found.append(Finding("note", f"{text} a matrix of pure noise of these shapes needs"))
-    above = [m.noise_floor["rank"] for m in result.changed if m.noise_floor]
-    if above and result.top is None:
-        low = max(above)
-        if low < 0.5 * min(min(m.shape) for m in result.changed):
-            text = f"rank {np.median(above):.0f} in the median matrix, {low} at most, stands above the rounding floor"
-            found.append(Finding("note", text))
+    known = [m for m in result.changed if m.noise_floor]
+    if known and result.top is None and np.median([m.noise_floor["rank"] / min(m.shape) for m in known]) < 1:
+        above = [m.noise_floor["rank"] for m in known]
+        none = [m for m in known if m.noise_floor["rank"] == 0]
+        text = f"above what rounding alone makes stand {np.median(above):.0f} singular values in the median matrix and"
+        text += f" at most {max(above)}"
+        text += f"; none in {_count(none, result)}, whose ΔW is rounding" if none else ""
+        found.append(Finding("note", text))
     gavish = [m.gavish_donoho["rank"] for m in result.changed if m.gavish_donoho]
     if gavish:
         edge = np.median([m.marchenko_pastur["rank"] for m in result.changed if m.marchenko_pastur])

@@ -30,9 +30,8 @@ class MatrixDelta:
         accuracy: `method`, and `error`, the bound on the absolute error of the values, the first's and the last's.
         remaining_energy: Σσ² of the values that are not listed.
         noise_floor: `floor`, the largest singular value that rounding to `effective_dtype` makes; `rank`, how many lie
-            above; their `energy_share`, `stable_rank`, `effective_rank` and `energy_rank`. If the tuning started from a
-            finer copy of a narrow base, ΔW holds the base's rounding too: `base_floor`; `rank_if_base_rounded` counts
-            what lies above both.
+            above; their `energy_share`, `stable_rank`, `effective_rank` and `energy_rank`. `base_floor` is that of a
+            base stored more coarsely, which is in ΔW only if the tuning started from a finer copy.
         marchenko_pastur: `level`, `edge` and `rank`; `gavish_donoho`: `threshold` and `rank`.
         null: rank measures of an iid matrix of this shape; `energy_rank_of_null` the ratios to it.
         permutation: of ΔW's own entries permuted: `edge`, the largest singular value, `rank`, how many of ΔW's lie
@@ -221,13 +220,11 @@ def _against_noise(
 def _above_floor(sigma: np.ndarray, change: Difference) -> dict[str, Any]:
     assert change.rounding is not None
     floor = change.rounding.floor()
-    base_floor = change.base_rounding.floor() if change.base_rounding is not None else None
     above = sigma[sigma > floor]
     return {
         "floor": floor,
-        "base_floor": base_floor,
+        "base_floor": change.base_rounding.floor() if change.base_rounding is not None else None,
         "rank": len(above),
-        "rank_if_base_rounded": None if base_floor is None else int(np.sum(sigma > np.hypot(floor, base_floor))),
         "energy_share": min(float(np.sum(above**2) / np.linalg.norm(change.matrix) ** 2), 1.0),
         "stable_rank": spectrum.stable_rank(above),
         "effective_rank": spectrum.effective_rank(above),

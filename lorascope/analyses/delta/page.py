@@ -58,7 +58,7 @@ DEFINITIONS = (
     Definition("ΔW", "tuned − base, in float64; energy ‖ΔW‖_F² = Σσ²", "Eckart and Young 1936"),
     Definition(
         "Rounding floor",
-        "max_i √Σ_j v_ij + max_j √Σ_i v_ij, v = spacing²·min(1/12, share moved): ‖E‖₂ of independent rounding errors",
+        "max_i √Σ_j v_ij + max_j √Σ_i v_ij, v = spacing²·min(1/6, share moved): ‖E‖₂ of two roundings, independent",
         "Bandeira and van Handel 2016, theorem 1.1",
     ),
     Definition(
