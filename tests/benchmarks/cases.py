@@ -138,7 +138,9 @@ def theirs(case: Case, base: nn.Module, model: str) -> tuple[nn.Module, dict[str
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    options = {"task_type": "SEQ_CLS", "modules_to_save": []} if hasattr(base, "classifier") else {}
+    options = {"task_type": "CAUSAL_LM"}  # without one PEFT leaves AdaLoRA's penalty out
+    if hasattr(base, "classifier"):
+        options = {"task_type": "SEQ_CLS", "modules_to_save": []}
     if case.targets:
         options["target_modules"] = case.targets[model]
     if case.method == "ia3":

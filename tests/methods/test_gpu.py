@@ -1,9 +1,12 @@
 """The fused node on a CUDA device: against the formula there, and against the CPU."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
+from lorascope.methods.base import methods
 from lorascope.methods.inject import inject
 from lorascope.methods.lora import LoRA, LoRAConfig
 from tests.methods import models
@@ -40,6 +43,31 @@ def test_a_model_on_the_gpu_equals_it_on_the_cpu(make, monkeypatch):
     torch.testing.assert_close(on_gpu.model(ids.cuda()).logits.detach().cpu(), logits, rtol=1e-4, atol=1e-5)
     for name, gradient in found.items():
         assert float((gradient - wanted[name]).norm() / wanted[name].norm()) < 1e-5, name
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_on_the_gpu_equals_it_on_the_cpu(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    ids, method = models.tokens(), methods.get(name)
+    found = {}
+    for device in ("cpu", "cuda"):
+        injected = inject(models.bert().to(device), method(small(method.Config)), targets="all-linear", seed=1)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in injected.trainable().values():
+                parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.05).to(parameter))
+        injected.model(input_ids=ids.to(device)).logits.square().sum().backward()
+        found[device] = {key: p.grad.cpu() for key, p in injected.trainable().items() if p.grad is not None}
+    assert found["cpu"].keys() == found["cuda"].keys()
+    for key, gradient in found["cuda"].items():
+        wanted = found["cpu"][key]  # float32 sums in another order
+        assert float((gradient - wanted).norm()) < 1e-4 * float(wanted.norm()) + 1e-6, key
+
+
+def small(config: type) -> object:
+    """The method's settings with no rank above what the tiny model has."""
+    known = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: value for name, value in {"rank": 4, "d": 64}.items() if name in known})
 
 
 def test_the_draws_are_the_same_on_both():
