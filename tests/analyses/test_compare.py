@@ -9,8 +9,11 @@ from lorascope.analyses import compare
 from lorascope.analyses.compare.matrices import SINGLE_FROM
 from lorascope.errors import InputError
 from lorascope.updates.base import Update
+from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.tensors import InMemory
+from tests.weights import examples
 
 M, N, LAYERS = 96, 128, 4
 RNG = np.random.default_rng(11)
@@ -313,3 +316,24 @@ def test_bad_usage():
         compare.run([lora("a", 0)])
     with pytest.raises(InputError, match="regular expression"):
         compare.run([lora("a", 0), lora("b", 1)], modules="(")
+
+
+@pytest.mark.parametrize(("format", "build"), examples.cases(), ids=examples.case_id)
+def test_every_format_and_kind_is_the_dense_update_it_stands_for(format, build, tmp_path):
+    """Each example file against the truth about it, stored whole: the same update in its two forms."""
+    example = build(tmp_path)
+    base = open_checkpoint(example.base) if example.base else None
+    if not example.deltas:  # parts that are no update of a weight
+        with pytest.raises(InputError, match="no module in common"):
+            compare.run([io.read(example.path, base), lora("b", 1)], base=base)
+        return
+    truth = [Update(module, "dense", {"delta": InMemory(delta)}) for module, delta in example.deltas.items()]
+    result = compare.run([io.read(example.path, base), adapter("truth", truth)], base=base)
+    rows = {row["name"]: row for row in only(result)["modules"]}
+    broken = {item["name"] for item in result.not_compared}
+    for module, delta in example.deltas.items():
+        if module in broken:
+            assert not np.all(np.isfinite(delta)) or base is None
+        elif np.any(delta):
+            # of entries about 1 in size, float32 at the coarsest
+            assert rows[module]["cosine"] == pytest.approx(1, abs=max(1e-6, 10 * example.tolerance)), module

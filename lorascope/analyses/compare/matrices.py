@@ -75,7 +75,7 @@ class Sums:
         stacked = _Stacked.of(ordered, np.float32 if self.count >= SINGLE_FROM else np.float64)
         inner, left, right = stacked.reduced()
         if any(side.whole is not None for side in ordered):
-            inner = np.array([[a.inner(b) for b in ordered] for a in ordered])
+            inner = np.array([[a.cosine(b) * a.norm() * b.norm() for b in ordered] for a in ordered])
         energies = np.array([side.norm() ** 2 for side in ordered])
         self.add("inner", at, inner)
         self.add("energy of a", at, energies[:, None] * np.ones(len(at)))

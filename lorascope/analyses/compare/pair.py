@@ -39,7 +39,7 @@ def _cosine(a: Side, b: Side) -> Row:
     row: Row = {"cosine": None, "cosine_chance": 0.0, "cosine_sd": sd, "cosine_z": None, "cosine_p": None}
     if not a.bases.rank or not b.bases.rank:
         return row
-    value = min(1.0, max(-1.0, a.inner(b) / (a.norm() * b.norm())))
+    value = a.cosine(b)
     p = haar.cosine_p(value, *a.shape, a.spectrum(), b.spectrum())
     return row | {"cosine": value, "cosine_z": value / sd, "cosine_p": p}
 

@@ -246,10 +246,9 @@ class _Run:
 
     def _side(self, index: int, name: str, update: Update) -> Side | None:
         stored = None
-        if self.base is not None and self.base.find(update.base_weight or update.name):
+        if update.needs_base and self.base is not None and self.base.find(update.base_weight or update.name):
             stored = self.base.of(update)
-        needed = stored if update.needs_base else None
-        side = read(update, needed, self.directions, with_a=self.records is not None)
+        side = read(update, stored, self.directions, with_a=self.records is not None)
         if isinstance(side, Side):
             return side
         self.not_compared.append({"adapter": self.named[index], "name": name, "reason": side})

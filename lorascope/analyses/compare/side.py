@@ -43,13 +43,17 @@ class Side:
         """‖ΔW‖_F."""
         return self.bases.norm() if self.whole is None else float(np.linalg.norm(self.whole))
 
-    def inner(self, other: "Side") -> float:
-        """⟨ΔW, ΔW'⟩, of whatever is held of either."""
+    def cosine(self, other: "Side") -> float:
+        """⟨ΔW, ΔW'⟩/(‖ΔW‖‖ΔW'‖), of whatever is held of either; 0 where one is zero."""
         if self.whole is None and other.whole is None:
-            return (cosine(self.bases, other.bases) or 0.0) * self.norm() * other.norm()
+            return min(1.0, max(-1.0, cosine(self.bases, other.bases) or 0.0))
         if self.whole is None:
-            return float(np.sum((self.bases.left.T @ other.whole).T * (self.bases.right * self.bases.sigma)))
-        return float(np.sum(self.whole * other.whole)) if other.whole is not None else other.inner(self)
+            inner = np.sum((self.bases.left.T @ other.whole).T * (self.bases.right * self.bases.sigma))
+        elif other.whole is None:
+            return other.cosine(self)
+        else:
+            inner = np.sum(self.whole * other.whole)
+        return min(1.0, max(-1.0, float(inner) / self.norm() / other.norm()))
 
     def spectrum(self) -> np.ndarray:
         """The singular values; where only the leading ones are known, the rest as few equal ones as it can be."""
