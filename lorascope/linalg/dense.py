@@ -99,7 +99,7 @@ def best_rank(matrix: Float[Array, "m n"], rank: int) -> Leading:
     u = basis @ inner
     if matrix.shape[0] > matrix.shape[1]:
         u, vh = vh.T, u.T
-    rest = max(float(xp.linalg.vector_norm(matrix)) ** 2 - float(xp.sum(s * s)), 0.0)
+    rest = max(_energy(matrix) - float(xp.sum(s * s)), 0.0)
     error = xp.zeros_like(s) + math.sqrt(sum(matrix.shape)) * EPS * float(s[0])
     return Leading(u, s, vh, Spectrum(s, "gram", error, rest))
 
@@ -121,7 +121,7 @@ def leading(matrix: Float[Array, "m n"], k: int, seed: int = 0) -> Leading:
     _check(matrix)
     matrix = _double(matrix)
     rounding = math.sqrt(sum(matrix.shape)) * EPS
-    energy = float(xp.linalg.vector_norm(matrix)) ** 2
+    energy = _energy(matrix)
     width = k + OVERSAMPLING
     if width * (KRYLOV_STEPS + 1) >= min(matrix.shape):
         u, s, vh = xp.linalg.svd(matrix, full_matrices=False)
@@ -182,6 +182,12 @@ def _double(matrix: Array) -> Array:
     """In float64, not copied where it is that already: ΔW may be the largest thing in memory."""
     xp = namespace(matrix)
     return matrix if matrix.dtype == xp.float64 else xp.astype(matrix, xp.float64)
+
+
+def _energy(matrix: Array) -> float:
+    """‖M‖_F², without a copy of a transposed array."""
+    xp = namespace(matrix)
+    return float(np.linalg.norm(matrix) ** 2 if xp is np else xp.sum(matrix * matrix))
 
 
 def _wide(matrix: Array) -> Array:

@@ -125,15 +125,18 @@ class Rounding:
 
     def add(self, start: int, values: np.ndarray, moved: np.ndarray) -> None:
         """Take in rows from `start` on: `values` (k, columns) as stored, and which of them `moved` (k, columns)."""
-        exponents = np.frexp(values)[1]
-        np.copyto(exponents, _LOWEST, where=values == 0)
-        binade = np.clip(exponents - _LOWEST, 0, _BINADES - 1).astype(np.int64)
         k, columns = values.shape
+        binade = np.ascontiguousarray(values, dtype=np.float64).view(np.int64) >> 52  # the float's own exponent field
+        binade &= 0x7FF
+        binade -= 1022 + _LOWEST  # now as frexp counts, from the lowest on; zeros are far below
+        np.clip(binade, 0, _BINADES - 1, out=binade)
         row, column = binade + _BINADES * np.arange(k)[:, None], binade + _BINADES * np.arange(columns)
-        here = slice(start, start + k)
-        self._rows[here], self._moved_in_rows[here] = _counts(row, k), _counts(row[moved], k)
-        self._columns += _counts(column, columns)
-        self._moved_in_columns += _counts(column[moved], columns)
+        here, everywhere = slice(start, start + k), bool(moved.all())
+        in_rows, in_columns = _counts(row, k), _counts(column, columns)
+        self._rows[here] = in_rows
+        self._columns += in_columns
+        self._moved_in_rows[here] = in_rows if everywhere else _counts(row[moved], k)
+        self._moved_in_columns += in_columns if everywhere else _counts(column[moved], columns)
         self._fits = [dtype for dtype in self._fits if np.array_equal(round_to(values, dtype), values)]
 
     @property

@@ -109,3 +109,17 @@ def test_torch_goes_through_the_same_functions():
     ):
         assert isinstance(ours, torch.Tensor)
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_numbers_are_the_same():
+    torch = pytest.importorskip("torch")
+    matrix = planted(np.geomspace(1, 1e-3, 200), 300, 200) + 1e-5
+    tensor = torch.from_numpy(matrix).to("cuda")
+    for ours, theirs in (
+        (dense.spectrum(tensor).values, dense.spectrum(matrix).values),
+        (dense.best_rank(tensor, 4).s, dense.best_rank(matrix, 4).s),
+        (dense.leading(tensor, 4).s, dense.leading(matrix, 4).s),
+    ):
+        assert ours.device.type == "cuda"
+        np.testing.assert_allclose(ours.cpu().numpy(), theirs, rtol=1e-7)  # the Gram matrix at σ₁/1000: 1e-16·10⁶·√500
