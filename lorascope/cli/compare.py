@@ -42,7 +42,7 @@ def compare(
     as a product. Adapters that share their random initialisation are named. From three on: matrices, groups, clusters.
     Example:
 
-        lorascope compare runs/seed0 runs/seed1 --html overlap.html
+        lorascope compare runs/seed0/adapter runs/seed1/adapter --html overlap.html
     """
     from lorascope.linalg.host import prepare_process
 

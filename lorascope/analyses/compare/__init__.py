@@ -7,10 +7,11 @@ the LoRA paper's §7.2, stands apart and is labelled: its order is no property o
 first of all their initialisation. For three adapters and more: matrices, clusters, and groups by initialisation.
 
 When it misleads: in one PyTorch stream A (8, d) is the first eight rows of A (64, d), so two runs of one seed overlap
-wholly on the right before the first step: look at the finding on initialisation first. At small widths chance is large
-(φ of 8 against 64 in 128 dimensions is 0.5): read z and the effect, not φ. Modules of one run are not independent:
-seeds, not modules, are the sampling unit, and a p over modules says nothing about other seeds. A wide overlap of the
-leading directions need not mean that the updates agree: the cosine has the signs and the strengths.
+wholly on the right before the first step: look at the finding on initialisation first. One seed is also one order of
+the data and one new head, which make B alike. At small widths chance is large (φ of 8 against 64 in 128 dimensions is
+0.5): read z and the effect, not φ. Modules of one run are not independent: seeds, not modules, are the sampling unit,
+and a p over modules says nothing about other seeds. A wide overlap of the leading directions need not mean that the
+updates agree: the cosine has the signs and the strengths.
 """
 
 from lorascope.analyses.base import comparisons

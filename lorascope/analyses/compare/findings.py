@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lorascope.analyses.compare.result import CompareResult, Pair
 
 SAME = 0.9999  # cosine from which on two updates are one
+ALIKE = 0.1  # an effect on the left from which on it is not called untouched
 CROWDED = 0.25  # a chance level of φ from which on φ by itself says little
 MOST_PAIRS = 3  # spoken of one by one
 FROZEN = ("vera", "core")
@@ -56,10 +57,18 @@ def _initialisations(result: "CompareResult") -> list[Finding]:
     text = (
         f"SHARED INITIALISATION in {_of(len(rows), about['of'])}: A began from the same random numbers (one seed) and"
         f" its rows still agree one by one, cosine {_number(cosine)} (chance 0 ± {_number(size)})."
-        " What the right subspaces and A have in common is then the seed, not the task: read the left side,"
-        " or compare runs of different seeds"
+        f" What the right subspaces and A have in common is then the seed, not the task{_left_too(pair)}. Compare runs"
+        " of different seeds"
     )
     return [Finding("warning", text, None if len(rows) > 1 else rows[0]["name"])]
+
+
+def _left_too(pair: "Pair") -> str:
+    """One seed is often one order of the data and one new head as well: then B is not untouched by it."""
+    effect = pair.summary["left"]["median_effect"]
+    if effect is None or effect < ALIKE:
+        return "; the left side is not touched by it"
+    return f"; one seed is one order of the data, too, and the left side is alike as well (effect {_number(effect)})"
 
 
 def _row_cosine(row: "Row") -> tuple[float | None, float | None]:
@@ -137,7 +146,7 @@ def _strongest(pair: "Pair") -> list[Finding]:
     most = max(known, key=lambda row: row["left"]["effect"])
     text = (
         f"most alike on the left: φ {_number(most['left']['phi_whole'])} (chance {_number(most['left']['phi_chance'])},"
-        f" q {_number(most['left']['q'])}), cosine {_number(most['cosine'])}"
+        f" q {_number(most['left']['q']) if most['left']['q'] else 'below 1e−300'}), cosine {_number(most['cosine'])}"
     )
     return [Finding("note", text, most["name"])]
 

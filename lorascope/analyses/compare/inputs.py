@@ -28,8 +28,11 @@ class Modules:
 
 
 def labels(inputs: Sequence[Adapter | Checkpoint]) -> list[str]:
-    """The shortest tails of the paths that tell them apart; a number where the same path stands twice."""
+    """The shortest tails of the paths that tell them apart, without the endings that all have; a number where the same
+    path stands twice."""
     paths = [Path(source_path(one)).parts for one in inputs]
+    while len(set(paths)) > 1 and min(map(len, paths)) > 1 and len({parts[-1] for parts in paths}) == 1:
+        paths = [parts[:-1] for parts in paths]
     most = max((len(parts) for parts in paths), default=1)
     for length in range(1, most + 1):
         tails = ["/".join(parts[-length:]) or f"adapter {index + 1}" for index, parts in enumerate(paths)]
