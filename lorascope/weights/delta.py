@@ -166,11 +166,12 @@ class _Matching:
 
     def _tuned(self, name: str, of_base: str | None) -> None:
         stored = self.tuned.stored[name]
-        if of_base is None:
+        if stored.dtype not in UNIT_ROUNDOFF:
+            if of_base is not None:
+                self.partner.setdefault(of_base, name)
+            self._set_aside(name, _integers(stored))
+        elif of_base is None:
             self._set_aside(name, "only in the tuned checkpoint")
-        elif stored.dtype not in UNIT_ROUNDOFF:
-            self.partner.setdefault(of_base, name)
-            self._set_aside(name, f"holds {stored.dtype}: positions, masks or quantised codes, no weights")
         elif of_base in self.partner and _same(stored, self.tuned.stored[self.partner[of_base]]):
             self._set_aside(name, f"tied: the same numbers as {self.partner[of_base]}, and counted there")
         else:
@@ -179,6 +180,9 @@ class _Matching:
 
     def _left(self, name: str) -> None:
         """A parameter of the base that no tuned name led to."""
+        if self.base.stored[name].dtype not in UNIT_ROUNDOFF:
+            self._set_aside(name, _integers(self.base.stored[name]))
+            return
         partner = self.tuned.resolve(name)
         if partner is None or not _tied(name, partner):
             self._set_aside(name, "only in the base")
@@ -199,6 +203,10 @@ class _Matching:
             return
         base, tuned, note = fitted
         self.pairs += _pairs_of(name, base, tuned, (*notes, *note), self.conv1d)
+
+
+def _integers(stored: Stored) -> str:
+    return f"holds {stored.dtype}: positions, masks or quantised codes, no weights"
 
 
 def _tied(name: str, other: str | None) -> bool:
