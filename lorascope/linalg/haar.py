@@ -107,6 +107,16 @@ def cosine_sd(m: int, n: int) -> float:
     return 1 / math.sqrt(m * n)
 
 
+def cosine_sd_given_right(m: int, right: np.ndarray, s: np.ndarray, t: np.ndarray) -> float:
+    """Standard deviation of ⟨X, Q Y⟩ / (‖X‖‖Y‖) for Haar Q (m, m): ‖X Yᵀ‖_F / (√m ‖X‖‖Y‖).
+
+    The chance level where the right sides agree for a reason of their own, such as one initialisation. `right` is
+    V_XᵀV_Y (k, l), s and t the singular values. In the limit of large m the law is Gaussian, with lighter tails before.
+    """
+    weights = np.outer(s / np.linalg.norm(s), t / np.linalg.norm(t))
+    return float(np.linalg.norm(right * weights)) / math.sqrt(m)
+
+
 def cosine_p(cosine: float, m: int, n: int, s: np.ndarray, t: np.ndarray) -> float:
     """P(|c| ≥ |cosine|) for the cosine c of X (m, n) with singular values s (k,) and a randomly turned Y with t (l,).
 

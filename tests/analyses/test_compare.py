@@ -156,6 +156,10 @@ def test_a_shared_seed_is_said_loudly_whatever_the_ranks():
     assert summary["shared_initialisation"]["modules"] == LAYERS
     assert summary["right"]["median_effect"] > 0.8
     assert abs(summary["left"]["pooled_z"]) < 4
+    rows = only(result)["modules"]
+    assert {row["cosine_null"] for row in rows} == {"left turned alone"}
+    assert max(abs(row["cosine_z"]) for row in rows) < 4  # the B are independent
+    assert min(row["cosine_sd"] for row in rows) > 2 / np.sqrt(M * N)  # more than of two random sides
     loud = result.findings[0]
     assert loud.severity == "warning"
     assert "SHARED INITIALISATION in all 4 modules" in loud.text

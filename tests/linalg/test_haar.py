@@ -92,6 +92,16 @@ def test_the_cosine_of_randomly_turned_updates(s, t):
         assert p == pytest.approx(share, abs=slack + 0.15 * share)  # the limit of large m and n, at m = 120
 
 
+def test_the_cosine_where_the_right_sides_are_one():
+    """The left side alone is turned, and the right overlap is what it is."""
+    s, t, m = np.array([3.0, 1.0]), np.array([2.0, 1.0, 0.5]), 40
+    right = np.linalg.qr(RNG.standard_normal((60, 3)))[0][:, :2].T @ np.linalg.qr(RNG.standard_normal((60, 3)))[0]
+    right[:, 0] += 0.8
+    left = random_bases(m, 2)[:, :3, :].swapaxes(1, 2)
+    sample = np.einsum("dpq,pq,p,q->d", left, right, s, t) / np.linalg.norm(s) / np.linalg.norm(t)
+    agrees(sample, 0.0, haar.cosine_sd_given_right(m, right, s, t))
+
+
 def test_the_tail_of_rank_one_is_that_of_a_product_of_gaussians():
     """P(|gh| ≥ x) = (2/π) ∫ₓ K₀, heavier than a Gaussian's: at x = 8 by six orders of magnitude."""
     for x in (1.0, 3.0, 8.0):

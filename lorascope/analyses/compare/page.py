@@ -37,7 +37,7 @@ MOST_PAIRS_LISTED = 40
 # Of a module: dotted key, title, unit, help.
 QUANTITIES = (
     ("cosine", "cosine", "float", "⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖‖ΔW_b‖)"),
-    ("cosine_sd", "chance ±", "float", "standard deviation of the cosine by chance, 1/√(mn); its mean is 0"),
+    ("cosine_sd", "chance ±", "float", "standard deviation of the cosine by chance; its mean is 0"),
     ("cosine_q", "q", "float", "false discovery rate over the modules, of the cosine"),
     ("left.phi_whole", "left φ", "float", "‖UᵀU‖²/min(i, j) of the whole left subspaces"),
     ("left.phi_chance", "chance", "float", "max(i, j)/m"),
@@ -59,7 +59,8 @@ _SHORT = ("cosine", "cosine_sd", "left.phi_whole", "left.phi_chance", "left.z", 
 
 DEFINITIONS = (
     Definition("Cosine", "⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖_F ‖ΔW_b‖_F)",
-               "chance: 0 ± 1/√(mn) whatever the spectra; p by the saddlepoint tail of Σ w g h (Lugannani, Rice 1980)"),
+               "chance: 0 ± 1/√(mn) whatever the spectra, p by the saddlepoint tail of Σ w g h (Lugannani, Rice 1980);"
+               " where A is shared, 0 ± ‖ΔW_aΔW_bᵀ‖/(√m ‖ΔW_a‖‖ΔW_b‖), the left sides alone turned"),
     Definition("φ(i, j)", "‖U_iᵀV_j‖_F² / min(i, j), of the i and j leading singular directions",
                "Hu et al. 2021, arXiv 2106.09685, §7.2 and App. G, where φ = 1 − d²/p"),
     Definition("Chance level of φ", "E φ = max(i, j)/n; Var ‖UᵀV‖² = 2ij(n−i)(n−j)/(n²(n−1)(n+2))",

@@ -1,5 +1,6 @@
 """One module of one pair: every measure of agreement, each beside what chance gives."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ def compare(a: Side, b: Side) -> Row:
         "right": _space(n, a, b, right, "right"),
         "a_alone": _a_alone(n, a, b),
     }
+    row["initialisation"] = _initialisation(a, b, row["a_alone"])
+    if row["initialisation"] and row["initialisation"]["shared"] and row["cosine"] is not None:
+        row |= _cosine_given_right(m, a, b, right, row["cosine"])
     return row | {
-        "initialisation": _initialisation(a, b, row["a_alone"]),
         "notes": list(dict.fromkeys((*a.notes, *b.notes))),
     }
 
@@ -37,11 +40,21 @@ def _cosine(a: Side, b: Side) -> Row:
     """⟨ΔW_a, ΔW_b⟩/(‖·‖‖·‖): chance is 0 with standard deviation 1/√(mn), and the tail depends on the spectra."""
     sd = haar.cosine_sd(*a.shape)
     row: Row = {"cosine": None, "cosine_chance": 0.0, "cosine_sd": sd, "cosine_z": None, "cosine_p": None}
+    row["cosine_null"] = "both sides turned"
     if not a.bases.rank or not b.bases.rank:
         return row
     value = a.cosine(b)
     p = haar.cosine_p(value, *a.shape, a.spectrum(), b.spectrum())
     return row | {"cosine": value, "cosine_z": value / sd, "cosine_p": p}
+
+
+def _cosine_given_right(m: int, a: Side, b: Side, right: np.ndarray, cosine: float) -> Row:
+    """The same beside updates of which the left sides alone are turned: A is shared, whatever was trained."""
+    sd = haar.cosine_sd_given_right(m, right, a.bases.sigma, b.bases.sigma)
+    if sd == 0:
+        return {}
+    p = math.erfc(abs(cosine) / sd / math.sqrt(2))
+    return {"cosine_null": "left turned alone", "cosine_sd": sd, "cosine_z": cosine / sd, "cosine_p": p}
 
 
 def _space(n: int, a: Side, b: Side, cross: np.ndarray, side: str) -> Row | None:
