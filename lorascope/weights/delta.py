@@ -176,7 +176,7 @@ class _Matching:
             self._set_aside(name, f"tied: the same numbers as {self.partner[of_base]}, and counted there")
         else:
             tie = (f"tied in the base: compared with its {of_base}",) if _tied(name, of_base) else ()
-            self._pair(of_base, self.base.stored[of_base], name, tie)
+            self._pair(of_base, self.base.stored[of_base], name, tie, label=name if tie else of_base)
 
     def _left(self, name: str) -> None:
         """A parameter of the base that no tuned name led to."""
@@ -191,9 +191,10 @@ class _Matching:
         if twin is not None and _same(self.base.stored[name], self.base.stored[twin]):
             self._set_aside(name, f"tied: the same numbers as {twin}, and counted there")
         else:
-            self._pair(name, self.base.stored[name], partner, (f"tied in the tuned checkpoint: its {partner}",))
+            note = f"tied in the tuned checkpoint: its {partner}"
+            self._pair(name, self.base.stored[name], partner, (note,), label=name)
 
-    def _pair(self, name: str, base: Stored, tuned_name: str, notes: tuple[str, ...]) -> None:
+    def _pair(self, name: str, base: Stored, tuned_name: str, notes: tuple[str, ...], label: str) -> None:
         tuned = self.tuned.stored[tuned_name]
         self.partner.setdefault(name, tuned_name)
         fitted = _fitted(name, base, tuned)
@@ -202,7 +203,8 @@ class _Matching:
             self._set_aside(name, f"has other shapes: {shapes}")
             return
         base, tuned, note = fitted
-        self.pairs += _pairs_of(name, base, tuned, (*notes, *note), self.conv1d)
+        pairs = _pairs_of(label, base, tuned, (*notes, *note), self.conv1d)
+        self.pairs += (replace(pair, parameter=name) for pair in pairs)
 
 
 def _integers(stored: Stored) -> str:

@@ -217,6 +217,31 @@ def test_vectors_are_reported_and_what_the_adapter_leaves_out_is_said():
     assert any("leaves out 1 changed" in finding.text for finding in result.findings)
 
 
+def test_what_a_lora_has_no_place_for_is_left_out_and_named():
+    e, x = RNG.standard_normal((9, 4)), RNG.standard_normal((2, 5, 6))
+    base = checkpoint(embed_tokens__weight=e, mlp__experts__up=x, q__weight=e)
+    tuned = checkpoint(embed_tokens__weight=np.vstack([e, e[:1]]) + 1, mlp__experts__up=x + 1, q__weight=e + 1)
+    result = delta.run(base, tuned, extract=1)
+    assert list(result.extracted.updates) == ["q"]
+    reasons = {item.name: item.reason for item in result.left_out}
+    assert reasons == {
+        "embed_tokens": "resized", "mlp.experts.up[0]": "a fused expert", "mlp.experts.up[1]": "a fused expert",
+    }  # fmt: skip
+    assert len(result.matrices) == 4
+
+
+def test_an_adapter_that_depends_on_the_base_is_measured_with_it():
+    w = RNG.standard_normal((6, 8))
+    roles = {"A": RNG.standard_normal((2, 8)), "B": RNG.standard_normal((6, 2)), "m": RNG.random(6) + 1}
+    update = Update("q", "magnitude", {role: InMemory(values, "F64") for role, values in roles.items()})
+    adapter = Adapter({"q": update}, {}, Source("dora", "0", "peft", "DoRA"))
+    change = np.asarray(dense(update.delta(w)))
+    base, tuned = checkpoint(dtype="F64", q__weight=w), checkpoint(dtype="F64", q__weight=w + change)
+    found = delta.run(base, tuned, adapters=[adapter]).matrices[0].captured["dora"]
+    assert found["cosine"] == pytest.approx(1)
+    assert found["residual"] == pytest.approx(0, abs=1e-12)
+
+
 def test_no_change_and_broken_numbers_are_said():
     w = RNG.standard_normal((8, 9))
     same = delta.run(checkpoint(layers__0__q__weight=w), checkpoint(layers__0__q__weight=w))

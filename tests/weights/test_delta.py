@@ -118,8 +118,9 @@ def test_a_tie_that_tuning_broke_is_compared_on_both_ends(tmp_path):
     base = write(tmp_path / "base", {"model.embed_tokens.weight": e}, config=TIED)
     tuned = write(tmp_path / "tuned", {"lm_head.weight": e + 2, "model.embed_tokens.weight": e + 1})
     matched = pairs(base, tuned)
-    sizes = sorted(float(difference(pair).matrix.mean()) for pair in matched.pairs)
-    assert sizes == pytest.approx([1, 2])
+    sizes = {pair.name: float(difference(pair).matrix.mean()) for pair in matched.pairs}
+    assert sizes == {"model.embed_tokens": pytest.approx(1), "lm_head": pytest.approx(2)}
+    assert {pair.parameter for pair in matched.pairs} == {"model.embed_tokens.weight"}
     assert any("tied in the base" in note for pair in matched.pairs for note in pair.notes)
 
 

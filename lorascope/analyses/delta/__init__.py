@@ -11,6 +11,8 @@ SGD lies far above that of rounding, so that "rank above the floor" is an upper 
 Marchenko–Pastur and Gavish–Donoho readings take the lower half of the spectrum for iid noise, which a fine-tuned ΔW's
 is only roughly. An adapter trained with another seed, order or head can serve as well and capture little. The
 functional rank (truncate, then evaluate) answers what these cannot.
+
+It takes two checkpoints, so it is not among the registered analyses, which take one adapter.
 """
 
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta
