@@ -7,6 +7,7 @@ import pytest
 
 from lorascope.analyses import compare
 from lorascope.analyses.compare.matrices import SINGLE_FROM
+from lorascope.blocks import Heatmap
 from lorascope.errors import InputError
 from lorascope.updates.base import Update
 from lorascope.weights import io
@@ -341,3 +342,13 @@ def test_every_format_and_kind_is_the_dense_update_it_stands_for(format, build, 
         elif np.any(delta):
             # of entries about 1 in size, float32 at the coarsest
             assert rows[module]["cosine"] == pytest.approx(1, abs=max(1e-6, 10 * example.tolerance)), module
+
+
+def test_the_chance_marked_on_a_mean_over_widths_is_the_mean():
+    """Modules in R^96 and R^24: by chance their mean φ(4, 4) is the mean of 4/96 and 4/24."""
+    sides = []
+    for path in "ab":
+        b, a = RNG.standard_normal((24, 4)), RNG.standard_normal((4, N))
+        sides.append(adapter(path, [lora(path, ord(path)).updates[name(0)], update("model.layers.0.k_proj", b, a)]))
+    grid = next(b for b in compare.run(sides).blocks() if isinstance(b, Heatmap) and "left" in b.title)
+    assert [mark[0] for mark in grid.measures[0].marks] == pytest.approx([(1 / 96 + 1 / 24) / 2, (4 / 96 + 4 / 24) / 2])

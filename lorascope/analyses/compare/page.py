@@ -183,8 +183,8 @@ def _grids(records: Sequence["Row"], side: str, a: str, b: str) -> list[Block]:
         known = [row[side] for row in group if row[side]]
         if not known:
             continue
-        n = max(row["dimension"] for row in known)
-        marks = ((1 / n, "chance φ(1,1)"), (max(size) / n, f"chance φ({rows},{columns})"))
+        chance = float(np.mean([1 / row["dimension"] for row in known]))  # of a mean over modules of several widths
+        marks = ((chance, "chance φ(1,1)"), (max(size) * chance, f"chance φ({rows},{columns})"))
         about = f"φ(i, j) of the {TITLES[side]}, mean over {len(known)} modules"
         grid = _mean_grid([row["phi"] for row in known], size)
         measures.append(Measure(name, name, grid, help=about, marks=marks, limits=(0.0, 1.0)))
@@ -229,9 +229,12 @@ def _angles(records: Sequence["Row"]) -> list[Block]:
             x, y = tuple(range(1, len(angles) + 1)), tuple(angles.tolist())
             series.append(Series(row["name"], x, y, TITLES[side], "thin" if len(rows) > 1 else "normal"))
         if rows:
-            least = median([row[side]["smallest_angle_chance"] for row in rows])
+            least = min(row[side]["smallest_angle_chance"] for row in rows)
             markers.append(Marker("y", float(np.degrees(least)), "least by chance", TITLES[side]))
-    caption = "One line for each module. Below the marked angle is what random subspaces of these dimensions do not do."
+    caption = (
+        "One line for each module. Random subspaces have no angle below the marked one, which is that of the module with"
+        " the widest subspaces for its size."
+    )
     return [
         Lines("Principal angles", tuple(series), "index k", "θ_k, degrees", markers=tuple(markers), caption=caption,
               shade="depth, first to last", where="page")
