@@ -232,8 +232,8 @@ def _angles(records: Sequence["Row"]) -> list[Block]:
             least = min(row[side]["smallest_angle_chance"] for row in rows)
             markers.append(Marker("y", float(np.degrees(least)), "least by chance", TITLES[side]))
     caption = (
-        "One line for each module. Random subspaces have no angle below the marked one, which is that of the module with"
-        " the widest subspaces for its size."
+        "One line for each module. Random subspaces have hardly an angle below the marked one, which is that of the"
+        " module with the widest subspaces for its size."
     )
     return [
         Lines("Principal angles", tuple(series), "index k", "θ_k, degrees", markers=tuple(markers), caption=caption,
