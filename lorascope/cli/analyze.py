@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorascope.cli._outputs import write_outputs
+
 if TYPE_CHECKING:
     from lorascope.analyses.particulars import ParticularsResult
     from lorascope.analyses.spectrum import SpectrumResult
@@ -96,7 +98,7 @@ def report_on(
         from lorascope.report import terminal as screen
 
         sys.stdout.write(screen.render(page))
-    _write(results, special, page, html, json, csv)
+    write_outputs(page, lambda: _record(results, special), lambda: _rows(results), html=html, json=json, csv=csv)
     return results
 
 
@@ -163,58 +165,14 @@ def _body(result: "SpectrumResult", particulars: "ParticularsResult", sort: str,
     return [*spectrum, *particulars.sections(), definitions]
 
 
-def _write(
-    results: "list[SpectrumResult]",
-    special: "list[ParticularsResult]",
-    page: "Page",
-    html: Path | None,
-    json: Path | None,
-    csv: Path | None,
-) -> None:
-    import sys
-
-    from lorascope.atomic import write_text
-
-    written = []
-    if json is not None:
-        text = _json(results, special)
-        if str(json) == "-":
-            sys.stdout.write(text)
-        else:
-            write_text(json, text)
-            written.append(json)
-    if csv is not None:
-        write_text(csv, _csv(results))
-        written.append(csv)
-    if html is not None:
-        from lorascope.report import html as pages
-
-        pages.write(page, html)
-        written.append(html)
-    for path in written:
-        print(f"wrote {path}", file=sys.stderr)
-
-
-def _json(results: "list[SpectrumResult]", special: "list[ParticularsResult]") -> str:
+def _record(results: "list[SpectrumResult]", special: "list[ParticularsResult]") -> dict[str, Any]:
     """One adapter: the object of schema 1. Several: those objects in `adapters`."""
-    import json
-
     import lorascope
 
     pairs = zip(results, special, strict=True)
     records = [result.to_json() | {"particulars": particulars.record()} for result, particulars in pairs]
-    whole = records[0] if len(records) == 1 else {"schema": 1, "lorascope": lorascope.__version__, "adapters": records}
-    return json.dumps(whole, allow_nan=False, separators=(",", ":")) + "\n"
+    return records[0] if len(records) == 1 else {"schema": 1, "lorascope": lorascope.__version__, "adapters": records}
 
 
-def _csv(results: "list[SpectrumResult]") -> str:
-    import csv
-    import io
-
-    rows = [{"path": r.source.path, **row} for r in results for row in r.flat_rows()]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _rows(results: "list[SpectrumResult]") -> list[dict[str, Any]]:
+    return [{"path": r.source.path, **row} for r in results for row in r.flat_rows()]

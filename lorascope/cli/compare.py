@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorascope.cli._outputs import write_outputs
+
 if TYPE_CHECKING:
     from lorascope.analyses.compare import CompareResult
     from lorascope.blocks import Page
@@ -67,7 +69,7 @@ def compare(
         from lorascope.report import terminal as screen
 
         sys.stdout.write(screen.render(page))
-    _write(result, page, html, json, csv)
+    write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
 
 
 def _open_base(base: str | None) -> Any:
@@ -130,42 +132,3 @@ def _page(result: "CompareResult") -> "Page":
         ("numpy", numpy.__version__),
     )
     return Page(title, result.blocks(), kicker="lorascope compare", summary=summary, made_by=made_by)
-
-
-def _write(result: "CompareResult", page: "Page", html: Path | None, json: Path | None, csv: Path | None) -> None:
-    import json as encoder
-    import sys
-
-    from lorascope.atomic import write_text
-
-    written = []
-    if json is not None:
-        text = encoder.dumps(result.to_json(), allow_nan=False, separators=(",", ":")) + "\n"
-        if str(json) == "-":
-            sys.stdout.write(text)
-        else:
-            write_text(json, text)
-            written.append(json)
-    if csv is not None:
-        write_text(csv, _csv(result))
-        written.append(csv)
-    if html is not None:
-        from lorascope.report import html as pages
-
-        pages.write(page, html)
-        written.append(html)
-    for path in written:
-        print(f"wrote {path}", file=sys.stderr)
-
-
-def _csv(result: "CompareResult") -> str:
-    import csv
-    import io
-
-    rows = result.flat_rows()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorascope.cli._outputs import write_outputs
+
 if TYPE_CHECKING:
     from lorascope.analyses.delta import DeltaResult
     from lorascope.blocks import Page
@@ -90,7 +92,7 @@ def delta(
     if output is not None and result.extracted is not None:
         io.write(result.extracted, output)
         print(f"wrote {output}", file=sys.stderr)
-    _write(result, page, html, json, csv)
+    write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
 
 
 def _check_output(extract: int | None, output: Path | None) -> None:
@@ -155,38 +157,3 @@ def _page(result: "DeltaResult", title: str, sort: str, rows: int) -> "Page":
         ("numpy", numpy.__version__),
     )
     return Page(title, blocks(result, sort=sort, rows=rows), "lorascope delta", summary, made_by)
-
-
-def _write(result: "DeltaResult", page: "Page", html: Path | None, json: Path | None, csv: Path | None) -> None:
-    import json as encoder
-    import sys
-
-    from lorascope.atomic import write_text
-
-    if json is not None:
-        text = encoder.dumps(result.to_json(), allow_nan=False, separators=(",", ":")) + "\n"
-        if str(json) == "-":
-            sys.stdout.write(text)
-        else:
-            write_text(json, text)
-            print(f"wrote {json}", file=sys.stderr)
-    if csv is not None:
-        write_text(csv, _csv(result.flat_rows()))
-        print(f"wrote {csv}", file=sys.stderr)
-    if html is not None:
-        from lorascope.report import html as pages
-
-        pages.write(page, html)
-        print(f"wrote {html}", file=sys.stderr)
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    import csv
-    import io
-
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
