@@ -27,9 +27,8 @@ from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Site, methods
 from lorascope.methods.dropout import dropped_product
 from lorascope.methods.fused_dora import apart, folded, row_norms
+from lorascope.methods.layers import autocast, plain
 from lorascope.methods.lora import LoRA, LoRAConfig, LowRankDelta, LowRankEmbeddingDelta
-from lorascope.methods.lora import _autocast as autocast
-from lorascope.methods.lora import _plain as plain
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Method, Site, methods
-from lorascope.methods.lora import _autocast as autocast
+from lorascope.methods.layers import autocast
 
 # The second map of the feed-forward layer, in the usual models: PEFT's lists, together.
 FEEDFORWARD = ("down_proj", "fc2", "wo", "w2", "fc_out", "dense_4h_to_h", "mlp.c_proj", "output.dense")

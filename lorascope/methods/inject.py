@@ -62,8 +62,8 @@ def inject(
         layers[site.name] = AdaptedLayer(site, delta)
     originals = {path: model.get_submodule(path) for path in saved}
     model.requires_grad_(False)
-    _replace(model, [(layer.base, layer) for layer in layers.values()])
-    _replace(model, [(module, _trained_copy(module)) for module in originals.values()])
+    replace_modules(model, [(layer.base, layer) for layer in layers.values()])
+    replace_modules(model, [(module, _trained_copy(module)) for module in originals.values()])
     parts = method.install(model, seed)
     setattr(model, CARRIES, tuple(parts))
     injected = Injected(model, method, layers, originals, parts)
@@ -161,7 +161,7 @@ class Injected:
     def drop(self, names: Collection[str]) -> None:
         """Take the updates of these layers out for good: the model gets their own layers back."""
         gone = [self.layers.pop(name) for name in names]
-        _replace(self.model, [(layer, layer.base) for layer in gone])
+        replace_modules(self.model, [(layer, layer.base) for layer in gone])
 
     def merge(self) -> list[Merged]:
         """Add every update to its weight. What each layer lost to rounding, and which weights were untied by it.
@@ -192,7 +192,9 @@ class Injected:
         if on == self._on:
             return
         self._on = on
-        _replace(self.model, [(layer.base, layer) if on else (layer, layer.base) for layer in self.layers.values()])
+        replace_modules(
+            self.model, [(layer.base, layer) if on else (layer, layer.base) for layer in self.layers.values()]
+        )
         for part in self.parts.values():
             part.switch(on)
 
@@ -202,7 +204,9 @@ class Injected:
         for part in self.parts.values():
             part.remove()
         self._unwrap()
-        _replace(self.model, [(self.model.get_submodule(path), original) for path, original in self.originals.items()])
+        replace_modules(
+            self.model, [(self.model.get_submodule(path), original) for path, original in self.originals.items()]
+        )
         return self.model
 
     def fold(self) -> list[Merged]:
@@ -217,12 +221,12 @@ class Injected:
                 _untie_config(self.model)
             plain = copy.deepcopy(original)
             plain.load_state_dict(self.model.get_submodule(path).state_dict())
-            _replace(self.model, [(self.model.get_submodule(path), plain)])
+            replace_modules(self.model, [(self.model.get_submodule(path), plain)])
         return reports
 
     def _unwrap(self) -> None:
         setattr(self.model, CARRIES, ())
-        _replace(self.model, [(layer, layer.base) for layer in self.layers.values()])
+        replace_modules(self.model, [(layer, layer.base) for layer in self.layers.values()])
 
     def export(self, **settings: Any) -> Adapter:
         """The adapter as files hold it. `settings` are added to the method's own (base model's name, task type)."""
@@ -285,7 +289,7 @@ class Injected:
             tensor.copy_(values)
 
 
-def _replace(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+def replace_modules(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
     """Put each pair's second module wherever its first stands: a module may hang in the model under several names."""
     new = {id(old): module for old, module in pairs}
     for parent in list(model.modules()):

@@ -20,6 +20,7 @@ from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Method, Site, methods
 from lorascope.methods.fused import low_rank
 from lorascope.methods.initialise import initialisation
+from lorascope.methods.layers import autocast, plain
 from lorascope.methods.rates import loraplus_groups
 
 if TYPE_CHECKING:
@@ -100,14 +101,14 @@ class LowRankDelta(Delta):
         self.scale, self.dropout = scale, dropout
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        x = _autocast(x)
+        x = autocast(x)
         if torch.compiler.is_compiling():  # a mask's seed is drawn outside of any graph
             return low_rank(self._dropped(x), *self.factors(), self.scale)
         return low_rank(x, *self.factors(), self.scale, dropout=self._dropping())
 
     def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        x = _autocast(x)
-        if (self._dropping() and torch.compiler.is_compiling()) or not _plain(base, x):
+        x = autocast(x)
+        if (self._dropping() and torch.compiler.is_compiling()) or not plain(base, x):
             return base(x) + self(x)
         weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
         return low_rank(x, *self.factors(), self.scale, weight, base.bias, self._dropping())
@@ -224,24 +225,3 @@ class RsLoRA(LoRA):
 
     name, paper = "rslora", "Kalajdzievski 2023, arXiv 2312.03732"
     Config = RsLoRAConfig
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """x as autocast would hand it to a product; once, so that the base and the update share one copy."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
-
-
-def _plain(base: nn.Module, x: Tensor) -> bool:
-    """Whether the layer is nothing but x Wᵀ + bias with frozen floats: no quantised subclass, no hook to run."""
-    from transformers.pytorch_utils import Conv1D
-
-    return (
-        type(base) in (nn.Linear, Conv1D)
-        and not base._forward_hooks
-        and not base._forward_pre_hooks
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
-    )

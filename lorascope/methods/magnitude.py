@@ -18,8 +18,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Method, Site, methods
 from lorascope.methods.dora import row_lengths
-from lorascope.methods.lora import _autocast as autocast
-from lorascope.methods.lora import _plain as plain
+from lorascope.methods.layers import autocast, plain
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,11 @@ For use inside autograd functions: gradients do not pass through.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _PLAIN = (Tensor, nn.Parameter)
-
-
-def linear(
-    x: Float[Tensor, "n k"], weight: Float[Tensor, "m k"], bias: Float[Tensor, " m"] | None = None
-) -> Float[Tensor, "n m"]:
-    """x weightᵀ + bias, for a gradient, or where nothing downstream is held against the base's bits."""
-    if _by_onednn(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
 
 
 def matmul(x: Float[Tensor, "n k"], y: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:

@@ -29,8 +29,9 @@ from torch.nn import functional as F
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import AdaptedLayer, Delta
-from lorascope.methods.inject import Injected, _replace
-from lorascope.methods.lora import LowRankDelta, LowRankEmbeddingDelta, _autocast, _plain
+from lorascope.methods.inject import Injected, replace_modules
+from lorascope.methods.layers import autocast, plain
+from lorascope.methods.lora import LowRankDelta, LowRankEmbeddingDelta
 from lorascope.methods.products import matmul
 
 # `onto` of these is base(x) plus the update's output: the base can then run once for all members.
@@ -207,14 +208,14 @@ class StackedLayer(StackedModule):
             return "added"
         delta = part.delta
         dropping = delta.training and getattr(delta, "dropout", 0.0) > 0
-        if type(delta).onto is LowRankDelta.onto and not dropping and _plain(base, base.weight):
+        if type(delta).onto is LowRankDelta.onto and not dropping and plain(base, base.weight):
             return "stacked"
         return "added" if type(delta).onto in ADDED else "whole"
 
     def _stacked(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
         base, deltas = self._base, [self._own[i].delta for i in members]
         weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
-        x = _autocast(x)
+        x = autocast(x)
         rows = x.reshape(len(members), -1, x.shape[-1])
         factors = [delta.factors() for delta in deltas]
         scales = [float(delta.scale) for delta in deltas]
@@ -272,7 +273,7 @@ def stack(members: Sequence[Injected], layout: Layout) -> nn.Module:
     joint = skeleton(first.model, keep=own)
     for path, cls in outer.items():
         parts = [member.model.get_submodule(path) for member in members]
-        _replace(joint, [(joint.get_submodule(path), cls(layout, parts))])
+        replace_modules(joint, [(joint.get_submodule(path), cls(layout, parts))])
     return joint
 
 

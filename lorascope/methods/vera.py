@@ -28,8 +28,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Method, Site, methods
 from lorascope.methods.fused_vera import vera
-from lorascope.methods.lora import _autocast as autocast
-from lorascope.methods.lora import _plain as plain
+from lorascope.methods.layers import autocast, plain
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.peft.vectors import draw_projections

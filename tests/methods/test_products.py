@@ -31,7 +31,6 @@ def test_float32_products_are_float32s(of_x, of_y, sizes):
     # relative to |x| |y|, so that cancellation does not count: the bound on a sum of k rounded products
     error = (products.matmul(x, y).double() - x.double() @ y.double()).abs() / (x.double().abs() @ y.double().abs())
     assert float(error.max()) < k * 2**-24
-    torch.testing.assert_close(products.linear(x, y.t()), products.matmul(x, y), rtol=0, atol=0)
 
 
 def test_other_types_and_empty_batches_take_torchs_way():
