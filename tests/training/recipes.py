@@ -60,14 +60,14 @@ def accuracy(name: str, folder: Path, **training: Any) -> dict[str, Any]:
     finished = run.train(config, folder)
     here = World(pick_device("cpu"))
     prepared = run.prepare(config, here.device)
-    test, trained = test_set(prepared, config), prepared.injected.parameter_count()
+    test = test_set(prepared, config)
     prepared.injected.load(io.read(finished.adapter))
     score = evaluate(prepared.model, test, 64, here)
     return {
         "learning_rate": rate,
         "accuracy": round(score.accuracy, 4),
         "loss": round(score.loss, 4),
-        "trained": trained,
+        "trained": json.loads((folder / "run.json").read_text())["trained_parameters"],
         "seconds": round(finished.seconds, 1),
     }
 
