@@ -19,6 +19,12 @@ from tests.training.conftest import classifier_values
 
 SETTINGS = ("training.max_steps=200", "training.save_steps=10", "training.eval_steps=25")
 SETTINGS += ("training.load_best_model_at_end=true",)
+MORE = {  # what makes a method draw random numbers and keep state while it trains
+    "adalora": {"init_r": 4, "target_r": 2, "dropout": 0.1},
+    "dora": {"dropout": 0.1},
+    "lora": {"dropout": 0.1, "init": "pissa"},
+    "random_subspace": {"d": 40, "said": "layer"},
+}
 
 
 def start(config, folder, *options) -> subprocess.Popen:
@@ -116,26 +122,22 @@ def test_there_must_be_a_run_to_resume_and_none_to_start(classifier, tmp_path):
         run.train(classifier(), tmp_path / "full")
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"name": "full"},
-        {"name": "bitfit"},
-        {"name": "layernorm"},
-        {"name": "random_subspace", "d": 40, "said": "layer"},
-    ],
-    ids=lambda method: method["name"],
-)
-def test_methods_that_train_the_base_itself_resume_exactly(tiny_bert, labelled, tmp_path, method, monkeypatch):
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_resumes_exactly(name, tiny_bert, labelled, tmp_path, monkeypatch):
     """Broken off in step 5, two steps behind the checkpoint."""
+    method = {"name": name, **MORE.get(name, {})}
+    if methods.get(name).uses_targets:
+        method["targets"] = ["query", "value"]
     values = classifier_values(tiny_bert, labelled) | {"method": method}
     config = parse(override(values, ["training.save_steps=3", "training.measure_cost=false"]))
     run.train(config, tmp_path / "whole")
-    cls = methods.get(method["name"])
+    cls = methods.get(name)
+    after_step = cls.after_step
 
     def break_off(self, step, total):
         if step == 4:
             raise KeyboardInterrupt
+        after_step(self, step, total)
 
     with monkeypatch.context() as patched:
         patched.setattr(cls, "after_step", break_off)
