@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Method, Site, methods
+from lorascope.methods.layers import check_dropout
 from lorascope.methods.lora import LowRankDelta
 
 OrthReg = Literal["squared", "mean-norm"]
@@ -87,8 +88,7 @@ class AdaLoRAConfig:
         if min(self.tinit, self.tfinal) < 0 or self.deltaT < 1:
             found = f"tinit {self.tinit}, tfinal {self.tfinal} and deltaT {self.deltaT}"
             raise InputError("the schedule has negative steps", found=found, expected="at least 0, 0 and 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError("dropout is no probability", found=self.dropout, expected="0 ≤ dropout < 1")
+        check_dropout(self.dropout)
         for name in ("beta1", "beta2"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise InputError(f"{name} is out of range", found=getattr(self, name), expected="0 < β < 1")

@@ -1,7 +1,11 @@
-"""What every fused layer asks first: the dtype its products run in, and whether the base is nothing but a product."""
+"""What layers with an update share: the dtype of their products, whether the base is nothing but a product, and the
+checks of the settings that most methods have.
+"""
 
 import torch
 from torch import Tensor, nn
+
+from lorascope.errors import InputError
 
 
 def autocast(x: Tensor) -> Tensor:
@@ -23,3 +27,15 @@ def plain(base: nn.Module, x: Tensor) -> bool:
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
     )
+
+
+def check_rank(rank: int) -> None:
+    """InputError where r is no rank."""
+    if rank < 1:
+        raise InputError("rank is too small", found=rank, expected="a whole number from 1")
+
+
+def check_dropout(dropout: float) -> None:
+    """InputError where it is no probability below one."""
+    if not 0.0 <= dropout < 1.0:
+        raise InputError("dropout is no probability", found=dropout, expected="0 ≤ dropout < 1")

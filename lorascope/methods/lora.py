@@ -20,7 +20,7 @@ from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Method, Site, methods
 from lorascope.methods.fused import low_rank
 from lorascope.methods.initialise import initialisation
-from lorascope.methods.layers import autocast, plain
+from lorascope.methods.layers import autocast, check_dropout, check_rank, plain
 from lorascope.methods.rates import loraplus_groups
 
 if TYPE_CHECKING:
@@ -51,10 +51,8 @@ class LoRAConfig:
     loraplus_lr_embedding: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError("rank is too small", found=self.rank, expected="a whole number from 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError("dropout is no probability", found=self.dropout, expected="0 ≤ dropout < 1")
+        check_rank(self.rank)
+        check_dropout(self.dropout)
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
             raise InputError("loraplus_lr_ratio is not positive", found=self.loraplus_lr_ratio)
         if not self.loraplus_lr_embedding > 0:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Method, Site, methods
+from lorascope.methods.layers import check_dropout, check_rank
 from lorascope.methods.lora import LowRankDelta
 
 Basis = Literal["top", "bottom", "random"]
@@ -46,10 +47,8 @@ class LoRAXSConfig:
     basis: Basis = "top"
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError("rank is too small", found=self.rank, expected="a whole number from 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError("dropout is no probability", found=self.dropout, expected="0 ≤ dropout < 1")
+        check_rank(self.rank)
+        check_dropout(self.dropout)
         if self.init_std < 0:
             raise InputError("init_std is negative", found=self.init_std, expected="0 or more")
         if self.basis not in get_args(Basis):

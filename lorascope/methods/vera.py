@@ -28,7 +28,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.base import Delta, Method, Site, methods
 from lorascope.methods.fused_vera import vera
-from lorascope.methods.layers import autocast, plain
+from lorascope.methods.layers import autocast, check_dropout, check_rank, plain
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.peft.vectors import draw_projections
@@ -54,10 +54,8 @@ class VeraConfig:
     save_projection: bool = True
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError("rank is too small", found=self.rank, expected="a whole number from 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError("dropout is no probability", found=self.dropout, expected="0 ≤ dropout < 1")
+        check_rank(self.rank)
+        check_dropout(self.dropout)
         if not 0 <= self.projection_prng_key < 1 << 63:
             raise InputError("projection_prng_key is no seed", found=self.projection_prng_key, expected="from 0")
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorascope.errors import InputError
 from lorascope.methods.base import Site, methods
+from lorascope.methods.layers import check_dropout, check_rank
 from lorascope.methods.vera import Pair, Vera, VeraDelta
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
@@ -41,10 +41,8 @@ class UnsharedConfig:
     save_projection: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError("rank is too small", found=self.rank, expected="a whole number from 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError("dropout is no probability", found=self.dropout, expected="0 ≤ dropout < 1")
+        check_rank(self.rank)
+        check_dropout(self.dropout)
 
 
 class UnsharedDelta(VeraDelta):

@@ -121,7 +121,11 @@ CASES = {
         targets=SCALED,
     ),
     "lora_xs": Case("lora_xs", {"rank": RANK}),
+    "vera_unshared": Case("vera_unshared", {"rank": 256}),
+    "magnitude": Case("magnitude"),
+    "layernorm": Case("layernorm"),
     "full": Case("full"),
+    "random_subspace": Case("random_subspace"),
     "houlsby": Case("houlsby"),
 }
 
