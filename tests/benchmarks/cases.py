@@ -126,7 +126,11 @@ CASES = {
     "layernorm": Case("layernorm"),
     "full": Case("full"),
     "random_subspace": Case("random_subspace"),
+    "bitfit": Case("bitfit"),
     "houlsby": Case("houlsby"),
+    "prompt": Case("prompt"),
+    "prefix": Case("prefix"),
+    "p_tuning_v2": Case("p_tuning_v2"),
 }
 
 
