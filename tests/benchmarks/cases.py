@@ -31,7 +31,7 @@ class Case:
         method, settings: ours.
         peft: PEFT's config, given the options every config takes.
         roles: PEFT's attribute for each of our trained roles.
-        random: whether two steps differ by chance, so that gradients cannot be compared.
+        random: whether the two differ by chance, so that gradients cannot be compared.
         targets: by model; all-linear where nothing is said.
     """
 
@@ -85,6 +85,7 @@ CASES = {
         {"rank": RANK, "alpha": ALPHA},
         _peft("LoraConfig", r=RANK, lora_alpha=ALPHA),
         {"B": "lora_B"},
+        random=True,  # A, which does not train, is drawn by each in its own way
     ),
     "dora": Case(
         "dora",
