@@ -160,6 +160,12 @@ def load(config: DataConfig, task: TaskType, tokenizer: Any, seed: int) -> tuple
     return tuple(encode_classes(rows, names, tokenizer, config) for rows in (train, held_out))
 
 
+def held_out_classes(config: DataConfig, names: tuple[str, ...], tokenizer: Any, seed: int) -> Encoded:
+    """The held-out texts alone, of classes that are known already."""
+    _, rows = _rows(config, seed)
+    return encode_classes(_first(rows, config.max_eval_samples, seed), names, tokenizer, config)
+
+
 def encode_classes(rows: Sequence[Row], names: tuple[str, ...], tokenizer: Any, config: DataConfig) -> Encoded:
     """Texts, or pairs of texts, and their classes."""
     pairs = (_texts(rows, config, config.text_pair_column),) if config.text_pair_column else ()

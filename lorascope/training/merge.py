@@ -90,7 +90,7 @@ def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
         InputError: a weight is missing, has another shape, or the update is more than a change of it.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    missing = [name for update in adapter.updates.values() if (name := _weight_name(update)) not in parameters]
+    missing = [name for update in adapter.updates.values() if (name := weight_name(update)) not in parameters]
     saved = {name: stored for name, stored in adapter.saved.items() if not _makes_updates(name, adapter)}
     missing += [name for name in saved if name not in parameters and name not in adapter.parts]
     if missing:
@@ -119,12 +119,13 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
     return name in (THETA, LAMBDA) and subspace_of(adapter.updates) is not None
 
 
-def _weight_name(update: Update) -> str:
+def weight_name(update: Update) -> str:
+    """The name of the parameter that the update changes."""
     return update.base_weight or f"{update.name}.weight"
 
 
 def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update, tied: bool) -> MergedWeight:
-    name = _weight_name(update)
+    name = weight_name(update)
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     stored = getattr(module, attribute)
@@ -143,7 +144,7 @@ def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update:
 
 def _merge_bias(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update) -> None:
     """What the update does to the bias, where it acts on the output as a whole, as (IA)³ does."""
-    module = model.get_submodule(_weight_name(update).rpartition(".")[0])
+    module = model.get_submodule(weight_name(update).rpartition(".")[0])
     bias = getattr(module, "bias", None)
     if bias is None or not update.needs_base:  # what acts on the output depends on it
         return

@@ -83,12 +83,12 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
     seeds = {config.training.seed: config for config in configs}
     texts = {s: data.load(c.data, c.model.task_type, tokenizer, s) for s, c in seeds.items()}
     first = configs[0].training.seed
-    base = _load_base(configs[0], len(texts[first][0].label_names), device)
+    base = load_base(configs[0], len(texts[first][0].label_names), device)
     drawn = {first: base}
     for seed, config in seeds.items():
         if seed != first:
             fresh = config.model.task_type == "SEQ_CLS"  # only a classifier has a head to draw
-            other = _load_base(config, len(texts[seed][0].label_names), device) if fresh else base
+            other = load_base(config, len(texts[seed][0].label_names), device) if fresh else base
             drawn[seed] = share_tensors(other, base)
     prepared = []
     for config in configs:
@@ -99,7 +99,8 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
     return prepared
 
 
-def _load_base(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
+def load_base(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
+    """The base model as a run begins with it; a new head is drawn by the run's seed."""
     torch.manual_seed(config.training.seed)  # a new head is drawn from the global generator
     dtype = torch.bfloat16 if config.training.bf16 else torch.float32
     model = models.load_model(config.model, classes, dtype).to(device)

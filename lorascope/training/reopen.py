@@ -1,0 +1,177 @@
+"""A finished run, opened again: its model, its texts, and the score of any change of the weights in the trained one's
+place. What an analysis that must evaluate a model is handed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lorascope.errors import InputError, LorascopeError, some
+from lorascope.training import config as configs
+from lorascope.training import data, merge, models
+from lorascope.training.config import RunConfig
+from lorascope.training.data import Encoded
+from lorascope.training.loop import Score, evaluate
+from lorascope.training.parallel import World, pick_device
+from lorascope.training.run import SUMMARY, load_base
+from lorascope.updates.base import Update, dense
+from lorascope.weights import io
+from lorascope.weights.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A trained model whose updated weights can be set to anything.
+
+    Attributes:
+        folder: of the run.
+        config: as it was trained.
+        adapter: as it lies in the folder.
+        model: in eval mode, the trained weights in it. Whole modules that were trained beside the updates (a head) and
+            biases that the method changes stay as trained, whatever `put` does.
+        train, held_out: the run's texts, or those of the split that was asked for in place of `held_out`.
+        tokenizer: the model's.
+        world: one process and its device.
+    """
+
+    folder: Path
+    config: RunConfig
+    adapter: Adapter
+    model: nn.Module
+    train: Encoded
+    held_out: Encoded
+    tokenizer: Any
+    world: World
+    _base: Mapping[str, Tensor]
+
+    @property
+    def updates(self) -> Mapping[str, Update]:
+        """By the update's name. A vector's (a bias, a norm's gain) has the shape (d, 1)."""
+        return self.adapter.updates
+
+    def base_weight(self, name: str) -> np.ndarray:
+        """W of an update's module in float64, as the map (d_out, d_in)."""
+        return _as_map(self.updates[name], self._base[name]).double().cpu().numpy()
+
+    def delta(self, name: str) -> Any:
+        """The trained ΔW in float64: a `Factored`, a `Kronecker` or a dense array."""
+        update = self.updates[name]
+        return update.delta(self.base_weight(name) if update.needs_base else None)
+
+    @torch.no_grad()
+    def put(self, deltas: Mapping[str, Any]) -> None:
+        """Set every updated weight to W + deltas[name], and to W alone where a name is absent.
+
+        Args:
+            deltas: maps (d_out, d_in), dense or factored, by the update's name.
+
+        Raises:
+            InputError: a name is none of the run's updates, or a shape is not the update's.
+        """
+        unknown = deltas.keys() - self.updates.keys()
+        if unknown:
+            raise InputError("no such update in the run", found=some(sorted(unknown), 3), expected=some(self.updates))
+        for name, update in self.updates.items():
+            weight, base = self._weight(update), self._base[name]
+            if name not in deltas:
+                weight.copy_(base)
+                continue
+            change = torch.from_numpy(np.ascontiguousarray(dense(deltas[name]), dtype=np.float64))
+            if tuple(change.shape) != update.shape:
+                raise InputError(f"{name} has another shape", found=tuple(change.shape), expected=update.shape)
+            turned = change.t() if update.transposed else change
+            wide = torch.promote_types(base.dtype, torch.float32)
+            weight.copy_(base.to(wide) + turned.reshape(base.shape).to(base.device, wide))
+
+    def restore(self) -> None:
+        """The trained ΔW again."""
+        self.put({name: self.delta(name) for name in self.updates})
+
+    @torch.no_grad()
+    def score(self, texts: Encoded | None = None) -> Score:
+        """Loss and accuracy of the model as it is now, on the held-out texts or on these."""
+        size = self.config.training.per_device_eval_batch_size
+        return evaluate(self.model, self.held_out if texts is None else texts, size, self.world)
+
+    def _weight(self, update: Update) -> Tensor:
+        stored = self.model.get_parameter(merge.weight_name(update))
+        return stored if update.expert is None else stored[update.expert]
+
+
+def reopen(
+    folder: str | Path, device: str = "auto", split: str | None = None, max_samples: int | None = None
+) -> Reopened:
+    """Open the folder of a finished run.
+
+    Args:
+        folder: as `lorascope train` left it.
+        device: as of a run's config.
+        split: of a packaged set or a hub dataset, other texts to hold out than the run's own, such as "test".
+        max_samples: the first so many of them, in an order that does not depend on the run's seed.
+
+    Raises:
+        InputError: the folder holds no finished run, its model or data cannot be had, or what it trained is no change
+            of weights, as a soft prompt is not.
+    """
+    folder = Path(folder)
+    config = finished_config(folder)
+    here = World(pick_device(device))
+    tokenizer = models.load_tokenizer(config.model)
+    train, held_out = data.load(config.data, config.model.task_type, tokenizer, config.training.seed)
+    if split is not None or max_samples is not None:
+        held_out = _texts(config, train, tokenizer, split or config.data.eval_split, max_samples)
+    model = load_base(config, len(train.label_names), here.device)
+    adapter = io.read(folder / "adapter")
+    base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
+    merge.merge(model, adapter)
+    model.eval().requires_grad_(False)
+    return Reopened(folder, config, adapter, model, train, held_out, tokenizer, here, base)
+
+
+def finished_config(folder: Path) -> RunConfig:
+    """The config of a run's folder. InputError where there is no run, or it did not end well."""
+    for name in ("config.yaml", SUMMARY):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} is no folder of a finished run",
+                found=f"no {name}",
+                hint="name a folder that `lorascope train` wrote",
+            )
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LorascopeError(f"cannot read {folder / SUMMARY}", found=error) from error
+    if summary.get("diverged"):
+        raise InputError(f"{folder} holds no adapter", found=summary["diverged"])
+    return configs.load(folder / "config.yaml")
+
+
+def _texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, most: int | None) -> Encoded:
+    """Texts of a split, of the classes that were trained on."""
+    other = replace(config.data, eval_split=split, max_eval_samples=most)
+    if config.model.task_type == "CAUSAL_LM":
+        return data.load(other, "CAUSAL_LM", tokenizer, 0)[1]
+    return data.held_out_classes(other, train.label_names, tokenizer, 0)
+
+
+@torch.no_grad()
+def _base_of(model: nn.Module, update: Update) -> Tensor:
+    """A copy of the weight before the update."""
+    name = merge.weight_name(update)
+    try:
+        stored = model.get_parameter(name)
+    except AttributeError:
+        raise InputError("the adapter is not of this model", found=f"an update for {name}") from None
+    return (stored if update.expert is None else stored[update.expert]).detach().clone()
+
+
+def _as_map(update: Update, weight: Tensor) -> Tensor:
+    """A weight in the layout of the update's map, (d_out, d_in)."""
+    turned = weight.t() if update.transposed else weight
+    return turned.reshape(update.shape)

@@ -1,0 +1,106 @@
+"""A run opened again scores what it scored, and any other weights as a model that holds them would."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lorascope.errors import InputError
+from lorascope.training import run
+from lorascope.training.config import parse, resolved
+from lorascope.training.reopen import reopen
+from lorascope.updates.base import dense
+
+METHODS = {
+    "lora": {"targets": "all-linear", "rank": 4},
+    "dora": {"targets": "all-linear", "rank": 4},  # ΔW depends on W
+    "full": {},  # vectors and embeddings, too
+    "random_subspace": {"d": 40},
+    "prompt": {"num_virtual_tokens": 2},
+}
+
+
+@pytest.fixture
+def finished(classifier, tmp_path):
+    """Trains a method for a few steps and gives the run's folder."""
+
+    def train(method, make=classifier):
+        base = resolved(make("training.max_steps=4", "optim.learning_rate=2e-2"))
+        folder = tmp_path / f"run-{method}"
+        run.train(parse({**base, "method": {"name": method, **METHODS[method]}}), folder)
+        return folder
+
+    return train
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "prompt"])
+def test_it_scores_as_the_run_did(finished, method):
+    folder = finished(method)
+    said = json.loads((folder / "summary.json").read_text())["held_out"]
+    again = reopen(folder, "cpu")
+    trained = again.score()
+    assert trained.loss == pytest.approx(said["loss"], rel=1e-5)  # float32, one more rounding of W
+    assert trained.accuracy == said["accuracy"]
+    again.put({})
+    assert again.score().loss != pytest.approx(said["loss"], rel=1e-4)
+    again.put({name: again.delta(name) for name in again.updates})
+    assert again.score().loss == pytest.approx(trained.loss, rel=1e-6)
+
+
+def test_what_is_put_is_what_the_model_holds(finished):
+    again = reopen(finished("full"), "cpu")
+    matrix = next(name for name, update in again.updates.items() if name.endswith("query"))
+    vector = next(name for name, update in again.updates.items() if update.shape[1] == 1)
+    drawn = np.random.default_rng(0)
+    change = {name: drawn.normal(size=again.updates[name].shape) for name in (matrix, vector)}
+    again.put(change)
+    for name in change:
+        update = again.updates[name]
+        held = again.model.get_parameter(update.base_weight or f"{name}.weight").double().numpy()
+        expected = again.base_weight(name) + change[name]
+        expected = expected.T if update.transposed else expected
+        np.testing.assert_allclose(held.reshape(expected.shape), expected, rtol=1e-6, atol=1e-7)  # stored in float32
+    again.restore()
+    np.testing.assert_allclose(
+        again.model.get_parameter(f"{matrix}.weight").double().numpy(),
+        again.base_weight(matrix) + dense(again.delta(matrix)),
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+def test_a_decoder_with_tied_embeddings(finished, language_model):
+    folder = finished("full", language_model)
+    again = reopen(folder, "cpu")
+    said = json.loads((folder / "summary.json").read_text())["held_out"]["loss"]
+    assert again.score().loss == pytest.approx(said, rel=1e-5)
+    again.put({})
+    base = again.score().loss
+    fresh = run.prepare(again.config, torch.device("cpu"))
+    with torch.no_grad():
+        batch = again.held_out.batch(range(2))
+        expected = fresh.model.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        found = again.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert base != pytest.approx(said, rel=1e-4)
+
+
+def test_what_cannot_be_opened_says_so(finished, tmp_path):
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        reopen(tmp_path)
+    folder = finished("lora")
+    good = reopen(folder, "cpu")
+    (folder / "summary.json").write_text(json.dumps({"diverged": "training diverged at step 3"}))
+    with pytest.raises(InputError, match="diverged at step 3"):
+        reopen(folder)
+    with pytest.raises(InputError, match="no such update"):
+        good.put({"nowhere": np.zeros((2, 2))})
+    name = next(iter(good.updates))
+    with pytest.raises(InputError, match="another shape"):
+        good.put({name: np.zeros((2, 2))})
+
+
+def test_an_adapter_that_is_no_change_of_weights(finished):
+    with pytest.raises(InputError, match="cannot be merged"):
+        reopen(finished("prompt"), "cpu")
