@@ -65,6 +65,8 @@ class Factored:
         """U (m, p), S (p,) descending, Vh (p, n), with p = min(m, n, k)."""
         left, right_t = _double(self.left), _double(self.right.T)
         xp = namespace(left)
+        if 0 in left.shape or 0 in right_t.shape:
+            return left[:, :0], left.reshape(-1)[:0], right_t.T[:0]
         if not _core_values(left, right_t)[1]:
             left, right_t = _balanced(left, right_t)
         q_left, r_left = xp.linalg.qr(left)

@@ -157,3 +157,14 @@ def test_a_steep_but_unmixed_spectrum_takes_no_extended_precision(monkeypatch):
     found = Factored(left, right).singular_values()
     exact = exact_singular_values(left, right)
     assert worst_relative_error(found, exact, 1e-6) < 1e-11
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(5, 0, 4), (0, 2, 4), (5, 2, 0)])
+def test_an_empty_product_has_an_empty_decomposition(m, k, n):
+    """AdaLoRA may prune every triplet of a module: ΔW is zero, and nothing is left to decompose."""
+    empty = Factored(np.ones((m, k)), np.ones((k, n)))
+    u, s, vh = empty.svd()
+    assert (u.shape, s.shape, vh.shape) == ((m, 0), (0,), (0, n))
+    assert empty.singular_values().shape == (0,)
+    assert empty.truncate(3).dense().shape == (m, n)
+    assert empty.norm() == 0
