@@ -22,10 +22,7 @@ def structureless_product(m: int, n: int, r: int) -> dict[str, float]:
         stable_rank, effective_rank, participation_ratio, energy_rank_0.9 / _0.95 / _0.99. A mean over up to 32 draws
         from a fixed seed: the same shape always gives the same numbers.
     """
-    rng = np.random.default_rng([m, n, r])
-    draws = int(np.clip(2048 // r, FEWEST_DRAWS, MOST_DRAWS))
-    cores = _bartlett(rng, draws, m, r) @ np.swapaxes(_bartlett(rng, draws, n, r), 1, 2)
-    spectra = np.linalg.svd(cores, compute_uv=False)
+    spectra = _spectra(m, n, r)
     measures: dict[str, Callable[[np.ndarray], float | None]] = {
         "stable_rank": stable_rank,
         "effective_rank": effective_rank,
@@ -34,6 +31,26 @@ def structureless_product(m: int, n: int, r: int) -> dict[str, float]:
     for share in (0.9, 0.95, 0.99):
         measures[f"energy_rank_{share}"] = partial(energy_rank, share=share)
     return {name: float(np.mean([measure(s) or 0.0 for s in spectra])) for name, measure in measures.items()}
+
+
+@lru_cache(maxsize=512)
+def structureless_energy(m: int, n: int, r: int) -> tuple[float, ...]:
+    """Share of ‖B A‖_F² that the k largest singular values keep on average, k = 1..min(m, n, r), of the same B and A.
+
+    What truncating an adapter keeps where no direction matters more than another: 1 − this is the mean relative energy
+    that is lost.
+    """
+    squares = _spectra(m, n, r) ** 2
+    kept = np.cumsum(squares, axis=1) / squares.sum(axis=1, keepdims=True)
+    return tuple(kept.mean(axis=0).tolist())
+
+
+def _spectra(m: int, n: int, r: int) -> np.ndarray:
+    """(draws, min(m, n, r)) singular values of draws of B A."""
+    rng = np.random.default_rng([m, n, r])
+    draws = int(np.clip(2048 // r, FEWEST_DRAWS, MOST_DRAWS))
+    cores = _bartlett(rng, draws, m, r) @ np.swapaxes(_bartlett(rng, draws, n, r), 1, 2)
+    return np.linalg.svd(cores, compute_uv=False)
 
 
 def _bartlett(rng: np.random.Generator, draws: int, m: int, r: int) -> np.ndarray:

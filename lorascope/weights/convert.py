@@ -8,7 +8,7 @@ from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.tensors import InMemory
 
-_KEPT = ("base_model_name_or_path", "task_type", "modules_to_save", "target_modules", "bias")
+KEPT = ("base_model_name_or_path", "task_type", "modules_to_save", "target_modules", "bias")
 
 
 def to_low_rank(adapter: Adapter) -> Adapter:
@@ -25,7 +25,7 @@ def to_low_rank(adapter: Adapter) -> Adapter:
     wrong += [name for name, update in updates.items() if update is None]
     if wrong:
         raise InputError("not every update is a product of two factors", found=some(wrong, 3))
-    settings = {key: adapter.settings[key] for key in _KEPT if key in adapter.settings}
+    settings = {key: adapter.settings[key] for key in KEPT if key in adapter.settings}
     made = {name: update for name, update in updates.items() if update is not None}
     return Adapter(made, settings, adapter.source, adapter.saved, adapter.not_analysed, adapter.notes, adapter.parts)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorascope.linalg.factored import Factored
-from lorascope.linalg.nulls import structureless_product
+from lorascope.linalg.nulls import structureless_energy, structureless_product
 from lorascope.linalg.spectrum import effective_rank, stable_rank
 
 # r: stable rank, effective rank, rank for 90 %, n = 768, Gaussian B, uniform A (shared reference, papers §2.3).
@@ -37,3 +37,18 @@ def test_the_same_shape_always_gives_the_same_numbers():
     first = dict(structureless_product(64, 48, 4))
     structureless_product.cache_clear()
     assert structureless_product(64, 48, 4) == first
+
+
+@pytest.mark.parametrize(("m", "n", "r"), [(96, 64, 8), (12, 50, 16)])
+def test_the_energy_a_truncated_product_keeps_is_that_of_the_full_matrices(m, n, r):
+    """Both are means over draws: within 4 standard errors of the direct simulation's, at every k."""
+    rng = np.random.default_rng(6)
+    squares = np.array(
+        [Factored(rng.standard_normal((m, r)), rng.standard_normal((r, n))).singular_values() ** 2 for _ in range(400)]
+    )
+    kept = np.cumsum(squares, axis=1) / squares.sum(axis=1, keepdims=True)
+    expected = structureless_energy(m, n, r)
+    assert len(expected) == min(m, n, r)
+    assert expected[-1] == pytest.approx(1, abs=1e-12)  # a sum of shares
+    error = kept.std(axis=0) * (1 / 400 + 1 / 32) ** 0.5  # ours is a mean of 32 draws
+    assert np.all(np.abs(kept.mean(axis=0) - expected) <= 4 * error + 1e-12)

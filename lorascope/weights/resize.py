@@ -1,0 +1,324 @@
+"""An adapter at lower rank: the best approximation of every ΔW (Eckart and Young 1936), the ranks chosen by one rule.
+
+Only the factors are decomposed, never the dense product, and one module is in memory at a time: first all spectra, from
+which the rule takes the ranks, then the truncated factors, each with √σ, at scale 1 (α = r).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from lorascope.errors import InputError, some
+from lorascope.linalg import dense
+from lorascope.linalg.factored import RANK_FLOOR, Factored
+from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
+from lorascope.linalg.spectrum import energy_rank
+from lorascope.updates.base import Update, kinds
+from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.checkpoint import Checkpoint
+from lorascope.weights.convert import KEPT
+from lorascope.weights.peft.config import CHANGES_BASE
+from lorascope.weights.tensors import InMemory
+
+WRITABLE = ("F64", "F32", "F16", "BF16")  # what factors are rounded to
+_SCALING = ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_drop")
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values (p,), descending, of one module's ΔW, and what a direction of it costs.
+
+    Attributes:
+        shape: (d_out, d_in).
+        values: all min(d_out, d_in, inner size) of them, in float64.
+        low_rank: ΔW is a product by construction, not a dense matrix.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    values: np.ndarray
+    low_rank: bool
+
+    @property
+    def cost(self) -> int:
+        """Parameters of one direction: d_out + d_in."""
+        return sum(self.shape)
+
+    @property
+    def support(self) -> int:
+        """How many values are more than the rounding of the factors."""
+        return int(np.sum(self.values > RANK_FLOOR * self.values[0])) if len(self.values) else 0
+
+    @property
+    def norm(self) -> float:
+        """‖ΔW‖_F."""
+        return float(np.linalg.norm(self.values))
+
+    def lost(self, rank: int) -> float:
+        """‖ΔW − ΔW_rank‖_F, exactly (Eckart and Young): the norm of the values that are left out."""
+        return float(np.linalg.norm(self.values[rank:]))
+
+
+class Rule(Protocol):
+    """How ranks are chosen. `label` is what a table calls it, `counts` what its number counts."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def counts(self) -> str: ...
+    def ranks(self, spectra: Sequence[Spectrum]) -> dict[str, int]:
+        """The rank of every module; 0 where it gets nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One rank for all modules; of a module whose ΔW has fewer singular values, all of them."""
+
+    rank: int
+
+    @property
+    def label(self) -> str:
+        return f"rank {self.rank}"
+
+    @property
+    def counts(self) -> str:
+        return "directions in every module"
+
+    def ranks(self, spectra: Sequence[Spectrum]) -> dict[str, int]:
+        return {one.name: min(self.rank, len(one.values)) for one in spectra}
+
+
+@dataclass(frozen=True)
+class Energy:
+    """In every module the smallest rank that keeps this share of its own ‖ΔW‖_F²."""
+
+    share: float
+
+    @property
+    def label(self) -> str:
+        return f"energy {self.share:g}"
+
+    @property
+    def counts(self) -> str:
+        return "share of each module's ‖ΔW‖_F² that is kept"
+
+    def ranks(self, spectra: Sequence[Spectrum]) -> dict[str, int]:
+        return {one.name: min(energy_rank(one.values, self.share) or 0, one.support) for one in spectra}
+
+
+@dataclass(frozen=True)
+class RankBudget:
+    """`mean` directions a module on average, given to the largest singular values of all modules first.
+
+    No other choice of as many directions loses less of Σ‖ΔW‖_F².
+    """
+
+    mean: float
+
+    @property
+    def label(self) -> str:
+        return f"budget-rank {self.mean:g}"
+
+    @property
+    def counts(self) -> str:
+        return "directions over all modules, as a mean rank"
+
+    def ranks(self, spectra: Sequence[Spectrum]) -> dict[str, int]:
+        return _spend(spectra, [1] * len(spectra), int(self.mean * len(spectra)), per_cost=False)
+
+
+@dataclass(frozen=True)
+class ParameterBudget:
+    """At most `total` numbers in all factors: a direction of a (d_out, d_in) module costs d_out + d_in.
+
+    The largest singular values come first; with `per_parameter` the largest σ²/(d_out + d_in), which loses least of
+    Σ‖ΔW‖_F² up to the last direction (the greedy of the fractional knapsack, Dantzig 1957). Where all modules have one
+    shape the two agree. A direction that no longer fits ends its own module; cheaper ones of others may follow.
+    """
+
+    total: int
+    per_parameter: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"parameters {self.total}" + (" by energy" if self.per_parameter else "")
+
+    @property
+    def counts(self) -> str:
+        return "numbers in all factors, d_out + d_in for each direction"
+
+    def ranks(self, spectra: Sequence[Spectrum]) -> dict[str, int]:
+        return _spend(spectra, [one.cost for one in spectra], self.total, per_cost=self.per_parameter)
+
+
+def _spend(spectra: Sequence[Spectrum], costs: Sequence[int], total: int, *, per_cost: bool) -> dict[str, int]:
+    """Greedy: directions by descending worth, each if the rest of the budget pays it and its module is not ended.
+
+    Equal worths go to the module named first, its larger values first: the order of the file decides nothing else.
+    """
+    ranks = {one.name: 0 for one in spectra}
+    worth, owner = [], []
+    for index, (one, cost) in enumerate(zip(spectra, costs, strict=True)):
+        values = one.values[: one.support]
+        worth.append(values**2 / cost if per_cost else values)
+        owner.append(np.full(len(values), index))
+    if not worth:
+        return ranks
+    order = np.argsort(-np.concatenate(worth), kind="stable")
+    ended = [False] * len(spectra)
+    for index in np.concatenate(owner)[order].tolist():
+        if ended[index] or costs[index] > total:
+            ended[index] = True
+            continue
+        ranks[spectra[index].name] += 1
+        total -= costs[index]
+    return ranks
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """What an adapter's updates are made of, and which of them have no rank to reduce."""
+
+    spectra: tuple[Spectrum, ...]
+    left_out: tuple[NotAnalysed, ...]
+
+
+def decompose(
+    adapter: Adapter, base: Checkpoint | None = None, progress: Callable[[list], Iterable] = iter
+) -> Decomposed:
+    """The spectrum of every ΔW, one module at a time.
+
+    Args:
+        base: completes updates that depend on it, as DoRA's and (IA)³'s do.
+        progress: wraps the list of updates.
+
+    Raises:
+        InputError: there is no ΔW, one depends on a base that was not given, or holds NaN or infinite entries; or A and
+            B belong to a base from which their beginning was taken away (PiSSA).
+    """
+    _check(adapter, base)
+    spectra, left_out = [], []
+    for update in progress(list(adapter.updates.values())):
+        try:
+            change = delta(update, base)
+            if 1 in change.shape:
+                left_out.append(NotAnalysed(update.name, "a vector: there is no rank to reduce"))
+                continue
+            low_rank = hasattr(change, "singular_values")
+            values = change.singular_values() if low_rank else dense.singular_values(change)
+        except ValueError as error:
+            raise InputError(f"{update.name} cannot be decomposed", found=error) from None
+        spectra.append(Spectrum(update.name, tuple(change.shape), np.asarray(values), low_rank))
+    if not spectra:
+        raise InputError("the adapter has no ΔW whose rank could be reduced", found=some([i.reason for i in left_out]))
+    return Decomposed(tuple(spectra), tuple(left_out))
+
+
+def delta(update: Update, base: Checkpoint | None) -> Any:
+    """ΔW in float64, completed by the base where it needs that."""
+    return update.delta(base.of(update).read() if update.needs_base and base is not None else None)
+
+
+def _check(adapter: Adapter, base: Checkpoint | None) -> None:
+    if not adapter.updates:
+        raise InputError(f"{adapter.source.path or 'the adapter'} holds no ΔW to resize", found=adapter.source.method)
+    needy = {update.kind: name for name, update in adapter.updates.items() if update.needs_base}
+    if needy and base is None:
+        raise InputError(
+            f"{adapter.source.method or 'this'} updates are known with their base only",
+            found=some(needy.values(), 3),
+            hint="pass --base MODEL, and ΔW itself is truncated",
+        )
+    start = adapter.settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        raise InputError(
+            f"A and B belong to a base from which their beginning was taken away (init_lora_weights {start!r})",
+            expected="an adapter of the original base: only there is B·A the update",
+            hint="save it with PEFT's path_initial_model_for_weight_conversion first",
+        )
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The factors at their new rank, as they will be stored.
+
+    Attributes:
+        updates: by module; those of rank 0 are not among them.
+        rounding: ‖stored − ΔW_rank‖_F, what the storage dtype adds to the truncation, by module.
+    """
+
+    updates: Mapping[str, Update]
+    rounding: Mapping[str, float]
+
+
+def truncate(
+    adapter: Adapter,
+    ranks: Mapping[str, int],
+    base: Checkpoint | None = None,
+    dtype: str | None = None,
+    progress: Callable[[list], Iterable] = iter,
+) -> Truncated:
+    """Every ΔW at its rank, as B (d_out, r) and A (r, d_in) with scale 1, rounded to `dtype` (None: the source's)."""
+    updates, rounding = {}, {}
+    for name in progress([name for name, rank in ranks.items() if rank > 0]):
+        update = adapter.updates[name]
+        kept = _best(delta(update, base), ranks[name])
+        own = dtype or storage(update)
+        stored = Factored(round_to(kept.left, own), round_to(kept.right, own))
+        if not (np.isfinite(stored.left).all() and np.isfinite(stored.right).all()):
+            raise InputError(f"{name} does not fit into {own}", hint="choose another --dtype")
+        both = np.concatenate([kept.left, -stored.left], axis=1), np.concatenate([kept.right, stored.right])
+        rounding[name] = Factored(*both).norm()
+        roles = {"A": InMemory(stored.right, own), "B": InMemory(stored.left, own)}
+        updates[name] = Update(
+            name, "low_rank", roles, 1.0, update.transposed, update.kernel, update.base_weight, update.expert,
+            update.notes, update.embedding,
+        )  # fmt: skip
+    return Truncated(updates, rounding)
+
+
+def storage(update: Update) -> str:
+    """The widest float dtype of the update's arrays; F32 for narrower ones than factors are rounded to (fp8)."""
+    known = [stored.dtype for stored in update.roles.values() if stored.dtype in WRITABLE]
+    return min(known, key=lambda dtype: UNIT_ROUNDOFF[dtype], default="F32")
+
+
+def _best(change: Any, rank: int) -> Factored:
+    if hasattr(change, "truncate"):
+        return change.truncate(rank)
+    best = dense.best_rank(change, rank)
+    root = np.sqrt(best.s)
+    return Factored(best.u * root, root[:, None] * best.vh)
+
+
+def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = None) -> Adapter:
+    """The truncated updates with everything else the adapter held: heads, trained biases, settings."""
+    plain = all(update.kind == "low_rank" for update in adapter.updates.values())
+    settings = {
+        key: value
+        for key, value in adapter.settings.items()
+        if (key not in _SCALING if plain else key in KEPT)
+        and (key != "target_modules" or len(truncated.updates) == len(adapter.updates))
+    }
+    saved = {**adapter.saved, **_changed_biases(adapter, base)}
+    if len(saved) > len(adapter.saved):
+        settings["bias"] = "lora_only"
+    return Adapter(
+        truncated.updates, settings, adapter.source, saved, adapter.not_analysed, adapter.notes, adapter.parts
+    )
+
+
+def _changed_biases(adapter: Adapter, base: Checkpoint | None) -> dict[str, InMemory]:
+    """Biases that an update changes with the weight, as (IA)³'s scaling of the output does."""
+    found = {}
+    for name, update in adapter.updates.items():
+        bias = base.find(f"{name}.bias") if base is not None and update.needs_base else None
+        if bias is None:
+            continue
+        change = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.read())
+        if change is not None:
+            found[f"{name}.bias"] = InMemory(bias.read() + change, bias.dtype)
+    return found
