@@ -1,0 +1,99 @@
+"""A large matrix whose singular value decomposition is known: what a base weight is decomposed into, once.
+
+Of W (m, n) only the singular vectors of the shorter side, p = min(m, n), are kept, and the singular values: the other
+side's follow from them and W, so that a decomposition is p² numbers. They come from the Gram matrix of the shorter side
+in float64. That moves every σ² by about eps·σ₁², so that vectors of singular values whose squares differ by less
+than `TIE`·σ₁² are mixed, here as in any other computation: they are taken for one subspace. In float32, whatever the
+algorithm, the mixing starts at differences of 6e-8·σ₁: this is more accurate down to σ = 4e-9·σ₁.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+EPS = float(np.finfo(np.float64).eps)
+TIE = 1e-11  # of σ₁²: singular values whose squares are nearer are one, since rounding turns their vectors freely
+FLOOR = 1e-7  # of σ₁: below this a singular value is rounding, of a Gram matrix and of weights stored in float32
+_PROBE = 1e-9  # of ‖WWᵀ‖: what a decomposition may miss a random vector by; rounding gives 1e-13
+
+
+@dataclass(frozen=True)
+class KnownSvd:
+    """W = U diag(sigma) Vᵀ.
+
+    Attributes:
+        shape: (m, n) of W.
+        short: (p, p) orthonormal columns: U where m ≤ n, else V. Complete: those past `rank` span the null space.
+        sigma: (p,) descending.
+    """
+
+    shape: tuple[int, int]
+    short: np.ndarray
+    sigma: np.ndarray
+
+    @property
+    def turned(self) -> bool:
+        """Whether the shorter side is the input: then everything is done to Wᵀ."""
+        return self.shape[0] > self.shape[1]
+
+    @cached_property
+    def rank(self) -> int:
+        """How many singular values are no rounding."""
+        top = float(self.sigma[0]) if len(self.sigma) else 0.0
+        return int(np.sum(self.sigma > FLOOR * top)) if top > 0 else 0
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """(rank,) for each singular value above rounding which subspace it belongs to: 0, 1, …; mostly one each."""
+        squares = self.sigma[: self.rank] ** 2
+        if not self.rank:
+            return np.zeros(0, dtype=int)
+        return np.concatenate([[0], np.cumsum(-np.diff(squares) > TIE * squares[0])]).astype(int)
+
+    def leading(self, weight: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k leading left (m, k) and right (n, k) singular vectors; k ≤ rank."""
+        wide = weight.T if self.turned else weight
+        short = self.short[:, :k]
+        long = wide.T @ short / self.sigma[:k]
+        return (long, short) if self.turned else (short, long)
+
+    def cosines(self, coefficients: np.ndarray) -> np.ndarray:
+        """(clusters, k): for unit vectors given by their coefficients (p, k) in W's singular vectors, the |cos| with
+        each singular vector of W, or with the subspace of equal ones."""
+        squares = coefficients[: self.rank] ** 2
+        if not self.rank:
+            return np.zeros((0, coefficients.shape[1]))
+        starts = np.flatnonzero(np.diff(self.clusters, prepend=-1))
+        return np.sqrt(np.minimum(np.add.reduceat(squares, starts, axis=0), 1.0))
+
+    def is_of(self, weight: np.ndarray) -> bool:
+        """Whether this decomposes `weight`, by two random vectors in O(mn): a damaged or a foreign one fails."""
+        wide = weight.T if self.turned else weight
+        p = wide.shape[0]
+        if weight.shape != self.shape or self.short.shape != (p, p) or self.sigma.shape != (p,):
+            return False
+        if not p:
+            return True
+        z = np.random.default_rng(p).standard_normal((p, 2))
+        inside = self.short.T @ z
+        with np.errstate(all="ignore"):
+            turned = np.abs(self.short @ inside - z).max()
+            missed = np.abs(self.short @ (self.sigma[:, None] ** 2 * inside) - wide @ (wide.T @ z)).max()
+            return bool(turned <= _PROBE * math.sqrt(p) and missed <= _PROBE * math.sqrt(p) * self.sigma[0] ** 2)
+
+
+def decompose(weight: np.ndarray) -> KnownSvd:
+    """The decomposition of a float64 matrix (m, n), through the Gram matrix of its shorter side.
+
+    Raises:
+        ValueError: an entry is NaN or infinite, or the matrix has no entries.
+    """
+    if not weight.size or not np.isfinite(weight).all():
+        raise ValueError("the matrix is empty, or holds NaN or infinite entries")
+    shape = (int(weight.shape[0]), int(weight.shape[1]))
+    wide = weight.T if shape[0] > shape[1] else weight
+    squares, vectors = np.linalg.eigh(wide @ wide.T)
+    sigma = np.sqrt(np.maximum(squares[::-1], 0.0))
+    return KnownSvd(shape, np.ascontiguousarray(vectors[:, ::-1]), sigma)

@@ -1,0 +1,118 @@
+"""The decomposition of each base weight, computed once and kept on disk, for all analyses of one base model.
+
+A file holds one weight: the singular vectors of its shorter side (p, p) and the singular values, in float64. Half of
+the bytes would hold float32, but the longer side's vectors are computed from these as Wᵀu/σ, which multiplies their
+rounding by σ₁/σ: in float64 every cosine is good to nine digits down to σ₁/1000, in float32 to three.
+
+The key is a hash of the weight's numbers, so that nothing depends on a name, a date or the dtype of the file, and
+checkpoints that share a weight share its file. What is read is checked against the weight itself, which costs two
+products with a vector: a damaged file is computed again.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lorascope.errors import InputError, LorascopeError
+from lorascope.linalg.known import KnownSvd, decompose
+from lorascope.weights.safetensors import open_safetensors, write_safetensors
+from lorascope.weights.tensors import InMemory
+
+FOLDER = "svd"
+_VERSION = "1"  # of the files: another one is computed again
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class SvdCache:
+    """Decompositions by the weights' numbers.
+
+    Attributes:
+        folder: where they lie, made when the first is written; None keeps none.
+        say: what is told a damaged file, or a folder that cannot be written.
+        hits, computed, damaged: how many were read, computed, and computed because what lay there was damaged.
+        read_bytes, written_bytes: the sizes of what was read and written.
+    """
+
+    folder: Path | None
+    say: Callable[[str], None] = _say
+    hits: int = field(default=0, init=False)
+    computed: int = field(default=0, init=False)
+    damaged: int = field(default=0, init=False)
+    read_bytes: int = field(default=0, init=False)
+    written_bytes: int = field(default=0, init=False)
+
+    def of(self, weight: np.ndarray) -> KnownSvd:
+        """The decomposition of a float64 matrix (m, n): read, or else computed and kept.
+
+        Raises:
+            ValueError: the matrix is empty, or holds NaN or infinite entries.
+        """
+        path = self._path(weight)
+        found = self._read(path, weight)
+        if found is None:
+            found = decompose(weight)
+            self.computed += 1
+            self._write(path, found)
+        return found
+
+    def kept(self, weight: np.ndarray) -> KnownSvd | None:
+        """The decomposition where it is there already; nothing is computed."""
+        return self._read(self._path(weight), weight)
+
+    def _path(self, weight: np.ndarray) -> Path | None:
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(f"{_VERSION} {weight.shape[0]} {weight.shape[1]} ".encode())
+        # As the file has it, most often in float32: a transposed view is the other weight's bytes, and not copied.
+        digest.update(b"T" if not weight.flags.c_contiguous and weight.flags.f_contiguous else b" ")
+        digest.update(_bytes(weight))
+        return self.folder / f"{digest.hexdigest()[:40]}.safetensors"
+
+    def _read(self, path: Path | None, weight: np.ndarray) -> KnownSvd | None:
+        if path is None or not path.is_file():
+            return None
+        try:
+            stored, _ = open_safetensors(path)
+            found = KnownSvd(
+                (int(weight.shape[0]), int(weight.shape[1])), stored["short"].read(), stored["sigma"].read()
+            )
+            sound = found.is_of(weight)
+        except (InputError, LorascopeError, KeyError, ValueError, OSError):
+            sound = False
+        if not sound:
+            self.damaged += 1
+            self.say(f"{path} is damaged: the decomposition is computed again")
+            return None
+        self.hits += 1
+        self.read_bytes += path.stat().st_size
+        return found
+
+    def _write(self, path: Path | None, found: KnownSvd) -> None:
+        """Keep it, whole or not at all. Where the folder cannot be written the run goes on, and says so once."""
+        if path is None or self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stored = {"short": InMemory(found.short, "F64"), "sigma": InMemory(found.sigma, "F64")}
+            write_safetensors(path, stored, {"lorascope": f"singular value decomposition, version {_VERSION}"})
+            self.written_bytes += path.stat().st_size
+        except (OSError, LorascopeError) as error:
+            self.say(f"the decompositions cannot be kept in {self.folder}: {error}")
+            self.folder = None
+
+
+def _bytes(weight: np.ndarray) -> memoryview:
+    """The numbers, as float32 where nothing is lost by it: half as many bytes to hash."""
+    straight = weight if weight.flags.c_contiguous or not weight.flags.f_contiguous else weight.T
+    with np.errstate(over="ignore"):
+        single = straight.astype(np.float32)
+    exact = single if np.array_equal(single, straight) else straight
+    return np.ascontiguousarray(exact).data.cast("B")
