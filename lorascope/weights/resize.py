@@ -204,10 +204,10 @@ def decompose(
     for update in progress(list(adapter.updates.values())):
         try:
             change = delta(update, base)
-            if 1 in change.shape:
+            low_rank = hasattr(change, "singular_values")
+            if not low_rank and 1 in change.shape:
                 left_out.append(NotAnalysed(update.name, "a vector: there is no rank to reduce"))
                 continue
-            low_rank = hasattr(change, "singular_values")
             values = change.singular_values() if low_rank else dense.singular_values(change)
         except ValueError as error:
             raise InputError(f"{update.name} cannot be decomposed", found=error) from None
