@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Number = float | int | None
-Cell = Number | str | bool
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads to a page in the same folder: `file` is a plain file name."""
+
+    text: str
+    file: str
+
+
+Cell = Number | str | bool | Link
 Severity = Literal["error", "warning", "note"]
 Where = Literal["both", "page", "terminal"]
 
@@ -53,6 +63,41 @@ class Finding:
 class Findings(Block):
     items: tuple[Finding, ...]
     title: str = "Findings"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number beside the bound it must keep. `bound` is in words; `low` and `high` are its interval.
+
+    A control is a check that must not be held.
+    """
+
+    text: str
+    value: Number
+    low: Number
+    high: Number
+    bound: str
+    verdict: Literal["held", "not held", "undecided"]
+    unit: Literal["float", "percent", "int"] = "float"
+    control: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement with its verdict and the checks it comes from."""
+
+    text: str
+    verdict: Literal["held", "not held", "undecided"]
+    source: str
+    checks: tuple[Check, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claims(Block):
+    items: tuple[Claim, ...]
+    title: str = "Claims"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ no string from a file can run even if an escape were missed.
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +28,7 @@ LONGEST_NAME = 300
 LONG_CELL = 64  # characters from which on a column of text breaks its lines
 FINDINGS_OPEN = 10  # further ones fold away
 SEVERITIES = ("error", "warning", "note")
+_PLAIN_FILE = re.compile(r"[\w-]+(\.[\w-]+)*")  # no path and no scheme: a link stays in the page's folder
 
 
 def write(page: Page, path: str | os.PathLike) -> None:
@@ -76,6 +78,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["visible"] = t.visible
     environment.filters["breaking"] = _breaking
+    environment.filters["interval"] = t.interval
     environment.filters["paragraphs"] = lambda text: [t.visible(part) for part in text.split("\n\n") if part.strip()]
     environment.filters["source_text"] = lambda text: "\n".join(t.visible(line) for line in text.splitlines())
     return environment
@@ -116,10 +119,11 @@ class FindingsView(View):
 
 @dataclass(frozen=True, kw_only=True)
 class CellView:
-    """`key` is what a column of numbers sorts by; "" where the text itself is as good."""
+    """`key` is what a column of numbers sorts by; "" where the text itself is as good. `file` is where it leads."""
 
     text: str
     key: str
+    file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +231,10 @@ def _findings(d: _Drawing, block: blocks.Findings, previous: Block | None) -> Vi
     return FindingsView("findings", block, **_own_title(d, block.title, previous), items=items, shown=shown)
 
 
+def _claims(d: _Drawing, block: blocks.Claims, previous: Block | None) -> View:
+    return View("claims", block, **_own_title(d, block.title, previous))
+
+
 def _lines(d: _Drawing, block: blocks.Lines, previous: Block | None) -> View:
     number = d.count("figure")
     drawing = figures.draw(block, f"g{number}", d.styles, f"figure-{number}-caption")
@@ -273,7 +281,8 @@ def _cell(value: Cell, column: Column) -> CellView:
     text = t.shorten(t.cell(value, column.unit, column.digits), LONGEST_NAME)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     key = f"{value:.7g}" if is_number and column.unit != "text" else ""
-    return CellView(text=text, key="" if key == text else key)
+    file = value.file if isinstance(value, blocks.Link) and _PLAIN_FILE.fullmatch(value.file) else ""
+    return CellView(text=text, key="" if key == text else key, file=file)
 
 
 def _named_rows(page: Page) -> dict[str, str]:
@@ -292,6 +301,7 @@ _VIEWS: dict[type[Block], Callable[..., View]] = {
     blocks.Text: _text,
     blocks.Facts: _facts,
     blocks.Findings: _findings,
+    blocks.Claims: _claims,
     Table: _table,
     blocks.Lines: _lines,
     blocks.Heatmap: _heatmap,

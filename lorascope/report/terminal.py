@@ -17,6 +17,7 @@ MARKS = {"error": "✗", "warning": "!", "note": "·"}
 SEVERITIES = ("error", "warning", "note")
 MOST_FINDINGS = 12
 _STYLES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "1;33", "note": "2"}
+_STYLES |= {"held": "1;32", "not held": "1;31", "undecided": "1;33"}
 _WIDEST, _NARROWEST = 140, 40
 
 
@@ -93,6 +94,8 @@ def _draw(block: Block, screen: Screen) -> list[str]:
             return _facts(block, screen)
         case blocks.Findings():
             return _findings(block, screen)
+        case blocks.Claims():
+            return _claims(block, screen)
         case Table():
             return _table(block, screen)
         case blocks.Definitions():
@@ -131,6 +134,20 @@ def _findings(block: blocks.Findings, screen: Screen) -> list[str]:
         named = ", ".join(f"{n} {s}{'s' if n > 1 else ''}" for n, s in counts if n)
         lines.append(screen.style(f"  … and {len(rest)} more ({named})", "dim"))
     return lines if block.items else [*lines, screen.style("  nothing to report", "dim")]
+
+
+def _claims(block: blocks.Claims, screen: Screen) -> list[str]:
+    lines = _title(block.title, screen)
+    for claim in block.items:
+        first, *more = screen.wrap(f"{claim.verdict}: {claim.text} ({claim.source})", "", "  ")
+        lines += [screen.style(claim.verdict, claim.verdict) + first[len(claim.verdict) :], *more]
+        for check in claim.checks:
+            kind = "control, must fail: " if check.control else ""
+            why = f"; {check.reason}" if check.reason else ""
+            said = f"{kind}{check.text}: {t.interval(check)}, {check.bound}: {check.verdict}{why}"
+            lines += screen.wrap(said, "    ", "      ")
+        lines += screen.wrap(claim.note, "    ", "    ") if claim.note else []
+    return lines if block.items else [*lines, screen.style("  no claims", "dim")]
 
 
 def _definitions(block: blocks.Definitions, screen: Screen) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 import unicodedata
 
-from lorascope.blocks import Cell, Column
+from lorascope.blocks import Cell, Check, Column, Link
 from lorascope.errors import printable
 
 ABSENT = "–"
@@ -57,6 +57,8 @@ def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Link):
+        return visible(value.text)
     if isinstance(value, str):
         return visible(value)
     if unit == "percent":
@@ -64,6 +66,14 @@ def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
     if unit == "int" or (unit == "text" and isinstance(value, int)):
         return integer(value)
     return number(value, digits)
+
+
+def interval(check: Check) -> str:
+    """A check's number with its interval, "0.93 [0.91, 0.96]"; a dash where it could not be computed."""
+    if check.value is None:
+        return ABSENT
+    value, *ends = (cell(each, check.unit) for each in (check.value, check.low, check.high))
+    return value if check.low is None else f"{value} [{ends[0]}, {ends[1]}]"
 
 
 def is_numeric(column: Column) -> bool:
