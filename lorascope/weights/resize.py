@@ -127,7 +127,7 @@ class RankBudget:
         return "directions over all modules, as a mean rank"
 
     def ranks(self, spectra: Sequence[Spectrum]) -> dict[str, int]:
-        return _spend(spectra, [1] * len(spectra), int(self.mean * len(spectra)), per_cost=False)
+        return _spend(spectra, [1] * len(spectra), int(self.mean * len(spectra) + 1e-9), per_cost=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""`lorascope resize` as a process: files that read back, streams, the score in a run, refusals."""
+
+import csv
+import json
+
+import pytest
+
+from lorascope.weights import io
+from tests.cli.command import lorascope, refused
+
+MODULE = {
+    "name", "type", "depth", "shape", "rank_before", "rank", "norm", "error", "error_null", "rounding", "parameters",
+    "error_total",
+}  # fmt: skip
+
+
+def test_numbers_files_and_streams(lora_folder, tmp_path):
+    out = [tmp_path / name for name in ("r.json", "r.csv", "r.html")]
+    done = lorascope(
+        "resize", lora_folder, "--budget-rank", 2, "--output", tmp_path / "small", "--dtype", "bfloat16",
+        "--json", out[0], "--csv", out[1], "--html", out[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "budget-rank 2: ranks" in done.stdout
+    assert sorted(done.stderr.split()[1::2]) == sorted(map(str, [*out, tmp_path / "small"]))
+    found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+    assert found["schema"] == 1
+    (plan,) = found["plans"]
+    assert all(set(module) == MODULE for module in plan["modules"])
+    assert sum(module["rank"] for module in plan["modules"]) == 8
+    small = io.read(tmp_path / "small")
+    assert {name: update.rank for name, update in small.updates.items()} == {
+        module["name"]: module["rank"] for module in plan["modules"]
+    }
+    assert {stored.dtype for update in small.updates.values() for stored in update.roles.values()} == {"BF16"}
+    assert [float(row["error"]) for row in csv.DictReader(out[1].open())] == [m["error"] for m in plan["modules"]]
+    assert "<svg" in out[2].read_text() or "heatmap" in out[2].read_text()
+
+
+def test_without_a_rule_it_compares_plans_and_writes_nothing(lora_folder, tmp_path):
+    done = lorascope("resize", lora_folder, cwd=tmp_path)
+    assert done.stderr == ""
+    assert not list(tmp_path.iterdir())
+    assert [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("rank ", "energy "))] == [
+        *(["rank", r] for r in "124"),
+        *(["energy", p] for p in ("0.5", "0.9", "0.95", "0.99")),
+    ]
+
+
+def test_json_on_stdout_is_json_alone(lora_folder):
+    done = lorascope("resize", lora_folder, "--rank", 1, "--rank", 2, "--json", "-")
+    assert done.stderr == ""
+    assert [plan["plan"] for plan in json.loads(done.stdout)["plans"]] == ["rank 1", "rank 2"]
+
+
+def test_refusals(lora_folder, tmp_path):
+    assert "exactly one rule" in refused(lorascope("resize", lora_folder, "--output", tmp_path / "x"))
+    both = lorascope("resize", lora_folder, "--rank", 1, "--energy", 0.9, "--output", tmp_path / "x")
+    assert "exactly one rule" in refused(both)
+    assert "is there already" in refused(lorascope("resize", lora_folder, "--rank", 1, "--output", lora_folder))
+    assert "is not offered" in refused(lorascope("resize", lora_folder, "--dtype", "int4"))
+    assert "--by-energy" in refused(lorascope("resize", lora_folder, "--by-energy"))
+    assert "belongs to --evaluate" in refused(lorascope("resize", lora_folder, "--max-samples", 3))
+    assert not (tmp_path / "x").exists()
