@@ -1,0 +1,119 @@
+"""Linear CKA against the dense n × n formula, permutations, and populations whose CKA is known."""
+
+import numpy as np
+import pytest
+
+from lorascope.linalg.cka import Features, Sums, chance_sd, cka
+
+
+def dense_hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """Song et al. 2012, eq. 5, with n × n matrices."""
+    n = len(x)
+    k, l = x @ x.T, y @ y.T
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(l, 0)
+    one = np.ones(n)
+    whole = (
+        np.trace(k @ l) + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ l @ one)
+    )
+    return whole / (n * (n - 3))
+
+
+def dense_biased(x: np.ndarray, y: np.ndarray) -> float:
+    h = np.eye(len(x)) - 1 / len(x)
+    return float(np.trace(x @ x.T @ h @ y @ y.T @ h))
+
+
+def pair(n: int, p: int, q: int, share: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features with `share` of their latent directions in common, and means that are not zero."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal((n, min(p, q)))
+    x = common @ rng.standard_normal((min(p, q), p)) * share + rng.standard_normal((n, p)) + 3
+    y = common @ rng.standard_normal((min(p, q), q)) * share + rng.standard_normal((n, q)) - 1
+    return x, y
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(40, 7, 5), (12, 30, 20), (4, 3, 3)], ids=["tall", "wide", "least"])
+def test_the_sums_give_the_dense_formula(n, p, q):
+    """float64 on both sides; the dense route rounds relative to n² products, so 1e-10 of the largest term."""
+    x, y = pair(n, p, q)
+    scale = np.sqrt(dense_biased(x, x) * dense_biased(y, y)) / n**2
+    assert Sums.of(x, y).hsic() == pytest.approx(dense_hsic(x, y), abs=1e-10 * scale)
+    assert Sums.of(x, y).biased() == pytest.approx(dense_biased(x, y), rel=1e-10)
+    found = cka(Features(x), Features(y))
+    expected = dense_hsic(x, y) / np.sqrt(dense_hsic(x, x) * dense_hsic(y, y))
+    assert found.value == pytest.approx(expected, rel=1e-8)
+    biased = dense_biased(x, y) / np.sqrt(dense_biased(x, x) * dense_biased(y, y))
+    assert found.biased == pytest.approx(biased, rel=1e-10)
+
+
+def test_sums_are_streamed_and_taken_away_again():
+    x, y = pair(60, 6, 4)
+    whole = Sums.of(x, y)
+    streamed = Sums.of(x[:20], y[:20]) + Sums.of(x[20:50], y[20:50]) + Sums.of(x[50:], y[50:])
+    assert streamed.hsic() == pytest.approx(whole.hsic(), rel=1e-12)
+    without = whole - Sums.of(x[20:50], y[20:50])
+    rest = np.r_[0:20, 50:60]
+    assert without.n == 30
+    assert without.hsic() == pytest.approx(dense_hsic(x[rest], y[rest]), rel=1e-9)
+
+
+def test_rotation_scale_and_shift_change_nothing_and_anything_else_does():
+    x, _ = pair(80, 9, 9)
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((9, 9)))[0]
+    found = cka(Features(x), Features(-4 * x @ turn + 100))
+    assert found.value == pytest.approx(1, abs=1e-10)
+    assert found.biased == pytest.approx(1, abs=1e-10)
+    stretched = x @ np.diag(np.geomspace(1, 30, 9))
+    assert cka(Features(x), Features(stretched)).value < 0.95
+
+
+def test_unrelated_features_are_near_zero_debiased_and_far_from_it_biased():
+    """n = p: the biased estimator's chance is near one half, and is foretold exactly."""
+    rng = np.random.default_rng(2)
+    found = cka(Features(rng.standard_normal((100, 100))), Features(rng.standard_normal((100, 100))))
+    assert abs(found.value) < 4 * found.chance_sd
+    assert found.biased > 0.4
+    assert found.biased == pytest.approx(found.biased_chance, abs=0.02)
+
+
+def test_permuted_samples_have_the_closed_forms_mean_and_spread():
+    """2000 permutations of skewed features: mean within 4 standard errors, standard deviation within 8 %."""
+    rng = np.random.default_rng(3)
+    x, y = rng.exponential(size=(25, 6)) ** 2, rng.standard_normal((25, 4))
+    a = Features(x)
+    found = [cka(a, Features(y[rng.permutation(25)])) for _ in range(2000)]
+    values, biased = np.array([f.value for f in found]), np.array([f.biased for f in found])
+    assert chance_sd(25) == found[0].chance_sd
+    assert abs(values.mean()) < 4 * values.std() / 2000**0.5
+    assert values.std() == pytest.approx(chance_sd(25), rel=0.08)  # 1/√(2·2000) = 1.6 %, more for a skewed law
+    assert abs(biased.mean() - found[0].biased_chance) < 4 * biased.std() / 2000**0.5
+
+
+def test_the_interval_covers_the_populations_value():
+    """Gaussians with a known cross-covariance: CKA = ‖Σ_xy‖²/(‖Σ_x‖‖Σ_y‖). Nominal 95 %; ±4 s.e. is 6 %."""
+    rng = np.random.default_rng(4)
+    p, covered = 5, 0
+    mix = rng.standard_normal((p, p)) / p**0.5
+    truth = np.sum(mix**2) / np.sqrt(p * np.sum((mix.T @ mix + np.eye(p) / 4) ** 2))
+    groups = np.arange(200) % 20
+    for _ in range(200):
+        x = rng.standard_normal((200, p))
+        y = x @ mix + rng.standard_normal((200, p)) / 2
+        found = cka(Features(x, groups), Features(y, groups))
+        covered += found.low <= truth <= found.high
+    assert 0.88 <= covered / 200 <= 0.995
+
+
+def test_what_has_no_answer_is_none_or_refused():
+    x, _ = pair(20, 3, 3)
+    constant = np.ones((20, 2))
+    assert cka(Features(x), Features(constant)).value is None
+    assert cka(Features(x), Features(constant)).biased is None
+    assert cka(Features(x), Features(x)).low is None  # no groups, no interval
+    with pytest.raises(ValueError, match="at least 4 samples"):
+        Features(x[:3])
+    with pytest.raises(ValueError, match="the same samples on both sides"):
+        cka(Features(x), Features(x[:10]))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Features(np.full((5, 2), np.nan))
