@@ -1,0 +1,169 @@
+"""The spectral and the denoised reading of ΔW: one SVD for each matrix, its measures, and noise of the same shape."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lorascope.analyses.names import depth, module_types
+from lorascope.linalg import noise, spectrum
+from lorascope.linalg.factored import Factored
+from lorascope.linalg.nulls import structureless_product
+from lorascope.updates.base import dense
+
+SHARES = (0.9, 0.95, 0.99)
+NEGLIGIBLE = 1e-12  # of σ₁: below this a direction is rounding
+TRACY_WIDOM_MEAN = -1.2065
+DIFFERENCE_99 = 4.17  # 2.326 · √2 · 1.268: how far two independent draws of the law differ once in a hundred
+
+
+@dataclass(frozen=True)
+class Parts:
+    """U (m, p), S (p,) descending, Vh (p, n) of one ΔW. U and Vh in float32, as the weights that they are put into."""
+
+    u: np.ndarray
+    s: np.ndarray
+    vh: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.u.shape[0], self.vh.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """How many singular values are more than rounding."""
+        return int(np.sum(self.s > NEGLIGIBLE * self.s[0])) if self.s.size and self.s[0] > 0 else 0
+
+    def between(self, start: int, stop: int) -> Factored:
+        """The components start … stop − 1, the largest first."""
+        at = slice(start, stop)
+        return Factored(self.u[:, at] * self.s[at], self.vh[at])
+
+
+def decompose(delta: Any) -> Parts:
+    """The SVD, in float64.
+
+    Raises:
+        ValueError: an entry is NaN or infinite.
+    """
+    if isinstance(delta, Factored):
+        u, s, vh = delta.svd()
+    else:
+        matrix = np.asarray(dense(delta), dtype=np.float64)
+        if not np.isfinite(matrix).all():
+            raise ValueError("the matrix holds NaN or infinite entries")
+        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    return Parts(u.astype(np.float32), s, vh.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class MatrixSpectrum:
+    """The measures of one ΔW. None where it is zero, or where a measure needs a full spectrum and there is none.
+
+    Attributes:
+        run: the label of its run.
+        measures: stable_rank, effective_rank, participation_ratio, energy_rank_0.9 / _0.95 / _0.99.
+        null: the same of chance: for a full ΔW an iid matrix of this shape, for a product B·A one of Gaussian factors.
+        of_null: measures over null.
+        gavish_donoho, marchenko_pastur: how many singular values stand out of the bulk; None for a product.
+    """
+
+    run: str
+    name: str
+    type: str
+    depth: int | None
+    shape: tuple[int, int]
+    singular_values: tuple[float, ...]
+    frobenius_norm: float
+    measures: Mapping[str, float | None]
+    null: Mapping[str, float]
+    of_null: Mapping[str, float | None]
+    gavish_donoho: int | None
+    marchenko_pastur: int | None
+
+
+def measure(run: str, name: str, type: str, shape: tuple[int, int], sigma: np.ndarray, product: bool) -> MatrixSpectrum:
+    """The measures of a spectrum σ (p,) of ΔW (m, n); a `product` B·A has p = r and the product's null."""
+    found: dict[str, float | None] = {
+        "stable_rank": spectrum.stable_rank(sigma),
+        "effective_rank": spectrum.effective_rank(sigma),
+        "participation_ratio": spectrum.participation_ratio(sigma),
+        **{f"energy_rank_{share}": spectrum.energy_rank(sigma, share) for share in SHARES},
+    }
+    null = structureless_product(*shape, len(sigma)) if product and len(sigma) else noise.noise_measures(*shape)
+    ratio = {key: None if value is None else value / null[key] for key, value in found.items()}
+    above: dict[str, int | None] = {"gavish_donoho": None, "marchenko_pastur": None}
+    level = noise.noise_level(sigma, *shape) if not product and len(sigma) == min(shape) else 0.0
+    if level > NEGLIGIBLE * sigma.max(initial=0.0):
+        above["gavish_donoho"] = int(np.sum(sigma > noise.gavish_donoho(sigma, *shape)))
+        above["marchenko_pastur"] = int(np.sum(sigma > noise.marchenko_pastur_edge(level, *shape)))
+    return MatrixSpectrum(
+        run, name, type, depth(name), shape, tuple(sigma.tolist()), spectrum.frobenius_norm(sigma), found, null, ratio,
+        **above,
+    )  # fmt: skip
+
+
+def of_run(run: str, sigmas: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]], product: bool):
+    """The measures of every matrix of a run."""
+    types = module_types(sigmas)
+    return tuple(measure(run, name, types[name], shapes[name], sigma, product) for name, sigma in sigmas.items())
+
+
+@dataclass(frozen=True)
+class Split:
+    """ΔW of several seeds, taken apart into what they share and how they differ.
+
+    With ΔW_i = signal + noise_i and independent noise, the mean over n seeds is signal + noise/√n, and a contrast
+    Σ c_i ΔW_i with Σ c_i = 0 and Σ c_i² = 1/n is noise/√n alone: of the same law as the noise in the mean, whatever its
+    spectrum is.
+
+    Attributes:
+        rank: how many singular values of the mean lie above `edge`.
+        edge: the largest singular value of the n − 1 contrasts, with a margin (the difference of two draws of the
+            Tracy–Widom law, at 99 %), so that noise alone exceeds it once in a hundred matrices.
+        signal_share: (‖mean‖² − mean ‖contrast‖²) / mean ‖ΔW_i‖²: the shared part of the energy, without bias.
+        energy_rank: the smallest k whose Σ (σ_i(mean)² − σ_i(contrast)²) is 90 % of all of it; None without signal.
+        cosine: mean of ⟨ΔW_i, ΔW_j⟩ / (‖ΔW_i‖‖ΔW_j‖) over pairs; by chance its root mean square is 1/√(mn).
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, int]
+    seeds: int
+    rank: int
+    edge: float
+    signal_share: float
+    energy_rank: int | None
+    cosine: float
+    cosine_chance: float
+    shared: tuple[float, ...]
+    contrast: tuple[float, ...]
+
+
+def split(name: str, type: str, deltas: Sequence[np.ndarray]) -> Split | None:
+    """Take ΔW (m, n) of two or more seeds apart. None where one of them is zero."""
+    count = len(deltas)
+    sizes = [float(np.linalg.norm(delta)) for delta in deltas]
+    if min(sizes) == 0:
+        return None
+    m, n = deltas[0].shape
+    shared = np.linalg.svd(sum(deltas) / count, compute_uv=False)
+    contrasts = []
+    for j in range(1, count):  # Helmert's: the j-th against the mean of those before it
+        c = np.zeros(count)
+        c[:j], c[j] = 1 / j, -1
+        c /= np.linalg.norm(c) * np.sqrt(count)
+        contrasts.append(np.linalg.svd(sum(w * d for w, d in zip(c, deltas, strict=True)), compute_uv=False))
+    typical = np.sqrt(np.mean(np.square(contrasts), axis=0))
+    excess = np.cumsum(shared**2 - typical**2)
+    mean_energy = float(np.mean(np.square(sizes)))
+    reach = np.flatnonzero(excess >= 0.9 * excess[-1]) if excess[-1] > 0 else []
+    cosines = [float(np.vdot(deltas[i], deltas[j])) / (sizes[i] * sizes[j]) for i in range(count) for j in range(i)]
+    margin = noise.largest_noise(m, n, TRACY_WIDOM_MEAN + DIFFERENCE_99) / noise.largest_noise(m, n, TRACY_WIDOM_MEAN)
+    edge = margin * float(max(each[0] for each in contrasts))
+    return Split(
+        name, type, (m, n), count, int(np.sum(shared > edge)), edge, float(excess[-1] / mean_energy),
+        int(reach[0]) + 1 if len(reach) else None, float(np.mean(cosines)), (m * n) ** -0.5,
+        tuple(shared.tolist()), tuple(typical.tolist()),
+    )  # fmt: skip
