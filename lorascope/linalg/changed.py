@@ -18,11 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.linalg.factored import Factored
-from lorascope.linalg.known import EPS, TIE, KnownSvd
+from lorascope.linalg.known import EPS, KnownSvd
+from lorascope.linalg.subspace import Bases
 
-GUARD = 4  # more triplets than are asked for: a gap to count in, and whole clusters
-CONVERGED = 1e-12  # residual of an eigenpair, of the largest eigenvalue
+GUARD = 2  # more triplets than are asked for: a gap to count in, and whole clusters
+CONVERGED = 1e-10  # residual of an eigenpair, of the largest eigenvalue: its vector is then good to 1e-10/gap
+ROUGHLY = 1e-5  # the same of the guards, which are counted only
+EQUAL = 1e-8  # of σ₁²: singular values of T whose squares are nearer are one
+DEPENDENT = 1e-8  # a column of unit length with less than this beyond the others is rounding
 MOST_STEPS = 12
 _DENSE = 320  # up to this shorter side LAPACK needs no longer
 
@@ -36,7 +39,7 @@ class Changed:
         left: (p, k) the left vectors' coefficients in W's left singular vectors, zero past W's rank where these are
             the longer side.
         right: (p, k) the same on the right.
-        u, v: (m, k) and (n, k), the vectors themselves.
+        change_left, change_right: (r, k) the vectors' coefficients in ΔW's singular vectors where it is low rank.
         energy: ‖T‖_F².
         error: bound on the absolute error of each σ: the residual's, and rounding's.
         method: "low rank" or "dense".
@@ -45,8 +48,8 @@ class Changed:
     sigma: np.ndarray
     left: np.ndarray
     right: np.ndarray
-    u: np.ndarray
-    v: np.ndarray
+    change_left: np.ndarray | None
+    change_right: np.ndarray | None
     energy: float
     error: float
     method: str
@@ -61,74 +64,94 @@ def leading(known: KnownSvd, weight: np.ndarray, delta: Any, k: int) -> Changed:
     Args:
         known: the decomposition of `weight`.
         weight: W (m, n), float64.
-        delta: ΔW (m, n), a `Factored` of W's shape or a dense array.
+        delta: ΔW (m, n), in its singular bases (`subspace.bases`) where it is low rank, else a dense array.
         k: at most min(m, n) are returned.
 
     Raises:
-        ValueError: an entry of ΔW is NaN or infinite, or its shape is not W's.
+        ValueError: an entry of a dense ΔW is NaN or infinite, or the shape is not W's.
     """
-    if tuple(delta.shape) != known.shape:
-        raise ValueError(f"ΔW is {tuple(delta.shape)} and W {known.shape}")
+    shape = (delta.left.shape[0], delta.right.shape[0]) if isinstance(delta, Bases) else tuple(delta.shape)
+    if shape != known.shape:
+        raise ValueError(f"ΔW is {shape} and W {known.shape}")
     k = min(k, min(known.shape))
-    wide, change = (weight.T, delta.T) if known.turned else (weight, delta)
-    narrow = isinstance(change, Factored) and 2 * change.left.shape[1] < len(known.sigma)
-    if isinstance(change, Factored) and narrow:
-        squares, short, long, energy, residual, method = _of_low_rank(known, wide, change, k)
+    wide = weight.T if known.turned else weight
+    if isinstance(delta, Bases):
+        found = _of_low_rank(known, wide, _turned(delta) if known.turned else delta, k)
     else:
-        dense = change.dense() if hasattr(change, "dense") else change
-        squares, short, long, energy, residual, method = _of_dense(known, wide, dense, k)
+        found = _of_dense(known, wide, delta.T if known.turned else delta, k)
+    if not known.turned:
+        return found
+    return Changed(
+        found.sigma, found.right, found.left, found.change_right, found.change_left,
+        found.energy, found.error, found.method,
+    )  # fmt: skip
+
+
+def vectors(known: KnownSvd, weight: np.ndarray, delta: Any, found: Changed) -> tuple[np.ndarray, np.ndarray]:
+    """The left (m, k) and right (n, k) singular vectors of T themselves, with `delta` as `leading` took it."""
+    wide = weight.T if known.turned else weight
+    short = known.short @ (found.right if known.turned else found.left)
+    image = wide.T @ short
+    if isinstance(delta, Bases):
+        change = _turned(delta) if known.turned else delta
+        image = image + (change.right * change.sigma) @ (change.left.T @ short)
+    else:
+        image = image + (delta if known.turned else delta.T) @ short
+    long = image / np.where(found.sigma > 0, found.sigma, 1.0)
+    return (long, short) if known.turned else (short, long)
+
+
+def _turned(delta: Bases) -> Bases:
+    return Bases(delta.right, delta.sigma, delta.left)
+
+
+def _of_low_rank(known: KnownSvd, wide: np.ndarray, change: Bases, k: int) -> Changed:
+    s, rank = change.sigma, change.rank
+    p_side = known.short.T @ change.left
+    q_side = known.short.T @ (wide @ (change.right * s))
+    diagonal, factor = known.sigma**2, np.concatenate([p_side, q_side], axis=1)
+    core = np.block([[np.diag(s**2), np.eye(rank)], [np.eye(rank), np.zeros((rank, rank))]])
+    quick = len(diagonal) > _DENSE and 4 * rank < len(diagonal)
+    pairs = _davidson(diagonal, factor, core, k) if quick else None
+    method = "low rank" if pairs is not None else "dense"
+    squares, short = _canonical(*(pairs or _top(np.diag(diagonal) + (factor @ core) @ factor.T, k)), diagonal, k)
+    residual = _apply(diagonal, factor, core, short) - short * squares
     sigma = np.sqrt(np.maximum(squares, 0.0))
     safe = np.where(sigma > 0, sigma, 1.0)
-    coefficients = _other_side(known, wide, long / safe)
-    first, second = known.short @ short, long / safe
-    error = (residual + math.sqrt(sum(known.shape)) * EPS * float(squares[0])) / max(float(sigma[-1]), TIE)
-    if known.turned:
-        return Changed(sigma, coefficients, short, second, first, energy, error, method)
-    return Changed(sigma, short, coefficients, first, second, energy, error, method)
-
-
-def _of_low_rank(known: KnownSvd, wide: np.ndarray, change: Factored, k: int) -> tuple:
-    """θ (k,), coefficients (p, k), Tᵀy (n, k), ‖T‖_F², the residual, and the method."""
-    u, s, vh = change.svd()
-    if not np.isfinite(s).all():
-        raise ValueError("ΔW holds NaN or infinite entries")
-    kept = int(np.sum(s > EPS * s[0])) if s.size and s[0] > 0 else 0
-    u, s, right = u[:, :kept], s[:kept], vh[:kept].T
-    p_side = known.short.T @ u
-    q_side = known.short.T @ (wide @ (right * s))
-    diagonal, factor = known.sigma**2, np.concatenate([p_side, q_side], axis=1)
-    core = np.block([[np.diag(s**2), np.eye(kept)], [np.eye(kept), np.zeros((kept, kept))]])
-    found = _davidson(diagonal, factor, core, k) if len(diagonal) > _DENSE else None
-    method = "low rank"
-    if found is None:
-        method = "dense"
-        found = _top(np.diag(diagonal) + (factor @ core) @ factor.T, k)
-    squares, vectors = _canonical(*found, diagonal, k)
-    image = diagonal[:, None] * vectors + factor @ (core @ (factor.T @ vectors))
-    residual = float(np.linalg.norm(image - vectors * squares, axis=0).max(initial=0.0))
+    on_short = p_side.T @ short
+    on_long = ((q_side / s).T @ short + s[:, None] * on_short) / safe
+    long = _scaled_down(known, diagonal[:, None] * short + q_side @ on_short) / safe
     energy = float(np.sum(diagonal) + 2 * np.sum(p_side * q_side) + np.sum(s**2))
-    long = wide.T @ (known.short @ vectors) + (right * s) @ (p_side.T @ vectors)
-    return squares, vectors, long, energy, residual, method
+    return Changed(sigma, short, long, on_short, on_long, energy, _error(known, sigma, residual), method)
 
 
-def _of_dense(known: KnownSvd, wide: np.ndarray, change: np.ndarray, k: int) -> tuple:
+def _of_dense(known: KnownSvd, wide: np.ndarray, change: np.ndarray, k: int) -> Changed:
     tuned = wide + change
     if not np.isfinite(tuned).all():
         raise ValueError("ΔW holds NaN or infinite entries")
     gram = tuned @ tuned.T
-    squares, vectors = _top(gram, k)
-    squares, coefficients = _canonical(squares, known.short.T @ vectors, known.sigma**2, k)
-    vectors = known.short @ coefficients
-    residual = float(np.linalg.norm(gram @ vectors - vectors * squares, axis=0).max(initial=0.0))
-    return squares, coefficients, tuned.T @ vectors, float(np.trace(gram)), residual, "dense"
+    squares, own = _top(gram, k)
+    squares, short = _canonical(squares, known.short.T @ own, known.sigma**2, k)
+    own = known.short @ short
+    residual = gram @ own - own * squares
+    sigma = np.sqrt(np.maximum(squares, 0.0))
+    image = tuned.T @ own / np.where(sigma > 0, sigma, 1.0)
+    long = _scaled_down(known, known.short.T @ (wide @ image))
+    return Changed(sigma, short, long, None, None, float(np.trace(gram)), _error(known, sigma, residual), "dense")
 
 
-def _other_side(known: KnownSvd, wide: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Coefficients (p, k) of vectors (n, k) in W's singular vectors of the longer side: Vᵀz = S⁻¹ Uᵀ W z."""
-    found = known.short.T @ (wide @ vectors)
-    found[: known.rank] /= known.sigma[: known.rank, None]
-    found[known.rank :] = 0.0
+def _scaled_down(known: KnownSvd, image: np.ndarray) -> np.ndarray:
+    """Coefficients in W's singular vectors of the longer side, from S times them: none past W's rank."""
+    found = np.zeros_like(image)
+    found[: known.rank] = image[: known.rank] / known.sigma[: known.rank, None]
     return found
+
+
+def _error(known: KnownSvd, sigma: np.ndarray, residual: np.ndarray) -> float:
+    """Of each σ: an eigenvalue is at most the residual's norm away, and rounding moves σ² by about eps·σ₁²."""
+    moved = float(np.linalg.norm(residual, axis=0).max(initial=0.0))
+    moved += math.sqrt(sum(known.shape)) * EPS * float(max(sigma[0], known.sigma[0])) ** 2
+    return moved / (float(sigma[-1]) + math.sqrt(moved)) if moved else 0.0
 
 
 def _top(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +170,7 @@ def _top(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 def _canonical(values: np.ndarray, vectors: np.ndarray, diagonal: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k leading pairs; equal eigenvalues get the basis that diagonalises `diagonal` in their subspace."""
     vectors = vectors.copy()
-    starts = np.flatnonzero(np.concatenate([[True], -np.diff(values) > TIE * max(float(values[0]), 0.0)]))
+    starts = np.flatnonzero(np.concatenate([[True], -np.diff(values) > EQUAL * max(float(values[0]), 0.0)]))
     for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
         if start < k and stop - start > 1:
             inside = vectors[:, start:stop]
@@ -161,6 +184,7 @@ def _davidson(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The leading eigenpairs of D + F H Fᵀ; None where they do not converge, or one was missed."""
     p, wanted = len(diagonal), k + GUARD
+    asked = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
     basis = _orthonormal(np.eye(p, wanted + GUARD), factor[:, : factor.shape[1] // 2])
     image = _apply(diagonal, factor, core, basis)
     for _ in range(MOST_STEPS):
@@ -168,8 +192,7 @@ def _davidson(
         values, turn = values[::-1][:wanted], turn[:, ::-1][:, :wanted]
         vectors = basis @ turn
         residual = image @ turn - vectors * values
-        norms = np.linalg.norm(residual, axis=0)
-        open_ones = norms > CONVERGED * values[0]
+        open_ones = np.linalg.norm(residual, axis=0) > asked * values[0]
         if not open_ones.any():
             return (values, vectors) if _all_found(diagonal, factor, core, values, k) else None
         if basis.shape[1] + open_ones.sum() > p // 2:
@@ -189,11 +212,12 @@ def _apply(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, block: np
 
 def _orthonormal(basis: np.ndarray, more: np.ndarray) -> np.ndarray:
     """`basis`, whose columns are orthonormal, and an orthonormal basis of what `more` adds: twice is enough."""
-    lengths = np.linalg.norm(more, axis=0)
-    more = more[:, lengths > 0] / lengths[lengths > 0]
     for _ in range(2):
-        more = np.linalg.qr(more - basis @ (basis.T @ more))[0]
-    return np.concatenate([basis, more], axis=1)
+        more = more - basis @ (basis.T @ more)
+        lengths = np.sqrt(np.einsum("ij,ij->j", more, more))
+        more = more[:, lengths > 0] / lengths[lengths > 0]
+    new, triangle = np.linalg.qr(more)
+    return np.concatenate([basis, new[:, np.abs(np.diagonal(triangle)) > DEPENDENT]], axis=1)
 
 
 def _all_found(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, values: np.ndarray, k: int) -> bool:
@@ -209,7 +233,7 @@ def _all_found(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, value
         room = min(float(np.abs(diagonal - middle).min()), float(values[count - 1] - values[count]) / 2)
         if room > best:
             best, shift, above = room, middle, count
-    if best <= 100 * CONVERGED * values[0]:
+    if best <= 100 * ROUGHLY**2 * values[0]:  # an eigenvalue is as good as its residual's square
         return False
     inner = -np.linalg.inv(core) - factor.T @ (factor / (diagonal - shift)[:, None])
     counted = int(np.sum(diagonal > shift)) + int(np.sum(np.linalg.eigvalsh(inner) > 0)) - len(core) // 2

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TIE = 1e-12  # relative
-_BISECTIONS = 80
+_BISECTIONS = 48
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def threshold(sigma: np.ndarray, shape: tuple[int, int], k: int) -> float:
     z = float(sigma[k - 1])
     if z <= 0:
         return 0.0
-    d = transform(sigma[sigma < z * (1 - TIE)], shape, z)
+    below = len(sigma) - int(np.searchsorted(sigma[::-1], z * (1 - TIE)))
+    d = transform(sigma[below:], shape, z)
     return d**-0.5 if d > 0 else z
 
 

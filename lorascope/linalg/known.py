@@ -69,18 +69,18 @@ class KnownSvd:
         return np.sqrt(np.minimum(np.add.reduceat(squares, starts, axis=0), 1.0))
 
     def is_of(self, weight: np.ndarray) -> bool:
-        """Whether this decomposes `weight`, by two random vectors in O(mn): a damaged or a foreign one fails."""
+        """Whether this decomposes `weight`, by a random vector in O(mn): a damaged or a foreign one fails."""
         wide = weight.T if self.turned else weight
         p = wide.shape[0]
         if weight.shape != self.shape or self.short.shape != (p, p) or self.sigma.shape != (p,):
             return False
         if not p:
             return True
-        z = np.random.default_rng(p).standard_normal((p, 2))
+        z = np.random.default_rng(p).standard_normal(p)
         inside = self.short.T @ z
         with np.errstate(all="ignore"):
             turned = np.abs(self.short @ inside - z).max()
-            missed = np.abs(self.short @ (self.sigma[:, None] ** 2 * inside) - wide @ (wide.T @ z)).max()
+            missed = np.abs(self.short @ (self.sigma**2 * inside) - wide @ (wide.T @ z)).max()
             return bool(turned <= _PROBE * math.sqrt(p) and missed <= _PROBE * math.sqrt(p) * self.sigma[0] ** 2)
 
 

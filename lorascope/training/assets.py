@@ -161,6 +161,11 @@ def cache() -> Path:
     """Where assets lie: `LORASCOPE_ASSETS` if set, else the user's cache folder."""
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """The user's cache folder, whatever `LORASCOPE_ASSETS` says."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorascope"
 
 

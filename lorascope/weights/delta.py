@@ -326,6 +326,14 @@ def difference(pair: Pair) -> Difference:
     return Difference(matrix.T if turned else matrix, math.sqrt(energy), broken, rounding, base_rounding, notes)
 
 
+def base_matrix(pair: Pair) -> np.ndarray:
+    """W of one pair as the map (d_out, d_in), in float64."""
+    if pair.update is not None or pair.is_vector:
+        return pair.base.read()
+    matrix = pair.base.read().reshape(pair.shape[::-1] if pair.transposed else pair.shape)
+    return matrix.T if pair.transposed else matrix
+
+
 def _of_update(pair: Pair) -> Difference:
     """ΔW as an adapter's own formula gives it."""
     assert pair.update is not None

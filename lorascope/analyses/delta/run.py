@@ -53,7 +53,7 @@ def run(
     if extract is not None and extract < 1:
         raise InputError("cannot extract an adapter of that rank", found=extract, expected="1 or more")
     matched = match(base, tuned)
-    pairs = _selected(matched.pairs, modules)
+    pairs = selected(matched.pairs, modules)
     beside = _Beside(base, adapters)
     tuned_hash = tuned.source.sha256 if isinstance(tuned, Adapter) else tuned.sha256()
     hashes = {"base": base.sha256(), "tuned": tuned_hash, "adapters": [a.source.sha256 for a in adapters]}
@@ -88,7 +88,8 @@ def run(
     )
 
 
-def _selected(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
+def selected(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
+    """The pairs whose name `pattern` finds. InputError where it is no regular expression, or finds none."""
     if pattern is None:
         return list(pairs)
     try:

@@ -1,0 +1,244 @@
+"""One weight: the leading singular vectors of W + ΔW, each against all of W's, beside chance and a prediction."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from lorascope.linalg import changed, deformation, dense
+from lorascope.linalg.changed import Changed
+from lorascope.linalg.factored import Factored
+from lorascope.linalg.haar import largest_cosine
+from lorascope.linalg.known import KnownSvd
+from lorascope.linalg.subspace import Bases, bases
+
+SIDES = ("left", "right")
+SPECTRUM_IN_FULL = 1024  # up to this shorter side a ΔW that is not low rank gets all of its singular values
+HELD = 0.5  # of ΔW's first direction u vᵀ: so much of it makes a vector pair of W + ΔW the one it has become
+
+
+@dataclass(frozen=True)
+class TunedVector:
+    """One singular vector pair of W + ΔW.
+
+    Attributes:
+        position: 1 for the largest singular value.
+        sigma: the singular value.
+        energy_share: σ²/‖W + ΔW‖_F².
+        cosine: by side, the largest |cos| with any singular vector of W (or subspace of equal ones).
+        nearest: by side, the position in W's spectrum of the vector that is nearest.
+        of_change: by side, the share of the vector that lies in the column (row) space of ΔW; None where ΔW is not low
+            rank.
+    """
+
+    position: int
+    sigma: float
+    energy_share: float
+    cosine: Mapping[str, float]
+    nearest: Mapping[str, int]
+    of_change: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the D-transform of W's spectrum says of ΔW's largest direction, as if it knew nothing of W's directions.
+
+    Attributes:
+        value, position: the singular value of W + ΔW that σ₁(ΔW) becomes, and its place in the spectrum.
+        measured, measured_position: those of the vector pair that holds over half of ΔW's first direction; None where
+            none of the leading ones does.
+        alignment, expected_alignment: cos² of that vector with ΔW's first left singular vector, measured and expected.
+        threshold: the strength at which a direction enters the k leading ones.
+        strength: by how much ΔW would have to be multiplied for that, threshold/σ₁(ΔW): below 1 it is in.
+        in_top: how many of ΔW's directions are expected among the k leading ones.
+    """
+
+    value: float
+    position: int
+    measured: float | None
+    measured_position: int | None
+    alignment: float | None
+    expected_alignment: float
+    threshold: float
+    strength: float
+    in_top: int
+
+
+@dataclass(frozen=True)
+class ModuleIntruders:
+    """The k leading singular vectors of one tuned weight.
+
+    Attributes:
+        shape: (d_out, d_in) of the map: left is the output's side and right the input's, however the file stores it.
+        vectors: the k leading ones; empty where ΔW is not finite.
+        spike_margin: σ₁(ΔW)/σ_k(W), k the number of vectors.
+        chance: by side, the median of the largest |cos| of a random unit vector with W's singular vectors.
+        equal_singular_values: how many of W's singular values are one with another.
+        prediction: None where ΔW is zero.
+        method, error: how the vectors were computed, and the bound on the error of each singular value.
+    """
+
+    name: str
+    parameter: str
+    type: str
+    depth: int | None
+    shape: tuple[int, int]
+    transposed: bool
+    kind: str
+    base_norm: float | None = None
+    delta_norm: float | None = None
+    relative_norm: float | None = None
+    delta_sigma: float | None = None
+    base_sigma: tuple[float, ...] = ()
+    base_rank: int | None = None
+    spike_margin: float | None = None
+    vectors: tuple[TunedVector, ...] = ()
+    chance: Mapping[str, float] | None = None
+    equal_singular_values: int = 0
+    prediction: Prediction | None = None
+    method: str = ""
+    error: float | None = None
+    non_finite: bool = False
+    notes: tuple[str, ...] = ()
+
+    def intruders(self, epsilon: float, k: int, side: str = "left") -> tuple[TunedVector, ...]:
+        """Those of the k leading vectors whose largest |cos| with W's is below epsilon."""
+        return tuple(vector for vector in self.vectors[:k] if vector.cosine[side] < epsilon)
+
+
+def measure(facts: Mapping[str, Any], known: KnownSvd, weight: np.ndarray, delta: Any, k: int) -> ModuleIntruders:
+    """Measure one weight.
+
+    Args:
+        facts: name, parameter, type, depth, transposed, kind and notes of the record.
+        known: the decomposition of `weight`.
+        weight: W (d_out, d_in) in float64.
+        delta: ΔW, a `Factored`, a `Kronecker` or a dense array.
+        k: how many leading vectors.
+    """
+    facts = {**facts, "shape": known.shape}
+    try:
+        change = in_bases(delta)
+        found = changed.leading(known, weight, change, k)
+    except ValueError:
+        return ModuleIntruders(**facts, non_finite=True)
+    k = len(found.sigma)
+    own = float(np.linalg.norm(known.sigma))
+    spectrum, seen = _directions(known, weight, change, found)
+    size = float(np.linalg.norm(change)) if isinstance(change, np.ndarray) else change.norm()
+    spike = float(spectrum[0]) if len(spectrum) else 0.0
+    level = float(known.sigma[k - 1])
+    return ModuleIntruders(
+        **facts,
+        base_norm=own,
+        delta_norm=size,
+        relative_norm=size / own if own > 0 else None,
+        delta_sigma=spike,
+        base_sigma=tuple(known.sigma[:k].tolist()),
+        base_rank=known.rank,
+        spike_margin=spike / level if level > 0 else None,
+        vectors=_vectors(known, found),
+        chance=_chance(known),
+        equal_singular_values=int(known.rank - len(np.unique(known.clusters))),
+        prediction=_predict(known, found, spectrum, seen) if seen is not None else None,
+        method=found.method,
+        error=found.error,
+    )
+
+
+def in_bases(delta: Any) -> Bases | np.ndarray:
+    """ΔW as `linalg.changed` takes it: a product in its singular bases, anything else dense.
+
+    Raises:
+        ValueError: an entry is NaN or infinite.
+    """
+    if isinstance(delta, Factored):
+        return bases(delta)
+    whole = delta.dense() if hasattr(delta, "dense") else delta
+    if not np.isfinite(whole).all():
+        raise ValueError("ΔW holds NaN or infinite entries")
+    return whole
+
+
+def _directions(
+    known: KnownSvd, weight: np.ndarray, change: Bases | np.ndarray, found: Changed
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """ΔW's singular values, and the cosines (k,) of its first left and right vector with those of W + ΔW."""
+    if isinstance(change, Bases):
+        if not change.rank or found.change_left is None or found.change_right is None:
+            return change.sigma, None
+        return change.sigma, (found.change_left[0], found.change_right[0])
+    if not change.any():
+        return np.zeros(0), None
+    if min(change.shape) > SPECTRUM_IN_FULL:
+        first = dense.leading(change, len(found.sigma))
+        spectrum = first.s
+    else:
+        first, spectrum = dense.best_rank(change, 1), dense.spectrum(change).values
+    u, v = changed.vectors(known, weight, change, found)
+    return spectrum, (first.u[:, 0] @ u, first.vh[0] @ v)
+
+
+def _vectors(known: KnownSvd, found: Changed) -> tuple[TunedVector, ...]:
+    cosines = {"left": known.cosines(found.left), "right": known.cosines(found.right)}
+    firsts = np.flatnonzero(np.diff(known.clusters, prepend=-1)) + 1
+    within = {}
+    if found.change_left is not None and found.change_right is not None:
+        sides = {"left": found.change_left, "right": found.change_right}
+        within = {side: np.minimum(np.sum(cross**2, axis=0), 1.0) for side, cross in sides.items()}
+    made = []
+    for j, sigma in enumerate(found.sigma.tolist()):
+        made.append(
+            TunedVector(
+                j + 1,
+                sigma,
+                sigma**2 / found.energy if found.energy > 0 else 0.0,
+                {side: float(cosines[side][:, j].max(initial=0.0)) for side in SIDES},
+                {side: int(firsts[cosines[side][:, j].argmax()]) if known.rank else 0 for side in SIDES},
+                {side: float(within[side][j]) for side in SIDES} if within else None,
+            )
+        )
+    return tuple(made)
+
+
+def _chance(known: KnownSvd) -> dict[str, float]:
+    sizes = Counter(np.bincount(known.clusters).tolist()) if known.rank else Counter()
+    dimensions = tuple(sorted(sizes.items()))
+    return {side: _median_of_chance(n, dimensions) for side, n in zip(SIDES, known.shape, strict=True)}
+
+
+@lru_cache(maxsize=512)
+def _median_of_chance(n: int, dimensions: tuple[tuple[int, int], ...]) -> float:
+    return largest_cosine(n, dict(dimensions)) if dimensions else 0.0
+
+
+def _predict(known: KnownSvd, found: Changed, spectrum: np.ndarray, seen: tuple[np.ndarray, np.ndarray]) -> Prediction:
+    spike = float(spectrum[0])
+    expected = deformation.outlier(known.sigma, known.shape, spike)
+    held = np.abs(seen[0] * seen[1])
+    at = int(held.argmax())
+    there = bool(held[at] > HELD)
+    thresholds = [deformation.threshold(known.sigma, known.shape, i + 1) for i in range(len(found.sigma))]
+    return Prediction(
+        expected.value,
+        expected.position,
+        float(found.sigma[at]) if there else None,
+        at + 1 if there else None,
+        float(seen[0][at] ** 2) if there else None,
+        expected.cos2_long if known.turned else expected.cos2_short,
+        thresholds[-1],
+        thresholds[-1] / spike,
+        _in_top(spectrum, thresholds),
+    )
+
+
+def _in_top(sigma: np.ndarray, thresholds: list[float]) -> int:
+    """How many of the spikes come among the k leading values: the j-th has j − 1 above it, and needs to be among the
+    k − j + 1 leading ones of W."""
+    count = 0
+    while count < min(len(sigma), len(thresholds)) and float(sigma[count]) > thresholds[len(thresholds) - 1 - count]:
+        count += 1
+    return count

@@ -1,0 +1,101 @@
+"""The run over all weights of an adapter, or of a tuned checkpoint, one at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lorascope.analyses.delta.run import selected
+from lorascope.analyses.intruders.module import ModuleIntruders, measure
+from lorascope.analyses.intruders.result import EPSILONS, CacheUse, IntrudersResult
+from lorascope.analyses.names import depth, module_types
+from lorascope.errors import InputError
+from lorascope.linalg.host import one_thread
+from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.base_svd import SvdCache
+from lorascope.weights.checkpoint import Checkpoint
+from lorascope.weights.delta import Pair, base_matrix, difference, match
+
+
+def run(
+    tuned: Adapter | Checkpoint,
+    base: Checkpoint,
+    *,
+    k: int = 10,
+    epsilon: float = 0.5,
+    epsilons: Sequence[float] = EPSILONS,
+    modules: str | None = None,
+    cache: SvdCache | None = None,
+    progress: Callable[[list[Pair]], Any] = iter,
+) -> IntrudersResult:
+    """Compare the k leading singular vectors of every tuned weight with all of the base weight's.
+
+    Args:
+        tuned: an adapter, or a checkpoint of which ΔW is what it has more than the base.
+        base: the model before.
+        k: how many leading vectors of each weight; fewer where it is smaller.
+        epsilon: a vector is an intruder where its largest |cos| is below this.
+        epsilons: the grid that counts are given for beside it.
+        modules: a regular expression; only weights whose name it finds are measured.
+        cache: of the base's decompositions; without one they are computed and forgotten.
+        progress: wraps the list of weights, such as a progress bar.
+
+    Raises:
+        InputError: the two have nothing in common, `modules` finds nothing, k is not positive, or an epsilon is not in
+            (0, 1].
+    """
+    if k < 1:
+        raise InputError(f"cannot look at the leading {k} singular vectors", expected="1 or more")
+    wrong = [e for e in (epsilon, *epsilons) if not 0 < e <= 1]
+    if wrong:
+        raise InputError("ε is a cosine", found=wrong[0], expected="more than 0 and at most 1")
+    matched = match(base, tuned)
+    set_aside = list(matched.unmatched)
+    pairs = selected([pair for pair in matched.pairs if not pair.is_vector], modules)
+    set_aside += [
+        NotAnalysed(pair.name, "a vector: it has no singular directions") for pair in matched.pairs if pair.is_vector
+    ]
+    cache = cache if cache is not None else SvdCache(None)
+    types = module_types(pair.name for pair in pairs)
+    found: list[ModuleIntruders] = []
+    with one_thread():
+        for pair in progress(pairs):
+            one = _one(pair, types[pair.name], k, cache)
+            if isinstance(one, NotAnalysed):
+                set_aside.append(one)
+            else:
+                found.append(one)
+    sides: dict[str, Any] = {
+        "base": {"path": str(base.path)},
+        "tuned": {"path": tuned.source.path if isinstance(tuned, Adapter) else str(tuned.path)},
+    }
+    if isinstance(tuned, Adapter):
+        sides["tuned"] |= {"sha256": tuned.source.sha256, "method": tuned.source.method}
+    grid = tuple(sorted({*epsilons, epsilon}))
+    return IntrudersResult(tuple(found), sides, k, epsilon, grid, tuple(set_aside), CacheUse.of(cache))
+
+
+def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | NotAnalysed:
+    weight, delta = weight_and_delta(pair)
+    facts: Mapping[str, Any] = {
+        "name": pair.name,
+        "parameter": pair.parameter,
+        "type": type,
+        "depth": depth(pair.name),
+        "transposed": pair.transposed,
+        "kind": pair.update.kind if pair.update is not None else "tuned",
+        "notes": (*pair.notes, *(pair.update.notes if pair.update is not None else ())),
+    }
+    try:
+        known = cache.of(weight)
+    except ValueError:
+        return NotAnalysed(pair.name, "the base weight holds NaN or infinite entries")
+    return measure(facts, known, weight, delta, k)
+
+
+def weight_and_delta(pair: Pair) -> tuple[np.ndarray, Any]:
+    """W (d_out, d_in) in float64 and ΔW, as a product where the adapter has it as one."""
+    weight = base_matrix(pair)
+    if pair.update is not None and pair.tuned is None:
+        return weight, pair.update.delta(weight if pair.update.needs_base else None)
+    return weight, difference(pair).matrix

@@ -1,0 +1,18 @@
+"""Where the commands keep the decompositions of base weights. No command itself."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorascope.weights.base_svd import SvdCache
+
+
+def open_cache(folder: Path | None, none: bool) -> "SvdCache":
+    """The cache in `folder`; by default in the user's cache folder, beside the packaged models; or none."""
+    from lorascope.errors import InputError
+    from lorascope.training import assets
+    from lorascope.weights.base_svd import FOLDER, SvdCache
+
+    if none and folder is not None:
+        raise InputError("--cache DIR and --no-cache exclude each other")
+    return SvdCache(None if none else folder or assets.user_cache() / FOLDER)
