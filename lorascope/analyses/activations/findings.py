@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorascope.analyses.activations.result import ActivationsResult, ModuleResponse
 
 BIASED_WORTH_SAYING = 0.05  # what unrelated hidden states would get from the biased estimator
+FEW = 2  # runs of which more is said than the table shows
 UNLIKELY = 4.0  # standard deviations
 
 
@@ -19,8 +20,9 @@ def findings(result: "ActivationsResult") -> tuple[Finding, ...]:
     """Errors, then warnings, then notes."""
     order = {"error": 0, "warning": 1, "note": 2}
     found = [*_left_out(result), *_samples(result)]
+    few = len(result.runs) <= FEW
     for label in result.runs:
-        found += [*_share(result, label), *_where(result, label)]
+        found += [*_share(result, label, few), *(_where(result, label) if few else ())]
     found += [*_cka(result), *(Finding("note", note) for note in result.notes)]
     return tuple(sorted(found, key=lambda finding: order[finding.severity]))
 
@@ -51,7 +53,7 @@ def _samples(result: "ActivationsResult") -> list[Finding]:
     return found
 
 
-def _share(result: "ActivationsResult", label: str) -> list[Finding]:
+def _share(result: "ActivationsResult", label: str, few: bool) -> list[Finding]:
     modules = [m for m in result.of(label) if m.share]
     if not modules:
         return [Finding("warning", f"{label}: no updated layer has inputs to look at")]
@@ -63,6 +65,8 @@ def _share(result: "ActivationsResult", label: str) -> list[Finding]:
         f" would give {percent(chance)}, and ‖ΔW‖/‖W‖ is {percent(weights)}"
     )
     found = [Finding("note", text)]
+    if not few:
+        return found
     gains = [(m.update_gain, m.base_gain) for m in modules if m.update_gain and m.base_gain]
     if gains:
         update, base = np.median(gains, axis=0)
@@ -100,6 +104,8 @@ def _cka(result: "ActivationsResult") -> list[Finding]:
     """For every pair the layer where they are least alike."""
     found = []
     for a, b in result.pairs:
+        if a != "base" and len(result.runs) > FEW + 1:
+            continue  # the table and the page have them
         known = [one for one in result.similarity(a, b) if one.cka.value is not None]
         if not known:
             continue

@@ -1,5 +1,6 @@
 """The result as blocks: the same data for the terminal, the page and the JSON."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,28 +128,35 @@ def _mean(values: list[Any]) -> float | None:
 
 
 def _shares(result: "ActivationsResult") -> Lines:
-    """Share by depth, a panel for each run and type: on real inputs, by chance, and in the weights."""
+    """Share by depth, a panel for each type: every run on real inputs, and the mean of what random ΔW would give. Of
+    one run also the spread over tokens, and ‖ΔW‖/‖W‖."""
+    alone = len(result.runs) == 1
+    known = [m for m in result.modules if m.depth is not None and m.share]
     series = []
-    for run in result.runs:
-        for name, modules in _groups(result, run).items():
-            known = [m for m in modules if m.depth is not None and m.share]
-            if not known:
-                continue
-            depths = sorted({m.depth for m in known if m.depth is not None})
-            panel = name if len(result.runs) == 1 else f"{run}: {name}"
-
-            def line(key: str, at: list[int] = depths, of: list[Any] = known) -> tuple[float | None, ...]:
-                return tuple(_mean([value(m, key) for m in of if m.depth == d]) for d in at)
-
-            x = tuple(float(d) for d in depths)
-            band = {"low": line("share.q05"), "high": line("share.q95")}
-            series.append(Series("on real inputs (5 – 95 % of tokens)", x, line("share.mean"), panel, **band))
-            series.append(Series("random ΔW of this norm", x, line("chance_share"), panel, "reference"))
-            series.append(Series("‖ΔW‖/‖W‖", x, line("weight_ratio"), panel))
+    for name in dict.fromkeys(m.type for m in known):
+        of_type = [m for m in known if m.type == name]
+        for run in result.runs:
+            own = [m for m in of_type if m.run == run]
+            line = _by_depth("on real inputs" if alone else run, own, "share.mean", name)
+            if alone:
+                low, high = (_by_depth("", own, f"share.{q}", name).y for q in ("q05", "q95"))
+                line = replace(line, low=low, high=high)
+                series.append(_by_depth("‖ΔW‖/‖W‖", own, "weight_ratio", name))
+            series.append(line)
+        label = "random ΔW of this norm" if alone else "random ΔW of these norms, mean"
+        series.append(replace(_by_depth(label, of_type, "chance_share", name), weight="reference"))
     return Lines(
         "Share of ΔW in what a layer puts out", tuple(series), "layer", "‖ΔWx‖/‖Wx‖", where="page", log_y=True,
-        caption="Above the dashed line training turned ΔW to directions in which inputs are large.",
+        caption="Above the dashed line training turned ΔW to directions in which inputs are large."
+        + (" The band holds 5 to 95 % of the tokens." if alone else ""),
     )  # fmt: skip
+
+
+def _by_depth(label: str, modules: "list[ModuleResponse]", key: str, panel: str) -> Series:
+    """The mean at every depth."""
+    depths = sorted({m.depth for m in modules if m.depth is not None})
+    y = tuple(_mean([value(m, key) for m in modules if m.depth == d]) for d in depths)
+    return Series(label, tuple(float(d) for d in depths), y, panel)
 
 
 def _heatmaps(result: "ActivationsResult") -> list[Block]:

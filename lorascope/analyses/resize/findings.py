@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 LIKE_NOISE = 0.85  # of the null's lost energy: above it the spectrum is flat, and no rank stands out
 ROUNDING_WORTH_SAYING = 0.3  # of the truncation's own error
+GAIN_WORTH_HAVING = 0.95
 MOST_PLANS = 3  # described one by one
 
 
@@ -105,16 +106,18 @@ def _scores(result: "ResizeResult") -> list[Finding]:
     found = []
     text = f"on {result.scored_on}: loss {base['loss']:.4g} without ΔW, {before['loss']:.4g} with all of it"
     found.append(Finding("note", text))
-    gain = base["loss"] - before["loss"]
-    for plan in result.plans:
-        if plan.score is None:
-            continue
-        text = f"{plan.label}: held-out loss {plan.score['loss']:.4g}"
-        if gain > 0:
-            text += f", {percent((base['loss'] - plan.score['loss']) / gain)} of the gain"
+    if result.gained is None:
+        return [*found, Finding("warning", "with all of ΔW the held-out loss is no lower than without it")]
+    kept = [(plan, share) for plan in result.plans if (share := result.gain(plan)) is not None]
+    if len(kept) > MOST_PLANS:
+        good = [one for one in kept if one[1] >= GAIN_WORTH_HAVING]
+        kept = [min(good or kept, key=lambda one: one[0].parameters if good else -one[1])]
+        said = f"the smallest plan that keeps {percent(GAIN_WORTH_HAVING)} of the gain" if good else "the best plan"
+        found.append(Finding("note", f"{said} is {kept[0][0].label}"))
+    for plan, share in kept:
+        assert plan.score is not None
+        text = f"{plan.label}: held-out loss {plan.score['loss']:.4g}, {percent(share)} of the gain"
         found.append(Finding("note", text + accuracy(plan.score)))
-    if gain <= 0:
-        found.append(Finding("warning", "with all of ΔW the held-out loss is no lower than without it"))
     return found
 
 

@@ -1,5 +1,6 @@
 """The result as blocks: the same data for the terminal, the page and the JSON."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def blocks(result: "ResizeResult") -> tuple[Block, ...]:
     made: list[Block] = [_facts(result), Findings(result.findings), _plans(result)]
     if len(result.plans) == 1:
         made += [*_terminal(result.plans[0])]
-    made += [_curve(result)]
+    made += _curves(result)
     chosen = result.plans[0] if len(result.plans) == 1 else _middle(result)
     made += [Heading(f"By module: {chosen.label}", where="page"), *_heatmap(chosen), _all(chosen)]
     return (*made, *_left_out(result), Definitions(DEFINITIONS, where="page"))
@@ -95,15 +96,16 @@ def _plans(result: "ResizeResult") -> Table:
         Column("worst", "worst module", "percent", help="the largest error of one module"),
         Column("dropped", "dropped", "int", help="modules that get no direction"),
     ]  # fmt: skip
-    columns += [Column("loss", "held-out loss", "float", 4)] * scored + [Column("accuracy", "accuracy", "percent")] * (
-        scored and accurate
-    )
+    if scored:
+        columns += [Column("loss", "held-out loss", "float", 4), Column("gain", "of the gain", "percent")]
+        columns += [Column("accuracy", "accuracy", "percent")] * accurate
     rows = [_plan_row(result, plan, scored, accurate) for plan in result.plans]
     if scored:
         for name, title in (("before", "all of ΔW"), ("base", "without ΔW")):
             score = result.scores[name]
             blank: tuple[Cell, ...] = ("", None, None, None, None, None, None)
-            rows.append((title, *blank, score["loss"], *([score.get("accuracy")] if accurate else [])))
+            whole = {"before": 1.0, "base": 0.0}[name] if result.gained else None
+            rows.append((title, *blank, score["loss"], whole, *([score.get("accuracy")] if accurate else [])))
     caption = "Error: the share of ‖ΔW‖ that truncation takes away; null: what it would take of an update without"
     caption += " structure, at the same ranks."
     return Table(tuple(columns), tuple(rows), title="Plans", caption=caption)
@@ -119,7 +121,7 @@ def _plan_row(result: "ResizeResult", plan: "Plan", scored: bool, accurate: bool
     )  # fmt: skip
     if scored:
         score = plan.score or {}
-        row = (*row, score.get("loss"), *([score.get("accuracy")] if accurate else []))
+        row = (*row, score.get("loss"), result.gain(plan), *([score.get("accuracy")] if accurate else []))
     return row
 
 
@@ -160,35 +162,36 @@ def _middle(result: "ResizeResult") -> "Plan":
     return min(good, key=lambda p: p.parameters) if good else max(result.plans, key=lambda p: p.parameters)
 
 
-def _curve(result: "ResizeResult") -> Block:
-    """Error against parameters, a point for each plan, and its null."""
+def _curves(result: "ResizeResult") -> list[Block]:
+    """Error against parameters, with its null; and the share of the gain that is left, where it was scored."""
     known = [plan for plan in result.plans if plan.error is not None and plan.parameters]
     if len(known) < 2:
-        return Text("One plan makes no curve; give several rules to compare them.", where="page")
+        return [Text("One plan makes no curve; give several rules to compare them.", where="page")]
     families: dict[str, list[Plan]] = {}
-    for plan in known:
+    for plan in sorted(known, key=lambda plan: plan.parameters):
         families.setdefault(plan.label.split(" ")[0], []).append(plan)
-    series, panel = [], "‖ΔW − ΔW_r‖/‖ΔW‖"
-    for family, plans in families.items():
-        plans = sorted(plans, key=lambda plan: plan.parameters)
-        x, labels = tuple(float(plan.parameters) for plan in plans), tuple(plan.label for plan in plans)
-        series.append(Series(family, x, tuple(plan.error for plan in plans), panel))
-        series.append(Series(f"{family}, plans", x, tuple(plan.error for plan in plans), panel, points=labels))
-        if family == "rank":
-            null = tuple(plan.error_null for plan in plans)
-            series.append(Series("structureless B·A at these ranks", x, null, panel, "reference"))
-        if any(plan.score for plan in plans):
-            losses = tuple(plan.score["loss"] if plan.score else None for plan in plans)
-            series.append(Series(family, x, losses, "held-out loss"))
-    markers = tuple(
-        Marker("y", score["loss"], title, "held-out loss")
-        for title, score in (("all of ΔW", result.scores.get("before")), ("without ΔW", result.scores.get("base")))
-        if score is not None
-    )
-    return Lines(
-        "What each plan loses", tuple(series), "parameters", "error, or loss", log_x=True, markers=markers,
-        where="page", caption="Exact by Eckart and Young; the dashed line is the null. Lower left is better.",
-    )  # fmt: skip
+    series = [_series(name, plans, [plan.error for plan in plans]) for name, plans in families.items()]
+    if "rank" in families:
+        null = _series("structureless B·A at these ranks", families["rank"], [p.error_null for p in families["rank"]])
+        series.append(replace(null, weight="reference"))
+    made: list[Block] = [
+        Lines("What each plan loses", tuple(series), "parameters", "‖ΔW − ΔW_r‖/‖ΔW‖", log_x=True, where="page",
+              caption="Exact by Eckart and Young; the dashed line is the null. Lower left is better.")
+    ]  # fmt: skip
+    gains = [_series(name, plans, [result.gain(plan) for plan in plans]) for name, plans in families.items()]
+    if any(value is not None for line in gains for value in line.y):
+        made.append(
+            Lines("What each plan keeps of the gain", tuple(gains), "parameters", "share of the gain in held-out loss",
+                  log_x=True, where="page", markers=(Marker("y", 1.0, "all of ΔW"),),
+                  caption="Gain: the held-out loss without ΔW less that with all of it. Upper left is better.")
+        )  # fmt: skip
+    return made
+
+
+def _series(name: str, plans: "list[Plan]", y: list[float | None]) -> Series:
+    """A line; a point where a family has one plan."""
+    points = (plans[0].label,) if len(plans) == 1 else ()
+    return Series(name, tuple(float(plan.parameters) for plan in plans), tuple(y), points=points)
 
 
 def _heatmap(plan: "Plan") -> list[Block]:

@@ -157,6 +157,20 @@ class ResizeResult:
     def findings(self) -> tuple[Finding, ...]:
         return words.findings(self)
 
+    @property
+    def gained(self) -> float | None:
+        """How much lower the held-out loss is with all of ΔW than without; None where it is no lower or not known."""
+        if not self.scores:
+            return None
+        gain = self.scores["base"]["loss"] - self.scores["before"]["loss"]
+        return gain if gain > 0 else None
+
+    def gain(self, plan: Plan) -> float | None:
+        """The share of that gain which a plan keeps."""
+        if plan.score is None or self.gained is None:
+            return None
+        return (self.scores["base"]["loss"] - plan.score["loss"]) / self.gained
+
     def table(self) -> "pd.DataFrame":
         """One row per plan and module."""
         import pandas as pd
@@ -176,7 +190,7 @@ class ResizeResult:
         return {
             "modules": len(self.plans[0].modules),
             "parameters_before": self.parameters_before,
-            "plans": [plan.summary() for plan in self.plans],
+            "plans": [{**plan.summary(), "share_of_gain": self.gain(plan)} for plan in self.plans],
             "scores": {name: dict(score) for name, score in self.scores.items()},
             "scored_on": self.scored_on or None,
             "left_out": len(self.left_out),
