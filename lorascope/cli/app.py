@@ -37,11 +37,15 @@ def _root(
 
 
 def _register() -> None:
-    """Every module of this folder with a function of its own name is a command."""
+    """Every module of this folder with a function of its own name is a command; with a Typer of it, a group of them."""
     package = importlib.import_module("lorascope.cli")
     for module in pkgutil.iter_modules(package.__path__):
         command = getattr(importlib.import_module(f"lorascope.cli.{module.name}"), module.name, None)
-        if callable(command) and module.name != "app":
+        if isinstance(command, typer.Typer) and module.name != "app":
+            for each in command.registered_commands:
+                each.help = _help((each.callback.__doc__ if each.callback else "") or "")
+            app.add_typer(command, name=module.name)
+        elif callable(command) and module.name != "app":
             app.command(module.name, help=_help(command.__doc__ or ""))(command)
 
 

@@ -20,7 +20,8 @@ class FullConfig:
     """Settings of full fine-tuning. On the packaged task (MiniLM, 200 steps) 5e-4 is a good learning rate.
 
     Attributes:
-        train: regular expressions; only parameters in whose names one of them is found are trained. null: all.
+        train: regular expressions; only parameters in whose names one of them is found are trained. null: all. An empty
+            list: none, so that only modules_to_save train (a new head on a frozen base, which others are compared with).
         freeze: regular expressions; parameters in whose names one of them is found stay as they are.
         embeddings: train the embeddings, too.
     """

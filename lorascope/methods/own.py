@@ -152,8 +152,8 @@ def base_parameters(model: nn.Module) -> list[Own]:
 
 
 def chosen(owns: list[Own], train: Sequence[str] | None, freeze: Sequence[str]) -> list[Own]:
-    """Those of the parameters in whose names a pattern of `train` is found (all of them without any) and none of
-    `freeze`.
+    """Those of the parameters in whose names a pattern of `train` is found (all of them where it is None, none where it
+    is empty) and none of `freeze`.
 
     Raises:
         InputError: a pattern is no regular expression or is found in no name; nothing is left.
@@ -161,7 +161,7 @@ def chosen(owns: list[Own], train: Sequence[str] | None, freeze: Sequence[str]) 
     names = [own.name for own in owns]
     wanted = set(names) if train is None else {name for each in train for name in _found(each, names, "train")}
     wanted -= {name for each in freeze for name in _found(each, names, "freeze")}
-    if not wanted:
+    if not wanted and train != ():
         raise InputError("train and freeze leave nothing to train", found=f"{some(train or ['everything'])} to train")
     return [own for own in owns if own.name in wanted]
 

@@ -34,6 +34,9 @@ class ModelConfig:
         head: of a classifier, "native" (the architecture's own) or "mean-pool" (mean over tokens, one linear layer).
         revision: of a hub name, the branch, tag or commit.
         dropout: probability of every dropout inside the base model; null keeps the checkpoint's own.
+        num_hidden_layers: only the first so many layers of the base; null keeps all.
+        random_init: the architecture with fresh weights, drawn by the run's seed, in place of the pretrained ones: a
+            control.
     """
 
     name: str
@@ -41,9 +44,12 @@ class ModelConfig:
     head: Literal["native", "mean-pool"] = "native"
     revision: str | None = None
     dropout: float | None = None
+    num_hidden_layers: int | None = None
+    random_init: bool = False
 
     def __post_init__(self) -> None:
         _check(self.dropout is None or 0 <= self.dropout < 1, "dropout must lie in [0, 1)")
+        _check(self.num_hidden_layers is None or self.num_hidden_layers > 0, "num_hidden_layers must be positive")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class DataConfig:
         max_length: tokens kept of each text; of packed text, the length of a block.
         packing: of text for a language model, join all texts and cut them into blocks of max_length.
         max_train_samples, max_eval_samples: the first so many texts of each, taken in a seeded order.
+        random_labels: each text's class is drawn from its own hash: nothing can be learned but the texts themselves, a
+            task of capacity (Zhang et al. 2017, arXiv 1611.03530, §2).
     """
 
     path: str
@@ -75,6 +83,7 @@ class DataConfig:
     packing: bool = True
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    random_labels: bool = False
 
     def __post_init__(self) -> None:
         _check(0 < self.eval_fraction < 1, "eval_fraction must lie between 0 and 1")
@@ -105,6 +114,7 @@ class OptimConfig:
 
     Attributes:
         learning_rate: the peak.
+        head_learning_rate: the peak for modules that are trained as a whole (a new head); null takes learning_rate.
         weight_decay: decoupled, on everything that trains.
         adam_beta1, adam_beta2, adam_epsilon: of AdamW.
         lr_scheduler_type: after the warm-up: to zero linearly, to zero along half a cosine, or constant.
@@ -113,6 +123,7 @@ class OptimConfig:
     """
 
     learning_rate: float = 1e-3
+    head_learning_rate: float | None = None
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -124,6 +135,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check(self.learning_rate > 0, "learning_rate must be positive")
+        _check(self.head_learning_rate is None or self.head_learning_rate > 0, "head_learning_rate must be positive")
         _check(0 <= self.warmup_ratio <= 1, "warmup_ratio must lie between 0 and 1")
 
 

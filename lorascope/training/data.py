@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from lorascope.errors import InputError, some
 from lorascope.training import wordnet
 from lorascope.training.config import DataConfig, TaskType
+from lorascope.training.wordnet import digest
 
 IGNORE = -100  # torch's label for "no target here"
 PACKAGED = ("wordnet-classes", "wordnet-glosses")
@@ -170,6 +171,9 @@ def encode_classes(rows: Sequence[Row], names: tuple[str, ...], tokenizer: Any, 
     """Texts, or pairs of texts, and their classes."""
     pairs = (_texts(rows, config, config.text_pair_column),) if config.text_pair_column else ()
     encoded = tokenizer(_texts(rows, config), *pairs, truncation=True, max_length=config.max_length)
+    if config.random_labels:
+        drawn = [int(digest(text), 16) % len(names) for text in _texts(rows, config)]
+        return Encoded(encoded["input_ids"], drawn, tokenizer.pad_token_id, names)
     number = {name: i for i, name in enumerate(names)}
     labels = [number.get(str(row.get(config.label_column))) for row in rows]
     if None in labels:

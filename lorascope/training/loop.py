@@ -239,8 +239,21 @@ class Member:
 
 def _adamw(injected: Injected, optim: OptimConfig) -> torch.optim.AdamW:
     groups = injected.method.parameter_groups(injected, optim.learning_rate, optim.weight_decay)
+    if optim.head_learning_rate is not None:
+        groups = _with_head_rate(groups, injected, optim.head_learning_rate)
     betas = (optim.adam_beta1, optim.adam_beta2)
     return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.adam_epsilon, fused=True)
+
+
+def _with_head_rate(groups: list[dict[str, Any]], injected: Injected, rate: float) -> list[dict[str, Any]]:
+    """The groups with what belongs to modules trained as a whole split off, at a rate of its own."""
+    head = {id(parameter) for module in injected.saved.values() for parameter in module.parameters()}
+    split = []
+    for group in groups:
+        for own, lr in ((False, group["lr"]), (True, rate)):
+            if parameters := [each for each in group["params"] if (id(each) in head) == own]:
+                split.append({**group, "params": parameters, "lr": lr})
+    return split
 
 
 class Pass:
@@ -326,7 +339,7 @@ class Loop:
             raise member.error
         return member.score
 
-    def run_all(self, checkpoint: Path | None = None) -> None:
+    def run_all(self, checkpoint: Path | None = None, *, progress: bool = True) -> None:
         """Train every member to its end, which it then says itself (`ended`, `score`). One that diverges just leaves.
 
         Raises:
@@ -335,7 +348,9 @@ class Loop:
         settings, total = self.members[0].config.training, max(member.total for member in self.members)
         for member in self.members:
             member.injected.model.train()
-        bar = tqdm(total=total, initial=self.step, desc="training", unit="step", disable=not self.world.first)
+        bar = tqdm(
+            total=total, initial=self.step, desc="training", unit="step", disable=not (progress and self.world.first)
+        )
         with bar:
             while self.active:
                 started = time.perf_counter()

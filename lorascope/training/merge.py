@@ -54,11 +54,13 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
     Raises:
         InputError: the model cannot be loaded, or the adapter does not say what kind it needs.
     """
-    task, head = adapter.settings.get("task_type"), "native"
+    task, head, layers = adapter.settings.get("task_type"), "native", None
     card = (folder if folder.is_dir() else folder.parent) / CARD
     if card.is_file():
         said = json.loads(card.read_text(encoding="utf-8"))["model"]
-        task, head = said["task_type"], said["head"]
+        if said.get("random_init"):
+            raise InputError(f"{folder} was trained on random weights, which only its run's seed gives again")
+        task, head, layers = said["task_type"], said["head"], said.get("num_hidden_layers")
     if task not in TASKS:
         raise InputError(
             "the adapter does not say what kind of model it belongs to",
@@ -71,7 +73,7 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
         for name, stored in adapter.saved.items()
         if name.endswith(("classifier.weight", "score.weight"))
     ]
-    config = ModelConfig(base, task, head)
+    config = ModelConfig(base, task, head, num_hidden_layers=layers)
     model = models.load_model(config, labels[0] if labels else 2, dtype)
     try:
         return model, models.load_tokenizer(config)

@@ -107,15 +107,18 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.Module:
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    cut = {} if config.num_hidden_layers is None else {"num_hidden_layers": config.num_hidden_layers}
+    if config.random_init:
+        return _fresh(config, num_labels, dtype, cut)
     if config.task_type == "CAUSAL_LM":
-        return _from_pretrained(AutoModelForCausalLM, config, "model", dtype=dtype)
+        return _from_pretrained(AutoModelForCausalLM, config, "model", dtype=dtype, **cut)
     if config.head == "native":
-        new_head = {"num_labels": num_labels, "ignore_mismatched_sizes": True}  # of other classes than these
+        new_head = {"num_labels": num_labels, "ignore_mismatched_sizes": True, **cut}  # of other classes than these
         model = _from_pretrained(AutoModelForSequenceClassification, config, "model", dtype=dtype, **new_head)
         if model.config.pad_token_id is None:  # decoders classify by the last token that is no padding
             model.config.pad_token_id = load_tokenizer(config).pad_token_id
         return model
-    encoder = _from_pretrained(AutoModel, config, "model", dtype=dtype)
+    encoder = _from_pretrained(AutoModel, config, "model", dtype=dtype, **cut)
     model = MeanPoolClassifier(encoder, num_labels).to(encoder.dtype)
     head = Path(assets.resolve(config.name)) / HEAD_FILE
     if head.is_file():
@@ -123,6 +126,20 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
 
         model.classifier.load_state_dict(load_file(head))
     return model
+
+
+def _fresh(config: ModelConfig, num_labels: int, dtype: torch.dtype | str, cut: dict[str, int]) -> nn.Module:
+    """The architecture with weights from torch's global generator."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    wanted = _from_pretrained(AutoConfig, config, "config", **cut)
+    dtype = torch.float32 if dtype == "auto" else dtype
+    if config.task_type == "CAUSAL_LM":
+        return AutoModelForCausalLM.from_config(wanted, dtype=dtype)
+    if config.head == "native":
+        wanted.num_labels = num_labels
+        return AutoModelForSequenceClassification.from_config(wanted, dtype=dtype)
+    return MeanPoolClassifier(AutoModel.from_config(wanted, dtype=dtype), num_labels).to(dtype)
 
 
 def _from_pretrained(auto: Any, config: ModelConfig, what: str, **settings: Any) -> Any:

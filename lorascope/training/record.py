@@ -72,7 +72,7 @@ class Record:
             "device": device,
             "python": sys.version.split()[0],
             "platform": platform.platform(),
-            "versions": {name: found for name in PACKAGES if (found := _version(name))},
+            "versions": {name: found for name in PACKAGES if (found := package_version(name))},
             **more,
         }
         write_json(self.folder / "run.json", facts)
@@ -136,7 +136,7 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

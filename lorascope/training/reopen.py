@@ -125,7 +125,7 @@ def reopen(
     tokenizer = models.load_tokenizer(config.model)
     train, held_out = data.load(config.data, config.model.task_type, tokenizer, config.training.seed)
     if split is not None or max_samples is not None:
-        held_out = _texts(config, train, tokenizer, split or config.data.eval_split, max_samples)
+        held_out = other_texts(config, train, tokenizer, split or config.data.eval_split, max_samples)
     model = load_base(config, len(train.label_names), here.device)
     adapter = io.read(folder / "adapter")
     base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
@@ -152,8 +152,8 @@ def finished_config(folder: Path) -> RunConfig:
     return configs.load(folder / "config.yaml")
 
 
-def _texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, most: int | None) -> Encoded:
-    """Texts of a split, of the classes that were trained on."""
+def other_texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, most: int | None) -> Encoded:
+    """The first `most` texts of another split, of the classes that were trained on, in an order without the seed."""
     other = replace(config.data, eval_split=split, max_eval_samples=most)
     if config.model.task_type == "CAUSAL_LM":
         return data.load(other, "CAUSAL_LM", tokenizer, 0)[1]

@@ -184,11 +184,17 @@ class Job:
 
 
 def fit_together(
-    jobs: Sequence[Job], here: World, resume: bool = False, command: Sequence[str] = (), **facts: Any
+    jobs: Sequence[Job],
+    here: World,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    *,
+    progress: bool = True,
+    **facts: Any,
 ) -> tuple[list[Member], float]:
     """Train what is prepared, on one base, and write each job's record; how each member ended, and the seconds it took.
 
-    The checkpoint of them all is in the first one's folder. `facts` are added to each record.
+    The checkpoint of them all is in the first one's folder. `progress` shows a bar; `facts` are added to each record.
 
     Raises:
         InputError: the checkpoint is of other runs.
@@ -210,7 +216,7 @@ def fit_together(
             trains = {name: list(parameter.shape) for name, parameter in job.prepared.injected.trainable().items()}
             job.record.start(command, _describe(here), trained_parameters=count, trains=trains, **facts)
     began, first = time.perf_counter(), loop.step
-    loop.run_all(checkpoint)
+    loop.run_all(checkpoint, progress=progress)
     seconds = time.perf_counter() - began
     for job, member in zip(jobs, members, strict=True):
         if job.record:

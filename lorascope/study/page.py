@@ -1,0 +1,231 @@
+"""A study's page, and the index of all studies: drawn from their records alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorascope.blocks import (
+    Block,
+    Check,
+    Claim,
+    Claims,
+    Column,
+    Definition,
+    Definitions,
+    Facts,
+    Finding,
+    Findings,
+    Heading,
+    Link,
+    Page,
+    Table,
+    Text,
+)
+from lorascope.report import serial
+from lorascope.report import text as t
+
+Record = Mapping[str, Any]
+MOST_FAILURES = 20
+INTERVAL = Definitions(
+    (
+        Definition(
+            "Interval",
+            "95 %, expanded percentile bootstrap over replicates, tail Φ(−√(n/(n−1)) · t₀.₉₇₅)",
+            "Hesterberg 2015, §4.2",
+        ),
+        Definition("Held", "every criterion's whole interval keeps its bound, and every control fails", "this page"),
+        Definition("Not held", "some criterion's interval lies wholly beyond its bound", "this page"),
+        Definition("Undecided", "an interval contains its bound, a number is missing, or a control did not fail", ""),
+        Definition("Replicate", "a run with an initialisation, data subset and order of its own", "this page"),
+    ),
+    where="page",
+)
+
+
+def page(record: Record) -> Page:
+    """The page of one study."""
+    claims = Claims(tuple(_claim(each) for each in record["claims"]))
+    return Page(
+        record["title"],
+        (
+            *_warnings(record),
+            claims,
+            *([Heading("Reading"), Text(record["reading"])] if record["reading"] else []),
+            *serial.from_json(record["figures"]),
+            _protocol(record),
+            *_tuning(record),
+            *_tables(record),
+            INTERVAL,
+        ),
+        kicker="lorascope study",
+        summary=record["question"],
+        made_by=_made_by(record),
+    )
+
+
+def index(records: Sequence[Record]) -> Page:
+    """All claims of all studies in one table."""
+    verdicts = [claim["verdict"] for record in records for claim in record["claims"]]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("held", "not held", "undecided"))
+    columns = (
+        Column("study", "Study"),
+        Column("claim", "Claim"),
+        Column("verdict", "Verdict"),
+        Column("measured", "What is measured"),
+        Column("found", "Found [95 % interval]"),
+        Column("bound", "Bound"),
+        Column("source", "Source"),
+        Column("scale", "Scale"),
+    )
+    rows = [row for record in records for row in _index_rows(record)]
+    return Page(
+        "The claims of low-rank adaptation, re-run",
+        (
+            Table(
+                columns,
+                tuple(rows),
+                "Claims",
+                "The first criterion of each claim; the study's page has all of them, "
+                "with the controls that had to fail.",
+                interactive=True,
+            ),
+            Table(
+                (
+                    Column("study", "Study"),
+                    Column("question", "Question"),
+                    Column("scale", "Scale"),
+                    Column("replicates", "Replicates", "int"),
+                    Column("runs", "Runs", "int"),
+                    Column("hours", "Hours of work", "float"),
+                    Column("device", "Device"),
+                ),
+                tuple(_study_row(record) for record in records),
+                "Studies",
+            ),
+            INTERVAL,
+        ),
+        kicker="lorascope study",
+        summary=f"{len(verdicts)} claims of {len(records)} studies: {counts}.",
+    )
+
+
+def _index_rows(record: Record) -> list[tuple]:
+    rows = []
+    for claim in record["claims"]:
+        first = _check(claim["criteria"][0])
+        name = Link(record["title"], f"{record['name']}.html")
+        found = (first.text, t.interval(first), first.bound)
+        rows.append((name, claim["text"], claim["verdict"], *found, claim["source"], record["scale"]["name"]))
+    return rows
+
+
+def _study_row(record: Record) -> tuple:
+    cost, scale = record["cost"], record["scale"]
+    device = ", ".join(record["made"]["devices"]) or "cpu"
+    hours = cost["seconds_of_work"] / 3600
+    name = Link(record["title"], f"{record['name']}.html")
+    return name, record["question"], scale["name"], scale["replicates"], cost["runs"], hours, device
+
+
+def _claim(found: Record) -> Claim:
+    checks = tuple(_check(each) for each in found["criteria"])
+    return Claim(found["text"], found["verdict"], found["source"], checks, found["note"])
+
+
+def _check(found: Record) -> Check:
+    low, high, unit = found["at_least"], found["at_most"], found["unit"]
+    ends = [f"≥ {t.cell(low, unit)}" if low is not None else "", f"≤ {t.cell(high, unit)}" if high is not None else ""]
+    bound = " and ".join(end for end in ends if end)
+    numbers = (found["estimate"], found["low"], found["high"])
+    return Check(found["text"], *numbers, bound, found["verdict"], unit, found["control"], found["reason"])
+
+
+def _warnings(record: Record) -> list[Block]:
+    items = []
+    scale = record["scale"]
+    if scale["name"] == "smoke":
+        items.append(Finding("warning", "scale smoke: this shows that the study runs. Its verdicts mean nothing."))
+    elif scale["replicates"] < 5:
+        items.append(Finding("warning", f"{scale['replicates']} replicates; the protocol asks for five or more"))
+    edges = [_named(each["labels"]) for each in record["tuning"] if not each["interior"]]
+    if edges:
+        items.append(Finding("warning", f"the best learning rate stayed at an end of its sweep: {'; '.join(edges)}"))
+    failures = record["failures"]
+    items += [Finding("error", f"{each['title']}: {each['message']}") for each in failures[:MOST_FAILURES]]
+    if len(failures) > MOST_FAILURES:
+        items.append(Finding("error", f"and {len(failures) - MOST_FAILURES} more runs failed; the JSON names them"))
+    return [Findings(tuple(items), "What to know first")] if items else []
+
+
+def _protocol(record: Record) -> Facts:
+    scale, cost = record["scale"], record["cost"]
+    config = "; ".join(
+        f"{section}: {', '.join(f'{key} {_shown(value)}' for key, value in keys.items())}"
+        for section, keys in scale["config"].items()
+    )
+    work = f"{cost['runs']:,} training runs and {cost['measurements']:,} measurements, "
+    work += (
+        f"{cost['seconds_of_work'] / 3600:.2g} hours of work in all ({', '.join(record['made']['devices']) or 'cpu'})"
+    )
+    items = [
+        ("Varied", record["varied"]),
+        ("Tuned", record["tuned"]),
+        ("Fixed", record["fixed"]),
+        ("Replicates", f"{scale['replicates']}, each with its own initialisation, data subset and order"),
+        ("Scale", scale["name"] + "".join(f"; {key} {_shown(value)}" for key, value in scale["params"].items())),
+        ("Config", config),
+        ("Scored on", f"the {scale['test_split']} texts" if scale["test_split"] else "the held-out texts"),
+        ("Cost", work),
+    ]
+    return Facts(tuple((label, value) for label, value in items if value), "Protocol")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _tuning(record: Record) -> list[Block]:
+    if not record["tuning"]:
+        return []
+    labels = list(dict.fromkeys(key for each in record["tuning"] for key in each["labels"]))
+    columns = [Column(key, key) for key in labels]
+    columns += [Column("rate", "learning rate", "float"), Column("sweep", "held-out loss of each rate")]
+    rows = []
+    for each in record["tuning"]:
+        swept = "  ".join(f"{rate:g}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in each["curve"])
+        rows.append((*(each["labels"].get(key) for key in labels), each["learning_rate"], swept))
+    caption = "One run a rate, with a seed that no judged run has; the rate of the lowest held-out loss is taken."
+    return [Table(tuple(columns), tuple(rows), "Learning rates", caption, where="page")]
+
+
+def _tables(record: Record) -> list[Block]:
+    tables = [Heading("Every number"), _table("runs", record["runs"])]
+    return [*tables, *(_table(name, table) for name, table in record["tables"].items())]
+
+
+def _table(name: str, table: Record) -> Table:
+    rows = table["rows"]
+    columns = []
+    for j, key in enumerate(table["columns"]):
+        values = [row[j] for row in rows if row[j] is not None]
+        whole = all(isinstance(value, int) for value in values)
+        numeric = bool(values) and all(isinstance(value, int | float) for value in values)
+        unit = "int" if numeric and whole and key != "seed" else "float" if numeric and not whole else "text"
+        columns.append(Column(key, key.replace("_", " "), unit, 4))
+    return Table(tuple(columns), tuple(tuple(row) for row in rows), name, interactive=True, where="page")
+
+
+def _made_by(record: Record) -> tuple[tuple[str, str], ...]:
+    made = record["made"]
+    versions = ", ".join(f"{name} {found}" for name, found in made["versions"].items())
+    return (
+        ("command", made["command"]),
+        ("date", made["date"]),
+        ("lorascope", made["lorascope"]),
+        ("device", ", ".join(made["devices"]) or "cpu"),
+        ("python", f"{made['python']} on {made['platform']}"),
+        ("versions", versions),
+    )
+
+
+def _named(labels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in labels.items())

@@ -1,0 +1,356 @@
+"""The runner: from a study to its record. Tune, train, measure, judge; whatever is in the store is not done again."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lorascope.errors import InputError, LorascopeError
+from lorascope.study.definition import Arm, Call, Measure, Results, Scale, Study
+from lorascope.study.store import Job, Store, fingerprint
+from lorascope.study.work import TEST, Chunk, read_rows
+from lorascope.training.config import override, parse, resolved
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TUNING_SEED = 1_000_003  # so that no run that is judged has the seed that chose its learning rate
+EXTENSIONS = 3  # rates beyond the end of a sweep whose best is at that end
+
+
+class Engine(Protocol):
+    """Does chunks: `Local`, or `Cluster`."""
+
+    def close(self) -> None: ...
+
+    def run(self, chunks: Sequence[Chunk], store: Store) -> Iterator[tuple[Chunk, list[str]]]: ...
+
+
+@dataclass
+class Progress:
+    """What is told while a study runs. `say` takes (stage, done, all, failed, title of what ended last)."""
+
+    say: Callable[[str, int, int, int, str], None] = lambda *_: None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An arm's learning rate and the sweep it came from.
+
+    Attributes:
+        rate: the chosen one; None where the config's was taken.
+        curve: held-out loss by learning rate, ascending; None where the run diverged or failed.
+        interior: whether the chosen rate has a neighbour on both sides.
+    """
+
+    rate: float | None
+    curve: Mapping[float, float | None] = field(default_factory=dict)
+    interior: bool = True
+
+
+class Runner:
+    """Runs one study at one scale.
+
+    Args:
+        study: what to do.
+        script: the file that makes the study, for worker processes to find its measures in.
+        scale: its name.
+        overrides: `section.key=value`, laid over the common config, such as another model.
+        device: for training: cpu, cuda, auto.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        script: Path,
+        scale: str,
+        store: Store,
+        engine: Engine,
+        *,
+        overrides: Sequence[str] = (),
+        device: str = "auto",
+        progress: Progress | None = None,
+    ):
+        if scale not in study.scales:
+            raise InputError(f"{study.name} has no scale {scale!r}", expected=", ".join(study.scales))
+        given = study.scales[scale]
+        config = override(given.config, overrides) if overrides else given.config
+        self.study, self.script, self.store, self.engine = study, script, store, engine
+        self.scale = Scale(config, given.replicates, given.params, given.test_split)
+        self.device, self.progress = device, progress or Progress()
+        self.arms = tuple(study.arms(self.scale))
+        self.failures: dict[str, str] = {}
+        self.used: dict[str, Job] = {}
+        self.reused = 0
+        _distinct(self.arms)
+
+    def run(self) -> tuple[Results, list[Tuned]]:
+        """Everything that the claims need.
+
+        Raises:
+            InputError: an arm's config is wrong.
+        """
+        began = time.perf_counter()
+        tuned = self._tune()
+        finals = self._finals(tuned)
+        self._do("training", [job for jobs in finals for job in jobs])
+        runs = self._runs_table(tuned, finals)
+        results = Results(runs, {}, self.scale, _curves(self.arms, tuned))
+        for measure in self.study.measures:
+            table = self._measure(measure, results)
+            results = Results(runs, {**results.tables, measure.name: table}, self.scale, results.curves)
+        self.seconds = time.perf_counter() - began
+        return results, tuned
+
+    def _do(self, stage: str, jobs: Sequence[Job]) -> None:
+        """Do those that are not in the store."""
+        every = {job.key: job for job in jobs}
+        missing = [job for key, job in every.items() if self.store.done(key) is None]
+        self.reused += len({key for key in every if key not in self.used} - {job.key for job in missing})
+        self.used |= every
+        done, failed = len(every) - len(missing), 0
+        self.progress.say(stage, done, len(every), failed, "")
+        for chunk, wrong in self.engine.run(_chunks(missing), self.store):
+            done, failed = done + len(chunk.jobs), failed + len(wrong)
+            for job in chunk.jobs:
+                if (failure := self.store.failure(job.key)) is not None:
+                    self.failures[job.title] = failure["message"]
+            self.progress.say(stage, done, len(every), failed, chunk.title)
+
+    def _train_job(self, arm: Arm, seed: int, rate: float | None, title: str, *, final: bool) -> Job:
+        values = {section: dict(keys) for section, keys in self.scale.config.items()}
+        changes = dict(arm.changes) | ({} if rate is None else {"optim.learning_rate": rate})
+        for path, value in changes.items():
+            section, _, key = path.partition(".")
+            values.setdefault(section, {})[key] = value
+        values["training"] = {"measure_cost": False, **values.get("training", {}), "seed": seed, "device": self.device}
+        config = resolved(parse(values, f"{self.study.name}, {title},"))
+        files = [Path(path) for path in (config["data"]["path"], config["data"]["eval_path"]) if path]
+        spec = {"kind": "train", "config": config, "test_split": self.scale.test_split if final else None}
+        spec["data"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+        return Job(spec, title=title)
+
+    def _tune(self) -> list[Tuned]:
+        """The learning rate of every arm: all sweeps at once, then what lies beyond their ends."""
+        rates = {i: list(arm.learning_rates) for i, arm in enumerate(self.arms) if len(arm.learning_rates) > 1}
+        curves: dict[int, dict[float, float | None]] = {i: {} for i in rates}
+        for _ in range(EXTENSIONS + 1):
+            jobs = {
+                (i, rate): self._tuning_job(self.arms[i], rate)
+                for i, those in rates.items()
+                for rate in those
+                if rate not in curves[i]
+            }
+            if not jobs:
+                break
+            self._do("tuning", list(jobs.values()))
+            for (i, rate), job in jobs.items():
+                curves[i][rate] = self._held_out(job.key)
+            for i, those in rates.items():
+                those.extend(_beyond(curves[i]))
+        return [self._chosen(arm, curves.get(i)) for i, arm in enumerate(self.arms)]
+
+    def _tuning_job(self, arm: Arm, rate: float) -> Job:
+        seed = _seed({**arm.changes, "config": self.scale.config}, TUNING_SEED) if arm.seed is None else TUNING_SEED
+        return self._train_job(arm, seed, rate, f"{_named(arm)}, rate {rate:g} (tuning)", final=False)
+
+    def _chosen(self, arm: Arm, curve: Mapping[float, float | None] | None) -> Tuned:
+        if curve is None:
+            rate = arm.learning_rates[0] if arm.learning_rates else None
+            return Tuned(rate)
+        known = {rate: loss for rate, loss in curve.items() if loss is not None}
+        if not known:
+            self.failures[f"{_named(arm)} (tuning)"] = "no learning rate gave a finite loss"
+            return Tuned(None, dict(sorted(curve.items())), interior=False)
+        best = min(known, key=known.__getitem__)
+        return Tuned(best, dict(sorted(curve.items())), min(curve) < best < max(curve))
+
+    def _held_out(self, key: str) -> float | None:
+        summary = _json(self.store.run_folder(key) / "summary.json")
+        return (summary.get("held_out") or {}).get("loss") if summary and self.store.done(key) else None
+
+    def _finals(self, tuned: Sequence[Tuned]) -> list[list[Job]]:
+        """The jobs of every arm, a replicate each. An arm without a rate has none."""
+        by_labels = {_key(arm.labels): t for arm, t in zip(self.arms, tuned, strict=True)}
+        finals = []
+        for i, arm in enumerate(self.arms):
+            source = tuned[i] if arm.rate_of is None else by_labels[_key(arm.rate_of)]
+            if source.rate is None and (arm.learning_rates or arm.rate_of is not None):
+                finals.append([])
+                continue
+            changes = {**arm.changes, "config": self.scale.config}
+            finals.append(
+                [
+                    self._train_job(
+                        arm,
+                        arm.seed + n if arm.seed is not None else _seed(changes, n),
+                        source.rate,
+                        f"{_named(arm)}, replicate {n}",
+                        final=True,
+                    )
+                    for n in range(self.scale.replicates)
+                ]
+            )
+        return finals
+
+    def _runs_table(self, tuned: Sequence[Tuned], finals: Sequence[Sequence[Job]]) -> "pd.DataFrame":
+        import pandas as pd
+
+        rows = []
+        for arm, jobs in zip(self.arms, finals, strict=True):
+            for n, job in enumerate(jobs):
+                if (row := self._row(job)) is not None:
+                    rows.append({**arm.labels, "replicate": n, **row})
+        columns = list(dict.fromkeys(key for arm in self.arms for key in arm.labels))
+        return pd.DataFrame(rows, columns=None if rows else [*columns, "replicate", "loss", "key"])
+
+    def _row(self, job: Job) -> dict[str, Any] | None:
+        """A final run's numbers; None where it failed or diverged, which is said among the failures."""
+        folder, done = self.store.run_folder(job.key), self.store.done(job.key)
+        summary = _json(folder / "summary.json") if done else None
+        if summary is None:
+            return None
+        if summary.get("diverged"):
+            self.failures[job.title] = summary["diverged"]
+            return None
+        test, held_out = _json(folder / TEST) or summary["held_out"], summary["held_out"]
+        config, run = job.spec["config"], _json(folder / "run.json") or {}
+        return {
+            "seed": config["training"]["seed"],
+            "learning_rate": config["optim"]["learning_rate"],
+            "loss": test["loss"],
+            "accuracy": test["accuracy"],
+            "held_out_loss": held_out["loss"],
+            "trained": run.get("trained_parameters"),
+            "steps": summary["steps"],
+            "seconds": done["seconds"],
+            "key": job.key,
+        }
+
+    def _measure(self, measure: Measure, results: Results) -> "pd.DataFrame":
+        import pandas as pd
+
+        calls = list(measure.calls(results))
+        jobs = [self._measure_job(measure, call) for call in calls]
+        self._do(measure.name, jobs)
+        by_key = {row["key"]: row for row in results.runs.to_dict("records")}
+        rows = []
+        for call, job in zip(calls, jobs, strict=True):
+            if self.store.done(job.key):
+                own = dict(call.params)
+                if len(call.runs) == 1:
+                    arm = by_key[call.runs[0]]
+                    own = {key: arm[key] for key in _labels(self.arms)} | {"replicate": arm["replicate"]} | own
+                rows += [{**own, **row} for row in read_rows(self.store.folder(job.key))]
+        return pd.DataFrame(rows)
+
+    def _measure_job(self, measure: Measure, call: Call) -> Job:
+        spec = {
+            "kind": "measure",
+            "script": str(self.script.resolve()),
+            "function": measure.function.__name__,
+            "code": fingerprint(measure.function),
+            "params": dict(call.params),
+        }
+        told = [f"{key} {value}" for key, value in call.params.items()]
+        told += [self.used[key].title for key in call.runs]
+        return Job(spec, tuple(call.runs), f"{measure.name}: {'; '.join(told)}")
+
+
+def _chunks(jobs: Sequence[Job]) -> list[Chunk]:
+    """Training runs that can share a pass and gain by it, together; everything else alone; the longest work first."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(_shared(job), []).append(job)
+    chunks = []
+    for key, group in groups.items():
+        size = _most_together(group[0]) if key != "alone" else 1
+        chunks += [Chunk(tuple(group[start : start + size])) for start in range(0, len(group), size)]
+    return chunks
+
+
+def _shared(job: Job) -> str:
+    """What runs of one pass agree in."""
+    if job.spec["kind"] != "train" or _most_together(job) == 1:
+        return "alone"
+    config = job.spec["config"]
+    training = {key: value for key, value in config["training"].items() if key != "seed"}
+    parts = [config["model"], config["data"], training, config["method"]["name"], job.spec["test_split"]]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _most_together(job: Job) -> int:
+    from lorascope.methods.base import methods
+    from lorascope.training.sweep import default_parallel
+
+    config = parse(job.spec["config"])
+    if config.model.dropout != 0.0 or not methods.get(config.method.name).uses_targets:
+        return 1  # the base's own dropout is each run's; what trains the base itself shares nothing
+    return default_parallel(config)
+
+
+def _beyond(curve: Mapping[float, float | None]) -> list[float]:
+    """The next learning rate beyond the end of a sweep, where the best is at that end."""
+    known = {rate: loss for rate, loss in curve.items() if loss is not None}
+    if not known:
+        return []
+    rates, best = sorted(curve), min(known, key=known.__getitem__)
+    if best == rates[-1]:
+        return [_rounded(rates[-1] * rates[-1] / rates[-2])]
+    return [_rounded(rates[0] * rates[0] / rates[1])] if best == rates[0] else []
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def _seed(what: Mapping[str, Any], replicate: int) -> int:
+    """A seed that this config and replicate have, and hardly any other."""
+    text = json.dumps([what, replicate], sort_keys=True, default=list)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) >> 1
+
+
+def _curves(arms: Sequence[Arm], tuned: Sequence[Tuned]) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = [
+        {**arm.labels, "learning_rate": rate, "held_out_loss": loss, "chosen": rate == t.rate, "interior": t.interior}
+        for arm, t in zip(arms, tuned, strict=True)
+        for rate, loss in t.curve.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _labels(arms: Sequence[Arm]) -> list[str]:
+    return list(dict.fromkeys(key for arm in arms for key in arm.labels))
+
+
+def _named(arm: Arm) -> str:
+    return ", ".join(f"{key} {value}" for key, value in arm.labels.items())
+
+
+def _key(labels: Mapping[str, Any]) -> str:
+    return json.dumps(dict(labels), sort_keys=True)
+
+
+def _distinct(arms: Sequence[Arm]) -> None:
+    seen = [_key(arm.labels) for arm in arms]
+    if twins := {each for each in seen if seen.count(each) > 1}:
+        raise InputError("two arms of the study have the same labels", found=min(twins))
+    for arm in arms:
+        if arm.rate_of is not None and _key(arm.rate_of) not in seen:
+            raise InputError(f"the arm {_named(arm)} takes the rate of an arm that is not there", found=arm.rate_of)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise LorascopeError(
+            f"cannot read {path}", found=error, hint="remove its folder; the run is done again"
+        ) from None

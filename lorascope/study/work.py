@@ -1,0 +1,135 @@
+"""What a worker process does: train runs that share a base in one pass, or call a measure. Knows no study's plan."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lorascope.errors import LorascopeError
+from lorascope.study.store import Job, Store
+from lorascope.training.record import write_json
+
+ROWS, TEST = "rows.json", "test.json"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Jobs that one worker does in one go: training runs that share a pass, or one measure."""
+
+    jobs: tuple[Job, ...]
+
+    @property
+    def title(self) -> str:
+        return self.jobs[0].title + (f" and {len(self.jobs) - 1} more" if len(self.jobs) > 1 else "")
+
+
+def execute(chunk: Chunk, store: Store) -> list[str]:
+    """Do the chunk's jobs into the store; the keys of those that failed, each with its reason there."""
+    try:
+        kind = chunk.jobs[0].spec["kind"]
+        _train(chunk.jobs, store) if kind == "train" else _measure(chunk.jobs[0], store)
+    except Exception as error:  # a study goes on without the run, and its page says why
+        message = str(error) if isinstance(error, LorascopeError) else _traced(error)
+        if len(chunk.jobs) > 1:  # one of them may be the cause: each on its own
+            return [key for job in chunk.jobs for key in execute(Chunk((job,)), store)]
+        store.fail(chunk.jobs[0], message)
+        return [chunk.jobs[0].key]
+    return []
+
+
+def _traced(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+
+
+def _train(jobs: Sequence[Job], store: Store) -> None:
+    from lorascope.training import run
+    from lorascope.training.config import parse
+    from lorascope.training.parallel import World, pick_device
+    from lorascope.training.record import Record
+
+    configs = [parse(job.spec["config"]) for job in jobs]
+    for job in jobs:
+        store.begin(job)
+    folders = [store.run_folder(job.key) for job in jobs]
+    run.set_threads(configs[0].training.num_threads)
+    here = World(pick_device(configs[0].training.device))
+    resume = all((folder / "config.yaml").is_file() for folder in folders)
+    resume = resume and (folders[0] / "checkpoint.pt").is_file()
+    records = [
+        Record(folder, config, resume=resume, replace=not resume)
+        for folder, config in zip(folders, configs, strict=True)
+    ]
+    began = time.perf_counter()
+    prepared = run.prepare_together(configs, here.device)
+    members = [run.Job(*each) for each in zip(configs, prepared, folders, records, strict=True)]
+    ended, _ = run.fit_together(members, here, resume, (), progress=False, trained_together=len(jobs))
+    for job, member, folder in zip(jobs, ended, folders, strict=True):
+        if job.spec.get("test_split") and member.error is None:
+            _test(job, member, folder, prepared[0].tokenizer)
+        facts = {"seconds": round((time.perf_counter() - began) / len(jobs), 3), "together": len(jobs)}
+        store.finish(job.key, facts | _here(here.device))
+
+
+def _test(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
+    """The score on texts that neither training nor any choice has seen."""
+    from lorascope.training.loop import evaluate
+    from lorascope.training.reopen import other_texts
+
+    texts = other_texts(member.config, member.train, tokenizer, job.spec["test_split"], None)
+    size = member.config.training.per_device_eval_batch_size
+    score = evaluate(member.injected.model, texts, size, member.world)
+    write_json(folder / TEST, asdict(score))
+
+
+def _here(device: Any) -> dict[str, Any]:
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _measure(job: Job, store: Store) -> None:
+    spec = job.spec
+    folder = store.begin(job)
+    began = time.perf_counter()
+    function = getattr(script(Path(spec["script"])), spec["function"])
+    rows = [dict(row) for row in function([store.run_folder(key) for key in job.inputs], **spec["params"])]
+    write_json(folder / ROWS, {"rows": rows})
+    store.finish(job.key, {"seconds": round(time.perf_counter() - began, 3)})
+
+
+_scripts: dict[Path, ModuleType] = {}
+
+
+def script(path: Path) -> ModuleType:
+    """The study's script as a module. Its last lines, which run it, are not run."""
+    path = path.resolve()
+    if path not in _scripts:
+        name = f"lorascope_study_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses in the script look themselves up there
+        spec.loader.exec_module(module)
+        _scripts[path] = module
+    return _scripts[path]
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / ROWS).read_text(encoding="utf-8"))["rows"]
+
+
+def start_worker(threads: int) -> None:
+    """Called first in every worker process, before anything imports torch."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

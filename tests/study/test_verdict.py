@@ -1,0 +1,113 @@
+"""Verdicts against what the bootstrap's definition gives, and the intervals' coverage against the truth."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lorascope.study import Claim, Control, Criterion, Results, Scale, verdict
+
+NORMAL = [0.2, -0.7, 1.1, 0.4, -0.1]
+
+
+def results(values):
+    runs = pd.DataFrame({"replicate": range(len(values)), "loss": values})
+    return Results(runs, {}, Scale(), pd.DataFrame())
+
+
+def mean(found):
+    return found.runs["loss"].mean()
+
+
+def judged(values, **bounds):
+    return verdict.criterion(Criterion("mean", mean, **bounds), results(values))
+
+
+def test_the_enumerated_bootstrap_is_the_bootstrap():
+    """All 5⁵ equally likely resamples, one by one."""
+    found = judged(NORMAL, at_least=0)
+    means = np.sort([np.mean(each) for each in itertools.product(NORMAL, repeat=5)])
+    tail = stats.norm.cdf(-math.sqrt(5 / 4) * stats.t.ppf(0.975, 4))
+    assert found.low == pytest.approx(means[math.ceil(tail * len(means)) - 1])
+    assert found.high == pytest.approx(means[math.ceil((1 - tail) * len(means)) - 1])
+    assert found.estimate == pytest.approx(np.mean(NORMAL))
+
+
+def test_intervals_cover_the_truth():
+    """Of normal means with n = 5, a percentile interval covers 83 %, this one must cover 93 % or more (Hesterberg)."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        values = rng.standard_normal(5)
+        drawn = [(values[list(each)].mean(), w) for each, w in zip(*verdict._resamples(range(5)), strict=True)]
+        table = dict(zip(map(tuple, verdict._resamples(range(5))[0]), (d[0] for d in drawn), strict=True))
+        low, high, _ = verdict.interval(lambda each, table=table: table[tuple(each)], range(5))
+        inside += low <= 0 <= high
+    assert 0.915 <= inside / 400 <= 0.99  # 0.95 less two standard errors and a half, for few replicates
+
+
+def test_held_not_held_and_undecided():
+    assert judged(NORMAL, at_least=-2).verdict == "held"
+    assert judged(NORMAL, at_most=2).verdict == "held"
+    assert judged(NORMAL, at_least=-2, at_most=2).verdict == "held"
+    assert judged(NORMAL, at_least=2).verdict == "not held"
+    assert judged(NORMAL, at_most=-2).verdict == "not held"
+    assert judged(NORMAL, at_least=0.1).verdict == "undecided"
+    assert judged(NORMAL, at_least=0.1, at_most=0.2).verdict == "undecided"  # the bounds lie inside the interval
+
+
+def test_one_replicate_decides_nothing():
+    found = judged([1.0], at_least=0)
+    assert (found.verdict, found.low, found.estimate) == ("undecided", None, 1.0)
+    assert "one replicate" in found.reason
+
+
+def test_what_cannot_be_computed_is_undecided_and_says_why():
+    def missing(found):
+        raise ValueError("no run of rank 4")
+
+    found = verdict.criterion(Criterion("x", missing, at_least=0), results(NORMAL))
+    assert (found.verdict, found.estimate) == ("undecided", None)
+    assert "no run of rank 4" in found.reason
+    assert judged([float("nan")] * 3, at_least=0).verdict == "undecided"
+
+
+def test_a_claim_needs_all_its_criteria_and_its_controls_to_fail():
+    def claim(criteria, controls=()):
+        made = Claim("c", "c", "c", tuple(Criterion("m", mean, **b) for b in criteria), controls)
+        return verdict.judge(made, results(NORMAL)).verdict
+
+    held, failed, open_ = {"at_least": -2}, {"at_least": 2}, {"at_least": 0.1}
+    assert claim([held, held]) == "held"
+    assert claim([held, failed]) == "not held"
+    assert claim([open_, failed]) == "not held"
+    assert claim([held, open_]) == "undecided"
+    assert claim([held], (Control("m", mean, **failed),)) == "held"
+    assert claim([held], (Control("m", mean, **held),)) == "undecided"
+    assert claim([failed], (Control("m", mean, **held),)) == "undecided"
+    assert claim([held], (Control("m", mean, **open_),)) == "undecided"
+
+
+def test_many_replicates_are_drawn_and_the_same_each_time():
+    values = list(np.random.default_rng(1).standard_normal(20))
+    first, second = judged(values, at_least=0), judged(values, at_least=0)
+    assert (first.low, first.high) == (second.low, second.high)
+    half = stats.t.ppf(0.975, 19) * np.std(values, ddof=1) / math.sqrt(20)
+    assert first.high - first.low == pytest.approx(2 * half, rel=0.12)  # 2000 draws of a tail of 2 %
+
+
+def test_a_bound_is_needed():
+    with pytest.raises(ValueError, match="no bound"):
+        Criterion("x", mean)
+
+
+def test_replicates_are_resampled_in_all_tables_together():
+    runs = pd.DataFrame({"replicate": [0, 0, 1], "loss": [1.0, 2.0, 3.0]})
+    other = pd.DataFrame({"replicate": [0, 1], "x": [10.0, 20.0]})
+    drawn = Results(runs, {"o": other}, Scale(), pd.DataFrame()).drawn([1, 1, 0])
+    assert list(drawn.runs["loss"]) == [3.0, 3.0, 1.0, 2.0]
+    assert list(drawn.runs["replicate"]) == [0, 1, 2, 2]
+    assert list(drawn.tables["o"]["x"]) == [20.0, 20.0, 10.0]
