@@ -136,7 +136,7 @@ class Features:
         wide = np.asarray(x, np.float64)
         wide = wide - wide.mean(axis=0)
         # In at most n dimensions: CKA depends on XXᵀ alone.
-        self.x = wide if wide.shape[1] <= wide.shape[0] else np.linalg.qr(wide.T, mode="r").T
+        self.x = wide if wide.shape[1] <= wide.shape[0] else np.linalg.qr(wide.T)[1].T
         self.rows = [] if groups is None else [np.flatnonzero(groups == group) for group in np.unique(groups)]
         self.sums = Sums.of(self.x, self.x)
         self.own = self.sums.hsic()
