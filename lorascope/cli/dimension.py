@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -79,22 +79,23 @@ def dimension(
     wait_patiently()
     from lorascope.analyses import dimension as analysis
     from lorascope.cli._runs import Runs, find
-    from lorascope.training.run import set_threads
 
     _check(said, tolerance)
+    rates, given = _rates(learning_rates), _baseline(baseline)
+    runs = Runs(find(paths), split, max_samples, device)
+
+    from lorascope.training.run import set_threads  # torch: only now, so that a refusal is quick
+
     set_threads(None)
     tick = _Ticker()
-    runs = Runs(find(paths), split, max_samples, device)
     result = analysis.run(
         runs.candidates,
         modules=modules,
-        baseline=_baseline(baseline, runs),
+        baseline=_prior(runs) if given == "prior" else given,
         prior=runs.prior,
         draws=tuple(range(draws)),
         texts=runs.texts_facts,
-        search=None
-        if search is None
-        else _search(runs, search, said, start, tolerance, seeds, _rates(learning_rates), tick),
+        search=None if search is None else _search(runs, search, said, start, tolerance, seeds, rates, tick),
         tick=tick,
     )
     tick.close()
@@ -115,19 +116,25 @@ def _check(said: str, tolerance: float) -> None:
         raise InputError("--tolerance is too small", found=tolerance, expected="a ratio above 1, such as 1.5")
 
 
-def _baseline(text: str, runs: "Runs") -> float | None:
+def _baseline(text: str) -> float | Literal["prior"] | None:
     from lorascope.errors import InputError
 
     if text == "matrices":
         return None
     if text == "prior":
-        if runs.prior is None:
-            raise InputError("--baseline prior is of classes, which a language model has none of")
-        return runs.prior
+        return "prior"
     try:
         return float(text)
     except ValueError:
         raise InputError("--baseline is unknown", found=text, expected="matrices, prior or a loss") from None
+
+
+def _prior(runs: "Runs") -> float:
+    from lorascope.errors import InputError
+
+    if runs.prior is None:
+        raise InputError("--baseline prior is of classes, which a language model has none of")
+    return runs.prior
 
 
 def _rates(text: str | None) -> tuple[float, ...]:

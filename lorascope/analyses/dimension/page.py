@@ -117,7 +117,7 @@ def _meanings(result: "DimensionResult") -> Table:
             first = result.full[0].curve("bottom")
             low = [p.recovered for p in first.at(found[0][0]) if p.recovered is not None] if first else []
             beside = f"smallest k90 components {100 * low[0]:.0f} %" if low and kind == "top" else ""
-            each = [" / ".join("–" if k is None else str(k) for k in dict.fromkeys(ks)) for ks in found]
+            each = [" / ".join("" if k is None else str(k) for k in dict.fromkeys(ks)) for ks in found]
             rows.append((name, "rank k of every ΔW", *each, beside))
     for group in result.families:
         if group.axis:

@@ -186,7 +186,7 @@ class DimensionResult:
             "spectral": {key: whole.get(key) for key in ("energy_rank_0.9", "energy_rank_0.9.null", "stable_rank")},
             "denoised": {key: whole.get(key) for key in ("gavish_donoho", "marchenko_pastur", "shared_rank")},
             "functional": {f"k{share * 100:.0f}": self.k(share) for share in SHARES},
-            "functional_threshold": {f"k{share * 100:.0f}": self.k(share, "threshold") for share in SHARES},
+            "functional_threshold": {"k90": self.k(0.9, "threshold")},
             "trained": {
                 group.label: {f"{group.axis}{float(share) * 100:.0f}": asdict(r) for share, r in group.reach.items()}
                 for group in self.families

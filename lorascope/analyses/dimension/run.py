@@ -155,7 +155,7 @@ class _Work:
         places = functional.powers(cut.largest)[:-1]
         sparse = sorted({*places[::2], *([k90] if k90 else [])} - {cut.largest})
         return [
-            functional.refined(cut, "threshold", cut.above, base, SHARES),
+            functional.refined(cut, "threshold", cut.above, base, SHARES[:1]),
             functional.bottom(cut, base, sorted({*places, *([k90] if k90 else [])} - {cut.largest})),
             functional.random(cut, base, sparse, self.draws, inside=True),
             functional.random(cut, base, sparse, self.draws, inside=False),
