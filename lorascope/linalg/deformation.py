@@ -10,8 +10,7 @@ D(ρ) = 1/θ², where D = φ·φ̃ and
 its singular vectors have cos² = −2 φ(ρ)/(θ² D'(ρ)) with u and −2 φ̃(ρ)/(θ² D'(ρ)) with v.
 
 W's spectrum is a list here and no smooth law: D falls from infinity just above each σ_i, so that every spike has a
-solution next to any of them. The one that is meant is at position j + 1 where the outlier of the bulk σ_{j+1}, … stays
-below σ_j, and that of σ_{j+2}, … does not stay below σ_{j+1}: a spike rises as far as it must.
+solution next to any of them. The one that is meant follows from the levels that it has passed: see `thresholds`.
 """
 
 import math
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TIE = 1e-12  # relative
+EVERY_ONE, COARSE = 64, 16  # levels looked at: so many from the top, then so many for all others
 _BISECTIONS = 48
 
 
@@ -46,48 +46,62 @@ def transform(sigma: np.ndarray, shape: tuple[int, int], z: float) -> float:
     return short * long
 
 
-def outlier(sigma: np.ndarray, shape: tuple[int, int], theta: float) -> Outlier:
+def outlier(
+    sigma: np.ndarray, shape: tuple[int, int], theta: float, levels: tuple[np.ndarray, np.ndarray] | None = None
+) -> Outlier:
     """Where θ u vᵀ with u and v independent of W comes out in W + θ u vᵀ.
 
     Args:
         sigma: all min(m, n) singular values of W, descending.
         shape: (m, n) of W.
         theta: the spike's strength, positive.
+        levels: of this W, where they are known already.
 
     Raises:
         ValueError: theta is not positive.
     """
     if theta <= 0:
         raise ValueError("a spike has a positive strength")
-    low, high = 0, len(sigma)  # the outlier stays below the `low` leading values, and not below the `high` leading
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if theta < threshold(sigma, shape, middle) else (low, middle)
+    places, strengths = levels if levels is not None else levels_of(sigma, shape)
+    passed = int(np.searchsorted(-strengths, -theta))  # the first level that it has passed
+    low = int(places[passed - 1]) if passed else 0
     bulk = sigma[low:]
     value = _solve(bulk, shape, theta)
     short, long = _halves(bulk, shape, value)
     slope = _slope(bulk, shape, value)
-    return Outlier(value, low + 1, _share(-2 * short / (theta**2 * slope)), _share(-2 * long / (theta**2 * slope)))
+    shares = (-2 * short / (theta**2 * slope), -2 * long / (theta**2 * slope))
+    value = min(value, float(sigma[low - 1])) if low else value
+    return Outlier(value, low + 1, *(min(max(share, 0.0), 1.0) for share in shares))
 
 
-def threshold(sigma: np.ndarray, shape: tuple[int, int], k: int) -> float:
-    """The strength at which a spike's outlier reaches σ_k(W), so that it is among the k leading values of W + θ u vᵀ.
+def thresholds(sigma: np.ndarray, shape: tuple[int, int], k: int) -> np.ndarray:
+    """(k,) the strengths at which a spike reaches σ_1(W), …, σ_k(W), and so is among the 1, …, k leading values.
 
-    θ̄ = D(σ_k)^(-1/2) of the values below σ_k: W's own leading values change a bulk's D by O(k/p) and are left out, as
-    are values equal to σ_k, which is right for a few of them (of a multiple of an orthogonal matrix it is too high). 0
-    where W has fewer than k values that are not zero.
+    θ̄ = D(σ_j)^(-1/2) of the values below σ_j: W's own leading values change a bulk's D by O(j/p) and are left out, as
+    are values equal to σ_j, which is right for a few of them (of a multiple of an orthogonal matrix it is too high). To
+    pass σ_j a spike must have passed those below it, so the largest of the levels from σ_j on counts: one that has
+    another just below it, by chance, would otherwise seem to be passed too early. 0 where σ_j is.
 
     Raises:
         ValueError: k is not in 1 … p.
     """
     if not 1 <= k <= len(sigma):
         raise ValueError(f"there is no singular value number {k} of {len(sigma)}")
-    z = float(sigma[k - 1])
-    if z <= 0:
-        return 0.0
-    below = len(sigma) - int(np.searchsorted(sigma[::-1], z * (1 - TIE)))
-    d = transform(sigma[below:], shape, z)
-    return d**-0.5 if d > 0 else z
+    return levels_of(sigma, shape, k)[1][:k]
+
+
+def levels_of(sigma: np.ndarray, shape: tuple[int, int], k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The places 1, 2, … of W's values, coarser where far down, and the threshold of each, as `thresholds` gives it; at
+    least the first k."""
+    p, q, dense = min(shape), max(shape), min(max(k, EVERY_ONE), len(sigma))
+    places = np.unique(np.concatenate([np.arange(1, dense + 1), np.geomspace(dense, len(sigma), COARSE).astype(int)]))
+    z = sigma[places - 1][:, None]
+    below = sigma[None, :] < z * (1 - TIE)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = np.sum(np.where(below, z / ((z - sigma) * (z + sigma)), 0.0), axis=1)
+        passed = np.sqrt(p * q / (total * (total + (q - p) / z[:, 0])))
+    passed = np.where(np.isfinite(passed), np.minimum(passed, z[:, 0]), z[:, 0])  # a bulk lifts a spike, if anything
+    return places, np.maximum.accumulate(passed[::-1])[::-1]
 
 
 def _halves(sigma: np.ndarray, shape: tuple[int, int], z: float) -> tuple[float, float]:
@@ -117,7 +131,3 @@ def _solve(sigma: np.ndarray, shape: tuple[int, int], theta: float) -> float:
         else:
             high = middle
     return edge + math.exp(high)
-
-
-def _share(value: float) -> float:
-    return min(max(value, 0.0), 1.0)

@@ -217,11 +217,12 @@ def _median_of_chance(n: int, dimensions: tuple[tuple[int, int], ...]) -> float:
 
 def _predict(known: KnownSvd, found: Changed, spectrum: np.ndarray, seen: tuple[np.ndarray, np.ndarray]) -> Prediction:
     spike = float(spectrum[0])
-    expected = deformation.outlier(known.sigma, known.shape, spike)
+    levels = deformation.levels_of(known.sigma, known.shape, len(found.sigma))
+    expected = deformation.outlier(known.sigma, known.shape, spike, levels)
     held = np.abs(seen[0] * seen[1])
     at = int(held.argmax())
     there = bool(held[at] > HELD)
-    thresholds = [deformation.threshold(known.sigma, known.shape, i + 1) for i in range(len(found.sigma))]
+    thresholds = levels[1][: len(found.sigma)].tolist()
     return Prediction(
         expected.value,
         expected.position,

@@ -1,0 +1,146 @@
+"""The decomposition of W, and the leading triplets of W + ΔW in its bases, against dense SVDs."""
+
+import numpy as np
+import pytest
+
+from lorascope.linalg import changed
+from lorascope.linalg.factored import Factored
+from lorascope.linalg.known import decompose
+from lorascope.linalg.subspace import bases
+
+RNG = np.random.default_rng(3)
+
+
+def haar(n):
+    return np.linalg.qr(RNG.standard_normal((n, n)))[0]
+
+
+def with_spectrum(m, n, sigma):
+    p = min(m, n)
+    return (haar(m)[:, :p] * np.asarray(sigma)) @ haar(n)[:, :p].T
+
+
+def change(m, n, r, size=3.0):
+    return Factored(size * RNG.standard_normal((m, r)) / np.sqrt(m), RNG.standard_normal((r, n)) / np.sqrt(n))
+
+
+@pytest.mark.parametrize(("m", "n"), [(40, 40), (40, 90), (90, 40)])
+def test_the_decomposition_is_the_svd(m, n):
+    weight = RNG.standard_normal((m, n))
+    known = decompose(weight)
+    u, s, vh = np.linalg.svd(weight, full_matrices=False)
+    np.testing.assert_allclose(known.sigma, s, rtol=1e-12)
+    left, right = known.leading(weight, 12)
+    # Vectors up to their sign: rounding of the Gram matrix over the gaps of its spectrum.
+    np.testing.assert_allclose(np.abs(np.sum(left * u[:, :12], axis=0)), 1, rtol=1e-11)
+    np.testing.assert_allclose(np.abs(np.sum(right * vh[:12].T, axis=0)), 1, rtol=1e-11)
+    assert known.is_of(weight)
+    assert not known.is_of(weight + 1e-6 * RNG.standard_normal((m, n)))
+    assert not known.is_of(weight.T) or m == n
+
+
+SPECTRA = {
+    "power law": lambda p: 10 / np.sqrt(np.arange(1, p + 1)),
+    "flat": lambda p: np.linspace(2, 1, p),
+    "an outlier": lambda p: np.concatenate([[100.0], np.linspace(2, 1, p - 1)]),
+    "rank deficient": lambda p: np.concatenate([np.linspace(3, 1, p // 2), np.zeros(p - p // 2)]),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(("m", "n"), [(400, 400), (400, 500), (500, 400), (60, 90)])
+def test_leading_triplets_of_a_low_rank_change(m, n, spectrum):
+    weight = with_spectrum(m, n, SPECTRA[spectrum](min(m, n)))
+    delta = change(m, n, 6)
+    known = decompose(weight)
+    found = changed.leading(known, weight, bases(delta), 8)
+    u, s, vh = np.linalg.svd(weight + delta.dense())
+    np.testing.assert_allclose(found.sigma, s[:8], atol=found.error + 1e-12)
+    assert found.error < 1e-6 * s[0]
+    assert found.energy == pytest.approx(np.sum(s**2), rel=1e-12)
+    assert found.method == ("low rank" if min(m, n) > 320 else "dense")
+    left, right = changed.vectors(known, weight, bases(delta), found)
+    # A vector is good to residual over gap: 1e-10 over the smallest gap of 8 of 400 values.
+    np.testing.assert_allclose(np.abs(np.sum(left * u[:, :8], axis=0)), 1, atol=1e-6)
+    np.testing.assert_allclose(np.abs(np.sum(right * vh[:8].T, axis=0)), 1, atol=1e-6)
+    a, s0, bh = np.linalg.svd(weight, full_matrices=False)
+    there = s0 > 1e-7 * s0[0]
+    np.testing.assert_allclose(
+        known.cosines(found.left).max(axis=0), np.abs(a[:, there].T @ u[:, :8]).max(axis=0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        known.cosines(found.right).max(axis=0), np.abs(bh[there] @ vh[:8].T).max(axis=0), atol=1e-6
+    )
+    own = bases(delta)
+    np.testing.assert_allclose(found.change_left, own.left.T @ left, atol=1e-9)
+    np.testing.assert_allclose(found.change_right, own.right.T @ right, atol=1e-9)
+
+
+@pytest.mark.parametrize(("m", "n"), [(50, 70), (70, 50)])
+def test_a_dense_change_is_the_same_change(m, n):
+    weight, delta = RNG.standard_normal((m, n)), change(m, n, 3, 20.0)
+    known = decompose(weight)
+    one = changed.leading(known, weight, bases(delta), 5)
+    other = changed.leading(known, weight, delta.dense(), 5)
+    np.testing.assert_allclose(one.sigma, other.sigma, rtol=1e-12)
+    np.testing.assert_allclose(np.abs(one.left), np.abs(other.left), atol=1e-9)
+    np.testing.assert_allclose(np.abs(one.right), np.abs(other.right), atol=1e-9)
+    for mine, theirs in zip(
+        changed.vectors(known, weight, bases(delta), one),
+        changed.vectors(known, weight, delta.dense(), other),
+        strict=True,
+    ):
+        np.testing.assert_allclose(np.abs(np.sum(mine * theirs, axis=0)), 1, atol=1e-10)
+
+
+def test_a_missed_eigenvalue_is_noticed():
+    """An eigenvector that the first block is orthogonal to: W's directions are split, ΔW reaches one half alone."""
+    diagonal = np.concatenate([np.full(1, 1.0), np.linspace(0.5, 0.1, 399)]) ** 2
+    factor = np.zeros((400, 2))
+    factor[0, 0] = 1.0
+    core = np.array([[0.04, 1.0], [1.0, 0.0]])
+    values = np.sort(np.linalg.eigvalsh(np.diag(diagonal) + factor @ core @ factor.T))[::-1]
+    assert changed._all_found(diagonal, factor, core, values[:7], 5)
+    assert not changed._all_found(diagonal, factor, core, np.delete(values, 2)[:7], 5)
+
+
+@pytest.mark.parametrize("p", [60, 400])
+def test_equal_singular_values_are_one_subspace(p):
+    """Three copies of one singular value of W: every basis of their space gives the same cosines."""
+    sigma = np.concatenate([[9.0, 7.0, 7.0, 7.0, 5.0], np.linspace(2, 1, p - 5)])
+    u, v = haar(p), haar(p)
+    turn = np.eye(p)
+    turn[1:4, 1:4] = haar(3)
+    weight = (u * sigma) @ v.T
+    again = ((u @ turn) * sigma) @ (v @ turn).T  # the same matrix from another basis of the tie
+    np.testing.assert_allclose(weight, again, atol=1e-12)
+    known = decompose(weight)
+    assert np.bincount(known.clusters)[:4].tolist() == [1, 3, 1, 1]
+    none = changed.leading(known, weight, bases(Factored(np.zeros((p, 1)), np.zeros((1, p)))), 5)
+    np.testing.assert_allclose(known.cosines(none.left).max(axis=0), 1, atol=1e-9)
+    delta = change(p, p, 2)
+    cosines = [
+        k.cosines(changed.leading(k, w, bases(delta), 6).left).max(axis=0)
+        for w, k in ((weight, known), (again, decompose(again)))
+    ]
+    np.testing.assert_allclose(*cosines, atol=1e-8)
+
+
+def test_a_multiple_of_the_identity_has_no_direction_of_its_own():
+    """Every vector is a singular vector of it: whatever is added, nothing is new."""
+    weight = 2 * np.eye(50)
+    known = decompose(weight)
+    found = changed.leading(known, weight, bases(change(50, 50, 2, 30.0)), 5)
+    np.testing.assert_allclose(known.cosines(found.left), 1, atol=1e-12)
+
+
+def test_refusals():
+    weight = RNG.standard_normal((6, 8))
+    known = decompose(weight)
+    with pytest.raises(ValueError, match=r"\(8, 6\) and W \(6, 8\)"):
+        changed.leading(known, weight, weight.T, 2)
+    with pytest.raises(ValueError, match="NaN"):
+        changed.leading(known, weight, np.full((6, 8), np.nan), 2)
+    with pytest.raises(ValueError, match="NaN"):
+        decompose(np.full((3, 3), np.inf))
+    assert len(changed.leading(known, weight, weight, 99).sigma) == 6
