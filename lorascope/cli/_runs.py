@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 FEWEST_TEXTS = 16
 
 
-def find(paths: Iterable[Path]) -> list[Path]:
+def find(paths: Iterable[Path], resumed: Path | None = None) -> list[Path]:
     """The folders of finished runs among `paths` and in them, each once.
+
+    Args:
+        resumed: a folder whose unfinished runs are about to be trained on, and are left out for now.
 
     Raises:
         InputError: a path is neither a run's folder nor holds any, or a run in it has not ended.
@@ -32,12 +35,15 @@ def find(paths: Iterable[Path]) -> list[Path]:
             raise InputError(f"{path} holds no run", found="no config.yaml in it", hint=hint)
         found += inside
     unique = {folder.resolve(): folder for folder in found}
-    for folder in unique.values():
-        if not (folder / "summary.json").is_file():
+    finished = []
+    for place, folder in unique.items():
+        if (folder / "summary.json").is_file():
+            finished.append(folder)
+        elif resumed is None or not place.is_relative_to(resumed.resolve()):
             raise InputError(
                 f"the run {folder} has not ended", found="no summary.json", hint="resume it, or move its folder away"
             )
-    return list(unique.values())
+    return finished
 
 
 def _is_run(path: Path) -> bool:
@@ -60,7 +66,7 @@ class Runs:
     Args:
         folders: of the runs.
         split: the split to score on; None is the texts that the first full run held out.
-        max_samples: at most so many.
+        max_samples: at most so many of them.
         device: where models go.
 
     Raises:
@@ -78,6 +84,7 @@ class Runs:
         full = [f for f, facts in self._facts.items() if facts.method == "full" and not facts.diverged]
         self.first = min(full, key=lambda folder: self._facts[folder].seed)
         self._last: tuple[Path, Reopened] | None = None
+        self.left_out = 0
 
     @property
     def candidates(self) -> "list[Candidate]":
@@ -91,6 +98,13 @@ class Runs:
         if folder not in self._facts:
             self._facts[folder] = self._facts_of(folder, folder.name)
         return Candidate(self._facts[folder], lambda: self._opened(folder))
+
+    def loss(self, folder: Path) -> float:
+        """The loss of a run on the common texts. InputError where it is of another model or other data."""
+        from lorascope.analyses.dimension.facts import check_same_task
+
+        check_same_task([self._facts[self.first], self.candidate(folder).facts])
+        return float(self._opened(folder).score().loss)
 
     def _facts_of(self, folder: Path, label: str) -> "RunFacts":
         import yaml
@@ -115,24 +129,28 @@ class Runs:
 
         if self._last is None or self._last[0] != folder:
             self._last = None  # free the one before
-            self._last = (folder, reopen(folder, self.device, self.split, self.max_samples))
+            limit = None if self.split is None else self.max_samples
+            self._last = (folder, reopen(folder, self.device, self.split, limit))
         return self._last[1]
 
     @cached_property
     def texts(self) -> "Encoded":
         """What every run is scored on: held out by the first full run, and not trained on by any other."""
         from lorascope.errors import InputError
+        from lorascope.training.data import permutation
 
         texts = self._reopen(self.first).held_out
         seen = self._trained_on()
         kept = [i for i, tokens in enumerate(texts.tokens) if tuple(tokens) not in seen]
-        self._left_out = len(texts) - len(kept)
+        self.left_out = len(texts) - len(kept)
         if len(kept) < min(FEWEST_TEXTS, len(texts)):
             raise InputError(
                 f"only {len(kept)} of {len(texts)} held-out texts were not trained on by another run",
                 hint="give the data an eval_path, so that every seed holds out the same",
             )
-        if not self._left_out:
+        if len(kept) > self.max_samples:
+            kept = [kept[i] for i in sorted(permutation(len(kept), 0, 0)[: self.max_samples])]
+        if len(kept) == len(texts):
             return texts
         labels = None if texts.labels is None else [texts.labels[i] for i in kept]
         return replace(texts, tokens=[texts.tokens[i] for i in kept], labels=labels)
@@ -155,11 +173,12 @@ class Runs:
     @property
     def texts_facts(self) -> dict[str, Any]:
         """What the record says of the texts."""
+        count = len(self.texts)  # first: it counts those that are left out
         return {
             "split": self.split or "held out",
-            "count": len(self.texts),
+            "count": count,
             "max_samples": self.max_samples,
-            "left_out": self._left_out,
+            "left_out": self.left_out,
         }
 
     @cached_property

@@ -39,7 +39,9 @@ def dimension(
     baseline: Annotated[
         str,
         typer.Option(
-            metavar="START", help="What gain starts from: matrices (at W, head and vectors tuned), prior, or a loss."
+            metavar="START",
+            help="What gain starts from: matrices (at W, head and vectors tuned), prior (class frequencies), a run's"
+            " folder (such as one that trained the head alone), or a loss.",
         ),
     ] = "matrices",
     draws: Annotated[int, typer.Option(min=1, metavar="N", help="Draws of each random control.")] = 3,
@@ -82,7 +84,7 @@ def dimension(
 
     _check(said, tolerance)
     rates, given = _rates(learning_rates), _baseline(baseline)
-    runs = Runs(find(paths), split, max_samples, device)
+    runs = Runs(find(paths, search), split, max_samples, device)
 
     from lorascope.training.run import set_threads  # torch: only now, so that a refusal is quick
 
@@ -91,7 +93,7 @@ def dimension(
     result = analysis.run(
         runs.candidates,
         modules=modules,
-        baseline=_prior(runs) if given == "prior" else given,
+        baseline=_start(given, runs),
         prior=runs.prior,
         draws=tuple(range(draws)),
         texts=runs.texts_facts,
@@ -116,25 +118,34 @@ def _check(said: str, tolerance: float) -> None:
         raise InputError("--tolerance is too small", found=tolerance, expected="a ratio above 1, such as 1.5")
 
 
-def _baseline(text: str) -> float | Literal["prior"] | None:
+def _baseline(text: str) -> float | Path | Literal["prior"] | None:
+    """--baseline, read without opening anything."""
     from lorascope.errors import InputError
 
     if text == "matrices":
         return None
     if text == "prior":
         return "prior"
+    if (Path(text) / "config.yaml").is_file():
+        return Path(text)
     try:
         return float(text)
     except ValueError:
-        raise InputError("--baseline is unknown", found=text, expected="matrices, prior or a loss") from None
+        expected = "matrices, prior, the folder of a run, or a loss"
+        raise InputError("--baseline is unknown", found=text, expected=expected) from None
 
 
-def _prior(runs: "Runs") -> float:
+def _start(given: float | Path | Literal["prior"] | None, runs: "Runs") -> float | None:
+    """The loss that gain starts from; None is the full run's with its matrices at W."""
     from lorascope.errors import InputError
 
-    if runs.prior is None:
-        raise InputError("--baseline prior is of classes, which a language model has none of")
-    return runs.prior
+    if isinstance(given, Path):
+        return runs.loss(given)
+    if given == "prior":
+        if runs.prior is None:
+            raise InputError("--baseline prior is of classes, which a language model has none of")
+        return runs.prior
+    return given
 
 
 def _rates(text: str | None) -> tuple[float, ...]:

@@ -120,3 +120,27 @@ def test_refusals(runs, tmp_path):
     assert "do not share data.max_length" in refused(lorascope("dimension", runs / "full-0", other, env=ENV))
     (other / "summary.json").unlink()
     assert "has not ended" in refused(lorascope("dimension", runs / "full-0", other, env=ENV))
+
+
+@pytest.mark.slow
+def test_minilm_on_wordnet(tmp_path):
+    """Real weights and data: the functional rank is far below the spectral one, and the controls fail."""
+    values = {
+        "model": {"name": "minilm", "head": "mean-pool", "dropout": 0.0},
+        "data": {"path": "wordnet-classes", "max_length": 32, "max_train_samples": 1600, "max_eval_samples": 200},
+        "training": {"max_steps": 50, "per_device_train_batch_size": 32, "measure_cost": False, "device": "cpu"},
+    }
+    for name, method, rate in (
+        ("full", {"name": "full", "embeddings": False}, 5e-4),
+        ("lora", {"name": "lora", "targets": "all-linear", "rank": 4, "alpha": 8}, 2e-3),
+    ):
+        run.train(parse({**values, "method": method, "optim": {"learning_rate": rate}}), tmp_path / name)
+    done = lorascope("dimension", tmp_path, "--json", "-", "--draws", 1, "--modules", "encoder", env=ENV)
+    found = json.loads(done.stdout)
+    (k90,) = found["summary"]["functional"]["k90"]
+    assert k90 < found["summary"]["spectral"]["energy_rank_0.9"]
+    curves = {curve["kind"]: {p["k"]: p["recovered"] for p in curve["points"]} for curve in found["full"][0]["curves"]}
+    assert curves["bottom"][k90] < 0.2
+    assert curves["random"][k90] < 0.9
+    assert curves["haar"][k90] < 0.9
+    assert found["families"][0]["levels"][0]["gain"] > 0.5

@@ -122,7 +122,7 @@ def _functional(result: "DimensionResult") -> list[Finding]:
 def _not_monotone(curve: "Curve") -> Finding:
     size, at, to = curve.drop or (0.0, 0, 0)
     text = (
-        f"{curve.run}: the {curve.kind} curve is not monotone: the gain falls by {percent(size)} from k = {at} to {to};"
+        f"{curve.run}: the {curve.kind} curve is not monotone: the gain falls by {of_gain(size)} from k = {at} to {to};"
     )
     early = [p.k for p in curve.points if (p.recovered or 0.0) >= 0.9 and p.k < (curve.reach.get("0.9") or 0)]
     tail = f" (k = {early[0]} reached 90 %, too, but a larger k did not keep it)" if early else ""
@@ -139,8 +139,8 @@ def _controls(result: "DimensionResult") -> list[Finding]:
         curve = first.curve(kind)
         values = [p.recovered for p in curve.at(k90) if p.recovered is not None] if curve else []
         if values:
-            spread = f" ({percent(min(values))} to {percent(max(values))})" if len(values) > 1 else ""
-            parts.append(f"{words} {percent(np.mean(values))}{spread}")
+            spread = f" ({of_gain(min(values))} to {of_gain(max(values))})" if len(values) > 1 else ""
+            parts.append(f"{words} {of_gain(np.mean(values))}{spread}")
             severity = "warning" if kind == "bottom" and np.mean(values) >= 0.2 else severity
     if not parts:
         return []
@@ -155,19 +155,18 @@ def _trained(result: "DimensionResult") -> list[Finding]:
         if not group.axis:
             level = group.levels[0]
             count = "" if level.parameters is None else f" with {level.parameters:,} parameters"
-            found.append(Finding("note", f"{group.label} reaches {percent(level.gain)} of the gain{count}"))
+            found.append(Finding("note", f"{group.label} reaches {of_gain(level.gain)} of the gain{count}"))
             continue
-        text = f"trained {group.label}: " + "; ".join(
-            f"{percent(float(share))} of the gain {_reach(reach, group)}" for share, reach in group.reach.items()
-        )
+        parts = [f"{of_gain(float(key))} of the gain {_reach(reach, group)}" for key, reach in group.reach.items()]
         if group.axis == "d" and group.metric is not None:
-            text += f"; 90 % of full fine-tuning's accuracy {_reach(group.metric, group)}"
+            parts.append(f"90 % of full fine-tuning's accuracy {_reach(group.metric, group)}")
+        text = f"trained {group.label}: {', '.join(parts)}"
         found.append(Finding("note", text))
         if all(len(level.gains) == 1 for level in group.levels):
             found.append(Finding("note", f"{group.label}: one seed at each {group.axis}, so no interval can be given"))
         if group.drop and group.drop[0] > DROP_WORTH_SAYING:
             size, at, to = group.drop
-            text = f"{group.label}: the gain falls by {percent(size)} from {group.axis} = {at} to {to}"
+            text = f"{group.label}: the gain falls by {of_gain(size)} from {group.axis} = {at} to {to}"
             found.append(Finding("note", text))
     return found
 
@@ -182,7 +181,7 @@ def _reach(reach: "Reach", group: "Family") -> str:
         text = f"at {group.axis} = {reach.size} ({reach.below} does not)"
     if reach.interval is not None:
         low, high = (f"> {last}" if end is None else str(end) for end in reach.interval)
-        text += f", over seeds {low}" + (f" to {high}" if high != low else "")
+        text += f"; bootstrap over seeds: {low}" + (f" to {high}" if high != low else "")
     return text
 
 
@@ -192,9 +191,9 @@ def _search(result: "DimensionResult") -> list[Finding]:
         return []
     low, high = found["low"], found["high"]
     if high is None:
-        text = f"the search reached no d that gives {percent(found['target'])} of the gain, up to {low}"
+        text = f"the search reached no d that gives {of_gain(found['target'])} of the gain, up to {low}"
     elif low is None:
-        text = f"the search found {percent(found['target'])} of the gain at its smallest d, {high}, already"
+        text = f"the search found {of_gain(found['target'])} of the gain at its smallest d, {high}, already"
     else:
         text = f"the search: d90 lies in {low} < d ≤ {high}"
     interval = found["interval"]
@@ -212,6 +211,11 @@ def _axis(result: "DimensionResult") -> list[Finding]:
     parts = [f"{point.family} {point.parameters:,}" for point in points]
     text = f"parameters to 90 % of the gain: {'; '.join(parts)}"
     return [Finding("note", f"{text}; the {result.full[0].head_parameters:,} of the head come on top everywhere")]
+
+
+def of_gain(value: float) -> str:
+    """A share of the gain to 0.1 %: "92.3 %"; never minus zero."""
+    return f"{round(100 * value, 1) + 0.0:.3g} %"
 
 
 def _seeds(values: "list[int | None]") -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorascope.analyses.dimension.findings import of_gain
 from lorascope.blocks import (
     Block,
     Column,
@@ -39,6 +40,7 @@ KINDS = {
     "haar": "k random directions (control)",
 }
 SHARES = ("0.9", "0.95", "0.99")
+ENDS = ("low", "high")
 
 DEFINITIONS = (
     Definition("Gain", "(s₀ − loss)/(s₀ − s_FT), held-out losses; s₀: matrices at W, head and vectors as trained", ""),
@@ -71,7 +73,7 @@ DEFINITIONS = (
 
 def blocks(result: "DimensionResult") -> tuple[Block, ...]:
     """The page in reading order."""
-    made: list[Block] = [_facts(result), Findings(result.findings), _meanings(result)]
+    made: list[Block] = [_facts(result), Findings(result.findings), _meanings(result), *_at_90(result)]
     made += [Heading("What a truncation keeps", where="page"), _curves(result)]
     made += [Heading("Parameters", where="page"), _axis(result), *_sizes(result)]
     made += [Heading("Spectra", where="page"), _spectra(result), _by_type(result), _matrices(result)]
@@ -98,7 +100,7 @@ def _facts(result: "DimensionResult") -> Facts:
 def _meanings(result: "DimensionResult") -> Table:
     """The three meanings, and what trained runs need, side by side."""
     columns = (
-        Column("what", "meaning"), Column("unit", "unit"), Column("90", "90 %"), Column("95", "95 %"),
+        Column("what", "meaning"), Column("unit", "in"), Column("90", "90 %"), Column("95", "95 %"),
         Column("99", "99 %"), Column("beside", "beside it"),
     )  # fmt: skip
     whole = result.by_type()["all"]
@@ -106,27 +108,46 @@ def _meanings(result: "DimensionResult") -> Table:
     ranks, nulls = ([whole.get(f"energy_rank_{s}{end}") for s in SHARES] for end in ("", ".null"))
     if ranks[0] is not None:
         beside = f"noise {' / '.join(f'{v:.0f}' for v in nulls)}"
-        rows.append(("spectral: energy of ΔW", "rank, median matrix", *(f"{v:.0f}" for v in ranks), beside))
+        rows.append(("spectral", "rank", *(f"{v:.0f}" for v in ranks), beside))
     if whole["gavish_donoho"] is not None:
-        shared = "" if whole["shared_rank"] is None else f"; shared by the seeds {whole['shared_rank']:.0f}"
-        beside = f"Marchenko–Pastur {whole['marchenko_pastur']:.0f}{shared}"
-        rows.append(("denoised: Gavish–Donoho", "rank, median matrix", f"{whole['gavish_donoho']:.0f}", "", "", beside))
-    for kind, name in (("top", "functional: gain kept by truncation"), ("threshold", "the same, one threshold on σ")):
+        shared = "" if whole["shared_rank"] is None else f", seeds share {whole['shared_rank']:.0f}"
+        beside = f"above MP edge {whole['marchenko_pastur']:.0f}{shared}"
+        rows.append(("denoised", "rank", f"{whole['gavish_donoho']:.0f}", "", "", beside))
+    for kind, name in (("top", "functional"), ("threshold", "one threshold")):
         found = [result.k(float(share), kind) for share in SHARES]
         if found[0]:
-            first = result.full[0].curve("bottom")
-            low = [p.recovered for p in first.at(found[0][0]) if p.recovered is not None] if first else []
-            beside = f"smallest k90 components {100 * low[0]:.0f} %" if low and kind == "top" else ""
             each = [" / ".join("" if k is None else str(k) for k in dict.fromkeys(ks)) for ks in found]
-            rows.append((name, "rank k of every ΔW", *each, beside))
+            rows.append((name, "k", *each, _bottom(result, found[0][0]) if kind == "top" else "mean over matrices"))
     for group in result.families:
         if group.axis:
             cells = [reach_cell(group.reach[share]) for share in SHARES]
             rows.append((f"trained {group.label}", group.axis, *cells, _grid(group)))
-    for point in result.first_on_axis(0.9):
-        rows.append((f"{point.family}", "parameters", f"{point.parameters:,}", "", "", _freedom(point)))
-    caption = "Several numbers are of several seeds. (a, b] is the grid's bracket; [a, b] a bootstrap over seeds."
+    caption = (
+        "Of the energy of ΔW, and of the gain. Spectral and denoised: medians over matrices. Two numbers: two full"
+        " runs. (a, b] is the grid's bracket, [a, b] a bootstrap over seeds."
+    )
     return Table(columns, tuple(rows), title="Intrinsic dimension, by its meanings", caption=caption)
+
+
+def _bottom(result: "DimensionResult", k: int | None) -> str:
+    curve = result.full[0].curve("bottom")
+    low = [p.recovered for p in curve.at(k) if p.recovered is not None] if curve else []
+    return f"k smallest keep {of_gain(low[0])}" if low else ""
+
+
+def _at_90(result: "DimensionResult") -> list[Block]:
+    """The common unit: how many parameters each family needs for 90 % of the gain."""
+    points = result.first_on_axis(0.9)
+    if not points:
+        return []
+    columns = (
+        Column("family", "family"), Column("size", "k, rank or d", "int"), Column("parameters", "parameters", "int"),
+        Column("freedom", "freedom", "int", help="degrees of freedom of the matrices, Σ r(m + n − r)"),
+        Column("plain", "as factors", "int", help="Σ k(m + n) and the vectors"), Column("gain", "gain", "percent"),
+    )  # fmt: skip
+    rows = tuple((p.family, p.size, p.parameters, p.freedom, p.plain, p.gain) for p in points)
+    caption = f"Without the head's {result.full[0].head_parameters:,}. A truncation's: degrees of freedom and vectors."
+    return [Table(columns, rows, title="Parameters to 90 % of the gain", caption=caption)]
 
 
 def reach_cell(reach: "Reach") -> str:
@@ -141,14 +162,7 @@ def reach_cell(reach: "Reach") -> str:
 
 def _grid(group: "Family") -> str:
     sizes = [level.size for level in group.levels]
-    return f"{group.axis} from {sizes[0]:,} to {sizes[-1]:,}, {len(sizes)} of them" if len(sizes) > 1 else "one size"
-
-
-def _freedom(point: Any) -> str:
-    parts = [] if point.size is None else [f"size {point.size:,}"]
-    parts += [] if point.freedom is None else [f"{point.freedom:,} degrees of freedom in the matrices"]
-    parts += [] if point.plain is None else [f"{point.plain:,} as factors"]
-    return "; ".join(parts)
+    return f"{len(sizes)} sizes, {sizes[0]:,} to {sizes[-1]:,}" if len(sizes) > 1 else "one size"
 
 
 def _curves(result: "DimensionResult") -> Lines:
@@ -161,7 +175,7 @@ def _curves(result: "DimensionResult") -> Lines:
     for group in result.families:
         if group.axis == "rank":
             known = [level for level in group.levels if level.size]
-            low, high = ([getattr(level, end) for level in known] for end in ("low", "high"))
+            low, high = ([getattr(level, end) for level in known] for end in ENDS)
             spread = {} if None in low else {"low": tuple(low), "high": tuple(high)}
             x = tuple(float(level.size) for level in known)
             series.append(Series(f"{group.label} trained at rank k", x, tuple(e.gain for e in known), **spread))
@@ -182,7 +196,7 @@ def _clipped(series: Sequence[Series]) -> str:
 
 def _curve_series(curve: "Curve", first: bool) -> Series:
     label = KINDS[curve.kind] if first else f"{KINDS[curve.kind]}, {curve.run}"
-    return _line_of(label, _means(curve), "reference" if curve.kind in ("bottom", "random", "haar") else "normal")
+    return _line_of(label, _means(curve), "reference" if curve.kind == "bottom" else "normal")
 
 
 def _means(curve: "Curve") -> dict[int, list[float]]:
@@ -206,8 +220,8 @@ def _axis(result: "DimensionResult") -> Lines:
     for name in dict.fromkeys(point.family for point in result.axis):
         mine = [point for point in result.axis if point.family == name]
         x, y = tuple(float(p.parameters) for p in mine), tuple(p.gain for p in mine)
-        low, high = tuple(p.low for p in mine), tuple(p.high for p in mine)
-        spread = {} if None in low or None in high else {"low": low, "high": high}
+        low, high = (tuple(p.gain if getattr(p, end) is None else getattr(p, end) for p in mine) for end in ENDS)
+        spread = {"low": low, "high": high} if any(p.low is not None for p in mine) else {}
         one = {} if len(mine) > 1 else {"points": (f"{name}, {mine[0].parameters:,} parameters",)}
         series.append(Series(name, x, y, **spread, **one))
     return Lines(
