@@ -64,7 +64,7 @@ def outlier(
         raise ValueError("a spike has a positive strength")
     places, strengths = levels if levels is not None else levels_of(sigma, shape)
     passed = int(np.searchsorted(-strengths, -theta))  # the first level that it has passed
-    low = int(places[passed - 1]) if passed else 0
+    low = min(int(places[passed - 1]), len(sigma) - 1) if passed else 0
     bulk = sigma[low:]
     value = _solve(bulk, shape, theta)
     short, long = _halves(bulk, shape, value)

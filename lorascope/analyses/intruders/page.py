@@ -165,8 +165,8 @@ def _counts(result: "IntrudersResult") -> Table:
     chance = result.summary()["median_chance"]["left"]
     vectors = ", ".join(str(sum(min(k, len(m.vectors)) for m in result.modules)) for k in ks)
     caption = (
-        f"Left singular vectors, over all weights; of {vectors} vectors. Below ε = {chance:.2f} a random direction is no"
-        " intruder in most weights."
+        f"Left singular vectors, over all weights; of {vectors} vectors. Below ε = {chance:.2f} a random direction is"
+        " no intruder in most weights."
     )
     return Table(columns, rows, title="Intruders for each ε and k", caption=caption)
 

@@ -1,0 +1,373 @@
+"""Intruders on weights whose spikes were planted, against algorithm 1 by dense SVDs, and against PEFT's own counts."""
+
+import dataclasses
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.intruders import reduce_intruder_dimension
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lorascope.analyses import intruders
+from lorascope.analyses.intruders.intervention import ARMS, intervene
+from lorascope.blocks import Page
+from lorascope.errors import InputError
+from lorascope.linalg.factored import Factored
+from lorascope.report import html, terminal
+from lorascope.updates.base import Update, dense
+from lorascope.weights import io
+from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.base_svd import SvdCache
+from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.files import Tensors
+from lorascope.weights.tensors import InMemory
+
+RNG = np.random.default_rng(7)
+NAME = "layers.{}.q"
+
+
+def checkpoint(weights) -> Checkpoint:
+    stored = {f"{name}.weight": InMemory(np.asarray(w), "F64") for name, w in weights.items()}
+    return Checkpoint(Path("base"), Tensors(stored, {}, ()), {})
+
+
+def lora(name, b, a, scale=1.0, **more) -> Update:
+    return Update(name, "low_rank", {"A": InMemory(a, "F64"), "B": InMemory(b, "F64")}, scale, **more)
+
+
+def adapter(*updates) -> Adapter:
+    return Adapter({update.name: update for update in updates}, {}, Source("x/adapter", "0" * 64, "peft", "LoRA"))
+
+
+def flat(m, n, low=1.0, high=2.0):
+    """Random directions with singular values between the two."""
+    p = min(m, n)
+    u, v = (np.linalg.qr(RNG.standard_normal((size, p)))[0] for size in (m, n))
+    return (u * np.linspace(high, low, p)) @ v.T
+
+
+def spikes(m, n, sizes):
+    u, v = (np.linalg.qr(RNG.standard_normal((size, len(sizes))))[0] for size in (m, n))
+    return u * np.asarray(sizes), v.T
+
+
+def dense_count(weight, tuned, epsilon, k, side="left"):
+    """Algorithm 1 as it is written."""
+    (u0, _, v0), (u, _, v) = (np.linalg.svd(w, full_matrices=False) for w in (weight, tuned))
+    cosines = np.abs(u0.T @ u) if side == "left" else np.abs(v0 @ v.T)
+    return int(np.sum(cosines.max(axis=0)[:k] < epsilon))
+
+
+def test_planted_spikes_are_all_found_and_nothing_else():
+    weights = {NAME.format(i): flat(120, 90) for i in range(4)}
+    planted = {name: spikes(120, 90, [12.0, 9.0, 6.0][: i % 4]) for i, name in enumerate(weights)}
+    updates = [lora(name, b, a) for name, (b, a) in planted.items() if a.size]
+    result = intruders.run(adapter(*updates), checkpoint(weights), k=5)
+    for module in result.modules:
+        number = len(planted[module.name][1])
+        for side in ("left", "right"):
+            found = module.intruders(0.5, 5, side)
+            assert [vector.position for vector in found] == list(range(1, number + 1))
+        assert [v.of_change["left"] > 0.9 for v in module.vectors] == [True] * number + [False] * (5 - number)
+        assert module.prediction.in_top >= number
+        assert module.prediction.value == pytest.approx(module.vectors[0].sigma, rel=0.02)
+        assert module.prediction.measured_position == module.prediction.position == 1
+        assert module.prediction.alignment == pytest.approx(module.prediction.expected_alignment, abs=0.02)
+        assert module.spike_margin > 5
+    assert result.agreement() == {"both": 3, "expected_only": 0, "found_only": 0, "neither": 0}
+
+
+def test_no_change_has_no_intruder():
+    weight = flat(30, 40)
+    zero = lora(NAME.format(0), np.zeros((30, 2)), RNG.standard_normal((2, 40)))
+    result = intruders.run(adapter(zero), checkpoint({zero.name: weight}), k=6)
+    (module,) = result.modules
+    assert [vector.cosine["left"] for vector in module.vectors] == pytest.approx([1] * 6)
+    assert [vector.nearest["right"] for vector in module.vectors] == [1, 2, 3, 4, 5, 6]
+    assert result.count(0.999) == 0
+    assert module.prediction is None
+    assert any("ΔW is zero in every weight" in finding.text for finding in result.findings)
+
+
+@pytest.mark.parametrize(("m", "n"), [(60, 60), (40, 70), (70, 40)])
+def test_counts_are_those_of_algorithm_1_on_both_sides(m, n):
+    weight = RNG.standard_normal((m, n))
+    b, a = RNG.standard_normal((m, 4)), RNG.standard_normal((4, n))
+    result = intruders.run(adapter(lora("q", b, a, 0.15)), checkpoint({"q": weight}), k=12)
+    for epsilon in (0.2, 0.35, 0.5, 0.7, 0.95):
+        for k in (1, 4, 12):
+            for side in ("left", "right"):
+                assert result.count(epsilon, k, side) == dense_count(weight, weight + 0.15 * b @ a, epsilon, k, side)
+    grid = np.array(result.counts()["left"])
+    assert np.all(np.diff(grid, axis=0) >= 0)  # more at a larger ε
+    assert np.all(np.diff(grid, axis=1) >= 0)  # and at a larger k
+    assert grid.max() > 0
+
+
+def records(result):
+    """What a result says, rounded: signs and orders of singular vectors are not in it."""
+    return [
+        [(v.sigma, *v.cosine.values(), *(v.of_change or {}).values()) for v in module.vectors]
+        for module in result.modules
+    ]
+
+
+def test_the_gauge_of_the_factors_changes_nothing():
+    weight, b, a = flat(50, 64), *spikes(50, 64, [4.0, 3.0, 1.0])
+    mix = RNG.standard_normal((3, 3)) + 3 * np.eye(3)
+    one, other = (
+        intruders.run(adapter(lora("q", *factors)), checkpoint({"q": weight}))
+        for factors in ((b, a), (-2 * b @ mix, np.linalg.solve(mix, a) / -2))
+    )
+    np.testing.assert_allclose(records(one), records(other), atol=1e-9)
+
+
+def test_the_layout_of_the_file_changes_nothing():
+    """A Conv1D and an embedding store the map the other way round; the outputs' side stays left."""
+    weight, b, a = flat(24, 60), *spikes(24, 60, [5.0, 3.0])
+    plain = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
+    for more in ({"transposed": True}, {"transposed": True, "embedding": True}):
+        turned = intruders.run(adapter(lora("q", b, a, **more)), checkpoint({"q": weight.T}))
+        np.testing.assert_allclose(records(turned), records(plain), atol=1e-12)
+        assert turned.modules[0].transposed
+    kernel = lora("q", b, a, kernel=(3, 5))
+    convolution = intruders.run(adapter(kernel), checkpoint({"q": weight.reshape(24, 4, 3, 5)}))
+    np.testing.assert_allclose(records(convolution), records(plain), atol=1e-12)
+
+
+def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says():
+    weight, b, a = flat(40, 30), *spikes(40, 30, [6.0, 4.0])
+    factored = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
+    whole = intruders.run(checkpoint({"q": weight + b @ a}), checkpoint({"q": weight}))
+    assert whole.modules[0].method == "dense"
+    left_out = [[row[:3] for row in rows] for rows in records(factored)]
+    np.testing.assert_allclose(records(whole), left_out, atol=1e-9)
+    one, other = factored.modules[0].prediction, whole.modules[0].prediction
+    assert other.value == pytest.approx(one.value)
+    assert other.alignment == pytest.approx(one.alignment)
+    assert other.in_top == one.in_top == 2
+
+
+def test_dora_is_the_whole_change_and_not_its_direction_alone():
+    weight, b, a = flat(32, 48), *spikes(32, 48, [3.0, 2.0])
+    m = np.linalg.norm(weight, axis=1) * (1 + 0.3 * RNG.random(32))
+    roles = {"A": InMemory(a, "F64"), "B": InMemory(b, "F64"), "m": InMemory(m, "F64")}
+    dora = Update("q", "magnitude", roles, 1.0)
+    result = intruders.run(adapter(dora), checkpoint({"q": weight}), k=8)
+    tuned = weight + dora.delta(weight)
+    s = np.linalg.svd(tuned, compute_uv=False)
+    np.testing.assert_allclose([v.sigma for v in result.modules[0].vectors], s[:8], rtol=1e-10)
+    for epsilon in (0.4, 0.6, 0.8):
+        assert result.count(epsilon) == dense_count(weight, tuned, epsilon, 8)
+
+
+def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing():
+    u, v = (np.linalg.qr(RNG.standard_normal((30, 30)))[0] for _ in range(2))
+    sigma = np.concatenate([[5.0, 5.0, 5.0], np.linspace(2, 1, 20), np.zeros(7)])
+    b, a = spikes(30, 30, [8.0])
+    seen = []
+    for _ in range(2):  # the same W, from two bases of its tie
+        turn = np.eye(30)
+        turn[:3, :3] = np.linalg.qr(RNG.standard_normal((3, 3)))[0]
+        weight = (u @ turn * sigma) @ (v @ turn).T
+        result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
+        seen.append(records(result))
+    np.testing.assert_allclose(*seen, atol=1e-8)
+    assert (result.modules[0].base_rank, result.modules[0].equal_singular_values) == (23, 2)
+    texts = " ".join(finding.text for finding in result.findings)
+    assert "equal singular values" in texts
+    assert "not of full rank" in texts
+    # Along a direction that W maps to nothing: new, whatever basis LAPACK gives the null space.
+    inside = lora("q", 9 * u[:, 23:24], v[:, 23:24].T)
+    assert intruders.run(adapter(inside), checkpoint({"q": (u * sigma) @ v.T})).count(0.5, 1) == 1
+
+
+def test_an_epsilon_below_chance_is_pointed_out():
+    weight, b, a = flat(16, 16), *spikes(16, 16, [9.0])
+    result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), epsilon=0.3)
+    chance = result.modules[0].chance["left"]
+    draws = RNG.standard_normal((4000, 16))
+    largest = np.abs(draws).max(axis=1) / np.linalg.norm(draws, axis=1)
+    assert chance == pytest.approx(np.median(largest), abs=0.03)  # the cosines are not quite independent at n = 16
+    assert any(f.severity == "warning" and "by chance" in f.text for f in result.findings)
+
+
+def test_the_cache_is_used_and_changes_nothing(tmp_path):
+    weight, b, a = flat(30, 50), *spikes(30, 50, [4.0])
+    runs = [
+        intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), cache=SvdCache(tmp_path)) for _ in range(2)
+    ]
+    assert [(run.cache.read, run.cache.computed) for run in runs] == [(0, 1), (1, 0)]
+    assert records(runs[0]) == records(runs[1])
+
+
+def test_refusals_and_what_is_set_aside():
+    weight, b, a = flat(12, 12), *spikes(12, 12, [4.0])
+    base = checkpoint({"q": weight})
+    with pytest.raises(InputError, match="leading 0"):
+        intruders.run(adapter(lora("q", b, a)), base, k=0)
+    with pytest.raises(InputError, match="is a cosine"):
+        intruders.run(adapter(lora("q", b, a)), base, epsilon=1.5)
+    with pytest.raises(InputError, match="no parameter in common"):
+        intruders.run(adapter(lora("k", b, a)), base)
+    broken = intruders.run(adapter(lora("q", b * np.nan, a)), base)
+    assert broken.modules[0].non_finite
+    assert broken.findings[0].severity == "error"
+    other = intruders.run(adapter(lora("q", b, a), lora("other", b, a)), base)
+    assert [item.name for item in other.set_aside] == ["other"]
+
+
+def test_json_table_and_page():
+    weights = {f"layers.{i}.{n}": flat(90, 70) for i in range(2) for n in "qv"}
+    updates = [lora(name, *spikes(90, 70, [9.0])) for name in weights]
+    result = intruders.run(adapter(*updates), checkpoint(weights), k=4)
+    record = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert record["schema"] == 1
+    assert record["counts"]["epsilon"] == list(result.epsilons)
+    assert record["counts"]["left"][4][0] == result.count(0.5, 1) == 4
+    assert record["modules"][0]["vectors"][0]["cosine"]["left"] < 0.5
+    assert len(result.table()) == 4
+    assert dataclasses.is_dataclass(result)
+    page = Page("x", result.blocks())
+    assert "Intruders for each ε and k" in terminal.render(page, width=120, color=False)
+    assert "<svg" in html.render(page)
+
+
+# --- the intervention ---------------------------------------------------------------------------------------------
+
+
+def test_the_arms_are_what_they_say():
+    weights = {"a": flat(40, 30), "b": flat(30, 40), "c": flat(20, 20)}
+    factors = {"a": spikes(40, 30, [9.0, 6.0]), "b": spikes(30, 40, [8.0]), "c": spikes(20, 20, [0.01])}
+    result = intruders.run(adapter(*(lora(n, *f) for n, f in factors.items())), checkpoint(weights), k=3)
+    seen = []
+
+    def evaluate(deltas):
+        seen.append({name: dense(change) for name, change in deltas.items()})
+        return {"loss": float(len(seen)), "accuracy": 0.5}
+
+    deltas = {name: Factored(*f) for name, f in factors.items()}
+    made = intervene(result, "run", weights.get, deltas.get, evaluate, lambdas=[0.0, 0.5, 1.0], all_of_them=True)
+    assert seen[0] == {}  # the base
+    np.testing.assert_allclose(seen[1]["a"], dense(deltas["a"]))
+    assert [m["name"] for m in made.modules] == ["a", "b"]
+    assert [m["intruders"] for m in made.modules] == [[1, 2], [1]]
+    assert [(p["arm"], p["lambda"]) for p in made.points] == [(arm, f) for f in (0.0, 0.5) for arm in ARMS]
+    for point, changes in zip(made.points, seen[2:], strict=True):
+        np.testing.assert_allclose(changes["c"], dense(deltas["c"]))  # no intruder: as trained
+        for name in ("a", "b"):
+            trained = dense(deltas[name])
+            u, s, vh = np.linalg.svd(weights[name] + trained, full_matrices=False)
+            number = 2 if name == "a" else 1
+            cut = (point["lambda"] - 1) * (u[:, :number] * s[:number]) @ vh[:number]
+            moved = changes[name] - trained
+            if point["arm"] == "intruder":
+                np.testing.assert_allclose(moved, cut, atol=1e-8)
+            elif point["arm"] == "shrink":
+                norm = np.linalg.norm(trained + cut)
+                np.testing.assert_allclose(changes[name], trained * norm / np.linalg.norm(trained), atol=1e-8)
+            elif point["arm"] == "random":
+                assert np.linalg.norm(moved, 2) == pytest.approx(np.linalg.norm(cut, 2), rel=0.05)  # nearly orthogonal
+                assert np.linalg.matrix_rank(moved, tol=1e-8) == number
+            else:
+                at = slice(number, 2 * number)  # the next ones, which are no intruders
+                np.testing.assert_allclose(moved, (point["lambda"] - 1) * (u[:, at] * s[at]) @ vh[at], atol=1e-8)
+    whole = dataclasses.replace(result, intervention=made)
+    json.dumps(whole.to_json(), allow_nan=False)
+    assert "Scaling the intruders" in terminal.render(Page("x", whole.blocks()), width=120, color=False)
+    assert any("λ = 0.5" in finding.text for finding in whole.findings)
+
+
+def test_an_intervention_without_intruders_says_so():
+    weight, b, a = flat(20, 20), *spikes(20, 20, [0.01])
+    result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), k=3)
+    made = intervene(
+        result, "run", lambda _: weight, lambda _: Factored(b, a), lambda _: {"loss": 1.0, "accuracy": 0.0}
+    )
+    assert made.points == ()
+    assert "no weight has an intruder" in made.findings()[0].text
+
+
+# --- PEFT ---------------------------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 80), nn.Linear(80, 64)
+        self.c_attn, self.embed = Conv1D(96, 64), nn.Embedding(120, 64)
+
+    def forward(self, ids):
+        return self.c_attn(self.down(self.up(self.embed(ids))))
+
+
+def peft_pair(folder, targets, **more):
+    """A small model with a strong adapter, saved; PEFT's model, the base and our adapter."""
+    torch.manual_seed(3)
+    model = Small()
+    base = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    torch.save(base, folder / "pytorch_model.bin")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=targets, **more))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name and "magnitude" not in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.45
+    wrapped.save_pretrained(folder / "adapter")
+    opened = open_checkpoint(folder)
+    return wrapped, opened, io.read(folder / "adapter", opened)
+
+
+def peft_counts(wrapped, **more):
+    lines = []
+    reduce_intruder_dimension(wrapped, top_k=5, threshold_epsilon=0.5, logging_sink=lines.append, **more)
+    said = [re.fullmatch(r"base_model\.model\.(\w+): (?:No intruders|Intruders: (\d+))", line) for line in lines]
+    return {match[1]: int(match[2] or 0) for match in said if match}
+
+
+def test_counts_are_pefts_where_peft_is_right(tmp_path):
+    wrapped, base, ours = peft_pair(tmp_path, ["up", "down"])
+    result = intruders.run(ours, base, k=5)
+    found = {m.name: len(m.intruders(0.5, 5)) for m in result.modules}
+    assert found == peft_counts(wrapped)
+    assert sum(found.values()) > 0
+
+
+@pytest.mark.parametrize("target", ["c_attn", "embed"])
+def test_where_the_file_stores_the_map_turned_peft_takes_the_other_side(tmp_path, target):
+    """PEFT decomposes the weight as it is stored: its left is our right. What it then writes does not fit the layer."""
+    wrapped, base, ours = peft_pair(tmp_path, [target])
+    result = intruders.run(ours, base, k=5)
+    (module,) = result.modules
+    tuned = base.of(ours.updates[target]).read() + dense(ours.updates[target].delta())
+    left = dense_count(base.of(ours.updates[target]).read(), tuned, 0.5, 5)
+    assert len(module.intruders(0.5, 5, "left")) == left
+    counts = peft_counts(wrapped, mitigation_lambda=1.0)
+    assert counts == {target: len(module.intruders(0.5, 5, "right"))}
+    assert counts[target] > 0
+    with pytest.raises(RuntimeError):
+        wrapped(torch.arange(6)[None])
+
+
+def test_dora_is_counted_with_its_magnitudes_and_pefts_is_not(tmp_path):
+    wrapped, base, ours = peft_pair(tmp_path, ["up", "down"], use_dora=True)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "magnitude" in name:
+                parameter *= torch.linspace(0.02, 3, len(parameter))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    ours = io.read(tmp_path / "adapter", base)
+    result = intruders.run(ours, base, k=5)
+    counts = peft_counts(wrapped)
+    for module in result.modules:
+        weight = base.of(ours.updates[module.name]).read()
+        tuned = weight + ours.updates[module.name].delta(weight)
+        assert len(module.intruders(0.5, 5)) == dense_count(weight, tuned, 0.5, 5)
+    assert counts != {m.name: len(m.intruders(0.5, 5)) for m in result.modules}
