@@ -16,6 +16,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.resize import Energy, ParameterBudget, RankBudget, Spectrum, Uniform
 from lorascope.weights.tensors import InMemory
+from tests.weights.examples import case_id, cases
 from tests.weights.examples_peft import build, merged_deltas, tiny
 
 TARGETS = ["q_proj", "v_proj", "down_proj", "c_attn"]
@@ -194,3 +195,36 @@ def test_non_finite_entries_are_named():
     roles = {"A": InMemory(np.full((2, 3), np.nan)), "B": InMemory(np.ones((4, 2)))}
     with pytest.raises(InputError, match=r"layers\.3 cannot be decomposed"):
         resize.decompose(Adapter({"layers.3": Update("layers.3", "low_rank", roles)}))
+
+
+# What PEFT's layout has no place for; everything else that is read can be resized.
+UNWRITABLE = {
+    "loralib": "would lose what was not analysed",
+    "every_sort": "fused experts is not supported",
+    "only_parts": "holds no ΔW to resize",
+    "fused_experts": "fused experts is not supported",
+    "fused_experts_two_parameters": "fused experts is not supported",
+    "lora_bias": "would lose what was not analysed",
+}
+
+
+@pytest.mark.parametrize(("format", "builder"), cases(), ids=case_id)
+def test_every_format_resized_and_read_again(format, builder, tmp_path):
+    """The best rank 1 of the example's own truth, in float64 factors; tolerance is the example's, for the input."""
+    (tmp_path / "in").mkdir()
+    example = builder(tmp_path / "in")
+    base = open_checkpoint(example.base) if example.base else None
+    adapter = io.read(example.path, base)
+    if why := UNWRITABLE.get(builder.__name__):
+        with pytest.raises(InputError, match=why):
+            io.write(cut(adapter, Uniform(1), base, "F64")[0], tmp_path / "small")
+        return
+    small, ranks, _ = cut(adapter, Uniform(1), base, "F64")
+    io.write(small, tmp_path / "small")
+    again = io.read(tmp_path / "small", base).updates
+    assert {name for name, rank in ranks.items() if rank} == again.keys()
+    for name in again:
+        delta = example.deltas[name]
+        expected = best(delta, 1)
+        scale = np.abs(delta).max()
+        np.testing.assert_allclose(dense(again[name].delta()), expected, atol=10 * example.tolerance + 1e-9 * scale)

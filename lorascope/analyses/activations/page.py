@@ -39,6 +39,7 @@ MEASURES = (
     ("chance_cosine", "±chance", "float", "1/√d_out: standard deviation of one token's cosine for a random ΔW"),
     ("uses", "uses", "int", "how often one pass calls the layer"),
 )
+NOT_MAPPED = ("uses", "chance_cosine")  # the same in every layer of a type
 MOST_PAIRS = 6  # columns on the terminal
 TERMINAL = ("share.mean", "chance_share", "weight_ratio", "update_gain", "base_gain", "cosine.mean", "chance_cosine")
 
@@ -174,7 +175,7 @@ def _heatmaps(result: "ActivationsResult") -> list[Block]:
                 key, title, tuple(tuple(_cell(modules, d, t, key) for t in types) for d in depths), unit, help=about
             )
             for key, title, unit, about in MEASURES
-            if any(value(m, key) is not None for m in modules)
+            if key not in NOT_MAPPED and any(value(m, key) is not None for m in modules)
         )
         made.append(
             Heatmap(f"Depth × layer type: {run}", tuple(map(str, depths)), tuple(types), measures, "layer",

@@ -66,8 +66,9 @@ def _error(result: "ResizeResult", plan: "Plan") -> list[Finding]:
         text = f"rank {plan.uniform_rank} everywhere, with no more parameters, would lose {plan.uniform_error:.3g}"
         found.append(Finding("note", text))
     if ranks["min"] != ranks["max"] and whole["worst_error"] is not None:
-        text = f"{plan.label}: the module that loses most of itself, {percent(whole['worst_error'])} of its norm"
-        found.append(Finding("note", text, whole["worst_module"]))
+        worst, name = whole["worst_error"], whole["worst_module"]
+        text = f"{plan.label}: the module that loses most of itself is {name}, {percent(worst)} of its norm"
+        found.append(Finding("note", text))
     return found
 
 
@@ -109,14 +110,14 @@ def _scores(result: "ResizeResult") -> list[Finding]:
     if result.gained is None:
         return [*found, Finding("warning", "with all of ΔW the held-out loss is no lower than without it")]
     kept = [(plan, share) for plan in result.plans if (share := result.gain(plan)) is not None]
+    said = ""
     if len(kept) > MOST_PLANS:
         good = [one for one in kept if one[1] >= GAIN_WORTH_HAVING]
         kept = [min(good or kept, key=lambda one: one[0].parameters if good else -one[1])]
-        said = f"the smallest plan that keeps {percent(GAIN_WORTH_HAVING)} of the gain" if good else "the best plan"
-        found.append(Finding("note", f"{said} is {kept[0][0].label}"))
+        said = f"the smallest plan that keeps {percent(GAIN_WORTH_HAVING)} of the gain is " if good else "the best is "
     for plan, share in kept:
         assert plan.score is not None
-        text = f"{plan.label}: held-out loss {plan.score['loss']:.4g}, {percent(share)} of the gain"
+        text = f"{said}{plan.label}: held-out loss {plan.score['loss']:.4g}, {percent(share)} of the gain"
         found.append(Finding("note", text + accuracy(plan.score)))
     return found
 
