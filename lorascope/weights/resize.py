@@ -228,7 +228,7 @@ def _check(adapter: Adapter, base: Checkpoint | None) -> None:
     needy = {update.kind: name for name, update in adapter.updates.items() if update.needs_base}
     if needy and base is None:
         raise InputError(
-            f"{adapter.source.method or 'this'} updates are known with their base only",
+            f"ΔW of {adapter.source.method or 'this adapter'} is known with the base only",
             found=some(needy.values(), 3),
             hint="pass --base MODEL, and ΔW itself is truncated",
         )

@@ -230,4 +230,4 @@ def _left_out(result: "ResizeResult") -> list[Block]:
     if not rows:
         return []
     columns = (Column("name", "module", "code"), Column("reason", "why"))
-    return [Table(columns, tuple(rows), title="Left out, or dropped")]
+    return [Table(columns, tuple(rows), title="Left out, or dropped", interactive=True, where="page")]
