@@ -95,6 +95,7 @@ class Runs:
         """A run, also one that was trained since."""
         from lorascope.analyses.dimension import Candidate
 
+        folder = next((known for known in self._facts if known.resolve() == folder.resolve()), folder)
         if folder not in self._facts:
             self._facts[folder] = self._facts_of(folder, folder.name)
         return Candidate(self._facts[folder], lambda: self._opened(folder))

@@ -102,7 +102,9 @@ def test_the_search_trains_and_goes_on(runs, tmp_path):
     assert found["search"]["trained"] == len(list(folder.glob("said=layer,d=*"))) > 0
     assert [group["label"] for group in found["families"]] == ["SAID by layer"]
     assert [level["size"] for level in found["families"][0]["levels"]] == [t["d"] for t in found["search"]["tried"]]
-    again = json.loads(lorascope(*asked, env=ENV).stdout)
+    (tmp_path / "x").mkdir()
+    twice = tmp_path / "x" / ".." / "search"  # named as runs, too, and spelled another way
+    again = json.loads(lorascope(*asked, twice, env=ENV).stdout)
     assert (again["search"]["trained"], again["search"]["found"]) == (0, found["search"]["trained"])
     assert again["families"] == found["families"]
 
