@@ -23,12 +23,14 @@ class Scale:
         replicates: how many independent runs of every arm: each draws its own initialisation, data subset and order.
         params: the study's own sizes, such as the ranks.
         test_split: where final runs are scored, and nothing is chosen; None scores them on the held-out texts.
+        test_samples: how many of its texts, the same for all runs; None takes all.
     """
 
     config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     replicates: int = 5
     params: Mapping[str, Any] = field(default_factory=dict)
     test_split: str | None = "test"
+    test_samples: int | None = None
 
 
 @dataclass(frozen=True)

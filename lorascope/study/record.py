@@ -28,6 +28,7 @@ DIGITS = 7  # of every number: more than any of them means
 def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], verdicts: Sequence[Verdict]) -> dict:
     """The record, JSON types only."""
     study = runner.study
+    figures = _figures(runner, results)
     words = {
         name: getattr(study, name) for name in ("name", "title", "question", "varied", "tuned", "fixed", "reading")
     }
@@ -52,7 +53,7 @@ def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], v
         "failures": [{"title": title, "message": message} for title, message in runner.failures.items()],
         "runs": _rows(results.runs),
         "tables": {name: _rows(table) for name, table in results.tables.items()},
-        "figures": serial.to_json(study.figures(results)),
+        "figures": figures,
     }
     return _rounded(record)
 
@@ -93,7 +94,17 @@ def _scale(results: Results) -> dict[str, Any]:
         "params": dict(scale.params),
         "config": {section: dict(keys) for section, keys in scale.config.items()},
         "test_split": scale.test_split,
+        "test_samples": scale.test_samples,
     }
+
+
+def _figures(runner: Runner, results: Results) -> list[Any]:
+    """The study's figures; where they cannot be drawn, the study's numbers are not lost for it."""
+    try:
+        return serial.to_json(runner.study.figures(results))
+    except Exception as error:
+        runner.failures["figures"] = f"{type(error).__name__}: {error}"
+        return []
 
 
 def _cost(runner: Runner) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -79,7 +79,7 @@ class Runner:
         given = study.scales[scale]
         config = override(given.config, overrides) if overrides else given.config
         self.study, self.script, self.store, self.engine = study, script, store, engine
-        self.scale = Scale(config, given.replicates, given.params, given.test_split)
+        self.scale = replace(given, config=config)
         self.device, self.progress = device, progress or Progress()
         self.arms = tuple(study.arms(self.scale))
         self.failures: dict[str, str] = {}
@@ -130,6 +130,7 @@ class Runner:
         config = resolved(parse(values, f"{self.study.name}, {title},"))
         files = [Path(path) for path in (config["data"]["path"], config["data"]["eval_path"]) if path]
         spec = {"kind": "train", "config": config, "test_split": self.scale.test_split if final else None}
+        spec["test_samples"] = self.scale.test_samples if final else None
         spec["data"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
         return Job(spec, title=title)
 

@@ -83,7 +83,7 @@ def _test(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
     from lorascope.training.loop import evaluate
     from lorascope.training.reopen import other_texts
 
-    texts = other_texts(member.config, member.train, tokenizer, job.spec["test_split"], None)
+    texts = other_texts(member.config, member.train, tokenizer, job.spec["test_split"], job.spec["test_samples"])
     size = member.config.training.per_device_eval_batch_size
     score = evaluate(member.injected.model, texts, size, member.world)
     write_json(folder / TEST, asdict(score))
