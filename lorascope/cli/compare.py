@@ -34,6 +34,10 @@ def compare(
     directions: Annotated[
         int, typer.Option(min=1, help="Leading directions that make the subspace of an update that is not low rank.")
     ] = 64,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="What it finds in a path names the adapter's group, such as its task."),
+    ] = None,
     all_modules: Annotated[
         bool, typer.Option("--all-modules", help="Of very many adapters, too, measure every module, not a sample.")
     ] = False,
@@ -41,8 +45,8 @@ def compare(
     """Say what two or more adapters share: cosine of their updates, principal angles, overlap φ(i, j) on both sides.
 
     Every number stands beside its chance level. Any ranks, methods and formats; nothing depends on how ΔW is written
-    as a product. Adapters that share their random initialisation are named. From three on: matrices, groups, clusters.
-    Example:
+    as a product. Adapters that share their random initialisation are named. From three on: matrices, groups, clusters;
+    with --group, agreement within and between tasks, with runs and not layers as samples. Example:
 
         lorascope compare runs/seed0/adapter runs/seed1/adapter --html overlap.html
     """
@@ -53,6 +57,7 @@ def compare(
     from lorascope.analyses.compare import run
 
     checkpoint = _open_base(base)
+    named = None if group is None else [_group(group, path) for path in paths]
     inputs = [_read(path, checkpoint) for path in paths]
     result = run(
         inputs,
@@ -60,6 +65,7 @@ def compare(
         modules=modules,
         directions=directions,
         all_modules=all_modules,
+        named_groups=named,
         progress=_bar(len(paths)),
     )
     page = _page(result)
@@ -94,6 +100,21 @@ def _read(path: Path, base: Any) -> Any:
     from lorascope.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(path)
+
+
+def _group(pattern: str, path: Path) -> str:
+    """What the pattern (its first group, where it has one) finds in the path."""
+    import re
+
+    from lorascope.errors import InputError
+
+    try:
+        found = re.search(pattern, str(path))
+    except re.error as error:
+        raise InputError(f"--group {pattern!r} is not a regular expression", found=error) from None
+    if found is None:
+        raise InputError(f"--group {pattern!r} finds nothing in {path}", hint="every path must name its group")
+    return found[1] or "" if found.re.groups else found[0]
 
 
 def _bar(adapters: int) -> Callable[[list], Iterable]:

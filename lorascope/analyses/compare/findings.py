@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.analyses.compare.matrices import within_and_between
+from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE, median
 from lorascope.analyses.spectrum.module import PARTIAL
 from lorascope.blocks import Finding
@@ -24,7 +25,7 @@ FROZEN = ("vera", "core")
 def findings(result: "CompareResult") -> tuple[Finding, ...]:
     """Errors, then warnings, then notes."""
     order = {"error": 0, "warning": 1, "note": 2}
-    found = [*_initialisations(result), *_agreement(result), *_limits(result)]
+    found = [*_initialisations(result), *_agreement(result), *_by_label(result), *_limits(result)]
     return tuple(sorted(found, key=lambda finding: order[finding.severity]))
 
 
@@ -177,6 +178,33 @@ def _many(result: "CompareResult") -> list[Finding]:
         text = f"{len(clusters)} clusters by left overlap (of {sizes} adapters; mean silhouette"
         found.append(Finding("note", f"{text} {_number(result.clusters['silhouette'])})"))
     return found
+
+
+def _by_label(result: "CompareResult") -> list[Finding]:
+    """Of groups that were named: agreement within and between them, with adapters as the sampling unit."""
+    if result.by_label is None:
+        return []
+    sizes = [len(members) for members in result.by_label["groups"].values()]
+    text = f"{len(sizes)} named groups (of {', '.join(map(str, sizes))} adapters): intervals draw adapters anew,"
+    few = f", and groups of fewer than {FEW} make them too narrow" if min(sizes) < FEW else ""
+    found = [Finding("note", f"{text} layers are no samples{few}")]
+    for key, name in (("cosine", "cosine"), ("left_effect", "left effect"), ("right_effect", "right effect")):
+        about = result.by_label["measures"][key]
+        parts = [f"{_ranged(about[where])} {where} groups" for where in ("within", "between") if about[where]["mean"]]
+        if parts:
+            p = (
+                f"; difference {_ranged(about['difference'])}, p {_number(about['p'])}"
+                if about["p"] is not None
+                else ""
+            )
+            found.append(Finding("note", f"{name} of the updates: {' and '.join(parts)}{p}"))
+    return found
+
+
+def _ranged(about: "Row") -> str:
+    if about["low"] is None:
+        return _number(about["mean"])
+    return f"{_number(about['mean'])} ({_number(about['low'])} to {_number(about['high'])})"
 
 
 def _limits(result: "CompareResult") -> list[Finding]:

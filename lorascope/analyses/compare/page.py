@@ -85,7 +85,7 @@ def blocks(result: "CompareResult") -> tuple[Block, ...]:
     """The page in reading order."""
     made: list[Block] = [_facts(result), Findings(result.findings)]
     if len(result.adapters) > 2:
-        made += [_pairs(result), *_matrices(result)]
+        made += [_pairs(result), *_by_label(result), *_matrices(result)]
     detailed = [pair for pair in result.pairs if pair.modules]
     for pair in detailed[:MOST_PAIR_PAGES]:
         made += _pair(result, pair)
@@ -346,6 +346,24 @@ def _matrices(result: "CompareResult") -> list[Block]:
         Heatmap("All pairs", names, names, tuple(measures), "adapter", "adapter", caption, where="page")
     ]
     return [*made, _membership(result)]
+
+
+def _by_label(result: "CompareResult") -> list[Block]:
+    """Agreement within and between named groups."""
+    if result.by_label is None:
+        return []
+    columns = (Column("measure", "measure"), Column("pairs", "pairs"), Column("mean", "mean", "float"),
+               Column("low", "95 % from", "float"), Column("high", "to", "float"),
+               Column("p", "p", "float", help="labels permuted over adapters, two-sided"))  # fmt: skip
+    rows = tuple(
+        (key.replace("_", " "), where, *(about[where][part] for part in ("mean", "low", "high")),
+         about["p"] if where == "difference" else None)
+        for key, about in result.by_label["measures"].items()
+        for where in ("within", "between", "difference")
+    )  # fmt: skip
+    sizes = "; ".join(f"{name or '(empty)'}: {len(who)}" for name, who in result.by_label["groups"].items())
+    caption = f"Adapters drawn anew within each group, {result.by_label['draws']:,} times. Groups: {sizes}."
+    return [Table(columns, rows, title="Within and between named groups", caption=caption)]
 
 
 def _membership(result: "CompareResult") -> Table:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from lorascope.analyses.compare.matrices import (
     within_and_between,
 )
 from lorascope.analyses.compare.pair import Row, compare
+from lorascope.analyses.compare.seeds import contrast
 from lorascope.analyses.compare.side import DIRECTIONS, Side, read
 from lorascope.analyses.compare.summary import rates, summary_of, summary_of_matrices
 from lorascope.analyses.names import depth, module_types
@@ -63,6 +64,7 @@ class CompareResult:
         clusters: as `matrices.cluster` gives it; None below three adapters.
         groups: indices of the adapters that began from one A.
         sampled: how many of the modules were measured, and how many there are, where not all were.
+        by_label: as `seeds.contrast` gives it, where the adapters' groups were named.
     """
 
     adapters: tuple[Row, ...]
@@ -74,6 +76,7 @@ class CompareResult:
     groups: tuple[tuple[int, ...], ...]
     base: str | None = None
     sampled: tuple[int, int] | None = None
+    by_label: Row | None = None
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -122,6 +125,7 @@ class CompareResult:
                 "groups": [list(group) for group in self.groups],
                 **within_and_between(self.matrices, self.groups),
             },
+            "groups_by_label": self.by_label,
             "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
         }
 
@@ -140,6 +144,7 @@ def run(
     modules: str | None = None,
     directions: int = DIRECTIONS,
     all_modules: bool = False,
+    named_groups: Sequence[str] | None = None,
     progress: Callable[[list[str]], Any] = iter,
 ) -> CompareResult:
     """Compare every pair, one module at a time: memory is that of one module of all adapters.
@@ -150,6 +155,7 @@ def run(
         modules: a regular expression; only modules whose name it finds are compared.
         directions: how many leading directions make the subspace of an update that is not low rank.
         all_modules: measure all modules even where that takes long; else evenly chosen ones of each type.
+        named_groups: the group of each adapter (its task, say), to compare agreement within and between groups.
         progress: wraps the list of modules, such as a progress bar.
 
     Raises:
@@ -171,7 +177,8 @@ def run(
     run = _Run(found, named, base, directions, detailed=_detailed(len(adapters), len(common)))
     for name in progress(chosen):
         run.module(name)
-    return run.result(adapters, (len(chosen), len(common)))
+    result = run.result(adapters, (len(chosen), len(common)))
+    return result if named_groups is None else replace(result, by_label=contrast(result.matrices, named_groups))
 
 
 def _names_of(found: Modules, index: int) -> list[str]:
