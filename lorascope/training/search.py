@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lorascope.errors import InputError, LorascopeError
 from lorascope.linalg.crossing import bracket
@@ -181,11 +180,11 @@ class SubspaceRuns:
 
     def _train(self, folder: Path, values: dict[str, Any]) -> None:
         from lorascope.training import run
-        from lorascope.training.config import parse, resolved
+        from lorascope.training.config import load, parse
 
         config = parse(values, f"the search's run {folder.name}")
         if _summary(folder):
-            if yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) != _plain(resolved(config)):
+            if load(folder / "config.yaml") != config:
                 raise InputError(
                     f"{folder} holds a run of another config",
                     hint="name another folder for the search, or remove that run",
@@ -206,8 +205,3 @@ def _summary(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError:
         raise InputError(f"{path} is not JSON", hint="remove that run's folder") from None
-
-
-def _plain(values: Mapping[str, Any]) -> Any:
-    """As YAML gives it back."""
-    return yaml.safe_load(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -415,6 +415,15 @@ def test_runs_of_other_data_or_models_are_refused():
         run([full_candidate(), other])
 
 
+def test_a_config_of_an_older_version_lacks_keys_that_are_off():
+    newer = config("lora", rank=1, targets="all")
+    newer["model"] |= {"random_init": False}
+    assert run([full_candidate(), candidate("newer", newer, full_run())]).runs
+    newer["model"] |= {"random_init": True}
+    with pytest.raises(InputError, match=r"do not share model\.random_init"):
+        run([full_candidate(), candidate("newer", newer, full_run())])
+
+
 def test_without_a_full_run_there_is_nothing_to_measure_against():
     with pytest.raises(InputError, match="no run is a full fine-tuning; found lora"):
         run([lora_candidate(1, 0.5)])

@@ -129,7 +129,8 @@ def check_same_task(runs: Sequence[RunFacts]) -> None:
         for section, free in FREE.items():
             mine, theirs = first.task[section], other.task[section]
             for key in dict.fromkeys([*mine, *theirs]):
-                if key not in free and mine.get(key) != theirs.get(key):
+                # A key that an older version did not write is at its default, which is off.
+                if key not in free and (mine.get(key) or None) != (theirs.get(key) or None):
                     raise InputError(
                         f"the runs do not share {section}.{key}",
                         found=f"{mine.get(key)!r} ({first.label}) and {theirs.get(key)!r} ({other.label})",
