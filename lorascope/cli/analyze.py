@@ -9,9 +9,12 @@ import typer
 from lorascope.cli._outputs import write_outputs
 
 if TYPE_CHECKING:
+    from lorascope.analyses.against_base import AgainstBaseResult
     from lorascope.analyses.particulars import ParticularsResult
     from lorascope.analyses.spectrum import SpectrumResult
     from lorascope.blocks import Block, Page
+    from lorascope.weights.adapter import Adapter
+    from lorascope.weights.base_svd import SvdCache
 
 
 def analyze(
@@ -35,11 +38,18 @@ def analyze(
         str, typer.Option(metavar="MEASURE", help="What the listed modules are sorted by.")
     ] = "energy_share",
     top: Annotated[int, typer.Option(min=1, help="How many modules to list at each end.")] = 4,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --base: where decompositions of base weights are kept.")
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="With --base: neither read nor keep decompositions of base weights.")
+    ] = False,
 ) -> None:
     """Say what is in an adapter: rank, spectra, where the update is, and what is wrong with it.
 
     And what is particular to its method: VeRA's d and b, AdaLoRA's ranks, DoRA's magnitudes, IA³'s scales. Reads
-    PEFT, kohya, diffusers, loralib, LyCORIS and torchtune files. Example:
+    PEFT, kohya, diffusers, loralib, LyCORIS and torchtune files. With --base also how much of W lies in ΔW's
+    directions, beside W's own and random ones (the LoRA paper's §7.3). Example:
 
         lorascope analyze adapter.safetensors --html report.html
 
@@ -47,9 +57,18 @@ def analyze(
     energy_effective_rank, participation_ratio, energy_rank_0.9, energy_rank_0.95, energy_rank_0.99, rank_utilisation,
     rank_utilisation_of_null, negligible_share, relative_norm, rounding_loss.
     """
+    kept = None
+    if base is not None:
+        from lorascope.linalg.host import prepare_process
+
+        prepare_process()
+        from lorascope.cli._base_svd import open_cache
+
+        kept = open_cache(cache, no_cache)
     report_on(
-        paths, html=html, json=json, csv=csv, terminal=str(json) != "-", base=base, modules=modules, sort=sort, top=top
-    )
+        paths, html=html, json=json, csv=csv, terminal=str(json) != "-", base=base, modules=modules, sort=sort, top=top,
+        cache=kept,
+    )  # fmt: skip
 
 
 def report_on(
@@ -63,6 +82,7 @@ def report_on(
     modules: str | None = None,
     sort: str = "energy_share",
     top: int = 4,
+    cache: "SvdCache | None" = None,
 ) -> "list[SpectrumResult]":
     """Read each path, analyse it, and write what was asked for. What `quickstart` and `train` end with.
 
@@ -71,6 +91,7 @@ def report_on(
     """
     import sys
     from dataclasses import replace
+    from functools import partial
 
     from lorascope.linalg.host import prepare_process
 
@@ -83,7 +104,7 @@ def report_on(
     if sort not in SORT_KEYS:
         raise InputError(f"--sort {sort!r} is not a measure", expected=f"one of {', '.join(SORT_KEYS)}")
     checkpoint = _open_base(base)
-    results, special = [], []
+    results, special, beside = [], [], []
     for path in paths:
         adapter = io.read(path, checkpoint)
         particular = particulars.run(adapter, base=checkpoint, modules=modules)
@@ -91,15 +112,28 @@ def report_on(
         measured = spectrum.run(adapter, base=checkpoint, modules=modules, progress=_bar(path), at_least=least)
         special.append(particular)
         results.append(measured)
+        beside.append(_against(adapter, checkpoint, modules, cache, path))
     if base is not None:
         results = [replace(result, base=str(base)) for result in results]  # as the user named it, not where it lies
-    page = _page(results, special, sort, top)
+    page = _page(results, special, beside, sort, top)
     if terminal:
         from lorascope.report import terminal as screen
 
         sys.stdout.write(screen.render(page))
-    write_outputs(page, lambda: _record(results, special), lambda: _rows(results), html=html, json=json, csv=csv)
+    record, rows = partial(_record, results, special, beside), partial(_rows, results, beside)
+    write_outputs(page, record, rows, html=html, json=json, csv=csv)
     return results
+
+
+def _against(
+    adapter: "Adapter", base: Any, modules: str | None, cache: "SvdCache | None", path: Path
+) -> "AgainstBaseResult | None":
+    """ΔW against W, where there is a W: nothing of it is loaded otherwise."""
+    if base is None:
+        return None
+    from lorascope.analyses import against_base
+
+    return against_base.run(adapter, base, modules=modules, cache=cache, progress=_bar(path))
 
 
 def _open_base(base: str | Path | None) -> Any:
@@ -122,7 +156,13 @@ def _bar(path: Path) -> Callable[[list], Iterable]:
     return lambda updates: tqdm(updates, desc=path.name, unit=" modules", leave=False, delay=0.5)
 
 
-def _page(results: "list[SpectrumResult]", special: "list[ParticularsResult]", sort: str, top: int) -> "Page":
+def _page(
+    results: "list[SpectrumResult]",
+    special: "list[ParticularsResult]",
+    beside: "list[AgainstBaseResult | None]",
+    sort: str,
+    top: int,
+) -> "Page":
     import platform
     import shlex
     import sys
@@ -133,10 +173,10 @@ def _page(results: "list[SpectrumResult]", special: "list[ParticularsResult]", s
     from lorascope.blocks import Heading, Page
 
     body: list = []
-    for result, particulars in zip(results, special, strict=True):
+    for result, particulars, against in zip(results, special, beside, strict=True):
         if len(results) > 1:
             body.append(Heading(result.source.path, level=1))
-        body.extend(_body(result, particulars, sort, top))
+        body.extend(_body(result, particulars, against, sort, top))
     first = results[0]
     title = "/".join(Path(first.source.path).parts[-2:]) if len(results) == 1 else f"{len(results)} adapters"
     summary = "; ".join(
@@ -155,24 +195,54 @@ def _page(results: "list[SpectrumResult]", special: "list[ParticularsResult]", s
     return Page(title, tuple(body), kicker="lorascope analyze", summary=summary, made_by=made_by)
 
 
-def _body(result: "SpectrumResult", particulars: "ParticularsResult", sort: str, top: int) -> "list[Block]":
-    """The spectrum's blocks, those of the particulars, and the definitions of both."""
+def _body(
+    result: "SpectrumResult",
+    particulars: "ParticularsResult",
+    against: "AgainstBaseResult | None",
+    sort: str,
+    top: int,
+) -> "list[Block]":
+    """The spectrum's blocks, those of the particulars and of W, and the definitions of all."""
     from lorascope.analyses.spectrum.page import DEFINITIONS, blocks
     from lorascope.blocks import Definitions
 
     *spectrum, _ = blocks(result, sort=sort, top=top)
-    definitions = Definitions((*DEFINITIONS, *particulars.definitions), where="page")
-    return [*spectrum, *particulars.sections(), definitions]
+    beside: list = []
+    more: tuple = ()
+    if against is not None and against.modules:
+        from lorascope.analyses.against_base.page import DEFINITIONS as OF_BASE
+
+        beside, more = list(against.blocks()), OF_BASE
+    definitions = Definitions((*DEFINITIONS, *more, *particulars.definitions), where="page")
+    return [*spectrum, *beside, *particulars.sections(), definitions]
 
 
-def _record(results: "list[SpectrumResult]", special: "list[ParticularsResult]") -> dict[str, Any]:
+def _record(
+    results: "list[SpectrumResult]", special: "list[ParticularsResult]", beside: "list[AgainstBaseResult | None]"
+) -> dict[str, Any]:
     """One adapter: the object of schema 1. Several: those objects in `adapters`."""
     import lorascope
 
-    pairs = zip(results, special, strict=True)
-    records = [result.to_json() | {"particulars": particulars.record()} for result, particulars in pairs]
+    records = []
+    for result, particulars, against in zip(results, special, beside, strict=True):
+        record = result.to_json() | {"particulars": particulars.record()}
+        if against is not None:
+            record |= {"against_base": {"summary": against.summary(), "findings": _said(against)}}
+            for module in record["modules"]:
+                if module["against_base"] is not None:
+                    module["against_base"] |= against.extra(module["name"])
+        records.append(record)
     return records[0] if len(records) == 1 else {"schema": 1, "lorascope": lorascope.__version__, "adapters": records}
 
 
-def _rows(results: "list[SpectrumResult]") -> list[dict[str, Any]]:
-    return [{"path": r.source.path, **row} for r in results for row in r.flat_rows()]
+def _said(against: "AgainstBaseResult") -> list[dict[str, Any]]:
+    return [{"severity": f.severity, "module": f.module, "text": f.text} for f in against.findings]
+
+
+def _rows(results: "list[SpectrumResult]", beside: "list[AgainstBaseResult | None]") -> list[dict[str, Any]]:
+    rows = []
+    for result, against in zip(results, beside, strict=True):
+        for row in result.flat_rows():
+            more = against.flat(row["name"]) if against is not None else {}
+            rows.append({"path": result.source.path, **row, **{f"against_base.{k}": v for k, v in more.items()}})
+    return rows

@@ -252,19 +252,29 @@ def _blocks(made: Intervention) -> list[Block]:
     what = "the top intruder" if made.scaled == "top" else "every intruder among the leading vectors"
     number = ", ".join(f"{count} {name}" for name, count in made.texts.items())
     caption = (
-        f"{what} of {len(made.modules)} weights, and the controls: neighbour, the nearest leading direction that is no"
-        f" intruder; shrink, ΔW as a whole to the norm that the first arm leaves; random, a random direction of the"
-        f" same size. ‖ΔW‖ over these weights.{f' Scores of {number}.' if number else ''}"
+        f"{what[0].upper()}{what[1:]} of {len(made.modules)} weights, and the controls: neighbour, the nearest leading"
+        " direction that is no intruder; shrink, ΔW as a whole to the norm that the first arm leaves; random, a random"
+        f" direction of the same size. ‖ΔW‖ over these weights.{f' Scores of {number}.' if number else ''}"
     )
-    series = [
-        Series(arm, tuple(made.lambdas()), tuple(made.at(arm, f)[key] for f in made.lambdas()), titles[key])
-        for key in keys
-        for arm in ARMS
-    ]
-    marks = tuple(Marker("y", made.base[key], "base", titles[key]) for key in keys if key != "accuracy")
+    losses = [key for key in keys if key != "accuracy"]
+    figures = [_figure(made, losses, titles, "Loss")]
+    if "accuracy" in keys:
+        figures.append(_figure(made, ["accuracy"], titles, "Accuracy"))
     return [
         Heading("Scaling the intruders"),
         Table(tuple(columns), tuple(rows), title="Scores with the intruders scaled by λ", caption=caption),
-        Lines("Scores against λ", tuple(series), "λ", "score", markers=marks, where="page",
-              caption="λ = 1 is the trained model; the line of the base is the score without any ΔW."),
+        *figures,
     ]  # fmt: skip
+
+
+def _figure(made: Intervention, keys: list[str], titles: Mapping[str, str], what: str) -> Lines:
+    """A line for each arm, a panel for each set of texts."""
+    at = tuple(made.lambdas())
+    series = [
+        Series(arm, at, tuple(made.at(arm, f)[key] for f in at), titles[key] if len(keys) > 1 else "")
+        for key in keys
+        for arm in ARMS
+    ]
+    marks = tuple(Marker("y", made.base[key], "base", titles[key] if len(keys) > 1 else None) for key in keys)
+    caption = "λ = 1 is the trained model; the line of the base is the score without any ΔW."
+    return Lines(f"{what} against λ", tuple(series), "λ", what.lower(), markers=marks, where="page", caption=caption)

@@ -1,0 +1,45 @@
+"""‖UᵀWV‖ of random subspaces against simulation, and the LoRA paper's table 7 in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lorascope.linalg.inside import fourth_power, random_inside
+
+RNG = np.random.default_rng(2)
+
+
+@pytest.mark.parametrize(("m", "n", "i", "j"), [(12, 9, 3, 3), (10, 10, 1, 4), (8, 20, 8, 2), (6, 1, 2, 1)])
+def test_mean_and_deviation_against_simulation(m, n, i, j):
+    weight = RNG.standard_normal((m, n)) * np.linspace(2, 0.1, n)
+    sigma = np.linalg.svd(weight, compute_uv=False)
+    found = random_inside(m, n, i, j, float(np.sum(sigma**2)), float(np.sum(sigma**4)))
+    draws = 20_000
+    u, v = (np.linalg.qr(RNG.standard_normal((draws, size, width)))[0] for size, width in ((m, i), (n, j)))
+    seen = np.sum((np.swapaxes(u, 1, 2) @ weight @ v) ** 2, axis=(1, 2))
+    assert found.mean == pytest.approx(seen.mean(), abs=5 * seen.std() / math.sqrt(draws))  # five standard errors
+    assert found.sd == pytest.approx(seen.std(), rel=0.05)  # the error of a deviation from so many draws is 1 %
+    assert found.spread == pytest.approx(np.sqrt(seen).std(), rel=0.6)  # first order; a wide law here
+
+
+@pytest.mark.parametrize(
+    ("r", "norm", "inside", "random", "ratio", "amplification", "of_random"),
+    [(4, 6.91, 0.32, 0.0202, 15.9, 21.59, 342.7), (64, 3.57, 1.90, 0.3227, 5.9, 1.88, 11.1)],
+)
+def test_table_7_of_the_lora_paper(r, norm, inside, random, ratio, amplification, of_random):
+    """GPT-3's W_q, 12288 × 12288 with ‖W‖_F = 61.95; the derived figures that its table 7 gives no chance level for."""
+    from lorascope.analyses.against_base.module import ratios
+
+    chance = random_inside(12288, 12288, r, r, 61.95**2, 0.0)
+    found = ratios(inside, 61.95, norm, chance)
+    assert chance.norm == pytest.approx(random, rel=0.003)  # the digits given
+    assert found["ratio"] == pytest.approx(ratio, rel=0.005)
+    assert found["amplification"] == pytest.approx(amplification, rel=0.002)
+    assert found["amplification_random"] == pytest.approx(of_random, rel=0.005)
+
+
+def test_the_fourth_power_without_a_decomposition():
+    weight = RNG.standard_normal((60, 80))
+    exact = np.sum(np.linalg.svd(weight, compute_uv=False) ** 4)
+    assert fourth_power(weight, probes=400) == pytest.approx(exact, rel=0.05)  # 1/√(400 · 60/2) is 0.9 %
