@@ -30,7 +30,7 @@ def runs(classifier, tmp_path):  # noqa: F811
     return tmp_path
 
 
-def test_numbers_files_and_streams(runs, tmp_path):
+def test_numbers_files_and_streams(runs, tmp_path, page_in_browser):
     out = [tmp_path / name for name in ("a.json", "a.csv", "a.html")]
     done = lorascope(
         "activations", runs / "lora", runs / "full", "--max-samples", 8, "--device", "cpu",
@@ -53,7 +53,10 @@ def test_numbers_files_and_streams(runs, tmp_path):
     rows = list(csv.DictReader(out[1].open()))
     assert [row["kind"] for row in rows].count("cka") == 9
     assert float(rows[0]["share.mean"]) == found["modules"][0]["share"]["mean"]
-    assert "<svg" in out[2].read_text()
+    opened = page_in_browser(out[2])
+    assert opened.troubles == []
+    assert opened.others_asked_for() == []
+    assert opened.page.locator("svg").count() >= 2  # shares and CKA
     alone = lorascope("activations", runs / "lora", "--pooled", "--json", "-", "--device", "cpu")
     assert alone.stderr == ""
     assert json.loads(alone.stdout)["summary"]["sample"] == "mean over a text's tokens"

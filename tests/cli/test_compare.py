@@ -67,6 +67,16 @@ def test_usage_errors_exit_with_2(lora_folder, tmp_path):
     assert "full model" in refused(lorascope("compare", lora_folder, tmp_path))
 
 
+def test_named_groups(lora_folder, other_folder):
+    done = lorascope("compare", lora_folder, other_folder, lora_folder, "--group", "lora|other", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["groups_by_label"]
+    assert sorted(map(len, found["groups"].values())) == [1, 2]
+    assert set(found["measures"]) == {"cosine", "left_effect", "right_effect"}
+    assert "finds nothing in" in refused(lorascope("compare", lora_folder, other_folder, "--group", "no such part"))
+    assert "not a regular expression" in refused(lorascope("compare", lora_folder, other_folder, "--group", "("))
+
+
 def test_an_adapter_against_a_full_fine_tune(lora_folder, tmp_path):
     """The full model is the base with the adapter merged: one update, told from its two forms."""
     tensors = load_file(lora_folder / "adapter_model.safetensors")

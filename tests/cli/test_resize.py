@@ -62,3 +62,12 @@ def test_refusals(lora_folder, tmp_path):
     assert "--by-energy" in refused(lorascope("resize", lora_folder, "--by-energy"))
     assert "belongs to --evaluate" in refused(lorascope("resize", lora_folder, "--max-samples", 3))
     assert not (tmp_path / "x").exists()
+
+
+def test_the_page_in_a_real_browser(lora_folder, tmp_path, page_in_browser):
+    file = tmp_path / "resize.html"
+    assert lorascope("resize", lora_folder, "--html", file).returncode == 0
+    opened = page_in_browser(file)
+    assert opened.troubles == []
+    assert opened.others_asked_for() == []
+    assert opened.page.locator("figure").count() >= 2  # the curve and the map by depth

@@ -93,19 +93,22 @@ def _plans(result: "ResizeResult") -> Table:
         Column("parameters", "parameters", "int"), Column("share", "of B·A", "percent"),
         Column("error", "error", "percent", help="‖ΔW − ΔW_r‖/‖ΔW‖ over all modules"),
         Column("null", "null", "percent", help="the same of structureless products"),
-        Column("worst", "worst module", "percent", help="the largest error of one module"),
-        Column("dropped", "dropped", "int", help="modules that get no direction"),
     ]  # fmt: skip
     if scored:
         columns += [Column("loss", "held-out loss", "float", 4), Column("gain", "of the gain", "percent")]
         columns += [Column("accuracy", "accuracy", "percent")] * accurate
+    columns += [
+        Column("worst", "worst module", "percent", help="the largest error of one module"),
+        Column("dropped", "dropped", "int", help="modules that get no direction"),
+    ]
     rows = [_plan_row(result, plan, scored, accurate) for plan in result.plans]
     if scored:
         for name, title in (("before", "all of ΔW"), ("base", "without ΔW")):
             score = result.scores[name]
-            blank: tuple[Cell, ...] = ("", None, None, None, None, None, None)
+            blank: tuple[Cell, ...] = ("", None, None, None, None)
             whole = {"before": 1.0, "base": 0.0}[name] if result.gained else None
-            rows.append((title, *blank, score["loss"], whole, *([score.get("accuracy")] if accurate else [])))
+            accuracy = [score.get("accuracy")] * accurate
+            rows.append((title, *blank, score["loss"], whole, *accuracy, None, None))
     caption = "Error: the share of ‖ΔW‖ that truncation takes away; null: what it would take of an update without"
     caption += " structure, at the same ranks."
     return Table(tuple(columns), tuple(rows), title="Plans", caption=caption)
@@ -117,12 +120,11 @@ def _plan_row(result: "ResizeResult", plan: "Plan", scored: bool, accurate: bool
     ranks = str(low) if low == high else f"{low} – {middle:g} – {high}"
     row: tuple[Cell, ...] = (
         plan.label, ranks, plan.parameters, plan.parameters / result.parameters_before, plan.error, plan.error_null,
-        whole["worst_error"], len(plan.dropped),
     )  # fmt: skip
     if scored:
         score = plan.score or {}
-        row = (*row, score.get("loss"), result.gain(plan), *([score.get("accuracy")] if accurate else []))
-    return row
+        row = (*row, score.get("loss"), result.gain(plan), *([score.get("accuracy")] * accurate))
+    return (*row, whole["worst_error"], len(plan.dropped))
 
 
 def _value(module: "ResizedModule", key: str) -> Any:
