@@ -213,7 +213,7 @@ study = Study(
         Claim(
             "stable-rank",
             "The stable rank of ΔW grows like r^β with β of 0.2 to 0.3, far below a structureless B·A",
-            "SSRN 6580122 (2026), abstract: β from 0.23 to 0.30, R² > 0.99",
+            "SSRN 6580122 (2026): β from 0.23 to 0.30, R² > 0.99",
             (
                 Criterion("β", lambda results: fit(results, "stable_rank")[0], at_least=0.1, at_most=0.5),
                 Criterion("R² of the fit", lambda results: fit(results, "stable_rank")[1], at_least=0.9),
@@ -226,7 +226,7 @@ study = Study(
             "Kalajdzievski 2023, arXiv 2312.03732, §4",
             (
                 Criterion(
-                    "gain of the highest rank with α/√r over that with α/r, less one, memorise",
+                    "highest rank, memorise: gain with α/√r over that with α/r, less 1",
                     more_with_root,
                     at_least=0.02,
                     unit="percent",

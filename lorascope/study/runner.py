@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorascope.errors import InputError, LorascopeError
-from lorascope.study.definition import Arm, Call, Measure, Results, Scale, Study
+from lorascope.study.definition import Arm, Call, Measure, Results, Study
 from lorascope.study.store import Job, Store, fingerprint
 from lorascope.study.work import TEST, Chunk, read_rows
 from lorascope.training.config import override, parse, resolved

@@ -1,8 +1,8 @@
 """The store: finished work by the hash of what it is, so that nothing is done twice, in whatever study.
 
 Each job has a folder named by its key: `spec.json` (what it is), what it made (a training run in `run/`), and
-`done.json`, written last; or `failed.json`, which says why it is not there. A run's key covers its resolved config, the versions that its numbers
-depend on and `RECIPE`; not the device, nor how many threads.
+`done.json`, written last; or `failed.json`, which says why it is not there. A run's key covers its resolved config, the
+versions that its numbers depend on and `RECIPE`; not the device, nor how many threads.
 """
 
 import ast

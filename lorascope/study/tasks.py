@@ -1,8 +1,8 @@
 """The real tasks that studies share, so that a run which two studies need is trained once.
 
 wordnet: 25 classes of WordNet nouns from their glosses, on MiniLM with a new head. Held-out and test texts are other
-glosses. memorise: the same texts with classes drawn from each text's hash, scored on the training texts themselves: what
-is learned can only be stored, so that capacity shows (`data.random_labels`).
+glosses. memorise: the same texts with classes drawn from each text's hash, scored on the training texts themselves:
+what is learned can only be stored, so that capacity shows (`data.random_labels`).
 
 Scale small cuts the encoder to its first three layers and takes a hundred steps; full is the whole encoder, two and a
 half passes over the packaged texts. `--set model.name=... --set data.path=...` names others.
@@ -22,7 +22,7 @@ SIZES = {  # layers, steps, texts in a step, tokens of a text, held-out texts
     "small": (3, 100, 32, 32, 500),
     "full": (None, 625, 32, 64, 1000),
 }
-MEMORISED = {"smoke": (16, 4), "small": (640, 200), "full": (2000, 1000)}  # texts, steps
+MEMORISED = {"smoke": (16, 4), "small": (960, 180), "full": (2000, 1000)}  # texts, steps
 HEAD: Mapping[str, Any] = {"method.name": "full", "method.train": []}
 FULL: Mapping[str, Any] = {"method.name": "full", "method.embeddings": False}
 

@@ -1,8 +1,8 @@
 """Verdicts: an estimate, its interval over replicates, and whether it keeps its bound. Computed, never typed.
 
 The interval is an expanded percentile bootstrap over replicates (Hesterberg 2015, "What Teachers Should Know About the
-Bootstrap", §4.2, doi 10.1080/00031305.2015.1089789): with n replicates the 95 % percentile interval is too narrow by about
-√((n − 1)/n) · z/t, so the tail probability is taken as Φ(−√(n/(n−1)) · t_{n−1; 0.975}). For the few replicates of a
+Bootstrap", §4.2, doi 10.1080/00031305.2015.1089789): with n replicates the 95 % percentile interval is too narrow by
+about √((n − 1)/n) · z/t, so the tail probability is taken as Φ(−√(n/(n−1)) · t_{n−1; 0.975}). For the few replicates of a
 study all resamples are enumerated with their multinomial probabilities; nothing is drawn at random then.
 
 held: the whole interval keeps the bound. not held: no part of it does. undecided: some does and some does not, or

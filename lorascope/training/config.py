@@ -68,6 +68,7 @@ class DataConfig:
         max_train_samples, max_eval_samples: the first so many texts of each, taken in a seeded order.
         random_labels: each text's class is drawn from its own hash: nothing can be learned but the texts themselves, a
             task of capacity (Zhang et al. 2017, arXiv 1611.03530, §2).
+        classes: only the rows of these classes; null takes all.
     """
 
     path: str
@@ -84,6 +85,7 @@ class DataConfig:
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
     random_labels: bool = False
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check(0 < self.eval_fraction < 1, "eval_fraction must lie between 0 and 1")

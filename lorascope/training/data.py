@@ -243,7 +243,19 @@ def _first(rows: Sequence[Row], most: int | None, seed: int) -> Sequence[Row]:
 
 
 def _rows(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
-    """Rows to train on and rows to hold out."""
+    """Rows to train on and rows to hold out, of the classes that are asked for."""
+    train, held_out = _all_rows(config, seed)
+    if config.classes is None:
+        return train, held_out
+    there = {str(row.get(config.label_column)) for row in train}
+    if missing := [name for name in config.classes if name not in there]:
+        raise InputError(f"{config.path} has no class {missing[0]!r}", expected=some(sorted(there), 10))
+    return tuple(
+        [row for row in rows if str(row.get(config.label_column)) in config.classes] for rows in (train, held_out)
+    )
+
+
+def _all_rows(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     path = Path(config.path)
     if config.path in PACKAGED:
         return packaged(config.path, config.train_split), packaged(config.path, config.eval_split)

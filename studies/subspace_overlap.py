@@ -1,0 +1,337 @@
+"""Do adapters find the same subspace? Across ranks, across seeds, and across tasks with and without a shared start.
+
+python studies/subspace_overlap.py --scale small --jobs 2
+"""
+
+import numpy as np
+
+from lorascope.blocks import Heatmap, Lines, Series
+from lorascope.blocks import Measure as Layer
+from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study.tasks import LORA_RATES, lora, scales
+
+TASKS = {
+    "concrete": ["animal", "artifact", "body", "food", "plant", "substance"],
+    "abstract": ["act", "attribute", "cognition", "communication", "event", "state"],
+}
+SHARED_SEED = 7_000
+SMALL = 8
+
+
+def arms(scale):
+    for rank in (SMALL, scale.params["large"]):
+        yield Arm({"task": "wordnet", "rank": rank, "start": "own"}, lora(rank), LORA_RATES)
+    for task, classes in TASKS.items():
+        own = {"task": task, "rank": SMALL, "start": "own"}
+        changes = {**lora(SMALL), "data.classes": classes}
+        yield Arm(own, changes, LORA_RATES)
+        yield Arm({**own, "start": "shared"}, changes, rate_of=own, seed=SHARED_SEED)
+
+
+def agreement(folders, what, replicate):
+    """Two trained adapters, module by module: φ and z of the leading directions and of whole subspaces, both sides."""
+    from lorascope.weights import io
+
+    first, second = (io.read(folder / "adapter").updates for folder in folders)
+    return [
+        {"module": name, **row} for name, update in first.items() for row in sides(update.delta(), second[name].delta())
+    ]
+
+
+def sides(first, second):
+    from lorascope.linalg import subspace
+
+    a, b = subspace.bases(first), subspace.bases(second)
+    for side, left, right in (("left", a.left, b.left), ("right", a.right, b.right)):
+        yield {"side": side, **overlaps(left, right)}
+
+
+def overlaps(u, v):
+    """φ(i, j) and its z over chance (Haar), of orthonormal columns (n, r) that are ordered by their σ."""
+    from lorascope.linalg import haar
+
+    n, r, big = u.shape[0], u.shape[1], v.shape[1]
+    cross = (u.T @ v) ** 2
+    row = {}
+    for name, i, j in (("1", 1, 1), ("2", 2, 2), ("1r", 1, big), ("r", r, big)):
+        value = float(cross[:i, :j].sum()) / min(i, j)
+        chance = haar.phi(n, i, j)
+        row |= {f"phi_{name}": value, f"z_{name}": chance.z(value), f"chance_{name}": chance.mean}
+    return row
+
+
+def at_start(folders, what, replicate):
+    """The same of A alone (row spaces) before any training."""
+    first, second = (started(folder) for folder in folders)
+    rows = []
+    for name in first:
+        bases = [np.linalg.svd(start[name], full_matrices=False)[2].T for start in (first, second)]
+        rows.append({"module": name, "side": "A", **overlaps(*bases)})
+    return rows
+
+
+def started(folder):
+    """A of every layer as the run's seed draws it."""
+    import torch
+
+    from lorascope.training import config, run
+
+    prepared = run.prepare(config.load(folder / "config.yaml"), torch.device("cpu"))
+    return {name: layer.delta.A.detach().double().numpy() for name, layer in prepared.injected.layers.items()}
+
+
+def moved(folders):
+    """How far A went from where it began: ‖A − A₀‖/‖A₀‖, median over modules."""
+    from lorascope.weights import io
+
+    start = started(folders[0])
+    updates = io.read(folders[0] / "adapter").updates
+    changes = [np.linalg.norm(updates[name].roles["A"].read() - a) / np.linalg.norm(a) for name, a in start.items()]
+    return [{"moved": float(np.median(changes))}]
+
+
+def alone(folders, what, replicate, n, large):
+    """Controls of numbers alone: Gaussian matrices; and torch's own draws of two ranks from one seed."""
+    import torch
+
+    rng = np.random.default_rng([replicate, n])
+    gaussian = [np.linalg.qr(rng.standard_normal((n, r)))[0] for r in (SMALL, large)]
+    rows = [{"control": "Gaussian", **overlaps(*gaussian)}]
+    drawn = []
+    for rank in (SMALL, large):
+        torch.manual_seed(replicate)
+        drawn.append(torch.nn.init.kaiming_uniform_(torch.empty(rank, n), a=5**0.5).double().numpy())
+    return [*rows, {"control": "torch, one seed", **overlaps(*(np.linalg.qr(a.T)[0] for a in drawn))}]
+
+
+def pairs(results):
+    """Every pair of runs that is compared: what it says, and the two keys. Pairs of one arm go round in a ring."""
+    runs, n = results.runs, results.scale.replicates
+    keys = {(row["task"], row["rank"], row["start"], row["replicate"]): row["key"] for row in runs.to_dict("records")}
+    large = results.scale.params["large"]
+
+    def pair(what, first, second, i, j):
+        found = keys.get((*first, i)), keys.get((*second, j))
+        return [(what, i, found)] if None not in found else []
+
+    for i in range(n):
+        after = (i + 1) % n
+        yield from pair("ranks", ("wordnet", SMALL, "own"), ("wordnet", large, "own"), i, i)
+        yield from pair("seeds, small r", ("wordnet", SMALL, "own"), ("wordnet", SMALL, "own"), i, after)
+        yield from pair("seeds, large r", ("wordnet", large, "own"), ("wordnet", large, "own"), i, after)
+        for start in ("own", "shared"):
+            yield from pair(f"tasks, {start} start", ("concrete", SMALL, start), ("abstract", SMALL, start), i, i)
+        yield from pair("one task, own start", ("concrete", SMALL, "own"), ("concrete", SMALL, "own"), i, after)
+
+
+def each_pair(results):
+    return [Call(found, {"what": what, "replicate": i}) for what, i, found in pairs(results)]
+
+
+def each_start(results):
+    wanted = ("ranks", "tasks, own start", "tasks, shared start")
+    return [call for call in each_pair(results) if call.params["what"] in wanted]
+
+
+def each_run(results):
+    return [Call((key,)) for key in results.runs["key"]]
+
+
+def each_control(results):
+    large = results.scale.params["large"]
+    return [
+        Call((), {"what": "numbers", "replicate": i, "n": 384, "large": large}) for i in range(results.scale.replicates)
+    ]
+
+
+def of(results, table, what, side):
+    found = results.tables[table]
+    found = found[(found["what"] == what) & (found["side"] == side)]
+    if found.empty:
+        raise ValueError(f"no pair of {what}")
+    return found
+
+
+def share_above(what, column, least, side="right", table="agreement"):
+    return lambda results: (of(results, table, what, side)[column] >= least).mean()
+
+
+def median(what, column, side="right", table="agreement"):
+    return lambda results: of(results, table, what, side)[column].median()
+
+
+def ratio(what, side="right"):
+    """Median z of the whole subspaces over that of the leading directions."""
+    return lambda results: median(what, "z_r", side)(results) / median(what, "z_1", side)(results)
+
+
+def control(name, column):
+    def statistic(results):
+        table = results.tables["controls"]
+        return table.loc[table["control"] == name, column].mean()
+
+    return statistic
+
+
+def grid(results, side):
+    table = results.tables["agreement"]
+    kinds = list(dict.fromkeys(table["what"]))
+    columns = ("phi_1", "phi_2", "phi_1r", "phi_r")
+    titles = ("φ(1, 1)", "φ(2, 2)", "φ(1, r₂)", "φ(r₁, r₂)")
+    part = table[table["side"] == side].groupby("what")
+    values = tuple(tuple(float(part.get_group(kind)[column].median()) for column in columns) for kind in kinds)
+    chance = tuple(tuple(float(part.get_group(k)[c.replace("phi", "chance")].median()) for c in columns) for k in kinds)
+    layers = (Layer("phi", "φ", values, limits=(0.0, 1.0)), Layer("chance", "φ by chance", chance, limits=(0.0, 1.0)))
+    caption = "Medians over modules and replicates."
+    return Heatmap(f"φ of ΔW's {side} side", tuple(kinds), titles, layers, "pair", "directions", caption)
+
+
+def figures(results):
+    table = results.tables["agreement"]
+    series = []
+    for what in dict.fromkeys(table["what"]):
+        for side in ("left", "right"):
+            part = table[(table["what"] == what) & (table["side"] == side)]
+            values = np.sort(part["z_1"].to_numpy())
+            share = tuple(np.linspace(0, 1, len(values)))
+            series.append(Series(what, tuple(map(float, values)), share, side))
+    lines = Lines(
+        "z of the leading directions, over modules",
+        tuple(series),
+        "z of φ(1, 1)",
+        "share of the modules below",
+        caption="Chance is at 0 ± 1; the distribution of φ(1, 1) is skewed, so that 5 is rarer than a normal z.",
+    )
+    return [grid(results, "right"), grid(results, "left"), lines]
+
+
+study = Study(
+    name="subspace_overlap",
+    title="Do adapters find the same subspace?",
+    question="Do LoRAs of different rank, seed or task share directions beyond chance, and how much of it is the start?",
+    varied="the rank (8 and a large one), the seed, the task (classes of things, classes of abstractions), and whether two "
+    "runs share their random start",
+    tuned="the learning rate, for each rank and task",
+    fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; every run has a seed of its own, except the arms "
+    "that share one",
+    scales=scales({"smoke": {"large": 16}, "small": {"large": 64}, "full": {"large": 64}}),
+    arms=arms,
+    measures=(
+        Measure("agreement", agreement, each_pair),
+        Measure("starts", at_start, each_start),
+        Measure("moved", moved, each_run),
+        Measure("controls", alone, each_control),
+    ),
+    claims=(
+        Claim(
+            "ranks",
+            "r = 8 and r = 64 share their top direction, and little else",
+            "Hu et al. 2021, arXiv 2106.09685, §7.2, Figure 3",
+            (
+                Criterion(
+                    "modules whose φ(1, 1), right side, has z ≥ 5",
+                    share_above("ranks", "z_1", 5),
+                    at_least=0.75,
+                    unit="percent",
+                ),
+                Criterion("median z of φ(r₁, r₂) over that of φ(1, 1), right side", ratio("ranks"), at_most=0.5),
+            ),
+            (
+                Control(
+                    "the same modules before training (A alone)",
+                    share_above("ranks", "z_1", 5, "A", "starts"),
+                    at_least=0.75,
+                    unit="percent",
+                ),
+            ),
+            "Both runs have seeds of their own. The paper does not say so of its own.",
+        ),
+        Claim(
+            "seeds",
+            "Two seeds share a few directions; Gaussian matrices do not",
+            "Hu et al. 2021, §7.2, Figure 4",
+            (
+                Criterion("median z of φ(1, 1), right side, r = 64", median("seeds, large r", "z_1"), at_least=5),
+                Criterion("median z of φ(2, 2), right side, r = 64", median("seeds, large r", "z_2"), at_least=5),
+            ),
+            (Control("Gaussian matrices of these shapes", control("Gaussian", "z_1"), at_least=5),),
+        ),
+        Claim(
+            "left",
+            "The left (output) side agrees across seeds more than the right (input) side",
+            "Zhu et al. 2024, arXiv 2402.16842, §5 (B is alike across seeds, A follows its start)",
+            (
+                Criterion(
+                    "median φ(r, r) of the left over that of the right, r = 8",
+                    lambda r: median("seeds, small r", "phi_r", "left")(r) / median("seeds, small r", "phi_r")(r),
+                    at_least=1.2,
+                ),
+            ),
+            (
+                Control(
+                    "right over left",
+                    lambda r: median("seeds, small r", "phi_r")(r) / median("seeds, small r", "phi_r", "left")(r),
+                    at_least=1.2,
+                ),
+            ),
+        ),
+        Claim(
+            "trap",
+            "One seed for two ranks makes A agree before any training",
+            "torch draws the first eight of 64 rows as it draws eight; the figure's protocol does not exclude it",
+            (Criterion("φ(r₁, r₂) of torch's own draws", control("torch, one seed", "phi_r"), at_least=0.999),),
+            (Control("of Gaussian matrices of different seeds", control("Gaussian", "phi_r"), at_least=0.999),),
+            "lorascope draws A from the seed, the module's name and the rank, so its own runs are independent.",
+        ),
+        Claim(
+            "start",
+            "Across tasks the right side is the start: with a shared one it agrees, with starts of its own it does not",
+            "Crossed task × initialisation notes on Mistral adapters (third party); Zhu et al. 2024, §5",
+            (
+                Criterion(
+                    "median φ(r, r), right side, tasks with a shared start",
+                    median("tasks, shared start", "phi_r"),
+                    at_least=0.8,
+                ),
+                Criterion(
+                    "median φ(r, r) less chance, right side, tasks with starts of their own",
+                    lambda r: median("tasks, own start", "phi_r")(r) - median("tasks, own start", "chance_r")(r),
+                    at_most=0.05,
+                ),
+            ),
+            (
+                Control(
+                    "median φ(r, r), right side, tasks with starts of their own",
+                    median("tasks, own start", "phi_r"),
+                    at_least=0.8,
+                ),
+            ),
+        ),
+        Claim(
+            "left-tasks",
+            "The left side does not come from the start",
+            "Zhu et al. 2024, §5",
+            (
+                Criterion(
+                    "median φ(r, r), left side: tasks with a shared start less tasks with their own",
+                    lambda r: (
+                        median("tasks, shared start", "phi_r", "left")(r)
+                        - median("tasks, own start", "phi_r", "left")(r)
+                    ),
+                    at_most=0.05,
+                ),
+            ),
+            (
+                Control(
+                    "the same of the right side",
+                    lambda r: median("tasks, shared start", "phi_r")(r) - median("tasks, own start", "phi_r")(r),
+                    at_most=0.05,
+                ),
+            ),
+        ),
+    ),
+    figures=figures,
+)
+
+if __name__ == "__main__":
+    study.main()
