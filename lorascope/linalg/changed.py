@@ -26,6 +26,7 @@ CONVERGED = 1e-10  # residual of an eigenpair, of the largest eigenvalue: its ve
 ROUGHLY = 1e-5  # the same of the guards, which are counted only
 EQUAL = 1e-8  # of σ₁²: singular values of T whose squares are nearer are one
 DEPENDENT = 1e-8  # a column of unit length with less than this beyond the others is rounding
+NEARLY = 1e-2  # with less than this it is orthogonalised once more
 MOST_STEPS = 12
 _DENSE = 320  # up to this shorter side LAPACK needs no longer
 
@@ -217,7 +218,11 @@ def _orthonormal(basis: np.ndarray, more: np.ndarray) -> np.ndarray:
         lengths = np.sqrt(np.einsum("ij,ij->j", more, more))
         more = more[:, lengths > 0] / lengths[lengths > 0]
     new, triangle = np.linalg.qr(more)
-    return np.concatenate([basis, new[:, np.abs(np.diagonal(triangle)) > DEPENDENT]], axis=1)
+    beyond = np.abs(np.diagonal(triangle))
+    new = new[:, beyond > DEPENDENT]
+    if beyond.min(initial=1.0) < NEARLY:  # what was left of `basis` in these columns has been magnified by that
+        new = np.linalg.qr(new - basis @ (basis.T @ new))[0]
+    return np.concatenate([basis, new], axis=1)
 
 
 def _all_found(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, values: np.ndarray, k: int) -> bool:

@@ -144,3 +144,17 @@ def test_refusals():
     with pytest.raises(ValueError, match="NaN"):
         decompose(np.full((3, 3), np.inf))
     assert len(changed.leading(known, weight, weight, 99).sigma) == 6
+
+
+@pytest.mark.parametrize("r", [1, 2])
+def test_a_weak_change_converges_too(r):
+    """Rank 1 and small: the block's new directions are nearly dependent, and must stay orthogonal all the same."""
+    for _ in range(5):
+        weight = with_spectrum(400, 400, np.sort(RNG.gamma(2, 2, 400))[::-1])
+        delta = change(400, 400, r, 0.2)
+        known = decompose(weight)
+        found = changed.leading(known, weight, bases(delta), 10)
+        assert found.method == "low rank"
+        np.testing.assert_allclose(
+            found.sigma, np.linalg.svd(weight + delta.dense(), compute_uv=False)[:10], rtol=1e-12
+        )

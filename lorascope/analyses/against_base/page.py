@@ -15,7 +15,7 @@ MEASURES = (
     ("directions", "r", "int", "singular directions of ΔW that U and V hold"),
     ("inside", "‖UᵀWV‖", "float", "of W in ΔW's leading directions, Frobenius norm"),
     ("random", "random", "float", "the same in random directions: r·‖W‖/√(mn)"),
-    ("ratio", "/ random", "float", "‖UᵀWV‖ over that in random directions"),
+    ("ratio", "× random", "float", "‖UᵀWV‖ over that in random directions"),
     ("z", "z", "float", "standard deviations of ‖UᵀWV‖² above that in random directions"),
     ("top", "W's own", "float", "in W's own r leading directions"),
     ("top_ratio", "W's / ΔW's", "float", "W's own over ΔW's"),
@@ -101,20 +101,24 @@ def _norms(result: "AgainstBaseResult") -> Lines:
     """‖UᵀWV‖ by depth for W's own, ΔW's and random directions, a panel for each type."""
     series = []
     for name, modules in list(groups(result).items())[:MOST_TYPES]:
-        at = tuple(float(m.depth if m.depth is not None else i) for i, m in enumerate(modules))
+        layers: dict[float, list] = {}
+        for i, module in enumerate(modules):
+            layers.setdefault(float(module.depth if module.depth is not None else i), []).append(module)
+        at = tuple(sorted(layers))
         for label, key, weight in (
             ("W's own r leading directions", "top", "normal"),
             ("ΔW's", "inside", "normal"),
             ("random ones", "random", "reference"),
         ):
-            line = tuple(value(m, key) or None for m in modules)
+            line = tuple(float(np.median([value(m, key) for m in layers[layer]])) or None for layer in at)
             if len(at) == 1:  # one module makes no line
                 series.append(Series(label, at, line, name, points=(modules[0].name,)))
             else:
                 series.append(Series(label, at, line, name, "reference" if weight == "reference" else "normal"))
     return Lines(
         "How much of W lies in W's own, in ΔW's and in random directions", tuple(series), "layer", "‖UᵀWV‖_F",
-        log_y=True, where="page", caption="Frobenius norms for the same number of directions.",
+        log_y=True, where="page",
+        caption="Frobenius norms for the same number of directions; medians where a layer has several modules.",
     )  # fmt: skip
 
 

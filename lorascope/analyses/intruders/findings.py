@@ -57,6 +57,14 @@ def _files(result: "IntrudersResult") -> list[Finding]:
     if tied:
         text = f"W has equal singular values in {len(tied)} weights, such as {tied[0].name}: each set is one subspace"
         found.append(Finding("note", text))
+    other = [m for m in result.changed if (m.relative_norm or 0) > 1]
+    if other:
+        worst = max(other, key=lambda m: m.relative_norm or 0)
+        text = (
+            f"‖ΔW‖ is {worst.relative_norm:.2g} times ‖W‖ here, and larger than W in {len(other)} weights: more another"
+            " weight than a change of this one (a part that the base did not train?)"
+        )
+        found.append(Finding("warning", text, worst.name))
     short = [m for m in result.modules if m.base_rank is not None and m.base_rank < min(m.shape)]
     if short:
         text = (
