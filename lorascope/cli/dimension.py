@@ -59,7 +59,10 @@ def dimension(
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Of the search: how many seeds at each d.")] = 1,
     learning_rates: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Of the search: 1e-2,3e-2; the best counts. Default: three around √(1/d)."),
+        typer.Option(
+            metavar="LIST",
+            help="Of the search, as 1e-2,3e-2; of each d the best counts. Default: 2e-2·√(1000/d), a third and thrice.",
+        ),
     ] = None,
 ) -> None:
     """Say what dimension full fine-tuning really needs: spectral, denoised and functional rank of ΔW beside trained BA.
