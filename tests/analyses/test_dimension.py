@@ -343,7 +343,8 @@ def test_smallest_trained_rank_beside_k90():
     assert group.levels[1].freedom == sum(2 * (sum(shape) - 2) for shape in SHAPES.values())
     assert result.truncated.run == "rank=4,seed=0,lr=0.001"
     texts = " ".join(finding.text for finding in result.findings)
-    assert "trained LoRA: 90 % of the gain at rank = 2 (1 does not)" in texts
+    assert "trained LoRA: 90 % of the gain at rank = 2 (1 does not; bootstrap over seeds 2)" in texts
+    assert "99 % of the gain not up to rank = 4" in texts
 
 
 def test_the_best_learning_rate_of_each_size_counts():
@@ -435,7 +436,7 @@ def test_a_diverged_run_is_listed_and_not_dropped():
     gone = candidate("gone", config("lora", rank=8), None, summary={"diverged": "a loss of nan"})
     result = run([full_candidate(), gone, lora_candidate(1, 0.95)])
     assert [each.label for each in result.diverged] == ["gone"]
-    assert any("1 runs diverged" in f.text or "'gone'" in f.text for f in result.findings if f.severity == "warning")
+    assert "1 run diverged and is in no figure: 'gone'" in [f.text for f in result.findings if f.severity == "warning"]
     assert {row["run"] for row in result.flat_rows() if row["kind"] == "diverged"} == {"gone"}
     assert "a loss of nan" in str(result.blocks())
     assert result.to_json()["diverged"][0]["why"] == "a loss of nan"

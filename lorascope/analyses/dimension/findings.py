@@ -69,8 +69,9 @@ def _comparable(result: "DimensionResult") -> list[Finding]:
 def _diverged(result: "DimensionResult") -> list[Finding]:
     if not result.diverged:
         return []
-    names = some([run.label for run in result.diverged], 3)
-    return [Finding("warning", f"{len(result.diverged)} runs diverged and are in no figure: {names}")]
+    count, names = len(result.diverged), some([run.label for run in result.diverged], 3)
+    text = "1 run diverged and is" if count == 1 else f"{count} runs diverged and are"
+    return [Finding("warning", f"{text} in no figure: {names}")]
 
 
 def _spectral(result: "DimensionResult") -> list[Finding]:
@@ -172,17 +173,15 @@ def _trained(result: "DimensionResult") -> list[Finding]:
 
 
 def _reach(reach: "Reach", group: "Family") -> str:
-    last = group.levels[-1].size
-    if reach.size is None:
-        text = f"is not reached up to {group.axis} = {last}"
-    elif reach.below is None:
-        text = f"at {group.axis} = {reach.size} already, the smallest tried"
-    else:
-        text = f"at {group.axis} = {reach.size} ({reach.below} does not)"
+    """`at rank = 4 (2 does not; bootstrap over seeds 2 to 4)`."""
+    last, beside = group.levels[-1].size, []
+    if reach.size is not None:
+        beside.append("the smallest tried" if reach.below is None else f"{reach.below} does not")
     if reach.interval is not None:
         low, high = (f"> {last}" if end is None else str(end) for end in reach.interval)
-        text += f"; bootstrap over seeds: {low}" + (f" to {high}" if high != low else "")
-    return text
+        beside.append(f"bootstrap over seeds {low}" + (f" to {high}" if high != low else ""))
+    text = f"not up to {group.axis} = {last}" if reach.size is None else f"at {group.axis} = {reach.size}"
+    return f"{text} ({'; '.join(beside)})" if beside else text
 
 
 def _search(result: "DimensionResult") -> list[Finding]:
