@@ -86,6 +86,12 @@ def test_the_factors_gauge_the_layout_and_the_rank_that_is_there_decide():
         (found,) = against_base.run(turned, checkpoint(q=weight.T)).modules
         assert found.inside == pytest.approx(plain.inside)
         assert found.left["r"].phi == pytest.approx(plain.left["r"].phi)
+    kernel = Adapter({"q": Update("q", "low_rank", roles, 1.0, kernel=(2, 3))}, {}, Source("x"))
+    (found,) = against_base.run(kernel, checkpoint(q=weight.reshape(20, 5, 2, 3))).modules
+    assert found.inside == pytest.approx(plain.inside)
+    fused = Adapter({"e": Update("e", "low_rank", roles, 1.0, base_weight="q.weight", expert=1)}, {}, Source("x"))
+    (found,) = against_base.run(fused, checkpoint(q=np.stack([weight + 1, weight]))).modules
+    assert found.inside == pytest.approx(plain.inside)
 
 
 def test_dora_takes_the_whole_change():

@@ -139,6 +139,9 @@ def test_the_layout_of_the_file_changes_nothing():
     kernel = lora("q", b, a, kernel=(3, 5))
     convolution = intruders.run(adapter(kernel), checkpoint({"q": weight.reshape(24, 4, 3, 5)}))
     np.testing.assert_allclose(records(convolution), records(plain), atol=1e-12)
+    fused = {"experts": np.stack([flat(24, 60), weight, flat(24, 60)])}
+    expert = lora("experts[1]", b, a, base_weight="experts.weight", expert=1)
+    np.testing.assert_allclose(records(intruders.run(adapter(expert), checkpoint(fused))), records(plain), atol=1e-12)
 
 
 def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says():
