@@ -189,6 +189,17 @@ def test_subspaces_trained_alike_are_not_taken_for_a_shared_seed():
     assert not row["initialisation"]["shared"]
 
 
+@pytest.mark.parametrize("cosine", [0.6, -0.9])
+def test_a_single_row_trained_to_one_direction_is_not_taken_for_a_shared_seed(cosine):
+    """Rank 1: two rows that training turned to one direction, or to its opposite, agree as no four rows would."""
+    direction, other = orthonormal(N, 2).T
+    rows = [direction, cosine * direction + (1 - cosine**2) ** 0.5 * other]
+    pair = [adapter(str(k), [update(name(0), RNG.standard_normal((M, 1)), row[None])]) for k, row in enumerate(rows)]
+    row = only(compare.run(pair))["modules"][0]
+    assert row["initialisation"]["row_cosine"] == pytest.approx(cosine)
+    assert not row["initialisation"]["shared"]
+
+
 def test_names_of_other_dialects_and_modules_on_one_side():
     one, two = lora("a", 0), lora("b", 1)
     flat = [update(u.name.replace(".", "_"), *(u.read()[r] for r in "BA")) for u in two.updates.values()]

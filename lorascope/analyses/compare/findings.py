@@ -79,10 +79,10 @@ def _row_cosine(row: "Row") -> tuple[float | None, float | None]:
 def _groups(result: "CompareResult", pairs: int) -> Finding:
     several = [group for group in result.groups if len(group) > 1]
     sizes = ", ".join(str(len(group)) for group in several[:8]) + (", …" if len(several) > 8 else "")
-    text = (
-        f"SHARED INITIALISATION in {_of(pairs, len(result.pairs), 'pairs')}: A began from the same random numbers. "
-        f"{len(several)} group{'s' * (len(several) != 1)} of one initialisation (of {sizes} adapters)"
-    )
+    text = f"SHARED INITIALISATION in {_of(pairs, len(result.pairs), 'pairs')}: A began from the same random numbers"
+    if not several:
+        return Finding("warning", f"{text} in some modules, in too few to make a group of adapters")
+    text += f". {len(several)} group{'s' * (len(several) != 1)} of one initialisation (of {sizes} adapters)"
     both = within_and_between(result.matrices, result.groups)
     inside, across = both["within"], both["between"]
     if inside["right"] is not None and across["right"] is not None:

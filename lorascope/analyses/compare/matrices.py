@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.compare.pair import SHARED_ROWS, SHARED_Z
+from lorascope.analyses.compare.pair import least_row_cosine
 from lorascope.analyses.compare.side import Side
 from lorascope.linalg import haar
 
@@ -107,7 +107,7 @@ class Sums:
         at = at[known]
         self.add("row cosine", at, cosines)
         self.add("rows", at, 1.0)
-        shared = (np.abs(cosines) >= SHARED_ROWS) & (np.abs(cosines) * np.sqrt(height * width) >= SHARED_Z)
+        shared = cosines >= least_row_cosine(height, width)
         self.add("shared", at, shared.astype(float))
 
     def matrices(self) -> Matrices:

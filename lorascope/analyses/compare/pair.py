@@ -11,6 +11,7 @@ from lorascope.linalg import haar, subspace
 Row = dict[str, Any]
 MOST_SHOWN = 64  # sides of a φ grid, in the record
 SHARED_ROWS, SHARED_Z = 0.3, 6.0  # mean cosine of A's rows, one by one, and its z: published groups split at 0.15–0.6
+FEW_ROWS, SHARED_FEW = 4, 0.8  # below so many rows training alone may align them: the start must still be there itself
 SHARED_SPACE, SHARED_P = 0.5, 1e-6  # of A's row spaces, above chance, where the rows themselves were turned
 
 
@@ -170,9 +171,18 @@ def _initialisation(a: Side, b: Side, alone: Row | None) -> Row | None:
     if a.rows is None or b.rows is None or alone is None:
         return None
     cosine, z = row_cosine(a.rows, b.rows)
-    by_row = cosine is not None and abs(cosine) >= SHARED_ROWS and abs(z or 0.0) >= SHARED_Z
-    by_space = (alone["effect"] or 0.0) >= SHARED_SPACE and alone["p"] is not None and alone["p"] < SHARED_P
+    least = least_row_cosine(min(len(a.rows), len(b.rows)), a.rows.shape[1])
+    by_row = cosine is not None and cosine >= least
+    many = min(alone["dims"]) >= FEW_ROWS
+    by_space = (
+        many and (alone["effect"] or 0.0) >= SHARED_SPACE and (1.0 if alone["p"] is None else alone["p"]) < SHARED_P
+    )
     return {"row_cosine": cosine, "row_cosine_z": z, "shared": bool(by_row or by_space)}
+
+
+def least_row_cosine(rows: int, width: int) -> float:
+    """The mean cosine from which on the rows of two A are taken for one start, trained apart."""
+    return max(SHARED_ROWS if rows >= FEW_ROWS else SHARED_FEW, SHARED_Z / float(np.sqrt(max(rows * width, 1))))
 
 
 def row_cosine(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float | None]:
