@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 study = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Run the field's claims as studies: a grid of runs, verdicts, one page. Example: lorascope study run rank_sweep",
+    help="The field's claims as studies: a grid of runs, verdicts, one page. Example: lorascope study run rank_sweep",
 )
 REPORTS = Annotated[Path, typer.Option(metavar="DIR", help="Where reports lie.")]
 STUDIES = Annotated[Path, typer.Option(metavar="DIR", help="Where study scripts lie.")]

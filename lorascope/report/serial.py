@@ -40,7 +40,9 @@ def _built(value: Any) -> Any:
         return value
     cls = _TYPES.get(str(value.get("type")))
     if cls is None:
-        raise InputError("a page holds an unknown block", found=repr(value.get("type"))[:60], expected=", ".join(_TYPES))
+        raise InputError(
+            "a page holds an unknown block", found=repr(value.get("type"))[:60], expected=", ".join(_TYPES)
+        )
     try:
         return cls(**{name: _built(each) for name, each in value.items() if name != "type"})
     except TypeError as error:
