@@ -176,17 +176,22 @@ def _intervened(
 
 
 def _retained(opened: Any, retain: str, samples: int | None) -> Any:
-    """The texts of `retain`, for the run's language model."""
-    from dataclasses import replace
-
+    """The texts of `retain`, for the run's language model: all of a file, what a packaged or hub set holds out."""
     from lorascope.errors import InputError
     from lorascope.training import data
+    from lorascope.training.config import DataConfig
 
     config = opened.config
     if config.model.task_type != "CAUSAL_LM":
         raise InputError("--retain is for a language model", found=f"a run of task {config.model.task_type}")
-    other = replace(config.data, path=retain, eval_path=None, max_eval_samples=samples)
-    return data.load(other, "CAUSAL_LM", opened.tokenizer, 0)[1]
+    other = DataConfig(
+        retain, eval_path=retain if Path(retain).is_file() else None, eval_split=config.data.eval_split,
+        max_length=config.data.max_length, packing=config.data.packing, max_eval_samples=samples,
+    )  # fmt: skip
+    texts = data.load(other, "CAUSAL_LM", opened.tokenizer, 0)[1]
+    if not len(texts):
+        raise InputError(f"--retain {retain} holds no text that fits", expected="texts of two tokens or more")
+    return texts
 
 
 def _bar(what: str) -> Callable[[list], Iterable]:

@@ -121,6 +121,7 @@ def test_a_language_models_intruders_are_scaled_beside_the_controls(tmp_path, ti
     assert all(set(p) == {"arm", "lambda", "loss", "accuracy", "retained_loss", "norm"} for p in made["points"])
     assert made["base"] != made["trained"]
     assert "Loss against λ" in (tmp_path / "i.html").read_text()
+    assert made["texts"]["other texts"] == 60  # all of a file
 
 
 def test_analyze_sets_the_change_against_the_base(base, lora_folder, tmp_path):
