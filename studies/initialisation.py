@@ -163,19 +163,20 @@ def figures(results):
         mean = widest[widest["init"] == init].groupby("rate")["loss"].median()
         shown = mean[mean < 10 * mean.min()]
         curves.append(Series(start, tuple(map(float, shown.index)), tuple(shown)))
+    logs = {"log_x": True, "log_y": True}
+    best = "Teacher–student: geometric means over replicates of the rate with the lowest final loss."
+    left_out = "Medians over replicates; losses above ten times the lowest are left out."
     return [
-        Lines("Best learning rate by width", tuple(series), "width n", "learning rate", log_x=True, log_y=True,
-              caption="Teacher–student: geometric means over replicates of the rate with the lowest final loss."),
-        Lines("Loss by learning rate at the widest", tuple(curves), "learning rate", "final loss", log_x=True, log_y=True,
-              caption="Medians over replicates; losses above ten times the lowest are left out."),
-    ]  # fmt: skip
+        Lines("Best learning rate by width", tuple(series), "width n", "learning rate", **logs, caption=best),
+        Lines("Loss by rate at the widest", tuple(curves), "learning rate", "final loss", **logs, caption=left_out),
+    ]
 
 
 study = Study(
     name="initialisation",
     title="How must A and B start?",
-    question="What does LoRA learn from A and B both zero, from A random with B zero, and from the reverse, and at which "
-    "learning rates?",
+    question="What does LoRA learn from A and B both zero, from A random with B zero, and from the reverse, and at "
+    "which learning rates?",
     varied="the start of A and B; in the teacher–student model the width, too",
     tuned="the learning rate, for each start; in the teacher–student model its best value is the result",
     fixed="r = 8, α = 16 on all linear layers; the head's rate; in the teacher–student model r = 4, Adam, full batches",
@@ -233,7 +234,7 @@ study = Study(
             "Hayou, Ghosh and Yu 2024, §3, Theorem 1 and the teacher–student figure",
             (Criterion("slope of log rate against log n", slope("kaiming"), at_least=-0.75, at_most=-0.25),),
             (Control("the slope with B random", slope("a-zero"), at_least=-0.75, at_most=-0.25),),
-            "ReLU network of one hidden layer, low-rank teacher, 100 full-batch steps of Adam; the paper's own sizes differ.",
+            "ReLU network of one hidden layer, low-rank teacher, full-batch steps of Adam; the paper's sizes differ.",
         ),
         Claim(
             "slope-b",

@@ -128,8 +128,8 @@ def figures(results):
             "rank r",
             "loss (nats)",
             log_x=True,
-            caption="Means over replicates, the band from the best to the worst one. wordnet: test texts; memorise: the "
-            "training texts, whose classes are random. Learning rates are tuned for every point.",
+            caption="Means over replicates, the band from the best to the worst one. wordnet: test texts; memorise: "
+            "the training texts, whose classes are random. Learning rates are tuned for every point.",
         ),
         Lines(
             "Rank that is used",
@@ -150,7 +150,8 @@ study = Study(
     varied="r; the scale α/r or α/√r (α = 16); the task: classes of WordNet glosses, or the same texts with random "
     "classes, to be memorised",
     tuned="the learning rate, for every task, scaling and rank",
-    fixed="all linear layers adapted, A Kaiming-uniform, B = 0; AdamW without weight decay, linear decay; the head's rate",
+    fixed="all linear layers adapted, A Kaiming-uniform, B = 0; AdamW without weight decay, linear decay; the head's "
+    "rate",
     scales=scales(
         {
             "smoke": {"ranks": [1, 4, 8], "size": "smoke"},
@@ -187,7 +188,7 @@ study = Study(
         Claim(
             "capacity",
             "A task that asks for capacity needs more: r = 4 gains less than 90 % of the best rank",
-            "Schulman and Thinking Machines Lab 2025, LoRA Without Regret (low ranks fall behind when capacity runs out)",
+            "Schulman and Thinking Machines Lab 2025, LoRA Without Regret",
             (
                 Criterion(
                     "gain of r = 4 over the best rank's, memorise", share("memorise", 4), at_most=0.9, unit="percent"
