@@ -52,6 +52,13 @@ class KnownSvd:
             return np.zeros(0, dtype=int)
         return np.concatenate([[0], np.cumsum(-np.diff(squares) > TIE * squares[0])]).astype(int)
 
+    def cut(self, j: int) -> int:
+        """j, or as many more leading values as are one with σ_j: the first j are a subspace of W only then."""
+        j = min(j, self.rank)
+        while 0 < j < self.rank and self.clusters[j - 1] == self.clusters[j]:
+            j += 1
+        return j
+
     def leading(self, weight: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k leading left (m, k) and right (n, k) singular vectors; k ≤ rank."""
         wide = weight.T if self.turned else weight

@@ -83,6 +83,24 @@ def test_planted_spikes_are_all_found_and_nothing_else():
     assert result.agreement() == {"both": 3, "expected_only": 0, "found_only": 0, "neither": 0}
 
 
+def test_a_mixture_of_ws_own_directions_is_told_from_a_new_one():
+    """ΔW that turns W's leading vectors among each other makes intruders by definition, and they are told apart."""
+    u, v = np.linalg.qr(RNG.standard_normal((90, 90)))[0], np.linalg.qr(RNG.standard_normal((90, 90)))[0]
+    sigma = np.concatenate([np.linspace(10, 9, 20), np.linspace(1, 0.5, 70)])
+    turn = np.eye(90)
+    turn[:20, :20] = np.linalg.qr(RNG.standard_normal((20, 20)))[0]
+    weight, tuned = (u * sigma) @ v.T, (u @ turn * sigma) @ v.T
+    result = intruders.run(checkpoint({"q": tuned}), checkpoint({"q": weight}), k=10)
+    (module,) = result.modules
+    assert len(module.intruders(0.6, 10)) > 3
+    assert all(vector.of_base["left"] == pytest.approx(1) for vector in module.vectors)
+    assert any("mixtures of W's own directions" in finding.text for finding in result.findings)
+    b, a = spikes(90, 90, [40.0])
+    new = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), k=10).modules[0]
+    assert new.vectors[0].of_base["left"] == pytest.approx(20 / 90, abs=0.2)  # one draw of Beta(10, 35): sd .06
+    assert new.vectors[1].of_base["left"] > 0.9
+
+
 def test_no_change_has_no_intruder():
     weight = flat(30, 40)
     zero = lora(NAME.format(0), np.zeros((30, 2)), RNG.standard_normal((2, 40)))

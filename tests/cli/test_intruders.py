@@ -17,7 +17,7 @@ MODULE = {
     "delta_sigma", "base_sigma", "base_rank", "spike_margin", "vectors", "chance", "equal_singular_values",
     "prediction", "method", "error", "non_finite", "notes", "intruders",
 }  # fmt: skip
-VECTOR = {"position", "sigma", "energy_share", "cosine", "nearest", "of_change"}
+VECTOR = {"position", "sigma", "energy_share", "cosine", "nearest", "of_base", "of_change"}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 from lorascope.analyses.compare.side import Side
 from lorascope.linalg import dense, haar
 from lorascope.linalg.inside import RandomInside, fourth_power, random_inside
+from lorascope.linalg.known import KnownSvd
 from lorascope.weights.base_svd import SvdCache
 
 EXACT = 1024  # up to this shorter side W is decomposed (¼ s there), and kept; above it only where that was done before
@@ -79,7 +80,7 @@ class ModuleAgainstBase:
 
 @dataclass(frozen=True)
 class _Directions:
-    """W's leading singular directions, as many as are known, and where a cut would divide equal singular values."""
+    """W's leading singular directions, as many as are known, and its decomposition where there is one."""
 
     left: np.ndarray
     sigma: np.ndarray
@@ -88,15 +89,7 @@ class _Directions:
     fourth: float
     method: str
     error: float
-    clusters: np.ndarray | None
-
-    def at(self, j: int) -> int:
-        """j, or more where σ_j is one with those after it."""
-        if self.clusters is None:
-            return j
-        while j < len(self.clusters) and self.clusters[j - 1] == self.clusters[j]:
-            j += 1
-        return j
+    known: KnownSvd | None
 
 
 def measure(
@@ -122,7 +115,7 @@ def measure(
     if known.method == "exact":
         tops["tenth"] = max(1, math.ceil(TOP_SHARE * len(known.sigma)))
     overlaps = [
-        {name: _overlap(mine, theirs[:, : known.at(j)]) for name, j in tops.items() if j}
+        {name: _overlap(mine, theirs[:, : known.known.cut(j) if known.known else j]) for name, j in tops.items() if j}
         for mine, theirs in ((u, known.left), (v, known.right))
     ]
     return ModuleAgainstBase(
@@ -151,7 +144,7 @@ def _base_directions(weight: np.ndarray, r: int, cache: SvdCache) -> _Directions
         left, right = known.leading(weight, min(known.rank, max(r, math.ceil(TOP_SHARE * len(known.sigma))) + r))
         squares = known.sigma**2
         return _Directions(
-            left, known.sigma, right, float(squares.sum()), float(np.sum(squares**2)), "exact", 0.0, known.clusters
+            left, known.sigma, right, float(squares.sum()), float(np.sum(squares**2)), "exact", 0.0, known
         )
     found = dense.leading(weight, min(r, MOST_LEADING))
     energy = float(np.linalg.norm(weight) ** 2)

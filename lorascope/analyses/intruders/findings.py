@@ -11,6 +11,8 @@ from lorascope.errors import some
 if TYPE_CHECKING:
     from lorascope.analyses.intruders.result import IntrudersResult
 
+MIXTURE = 0.5  # of a vector in the span of W's leading ones
+
 
 def findings(result: "IntrudersResult") -> tuple[Finding, ...]:
     """Errors, then warnings, then notes."""
@@ -106,6 +108,14 @@ def _counts(result: "IntrudersResult") -> list[Finding]:
             key=lambda vector: vector.position,
         )
         found.append(Finding("note", f"{text}; the highest is at position {first.position}"))
+        all_of_them = [v for m in result.changed for v in m.intruders(result.epsilon, result.k)]
+        mixed = sum(v.of_base["left"] > MIXTURE for v in all_of_them)
+        chance = np.median([2 * result.k / m.shape[0] for m in result.changed])
+        text = (
+            f"{mixed} of the {number} lie by more than half in the span of W's {2 * result.k} leading vectors (a random"
+            f" direction: {percent(float(min(chance, 1)))}): mixtures of W's own directions rather than new ones"
+        )
+        found.append(Finding("note", text))
     return found
 
 

@@ -30,6 +30,8 @@ class TunedVector:
         energy_share: σ²/‖W + ΔW‖_F².
         cosine: by side, the largest |cos| with any singular vector of W (or subspace of equal ones).
         nearest: by side, the position in W's spectrum of the vector that is nearest.
+        of_base: by side, the share of the vector that lies in the span of W's 2k leading ones: an intruder that has
+            most of itself there is a mixture of W's own directions. A random vector has 2k/n.
         of_change: by side, the share of the vector that lies in the column (row) space of ΔW; None where ΔW is not low
             rank.
     """
@@ -39,6 +41,7 @@ class TunedVector:
     energy_share: float
     cosine: Mapping[str, float]
     nearest: Mapping[str, int]
+    of_base: Mapping[str, float]
     of_change: Mapping[str, float] | None
 
 
@@ -185,6 +188,8 @@ def _directions(
 def _vectors(known: KnownSvd, found: Changed) -> tuple[TunedVector, ...]:
     cosines = {"left": known.cosines(found.left), "right": known.cosines(found.right)}
     firsts = np.flatnonzero(np.diff(known.clusters, prepend=-1)) + 1
+    top = known.cut(2 * len(found.sigma))
+    inside = {side: np.sum(c[:top] ** 2, axis=0) for side, c in (("left", found.left), ("right", found.right))}
     within = {}
     if found.change_left is not None and found.change_right is not None:
         sides = {"left": found.change_left, "right": found.change_right}
@@ -198,6 +203,7 @@ def _vectors(known: KnownSvd, found: Changed) -> tuple[TunedVector, ...]:
                 sigma**2 / found.energy if found.energy > 0 else 0.0,
                 {side: float(cosines[side][:, j].max(initial=0.0)) for side in SIDES},
                 {side: int(firsts[cosines[side][:, j].argmax()]) if known.rank else 0 for side in SIDES},
+                {side: min(float(inside[side][j]), 1.0) for side in SIDES},
                 {side: float(within[side][j]) for side in SIDES} if within else None,
             )
         )

@@ -300,7 +300,7 @@ def _all(result: "IntrudersResult") -> Table:
 def _vectors(result: "IntrudersResult") -> list[Block]:
     rows = [
         (m.name, v.position, v.sigma, v.energy_share, v.cosine["left"], v.nearest["left"], v.cosine["right"],
-         v.of_change["left"] if v.of_change else None)
+         v.of_base["left"], v.of_change["left"] if v.of_change else None)
         for m in result.changed
         for v in m.intruders(result.epsilon, result.k)
     ]  # fmt: skip
@@ -311,6 +311,8 @@ def _vectors(result: "IntrudersResult") -> list[Block]:
         Column("energy", "of ‖W + ΔW‖²", "percent"), Column("left", "max |cos| left", "float"),
         Column("nearest", "nearest in W", "int", help="the position in W's spectrum of the vector that is nearest"),
         Column("right", "max |cos| right", "float"),
+        Column("of_base", "in W's top", "percent",
+               help="share of the left vector in the span of W's 2k leading ones: a mixture of W's own directions"),
         Column("of_change", "in ΔW's space", "percent", help="share of the left vector in ΔW's column space"),
     )  # fmt: skip
     return [Table(columns, tuple(rows), title="The intruders", interactive=True, where="page")]
