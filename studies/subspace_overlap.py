@@ -138,10 +138,8 @@ def each_run(results):
 
 
 def each_control(results):
-    large = results.scale.params["large"]
-    return [
-        Call((), {"what": "numbers", "replicate": i, "n": 384, "large": large}) for i in range(results.scale.replicates)
-    ]
+    shared = {"what": "numbers", "n": 384, "large": results.scale.params["large"]}
+    return [Call((), {**shared, "replicate": i}) for i in range(results.scale.replicates)]
 
 
 def of(results, table, what, side):
@@ -160,9 +158,12 @@ def median(what, column, side="right", table="agreement"):
     return lambda results: of(results, table, what, side)[column].median()
 
 
-def ratio(what, side="right"):
-    """Median z of the whole subspaces over that of the leading directions."""
-    return lambda results: median(what, "z_r", side)(results) / median(what, "z_1", side)(results)
+def over(first, second):
+    return lambda results: first(results) / second(results)
+
+
+def less(first, second):
+    return lambda results: first(results) - second(results)
 
 
 def control(name, column):
@@ -205,15 +206,20 @@ def figures(results):
     return [grid(results, "right"), grid(results, "left"), lines]
 
 
+TOP_AGREES = share_above("ranks", "z_1", 5)
+TOP_AT_START = share_above("ranks", "z_1", 5, "A", "starts")
+SEEDS_LEFT, SEEDS_RIGHT = median("seeds, small r", "phi_r", "left"), median("seeds, small r", "phi_r")
+SHARED_RIGHT, OWN_RIGHT = median("tasks, shared start", "phi_r"), median("tasks, own start", "phi_r")
+
 study = Study(
     name="subspace_overlap",
     title="Do adapters find the same subspace?",
-    question="Do LoRAs of different rank, seed or task share directions beyond chance, and how much of it is the start?",
-    varied="the rank (8 and a large one), the seed, the task (classes of things, classes of abstractions), and whether two "
-    "runs share their random start",
+    question="Do LoRAs of different rank, seed or task share directions beyond chance, and how much is the start?",
+    varied="the rank (8 and a large one), the seed, the task (classes of things, classes of abstractions), and whether "
+    "two runs share their random start",
     tuned="the learning rate, for each rank and task",
-    fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; every run has a seed of its own, except the arms "
-    "that share one",
+    fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; every run has a seed of its own, except the "
+    "arms that share one",
     scales=scales({"smoke": {"large": 16}, "small": {"large": 64}, "full": {"large": 64}}),
     arms=arms,
     measures=(
@@ -228,22 +234,14 @@ study = Study(
             "r = 8 and r = 64 share their top direction, and little else",
             "Hu et al. 2021, arXiv 2106.09685, §7.2, Figure 3",
             (
+                Criterion("modules with z ≥ 5 of φ(1, 1), right side", TOP_AGREES, at_least=0.75, unit="percent"),
                 Criterion(
-                    "modules whose φ(1, 1), right side, has z ≥ 5",
-                    share_above("ranks", "z_1", 5),
-                    at_least=0.75,
-                    unit="percent",
-                ),
-                Criterion("median z of φ(r₁, r₂) over that of φ(1, 1), right side", ratio("ranks"), at_most=0.5),
-            ),
-            (
-                Control(
-                    "the same modules before training (A alone)",
-                    share_above("ranks", "z_1", 5, "A", "starts"),
-                    at_least=0.75,
-                    unit="percent",
+                    "median z of φ(r₁, r₂) over that of φ(1, 1), right side",
+                    over(median("ranks", "z_r"), median("ranks", "z_1")),
+                    at_most=0.5,
                 ),
             ),
+            (Control("the same modules before training (A alone)", TOP_AT_START, at_least=0.75, unit="percent"),),
             "Both runs have seeds of their own. The paper does not say so of its own.",
         ),
         Claim(
@@ -251,8 +249,8 @@ study = Study(
             "Two seeds share a few directions; Gaussian matrices do not",
             "Hu et al. 2021, §7.2, Figure 4",
             (
-                Criterion("median z of φ(1, 1), right side, r = 64", median("seeds, large r", "z_1"), at_least=5),
-                Criterion("median z of φ(2, 2), right side, r = 64", median("seeds, large r", "z_2"), at_least=5),
+                Criterion("median z of φ(1, 1), right side, large r", median("seeds, large r", "z_1"), at_least=5),
+                Criterion("median z of φ(2, 2), right side, large r", median("seeds, large r", "z_2"), at_least=5),
             ),
             (Control("Gaussian matrices of these shapes", control("Gaussian", "z_1"), at_least=5),),
         ),
@@ -260,20 +258,8 @@ study = Study(
             "left",
             "The left (output) side agrees across seeds more than the right (input) side",
             "Zhu et al. 2024, arXiv 2402.16842, §5 (B is alike across seeds, A follows its start)",
-            (
-                Criterion(
-                    "median φ(r, r) of the left over that of the right, r = 8",
-                    lambda r: median("seeds, small r", "phi_r", "left")(r) / median("seeds, small r", "phi_r")(r),
-                    at_least=1.2,
-                ),
-            ),
-            (
-                Control(
-                    "right over left",
-                    lambda r: median("seeds, small r", "phi_r")(r) / median("seeds, small r", "phi_r", "left")(r),
-                    at_least=1.2,
-                ),
-            ),
+            (Criterion("median φ(r, r), left over right, r = 8", over(SEEDS_LEFT, SEEDS_RIGHT), at_least=1.2),),
+            (Control("right over left", over(SEEDS_RIGHT, SEEDS_LEFT), at_least=1.2),),
         ),
         Claim(
             "trap",
@@ -288,24 +274,14 @@ study = Study(
             "Across tasks the right side is the start: with a shared one it agrees, with starts of its own it does not",
             "Crossed task × initialisation notes on Mistral adapters (third party); Zhu et al. 2024, §5",
             (
-                Criterion(
-                    "median φ(r, r), right side, tasks with a shared start",
-                    median("tasks, shared start", "phi_r"),
-                    at_least=0.8,
-                ),
+                Criterion("median φ(r, r), right side, tasks with a shared start", SHARED_RIGHT, at_least=0.8),
                 Criterion(
                     "median φ(r, r) less chance, right side, tasks with starts of their own",
-                    lambda r: median("tasks, own start", "phi_r")(r) - median("tasks, own start", "chance_r")(r),
+                    less(OWN_RIGHT, median("tasks, own start", "chance_r")),
                     at_most=0.05,
                 ),
             ),
-            (
-                Control(
-                    "median φ(r, r), right side, tasks with starts of their own",
-                    median("tasks, own start", "phi_r"),
-                    at_least=0.8,
-                ),
-            ),
+            (Control("median φ(r, r), right side, tasks with starts of their own", OWN_RIGHT, at_least=0.8),),
         ),
         Claim(
             "left-tasks",
@@ -314,20 +290,11 @@ study = Study(
             (
                 Criterion(
                     "median φ(r, r), left side: tasks with a shared start less tasks with their own",
-                    lambda r: (
-                        median("tasks, shared start", "phi_r", "left")(r)
-                        - median("tasks, own start", "phi_r", "left")(r)
-                    ),
+                    less(median("tasks, shared start", "phi_r", "left"), median("tasks, own start", "phi_r", "left")),
                     at_most=0.05,
                 ),
             ),
-            (
-                Control(
-                    "the same of the right side",
-                    lambda r: median("tasks, shared start", "phi_r")(r) - median("tasks, own start", "phi_r")(r),
-                    at_most=0.05,
-                ),
-            ),
+            (Control("the same of the right side", less(SHARED_RIGHT, OWN_RIGHT), at_most=0.05),),
         ),
     ),
     figures=figures,

@@ -24,6 +24,7 @@ class Scale:
         params: the study's own sizes, such as the ranks.
         test_split: where final runs are scored, and nothing is chosen; None scores them on the held-out texts.
         test_samples: how many of its texts, the same for all runs; None takes all.
+        conclusive: whether it gives verdicts. A smoke run shows that a study runs, and decides nothing.
     """
 
     config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Scale:
     params: Mapping[str, Any] = field(default_factory=dict)
     test_split: str | None = "test"
     test_samples: int | None = None
+    conclusive: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Arm:
             taken. Where that is at an end, the sweep goes on beyond it, by the same factor. Empty: the config's rate.
         rate_of: labels of the arm whose tuned rate this one takes, in place of a sweep of its own.
         seed: runs get the seeds seed, seed + 1, ...; None gives each arm seeds of its own, drawn from its config.
+        seeded: config values by "section.key" that are the run's seed, such as that of VeRA's matrices.
     """
 
     labels: Mapping[str, Scalar]
@@ -51,6 +54,7 @@ class Arm:
     learning_rates: tuple[float, ...] = ()
     rate_of: Mapping[str, Scalar] | None = None
     seed: int | None = None
+    seeded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

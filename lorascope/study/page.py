@@ -142,8 +142,9 @@ def _check(found: Record) -> Check:
 def _warnings(record: Record) -> list[Block]:
     items = []
     scale = record["scale"]
-    if scale["name"] == "smoke":
-        items.append(Finding("warning", "scale smoke: this shows that the study runs. Its verdicts mean nothing."))
+    if not scale["conclusive"]:
+        text = f"scale {scale['name']}: this shows that the study runs, and decides nothing"
+        items.append(Finding("warning", text))
     elif scale["replicates"] < 5:
         items.append(Finding("warning", f"{scale['replicates']} replicates; the protocol asks for five or more"))
     edges = [_named(each["labels"]) for each in record["tuning"] if not each["interior"]]

@@ -94,6 +94,7 @@ def _scale(results: Results) -> dict[str, Any]:
         "params": dict(scale.params),
         "config": {section: dict(keys) for section, keys in scale.config.items()},
         "test_split": scale.test_split,
+        "conclusive": scale.conclusive,
         "test_samples": scale.test_samples,
     }
 

@@ -2,8 +2,8 @@
 
 The interval is an expanded percentile bootstrap over replicates (Hesterberg 2015, "What Teachers Should Know About the
 Bootstrap", §4.2, doi 10.1080/00031305.2015.1089789): with n replicates the 95 % percentile interval is too narrow by
-about √((n − 1)/n) · z/t, so the tail probability is taken as Φ(−√(n/(n−1)) · t_{n−1; 0.975}). For the few replicates of a
-study all resamples are enumerated with their multinomial probabilities; nothing is drawn at random then.
+about √((n − 1)/n) · z/t, so the tail probability is taken as Φ(−√(n/(n−1)) · t_{n−1; 0.975}). For the few replicates of
+a study all resamples are enumerated with their multinomial probabilities; nothing is drawn at random then.
 
 held: the whole interval keeps the bound. not held: no part of it does. undecided: some does and some does not, or
 something could not be computed, or a control did not fail.
@@ -71,7 +71,7 @@ def judge(claim: Claim, results: Results) -> Verdict:
     judged = tuple(criterion(each, results) for each in claim.criteria)
     controls = tuple(criterion(each, results, control=True) for each in claim.controls)
     verdicts = [each.verdict for each in judged]
-    if any(each.verdict != NOT_HELD for each in controls):
+    if not results.scale.conclusive or any(each.verdict != NOT_HELD for each in controls):
         verdict = UNDECIDED
     elif NOT_HELD in verdicts:
         verdict = NOT_HELD

@@ -91,6 +91,13 @@ def test_a_claim_needs_all_its_criteria_and_its_controls_to_fail():
     assert claim([held], (Control("m", mean, **open_),)) == "undecided"
 
 
+def test_a_scale_that_shows_that_a_study_runs_decides_nothing():
+    found = Results(results(NORMAL).runs, {}, Scale(conclusive=False), pd.DataFrame())
+    judged = verdict.judge(Claim("c", "c", "c", (Criterion("m", mean, at_least=-2),)), found)
+    assert judged.verdict == "undecided"
+    assert judged.criteria[0].verdict == "held"  # the number is told all the same
+
+
 def test_many_replicates_are_drawn_and_the_same_each_time():
     values = list(np.random.default_rng(1).standard_normal(20))
     first, second = judged(values, at_least=0), judged(values, at_least=0)
