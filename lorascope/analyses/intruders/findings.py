@@ -62,9 +62,10 @@ def _files(result: "IntrudersResult") -> list[Finding]:
     other = [m for m in result.changed if (m.relative_norm or 0) > 1]
     if other:
         worst = max(other, key=lambda m: m.relative_norm or 0)
+        more = f", and larger than ‖W‖ in {len(other) - 1} others" if len(other) > 1 else ""
         text = (
-            f"‖ΔW‖ is {worst.relative_norm:.2g} times ‖W‖ here, and larger than W in {len(other)} weights: more another"
-            " weight than a change of this one (a part that the base did not train?)"
+            f"‖ΔW‖ is {worst.relative_norm:.2g} times ‖W‖ here{more}:"
+            " another weight rather than a change of this one (a part that the base did not train?)"
         )
         found.append(Finding("warning", text, worst.name))
     short = [m for m in result.modules if m.base_rank is not None and m.base_rank < min(m.shape)]
