@@ -163,7 +163,7 @@ def _engine(name: str, jobs: int, address: str | None, gpus: float) -> Any:
     if name == "ray":
         from lorascope.study.cluster import Cluster
 
-        return Cluster(address, gpus=gpus)
+        return Cluster(address, jobs, gpus=gpus)
     from lorascope.study.local import Local
 
     return Local(jobs)

@@ -1,6 +1,9 @@
 """Work on this machine: N worker processes, each with its share of the cores."""
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -53,7 +56,7 @@ class Local:
     def _workers(self) -> ProcessPoolExecutor:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
-            start = {"initializer": start_worker, "initargs": (self.threads,)}
+            start = {"initializer": _start, "initargs": (self.threads,)}
             self._pool = ProcessPoolExecutor(self.jobs, mp_context=spawn, **start)
         return self._pool
 
@@ -74,3 +77,17 @@ class Local:
                     self.close()
                     return
                 yield chunk, failed
+
+
+def _start(threads: int) -> None:
+    """Called first in every worker. It ends with its parent, and without a word where that is interrupted."""
+    start_worker(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of the terminal
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lorascope.errors import InputError, LorascopeError
 from lorascope.study.definition import Arm, Call, Measure, Results, Study
-from lorascope.study.store import Job, Store, fingerprint
+from lorascope.study.store import Job, Store, data_hashes, fingerprint
 from lorascope.study.work import TEST, Chunk, read_rows
 from lorascope.training.config import override, parse, resolved
 
@@ -108,7 +108,7 @@ class Runner:
     def _do(self, stage: str, jobs: Sequence[Job]) -> None:
         """Do those that are not in the store."""
         every = {job.key: job for job in jobs}
-        missing = [job for key, job in every.items() if self.store.done(key) is None]
+        missing = [job for job in every.values() if not self.store.intact(job)]
         self.reused += len({key for key in every if key not in self.used} - {job.key for job in missing})
         self.used |= every
         done, failed = len(every) - len(missing), 0
@@ -123,15 +123,15 @@ class Runner:
     def _train_job(self, arm: Arm, seed: int, rate: float | None, title: str, *, final: bool) -> Job:
         values = {section: dict(keys) for section, keys in self.scale.config.items()}
         changes = dict(arm.changes) | ({} if rate is None else {"optim.learning_rate": rate})
+        changes |= dict.fromkeys(arm.seeded, seed)
         for path, value in changes.items():
             section, _, key = path.partition(".")
             values.setdefault(section, {})[key] = value
         values["training"] = {"measure_cost": False, **values.get("training", {}), "seed": seed, "device": self.device}
         config = resolved(parse(values, f"{self.study.name}, {title},"))
-        files = [Path(path) for path in (config["data"]["path"], config["data"]["eval_path"]) if path]
         spec = {"kind": "train", "config": config, "test_split": self.scale.test_split if final else None}
         spec["test_samples"] = self.scale.test_samples if final else None
-        spec["data"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+        spec["data"] = data_hashes(config)
         return Job(spec, title=title)
 
     def _tune(self) -> list[Tuned]:

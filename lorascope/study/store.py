@@ -2,21 +2,25 @@
 
 Each job has a folder named by its key: `spec.json` (what it is), what it made (a training run in `run/`), and
 `done.json`, written last; or `failed.json`, which says why it is not there. A run's key covers its resolved config, the
-versions that its numbers depend on and `RECIPE`; not the device, nor how many threads.
+versions that its numbers depend on and `RECIPE`; not the device, nor how many threads. A measure's covers its code.
+
+Several processes may use one store at once: each job is worked on under its lock, and who waited for it finds it done.
 """
 
 import ast
+import contextlib
 import hashlib
 import inspect
 import json
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorascope import __version__
+from lorascope.errors import LorascopeError
 from lorascope.training.record import package_version, write_json
 
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
@@ -78,12 +82,23 @@ def _collect(function: Callable[..., Any], found: dict[str, str]) -> None:
             _collect(other, found)
 
 
+def data_hashes(config: Mapping[str, Any]) -> list[str]:
+    """Of the files that a resolved config's data come from; a packaged set or one of the hub is known by its name."""
+    files = [Path(path) for path in (config["data"]["path"], config["data"]["eval_path"]) if path]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+
+
 class Store:
-    """Folders by key under one root, made where it is not there."""
+    """Folders by key under one root, made where it is not there.
+
+    Raises:
+        LorascopeError: of every method that writes, where that cannot be done, such as on a full disk.
+    """
 
     def __init__(self, root: Path):
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+        with _writing(root):
+            root.mkdir(parents=True, exist_ok=True)
 
     def folder(self, key: str) -> Path:
         return self.root / key[:2] / key
@@ -96,6 +111,17 @@ class Store:
         """What `finish` was told; None where the job is not finished."""
         return _read(self.folder(key) / "done.json")
 
+    def intact(self, job: Job) -> bool:
+        """Whether the job is finished and all that it made is still there, each file of the size that it had."""
+        done, folder = self.done(job.key), self.folder(job.key)
+        if done is None:
+            return False
+        sizes = dict.fromkeys(_least(job)) | (done.get("files") or {})
+        try:
+            return all((folder / name).stat().st_size == size or size is None for name, size in sizes.items())
+        except OSError:
+            return False
+
     def failure(self, key: str) -> Mapping[str, Any] | None:
         """Why the job failed when it was last tried; None where it did not."""
         return None if self.done(key) else _read(self.folder(key) / "failed.json")
@@ -103,25 +129,70 @@ class Store:
     def begin(self, job: Job) -> Path:
         """The job's folder, ready to work in. What an earlier try left is kept, so that it can be resumed."""
         folder = self.folder(job.key)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failed.json").unlink(missing_ok=True)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("failed.json", "done.json"):
+                (folder / name).unlink(missing_ok=True)
         write_json(folder / "spec.json", {**job.spec, "inputs": list(job.inputs), "lorascope": __version__})
         return folder
 
     def finish(self, key: str, facts: Mapping[str, Any]) -> None:
-        write_json(self.folder(key) / "done.json", facts)
+        folder = self.folder(key)
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+        write_json(folder / "done.json", {**facts, "files": sizes})
 
     def fail(self, job: Job, message: str) -> None:
         folder = self.folder(job.key)
-        folder.mkdir(parents=True, exist_ok=True)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "failed.json", {"title": job.title, "message": message})
 
-    def discard(self, key: str) -> None:
-        shutil.rmtree(self.folder(key), ignore_errors=True)
+    def start_over(self, key: str) -> None:
+        """Remove what an earlier try of a training run left."""
+        shutil.rmtree(self.run_folder(key), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self, keys: Sequence[str]) -> Iterator[None]:
+        """Holds the locks of these jobs, waiting for whoever has them; a process that dies lets go of its own.
+
+        A system without `flock` has none: there, one store takes one process at a time.
+        """
+        with contextlib.ExitStack() as held:
+            for key in sorted(set(keys)):  # in one order everywhere, so that no two wait for each other
+                path = self.root / key[:2] / f"{key}.lock"
+                with _writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = held.enter_context(path.open("a"))
+                with contextlib.suppress(ImportError):
+                    import fcntl
+
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _least(job: Job) -> list[str]:
+    """Files without which a finished job is worth nothing."""
+    if job.spec["kind"] == "train":
+        return ["run/summary.json", "run/config.yaml"]
+    return ["rows.json"]
+
+
+def _files(folder: Path) -> list[Path]:
+    own = {folder / name for name in ("done.json", "failed.json", "spec.json")}
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LorascopeError(f"cannot write {path}", found=error.strerror or error) from error
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None

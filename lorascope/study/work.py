@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lorascope.errors import LorascopeError
+from lorascope.errors import InputError, LorascopeError
 from lorascope.study.store import Job, Store
 from lorascope.training.record import write_json
 
@@ -31,10 +31,16 @@ class Chunk:
 
 
 def execute(chunk: Chunk, store: Store) -> list[str]:
-    """Do the chunk's jobs into the store; the keys of those that failed, each with its reason there."""
+    """Do the chunk's jobs into the store; the keys of those that failed, each with its reason there.
+
+    Raises:
+        LorascopeError: the store cannot be written.
+    """
     try:
-        kind = chunk.jobs[0].spec["kind"]
-        _train(chunk.jobs, store) if kind == "train" else _measure(chunk.jobs[0], store)
+        with store.locked([job.key for job in chunk.jobs]):
+            jobs = [job for job in chunk.jobs if not store.intact(job)]  # another process may have done some meanwhile
+            if jobs:
+                _train(jobs, store) if jobs[0].spec["kind"] == "train" else _measure(jobs[0], store)
     except Exception as error:  # a study goes on without the run, and its page says why
         message = str(error) if isinstance(error, LorascopeError) else _traced(error)
         if len(chunk.jobs) > 1:  # one of them may be the cause: each on its own
@@ -61,21 +67,32 @@ def _train(jobs: Sequence[Job], store: Store) -> None:
     folders = [store.run_folder(job.key) for job in jobs]
     run.set_threads(configs[0].training.num_threads)
     here = World(pick_device(configs[0].training.device))
-    resume = all((folder / "config.yaml").is_file() for folder in folders)
-    resume = resume and (folders[0] / "checkpoint.pt").is_file()
-    records = [
-        Record(folder, config, resume=resume, replace=not resume)
-        for folder, config in zip(folders, configs, strict=True)
-    ]
     began = time.perf_counter()
-    prepared = run.prepare_together(configs, here.device)
-    members = [run.Job(*each) for each in zip(configs, prepared, folders, records, strict=True)]
-    ended, _ = run.fit_together(members, here, resume, (), progress=False, trained_together=len(jobs))
+
+    def fit(resume: bool) -> tuple[list[Any], Any]:
+        if not resume:
+            for job in jobs:
+                store.start_over(job.key)
+        each = zip(folders, configs, strict=True)
+        records = [Record(folder, config, resume=resume) for folder, config in each]
+        prepared = run.prepare_together(configs, here.device)
+        members = [run.Job(*each) for each in zip(configs, prepared, folders, records, strict=True)]
+        ended, _ = run.fit_together(members, here, resume, (), progress=False, trained_together=len(jobs))
+        return ended, prepared[0].tokenizer
+
+    resume = (folders[0] / "checkpoint.pt").is_file()
+    try:
+        ended, tokenizer = fit(resume)
+    except InputError:
+        if not resume:
+            raise
+        ended, tokenizer = fit(False)  # what an earlier try left is of another grouping of runs, device or version
     for job, member, folder in zip(jobs, ended, folders, strict=True):
         if job.spec.get("test_split") and member.error is None:
-            _test(job, member, folder, prepared[0].tokenizer)
-        facts = {"seconds": round((time.perf_counter() - began) / len(jobs), 3), "together": len(jobs)}
-        store.finish(job.key, facts | _here(here.device))
+            _test(job, member, folder, tokenizer)
+    seconds = round((time.perf_counter() - began) / len(jobs), 3)
+    for job in jobs:
+        store.finish(job.key, {"seconds": seconds, "together": len(jobs)} | _here(here.device))
 
 
 def _test(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
@@ -129,7 +146,8 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def start_worker(threads: int) -> None:
-    """Called first in every worker process, before anything imports torch."""
+    """Called first in every worker process, before anything imports torch. Nothing but errors is printed from there."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["TQDM_DISABLE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

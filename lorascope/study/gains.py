@@ -1,0 +1,41 @@
+"""Numbers that many studies judge: mean test losses, and how far they lie below the head's alone.
+
+The arms have a label `method`, and two of them are the frame: HEAD_ALONE and FULL_TUNING.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lorascope.study.definition import Results
+
+HEAD_ALONE, FULL_TUNING = "head alone", "full fine-tuning"
+
+
+def loss(results: Results, method: str, **labels: Any) -> float:
+    """The mean test loss of the runs with these labels.
+
+    Raises:
+        ValueError: there are none.
+    """
+    runs = results.runs
+    chosen = runs["method"] == method
+    for key, value in labels.items():
+        chosen &= runs[key] == value
+    if not chosen.any():
+        raise ValueError(f"no run of {method}")
+    return float(runs["loss"].to_numpy()[chosen.to_numpy()].mean())
+
+
+def gain(results: Results, method: str, **labels: Any) -> float:
+    """How far its loss lies below that of the head alone, whose labels besides `method` are the same."""
+    return loss(results, HEAD_ALONE, **labels) - loss(results, method, **labels)
+
+
+def share(results: Results, method: str, **labels: Any) -> float:
+    """Its gain over full fine-tuning's."""
+    return gain(results, method, **labels) / gain(results, FULL_TUNING, **labels)
+
+
+def lead(first: str, second: str, **labels: Any) -> Callable[[Results], float]:
+    """The statistic: by how much the first one's gain exceeds the second's, over full fine-tuning's gain."""
+    return lambda results: share(results, first, **labels) - share(results, second, **labels)
