@@ -221,7 +221,7 @@ class Opened:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        return {name: update.shape for name, update in self._run.updates.items()}
+        return self._run.shapes
 
     @property
     def head_parameters(self) -> int:

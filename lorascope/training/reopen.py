@@ -55,6 +55,11 @@ class Reopened:
         """By the update's name. A vector's (a bias, a norm's gain) has the shape (d, 1)."""
         return self.adapter.updates
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of every update."""
+        return {name: update.shape for name, update in self.updates.items()}
+
     def base_weight(self, name: str) -> np.ndarray:
         """W of an update's module in float64, as the map (d_out, d_in)."""
         return _as_map(self.updates[name], self._base[name]).double().cpu().numpy()

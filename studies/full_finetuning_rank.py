@@ -1,0 +1,711 @@
+"""What rank does full fine-tuning have? Three readings of its ΔW, beside the rank that a trained B·A needs.
+
+python studies/full_finetuning_rank.py --scale small --jobs 2
+"""
+
+import numpy as np
+
+from lorascope.blocks import Lines, Marker, Series
+from lorascope.linalg.crossing import bracket
+from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study.tasks import FULL, LORA_RATES, full_arm, head_arm, lora, scales
+
+USUAL = 8  # the rank of a usual LoRA (Hu et al. 2021: 4 and 8)
+TENTH = 0.1  # Task Singular Vectors keep a tenth of the directions
+ATTENTION = ("query", "key", "value", "attention.output.dense")
+
+
+def arms(scale):
+    steps, texts = (scale.config["training"][key] for key in ("max_steps", "per_device_train_batch_size"))
+    full = {"method": "full", "rank": None, "steps": steps}
+    yield head_arm({"method": "head", "rank": 0, "steps": steps})
+    yield full_arm(full)
+    for rank in scale.params["ranks"]:
+        yield Arm({"method": "lora", "rank": rank, "steps": steps}, lora(rank), LORA_RATES)
+    for other in scale.params["steps"]:
+        changes = {"training.max_steps": other, "data.max_train_samples": min(8000, other * texts)}
+        yield Arm({**full, "steps": other}, {**FULL, **changes}, rate_of=full)
+
+
+# Measures. Each is handed run folders and gives rows.
+
+
+def spectral(folders):
+    """Rank measures of every ΔW of a run, with iid noise of its shape and ΔW with random signs beside them."""
+    from lorascope.linalg.factored import Factored
+
+    run = opened(folders[0])
+    rng = np.random.default_rng(run.config.training.seed)
+    for name in matrices(run):
+        delta = run.delta(name)
+        if isinstance(delta, Factored):
+            yield described(name, run.shapes[name], delta.singular_values(), product=True)
+            continue
+        row = described(name, delta.shape, np.linalg.svd(delta, compute_uv=False), product=False)
+        flipped = np.linalg.svd(delta * rng.choice([-1.0, 1.0], delta.shape), compute_uv=False)
+        full_rank = described(name, delta.shape, planted(delta.shape, row["r90"], rng), product=False)
+        flipped = described(name, delta.shape, flipped, product=False)
+        strong = described(name, delta.shape, planted(delta.shape, row["r90"], rng), product=False)
+        yield {
+            **row,
+            "r90_flipped": flipped["r90"],
+            "stable_rank_flipped": flipped["stable_rank"],
+            "r90_planted": strong["r90"],
+            "gavish_donoho_planted": strong["gavish_donoho"],
+        }
+
+
+def described(name, shape, sigma, product):
+    from lorascope.analyses.dimension import spectra
+    from lorascope.analyses.names import depth
+    from lorascope.linalg.noise import noise_measures
+
+    found = spectra.measure("", name, "", shape, sigma, product)
+    noise = noise_measures(*shape)
+    return {
+        "part": "attention" if name.endswith(ATTENTION) else "MLP",
+        "module": name,
+        "depth": depth(name),
+        "smaller_side": min(shape),
+        "r90": found.measures["energy_rank_0.9"],
+        "r90_noise": noise["energy_rank_0.9"],
+        "stable_rank": found.measures["stable_rank"],
+        "stable_rank_noise": noise["stable_rank"],
+        "effective_rank": found.measures["effective_rank"],
+        "gavish_donoho": found.gavish_donoho,
+        "marchenko_pastur": found.marchenko_pastur,
+    }
+
+
+def planted(shape, rank, rng):
+    """Singular values of a matrix with `rank` equal directions, four times as strong as the edge of its noise."""
+    (u, _), (v, _) = (np.linalg.qr(rng.standard_normal((size, rank))) for size in shape)
+    strength = 4 * (np.sqrt(shape[0]) + np.sqrt(shape[1]))
+    return np.linalg.svd(strength * u @ v.T + rng.standard_normal(shape), compute_uv=False)
+
+
+def shared(folders, replicate):
+    """Two full runs of different seeds: the rank, and the energy, of what their ΔW share."""
+    from lorascope.analyses.dimension import spectra
+
+    first, second = map(opened, folders)
+    for name in matrices(first):
+        found = spectra.split(name, "", [first.delta(name), second.delta(name)])
+        if found is not None:
+            yield {
+                "module": name,
+                "shared_rank": found.rank,
+                "shared_r90": found.energy_rank,
+                "signal_share": found.signal_share,
+                "cosine": found.cosine,
+                "cosine_chance": found.cosine_chance,
+            }
+
+
+def functional(folders, replicate, texts, split):
+    """The gain that is left when all ΔW of a run are truncated jointly, for four ways to truncate.
+
+    `gain` is measured from the head trained alone, `gain_from_w` from the run's own head with its matrices at W; both
+    are shares of the full run's. `own` is the share of the run's own gain.
+    """
+    from lorascope.analyses.dimension import functional as cuts
+    from lorascope.analyses.dimension.functional import Baseline
+
+    full, head, adapter = (opened(folder, texts, split) for folder in folders)
+    alone = head.score().loss
+    cut = truncations(full)
+    whole, start = cut.whole(), cut.start()
+    base, from_w = Baseline(alone, whole.loss), Baseline(start.loss, whole.loss)
+    top = cuts.refined(cut, "top", cut.same, base, cuts.SHARES)
+    again = cuts.refined(cut, "top", cut.same, from_w, cuts.SHARES[:1])
+    tenth = round(TENTH * cut.largest)
+    also = [point(cut, base, tenth)]
+    places = sorted({*cuts.powers(cut.largest), tenth, top.reach.get("0.9") or tenth})
+    random = cuts.random(cut, base, places[:-1], [replicate], inside=True)
+    bottom = cuts.bottom(cut, base, places[:-1])
+    reach = {f"k{float(share):.0%}"[:-1]: k for share, k in top.reach.items()} | {"k90_from_w": again.reach.get("0.9")}
+    yield from rows("top", [*top.points, *again.points, *also], base, from_w, base, reach)
+    for curve in (bottom, random):
+        points = [*curve.points, point(cut, base, cut.largest)]
+        yield from rows(curve.kind, points, base, from_w, base, {"k90": reached(points)})
+    cut = truncations(adapter)
+    own = Baseline(alone, cut.whole().loss)
+    curve = cuts.refined(cut, "adapter", cut.same, own, cuts.SHARES[:1])
+    widest = max(part.rank for part in cut.parts.values())
+    points = [each for each in curve.points if each.k <= widest]
+    yield from rows("adapter", points, base, from_w, own, {"k90": curve.reach.get("0.9")})
+
+
+def rows(kind, points, base, from_w, own, reach):
+    for each in {each.k: each for each in points}.values():
+        yield {
+            "curve": kind,
+            "k": each.k,
+            "loss": each.loss,
+            "accuracy": each.accuracy,
+            "gain": base.recovered(each.loss),
+            "gain_from_w": from_w.recovered(each.loss),
+            "own": own.recovered(each.loss),
+            "numbers": each.plain,
+            "freedom": each.freedom,
+            **reach,
+        }
+
+
+def point(cut, base, k):
+    ranks = cut.same(k)
+    return cut.point(k, ranks, cut.keep(f"k = {k}", ranks), base)
+
+
+def reached(points):
+    """The smallest k from which on all measured k keep 90 % of the gain."""
+    return bracket({each.k: np.nan if each.recovered is None else each.recovered for each in points}, 0.9)[1]
+
+
+def truncations(run):
+    from lorascope.analyses.dimension.functional import Truncations
+    from lorascope.analyses.dimension.spectra import decompose
+
+    return Truncations("", run, {name: decompose(run.delta(name)) for name in matrices(run)}, lambda what: None)
+
+
+def curves(folders, replicate):
+    """Singular values over ‖ΔW‖_F at a few places, means over the matrices of one shape."""
+    from lorascope.linalg.noise import noise_spectrum
+
+    runs = {"full": opened(folders[0]), "lora": opened(folders[1])}
+    shapes = {name: tuple(sorted(runs["full"].shapes[name])) for name in matrices(runs["full"])}
+    for shape in sorted(set(shapes.values())):
+        names = [name for name, own in shapes.items() if own == shape]
+        sigmas = {kind: np.mean([normed(run.delta(name)) for name in names], axis=0) for kind, run in runs.items()}
+        sigmas["noise"] = noise_spectrum(*shape) / np.linalg.norm(noise_spectrum(*shape))
+        for i in sorted({round(x) for x in np.geomspace(1, shape[0], 24)}):
+            at = {kind: float(sigma[i - 1]) if i <= len(sigma) else None for kind, sigma in sigmas.items()}
+            yield {"shape": f"{shape[0]} × {shape[1]}", "i": i, **at}
+
+
+def normed(delta):
+    from lorascope.linalg.factored import Factored
+
+    sigma = delta.singular_values() if isinstance(delta, Factored) else np.linalg.svd(delta, compute_uv=False)
+    return sigma / np.linalg.norm(sigma)
+
+
+def opened(folder, texts=8, split=None):
+    from lorascope.training.reopen import reopen
+
+    return reopen(folder, split=split, max_samples=texts)
+
+
+def matrices(run):
+    return [name for name, shape in run.shapes.items() if min(shape) > 1]
+
+
+# What is measured on which runs.
+
+
+def runs_of(results, method, rank=None, steps=None):
+    runs = results.runs
+    chosen = runs[runs["method"] == method]
+    chosen = chosen if rank is None else chosen[chosen["rank"] == rank]
+    steps = results.scale.config["training"]["max_steps"] if steps is None else steps
+    chosen = chosen[chosen["steps"] == steps]
+    if chosen.empty:
+        raise ValueError(f"no run of {method} at rank {rank} with {steps} steps")
+    return chosen
+
+
+def widest(results):
+    return max(results.scale.params["ranks"])
+
+
+def each_delta(results):
+    return [Call((key,)) for key in results.runs.loc[results.runs["method"] != "head", "key"]]
+
+
+def by_replicate(results, *kinds):
+    """Keys of runs of these kinds, (method, rank), that one replicate has all of."""
+    tables = [runs_of(results, *kind).set_index("replicate")["key"] for kind in kinds]
+    return [(i, tuple(table[i] for table in tables)) for i in tables[0].index if all(i in table for table in tables)]
+
+
+def each_truncation(results):
+    wanted = by_replicate(results, ("full",), ("head",), ("lora", widest(results)))
+    given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
+    return [Call(keys, {"replicate": i, **given}) for i, keys in wanted]
+
+
+def each_spectrum(results):
+    return [Call(keys, {"replicate": i}) for i, keys in by_replicate(results, ("full",), ("lora", widest(results)))]
+
+
+def each_pair(results):
+    """Full runs in a ring: each beside the next."""
+    keys = runs_of(results, "full").set_index("replicate")["key"]
+    after = [*keys.iloc[1:], keys.iloc[0]]
+    return [Call((key, other), {"replicate": i}) for (i, key), other in zip(keys.items(), after, strict=True)]
+
+
+# Statistics.
+
+
+def spectra_of(results, method="full", rank=None, steps=None):
+    table = results.tables["spectral"]
+    steps = results.scale.config["training"]["max_steps"] if steps is None else steps
+    chosen = table[(table["method"] == method) & (table["steps"] == steps)]
+    chosen = chosen if rank is None else chosen[chosen["rank"] == rank]
+    if chosen.empty:
+        raise ValueError(f"no spectra of {method}")
+    return chosen
+
+
+def r90(results, method="full", rank=None, steps=None, column="r90"):
+    return spectra_of(results, method, rank, steps)[column].mean()
+
+
+def over_noise(method):
+    def statistic(results):
+        table = spectra_of(results, method, None if method == "full" else widest(results))
+        return (table["r90"] / table["r90_noise"]).mean()
+
+    return statistic
+
+
+def mlp_over_attention(column):
+    def statistic(results):
+        table = spectra_of(results)
+        means = (table[column] / table["r90_noise"]).groupby(table["part"]).mean()
+        return means["MLP"] / means["attention"]
+
+    return statistic
+
+
+def curve_of(results, kind):
+    table = results.tables["functional"]
+    chosen = table[table["curve"] == kind]
+    if chosen.empty:
+        raise ValueError(f"no truncation of the kind {kind}")
+    return chosen
+
+
+def smallest(results, kind="top", column="k90"):
+    """Mean over replicates of the smallest k that keeps a share of the gain."""
+    values = curve_of(results, kind).groupby("replicate")[column].first()
+    if values.isna().any():
+        raise ValueError("a run has no such k, because it gained nothing")
+    return values.mean()
+
+
+def kept(kind, column, place):
+    """Mean over replicates of a column at a k: `place` is a share of full rank, or None for each run's own k90."""
+
+    def statistic(results):
+        table = curve_of(results, kind)
+        if place is None:
+            k90 = curve_of(results, "top").groupby("replicate")["k90"].first()
+            table = table[table["k"] == table["replicate"].map(k90)]
+        else:
+            table = table[table["k"] == round(place * curve_of(results, "top")["k"].max())]
+        if table.empty:
+            raise ValueError("no truncation at this k")
+        return table[column].mean()
+
+    return statistic
+
+
+def accuracy_share(kind):
+    return lambda results: kept(kind, "accuracy", TENTH)(results) / kept("top", "accuracy", 1.0)(results)
+
+
+def trained_gain(results, rank):
+    head, full, own = (runs_of(results, *kind)["loss"].mean() for kind in (("head",), ("full",), ("lora", rank)))
+    if full >= head:
+        raise ValueError("full fine-tuning gained nothing")
+    return (head - own) / (head - full)
+
+
+def smallest_trained(results):
+    """The first rank whose trained LoRA gains 90 % of what full fine-tuning gains; twice the last where none does."""
+    ranks = sorted(results.scale.params["ranks"])
+    return float(next((rank for rank in ranks if trained_gain(results, rank) >= 0.9), 2 * ranks[-1]))
+
+
+def relative_to_tenth(kind):
+    def statistic(results):
+        return smallest(results, kind) / max(8, TENTH * curve_of(results, "top")["k"].max())
+
+    return statistic
+
+
+def stable_rank_ratio(results):
+    return (
+        spectra_of(results, "lora", widest(results))["stable_rank"].mean() / spectra_of(results)["stable_rank"].mean()
+    )
+
+
+def growth(column):
+    def statistic(results):
+        every = [*results.scale.params["steps"], results.scale.config["training"]["max_steps"]]
+        return r90(results, steps=max(every), column=column) / r90(results, steps=min(every), column=column)
+
+    return statistic
+
+
+def rank_correlation(results):
+    """Spearman's ρ of the number of steps and r90, over runs."""
+    table = results.tables["spectral"]
+    means = table[table["method"] == "full"].groupby(["steps", "replicate"])["r90"].mean().reset_index()
+    return means["steps"].rank().corr(means["r90"].rank())
+
+
+# Figures.
+
+
+def figures(results):
+    return [gain_by_rank(results), spectrum_figure(results), gain_by_numbers(results), *growth_figure(results)]
+
+
+def averaged(table, label, x="k", y="gain", **drawn):
+    """The mean of the places that all replicates have, with the band from the lowest to the highest replicate."""
+    groups = table[table[x] > 0].groupby("k")
+    groups = groups.filter(lambda part: part["replicate"].nunique() == table["replicate"].nunique()).groupby("k")
+    low, high = tuple(groups[y].min()), tuple(groups[y].max())
+    return Series(label, tuple(map(float, groups[x].mean())), tuple(groups[y].mean()), low=low, high=high, **drawn)
+
+
+def trained_points(results, x):
+    """The gain of each trained rank, of replicate means, against `x(rank)`."""
+    ranks = [rank for rank in sorted(results.scale.params["ranks"]) if not runs_of(results, "lora", rank).empty]
+    gains = tuple(float(trained_gain(results, rank)) for rank in ranks)
+    return Series("LoRA trained at this rank", tuple(float(x(rank)) for rank in ranks), gains)
+
+
+def gain_by_rank(results):
+    series = [averaged(curve_of(results, "top"), "ΔW of full fine-tuning, its k largest")]
+    series += [trained_points(results, lambda rank: rank)]
+    series += [averaged(curve_of(results, "adapter"), f"LoRA of r = {widest(results)}, its k largest")]
+    series += [averaged(curve_of(results, "random"), "ΔW of full fine-tuning, k random directions", weight="reference")]
+    series += [averaged(curve_of(results, "bottom"), "ΔW of full fine-tuning, its k smallest", weight="reference")]
+    marks = (Marker("y", 0.9, "90 %"), Marker("x", smallest(results), "k90"))
+    caption = (
+        "0: the head trained alone on the frozen base. 1: full fine-tuning. Every matrix is truncated to k at once; "
+        "head, biases and norms stay as trained, so that a curve may begin below 0. Means over replicates, the band "
+        "from the lowest to the highest of them; test texts."
+    )
+    return Lines("Gain by rank", tuple(series), "k, or r", "share of the gain", True, markers=marks, caption=caption)
+
+
+def spectrum_figure(results):
+    table = results.tables["curves"]
+    labels = {"full": "full fine-tuning", "lora": f"LoRA, r = {widest(results)}", "noise": "iid noise"}
+    series = []
+    for shape in sorted(set(table["shape"])):
+        part = table[table["shape"] == shape].groupby("i")[list(labels)].mean()
+        for kind, label in labels.items():
+            own = part[kind].dropna()
+            weight = "reference" if kind == "noise" else "normal"
+            series.append(Series(label, tuple(map(float, own.index)), tuple(own), shape, weight))
+    caption = "Means over matrices of one shape and over replicates. Noise of this shape by the Marchenko–Pastur law."
+    return Lines("Spectra of ΔW", tuple(series), "i", "σᵢ / ‖ΔW‖", True, True, caption=caption)
+
+
+def gain_by_numbers(results):
+    top = curve_of(results, "top")
+    head = runs_of(results, "head")["trained"].iloc[0]
+    size = runs_of(results, "full")["trained"].iloc[0] - head
+    trained = trained_points(results, lambda rank: runs_of(results, "lora", rank)["trained"].iloc[0] - head)
+    series = (
+        averaged(top, "ΔW of full fine-tuning, its k largest", x="numbers"),
+        averaged(top, "the same, by degrees of freedom", x="freedom", weight="reference"),
+        trained,
+    )
+    marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size), "full fine-tuning"))
+    caption = (
+        "Numbers in the factors, k(m + n) of each matrix; degrees of freedom are k(m + n − k). The head, which all of "
+        "them train, is not counted."
+    )
+    title = "Gain by number of parameters"
+    return Lines(title, series, "parameters", "share of the gain", True, markers=marks, caption=caption)
+
+
+def growth_figure(results):
+    table = results.tables["spectral"]
+    table = table[table["method"] == "full"]
+    if table["steps"].nunique() < 2:
+        return []
+    series = []
+    for column, title in (("r90", "rank for 90 % of the energy"), ("stable_rank", "stable rank")):
+        for part in ("attention", "MLP"):
+            own = table[table["part"] == part].groupby(["steps", "replicate"])[column].mean().groupby("steps")
+            x = tuple(map(float, own.mean().index))
+            series.append(Series(part, x, tuple(own.mean()), title, low=tuple(own.min()), high=tuple(own.max())))
+        noise = float(table.loc[table["part"] == "attention", f"{column}_noise"].mean())
+        series.append(Series("iid noise, a square matrix", (x[0], x[-1]), (noise, noise), title, "reference"))
+    caption = "Full fine-tuning at one learning rate, each length a schedule of its own. Means over matrices."
+    return [Lines("Rank by number of steps", tuple(series), "steps", "rank", True, caption=caption)]
+
+
+study = Study(
+    name="full_finetuning_rank",
+    title="What rank does full fine-tuning have?",
+    question="By its spectrum, above its noise, and by what is lost without it: what rank has the ΔW of full "
+    "fine-tuning? And what rank does a trained B·A need to gain as much?",
+    varied="full fine-tuning or LoRA; LoRA's r; the rank k that a trained ΔW is truncated to, and by which of its "
+    "directions; the number of steps",
+    tuned="the learning rate, for full fine-tuning and for every r",
+    fixed="all linear layers, α = 16; the head's rate; AdamW without weight decay, float32; embeddings frozen. Gain is "
+    "how much lower the test loss is than that of the head trained alone on the frozen base",
+    scales=scales(
+        {
+            "smoke": {"ranks": [1, 4, 8], "steps": [1, 16], "texts": 40},
+            "small": {"ranks": [1, 2, 4, 8, 16, 32, 64], "steps": [25, 50, 400], "texts": 1000},
+            "full": {"ranks": [1, 2, 4, 8, 16, 32, 64], "steps": [156, 312, 1250], "texts": 1000},
+        }
+    ),
+    arms=arms,
+    measures=(
+        Measure("spectral", spectral, each_delta),
+        Measure("shared", shared, each_pair),
+        Measure("functional", functional, each_truncation),
+        Measure("curves", curves, each_spectrum),
+    ),
+    claims=(
+        Claim(
+            "energy",
+            "Full fine-tuning's ΔW has a high rank: 10 to 100 times that of a usual LoRA",
+            "Biderman et al. 2024, arXiv 2405.09673 (LoRA Learns Less and Forgets Less), §4.6",
+            (
+                Criterion(
+                    "rank for 90 % of ΔW's energy, mean over matrices, over r = 8: 10 to 100",
+                    lambda results: r90(results) / USUAL,
+                    at_least=10,
+                    at_most=100,
+                ),
+            ),
+            (
+                Control(
+                    "the same of a trained LoRA of r = 8",
+                    lambda results: r90(results, "lora", USUAL) / USUAL,
+                    at_least=10,
+                    at_most=100,
+                ),
+            ),
+            "At width 384 no matrix can have more than 48 times r = 8; the paper's have 4096.",
+        ),
+        Claim(
+            "noise",
+            "That rank is what noise of the same shape has",
+            "Biderman et al. 2024: ΔW's spectrum is like that of iid noise; Marchenko and Pastur 1967 for the law",
+            (
+                Criterion(
+                    "rank for 90 % of the energy over that of iid noise: within 30 %",
+                    over_noise("full"),
+                    at_least=0.7,
+                    at_most=1.3,
+                ),
+            ),
+            (
+                Control(
+                    "the same of the LoRA of the highest rank",
+                    over_noise("lora"),
+                    at_least=0.7,
+                    at_most=1.3,
+                ),
+            ),
+        ),
+        Claim(
+            "denoised",
+            "Most of that rank is noise: few directions stand out of it, or are shared by independent runs",
+            "Gavish and Donoho 2014, arXiv 1305.5870, applied to ΔW; no paper has measured it",
+            (
+                Criterion(
+                    "Gavish–Donoho rank over the rank for 90 % of the energy",
+                    lambda results: spectra_of(results)["gavish_donoho"].mean() / r90(results),
+                    at_most=0.5,
+                ),
+                Criterion(
+                    "rank for 90 % of the energy that two runs share over that of one run",
+                    lambda results: results.tables["shared"]["shared_r90"].mean() / r90(results),
+                    at_most=0.5,
+                ),
+            ),
+            (
+                Control(
+                    "Gavish–Donoho rank of matrices with as many planted directions",
+                    lambda results: (
+                        spectra_of(results)["gavish_donoho_planted"].mean() / spectra_of(results)["r90_planted"].mean()
+                    ),
+                    at_most=0.5,
+                ),
+            ),
+            "Two runs differ in seed, order, texts and head. What two runs do not share need not be noise.",
+        ),
+        Claim(
+            "functional",
+            "The rank that matters is low: a tenth of the directions keeps 90 % of the gain",
+            "Gargiulo et al. 2024, arXiv 2412.00081 (Task Singular Vectors), of accuracy; here of the gain in loss",
+            (Criterion("k90 over a tenth of full rank (at least 8)", relative_to_tenth("top"), at_most=1),),
+            (
+                Control("the same of random directions of ΔW", relative_to_tenth("random"), at_most=1),
+                Control("the same of its smallest singular values", relative_to_tenth("bottom"), at_most=1),
+            ),
+        ),
+        Claim(
+            "accuracy",
+            "A tenth of the directions keeps 99 % of the accuracy",
+            "Gargiulo et al. 2024, arXiv 2412.00081, §3",
+            (
+                Criterion(
+                    "accuracy with a tenth of the directions over all of them",
+                    accuracy_share("top"),
+                    at_least=0.99,
+                    unit="percent",
+                ),
+            ),
+            (
+                Control("as many random directions", accuracy_share("random"), at_least=0.99, unit="percent"),
+                Control("the smallest singular values", accuracy_share("bottom"), at_least=0.99, unit="percent"),
+            ),
+        ),
+        Claim(
+            "overstated",
+            "The rank of the energy overstates the rank that matters five times and more",
+            "Biderman et al. 2024 and Gargiulo et al. 2024 together; no paper has set one against the other",
+            (
+                Criterion(
+                    "rank for 90 % of the energy over k90",
+                    lambda results: r90(results) / smallest(results),
+                    at_least=5,
+                ),
+            ),
+            (
+                Control(
+                    "over the k90 of random directions",
+                    lambda results: r90(results) / smallest(results, "random"),
+                    at_least=5,
+                ),
+            ),
+        ),
+        Claim(
+            "leading",
+            "What is learned stands at the head of the spectrum",
+            "Gargiulo et al. 2024, §3; bottom and random directions are this study's controls",
+            (
+                Criterion(
+                    "gain of the k90 smallest singular values",
+                    kept("bottom", "gain", None),
+                    at_most=0.2,
+                    unit="percent",
+                ),
+                Criterion("gain of k90 random directions", kept("random", "gain", None), at_most=0.2, unit="percent"),
+            ),
+            (Control("gain of the k90 largest", kept("top", "gain", None), at_most=0.2, unit="percent"),),
+        ),
+        Claim(
+            "intrinsic",
+            "Adaptation has a low intrinsic rank: a LoRA of r ≤ 4 gains 90 % of what full fine-tuning gains",
+            "Hu et al. 2021, arXiv 2106.09685, §7.2 (r from 1 to 4 suffices)",
+            (Criterion("smallest trained r with 90 % of the gain", smallest_trained, at_most=4),),
+            (
+                Control(
+                    "k of random directions of full fine-tuning's ΔW",
+                    lambda results: smallest(results, "random"),
+                    at_most=4,
+                ),
+            ),
+            "Where no rank of the grid reaches 90 %, twice the largest stands for it.",
+        ),
+        Claim(
+            "trained",
+            "A trained B·A needs no more rank than the truncated ΔW of full fine-tuning",
+            "Biderman et al. 2024, §4.6: a solution of high rank is found, which does not exclude one of low rank",
+            (
+                Criterion(
+                    "smallest trained r with 90 % of the gain over k90",
+                    lambda results: smallest_trained(results) / smallest(results),
+                    at_most=1,
+                ),
+            ),
+            (
+                Control(
+                    "k of random directions over k90",
+                    lambda results: smallest(results, "random") / smallest(results),
+                    at_most=1,
+                ),
+            ),
+        ),
+        Claim(
+            "wide",
+            "A LoRA of high rank is, by what it does, of lower rank than full fine-tuning",
+            "Biderman et al. 2024, §4.6, there of the energy",
+            (
+                Criterion(
+                    "k90 of the widest LoRA, of its own gain, over k90 of full fine-tuning",
+                    lambda results: smallest(results, "adapter") / smallest(results),
+                    at_most=1,
+                ),
+            ),
+            (
+                Control(
+                    "k90 of random directions of full fine-tuning's ΔW over it",
+                    lambda results: smallest(results, "random") / smallest(results),
+                    at_most=1,
+                ),
+            ),
+        ),
+        Claim(
+            "stable",
+            "LoRA's stable rank stays far below full fine-tuning's, also at a high r",
+            "Stable rank of LoRA and full fine-tuning, WiML at NeurIPS 2025 (OpenReview qmBLPS6tRP)",
+            (
+                Criterion(
+                    "stable rank of the widest LoRA over full fine-tuning's, means over matrices",
+                    stable_rank_ratio,
+                    at_most=0.5,
+                ),
+            ),
+            (
+                Control(
+                    "full fine-tuning's ΔW with random signs over ΔW",
+                    lambda results: (
+                        spectra_of(results)["stable_rank_flipped"].mean() / spectra_of(results)["stable_rank"].mean()
+                    ),
+                    at_most=0.5,
+                ),
+            ),
+        ),
+        Claim(
+            "types",
+            "The ΔW of MLPs has a higher rank than that of attention",
+            "Biderman et al. 2024, §4.6, Figure 6",
+            (
+                Criterion(
+                    "rank for 90 % of the energy over that of noise of the shape: MLP over attention",
+                    mlp_over_attention("r90"),
+                    at_least=1.05,
+                ),
+            ),
+            (Control("the same of ΔW with random signs", mlp_over_attention("r90_flipped"), at_least=1.05),),
+            "Over noise of the same shape, because a matrix that is not square has more rank of itself.",
+        ),
+        Claim(
+            "growth",
+            "The rank grows with training",
+            "Biderman et al. 2024, §4.6, Figure 6",
+            (
+                Criterion(
+                    "rank for 90 % of the energy, most steps over fewest",
+                    growth("r90"),
+                    at_least=1.1,
+                ),
+                Criterion("Spearman's ρ of steps and that rank, over runs", rank_correlation, at_least=0.8),
+            ),
+            (Control("the same of ΔW with random signs", growth("r90_flipped"), at_least=1.1),),
+            "Each length is a run of its own whose rate falls to zero; more steps see more texts.",
+        ),
+    ),
+    figures=figures,
+)
+
+if __name__ == "__main__":
+    study.main()
