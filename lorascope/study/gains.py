@@ -6,6 +6,7 @@ The arms have a label `method`, and two of them are the frame: HEAD_ALONE and FU
 from collections.abc import Callable
 from typing import Any
 
+from lorascope.blocks import Column, Table
 from lorascope.study.definition import Results
 
 HEAD_ALONE, FULL_TUNING = "head alone", "full fine-tuning"
@@ -39,3 +40,32 @@ def share(results: Results, method: str, **labels: Any) -> float:
 def lead(first: str, second: str, **labels: Any) -> Callable[[Results], float]:
     """The statistic: by how much the first one's gain exceeds the second's, over full fine-tuning's gain."""
     return lambda results: share(results, first, **labels) - share(results, second, **labels)
+
+
+def parameters(results: Results, method: str) -> int:
+    """How many numbers it trains, without the head's."""
+    trained = results.runs.groupby("method")["trained"].first()
+    return int(trained[method] - trained[HEAD_ALONE])
+
+
+def by_method(results: Results, **labels: Any) -> Table:
+    """All methods with their parameters, learning rates, losses and gains, by parameters."""
+    runs = results.runs
+    for key, value in labels.items():
+        runs = runs[runs[key] == value]
+    rows = []
+    for method, part in runs.groupby("method", sort=False):
+        rate = None if method == HEAD_ALONE else part["learning_rate"].iloc[0]
+        found = (loss(results, method, **labels), gain(results, method, **labels), share(results, method, **labels))
+        rows.append((method, parameters(results, method), rate, *found))
+    columns = (
+        Column("method", "Method"),
+        Column("trained", "Trained, without the head", "int"),
+        Column("rate", "Learning rate", "float"),
+        Column("loss", "Loss (nats)", "float", 4),
+        Column("gain", "Gain (nats)", "float"),
+        Column("share", "Of full fine-tuning's", "percent"),
+    )
+    caption = "Means over replicates. Gain: how far the test loss lies below that of the head alone."
+    title = ", ".join(["By method", *map(str, labels.values())])
+    return Table(columns, tuple(sorted(rows, key=lambda row: row[1])), title, caption)

@@ -63,6 +63,13 @@ def test_an_arm_may_take_the_rate_of_another(toy):
     assert rates[0] == rates[1]
 
 
+def test_a_config_value_may_be_the_seed(toy):
+    runner = toy()
+    runner.arms = (replace(runner.arms[0], learning_rates=(), seeded=("data.max_length",)),)
+    job = runner._train_job(runner.arms[0], 77, None, "a run", final=True)
+    assert job.spec["config"]["data"]["max_length"] == job.spec["config"]["training"]["seed"] == 77
+
+
 def test_a_sweep_whose_best_is_at_its_end_goes_on(toy):
     _, tuned = toy(overrides=["training.max_steps=1"]).run()
     for each in tuned[:2]:

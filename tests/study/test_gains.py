@@ -1,0 +1,36 @@
+"""Gains against arithmetic on a table of four runs."""
+
+import pandas as pd
+import pytest
+
+from lorascope.study import Results, Scale
+from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, gain, lead, loss, parameters, share
+
+ROWS = [(HEAD_ALONE, 2.0, 10), (FULL_TUNING, 1.0, 1000), ("lora", 1.1, 60), ("lora", 1.3, 60), ("vera", 1.5, 15)]
+
+
+@pytest.fixture
+def results():
+    runs = pd.DataFrame(ROWS, columns=["method", "loss", "trained"]).assign(task="easy", learning_rate=0.01)
+    return Results(runs, {}, Scale(), pd.DataFrame())
+
+
+def test_gains_are_counted_from_the_head_alone_in_units_of_full_fine_tuning(results):
+    assert loss(results, "lora") == pytest.approx(1.2)
+    assert gain(results, "lora", task="easy") == pytest.approx(0.8)
+    assert share(results, "vera") == pytest.approx(0.5)
+    assert lead("lora", "vera")(results) == pytest.approx(0.3)
+    assert parameters(results, "vera") == 5
+
+
+def test_a_missing_arm_is_an_error(results):
+    with pytest.raises(ValueError, match="no run of dora"):
+        share(results, "dora")
+    with pytest.raises(ValueError, match="no run of"):
+        gain(results, "lora", task="hard")
+
+
+def test_the_table_is_by_parameters(results):
+    table = by_method(results)
+    assert [row[0] for row in table.rows] == [HEAD_ALONE, "vera", "lora", FULL_TUNING]
+    assert table.rows[2][1:] == pytest.approx((50, 0.01, 1.2, 0.8, 0.8))
