@@ -45,6 +45,7 @@ class Arm:
         learning_rates: ascending; one run of each, with seeds of their own, and the rate of the lowest held-out loss is
             taken. Where that is at an end, the sweep goes on beyond it, by the same factor. Empty: the config's rate.
         rate_of: labels of the arm whose tuned rate this one takes, in place of a sweep of its own.
+        rate_factor: times which it takes that rate, where a theory says how the best rate changes.
         seed: runs get the seeds seed, seed + 1, ...; None gives each arm seeds of its own, drawn from its config.
         seeded: config values by "section.key" that are the run's seed, such as that of VeRA's matrices.
     """
@@ -55,6 +56,7 @@ class Arm:
     rate_of: Mapping[str, Scalar] | None = None
     seed: int | None = None
     seeded: tuple[str, ...] = ()
+    rate_factor: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -182,13 +182,16 @@ class Runner:
             if source.rate is None and (arm.learning_rates or arm.rate_of is not None):
                 finals.append([])
                 continue
+            rate = source.rate
+            if rate is not None and arm.rate_factor != 1.0:
+                rate = _rounded(rate * arm.rate_factor)
             changes = {**arm.changes, "config": self.scale.config}
             finals.append(
                 [
                     self._train_job(
                         arm,
                         arm.seed + n if arm.seed is not None else _seed(changes, n),
-                        source.rate,
+                        rate,
                         f"{_named(arm)}, replicate {n}",
                         final=True,
                     )

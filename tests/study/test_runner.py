@@ -63,6 +63,13 @@ def test_an_arm_may_take_the_rate_of_another(toy):
     assert rates[0] == rates[1]
 
 
+def test_and_take_it_times_a_factor(toy):
+    runner = toy()
+    runner.arms = (*runner.arms[:2], replace(runner.arms[2], rate_factor=0.25))
+    rates = runner.run()[0].runs.groupby("rank")["learning_rate"].first()
+    assert rates[0] == pytest.approx(rates[1] / 4, rel=5e-3)  # rates have three digits
+
+
 def test_a_config_value_may_be_the_seed(toy):
     runner = toy()
     runner.arms = (replace(runner.arms[0], learning_rates=(), seeded=("data.max_length",)),)
