@@ -67,7 +67,7 @@ def intruders(
         lorascope intruders runs/lora/adapter --base minilm --html intruders.html
 
     With --intervene the intruders of a run are scaled by each λ, beside a neighbouring direction, a uniform shrink of
-    ΔW to the same norm, and a random direction:
+    ΔW to the same norm or by as far, and a random direction:
 
         lorascope intruders runs/lora --intervene
     """

@@ -293,6 +293,10 @@ def test_the_arms_are_what_they_say():
             elif point["arm"] == "shrink":
                 norm = np.linalg.norm(trained + cut)
                 np.testing.assert_allclose(changes[name], trained * norm / np.linalg.norm(trained), atol=1e-8)
+            elif point["arm"] == "step":
+                far = min(np.linalg.norm(cut), np.linalg.norm(trained))
+                assert np.linalg.norm(moved) == pytest.approx(far)
+                assert np.vdot(moved, trained) == pytest.approx(-far * np.linalg.norm(trained))  # straight to W
             elif point["arm"] == "random":
                 assert np.linalg.norm(moved, 2) == pytest.approx(np.linalg.norm(cut, 2), rel=0.05)  # nearly orthogonal
                 assert np.linalg.matrix_rank(moved, tol=1e-8) == number

@@ -116,7 +116,7 @@ def test_a_language_models_intruders_are_scaled_beside_the_controls(tmp_path, ti
     made = json.loads((tmp_path / "i.json").read_text(), parse_constant=pytest.fail)["intervention"]
     assert made["modules"]
     assert {(p["arm"], p["lambda"]) for p in made["points"]} == {
-        (arm, f) for arm in ("intruder", "neighbour", "shrink", "random") for f in (0.0, 0.5)
+        (arm, f) for arm in ("intruder", "neighbour", "shrink", "step", "random") for f in (0.0, 0.5)
     }
     assert all(set(p) == {"arm", "lambda", "loss", "accuracy", "retained_loss", "norm"} for p in made["points"])
     assert made["base"] != made["trained"]

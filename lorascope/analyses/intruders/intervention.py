@@ -1,15 +1,17 @@
 """What scaling an intruder does to the scores, beside the same done to other directions.
 
 Shuttleworth et al. 2024, §5: in each weight W' = W + ΔW + (λ − 1) u σ vᵀ, with the top intruder (u, σ, v) of W + ΔW.
-Four arms at each λ; the weights without an intruder stay as trained in all of them:
+Five arms at each λ; the weights without an intruder stay as trained in all of them:
 
     intruder    the top intruder of each weight, or all among the k leading vectors
     neighbour   the nearest leading direction that is no intruder, scaled in the same way
     shrink      ΔW scaled as a whole to the norm that the first arm leaves it: ‖ΔW + (λ − 1) Σ u σ vᵀ‖_F
+    step        ΔW scaled down as a whole, so as to move as far as in the first arm, ‖(1 − λ) Σ u σ vᵀ‖_F; at most to 0
     random      a random direction a bᵀ in the place of u vᵀ, with the same (λ − 1) σ
 
 If what matters is that ΔW is smaller, shrink does as well as intruder; if any damage of that size would do, random
-does. The model is evaluated by a function that is handed in.
+does. Where an intruder holds more of W than of ΔW, scaling it makes ‖ΔW‖ larger, and the norm-matched ΔW is no smaller:
+then step is the one to read. The model is evaluated by a function that is handed in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +28,7 @@ from lorascope.linalg import changed
 from lorascope.linalg.factored import Factored
 from lorascope.weights.base_svd import SvdCache
 
-ARMS = ("intruder", "neighbour", "shrink", "random")
+ARMS = ("intruder", "neighbour", "shrink", "step", "random")
 LAMBDAS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
 BEYOND = 10  # more leading vectors, among which a neighbour is looked for
 Scores = Mapping[str, float]  # "loss", "accuracy", and where other texts were given "retained_loss"
@@ -82,10 +84,18 @@ class Intervention:
             text = (
                 f"λ = {factor:g}: the {name} is {self.trained[key]:.4g} as trained and {self.base[key]:.4g} without ΔW;"
                 f" it moves by {moved['intruder']:+.3g} with the intruders scaled, {moved['shrink']:+.3g} with ΔW"
-                f" shrunk to the same norm, {moved['neighbour']:+.3g} with a neighbouring direction scaled and"
-                f" {moved['random']:+.3g} with a random one"
+                f" shrunk to the same norm, {moved['step']:+.3g} with it shrunk by as much,"
+                f" {moved['neighbour']:+.3g} with a neighbouring direction scaled and {moved['random']:+.3g} with a"
+                " random one"
             )
             found.append(Finding("note", text))
+        grown = [f for f in self.lambdas() if self.at("intruder", f)["norm"] > 1]
+        if grown:
+            text = (
+                f"at λ = {', '.join(f'{f:g}' for f in grown)} scaling the intruders makes ‖ΔW‖ larger, for they hold"
+                " more of W than of ΔW: the norm-matched control is then no shrink, and the step is the one to read"
+            )
+            found.append(Finding("warning", text))
         if self.without:
             text = f"no neighbour that is no intruder in {len(self.without)} weights: they stay as trained in that arm"
             found.append(Finding("warning", text, self.without[0]))
@@ -115,10 +125,14 @@ class _Weight:
         left = self.norm**2 + 2 * cut * self.along + cut**2 * float(np.sum(self.intruders[1] ** 2))
         return float(np.sqrt(max(left, 0.0))) / self.norm
 
+    def stepped(self, factor: float) -> float:
+        """By what ΔW is scaled to move as far as scaling the intruders moves it."""
+        return max(1 - abs(1 - factor) * float(np.linalg.norm(self.intruders[1])) / self.norm, 0.0)
+
     def change(self, arm: str, factor: float) -> Any:
         """ΔW in one arm."""
-        if arm == "shrink":
-            scale = self.shrunk(factor)
+        if arm in ("shrink", "step"):
+            scale = self.shrunk(factor) if arm == "shrink" else self.stepped(factor)
             if isinstance(self.delta, Factored):
                 return Factored(self.delta.left * scale, self.delta.right)
             return (self.delta.dense() if hasattr(self.delta, "dense") else self.delta) * scale
@@ -253,7 +267,8 @@ def _blocks(made: Intervention) -> list[Block]:
     number = ", ".join(f"{count} {name}" for name, count in made.texts.items())
     caption = (
         f"{what[0].upper()}{what[1:]} of {len(made.modules)} weights, and the controls: neighbour, the nearest leading"
-        " direction that is no intruder; shrink, ΔW as a whole to the norm that the first arm leaves; random, a random"
+        " direction that is no intruder; shrink, ΔW as a whole to the norm that the first arm leaves; step, ΔW as a"
+        " whole shrunk by as much as the first arm moves it; random, a random"
         f" direction of the same size. ‖ΔW‖ over these weights.{f' Scores of {number}.' if number else ''}"
     )
     losses = [key for key in keys if key != "accuracy"]
