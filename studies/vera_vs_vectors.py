@@ -228,7 +228,8 @@ study = Study(
     varied="the method, at equal trained parameters where it has a knob; VeRA's matrices shared by all layers or each "
     "layer's own; which of its vectors train; in one arm, the same matrices for all seeds",
     tuned="the learning rate, for every method",
-    fixed="all linear layers adapted, unless said; the head's rate; every run has random matrices of its own, unless said",
+    fixed="all linear layers adapted, unless said; the head's rate; every run has random matrices of its own, unless "
+    "said",
     scales=scales({"smoke": {}, "small": {}, "full": {}}),
     arms=arms,
     measures=(Measure("agreement", agreement, each_pair), Measure("sizes", sizes, each_vera)),

@@ -66,6 +66,6 @@ def by_method(results: Results, **labels: Any) -> Table:
         Column("gain", "Gain (nats)", "float"),
         Column("share", "Of full fine-tuning's", "percent"),
     )
-    caption = "Means over replicates. Gain: how far the test loss lies below that of the head alone."
+    caption = "Means over replicates. Gain: how far the loss lies below that of the head alone."
     title = ", ".join(["By method", *map(str, labels.values())])
     return Table(columns, tuple(sorted(rows, key=lambda row: row[1])), title, caption)
