@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import save_file
 
+from lorascope.training import run
+from lorascope.training.config import parse
 from tests.cli.command import lorascope, refused
 from tests.training.conftest import *  # noqa: F403
 from tests.training.conftest import lm_values
@@ -102,9 +103,7 @@ def test_refusals(base, lora_folder, tmp_path):
 def test_a_language_models_intruders_are_scaled_beside_the_controls(tmp_path, tiny_llama, plain_text):
     values = lm_values(tiny_llama, plain_text)
     values["optim"]["learning_rate"] = 0.5  # so that there are intruders
-    (tmp_path / "lm.yaml").write_text(yaml.safe_dump(values))
-    trained = lorascope("train", "lm.yaml", "--output", "run", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    assert trained.returncode == 0, trained.stderr
+    run.train(parse(values), tmp_path / "run")
     other = tmp_path / "other.txt"
     other.write_text("\n".join(plain_text.read_text().splitlines()[::-1]))
     done = lorascope(
