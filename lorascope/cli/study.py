@@ -50,7 +50,7 @@ def run(
     import sys
     from contextlib import closing
 
-    from lorascope.report import html, terminal
+    from lorascope.report import terminal
     from lorascope.study import page, record
     from lorascope.study.runner import Runner
     from lorascope.study.store import Store
@@ -60,20 +60,22 @@ def run(
     script = _script(name, studies)
     found = _load(script)
     workers = _engine(engine, jobs, address, gpus_per_run)
-    with closing(workers), _told(found.name) as progress:
-        settings = {"overrides": set or (), "device": device, "progress": progress}
-        runner = Runner(found, script, scale, Store(store), workers, **settings)
-        results, tuned = runner.run()
-        verdicts = [judge(claim, results) for claim in found.claims]
+    try:
+        with closing(workers), _told(found.name) as progress:
+            settings = {"overrides": set or (), "device": device, "progress": progress}
+            runner = Runner(found, script, scale, Store(store), workers, **settings)
+            results, tuned = runner.run()
+    except KeyboardInterrupt:
+        print("lorascope: stopped; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    verdicts = [judge(claim, results) for claim in found.claims]
     made = record.make(runner, scale, results, tuned, verdicts)
     reports.mkdir(parents=True, exist_ok=True)
-    written = [reports / f"{found.name}.json", reports / f"{found.name}.html", reports / "index.html"]
-    write_json(written[0], made)
-    html.write(page.page(record.read(written[0])), written[1])
-    html.write(page.index(record.all_in(reports)), written[2])
+    report = reports / f"{found.name}.json"
+    write_json(report, made)
     sys.stdout.write(terminal.render(page.page(made)))
-    for path in written:
-        print(f"wrote {path}", file=sys.stderr)
+    print(f"wrote {report}", file=sys.stderr)
+    _draw([report])
 
 
 @study.command("list")
@@ -89,23 +91,18 @@ def list_(
     import json as encoder
     import sys
 
-    from lorascope.blocks import Column, Page, Table
     from lorascope.report import terminal
-    from lorascope.study import record
+    from lorascope.study import page, record
 
-    last = {each["name"]: each for each in record.all_in(reports)}
-    rows = [_listed(_load(script), last.get(script.stem)) for script in _scripts(studies)]
+    last, wrong = record.all_in(reports)
+    by_name = {each["name"]: each for each in last}
+    rows = [_listed(script, by_name.get(script.stem)) for script in _scripts(studies)]
     if json:
-        print(encoder.dumps({"schema": 1, "studies": rows}, indent=2))
-        return
-    columns = [Column("name", "study"), Column("question", "question"), Column("scale", "last scale")]
-    columns += [
-        Column("runs", "runs", "int"),
-        Column("hours", "hours", "float", 2),
-        Column("verdicts", "last verdicts"),
-    ]
-    cells = tuple(tuple(row[c.key] for c in columns) for row in rows)
-    sys.stdout.write(terminal.render(Page(f"{len(rows)} studies", (Table(tuple(columns), cells),))))
+        print(encoder.dumps({"schema": 1, "studies": rows}, indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(terminal.render(page.listing(rows)))
+    for each in wrong:
+        print(f"lorascope: left out: {each}", file=sys.stderr)
 
 
 @study.command()
@@ -116,16 +113,38 @@ def render(
 
     lorascope study render reports/rank_sweep.json
     """
+    _draw(reports_json)
+
+
+def _draw(reports: list[Path]) -> None:
+    """Write the page of each report, and the index of each folder.
+
+    Raises:
+        InputError: a report is damaged. Nothing is written then.
+    """
     import sys
 
+    from lorascope.atomic import write_text
+    from lorascope.errors import InputError
     from lorascope.report import html
     from lorascope.study import page, record
 
-    pages = [(path.with_suffix(".html"), page.page(record.read(path))) for path in reports_json]
-    folders = dict.fromkeys(path.parent for path in reports_json)
-    pages += [(folder / "index.html", page.index(record.all_in(folder))) for folder in folders]
-    for path, drawn in pages:
-        html.write(drawn, path)
+    drawn = {}
+    for path in reports:
+        found = record.read(path)
+        try:
+            drawn[path.with_suffix(".html")] = html.render(page.page(found))
+        except InputError as error:
+            raise InputError(f"{path} is damaged: {error}") from None
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # blocks that fit, and cannot be drawn
+            raise InputError(f"{path} cannot be drawn", found=f"{type(error).__name__}: {error}") from error
+    for folder in dict.fromkeys(path.parent for path in reports):
+        records, wrong = record.all_in(folder)
+        drawn[folder / "index.html"] = html.render(page.index(records))
+        for each in wrong:
+            print(f"lorascope: left out of the index: {each}", file=sys.stderr)
+    for path, text in drawn.items():
+        write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
 
 
@@ -148,10 +167,16 @@ def _script(name: str, folder: Path) -> Path:
 
 
 def _load(script: Path) -> "Study":
-    from lorascope.errors import InputError
+    from lorascope.errors import InputError, LorascopeError
     from lorascope.study import Study, work
 
-    found = getattr(work.script(script), "study", None)
+    try:
+        found = getattr(work.script(script), "study", None)
+    except LorascopeError:
+        raise
+    except Exception as error:
+        where = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise InputError(f"{script} cannot be loaded", found=f"{type(error).__name__}{where}: {error}") from error
     if not isinstance(found, Study):
         raise InputError(f"{script} makes no study", expected="a Study called `study`")
     if found.name != script.stem:
@@ -169,15 +194,23 @@ def _engine(name: str, jobs: int, address: str | None, gpus: float) -> Any:
     return Local(jobs)
 
 
-def _listed(found: "Study", last: dict[str, Any] | None) -> dict[str, Any]:
-    row = {"name": found.name, "question": found.question, "scale": None, "runs": None, "hours": None, "verdicts": None}
+def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
+    """A study's line in the list. What a scale costs is the number of its runs: sweeps may add to it, and runs that
+    other studies have trained take from it."""
+    row = {"name": script.stem, "question": None, "claims": None, "runs": {}, "last": None, "error": None}
+    try:
+        found = _load(script)
+        runs = {name: found.runs_of(scale) for name, scale in found.scales.items()}
+    except Exception as error:  # the others are listed all the same
+        return row | {"error": str(error)}
+    row |= {"question": found.question, "claims": len(found.claims), "runs": runs}
     if last is None:
         return row
     verdicts = [claim["verdict"] for claim in last["claims"]]
-    counted = [f"{verdicts.count(v)} {v}" for v in ("held", "not held", "undecided") if v in verdicts]
-    cost = last["cost"]
-    said = {"scale": last["scale"]["name"], "runs": cost["runs"], "hours": cost["seconds_of_work"] / 3600}
-    return row | said | {"verdicts": ", ".join(counted)}
+    counted = {v: verdicts.count(v) for v in ("held", "not held", "undecided")}
+    cost, made = last["cost"], last["made"]
+    said = {"scale": last["scale"]["name"], "runs": cost["runs"], "hours": round(cost["seconds_of_work"] / 3600, 4)}
+    return row | {"last": said | {"devices": made["devices"], "date": made["date"], "verdicts": counted}}
 
 
 class _told:
@@ -219,7 +252,10 @@ class _told:
         if stage != self.stage or self.bar is None:
             if self.bar is not None:
                 self.bar.close()
-            self.bar = tqdm(total=number, initial=done, desc=f"{self.name}: {stage}", unit="run")
+            shape = "{desc} |{bar:20}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
+            self.bar = tqdm(
+                total=number, initial=done, desc=f"{self.name}: {stage}", bar_format=shape, dynamic_ncols=True
+            )
             self.stage = stage
         self.bar.total, self.bar.n = number, done
         self.bar.set_postfix_str(f"{title}{f', {failed} failed' if failed else ''}")

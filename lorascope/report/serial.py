@@ -1,8 +1,10 @@
 """Blocks as JSON and back, so that a page can be drawn again from a file, anywhere, without what made it."""
 
 import dataclasses
+import types
 from collections.abc import Iterable
-from typing import Any
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lorascope import blocks
 from lorascope.blocks import Block
@@ -44,6 +46,35 @@ def _built(value: Any) -> Any:
             "a page holds an unknown block", found=repr(value.get("type"))[:60], expected=", ".join(_TYPES)
         )
     try:
-        return cls(**{name: _built(each) for name, each in value.items() if name != "type"})
+        made = cls(**{name: _built(each) for name, each in value.items() if name != "type"})
     except TypeError as error:
-        raise InputError(f"a {cls.__name__} of the page is damaged", found=error) from None
+        raise InputError(f"a {cls.__name__} of the page is damaged", found=str(error)[:120]) from None
+    for name, hint in _hints(cls).items():
+        if not _fits(getattr(made, name), hint):
+            raise InputError(
+                f"a {cls.__name__} of the page is damaged", found=f"{repr(getattr(made, name))[:60]} as its {name}"
+            )
+    return made
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what a field's annotation says: blocks hold tuples, unions, words and plain types alone."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in parts)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if parts[1:] == (...,):
+            return all(_fits(each, parts[0]) for each in value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if hint is float:
+        return type(value) in (int, float)
+    return isinstance(value, hint) if dataclasses.is_dataclass(hint) else type(value) is (hint or type(None))

@@ -216,6 +216,11 @@ class Study:
     figures: Callable[[Results], Sequence[Block]] = lambda results: ()
     reading: str = ""
 
+    def runs_of(self, scale: Scale) -> int:
+        """How many runs a scale trains: every rate of every sweep, and every replicate; before sweeps go on."""
+        arms = self.arms(scale)
+        return sum(scale.replicates + (len(a.learning_rates) if len(a.learning_rates) > 1 else 0) for a in arms)
+
     def main(self) -> None:
         """What the script does when it is run: `lorascope study run` with the script's own options."""
         import sys

@@ -65,7 +65,7 @@ def page(record: Record) -> Page:
 def index(records: Sequence[Record]) -> Page:
     """All claims of all studies in one table."""
     verdicts = [claim["verdict"] for record in records for claim in record["claims"]]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("held", "not held", "undecided"))
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("held", "not held", "undecided") if v in verdicts)
     columns = (
         Column("study", "Study"),
         Column("claim", "Claim"),
@@ -108,6 +108,29 @@ def index(records: Sequence[Record]) -> Page:
     )
 
 
+def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
+    """What `lorascope study list` shows: a table, and beneath it the questions in full."""
+    scales = list(dict.fromkeys(scale for row in rows for scale in row["runs"]))
+    columns = [Column("study", "study"), Column("claims", "claims", "int")]
+    columns += [Column(scale, f"runs at {scale}", "int") for scale in scales]
+    columns += [
+        Column("scale", "last scale"),
+        Column("hours", "hours of work", "float", 2),
+        Column("verdicts", "verdicts"),
+    ]
+    cells = []
+    for row in rows:
+        last = row["last"]
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in last["verdicts"].items() if n) if last else None
+        said = (last["scale"], last["hours"], counts) if last else (None, None, None)
+        cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *said))
+    questions = tuple((row["name"], row["question"] or row["error"]) for row in rows)
+    caption = "Runs: every learning rate and every replicate; sweeps whose best rate is at an end add some, runs that "
+    caption += "another study has trained are taken from the store."
+    table = Table(tuple(columns), tuple(cells), "", caption)
+    return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), table))
+
+
 def _index_rows(record: Record) -> list[tuple]:
     rows = []
     for claim in record["claims"]:
@@ -146,7 +169,7 @@ def _warnings(record: Record) -> list[Block]:
         text = f"scale {scale['name']}: this shows that the study runs, and decides nothing"
         items.append(Finding("warning", text))
     elif scale["replicates"] < 5:
-        items.append(Finding("warning", f"{scale['replicates']} replicates; the protocol asks for five or more"))
+        items.append(Finding("warning", _few(scale["replicates"])))
     edges = [_named(each["labels"]) for each in record["tuning"] if not each["interior"]]
     if edges:
         items.append(Finding("warning", f"the best learning rate stayed at an end of its sweep: {'; '.join(edges)}"))
@@ -155,6 +178,14 @@ def _warnings(record: Record) -> list[Block]:
     if len(failures) > MOST_FAILURES:
         items.append(Finding("error", f"and {len(failures) - MOST_FAILURES} more runs failed; the JSON names them"))
     return [Findings(tuple(items), "What to know first")] if items else []
+
+
+def _few(n: int) -> str:
+    """What the intervals of fewer than five replicates are worth: they reach from the least to the greatest."""
+    if n < 2:
+        return "one replicate has no interval, and decides nothing; the protocol asks for five or more"
+    covered = 100 * (1 - 2 ** (1 - n))
+    return f"{n} replicates; the protocol asks for five or more: intervals of so few cover {covered:.0f} %, not 95 %"
 
 
 def _protocol(record: Record) -> Facts:

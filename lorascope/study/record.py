@@ -1,7 +1,29 @@
-"""A study's record: every number in one JSON file, from which alone its page is drawn."""
+"""A study's record: every number in one JSON file, from which alone its page is drawn. Schema 1:
+
+    schema, kind     1 and "study"
+    name             of the script and of the report's files
+    title, question  in words; so are varied, tuned, fixed (the protocol) and reading (the author's, may be empty)
+    scale            name; replicates; params (the study's own sizes); config (common to all runs: sections of keys);
+                     test_split (null: scored on the held-out texts); test_samples; conclusive (false: no verdicts)
+    claims           each with name, text, source, note, verdict (held, not held, undecided) and criteria, of which each
+                     has text, at_least, at_most (null: no such bound), unit, estimate (null: not computable, for the
+                     reason), low, high (its interval; null: none), verdict, reason, control (true: must not be held)
+    cost             runs, measurements: how many; seconds_of_work: of all of them, whenever they were done;
+                     taken_from_the_store: how many were there already; seconds_of_this_call
+    made             command, date, lorascope, python, platform, devices, versions (of packages)
+    tuning           each arm's sweep: labels; learning_rate (null: none worked); interior (has neighbours on both
+                     sides); curve: pairs of rate and held-out loss (null: diverged or failed)
+    failures         title of the run or measurement, and message
+    runs, tables     columns, and rows in their order: the final runs, and each measure's table by its name
+    figures          the page's figures: blocks of `lorascope.blocks`, as `report.serial` writes them
+
+Numbers have seven digits. What could not be computed is null; there is no NaN and no infinity.
+"""
 
 import json
+import math
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,12 +45,55 @@ if TYPE_CHECKING:
 
 SCHEMA, KIND = 1, "study"
 DIGITS = 7  # of every number: more than any of them means
+NUMBER, WORD, SCALAR = (int, float), (str,), (str, int, float, bool, type(None))
+MAYBE = (int, float, type(None))
+VERDICTS = frozenset(("held", "not held", "undecided"))
+TABLE = {"columns": [WORD], "rows": [[SCALAR]]}
+CRITERION = dict.fromkeys(("at_least", "at_most", "estimate", "low", "high"), MAYBE) | {
+    "text": WORD,
+    "unit": frozenset(("float", "percent", "int")),
+    "verdict": VERDICTS,
+    "reason": WORD,
+    "control": (bool,),
+}
+# What a record must hold: {key: shape} an object with these keys, {str: shape} one with any, [shape] a list, a set one
+# of its words, a tuple one of its types, ANY whatever JSON has.
+ANY = None
+SHAPE = {
+    **dict.fromkeys(("name", "title", "question", "varied", "tuned", "fixed", "reading"), WORD),
+    "scale": {
+        "name": WORD,
+        "replicates": (int,),
+        "params": {str: ANY},
+        "config": {str: {str: ANY}},
+        "test_split": (str, type(None)),
+        "test_samples": (int, type(None)),
+        "conclusive": (bool,),
+    },
+    "claims": [
+        {**dict.fromkeys(("name", "text", "source", "note"), WORD), "verdict": VERDICTS, "criteria": [CRITERION]}
+    ],
+    "cost": dict.fromkeys(
+        ("runs", "measurements", "seconds_of_work", "taken_from_the_store", "seconds_of_this_call"), NUMBER
+    ),
+    "made": {
+        **dict.fromkeys(("command", "date", "lorascope", "python", "platform"), WORD),
+        "devices": [WORD],
+        "versions": {str: WORD},
+    },
+    "tuning": [{"labels": {str: SCALAR}, "learning_rate": MAYBE, "interior": (bool,), "curve": [[MAYBE]]}],
+    "failures": [{"title": WORD, "message": WORD}],
+    "runs": TABLE,
+    "tables": {str: TABLE},
+    "figures": [ANY],
+}
 
 
 def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], verdicts: Sequence[Verdict]) -> dict:
     """The record, JSON types only."""
     study = runner.study
     figures = _figures(runner, results)
+    root = str(runner.store.root.resolve())
     words = {
         name: getattr(study, name) for name in ("name", "title", "question", "varied", "tuned", "fixed", "reading")
     }
@@ -50,7 +115,10 @@ def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], v
             for arm, t in zip(runner.arms, tuned, strict=True)
             if t.curve
         ],
-        "failures": [{"title": title, "message": message} for title, message in runner.failures.items()],
+        "failures": [
+            {"title": title, "message": message.replace(root, "the store")}
+            for title, message in runner.failures.items()
+        ],
         "runs": _rows(results.runs),
         "tables": {name: _rows(table) for name, table in results.tables.items()},
         "figures": figures,
@@ -62,29 +130,73 @@ def read(path: Path) -> dict[str, Any]:
     """A record from its file.
 
     Raises:
-        InputError: it is no study's record, or one of another schema.
+        InputError: it is no study's record, one of another schema, or damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is no JSON"
         raise InputError(f"cannot read {path}", found=reason, expected="a study's report") from error
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise InputError(f"{path} is no study's report", hint="name a reports/*.json that `lorascope study run` wrote")
     if found.get("schema") != SCHEMA:
-        raise InputError(f"{path} has another schema", found=found.get("schema"), expected=SCHEMA)
+        raise InputError(f"{path} has another schema", found=repr(found.get("schema"))[:40], expected=SCHEMA)
+    if wrong := _misfit(found, SHAPE, "") or _ragged(found):
+        raise InputError(f"{path} is damaged", found=wrong, hint="write it again with `lorascope study run`")
     return found
 
 
-def all_in(folder: Path) -> list[dict[str, Any]]:
-    """Every study's record in a folder, by name; other JSON is passed over."""
-    found = []
+def all_in(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every study's record in a folder, by name, and why others could not be read; other JSON is passed over."""
+    found, wrong = [], []
     for path in sorted(folder.glob("*.json")):
         try:
             found.append(read(path))
-        except LorascopeError:
-            continue
-    return found
+        except LorascopeError as error:
+            if "no study's report" not in error.what:
+                wrong.append(str(error))
+    return found, wrong
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _misfit(value: Any, shape: Any, where: str) -> str | None:
+    """What in `value` has not the shape, in words; None where all has."""
+    if shape is ANY:
+        return None
+    if isinstance(shape, frozenset):
+        fits = isinstance(value, str) and value in shape
+    elif isinstance(shape, tuple):
+        fits = type(value) in shape
+    else:
+        fits = isinstance(value, type(shape))
+    if not fits:
+        return f"{repr(value)[:40]} as {where or 'the whole'}"
+    inside: list[tuple[Any, Any, str]] = []
+    if isinstance(shape, list):
+        inside = [(each, shape[0], f"{where}[{i}]") for i, each in enumerate(value)]
+    elif isinstance(shape, dict) and str in shape:
+        inside = [(each, shape[str], f"{where}.{key}") for key, each in value.items()]
+    elif isinstance(shape, dict):
+        if missing := [key for key in shape if key not in value]:
+            return f"no {f'{where}.{missing[0]}'.lstrip('.')}"
+        inside = [(value[key], each, f"{where}.{key}".lstrip(".")) for key, each in shape.items()]
+    return next((wrong for each in inside if (wrong := _misfit(*each))), None)
+
+
+def _ragged(record: Mapping[str, Any]) -> str | None:
+    """What has another length than it must, in words."""
+    for name, table in {"runs": record["runs"], **record["tables"]}.items():
+        if any(len(row) != len(table["columns"]) for row in table["rows"]):
+            return f"rows of another length than the columns of {name[:40]}"
+    if any(len(pair) != 2 or pair[0] is None for each in record["tuning"] for pair in each["curve"]):
+        return "a learning rate without its loss"
+    return None if all(claim["criteria"] for claim in record["claims"]) else "a claim without criteria"
 
 
 def _scale(results: Results) -> dict[str, Any]:
@@ -92,17 +204,24 @@ def _scale(results: Results) -> dict[str, Any]:
     return {
         "replicates": scale.replicates,
         "params": dict(scale.params),
-        "config": {section: dict(keys) for section, keys in scale.config.items()},
+        "config": {section: _named(keys) for section, keys in scale.config.items()},
         "test_split": scale.test_split,
         "conclusive": scale.conclusive,
         "test_samples": scale.test_samples,
     }
 
 
+def _named(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of a config, absolute paths by their last part."""
+    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in keys.items()}
+
+
 def _figures(runner: Runner, results: Results) -> list[Any]:
     """The study's figures; where they cannot be drawn, the study's numbers are not lost for it."""
     try:
-        return serial.to_json(runner.study.figures(results))
+        made = _rounded(serial.to_json(runner.study.figures(results)))
+        serial.from_json(made)  # what cannot be read again is told now
+        return made
     except Exception as error:
         runner.failures["figures"] = f"{type(error).__name__}: {error}"
         return []
@@ -136,7 +255,7 @@ def _made(runner: Runner) -> dict[str, Any]:
 
 def _shown(arguments: Sequence[str]) -> list[str]:
     """The command's words, paths by their last part: a page is sent to others."""
-    return [Path(each).name if each.startswith(("/", "~")) else each for each in arguments]
+    return [re.sub(r"(^|=)[/~]\S*/", r"\1", each) for each in arguments]
 
 
 def _rows(table: "pd.DataFrame") -> dict[str, Any]:
@@ -158,5 +277,5 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(each) for each in value]
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else _scalar(value)

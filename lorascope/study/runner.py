@@ -79,7 +79,8 @@ class Runner:
         given = study.scales[scale]
         config = override(given.config, overrides) if overrides else given.config
         self.study, self.script, self.store, self.engine = study, script, store, engine
-        self.scale = replace(given, config=config)
+        own_file = Path(str(config.get("data", {}).get("path", ""))).is_file()  # has no splits to be tested on
+        self.scale = replace(given, config=config, test_split=None if own_file else given.test_split)
         self.device, self.progress = device, progress or Progress()
         self.arms = tuple(study.arms(self.scale))
         self.failures: dict[str, str] = {}
@@ -212,7 +213,10 @@ class Runner:
         return pd.DataFrame(rows, columns=None if rows else [*columns, "replicate", "loss", "key"])
 
     def _row(self, job: Job) -> dict[str, Any] | None:
-        """A final run's numbers; None where it failed or diverged, which is said among the failures."""
+        """A final run's numbers; None where it failed or diverged, which is said among the failures.
+
+        They are of the test texts; of a run that is scored on its own training texts, of those.
+        """
         folder, done = self.store.run_folder(job.key), self.store.done(job.key)
         summary = _json(folder / "summary.json") if done else None
         if summary is None:
@@ -220,8 +224,14 @@ class Runner:
         if summary.get("diverged"):
             self.failures[job.title] = summary["diverged"]
             return None
-        test, held_out = _json(folder / TEST) or summary["held_out"], summary["held_out"]
-        config, run = job.spec["config"], _json(folder / "run.json") or {}
+        config, run, held_out = job.spec["config"], _json(folder / "run.json") or {}, summary["held_out"]
+        same = config["data"]["eval_split"] == config["data"]["train_split"]  # what the run stored is the question
+        test = held_out if same or job.spec["test_split"] is None else _json(folder / TEST)
+        if test is None:
+            self.failures[job.title] = (
+                f"{TEST} is missing in the store; remove the folder {job.key} to do the run again"
+            )
+            return None
         return {
             "seed": config["training"]["seed"],
             "learning_rate": config["optim"]["learning_rate"],
@@ -237,7 +247,11 @@ class Runner:
     def _measure(self, measure: Measure, results: Results) -> "pd.DataFrame":
         import pandas as pd
 
-        calls = list(measure.calls(results))
+        try:
+            calls = list(measure.calls(results))
+        except Exception as error:  # such as a column that no run was left to fill
+            self.failures[measure.name] = f"its calls could not be made: {type(error).__name__}: {error}"
+            return pd.DataFrame()
         jobs = [self._measure_job(measure, call) for call in calls]
         self._do(measure.name, jobs)
         by_key = {row["key"]: row for row in results.runs.to_dict("records")}
@@ -249,7 +263,13 @@ class Runner:
                     arm = by_key[call.runs[0]]
                     own = {key: arm[key] for key in _labels(self.arms)} | {"replicate": arm["replicate"]} | own
                 rows += [{**own, **row} for row in read_rows(self.store.folder(job.key))]
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        if "replicate" in table.columns and table["replicate"].isna().any():
+            raise InputError(
+                f"some rows of the measure {measure.name} name a replicate and some do not",
+                hint="give `replicate` among the params of calls of several runs",
+            )
+        return table
 
     def _measure_job(self, measure: Measure, call: Call) -> Job:
         spec = {
@@ -344,9 +364,11 @@ def _distinct(arms: Sequence[Arm]) -> None:
     seen = [_key(arm.labels) for arm in arms]
     if twins := {each for each in seen if seen.count(each) > 1}:
         raise InputError("two arms of the study have the same labels", found=min(twins))
+    tuned = {_key(arm.labels) for arm in arms if arm.learning_rates}
     for arm in arms:
-        if arm.rate_of is not None and _key(arm.rate_of) not in seen:
-            raise InputError(f"the arm {_named(arm)} takes the rate of an arm that is not there", found=arm.rate_of)
+        if arm.rate_of is not None and _key(arm.rate_of) not in tuned:
+            what = "has no learning rates of its own" if _key(arm.rate_of) in seen else "is not there"
+            raise InputError(f"the arm {_named(arm)} takes the rate of an arm that {what}", found=dict(arm.rate_of))
 
 
 def _json(path: Path) -> Any:

@@ -154,12 +154,16 @@ def _resamples(units: Sequence[int]) -> tuple[list[tuple[int, ...]], np.ndarray]
 
 
 def _value(each: Criterion, results: Results) -> tuple[float | None, str]:
-    """The statistic, and why it has none. A ValueError is a study's way to say so; a NaN is no number."""
+    """The statistic, and why it has none. A ValueError is a study's way to say so; NaN and infinity are no numbers."""
     try:
         with np.errstate(all="ignore"):
             value = each.statistic(results)
-    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
-        return None, f"it could not be computed: {error or type(error).__name__}"
-    if value is None or math.isnan(value):
-        return None, "it could not be computed: a run or a number that it needs is missing"
-    return float(value), ""
+        if value is None or math.isnan(value):
+            return None, "it could not be computed: a run or a number that it needs is missing"
+        if math.isinf(value):
+            return None, "it could not be computed: it is infinite"
+        return float(value), ""
+    except ValueError as error:
+        return None, f"it could not be computed: {error}"
+    except Exception as error:  # a study's other claims, and its numbers, are not lost for one wrong statistic
+        return None, f"it could not be computed: {type(error).__name__}: {error}"

@@ -265,6 +265,18 @@ def _all_rows(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Ro
     return _hub(config, seed)
 
 
+def has_split(config: DataConfig, split: str) -> bool:
+    """Whether the set comes with texts of that name. Where it does not, the run's seed draws what is held out."""
+    if config.path in PACKAGED:
+        return split in wordnet.SIZES
+    path = Path(config.path)
+    if path.is_file() or path.suffix.lower() in READERS:
+        return config.eval_path is not None and split == config.eval_split
+    import datasets
+
+    return split in datasets.get_dataset_split_names(config.path, config.name)
+
+
 def _split(rows: Sequence[Row], config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     held_out = max(1, round(len(rows) * config.eval_fraction))
     order = permutation(len(rows), seed, 0)

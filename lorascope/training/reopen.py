@@ -158,11 +158,23 @@ def finished_config(folder: Path) -> RunConfig:
 
 
 def other_texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, most: int | None) -> Encoded:
-    """The first `most` texts of another split, of the classes that were trained on, in an order without the seed."""
+    """The first `most` texts of another split, of the classes that were trained on, in an order without the seed.
+
+    Where the run's own seed draws what is held out, those texts stay out: another draw would hold training texts.
+
+    Raises:
+        InputError: the data have no such split.
+    """
+    there = data.has_split(config.data, split)
+    if not there and split != config.data.eval_split:
+        raise InputError(
+            f"{config.data.path} has no split {split!r}", hint="name a set that has, or take the run's own"
+        )
     other = replace(config.data, eval_split=split, max_eval_samples=most)
+    seed = 0 if there else config.training.seed
     if config.model.task_type == "CAUSAL_LM":
-        return data.load(other, "CAUSAL_LM", tokenizer, 0)[1]
-    return data.held_out_classes(other, train.label_names, tokenizer, 0)
+        return data.load(other, "CAUSAL_LM", tokenizer, seed)[1]
+    return data.held_out_classes(other, train.label_names, tokenizer, seed)
 
 
 @torch.no_grad()

@@ -83,10 +83,20 @@ def test_every_command_has_help_with_an_example():
     from lorascope.cli import app
 
     app._register()
-    group = typer.main.get_command(app.app)
-    assert group.commands
-    for name, command in group.commands.items():
-        assert f"lorascope {name}" in (command.help or ""), f"{name} shows no example"
+    commands = named_commands(typer.main.get_command(app.app), "lorascope")
+    assert {"lorascope analyze", "lorascope study", "lorascope study run"} <= set(commands)
+    for name, command in commands.items():
+        assert name in (command.help or ""), f"{name} shows no example"
         for parameter in command.params:
             if parameter.param_type_name == "option":
                 assert parameter.help, f"{name} {parameter.opts[0]} has no help"
+
+
+def named_commands(group, name: str) -> dict:
+    """Every command and every group under this one, by what is typed."""
+    found = {}
+    for own, command in group.commands.items():
+        found[f"{name} {own}"] = command
+        if hasattr(command, "commands"):
+            found |= named_commands(command, f"{name} {own}")
+    return found
