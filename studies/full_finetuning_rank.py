@@ -31,22 +31,24 @@ def arms(scale):
 
 
 def spectral(folders):
-    """Rank measures of every ΔW of a run, with iid noise of its shape and ΔW with random signs beside them."""
+    """Rank measures of every ΔW of a run; beside them W's, those of iid noise and of ΔW with random signs."""
     from lorascope.linalg.factored import Factored
 
     run = opened(folders[0])
     rng = np.random.default_rng(run.config.training.seed)
     for name in matrices(run):
-        delta = run.delta(name)
+        delta, shape = run.delta(name), run.shapes[name]
+        base = described(name, shape, np.linalg.svd(run.base_weight(name), compute_uv=False), product=False)
         if isinstance(delta, Factored):
-            yield described(name, run.shapes[name], delta.singular_values(), product=True)
+            yield {**described(name, shape, delta.singular_values(), product=True), "r90_of_w": base["r90"]}
             continue
-        row = described(name, delta.shape, np.linalg.svd(delta, compute_uv=False), product=False)
+        row = described(name, shape, np.linalg.svd(delta, compute_uv=False), product=False)
         flipped = np.linalg.svd(delta * rng.choice([-1.0, 1.0], delta.shape), compute_uv=False)
         flipped = described(name, delta.shape, flipped, product=False)
         strong = described(name, delta.shape, planted(delta.shape, min(delta.shape) // 4, rng), product=False)
         yield {
             **row,
+            "r90_of_w": base["r90"],
             "r90_flipped": flipped["r90"],
             "stable_rank_flipped": flipped["stable_rank"],
             "r90_planted": strong["r90"],
@@ -62,7 +64,7 @@ def described(name, shape, sigma, product):
     found = spectra.measure("", name, "", shape, sigma, product)
     noise = noise_measures(*shape)
     return {
-        "part": "attention" if name.endswith(ATTENTION) else "MLP",
+        "part": part_of(name),
         "module": name,
         "depth": depth(name),
         "smaller_side": min(shape),
@@ -74,6 +76,10 @@ def described(name, shape, sigma, product):
         "gavish_donoho": found.gavish_donoho,
         "marchenko_pastur": found.marchenko_pastur,
     }
+
+
+def part_of(name):
+    return "attention" if name.endswith(ATTENTION) else "MLP"
 
 
 def planted(shape, rank, rng):
@@ -109,7 +115,7 @@ def shared(folders, replicate):
 
 
 def functional(folders, replicate, texts, split):
-    """The gain that is left when all ΔW of a run are truncated jointly, for four ways to truncate.
+    """The gain that is left when all ΔW of a run are truncated jointly, for several ways to truncate.
 
     `gain` is measured from the head trained alone, `gain_from_w` from the run's own head with its matrices at W; both
     are shares of the full run's. `own` is the share of the run's own gain.
@@ -129,6 +135,9 @@ def functional(folders, replicate, texts, split):
     places = sorted({*cuts.powers(cut.largest), tenth, top.reach.get("0.9") or tenth})
     random = cuts.random(cut, base, places[:-1], [replicate], inside=True)
     bottom = cuts.bottom(cut, base, places[:-1])
+    for part in ("attention", "MLP"):
+        inside = [point(cut, base, k, part) for k in (0, *cuts.powers(cut.largest))]
+        yield from rows(f"{part} alone", inside, base, from_w, base, {"k90": reached(inside)})
     reach = {f"k{float(share):.0%}"[:-1]: k for share, k in top.reach.items()} | {"k90_from_w": again.reach.get("0.9")}
     yield from rows("top", [*top.points, *again.points, *also], base, from_w, base, reach)
     for curve in (bottom, random):
@@ -158,8 +167,9 @@ def rows(kind, points, base, from_w, own, reach):
         }
 
 
-def point(cut, base, k):
-    ranks = cut.same(k)
+def point(cut, base, k, part=None):
+    """One truncation, of the matrices of one part alone where it is named."""
+    ranks = {name: r if part in (None, part_of(name)) else cut.largest for name, r in cut.same(k).items()}
     return cut.point(k, ranks, cut.keep(f"k = {k}", ranks), base)
 
 
@@ -269,10 +279,12 @@ def r90(results, method="full", rank=None, steps=None, column="r90"):
     return spectra_of(results, method, rank, steps)[column].mean()
 
 
-def over_noise(method):
+def relative(method, column):
+    """Mean over matrices of the rank for 90 % of the energy over another one."""
+
     def statistic(results):
         table = spectra_of(results, method, None if method == "full" else widest(results))
-        return (table["r90"] / table["r90_noise"]).mean()
+        return (table["r90"] / table[column]).mean()
 
     return statistic
 
@@ -368,7 +380,8 @@ def rank_correlation(results):
 
 
 def figures(results):
-    return [gain_by_rank(results), spectrum_figure(results), gain_by_numbers(results), *growth_figure(results)]
+    first = [gain_by_rank(results), spectrum_figure(results), gain_by_numbers(results), gain_by_part(results)]
+    return [*first, *growth_figure(results)]
 
 
 def averaged(table, label, x="k", y="gain", **drawn):
@@ -438,6 +451,16 @@ def gain_by_numbers(results):
     return Lines(title, series, "parameters", "share of the gain", True, markers=marks, caption=caption)
 
 
+def gain_by_part(results):
+    kinds = {"all matrices": "top", "attention's alone": "attention alone", "the MLPs' alone": "MLP alone"}
+    series = tuple(averaged(curve_of(results, kind), label) for label, kind in kinds.items())
+    marks = (Marker("y", 0.9, "90 %"),)
+    caption = (
+        "Full fine-tuning's ΔW, its k largest directions in the matrices that are named, all of them in the others."
+    )
+    return Lines("Gain by rank and part", series, "k", "share of the gain", True, markers=marks, caption=caption)
+
+
 def growth_figure(results):
     table = results.tables["spectral"]
     table = table[table["method"] == "full"]
@@ -467,7 +490,7 @@ study = Study(
     "how much lower the test loss is than that of the head trained alone on the frozen base",
     scales=scales(
         {
-            "smoke": {"ranks": [1, 4, 8], "steps": [1, 16], "texts": 200},
+            "smoke": {"ranks": [1, 4, 8], "steps": [16], "texts": 100},
             "small": {"ranks": [1, 2, 4, 8, 16, 32, 64], "steps": [25, 50, 400], "texts": 1000},
             "full": {"ranks": [1, 2, 4, 8, 16, 32, 64], "steps": [156, 312, 1250], "texts": 1000},
         }
@@ -509,7 +532,7 @@ study = Study(
             (
                 Criterion(
                     "rank for 90 % of the energy over that of iid noise: within 30 %",
-                    over_noise("full"),
+                    relative("full", "r90_noise"),
                     at_least=0.7,
                     at_most=1.3,
                 ),
@@ -517,7 +540,28 @@ study = Study(
             (
                 Control(
                     "the same of the LoRA of the highest rank",
-                    over_noise("lora"),
+                    relative("lora", "r90_noise"),
+                    at_least=0.7,
+                    at_most=1.3,
+                ),
+            ),
+        ),
+        Claim(
+            "weights",
+            "That rank is also W's",
+            "Biderman et al. 2024, §4.6: W, the tuned W and ΔW all need about half of their directions",
+            (
+                Criterion(
+                    "rank for 90 % of ΔW's energy over that of W's: within 30 %",
+                    relative("full", "r90_of_w"),
+                    at_least=0.7,
+                    at_most=1.3,
+                ),
+            ),
+            (
+                Control(
+                    "the same of the LoRA of the highest rank",
+                    relative("lora", "r90_of_w"),
                     at_least=0.7,
                     at_most=1.3,
                 ),
