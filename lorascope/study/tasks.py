@@ -78,3 +78,22 @@ def head_arm(labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None
 def full_arm(labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Arm:
     """Full fine-tuning of everything but the embeddings."""
     return Arm(labels, {**FULL, **(changes or {})}, FULL_RATES)
+
+
+PLUS_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # of A, where B's is a multiple of it
+E_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of AdaLoRA, whose singular values grow from 0
+VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {  # r = 8; config changes, learning rates
+    "LoRA": (lora(8), LORA_RATES),
+    "rsLoRA": (lora(8, "rslora"), LORA_RATES),
+    "LoRA+": ({**lora(8, "lora_plus"), "method.loraplus_lr_ratio": 16.0}, PLUS_RATES),
+    "DoRA": (lora(8, "dora"), LORA_RATES),
+    "PiSSA": ({**lora(8), "method.init": "pissa"}, LORA_RATES),
+    "OLoRA": ({**lora(8), "method.init": "olora"}, LORA_RATES),
+    "LoRA-FA": (lora(8, "lora_fa"), LORA_RATES),
+}
+
+
+def variant_arm(name: str) -> Arm:
+    """One of VARIANTS, tuned; its label `method` is its name."""
+    changes, rates = VARIANTS[name]
+    return Arm({"method": name}, changes, rates)
