@@ -102,12 +102,12 @@ class Claims(Block):
 
 @dataclass(frozen=True)
 class Column:
-    """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), int, float
-    (`digits` significant), percent (1.0 is 100 %)."""
+    """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (held, not
+    held or undecided, as a badge), int, float (`digits` significant), percent (1.0 is 100 %)."""
 
     key: str
     title: str
-    unit: Literal["text", "code", "int", "float", "percent"] = "text"
+    unit: Literal["text", "code", "verdict", "int", "float", "percent"] = "text"
     digits: int = 3
     help: str = ""
 

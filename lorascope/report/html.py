@@ -128,11 +128,13 @@ class CellView:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnView:
-    """`css` is the classes of its cells: none for numbers, t for text, c for code, w where lines may break."""
+    """`css` is the classes of its cells: none for numbers, t for text, c for code, w where lines may break. `badges` is
+    true where cells that are a verdict are drawn as one."""
 
     title: str
     help: str
     css: str
+    badges: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,32 +251,37 @@ def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View
 def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
     most = min(MOST_ROWS, MOST_CELLS // max(len(block.columns), 1))
     rows = block.rows[:most]
+    columns = tuple(_column(c, j, rows, len(block.columns)) for j, c in enumerate(block.columns))
     notes = (f"The first {most:,} of {len(block.rows):,} rows.",) if len(block.rows) > most else ()
     return TableView(
         "table",
         block,
         number=d.count("table"),
         title=block.title,
-        columns=tuple(_column(c, j, rows) for j, c in enumerate(block.columns)),
+        columns=columns,
         rows=tuple(tuple(_cell(v, c) for v, c in zip(row, block.columns, strict=True)) for row in rows),
         anchors=tuple(
             d.names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows
         ),
-        wide=len(block.columns) > 9,
+        wide=len(block.columns) > 9 or sum(column.css.endswith("w") for column in columns) > 2,
         long=len(rows) > 24,
         notes=notes,
     )
 
 
-def _column(column: Column, j: int, rows: tuple[tuple[Cell, ...], ...]) -> ColumnView:
-    """A text column counts as code when at least half of its cells look like dotted names."""
+def _column(column: Column, j: int, rows: tuple[tuple[Cell, ...], ...], many: int) -> ColumnView:
+    """A text column counts as code when at least half of its cells look like dotted names. Beside many others, prose
+    breaks its lines early."""
     css = ""
     if not t.is_numeric(column):
-        words = [row[j] for row in rows if isinstance(row[j], str)]
+        words = [cell.text if isinstance(cell := row[j], blocks.Link) else cell for row in rows]
+        words = [word for word in words if isinstance(word, str)]
         names = [w for w in words if ("." in w or "_" in w) and " " not in w]
         is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
-        css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > LONG_CELL for w in words) else "")
-    return ColumnView(title=t.visible(column.title), help=t.visible(column.help), css=css)
+        room = LONG_CELL if is_code or many < 6 else LONG_CELL // 2
+        css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > room for w in words) else "")
+    title, badges = t.visible(column.title), column.unit == "verdict"
+    return ColumnView(title=title, help=t.visible(column.help), css=css, badges=badges)
 
 
 def _cell(value: Cell, column: Column) -> CellView:

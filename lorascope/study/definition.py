@@ -223,10 +223,9 @@ class Study:
 
     def main(self) -> None:
         """What the script does when it is run: `lorascope study run` with the script's own options."""
+        import runpy
         import sys
-
-        from lorascope.cli.app import main
 
         script = sys.modules["__main__"].__file__
         sys.argv[1:] = ["study", "run", str(script), *sys.argv[1:]]
-        main()
+        runpy.run_module("lorascope", run_name="__main__", alter_sys=True)  # the command line stands above this room

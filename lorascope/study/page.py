@@ -69,12 +69,11 @@ def index(records: Sequence[Record]) -> Page:
     columns = (
         Column("study", "Study"),
         Column("claim", "Claim"),
-        Column("verdict", "Verdict"),
+        Column("verdict", "Verdict", "verdict"),
         Column("measured", "What is measured"),
         Column("found", "Found [95 % interval]"),
         Column("bound", "Bound"),
         Column("source", "Source"),
-        Column("scale", "Scale"),
     )
     rows = [row for record in records for row in _index_rows(record)]
     return Page(
@@ -135,9 +134,9 @@ def _index_rows(record: Record) -> list[tuple]:
     rows = []
     for claim in record["claims"]:
         first = _check(claim["criteria"][0])
-        name = Link(record["title"], f"{record['name']}.html")
+        name = Link(record["name"], f"{record['name']}.html")
         found = (first.text, t.interval(first), first.bound)
-        rows.append((name, claim["text"], claim["verdict"], *found, claim["source"], record["scale"]["name"]))
+        rows.append((name, claim["text"], claim["verdict"], *found, claim["source"]))
     return rows
 
 

@@ -158,7 +158,7 @@ def test_stopped_by_hand_it_goes_on(named, first):
             process.send_signal(signal.SIGINT)
             break
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 130, err
+    assert process.returncode in (130, -signal.SIGINT), err  # 130 to a shell, both
     assert out == ""
     assert err.splitlines()[-1].startswith("lorascope: stopped; what is finished is kept")
     assert "Traceback" not in err
