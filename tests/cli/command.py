@@ -7,11 +7,12 @@ from pathlib import Path
 
 
 def lorascope(
-    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess:
     """Run `lorascope ARGUMENTS`. Warnings of the interpreter count as output, so that they are seen."""
     command = [sys.executable, "-m", "lorascope", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | (env or {}), timeout=300)
+    environment = os.environ | (env or {})
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
 
 
 def refused(done: subprocess.CompletedProcess, code: int = 2) -> str:
