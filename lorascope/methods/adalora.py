@@ -45,6 +45,7 @@ from lorascope.methods.layers import check_dropout
 from lorascope.methods.lora import LowRankDelta
 
 OrthReg = Literal["squared", "mean-norm"]
+Choice = Literal["importance", "random"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class AdaLoRAConfig:
         beta1, beta2: of the running means of sensitivity and uncertainty.
         orth_reg_weight: γ, the weight of the penalty.
         orth_reg: the penalty, "squared" (the paper's sum) or "mean-norm" (the codes').
+        choice: what is kept: by "importance", or, as a control, "random" triplets, drawn once by the run's seed.
     """
 
     init_r: int = 12
@@ -80,6 +82,7 @@ class AdaLoRAConfig:
     beta2: float = 0.85
     orth_reg_weight: float = 0.1
     orth_reg: OrthReg = "squared"
+    choice: Choice = "importance"
 
     def __post_init__(self) -> None:
         if not 1 <= self.target_r <= self.init_r:
@@ -96,6 +99,8 @@ class AdaLoRAConfig:
             raise InputError("orth_reg_weight is negative", found=self.orth_reg_weight, expected="at least 0")
         if self.orth_reg not in get_args(OrthReg):
             raise InputError("orth_reg is unknown", found=repr(self.orth_reg), expected=", ".join(get_args(OrthReg)))
+        if self.choice not in get_args(Choice):
+            raise InputError("choice is unknown", found=repr(self.choice), expected=", ".join(get_args(Choice)))
 
     @property
     def scale(self) -> float:
@@ -169,11 +174,14 @@ class AdaLoRA(Method):
         # Ī and Ū of every trained number, by `<layer>.<role>`; empty before the first step and once ranks are final.
         self.sensitivity: dict[str, Tensor] = {}
         self.uncertainty: dict[str, Tensor] = {}
+        self.draws: dict[str, Tensor] = {}  # the order of a random choice, (r,) by layer
 
     def make(self, site: Site, generator: torch.Generator) -> TripletDelta:
         r = self.config.init_r
         a = torch.empty(r, site.d_in).normal_(std=0.02, generator=generator).to(site.master_dtype)
         b = torch.empty(site.d_out, r).normal_(std=0.02, generator=generator).to(site.master_dtype)
+        if self.config.choice == "random":
+            self.draws[site.name] = torch.rand(r, generator=generator)
         return TripletDelta(a, b, torch.zeros(r, 1, dtype=a.dtype), self.config.scale, self.config.dropout)
 
     def parameter_count(self, site: Site) -> int:
@@ -251,6 +259,8 @@ class AdaLoRA(Method):
 
     def scores(self) -> dict[str, Tensor]:
         """The score of every triplet (r,), by layer."""
+        if self.draws:
+            return {name: self.draws[name].to(delta.A.device) for name, delta in self._deltas().items()}
         found = {}
         for name in self._deltas():
             s = {role: self.sensitivity[f"{name}.{role}"] * self.uncertainty[f"{name}.{role}"] for role in "AEB"}

@@ -241,3 +241,22 @@ def saved_bytes(model: nn.Module, ids: torch.Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.train()(input_ids=ids)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_a_random_choice_keeps_the_budget_by_the_seed_alone():
+    """Whatever the sensitivities say: opposite ones leave the same triplets, and another seed leaves others."""
+    kept = []
+    for seed, sign in ((0, 1.0), (0, -1.0), (1, 1.0)):
+        config = AdaLoRAConfig(**{**SCHEDULE, "choice": "random"})
+        injected = inject(models.bert(), AdaLoRA(config), targets=TARGETS, seed=seed)
+        method = injected.method
+        method.sensitivity = {
+            f"{name}.{role}": sign * torch.arange(p.numel(), dtype=p.dtype).view_as(p)
+            for name, layer in injected.layers.items()
+            for role, p in (("A", layer.delta.A), ("B", layer.delta.B), ("E", layer.delta.E))
+        }
+        method.uncertainty = {name: torch.ones_like(p) for name, p in method.sensitivity.items()}
+        method.keep(5)
+        kept.append([layer.delta.mask.flatten().tolist() for layer in injected.layers.values()])
+        assert sum(method.ranks().values()) == 5
+    assert kept[0] == kept[1] != kept[2]
