@@ -393,21 +393,24 @@ def averaged(table, label, x="k", y="gain", **drawn):
 
 
 def trained_points(results, x):
-    """The gain of each trained rank, of replicate means, against `x(rank)`; nothing where there is no gain at all."""
+    """The gain of each trained rank against `x(rank)`; nothing where full fine-tuning gains nothing."""
     ranks = sorted(set(results.runs.loc[results.runs["method"] == "lora", "rank"]))
     try:
         gains = tuple(float(trained_gain(results, rank)) for rank in ranks)
     except ValueError:
         return []
-    return [Series("LoRA trained at this rank", tuple(float(x(rank)) for rank in ranks), gains)]
+    head, full = (runs_of(results, method).set_index("replicate")["loss"] for method in ("head", "full"))
+    each = [(head - runs_of(results, "lora", r).set_index("replicate")["loss"]) / (head - full).mean() for r in ranks]
+    low, high = (tuple(float(end(own)) for own in each) for end in (min, max))
+    return [Series("LoRA trained at this rank", tuple(float(x(r)) for r in ranks), gains, low=low, high=high)]
 
 
 def gain_by_rank(results):
     series = [averaged(curve_of(results, "top"), "ΔW of full fine-tuning, its k largest")]
     series += trained_points(results, lambda rank: rank)
     series += [averaged(curve_of(results, "adapter"), f"LoRA of r = {widest(results)}, its k largest")]
-    series += [averaged(curve_of(results, "random"), "ΔW of full fine-tuning, k random directions", weight="reference")]
-    series += [averaged(curve_of(results, "bottom"), "ΔW of full fine-tuning, its k smallest", weight="reference")]
+    series += [averaged(curve_of(results, "random"), "ΔW of full fine-tuning, k random directions")]
+    series += [averaged(curve_of(results, "bottom"), "ΔW of full fine-tuning, its k smallest")]
     k90 = curve_of(results, "top").groupby("replicate")["k90"].first().mean()
     marks = (Marker("y", 0.9, "90 %"), *([Marker("x", float(k90), "mean k90")] if k90 > 0 else []))
     caption = (
@@ -438,14 +441,13 @@ def gain_by_numbers(results):
     size = runs_of(results, "full")["trained"].iloc[0] - head
     trained = trained_points(results, lambda rank: runs_of(results, "lora", rank)["trained"].iloc[0] - head)
     series = (
-        averaged(top, "ΔW of full fine-tuning, its k largest", x="numbers"),
-        averaged(top, "the same, by degrees of freedom", x="freedom", weight="reference"),
+        averaged(top, "ΔW of full fine-tuning, its k largest", x="freedom"),
         *trained,
     )
-    marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size), "full fine-tuning"))
+    marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size), "D"))
     caption = (
-        "Numbers in the factors, k(m + n) of each matrix; degrees of freedom are k(m + n − k). The head, which all of "
-        "them train, is not counted."
+        "Of LoRA the numbers it trains, r(m + n) of each matrix; of a truncated ΔW its degrees of freedom, "
+        "k(m + n − k). D: what full fine-tuning trains. The head, which all of them train, is not counted."
     )
     title = "Gain by number of parameters"
     return Lines(title, series, "parameters", "share of the gain", True, markers=marks, caption=caption)
