@@ -13,12 +13,14 @@ import hashlib
 import inspect
 import json
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lorascope
 from lorascope import __version__
 from lorascope.errors import LorascopeError
 from lorascope.training.record import package_version, write_json
@@ -26,6 +28,8 @@ from lorascope.training.record import package_version, write_json
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
 RECIPE = 1
 VERSIONS = ("torch", "transformers", "tokenizers")  # of the packages whose release changes a run's numbers
+MEASURING = ("linalg", "updates", "weights", "analyses", "study")  # rooms whose code a measure's numbers depend on
+ROOT = Path(lorascope.__file__).parent
 NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "logging_steps")
 
 
@@ -58,28 +62,57 @@ class Job:
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """Of a function's code and that of the functions of its own module that it names, comments and docstrings apart.
+    """Of a function's code, comments and docstrings apart, and of what its numbers come from: functions and classes of
+    its own module that it names, constants of that module, and modules of lorascope that it imports to measure with.
 
-    A measure whose code changes is measured again.
+    A measure whose code changes is measured again. Of what trains, `RECIPE` tells.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str] = {"recipe": str(RECIPE)}
     _collect(function, found)
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _collect(function: Callable[..., Any], found: dict[str, str]) -> None:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+def _collect(function: Any, found: dict[str, str]) -> None:
+    tree = _bare(textwrap.dedent(inspect.getsource(function)))
+    found[function.__name__] = ast.dump(tree)
+    own = vars(sys.modules[function.__module__])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                _measuring(f"{node.module}.{alias.name}", found)
+        elif isinstance(node, ast.Name) and node.id in own and node.id not in found:
+            other = own[node.id]
+            module = other.__name__ if inspect.ismodule(other) else getattr(other, "__module__", "")
+            if module == function.__module__ and (inspect.isfunction(other) or inspect.isclass(other)):
+                _collect(other, found)
+            elif not _measuring(module, found):
+                with contextlib.suppress(TypeError, ValueError):  # what JSON does not have is no constant
+                    found[node.id] = json.dumps(other, sort_keys=True)
+
+
+def _bare(source: str) -> ast.Module:
+    """The code without comments and docstrings."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             node.body = body[1:] or [ast.Pass()]
-    found[function.__name__] = ast.dump(tree)
-    for node in ast.walk(tree):
-        other = function.__globals__.get(node.id) if isinstance(node, ast.Name) else None
-        own = inspect.isfunction(other) and other.__module__ == function.__module__
-        if own and other.__name__ not in found:
-            _collect(other, found)
+    return tree
+
+
+def _measuring(name: str, found: dict[str, str]) -> bool:
+    """Take up the module of lorascope that a dotted name is, or is in, where it is one that measures; whether it is."""
+    package, *parts = name.split(".")
+    if package != "lorascope" or not parts or parts[0] not in MEASURING:
+        return False
+    path = ROOT.joinpath(*parts)
+    if not path.is_dir() and not path.with_suffix(".py").is_file():
+        path = path.parent  # a function of a module
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    for file in files:
+        found.setdefault(str(file.relative_to(ROOT)), ast.dump(_bare(file.read_text(encoding="utf-8"))))
+    return True
 
 
 def data_hashes(config: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,13 @@
 """The runner does each piece of work once, whatever happens to it on the way."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -183,3 +189,125 @@ def test_a_worker_that_is_killed_costs_its_own_work_alone(tmp_path):
     assert [name for name, failed in ended.items() if failed] == ["bad"]
     assert "died" in store.failure(jobs[0].key)["message"]
     assert json.loads((store.folder(jobs[2].key) / "rows.json").read_text())["rows"] == [{"name": "once"}]
+
+
+# --- what is scored, and on which texts -------------------------------------------------------------------------------
+
+
+def test_a_file_of_texts_has_no_split_to_be_tested_on(toy):
+    """Another draw of what is held out would hold texts that were trained on."""
+    runner = toy()
+    study = replace(runner.study, scales={"smoke": replace(runner.study.scales["smoke"], test_split="test")})
+    own = Runner(
+        study, TOY, "smoke", runner.store, Local(), overrides=[f"data.path={runner.scale.config['data']['path']}"]
+    )
+    assert own.scale.test_split is None
+    packaged = Runner(study, TOY, "smoke", runner.store, Local(), overrides=["data.path=wordnet-classes"])
+    assert packaged.scale.test_split == "test"
+
+
+def test_a_run_that_stores_its_training_texts_is_scored_on_them(toy, tmp_path):
+    runner = toy()
+    job = runner._train_job(runner.arms[0], 1, 1e-3, "memorise", final=True)
+    data = {**job.spec["config"]["data"], "eval_split": "train", "train_split": "train"}
+    spec = {**job.spec, "test_split": "test", "config": {**job.spec["config"], "data": data}}
+    job = Job(spec, title="memorise")
+    run = runner.store.run_folder(job.key)
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps({"held_out": {"loss": 0.25, "accuracy": 0.9}, "steps": 3}))
+    (run / "test.json").write_text(json.dumps({"loss": 7.0, "accuracy": 0.1}))
+    runner.store.finish(job.key, {"seconds": 1.0})
+    assert runner._row(job)["loss"] == 0.25
+    other = Job({**spec, "config": {**spec["config"], "data": {**data, "eval_split": "validation"}}}, title="other")
+    shutil.copytree(runner.store.folder(job.key), runner.store.folder(other.key))
+    assert runner._row(other)["loss"] == 7.0
+    (runner.store.run_folder(other.key) / "test.json").unlink()
+    assert runner._row(other) is None  # held-out texts are no substitute: the rate was chosen on them
+    assert "test.json is missing" in runner.failures["other"]
+
+
+def test_a_measure_whose_calls_cannot_be_made_costs_itself_alone(toy):
+    runner = toy()
+    wrong = replace(runner.study.measures[0], calls=lambda results: results.runs["absent"])
+    runner.study = replace(runner.study, measures=(wrong, runner.study.measures[1]))
+    runner.arms = ()
+    results, _ = runner.run()
+    assert "KeyError" in runner.failures["sizes"]
+    assert len(results.tables["waves"]) == 4
+
+
+def test_rows_with_and_without_replicates_do_not_mix(toy, monkeypatch):
+    runner = toy()
+    runner.arms = ()
+    results, _ = runner.run()
+    read = iter([[{"wave": 1.0}], *[[{"wave": 1.0, "replicate": None}]] * 3])
+    monkeypatch.setattr("lorascope.study.runner.read_rows", lambda folder: next(read))
+    with pytest.raises(InputError, match="name a replicate and some do not"):
+        runner._measure(runner.study.measures[1], results)
+
+
+def test_an_arm_cannot_take_a_rate_that_nobody_tunes(toy):
+    study = work.script(TOY).study
+    untuned = replace(study, arms=lambda scale: [replace(arm, learning_rates=()) for arm in study.arms(scale)])
+    with pytest.raises(InputError, match="has no learning rates of its own"):
+        Runner(untuned, TOY, "smoke", toy().store, Local())
+
+
+def test_what_an_earlier_try_left_is_resumed_or_started_over(toy, tmp_path):
+    """A checkpoint that is damaged, or of another config, costs its own run's time and no more."""
+    runner = toy()
+    job = runner._train_job(runner.arms[0], 1, 1e-3, "one", final=True)
+    runner.store.begin(job)
+    run = runner.store.run_folder(job.key)
+    run.mkdir()
+    (run / "checkpoint.pt").write_bytes(b"no checkpoint")
+    (run / ".config.yaml.x1").write_text("half")
+    assert work.execute(Chunk((job,)), runner.store) == []
+    assert runner.store.intact(job)
+    assert not (run / "checkpoint.pt").exists()
+
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+from lorascope.study.local import Local
+from lorascope.study.store import Job, Store
+from lorascope.study.work import Chunk
+if __name__ == "__main__":
+    spec = {"kind": "measure", "script": sys.argv[1], "function": "wait", "code": "", "params": {"folder": sys.argv[2]}}
+    jobs = [Job({**spec, "params": {**spec["params"], "n": n}}) for n in range(2)]
+    list(Local(2).run([Chunk((job,)) for job in jobs], Store(Path(sys.argv[2]) / "store")))
+"""
+WAIT = """
+import os, time
+from pathlib import Path
+def wait(folders, folder, n):
+    (Path(folder) / f"pid-{n}").write_text(str(os.getpid()))
+    time.sleep(120)
+    return []
+"""
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    """The parent is killed, as the system does when memory runs out; nobody else would end its workers."""
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    (tmp_path / "wait.py").write_text(WAIT)
+    command = [sys.executable, str(tmp_path / "orphan.py"), str(tmp_path / "wait.py"), str(tmp_path)]
+    parent = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while len(pids := [path.read_text() for path in tmp_path.glob("pid-*")]) < 2 or not all(pids):
+        assert time.monotonic() < deadline
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while alive := [pid for pid in pids if running(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

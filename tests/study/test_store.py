@@ -1,10 +1,16 @@
 """Keys: what changes a result changes the key, and nothing else does."""
 
+import multiprocessing
+import shutil
+import time
+
 import pytest
 import torch
 
+from lorascope.errors import LorascopeError
 from lorascope.study import store
-from lorascope.study.store import Job, fingerprint
+from lorascope.study.store import Job, Store, fingerprint
+from lorascope.study.work import Chunk, execute
 from lorascope.training import run
 from lorascope.training.config import parse, resolved
 from tests.study.toy import CONFIG
@@ -64,6 +70,49 @@ def three(x):
     return x + 2
 
 
+FACTOR, NAMES = 2, ("a", "b")
+
+
+class Box:
+    size = 3
+
+
+def four(x):
+    from lorascope.analyses import spectrum
+    from lorascope.linalg.spectrum import stable_rank
+
+    return FACTOR * x, Box, NAMES, spectrum, stable_rank
+
+
+def test_constants_and_classes_of_the_script_belong_to_it(monkeypatch):
+    before = fingerprint(four)
+    for name, other in (("FACTOR", 3), ("NAMES", ("a",)), ("Box", three)):
+        monkeypatch.setitem(globals(), name, other)
+        assert fingerprint(four) != before
+        monkeypatch.undo()
+    assert fingerprint(four) == before
+
+
+def test_so_do_the_analyses_it_measures_with(monkeypatch, tmp_path):
+    """A copy of lorascope, of which one line is changed: a comment does not count, code does."""
+    copied = tmp_path / "lorascope"
+    shutil.copytree(store.ROOT, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    before = fingerprint(four)
+    monkeypatch.setattr(store, "ROOT", copied)
+    assert fingerprint(four) == before
+    for name in ("analyses/spectrum", "linalg/spectrum"):
+        found = copied / name
+        path = next(found.glob("*.py")) if found.is_dir() else found.with_suffix(".py")
+        text = path.read_text()
+        path.write_text(text + "# more\n")
+        assert fingerprint(four) == before
+        path.write_text(text + "MORE = 1\n")
+        assert fingerprint(four) != before
+        path.write_text(text)
+    (copied / "training/loop.py").write_text("MORE = 1\n")
+    assert fingerprint(four) == before
+
+
 def test_a_config_trains_what_it_trained(tiny_bert, labelled, tmp_path):
     """Raise `store.RECIPE` where this fails for a good reason: runs in people's stores are then no longer these."""
     config = {section: dict(keys) for section, keys in CONFIG.items()}
@@ -78,3 +127,99 @@ def test_a_config_trains_what_it_trained(tiny_bert, labelled, tmp_path):
 
 
 LOSS = 0.7792521
+
+
+# --- damage, full disks, other processes ------------------------------------------------------------------------------
+
+
+SCRIPT = """
+import time
+from pathlib import Path
+def slow(folders, log):
+    with Path(log).open("a") as file:
+        file.write("x")
+    time.sleep(0.3)
+    return [{"a": 1}]
+"""
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A job that leaves a mark each time it is done, and a store."""
+    script = tmp_path / "slow.py"
+    script.write_text(SCRIPT)
+    params = {"log": str(tmp_path / "log")}
+    spec = {"kind": "measure", "script": str(script), "function": "slow", "code": "", "params": params}
+    return Job(spec, title="slow"), Store(tmp_path / "store"), tmp_path / "log"
+
+
+def test_two_processes_do_a_job_once(measured):
+    job, kept, log = measured
+    spawn = multiprocessing.get_context("spawn")
+    both = [spawn.Process(target=execute, args=(Chunk((job,)), kept)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert log.read_text() == "x"
+    assert kept.intact(job)
+
+
+def test_a_dead_process_holds_no_lock(measured):
+    job, kept, log = measured
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=execute, args=(Chunk((job,)), kept))
+    process.start()
+    while not log.exists():
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert not kept.intact(job)
+    assert execute(Chunk((job,)), kept) == []
+    assert log.read_text() == "xx"
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "no done", "half done", "list done"])
+def test_damaged_work_is_done_again(measured, damage):
+    job, kept, log = measured
+    execute(Chunk((job,)), kept)
+    rows, done = kept.folder(job.key) / "rows.json", kept.folder(job.key) / "done.json"
+    {
+        "gone": rows.unlink,
+        "short": lambda: rows.write_text("{"),
+        "no done": done.unlink,
+        "half done": lambda: done.write_text(done.read_text()[:9]),
+        "list done": lambda: done.write_text("[1]"),
+    }[damage]()
+    assert not kept.intact(job)
+    assert execute(Chunk((job,)), kept) == []
+    assert kept.intact(job)
+    assert log.read_text() == "xx"
+
+
+def test_work_of_before_sizes_were_noted_counts(measured):
+    job, kept, _ = measured
+    execute(Chunk((job,)), kept)
+    (kept.folder(job.key) / "done.json").write_text('{"seconds": 1.0}')
+    assert kept.intact(job)
+
+
+def test_a_full_disk_ends_the_study_in_a_sentence(measured, monkeypatch):
+    job, kept, _ = measured
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(LorascopeError, match="No space left"):
+        execute(Chunk((job,)), kept)
+    monkeypatch.undo()
+    assert execute(Chunk((job,)), kept) == []
+    assert not [path for path in kept.root.rglob(".*") if path.is_file()]  # no half-written file
+
+
+def test_a_store_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LorascopeError, match="cannot write"):
+        Store(tmp_path / "file")

@@ -118,3 +118,48 @@ def test_replicates_are_resampled_in_all_tables_together():
     assert list(drawn.runs["loss"]) == [3.0, 3.0, 1.0, 2.0]
     assert list(drawn.runs["replicate"]) == [0, 1, 2, 2]
     assert list(drawn.tables["o"]["x"]) == [20.0, 20.0, 10.0]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 9])
+def test_an_interval_turns_with_its_statistic(n):
+    """That of −x is that of x, turned: both ends follow one rule, with drawn resamples (n = 9), too: they are the same
+    draws. 1e-9: rounding."""
+    values = np.random.default_rng(n).standard_normal(n)
+    low, high, _ = verdict.interval(lambda each: float(np.mean(values[list(each)])), range(n))
+    turned_low, turned_high, _ = verdict.interval(lambda each: -float(np.mean(values[list(each)])), range(n))
+    assert (-turned_high, -turned_low) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_an_interval_against_a_plain_monte_carlo_bootstrap():
+    """Quantiles of 200,000 drawn medians of the absolute values of five."""
+    values = np.array([0.2, -0.7, 1.1, 0.4, -0.15])
+    rng = np.random.default_rng(5)
+    drawn = np.median(np.abs(values[rng.integers(0, 5, (200_000, 5))]), axis=1)
+    tail = stats.norm.cdf(-math.sqrt(5 / 4) * stats.t.ppf(0.975, 4))
+    expected = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
+    low, high, _ = verdict.interval(lambda each: float(np.median(np.abs(values[list(each)]))), range(5))
+    assert (low, high) == tuple(expected)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, None])
+def test_what_is_no_number_decides_nothing(value):
+    found = verdict.criterion(Criterion("x", lambda r: value, at_least=0), results(NORMAL))
+    assert (found.verdict, found.estimate) == ("undecided", None)
+
+
+def test_a_wrong_statistic_costs_its_own_claim_alone():
+    wrong = Claim("w", "w", "w", (Criterion("x", lambda r: None + 1, at_least=0),))
+    found = verdict.judge(wrong, results(NORMAL))
+    assert found.verdict == "undecided"
+    assert "TypeError" in found.criteria[0].reason
+
+
+def test_a_statistic_that_fails_on_many_resamples_has_no_interval():
+    def last(found):
+        return float(
+            found.runs.loc[found.runs["loss"] == NORMAL[0], "loss"].iloc[0]
+        )  # IndexError where it is not drawn
+
+    found = verdict.criterion(Criterion("x", last, at_least=0), results(NORMAL))
+    assert (found.estimate, found.low, found.verdict) == (NORMAL[0], None, "undecided")
+    assert "resamples" in found.reason
