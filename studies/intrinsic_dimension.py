@@ -92,18 +92,18 @@ def mean(results, method, base=PRETRAINED, column="loss"):
     return runs[column].to_numpy()[chosen].mean()
 
 
-def curve(results, method, base=PRETRAINED, column="loss"):
+def curve(results, method, base=PRETRAINED, column="loss", over="mean"):
     """Trained numbers without the head's, ascending, and the share of full fine-tuning's gain; of the column
     "accuracy", the share of its accuracy.
 
-    A truncated ΔW has no accuracy here.
+    A truncated ΔW has no accuracy here. `over` is what is taken of the replicates: their mean, min or max.
     """
     if method == TRUNCATED:
-        means = results.tables["truncated"].groupby("freedom")["gain"].mean()
+        means = results.tables["truncated"].groupby("freedom")["gain"].agg(over)
         return means.index.to_numpy(float), means.to_numpy()
     runs = results.runs
     part = runs[((runs["method"] == method) & (runs["base"] == base)).to_numpy()]
-    means = part.groupby("size")[["trained", column]].mean()
+    means = part.groupby("size").agg({"trained": "first", column: over})
     if means.empty:
         raise ValueError(f"no run of {method} on {base}")
     own = means["trained"].to_numpy() - mean(results, HEAD_ALONE, base, "trained")
@@ -202,7 +202,8 @@ def figures(results):
     one_axis = [*drawn(results, [LORA, VERA, TRUNCATED]), *drawn(results, base)]
     caption = (
         "Trained numbers, without the head's; of the truncated ΔW, k(m + n − k) of each. 0: the head trained alone "
-        "on the frozen base. 1: full fine-tuning, whose D numbers are marked. Means over replicates, test texts."
+        "on the frozen base. 1: full fine-tuning, whose D numbers are marked. Means over replicates, the band "
+        "from the lowest to the highest of them; test texts."
     )
     marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size(results)), "D"))
     both = [*drawn(results, [DID], label=PRETRAINED), *drawn(results, [DID], RANDOM, label=RANDOM)]
@@ -227,9 +228,11 @@ def drawn(results, methods, base=PRETRAINED, column="loss", label=None):
     for method in methods:
         try:
             sizes, values = curve(results, method, base, column)
+            ends = [curve(results, method, base, column, over)[1] for over in ("min", "max")]
         except ValueError:
             continue
-        series.append(Series(label or method, tuple(map(float, sizes)), tuple(map(float, values))))
+        x, y, low, high = (tuple(map(float, each)) for each in (sizes, values, np.minimum(*ends), np.maximum(*ends)))
+        series.append(Series(label or method, x, y, low=low, high=high))
     return series
 
 
