@@ -1,0 +1,194 @@
+"""Is rank better spent where it matters? AdaLoRA's budget, its map of ranks, and a random map.
+
+python studies/adalora.py --scale small --jobs 2
+"""
+
+import numpy as np
+
+from lorascope.blocks import Heatmap
+from lorascope.blocks import Measure as Layer
+from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead
+from lorascope.study.tasks import full_arm, head_arm, scales, variant_arm
+
+UNIFORM, ADAPTIVE, RANDOM = "LoRA", "AdaLoRA", "AdaLoRA, random choice"
+TARGET, START = 8, 12
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+ADALORA = {
+    "method.name": "adalora",
+    "method.targets": "all-linear",
+    "method.init_r": START,
+    "method.target_r": TARGET,
+    "method.alpha": 2 * START,  # the scale of the others: 2
+}
+TYPES = ("self.query", "self.key", "self.value", "attention.output.dense", "intermediate.dense", "output.dense")
+TITLES = ("query", "key", "value", "output", "MLP in", "MLP out")
+
+
+def arms(scale):
+    schedule = {f"method.{key}": scale.params[key] for key in ("tinit", "tfinal")}
+    yield head_arm({"method": HEAD_ALONE})
+    yield full_arm({"method": FULL_TUNING})
+    yield variant_arm(UNIFORM)
+    yield Arm({"method": ADAPTIVE}, {**ADALORA, **schedule}, RATES)
+    yield Arm({"method": RANDOM}, {**ADALORA, **schedule, "method.choice": "random"}, RATES)
+
+
+def ranks(folders):
+    """The rank that every module has in the end, and the one it began with."""
+    from lorascope.training import config
+    from lorascope.weights import io
+
+    settings = config.load(folders[0] / "config.yaml").method.settings
+    started = getattr(settings, "init_r", None) or settings.rank
+    updates = io.read(folders[0] / "adapter").updates
+    return [{"module": name, "rank": update.rank, "started": started} for name, update in updates.items()]
+
+
+def adapted(results):
+    runs = results.runs
+    return [Call((key,)) for key in runs.loc[runs["method"].isin((UNIFORM, ADAPTIVE, RANDOM)), "key"]]
+
+
+def rank_maps(results, method, column="rank"):
+    """(replicates, modules)."""
+    table = results.tables["ranks"]
+    table = table[table["method"] == method]
+    if table.empty:
+        raise ValueError(f"no run of {method}")
+    return table[column].to_numpy(float).reshape(table["replicate"].nunique(), -1)
+
+
+def off_budget(method, column="rank"):
+    """The largest difference of a run's mean rank from the target."""
+    return lambda results: float(np.abs(rank_maps(results, method, column).mean(axis=1) - TARGET).max())
+
+
+def gini(method):
+    """Mean over runs of Σᵢⱼ|rᵢ − rⱼ|/(2n Σr)."""
+
+    def statistic(results):
+        found = rank_maps(results, method)
+        apart = np.abs(found[:, :, None] - found[:, None, :]).sum(axis=(1, 2))
+        return float(np.mean(apart / (2 * found.shape[1] * found.sum(axis=1))))
+
+    return statistic
+
+
+def stable(method):
+    """Mean rank correlation of two seeds' maps, ties by their mean rank."""
+
+    def statistic(results):
+        found = np.unique(rank_maps(results, method), axis=0)  # a replicate that is drawn twice is one
+        if len(found) < 2:
+            raise ValueError("one seed has none to agree with")
+        orders = [(each[:, None] > each).sum(1) + (each[:, None] == each).sum(1) / 2 for each in found]
+        return float(np.mean(np.corrcoef(orders)[np.triu_indices(len(orders), 1)]))
+
+    return statistic
+
+
+def mlp_over_attention(method):
+    def statistic(results):
+        table = results.tables["ranks"]
+        table = table[table["method"] == method]
+        inside = table["module"].str.contains("attention").to_numpy()
+        values = table["rank"].to_numpy(float)
+        return float(values[~inside].mean() / values[inside].mean())
+
+    return statistic
+
+
+def figures(results):
+    table = results.tables["ranks"]
+    layers, depths = [], ()
+    for method in (ADAPTIVE, RANDOM):
+        means = table[table["method"] == method].groupby("module", sort=False)["rank"].mean()
+        found = {module.split("layer.")[-1]: value for module, value in means.items()}
+        depths = sorted({module.split(".")[0] for module in found}, key=int)
+        rows = tuple(tuple(next(v for m, v in found.items() if m.split(".")[0] == i and _is(m, t)) for t in TYPES)
+                     for i in depths)  # fmt: skip
+        layers.append(Layer(method, method, rows, limits=(0.0, float(START))))
+    caption = f"Means over seeds. Every matrix begins with {START}; the mean at the end is {TARGET}."
+    grid = Heatmap("Rank at the end", tuple(depths), TITLES, tuple(layers), "block", "matrix", caption)
+    return [by_method(results), grid]
+
+
+def _is(module, type):
+    """Whether it ends so: `output.dense` of the MLP is not attention's."""
+    return module.endswith(f".{type}") and (type != "output.dense" or "attention" not in module)
+
+
+PAPER = "Zhang et al. 2023, arXiv 2303.10512"
+
+study = Study(
+    name="adalora",
+    title="Is rank better spent where it matters?",
+    question="Does AdaLoRA end at its budget with a map of ranks that seeds agree on, and does the map gain anything "
+    "over equal ranks or a random map?",
+    varied="how the budget of rank is spent: equally, by AdaLoRA's importance, or at random",
+    tuned="the learning rate, for every method",
+    fixed="all linear layers, a mean rank of 8 at the end, scale 2; AdaLoRA begins with 12, penalty 0.1; the head's "
+    "rate; AdamW without weight decay, linear decay",
+    scales=scales(
+        {
+            "smoke": {"tinit": 1, "tfinal": 1},
+            "small": {"tinit": 10, "tfinal": 30},
+            "full": {"tinit": 60, "tfinal": 200},
+        }
+    ),
+    arms=arms,
+    measures=(Measure("ranks", ranks, adapted),),
+    claims=(
+        Claim(
+            "budget",
+            "AdaLoRA ends exactly at its budget",
+            f"{PAPER}, §3.3",
+            (Criterion("largest difference of a run's mean rank from 8", off_budget(ADAPTIVE), at_most=0.0),),
+            (Control("the ranks it begins with", off_budget(ADAPTIVE, "started"), at_most=0.0),),
+        ),
+        Claim(
+            "uneven",
+            "The ranks it ends with are uneven",
+            f"{PAPER}, §4.4, Figure 3",
+            (Criterion("Gini coefficient of the ranks", gini(ADAPTIVE), at_least=0.1),),
+            (Control("of LoRA's", gini(UNIFORM), at_least=0.1),),
+        ),
+        Claim(
+            "stable",
+            "The map of ranks is the task's: seeds agree on it",
+            f"{PAPER}, §4.4",
+            (Criterion("mean rank correlation of two seeds' maps", stable(ADAPTIVE), at_least=0.5),),
+            (Control("of random choices", stable(RANDOM), at_least=0.5),),
+        ),
+        Claim(
+            "mlp",
+            "More rank goes to the MLP than to attention",
+            f"{PAPER}, §4.4, Figure 3",
+            (Criterion("mean rank in the MLP over that in attention", mlp_over_attention(ADAPTIVE), at_least=1.25),),
+            (Control("of random choices", mlp_over_attention(RANDOM), at_least=1.25),),
+        ),
+        Claim(
+            "no-worse",
+            "AdaLoRA gains no less than LoRA with equal ranks",
+            f"{PAPER}, Table 1 (DeBERTaV3-base: 89.31 against 88.34)",
+            (Criterion("gain of AdaLoRA less that of LoRA, over full fine-tuning's", lead(ADAPTIVE, UNIFORM),
+                       at_least=-0.05, unit="percent"),),
+            (Control("the head alone in its place", lead(HEAD_ALONE, UNIFORM), at_least=-0.05, unit="percent"),),
+            "PEFT's own comparison finds the reverse: GSM8K 37.3 against 47.8.",
+        ),
+        Claim(
+            "choice",
+            "Keeping triplets by importance gains more than keeping random ones",
+            f"{PAPER}, §4.4",
+            (Criterion("gain by importance less that at random, over full fine-tuning's", lead(ADAPTIVE, RANDOM),
+                       at_least=0.0, unit="percent"),),
+            (Control("the head alone in its place", lead(HEAD_ALONE, RANDOM), at_least=0.0, unit="percent"),),
+            "Each at its own best learning rate; a random choice is drawn once, before training.",
+        ),
+    ),
+    figures=figures,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    study.main()

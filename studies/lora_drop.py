@@ -1,0 +1,157 @@
+"""Do a few layers' LoRAs suffice? LoRA-drop's choice by the size of each layer's output, against random choices.
+
+python studies/lora_drop.py --scale small --jobs 2
+"""
+
+import json
+
+import numpy as np
+
+from lorascope.blocks import Heatmap
+from lorascope.blocks import Measure as Layer
+from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, loss, parameters, share
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
+
+LORA, DROP, REST_DROPPED = "LoRA", "LoRA-drop", "LoRA-drop, others without"
+RANDOM = ("random layers, 1", "random layers, 2", "random layers, 3")
+NARROW = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+WIDE = ("intermediate.dense", "output.dense")
+TITLES = ("query", "key", "value", "output", "MLP in", "MLP out")
+
+
+def arms(scale):
+    yield head_arm({"method": HEAD_ALONE})
+    yield full_arm({"method": FULL_TUNING})
+    yield variant_arm(LORA)
+    yield Arm({"method": DROP}, lora(8, "lora_drop"), LORA_RATES)
+    yield Arm({"method": REST_DROPPED}, {**lora(8, "lora_drop"), "method.rest": "drop"}, rate_of={"method": DROP})
+    for i, name in enumerate(RANDOM):
+        keep = random_layers(scale.config["model"]["num_hidden_layers"] or 6, i)
+        yield Arm({"method": name}, {**lora(8, "lora_drop"), "method.keep": keep}, rate_of={"method": DROP})
+
+
+def random_layers(depth, seed):
+    """A third of the narrow matrices and a third of the wide ones: about as many parameters as LoRA-drop keeps."""
+    rng, chosen = np.random.default_rng(seed), []
+    for names in (NARROW, WIDE):
+        every = [f"layer.{i}.{name}" for i in range(depth) for name in names]
+        chosen += [every[i] for i in sorted(rng.choice(len(every), max(1, len(every) // 3), replace=False))]
+    return chosen
+
+
+def importances(folders):
+    """LoRA-drop's score of every layer, and whether it kept a LoRA of its own."""
+    learned = json.loads((folders[0] / "rehearsal.json").read_text())
+    return [
+        {"module": module, "score": score, "kept": module in learned["kept"]}
+        for module, score in learned["scores"].items()
+    ]
+
+
+def each_drop(results):
+    return [Call((key,)) for key in results.runs.loc[results.runs["method"] == DROP, "key"]]
+
+
+def agreement(results, shuffled=False):
+    """Mean rank correlation of two seeds' scores."""
+    table, rng = results.tables["importances"], np.random.default_rng(0)
+    scores = table["score"].to_numpy().reshape(table["replicate"].nunique(), -1)
+    order = np.unique(scores, axis=0).argsort(axis=1).argsort(axis=1)  # a replicate that is drawn twice is one
+    if len(order) < 2:
+        raise ValueError("one seed has none to agree with")
+    order = rng.permuted(order, axis=1) if shuffled else order
+    return float(np.mean(np.corrcoef(order)[np.triu_indices(len(order), 1)]))
+
+
+def kept_share(method):
+    return lambda results: parameters(results, method) / parameters(results, LORA)
+
+
+def worse(method):
+    """Its loss over LoRA's, less 1."""
+    return lambda results: loss(results, method) / loss(results, LORA) - 1
+
+
+def over_random(method):
+    """Its gain less the mean of the random choices', over full fine-tuning's gain."""
+    return lambda results: share(results, method) - float(np.mean([share(results, each) for each in RANDOM]))
+
+
+def figures(results):
+    table = results.tables["importances"]
+    means = table.groupby("module", sort=False)[["score", "kept"]].mean()
+    modules = [module.split("layer.")[-1] for module in means.index]
+    depths = sorted({module.split(".")[0] for module in modules}, key=int)
+    types = [*NARROW, *WIDE]
+    found = dict(zip(modules, means.to_dict("records"), strict=True))
+    layers = [
+        Layer(key, title, tuple(tuple(float(found[f"{i}.{name}"][key]) for name in types) for i in depths), "percent")
+        for key, title in (("score", "importance"), ("kept", "kept, of the seeds"))
+    ]
+    caption = "Means over seeds. Importance: the layer's share of Σ‖ΔW x‖² on a tenth of the training texts."
+    grid = Heatmap("Importance by layer", tuple(depths), TITLES, tuple(layers), "block", "matrix", caption)
+    return [by_method(results), grid]
+
+
+PAPER = "Zhou et al. 2024, arXiv 2402.07721"
+
+study = Study(
+    name="lora_drop",
+    title="Do a few layers' LoRAs suffice?",
+    question="Does LoRA-drop's choice of layers by their outputs keep what LoRA gains with half of the parameters, and "
+    "would any choice?",
+    varied="which layers keep a LoRA of their own, chosen by LoRA-drop or at random; whether the others share one or "
+    "have none",
+    tuned="the learning rate, for LoRA and for LoRA-drop",
+    fixed="r = 8, α = 16 on all linear layers; threshold 0.9; the trial: a tenth of the texts, three passes; the "
+    "head's rate; AdamW without weight decay, linear decay",
+    scales=scales({"smoke": {}, "small": {}, "full": {}}),
+    arms=arms,
+    measures=(Measure("importances", importances, each_drop),),
+    claims=(
+        Claim(
+            "par",
+            "LoRA-drop is on a par with LoRA with half of the parameters",
+            f"{PAPER}, abstract",
+            (
+                Criterion("parameters of LoRA-drop over LoRA's, without the head", kept_share(DROP), at_most=0.6,
+                          unit="percent"),
+                Criterion("test loss of LoRA-drop over LoRA's, less 1", worse(DROP), at_most=0.01, unit="percent"),
+            ),
+            (
+                Control("parameters: LoRA in its place", kept_share(LORA), at_most=0.6, unit="percent"),
+                Control("loss: the head alone in its place", worse(HEAD_ALONE), at_most=0.01, unit="percent"),
+            ),
+        ),
+        Claim(
+            "choice",
+            "Layers chosen by the size of their outputs gain more than layers chosen at random",
+            f"{PAPER}, §5",
+            (Criterion("gain of LoRA-drop less the mean of three random choices', over full fine-tuning's",
+                       over_random(DROP), at_least=0.0, unit="percent"),),
+            (Control("the head alone in its place", over_random(HEAD_ALONE), at_least=0.0, unit="percent"),),
+            "Random choices keep a third of the narrow and of the wide matrices: at scale small 56 % of LoRA's "
+            "parameters with what the others share.",
+        ),
+        Claim(
+            "share",
+            "One LoRA that the other layers share is better than none",
+            f"{PAPER}, §5",
+            (Criterion("gain with a shared LoRA less that without, over full fine-tuning's", lead(DROP, REST_DROPPED),
+                       at_least=0.0, unit="percent"),),
+            (Control("the head alone in its place", lead(HEAD_ALONE, REST_DROPPED), at_least=0.0, unit="percent"),),
+        ),
+        Claim(
+            "stable",
+            "The importances are the task's: seeds agree on them",
+            f"{PAPER}, §3 (the choice does not hang on the sample)",
+            (Criterion("mean rank correlation of two seeds' importances", agreement, at_least=0.7),),
+            (Control("with the layers shuffled", lambda results: agreement(results, shuffled=True), at_least=0.7),),
+        ),
+    ),
+    figures=figures,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    study.main()
