@@ -258,4 +258,4 @@ class _told:
             )
             self.stage = stage
         self.bar.total, self.bar.n = number, done
-        self.bar.set_postfix_str(f"{title}{f', {failed} failed' if failed else ''}")
+        self.bar.set_postfix_str(f"{failed} failed; {title}" if failed else title)
