@@ -104,3 +104,13 @@ def test_what_cannot_be_opened_says_so(finished, tmp_path):
 def test_an_adapter_that_is_no_change_of_weights(finished):
     with pytest.raises(InputError, match="cannot be merged"):
         reopen(finished("prompt"), "cpu")
+
+
+def test_other_held_out_texts_of_a_file_are_none_that_were_trained_on(finished):
+    """Another draw of what is held out would hold some of them."""
+    folder = finished("lora")
+    own, fewer = reopen(folder, "cpu"), reopen(folder, "cpu", max_samples=3)
+    assert len(fewer.held_out) == 3
+    assert {tuple(ids) for ids in fewer.held_out.tokens} <= {tuple(ids) for ids in own.held_out.tokens}
+    with pytest.raises(InputError, match="has no split 'test'"):
+        reopen(folder, "cpu", split="test")
