@@ -102,18 +102,20 @@ def curve(results, method, base=PRETRAINED, column="loss", over="mean"):
         means = results.tables["truncated"].groupby("freedom")["gain"].agg(over)
         return means.index.to_numpy(float), means.to_numpy()
     runs = results.runs
-    part = runs[((runs["method"] == method) & (runs["base"] == base)).to_numpy()]
-    means = part.groupby("size").agg({"trained": "first", column: over})
-    if means.empty:
+    chosen = ((runs["method"] == method) & (runs["base"] == base)).to_numpy()
+    if not chosen.any():
         raise ValueError(f"no run of {method} on {base}")
-    own = means["trained"].to_numpy() - mean(results, HEAD_ALONE, base, "trained")
+    sizes, trained, scores = (runs[name].to_numpy(float)[chosen] for name in ("size", "trained", column))
+    grid = np.unique(sizes)
+    own = np.array([trained[sizes == each][0] for each in grid]) - mean(results, HEAD_ALONE, base, "trained")
+    found = np.array([getattr(np, over)(scores[sizes == each]) for each in grid])
     full = mean(results, FULL_TUNING, base, column)
     if column == "accuracy":
-        return own, means[column].to_numpy() / full
+        return own, found / full
     head = mean(results, HEAD_ALONE, base)
     if full >= head:
         raise ValueError("full fine-tuning gained nothing")
-    return own, (head - means[column].to_numpy()) / (head - full)
+    return own, (head - found) / (head - full)
 
 
 def crossing(sizes, values, level, beyond=False, on_grid=False):
