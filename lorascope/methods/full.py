@@ -21,7 +21,7 @@ class FullConfig:
 
     Attributes:
         train: regular expressions; only parameters in whose names one of them is found are trained. null: all. An empty
-            list: none, so that only modules_to_save train (a new head on a frozen base, which others are compared with).
+            list: none, so that only modules_to_save train (a new head on a frozen base, to compare others with).
         freeze: regular expressions; parameters in whose names one of them is found stay as they are.
         embeddings: train the embeddings, too.
     """
