@@ -19,12 +19,12 @@ def loss(results: Results, method: str, **labels: Any) -> float:
         ValueError: there are none.
     """
     runs = results.runs
-    chosen = runs["method"] == method
+    chosen = runs["method"].to_numpy() == method  # arrays: this is called thousands of times for one interval
     for key, value in labels.items():
-        chosen &= runs[key] == value
+        chosen = chosen & (runs[key].to_numpy() == value)
     if not chosen.any():
         raise ValueError(f"no run of {method}")
-    return float(runs["loss"].to_numpy()[chosen.to_numpy()].mean())
+    return float(runs["loss"].to_numpy()[chosen].mean())
 
 
 def gain(results: Results, method: str, **labels: Any) -> float:
