@@ -102,8 +102,8 @@ class Claims(Block):
 
 @dataclass(frozen=True)
 class Column:
-    """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (held, not
-    held or undecided, as a badge), int, float (`digits` significant), percent (1.0 is 100 %)."""
+    """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (held,
+    not held or undecided, as a badge), int, float (`digits` significant), percent (1.0 is 100 %)."""
 
     key: str
     title: str

@@ -76,7 +76,7 @@ DEFINITIONS = (
     Definition("A alone", "φ of the right-singular directions of A (r, d_in)",
                "Hu et al. 2021, §7.2; no property of ΔW = BA = (BC⁻¹)(CA), and alike first of all by initialisation"),
     Definition("Shared initialisation",
-               "mean cosine of row k of either A ≥ 0.3 (≥ 0.8 of fewer than 4 rows) and z ≥ 6; or φ of A far above chance",
+               "mean cosine of row k of either A ≥ 0.3 (≥ 0.8 of fewer than 4 rows), z ≥ 6; or φ of A far above chance",
                "in one stream of random numbers A (8, d) is the first rows of A (64, d)"),
     Definition("Projection distance", "√Σsin²θ", "Hu et al. 2021, App. G; the chordal distance"),
 )  # fmt: skip
