@@ -81,7 +81,6 @@ def full_arm(labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None
 
 
 PLUS_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # of A, where B's is a multiple of it
-E_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of AdaLoRA, whose singular values grow from 0
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {  # r = 8; config changes, learning rates
     "LoRA": (lora(8), LORA_RATES),
     "rsLoRA": (lora(8, "rslora"), LORA_RATES),
