@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorascope.analyses.maps import depth_by_type
 from lorascope.blocks import (
     Block,
     Column,
@@ -163,29 +164,14 @@ def _by_depth(label: str, modules: "list[ModuleResponse]", key: str, panel: str)
 def _heatmaps(result: "ActivationsResult") -> list[Block]:
     """A depth × type grid for each run."""
     made: list[Block] = []
+    measures = [each for each in MEASURES if each[0] not in NOT_MAPPED]
+    caption = "Empty cells are not updated, or left out."
     for run in result.runs:
-        modules = [m for m in result.of(run) if m.depth is not None]
-        depths = sorted({m.depth for m in modules if m.depth is not None})
-        types = list(dict.fromkeys(m.type for m in modules))
-        if len(depths) < 2:
-            made.append(Text(f"{run} updates fewer than two numbered layers: no map by depth.", where="page"))
-            continue
-        measures = tuple(
-            Measure(
-                key, title, tuple(tuple(_cell(modules, d, t, key) for t in types) for d in depths), unit, help=about
-            )
-            for key, title, unit, about in MEASURES
-            if key not in NOT_MAPPED and any(value(m, key) is not None for m in modules)
-        )
-        made.append(
-            Heatmap(f"Depth × layer type: {run}", tuple(map(str, depths)), tuple(types), measures, "layer",
-                    "layer type", where="page", caption="Empty cells are not updated, or left out.")
-        )  # fmt: skip
+        title = f"Depth × layer type: {run}"
+        found = depth_by_type(result.of(run), lambda m: (m.depth, m.type), measures, value, caption, title=title)
+        none = f"{run} updates fewer than two numbered layers: no map by depth."
+        made.append(found or Text(none, where="page"))
     return made
-
-
-def _cell(modules: "list[ModuleResponse]", depth: int, type: str, key: str) -> float | None:
-    return _mean([value(m, key) for m in modules if m.depth == depth and m.type == type])
 
 
 def _similarities(result: "ActivationsResult") -> Lines:

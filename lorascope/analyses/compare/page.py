@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorascope.analyses.compare.summary import SIDES, median
+from lorascope.analyses.maps import depth_by_type
 from lorascope.blocks import (
     Block,
     Column,
@@ -267,29 +268,19 @@ def _mean_by_depth(rows: Sequence["Row"], of) -> tuple[tuple[float, ...], tuple[
 
 
 def _depth_map(records: Sequence["Row"], keys: Sequence[str]) -> list[Block]:
-    depths = sorted({row["depth"] for row in records if row["depth"] is not None})
-    if len(depths) < 2:
-        return []
-    types = list(by_type(records))
-    cells: dict[tuple, list[Row]] = {}
-    for row in records:
-        cells.setdefault((row["depth"], row["type"]), []).append(row)
-
-    def cell(d: int, t: str, key: str) -> float | None:
-        known = [v for row in cells.get((d, t), []) if (v := value(row, key)) is not None]
-        return float(np.mean(known)) if known else None
-
     shown = [q for q in QUANTITIES if q[0] in keys and q[1] not in ("chance", "chance ±", "q", "z")]
-    shown += [(key, f"z {side}", "float", "z of φ") for side, key in (("left", "left.z"), ("right", "right.z"))]
-    layers = tuple(
-        Measure(key, title, tuple(tuple(cell(d, t, key) for t in types) for d in depths), help=about)
-        for key, title, _, about in shown
+    measures = [(key, title, "float", about) for key, title, _, about in shown]
+    measures += [(key, f"z {side}", "float", "z of φ") for side, key in (("left", "left.z"), ("right", "right.z"))]
+    found = depth_by_type(
+        records,
+        lambda row: (row["depth"], row["type"]),
+        measures,
+        value,
+        "Empty cells have no module in common.",
+        types=list(by_type(records)),
+        title="Agreement, depth × module type",
     )
-    caption = "Empty cells have no module in common."
-    return [
-        Heatmap("Agreement, depth × module type", tuple(map(str, depths)), tuple(types), layers, "layer",
-                "module type", caption, where="page")
-    ]  # fmt: skip
+    return [found] if found else []
 
 
 # --- many adapters ----------------------------------------------------------------------------------------------------

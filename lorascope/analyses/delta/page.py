@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorascope.analyses.maps import depth_by_type
 from lorascope.blocks import (
     Block,
     Cell,
@@ -14,10 +15,8 @@ from lorascope.blocks import (
     Facts,
     Findings,
     Heading,
-    Heatmap,
     Lines,
     Marker,
-    Measure,
     Series,
     Table,
     Text,
@@ -283,29 +282,16 @@ def _kept(result: "DeltaResult") -> Lines:
 
 def _heatmap(result: "DeltaResult") -> list[Block]:
     """A depth × type grid of each measure."""
-    depths = sorted({m.depth for m in result.changed if m.depth is not None})
-    types = [name for name, matrices in groups(result).items() if any(m.depth is not None for m in matrices)]
-    if len(depths) < 2:
-        return [Text("The matrices name fewer than two layers, so there is no map by depth.", where="page")]
-    cells: dict = {}
-    for matrix in result.changed:
-        cells.setdefault((matrix.depth, matrix.type), []).append(matrix)
-
-    def cell(d: int, t: str, key: str) -> float | None:
-        known = [v for m in cells.get((d, t), []) if (v := value(result, m, key)) is not None]
-        return float(np.mean(known)) if known else None
-
-    layers = tuple(
-        Measure(key, title, tuple(tuple(cell(d, t, key) for t in types) for d in depths), unit, help=about)
-        for key, title, unit, about in MEASURES
-        if any(value(result, m, key) is not None for m in result.changed)
+    caption = "Empty cells are unchanged or absent. Where several matrices share a cell (experts), the mean."
+    found = depth_by_type(
+        result.changed,
+        lambda m: (m.depth, m.type),
+        MEASURES,
+        lambda m, key: value(result, m, key),
+        caption,
+        types=list(groups(result)),
     )
-    return [
-        Heatmap(
-            "Depth × module type", tuple(map(str, depths)), tuple(types), layers, "layer", "module type", where="page",
-            caption="Empty cells are unchanged or absent. Where several matrices share a cell (experts), the mean.",
-        )
-    ]  # fmt: skip
+    return [found or Text("The matrices name fewer than two layers, so there is no map by depth.", where="page")]
 
 
 def _vectors(result: "DeltaResult") -> list[Block]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorascope.analyses.maps import depth_by_type
 from lorascope.blocks import (
     Block,
     Cell,
@@ -13,10 +14,8 @@ from lorascope.blocks import (
     Facts,
     Findings,
     Heading,
-    Heatmap,
     Lines,
     Marker,
-    Measure,
     Series,
     Table,
     Text,
@@ -254,34 +253,17 @@ def _strength(result: "IntrudersResult") -> Lines:
 
 def _heatmap(result: "IntrudersResult") -> list[Block]:
     """A depth × type grid of each measure."""
-    depths = sorted({m.depth for m in result.changed if m.depth is not None})
-    types = [name for name, modules in groups(result).items() if any(m.depth is not None for m in modules)]
-    if len(depths) < 2:
-        return [Text("The weights name fewer than two layers, so there is no map by depth.", where="page")]
-    cells: dict = {}
-    for module in result.changed:
-        cells.setdefault((module.depth, module.type), []).append(module)
-
-    def cell(d: int, t: str, key: str) -> float | None:
-        return _mean([value(result, m, key) for m in cells.get((d, t), [])])
-
-    layers = tuple(
-        Measure(key, title, tuple(tuple(cell(d, t, key) for t in types) for d in depths),
-                "float" if unit == "int" else unit, help=about)
-        for key, title, unit, about in MEASURES
-        if any(value(result, m, key) is not None for m in result.changed)
-    )  # fmt: skip
-    return [
-        Heatmap(
-            "Depth × module type", tuple(map(str, depths)), tuple(types), layers, "layer", "module type", where="page",
-            caption="Empty cells are unchanged or absent. Where several weights share a cell (experts), the mean.",
-        )
-    ]  # fmt: skip
-
-
-def _mean(values: list) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
+    measures = [(key, title, "float" if unit == "int" else unit, about) for key, title, unit, about in MEASURES]
+    caption = "Empty cells are unchanged or absent. Where several weights share a cell (experts), the mean."
+    found = depth_by_type(
+        result.changed,
+        lambda m: (m.depth, m.type),
+        measures,
+        lambda m, key: value(result, m, key),
+        caption,
+        types=list(groups(result)),
+    )
+    return [found or Text("The weights name fewer than two layers, so there is no map by depth.", where="page")]
 
 
 def _all(result: "IntrudersResult") -> Table:

@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from lorascope.analyses.maps import depth_by_type
 from lorascope.blocks import (
     Block,
     Cell,
@@ -14,10 +13,8 @@ from lorascope.blocks import (
     Facts,
     Findings,
     Heading,
-    Heatmap,
     Lines,
     Marker,
-    Measure,
     Series,
     Table,
     Text,
@@ -198,28 +195,11 @@ def _series(name: str, plans: "list[Plan]", y: list[float | None]) -> Series:
 
 def _heatmap(plan: "Plan") -> list[Block]:
     """Rank and error by depth and type."""
-    depths = sorted({m.depth for m in plan.modules if m.depth is not None})
-    types = list(dict.fromkeys(m.type for m in plan.modules if m.depth is not None))
-    if len(depths) < 2:
-        return []
-    cells: dict[tuple[int | None, str], list[Any]] = {}
-    for module in plan.modules:
-        cells.setdefault((module.depth, module.type), []).append(module)
-
-    def grid(key: str) -> tuple[tuple[float | None, ...], ...]:
-        def mean(d: int, t: str) -> float | None:
-            known = [v for m in cells.get((d, t), []) if (v := _value(m, key)) is not None]
-            return float(np.mean(known)) if known else None
-
-        return tuple(tuple(mean(d, t) for t in types) for d in depths)
-
-    measures = tuple(
-        Measure(key, title, grid(key), unit, help=about)
-        for key, title, unit, about in _columns(plan.modules)
-        if key not in ("rank_before", "parameters", "rounding")
-    )
-    return [Heatmap("Depth × module type", tuple(map(str, depths)), tuple(types), measures, "layer", "module type",
-                    where="page", caption="Where several modules share a cell, the mean.")]  # fmt: skip
+    left_out = ("rank_before", "parameters", "rounding")
+    measures = [each for each in _columns(plan.modules) if each[0] not in left_out]
+    caption = "Where several modules share a cell, the mean."
+    found = depth_by_type(plan.modules, lambda m: (m.depth, m.type), measures, _value, caption)
+    return [found] if found else []
 
 
 def _left_out(result: "ResizeResult") -> list[Block]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorascope.analyses.maps import depth_by_type
 from lorascope.analyses.spectrum.findings import energy, group
 from lorascope.blocks import (
     Block,
@@ -15,10 +16,8 @@ from lorascope.blocks import (
     Facts,
     Findings,
     Heading,
-    Heatmap,
     Lines,
     Marker,
-    Measure,
     Series,
     Table,
     Text,
@@ -269,28 +268,11 @@ def _energy(result: "SpectrumResult") -> Lines:
 
 def _heatmap(result: "SpectrumResult", measures: list) -> list[Block]:
     """A depth × type grid of each measure; the mean where several modules (experts) share a cell."""
-    depths = sorted({m.depth for m in result.modules if m.depth is not None})
-    types = list(group(result, "type"))
-    if len(depths) < 2:
-        return [Text("The modules name fewer than two layers, so there is no map by depth.", where="page")]
-    cells: dict = {}
-    for module in result.modules:
-        cells.setdefault((module.depth, module.type), []).append(module)
-
-    def cell(d: int, t: str, key: str) -> float | None:
-        known = [v for m in cells.get((d, t), []) if (v := value(result, m, key)) is not None]
-        return float(np.mean(known)) if known else None
-
-    layers = tuple(
-        Measure(key, title, tuple(tuple(cell(d, t, key) for t in types) for d in depths), unit, help=about)
-        for key, title, unit, about in measures
+    caption = "Empty cells have no adapted module. Where several modules share a cell (experts), the mean."
+    found = depth_by_type(
+        result.modules, lambda m: (m.depth, m.type), measures, lambda m, key: value(result, m, key), caption
     )
-    return [
-        Heatmap(
-            "Depth × module type", tuple(map(str, depths)), tuple(types), layers, "layer", "module type", where="page",
-            caption="Empty cells have no adapted module. Where several modules share a cell (experts), the mean.",
-        )
-    ]  # fmt: skip
+    return [found or Text("The modules name fewer than two layers, so there is no map by depth.", where="page")]
 
 
 def _not_analysed(result: "SpectrumResult") -> list[Block]:
