@@ -204,10 +204,17 @@ def _protocol(record: Record) -> Facts:
         ("Replicates", f"{scale['replicates']}, each with its own initialisation, data subset and order"),
         ("Scale", scale["name"] + "".join(f"; {key} {_shown(value)}" for key, value in scale["params"].items())),
         ("Config", config),
-        ("Scored on", f"the {scale['test_split']} texts" if scale["test_split"] else "the held-out texts"),
+        ("Scored on", _scored_on(scale)),
         ("Cost", work),
     ]
     return Facts(tuple((label, value) for label, value in items if value), "Protocol")
+
+
+def _scored_on(scale: Record) -> str:
+    if not scale["test_split"]:
+        return "the held-out texts, on which learning rates are tuned as well"
+    some = f"the first {scale['test_samples']:,}" if scale["test_samples"] else "all"
+    return f"{some} texts of the {scale['test_split']} split, on which nothing is tuned"
 
 
 def _shown(value: Any) -> str:
@@ -242,7 +249,8 @@ def _table(name: str, table: Record) -> Table:
         numeric = bool(values) and all(isinstance(value, int | float) for value in values)
         unit = "int" if numeric and whole and key != "seed" else "float" if numeric and not whole else "text"
         columns.append(Column(key, key.replace("_", " "), unit, 4))
-    return Table(tuple(columns), tuple(tuple(row) for row in rows), name, interactive=True, where="page")
+    shown = [tuple(str(v) if key == "seed" else v for key, v in zip(table["columns"], row, strict=True)) for row in rows]
+    return Table(tuple(columns), tuple(shown), name, interactive=True, where="page")
 
 
 def _made_by(record: Record) -> tuple[tuple[str, str], ...]:
