@@ -249,8 +249,9 @@ def _table(name: str, table: Record) -> Table:
         numeric = bool(values) and all(isinstance(value, int | float) for value in values)
         unit = "int" if numeric and whole and key != "seed" else "float" if numeric and not whole else "text"
         columns.append(Column(key, key.replace("_", " "), unit, 4))
-    shown = [tuple(str(v) if key == "seed" else v for key, v in zip(table["columns"], row, strict=True)) for row in rows]
-    return Table(tuple(columns), tuple(shown), name, interactive=True, where="page")
+    names = table["columns"]
+    shown = tuple(tuple(str(v) if key == "seed" else v for key, v in zip(names, row, strict=True)) for row in rows)
+    return Table(tuple(columns), shown, name, interactive=True, where="page")
 
 
 def _made_by(record: Record) -> tuple[tuple[str, str], ...]:
