@@ -354,28 +354,25 @@ def by_epsilon(results):
     return Lines("Intruders by ε", tuple(series), "ε", "share of leading vectors", markers=marks, caption=caption)
 
 
-def by_run(results):
+def by_run(results, column, title, label, caption, marks=()):
     others = (LORA_1, LORA_64, STEADY, STEADY_HIGH, FROZEN_HIGH)
+    kinds = {"LoRA, r = 8, by rate": SWEEP, "full fine-tuning, by rate": FULLS[1:], "others": others}
     series = []
-    for label, methods in (
-        ("LoRA, r = 8, by rate", SWEEP),
-        ("full fine-tuning, by rate", FULLS[1:]),
-        ("others", others),
-    ):
+    for name, methods in kinds.items():
         table = points(results, methods)
-        names = tuple(method for method, _ in table.index)
-        for column, panel in (("forgetting", "order of the base"), ("pair_loss", "pre-training's loss (nats)")):
-            x, y = tuple(map(float, table["found"])), tuple(table[column])
-            series.append(Series(label, x, y, panel, points=names))
+        x, y = tuple(map(float, table["found"])), tuple(table[column])
+        series.append(Series(name, x, y, points=tuple(method for method, _ in table.index)))
+    caption = f"A point is a run; its name shows under the pointer. {caption}"
+    return Lines(title, tuple(series), "intruders in a run", label, markers=marks, caption=caption)
+
+
+def forgetting(results):
     base = float(results.tables["retained"]["pair_loss_of_base"].iloc[0])
-    caption = (
-        "A point is a run; its name shows under the pointer. Left, 1 − Spearman's ρ of the similarities of glosses of "
-        "one class, after against before. Right, which gloss belongs to a noun, among those of its class."
-    )
-    marks = (Marker("y", base, "base", "pre-training's loss (nats)"),)
-    return Lines(
-        "Forgetting by intruders", tuple(series), "intruders in a run", "forgetting", markers=marks, caption=caption
-    )
+    return [
+        by_run(results, "forgetting", "Forgetting by intruders", "forgetting", f"{FORGETS}."),
+        by_run(results, "pair_loss", "The pre-training's loss by intruders", "loss (nats)",
+               "Which gloss belongs to a noun, among those of its class?", (Marker("y", base, "base"),)),
+    ]  # fmt: skip
 
 
 def by_lambda(results, column, title, label):
@@ -418,7 +415,7 @@ def thresholds(results):
 
 def figures(results):
     return [
-        by_method(results), by_epsilon(results), by_run(results),
+        by_method(results), by_epsilon(results), *forgetting(results),
         *by_lambda(results, "forgetting", "Forgetting with the intruders scaled", "forgetting"),
         *by_lambda(results, "loss", "Task loss with the intruders scaled", "loss (nats)"),
         thresholds(results),

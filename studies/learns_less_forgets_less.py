@@ -49,13 +49,13 @@ def retained(folders, method, texts):
     return [{**found.score(), "pair_loss_of_base": found.base["pair_loss"]}]
 
 
-def shrunk(folders, method, texts, split):
+def shrunk(folders, method, texts, split, scored):
     """Task loss and forgetting with every trained ΔW multiplied by one factor, after training."""
     from lorascope.linalg.factored import Factored
     from lorascope.study.retention import Retention
     from lorascope.training.reopen import reopen
 
-    run = reopen(folders[0], split=split, max_samples=texts)
+    run = reopen(folders[0], split=split, max_samples=scored)
     lost = Retention(run, texts)
     trained = {name: run.delta(name) for name in run.updates}
     for factor in SHRUNK:
@@ -77,7 +77,8 @@ def each_run(results):
 
 
 def each_shrunk(results):
-    given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
+    scale = results.scale
+    given = {"texts": scale.params["texts"], "split": scale.test_split, "scored": scale.test_samples}
     runs = results.runs[results.runs["method"].isin((FULL_TUNING, named(SWEPT)))].to_dict("records")
     return [Call((run["key"],), {"method": run["method"], **given}) for run in runs]
 
@@ -204,7 +205,7 @@ def paths(results):
             series.append(Series(name, tuple(map(float, forgotten)), tuple(map(float, gained)), panel))
     caption = (
         "Left, each point is a learning rate. Right, each point is one trained run's ΔW times "
-        f"{', '.join(f'{factor:g}' for factor in SHRUNK)}, its head as trained; the test texts there are fewer. "
+        f"{', '.join(f'{factor:g}' for factor in SHRUNK)}, its head as trained. "
         f"LoRA has r = {SWEPT}. All paths start at the base with a head of its own."
     )
     panels = tuple(Marker("y", TARGET, "compared here", panel) for panel in found)
