@@ -252,7 +252,7 @@ study = Study(
     scales=scales({
         "smoke": {"ranks": (1, 8, 64), "texts": 60},
         "small": {"ranks": (1, 2, 4, 8, 16, 32, 64), "texts": 500},
-        "full": {"ranks": (1, 4, 16, 64, 256), "texts": 1000},
+        "full": {"ranks": (1, 4, 8, 16, 64, 256), "texts": 1000},
     }),
     arms=arms,
     measures=(Measure("retained", retained, each_run), Measure("shrunk", shrunk, each_shrunk)),
