@@ -285,7 +285,7 @@ class Runner:
 
 
 def _chunks(jobs: Sequence[Job]) -> list[Chunk]:
-    """Training runs that can share a pass and gain by it, together; everything else alone; the longest work first."""
+    """Training runs that can share a pass and gain by it, together; everything else alone."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         groups.setdefault(_shared(job), []).append(job)
