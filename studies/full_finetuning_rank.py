@@ -3,231 +3,31 @@
 python studies/full_finetuning_rank.py --scale small --jobs 2
 """
 
-import numpy as np
-
 from lorascope.blocks import Lines, Marker, Series
-from lorascope.linalg.crossing import bracket
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
-from lorascope.study.tasks import FULL, LORA_RATES, full_arm, head_arm, lora, scales
+from lorascope.study.measures.rank import curves, shared, spectral
+from lorascope.study.measures.truncation import TENTH, functional
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
 USUAL = 8  # the rank of a usual LoRA (Hu et al. 2021: 4 and 8)
-TENTH = 0.1  # Task Singular Vectors keep a tenth of the directions
-ATTENTION = ("query", "key", "value", "attention.output.dense")
 
 
 def arms(scale):
-    steps, texts = (scale.config["training"][key] for key in ("max_steps", "per_device_train_batch_size"))
-    full = {"method": "full", "rank": None, "steps": steps}
-    yield head_arm({"method": "head", "rank": 0, "steps": steps})
-    yield full_arm(full)
+    yield head_arm({"method": "head", "rank": 0})
+    yield full_arm({"method": "full", "rank": None})
     for rank in scale.params["ranks"]:
-        yield Arm({"method": "lora", "rank": rank, "steps": steps}, lora(rank), LORA_RATES)
-    for other in scale.params["steps"]:
-        changes = {"training.max_steps": other, "data.max_train_samples": min(8000, other * texts)}
-        yield Arm({**full, "steps": other}, {**FULL, **changes}, rate_of=full)
-
-
-# Measures. Each is handed run folders and gives rows.
-
-
-def spectral(folders):
-    """Rank measures of every ΔW of a run; beside them W's, those of iid noise and of ΔW with random signs."""
-    from lorascope.linalg.factored import Factored
-
-    run = opened(folders[0])
-    rng = np.random.default_rng(run.config.training.seed)
-    for name in matrices(run):
-        delta, shape = run.delta(name), run.shapes[name]
-        base = described(name, shape, np.linalg.svd(run.base_weight(name), compute_uv=False), product=False)
-        if isinstance(delta, Factored):
-            yield {**described(name, shape, delta.singular_values(), product=True), "r90_of_w": base["r90"]}
-            continue
-        row = described(name, shape, np.linalg.svd(delta, compute_uv=False), product=False)
-        flipped = np.linalg.svd(delta * rng.choice([-1.0, 1.0], delta.shape), compute_uv=False)
-        flipped = described(name, delta.shape, flipped, product=False)
-        strong = described(name, delta.shape, planted(delta.shape, min(delta.shape) // 4, rng), product=False)
-        yield {
-            **row,
-            "r90_of_w": base["r90"],
-            "r90_flipped": flipped["r90"],
-            "stable_rank_flipped": flipped["stable_rank"],
-            "r90_planted": strong["r90"],
-            "gavish_donoho_planted": strong["gavish_donoho"],
-        }
-
-
-def described(name, shape, sigma, product):
-    from lorascope.analyses.dimension import spectra
-    from lorascope.analyses.names import depth
-    from lorascope.linalg.noise import noise_measures
-
-    found = spectra.measure("", name, "", shape, sigma, product)
-    noise = noise_measures(*shape)
-    return {
-        "part": part_of(name),
-        "module": name,
-        "depth": depth(name),
-        "smaller_side": min(shape),
-        "r90": found.measures["energy_rank_0.9"],
-        "r90_noise": noise["energy_rank_0.9"],
-        "stable_rank": found.measures["stable_rank"],
-        "stable_rank_noise": noise["stable_rank"],
-        "effective_rank": found.measures["effective_rank"],
-        "gavish_donoho": found.gavish_donoho,
-        "marchenko_pastur": found.marchenko_pastur,
-    }
-
-
-def part_of(name):
-    return "attention" if name.endswith(ATTENTION) else "MLP"
-
-
-def planted(shape, rank, rng):
-    """Singular values of a matrix with `rank` equal directions, four times as strong as the edge of its noise."""
-    (u, _), (v, _) = (np.linalg.qr(rng.standard_normal((size, rank))) for size in shape)
-    strength = 4 * (np.sqrt(shape[0]) + np.sqrt(shape[1]))
-    return np.linalg.svd(strength * u @ v.T + rng.standard_normal(shape), compute_uv=False)
-
-
-def shared(folders, replicate):
-    """Two full runs of different seeds: the rank, and the energy, of what their ΔW share.
-
-    Beside them one run twice, each time with noise of its own and of a quarter of the energy.
-    """
-    from lorascope.analyses.dimension import spectra
-
-    first, second = map(opened, folders)
-    rng = np.random.default_rng(first.config.training.seed)
-    for name in matrices(first):
-        delta = first.delta(name)
-        found = spectra.split(name, "", [delta, second.delta(name)])
-        noise = rng.standard_normal((2, *delta.shape)) * np.linalg.norm(delta) / (2 * delta.size**0.5)
-        known = spectra.split(name, "", [delta + each for each in noise])
-        if found is not None and known is not None:
-            yield {
-                "module": name,
-                "shared_rank": found.rank,
-                "signal_share": found.signal_share,
-                "signal_share_planted": known.signal_share,
-                "cosine": found.cosine,
-                "cosine_chance": found.cosine_chance,
-            }
-
-
-def functional(folders, replicate, texts, split):
-    """The gain that is left when all ΔW of a run are truncated jointly, for several ways to truncate.
-
-    `gain` is measured from the head trained alone, `gain_from_w` from the run's own head with its matrices at W; both
-    are shares of the full run's. `own` is the share of the run's own gain.
-    """
-    from lorascope.analyses.dimension import functional as cuts
-    from lorascope.analyses.dimension.functional import Baseline
-
-    full, head, adapter = (opened(folder, texts, split) for folder in folders)
-    alone = head.score().loss
-    cut = truncations(full)
-    whole, start = cut.whole(), cut.start()
-    base, from_w = Baseline(alone, whole.loss), Baseline(start.loss, whole.loss)
-    top = cuts.refined(cut, "top", cut.same, base, cuts.SHARES)
-    again = cuts.refined(cut, "top", cut.same, from_w, cuts.SHARES[:1])
-    tenth = round(TENTH * cut.largest)
-    also = [point(cut, base, tenth)]
-    places = sorted({*cuts.powers(cut.largest), tenth, top.reach.get("0.9") or tenth})
-    random = cuts.random(cut, base, places[:-1], [replicate], inside=True)
-    bottom = cuts.bottom(cut, base, places[:-1])
-    for part in ("attention", "MLP"):
-        inside = [point(cut, base, k, part) for k in (0, *cuts.powers(cut.largest))]
-        yield from rows(f"{part} alone", inside, base, from_w, base, {"k90": reached(inside)})
-    reach = {f"k{float(share):.0%}"[:-1]: k for share, k in top.reach.items()} | {"k90_from_w": again.reach.get("0.9")}
-    yield from rows("top", [*top.points, *again.points, *also], base, from_w, base, reach)
-    for curve in (bottom, random):
-        points = [*curve.points, point(cut, base, cut.largest)]
-        yield from rows(curve.kind, points, base, from_w, base, {"k90": reached(points)})
-    cut = truncations(adapter)
-    own = Baseline(alone, cut.whole().loss)
-    curve = cuts.refined(cut, "adapter", cut.same, own, cuts.SHARES[:1])
-    widest = max(part.rank for part in cut.parts.values())
-    points = [each for each in curve.points if each.k <= widest]
-    yield from rows("adapter", points, base, from_w, own, {"k90": curve.reach.get("0.9")})
-
-
-def rows(kind, points, base, from_w, own, reach):
-    for each in {each.k: each for each in points}.values():
-        yield {
-            "curve": kind,
-            "k": each.k,
-            "loss": each.loss,
-            "accuracy": each.accuracy,
-            "gain": base.recovered(each.loss),
-            "gain_from_w": from_w.recovered(each.loss),
-            "own": own.recovered(each.loss),
-            "numbers": each.plain,
-            "freedom": each.freedom,
-            **reach,
-        }
-
-
-def point(cut, base, k, part=None):
-    """One truncation, of the matrices of one part alone where it is named."""
-    ranks = {name: r if part in (None, part_of(name)) else cut.largest for name, r in cut.same(k).items()}
-    return cut.point(k, ranks, cut.keep(f"k = {k}", ranks), base)
-
-
-def reached(points):
-    """The smallest k from which on all measured k keep 90 % of the gain."""
-    return bracket({each.k: np.nan if each.recovered is None else each.recovered for each in points}, 0.9)[1]
-
-
-def truncations(run):
-    from lorascope.analyses.dimension.functional import Truncations
-    from lorascope.analyses.dimension.spectra import decompose
-
-    return Truncations("", run, {name: decompose(run.delta(name)) for name in matrices(run)}, lambda what: None)
-
-
-def curves(folders, replicate):
-    """Singular values over ‖ΔW‖_F at a few places, means over the matrices of one shape."""
-    from lorascope.linalg.noise import noise_spectrum
-
-    runs = {"full": opened(folders[0]), "lora": opened(folders[1])}
-    shapes = {name: tuple(sorted(runs["full"].shapes[name])) for name in matrices(runs["full"])}
-    for shape in sorted(set(shapes.values())):
-        names = [name for name, own in shapes.items() if own == shape]
-        sigmas = {kind: np.mean([normed(run.delta(name)) for name in names], axis=0) for kind, run in runs.items()}
-        sigmas["noise"] = noise_spectrum(*shape) / np.linalg.norm(noise_spectrum(*shape))
-        for i in sorted({round(x) for x in np.geomspace(1, shape[0], 24)}):
-            at = {kind: float(sigma[i - 1]) if i <= len(sigma) else None for kind, sigma in sigmas.items()}
-            yield {"shape": f"{shape[0]} × {shape[1]}", "i": i, **at}
-
-
-def normed(delta):
-    from lorascope.linalg.factored import Factored
-
-    sigma = delta.singular_values() if isinstance(delta, Factored) else np.linalg.svd(delta, compute_uv=False)
-    return sigma / np.linalg.norm(sigma)
-
-
-def opened(folder, texts=8, split=None):
-    from lorascope.training.reopen import reopen
-
-    return reopen(folder, split=split, max_samples=texts)
-
-
-def matrices(run):
-    return [name for name, shape in run.shapes.items() if min(shape) > 1]
+        yield Arm({"method": "lora", "rank": rank}, lora(rank), LORA_RATES)
 
 
 # What is measured on which runs.
 
 
-def runs_of(results, method, rank=None, steps=None):
+def runs_of(results, method, rank=None):
     runs = results.runs
     chosen = runs[runs["method"] == method]
     chosen = chosen if rank is None else chosen[chosen["rank"] == rank]
-    steps = results.scale.config["training"]["max_steps"] if steps is None else steps
-    chosen = chosen[chosen["steps"] == steps]
     if chosen.empty:
-        raise ValueError(f"no run of {method} at rank {rank} with {steps} steps")
+        raise ValueError(f"no run of {method} at rank {rank}")
     return chosen
 
 
@@ -265,18 +65,17 @@ def each_pair(results):
 # Statistics.
 
 
-def spectra_of(results, method="full", rank=None, steps=None):
+def spectra_of(results, method="full", rank=None):
     table = results.tables["spectral"]
-    steps = results.scale.config["training"]["max_steps"] if steps is None else steps
-    chosen = table[(table["method"] == method) & (table["steps"] == steps)]
+    chosen = table[table["method"] == method]
     chosen = chosen if rank is None else chosen[chosen["rank"] == rank]
     if chosen.empty:
         raise ValueError(f"no spectra of {method}")
     return chosen
 
 
-def r90(results, method="full", rank=None, steps=None, column="r90"):
-    return spectra_of(results, method, rank, steps)[column].mean()
+def r90(results, method="full", rank=None):
+    return spectra_of(results, method, rank)["r90"].mean()
 
 
 def relative(method, column):
@@ -285,15 +84,6 @@ def relative(method, column):
     def statistic(results):
         table = spectra_of(results, method, None if method == "full" else widest(results))
         return (table["r90"] / table[column]).mean()
-
-    return statistic
-
-
-def mlp_over_attention(column):
-    def statistic(results):
-        table = spectra_of(results)
-        means = (table[column] / table["r90_noise"]).groupby(table["part"]).mean()
-        return means["MLP"] / means["attention"]
 
     return statistic
 
@@ -361,27 +151,11 @@ def stable_rank_ratio(results):
     )
 
 
-def growth(column):
-    def statistic(results):
-        every = [*results.scale.params["steps"], results.scale.config["training"]["max_steps"]]
-        return r90(results, steps=max(every), column=column) / r90(results, steps=min(every), column=column)
-
-    return statistic
-
-
-def rank_correlation(results):
-    """Spearman's ρ of the number of steps and r90, over runs."""
-    table = results.tables["spectral"]
-    means = table[table["method"] == "full"].groupby(["steps", "replicate"])["r90"].mean().reset_index()
-    return means["steps"].rank().corr(means["r90"].rank())
-
-
 # Figures.
 
 
 def figures(results):
-    first = [gain_by_rank(results), spectrum_figure(results), gain_by_numbers(results), gain_by_part(results)]
-    return [*first, *growth_figure(results)]
+    return [gain_by_rank(results), spectrum_figure(results), gain_by_numbers(results), gain_by_part(results)]
 
 
 def averaged(table, label, x="k", y="gain", **drawn):
@@ -463,38 +237,21 @@ def gain_by_part(results):
     return Lines("Gain by rank and part", series, "k", "share of the gain", True, markers=marks, caption=caption)
 
 
-def growth_figure(results):
-    table = results.tables["spectral"]
-    table = table[table["method"] == "full"]
-    if table["steps"].nunique() < 2:
-        return []
-    series = []
-    for column, title in (("r90", "rank for 90 % of the energy"), ("stable_rank", "stable rank")):
-        for part in ("attention", "MLP"):
-            own = table[table["part"] == part].groupby(["steps", "replicate"])[column].mean().groupby("steps")
-            x = tuple(map(float, own.mean().index))
-            series.append(Series(part, x, tuple(own.mean()), title, low=tuple(own.min()), high=tuple(own.max())))
-        noise = float(table.loc[table["part"] == "attention", f"{column}_noise"].mean())
-        series.append(Series("iid noise, a square matrix", (x[0], x[-1]), (noise, noise), title, "reference"))
-    caption = "Full fine-tuning at one learning rate, each length a schedule of its own. Means over matrices."
-    return [Lines("Rank by number of steps", tuple(series), "steps", "rank", True, caption=caption)]
-
-
 study = Study(
     name="full_finetuning_rank",
     title="What rank does full fine-tuning have?",
     question="By its spectrum, above its noise, and by what is lost without it: what rank has the ΔW of full "
     "fine-tuning? And what rank does a trained B·A need to gain as much?",
     varied="full fine-tuning or LoRA; LoRA's r; the rank k that a trained ΔW is truncated to, and by which of its "
-    "directions; the number of steps",
+    "directions",
     tuned="the learning rate, for full fine-tuning and for every r",
     fixed="all linear layers, α = 16; the head's rate; AdamW without weight decay, float32; embeddings frozen. Gain is "
     "how much lower the test loss is than that of the head trained alone on the frozen base",
     scales=scales(
         {
-            "smoke": {"ranks": [1, 4, 8], "steps": [16], "texts": 100},
-            "small": {"ranks": [1, 2, 4, 8, 16, 32, 64], "steps": [25, 50, 400], "texts": 1000},
-            "full": {"ranks": [1, 2, 4, 8, 16, 32, 64], "steps": [156, 312, 1250], "texts": 1000},
+            "smoke": {"ranks": [1, 4, 8], "texts": 100},
+            "small": {"ranks": [1, 2, 4, 8, 16, 32, 64], "texts": 1000},
+            "full": {"ranks": [1, 2, 4, 8, 16, 32, 64], "texts": 1000},
         }
     ),
     arms=arms,
@@ -737,35 +494,6 @@ study = Study(
                     at_most=0.5,
                 ),
             ),
-        ),
-        Claim(
-            "types",
-            "The ΔW of MLPs has a higher rank than that of attention",
-            "Biderman et al. 2024, §4.6, Figure 6",
-            (
-                Criterion(
-                    "rank for 90 % of the energy over that of noise of the shape: MLP over attention",
-                    mlp_over_attention("r90"),
-                    at_least=1.05,
-                ),
-            ),
-            (Control("the same of ΔW with random signs", mlp_over_attention("r90_flipped"), at_least=1.05),),
-            "Over noise of the same shape, because a matrix that is not square has more rank of itself.",
-        ),
-        Claim(
-            "growth",
-            "The rank grows with training",
-            "Biderman et al. 2024, §4.6, Figure 6",
-            (
-                Criterion(
-                    "rank for 90 % of the energy, most steps over fewest",
-                    growth("r90"),
-                    at_least=1.1,
-                ),
-                Criterion("Spearman's ρ of steps and that rank, over runs", rank_correlation, at_least=0.8),
-            ),
-            (Control("the same of ΔW with random signs", growth("r90_flipped"), at_least=1.1),),
-            "Each length is a run of its own whose rate falls to zero; more steps see more texts.",
         ),
     ),
     figures=figures,

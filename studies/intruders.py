@@ -8,6 +8,7 @@ import numpy as np
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, gain, loss, share
+from lorascope.study.measures.intruding import EPSILONS, K, critical, leading, retained, scaled
 from lorascope.study.tasks import FULL, LORA_RATES, full_arm, head_arm, lora, scales
 
 RATES = (1e-3, 3e-3, 6e-3, 1e-2)  # of LoRA; beyond them it learns nothing
@@ -18,9 +19,6 @@ FULLS = (FULL_TUNING, *(f"{FULL_TUNING}, rate {rate:g}" for rate in FULL_RATES))
 HIGH = SWEEP[-1]
 STEADY_HIGH, FROZEN_HIGH = (f"{name}, rate {RATES[-1]:g}" for name in (STEADY, "LoRA-FA, r = 8"))
 SCALED = (LORA_1, HIGH)
-K, EPSILON = 10, 0.5
-EPSILONS = (0.3, 0.5, 0.7, 0.9)
-LAMBDAS = (0.3, 0.5, 0.7)
 USUAL = 0.7  # the λ that the paper reports
 
 
@@ -35,134 +33,6 @@ def arms(scale):
         yield Arm({"method": name}, lora(8), (rate,))
     for name, changes in ((STEADY_HIGH, lora(64, "rslora")), (FROZEN_HIGH, lora(8, "lora_fa"))):
         yield Arm({"method": name}, changes, RATES[-1:])
-
-
-# Measures. Each is handed run folders and gives rows.
-
-
-def leading(folders, method):
-    """The leading singular vectors of every weight of a run.
-
-    Beside them two changes with a known answer: ten random directions, twice as strong as W's first, are all intruders;
-    ΔW's singular values on W's own directions are none.
-    """
-    from lorascope.linalg.factored import Factored
-    from lorascope.weights.base_svd import SvdCache
-
-    run, cache = opened(folders[0]), SvdCache(None)
-    rng = np.random.default_rng(run.config.training.seed)
-    for name in matrices(run):
-        weight, delta = run.base_weight(name), run.delta(name)
-        found = measured(name, weight, delta, cache)
-        u, sigma, vh = np.linalg.svd(weight, full_matrices=False)
-        a, b = (np.linalg.qr(rng.standard_normal((side, K)))[0] for side in weight.shape)
-        own = singular_values(delta)[:K]
-        known = {
-            "planted": Factored(a * (2 * sigma[0]), b.T),
-            "aligned": Factored(u[:, : len(own)] * own, vh[: len(own)]),
-        }
-        intruders = found.intruders(EPSILON, K)
-        yield {
-            "module": name,
-            "slots": len(found.vectors),
-            "energy": sum(v.sigma**2 for v in found.vectors),
-            "energy_found": sum(v.sigma**2 for v in intruders),
-            "margin": found.spike_margin,
-            "squares": found.delta_norm**2,
-            "chance": found.chance["left"],
-            "strength": found.prediction.strength if found.prediction else None,
-            "found": len(intruders),
-            **{f"found_{epsilon}": len(found.intruders(epsilon, K)) for epsilon in EPSILONS},
-            **{kind: len(measured(name, weight, d, cache).intruders(EPSILON, K)) for kind, d in known.items()},
-        }
-
-
-def retained(folders, method, texts):
-    """What a run has lost of the base."""
-    from lorascope.study.retention import Retention
-
-    found = Retention(opened(folders[0]), texts)
-    return [{**found.score(), "pair_loss_of_base": found.base["pair_loss"]}]
-
-
-def scaled(folders, method, texts, split):
-    """Task loss and forgetting with the top intruder of every weight scaled by λ, and with the controls."""
-    from lorascope.analyses import intruders
-    from lorascope.analyses.intruders.intervention import ARMS, intervene
-    from lorascope.study.retention import Retention
-    from lorascope.training import assets
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    run = opened(folders[0], texts, split)
-    lost = Retention(run, texts)
-
-    def evaluate(deltas):
-        run.put(deltas)
-        score = run.score()
-        return {"loss": score.loss, "accuracy": score.accuracy, **lost.score()}
-
-    result = intruders.run(run.adapter, open_checkpoint(assets.resolve(run.config.model.name)), k=K, epsilon=EPSILON)
-    made = intervene(result, "", run.base_weight, run.delta, evaluate, lambdas=LAMBDAS)
-    rows = [{"arm": arm, "factor": 1.0, "norm": 1.0, **made.trained} for arm in ARMS]
-    rows += [{"factor": point["lambda"], **{k: v for k, v in point.items() if k != "lambda"}} for point in made.points]
-    return [{**row, "weights": len(made.modules)} for row in rows]
-
-
-def critical(folders, method):
-    """By how much ΔW must be multiplied for its first intruder: found by bisection, and from W's spectrum alone.
-
-    Beside it the same from the spectrum of noise that has W's shape and norm.
-    """
-    from lorascope.linalg import deformation
-    from lorascope.linalg.noise import noise_spectrum
-    from lorascope.weights.base_svd import SvdCache
-
-    run, cache = opened(folders[0]), SvdCache(None)
-    for name in matrices(run):
-        weight, delta = run.base_weight(name), run.delta(name)
-        known = cache.of(weight)
-        first = singular_values(delta)[0]
-        noise = noise_spectrum(*weight.shape)
-        noise = noise * np.linalg.norm(weight) / np.linalg.norm(noise)
-        predicted = {
-            kind: deformation.levels_of(sigma, weight.shape, K)[1][K - 1] / first
-            for kind, sigma in (("predicted", known.sigma), ("of_noise", noise))
-        }
-        low, high = np.log2(predicted["predicted"]) + np.array([-5.0, 5.0])
-        while high - low > 0.1:
-            middle = (low + high) / 2
-            there = measured(name, weight, times(delta, 2.0**middle), cache).intruders(EPSILON, K)
-            low, high = (low, middle) if there else (middle, high)
-        yield {"module": name, "measured": 2.0 ** ((low + high) / 2), **{k: float(v) for k, v in predicted.items()}}
-
-
-def times(delta, factor):
-    from lorascope.linalg.factored import Factored
-
-    return Factored(delta.left * factor, delta.right) if isinstance(delta, Factored) else delta * factor
-
-
-def measured(name, weight, delta, cache):
-    from lorascope.analyses.intruders.module import measure
-
-    facts = {"name": name, "parameter": name, "type": "", "depth": None, "transposed": False, "kind": ""}
-    return measure(facts, cache.of(weight), weight, delta, K)
-
-
-def singular_values(delta):
-    from lorascope.linalg.factored import Factored
-
-    return delta.singular_values() if isinstance(delta, Factored) else np.linalg.svd(delta, compute_uv=False)
-
-
-def opened(folder, texts=8, split=None):
-    from lorascope.training.reopen import reopen
-
-    return reopen(folder, split=split, max_samples=texts)
-
-
-def matrices(run):
-    return [name for name, shape in run.shapes.items() if min(shape) > 1]
 
 
 # What is measured on which runs. The method is said, for a run of a swept rate may be a tuned one, too.

@@ -42,7 +42,7 @@ def arms(scale):
 
 def retained(folders, method, texts):
     """What a run has lost of the base."""
-    from lorascope.study.retention import Retention
+    from lorascope.study.measures.retention import Retention
     from lorascope.training.reopen import reopen
 
     found = Retention(reopen(folders[0], max_samples=8), texts)
@@ -52,7 +52,7 @@ def retained(folders, method, texts):
 def shrunk(folders, method, texts, split, scored):
     """Task loss and forgetting with every trained ΔW multiplied by one factor, after training."""
     from lorascope.linalg.factored import Factored
-    from lorascope.study.retention import Retention
+    from lorascope.study.measures.retention import Retention
     from lorascope.training.reopen import reopen
 
     run = reopen(folders[0], split=split, max_samples=scored)

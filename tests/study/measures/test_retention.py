@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorascope.study.retention import SCALE, Retention
+from lorascope.study.measures.retention import SCALE, Retention
 from lorascope.training import wordnet
 
 TEXTS = 60

@@ -1,0 +1,112 @@
+"""When and where does the rank of full fine-tuning's ΔW grow? By the number of steps, and in attention and MLPs.
+
+python studies/rank_growth.py --scale small --jobs 2
+"""
+
+from lorascope.blocks import Lines, Series
+from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study.measures.rank import spectral
+from lorascope.study.tasks import FULL, full_arm, scales
+
+PARTS = ("attention", "MLP")
+
+
+def arms(scale):
+    usual, texts = (scale.config["training"][key] for key in ("max_steps", "per_device_train_batch_size"))
+    yield full_arm({"steps": usual})
+    for steps in scale.params["steps"]:
+        changes = {"training.max_steps": steps, "data.max_train_samples": min(8000, steps * texts)}
+        yield Arm({"steps": steps}, {**FULL, **changes}, rate_of={"steps": usual})
+
+
+def each_run(results):
+    return [Call((key,)) for key in results.runs["key"]]
+
+
+def mlp_over_attention(column):
+    """Of the runs of the usual length: the rank over that of noise, means over matrices."""
+
+    def statistic(results):
+        table = results.tables["spectral"]
+        table = table[table["steps"] == results.scale.config["training"]["max_steps"]]
+        means = (table[column] / table["r90_noise"]).groupby(table["part"]).mean()
+        return means["MLP"] / means["attention"]
+
+    return statistic
+
+
+def growth(column):
+    def statistic(results):
+        means = results.tables["spectral"].groupby("steps")[column].mean()
+        return means[means.index.max()] / means[means.index.min()]
+
+    return statistic
+
+
+def correlation(column):
+    """Spearman's ρ of the number of steps and a rank, over runs."""
+
+    def statistic(results):
+        means = results.tables["spectral"].groupby(["steps", "replicate"])[column].mean().reset_index()
+        return means["steps"].rank().corr(means[column].rank())
+
+    return statistic
+
+
+def figures(results):
+    table, series = results.tables["spectral"], []
+    for column, title in (("r90", "rank for 90 % of the energy"), ("stable_rank", "stable rank")):
+        for part in PARTS:
+            own = table[table["part"] == part].groupby(["steps", "replicate"])[column].mean().groupby("steps")
+            x = tuple(map(float, own.mean().index))
+            series.append(Series(part, x, tuple(own.mean()), title, low=tuple(own.min()), high=tuple(own.max())))
+            noise = float(table.loc[table["part"] == part, f"{column}_noise"].mean())
+            series.append(Series(f"iid noise, {part}", (x[0], x[-1]), (noise, noise), title, "reference"))
+    caption = "Full fine-tuning at one learning rate, each length a schedule of its own. Means over matrices."
+    return [Lines("Rank by number of steps", tuple(series), "steps", "rank", True, caption=caption)]
+
+
+BIDERMAN = "Biderman et al. 2024, arXiv 2405.09673 (LoRA Learns Less and Forgets Less), §4.6"
+
+study = Study(
+    name="rank_growth",
+    title="When and where does the rank of full fine-tuning grow?",
+    question="Does the rank of full fine-tuning's ΔW grow with training, and is it higher in MLPs than in attention?",
+    varied="the number of steps, each length a run of its own whose rate falls to zero",
+    tuned="the learning rate, at the usual number of steps; the other lengths take it",
+    fixed="full fine-tuning of everything but the embeddings; the head's rate; AdamW without weight decay, float32",
+    scales=scales({"smoke": {"steps": [16]}, "small": {"steps": [25, 50, 400]}, "full": {"steps": [156, 312, 1250]}}),
+    arms=arms,
+    measures=(Measure("spectral", spectral, each_run),),
+    claims=(
+        Claim(
+            "growth",
+            "The rank grows with training",
+            f"{BIDERMAN}, Figure 6",
+            (
+                Criterion("rank for 90 % of the energy, most steps over fewest", growth("r90"), at_least=1.1),
+                Criterion("Spearman's ρ of steps and that rank, over runs", correlation("r90"), at_least=0.8),
+            ),
+            (Control("the same of ΔW with random signs", growth("r90_flipped"), at_least=1.1),),
+            "More steps see more texts.",
+        ),
+        Claim(
+            "types",
+            "The ΔW of MLPs has a higher rank than that of attention",
+            f"{BIDERMAN}, Figure 6",
+            (
+                Criterion(
+                    "rank for 90 % of the energy over that of noise of the shape: MLP over attention",
+                    mlp_over_attention("r90"),
+                    at_least=1.05,
+                ),
+            ),
+            (Control("the same of ΔW with random signs", mlp_over_attention("r90_flipped"), at_least=1.05),),
+            "Over noise of the same shape, because a matrix that is not square has more rank of itself.",
+        ),
+    ),
+    figures=figures,
+)
+
+if __name__ == "__main__":
+    study.main()
