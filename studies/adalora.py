@@ -157,7 +157,7 @@ study = Study(
         Claim(
             "stable",
             "The map of ranks is the task's: seeds agree on it",
-            f"{PAPER}, §4.4",
+            f"{PAPER}, §4.4 (alike over budgets, tasks and models; nothing on seeds)",
             (Criterion("mean rank correlation of two seeds' maps", stable(ADAPTIVE), at_least=0.5),),
             (Control("of random choices", stable(RANDOM), at_least=0.5),),
         ),
@@ -180,7 +180,7 @@ study = Study(
         Claim(
             "choice",
             "Keeping triplets by importance gains more than keeping random ones",
-            f"{PAPER}, §4.4",
+            f"{PAPER}, §4.4, against other scores, not against chance",
             (Criterion("gain by importance less that at random, over full fine-tuning's", lead(ADAPTIVE, RANDOM),
                        at_least=0.0, unit="percent"),),
             (Control("the head alone in its place", lead(HEAD_ALONE, RANDOM), at_least=0.0, unit="percent"),),

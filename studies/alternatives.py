@@ -192,7 +192,7 @@ study = Study(
         Claim(
             "deep",
             "Deep prompts gain more than shallow ones of the same size",
-            "Liu et al. 2021, arXiv 2110.07602, §4: at small models prompt tuning falls far behind",
+            "Liu et al. 2021, arXiv 2110.07602, abstract: prompt tuning does poorly at models of normal size",
             (Criterion("gain of P-tuning v2 less that of prompt tuning, over full fine-tuning's", lead(DEEP, PROMPT),
                        at_least=0.0, unit="percent"),),
             (Control("the head alone in P-tuning v2's place", lead(HEAD_ALONE, PROMPT), at_least=0.0,
@@ -206,8 +206,8 @@ study = Study(
                        at_least=0.0, unit="percent"),),
             (Control("the head alone in prefix tuning's place", lead(HEAD_ALONE, DEEP), at_least=0.0,
                      unit="percent"),),
-            "P-tuning v2 starts at the frozen model's keys and values here, which is what the paper advises where "
-            "there is no network.",
+            "P-tuning v2 starts at the frozen model's keys and values here. The paper starts from activations of real "
+            "words, too, which helps where data are few.",
         ),
         Claim(
             "merged",
@@ -233,7 +233,7 @@ study = Study(
         Claim(
             "unmerged",
             "So does a LoRA that is not merged",
-            f"{HU}, §4.1, on switching tasks; no figures there",
+            f"{HU}, §4.2 (not merging is for where latency is not critical); no figures there",
             (
                 Criterion("latency of one text beyond the base's", of(LORA, "latency"), at_least=0.1, unit="percent"),
                 Criterion("operations beyond the base's", of(LORA, "operations"), at_most=0.05, unit="percent"),

@@ -202,7 +202,7 @@ study = Study(
         Claim(
             "apart",
             "ΔW's leading directions overlap little with W's top directions",
-            "Hu et al. 2021, §7.3, Figure 8: φ(top 4 of ΔW, top 10 % of W) barely above 0.2",
+            "Hu et al. 2021, appendix H.3, Figure 8: φ(top 4 of ΔW, top 10 % of W) barely above 0.2",
             (
                 Criterion("φ left, r = 4, against W's top 10 %", median(TRAINED, FIRST, "phi_left"), at_most=0.25),
                 Criterion("φ right, r = 4, against W's top 10 %", median(TRAINED, FIRST, "phi_right"), at_most=0.25),

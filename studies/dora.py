@@ -124,7 +124,7 @@ study = Study(
         Claim(
             "full",
             "Lengths and directions change together in LoRA, and not in full fine-tuning",
-            f"{PAPER}, §3.2, Figure 2 (correlation +0.83 against −0.62)",
+            f"{PAPER}, Figure 2 (correlation +0.83 against −0.62)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in full fine-tuning", apart(LORA, FULL_TUNING),
                        at_least=0.5),),
             (Control("with ΔM shuffled over the points", apart(LORA, FULL_TUNING, shuffled=True), at_least=0.5),),
@@ -134,14 +134,14 @@ study = Study(
         Claim(
             "dora",
             "In DoRA they change as in full fine-tuning, and not as in LoRA",
-            f"{PAPER}, §3.2, Figure 2 (+0.83 against −0.31)",
+            f"{PAPER}, Figure 2 (+0.83 against −0.31)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in DoRA", apart(LORA, DORA), at_least=0.5),),
             (Control("with ΔM shuffled over the points", apart(LORA, DORA, shuffled=True), at_least=0.5),),
         ),
         Claim(
             "positive",
             "In LoRA they are strongly correlated",
-            f"{PAPER}, §3.2, Figure 2 (+0.83)",
+            f"{PAPER}, Figure 2 (+0.83)",
             (Criterion("correlation of ΔM and ΔD in LoRA", lambda results: correlation(results, LORA),
                        at_least=0.5),),
             (Control("with ΔM shuffled over the points", lambda results: correlation(results, LORA, shuffled=True),

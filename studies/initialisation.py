@@ -202,7 +202,7 @@ study = Study(
         Claim(
             "never",
             "A and B both zero never learn: their gradients are exactly zero at every step",
-            "∂L/∂A = s Bᵀ G, ∂L/∂B = s G Aᵀ (Hu et al. 2021, §4.1)",
+            "∂L/∂A = s Bᵀ G, ∂L/∂B = s G Aᵀ, from the form W + s B A (Hu et al. 2021, §4.1)",
             (
                 Criterion(
                     "largest entry of the first gradients of A and B", largest("both zero", "gradient"), at_most=0.0
@@ -223,7 +223,7 @@ study = Study(
         Claim(
             "both-learn",
             "Either factor may be the random one: both starts learn",
-            "Hayou, Ghosh and Yu 2024, arXiv 2406.08447, §3",
+            "Hayou, Ghosh and Yu 2024, arXiv 2406.08447, on both starts",
             (
                 Criterion("gain with A random, B zero (nats)", gain("A random, B zero"), at_least=0.05),
                 Criterion("gain with A zero, B random (nats)", gain("A zero, B random"), at_least=0.05),
@@ -233,14 +233,14 @@ study = Study(
         Claim(
             "first-better",
             "A random with B zero gains more than the reverse, each at its best learning rate",
-            "Hayou, Ghosh and Yu 2024, §4 (on average over models and tasks)",
+            "Hayou, Ghosh and Yu 2024, abstract (on average)",
             (Criterion("gain with A random over gain with B random", gain_ratio, at_least=1.0),),
             (Control("both zero in place of A random", zero_ratio, at_least=1.0),),
         ),
         Claim(
             "slope-a",
             "With A random the best learning rate falls like n^(−1/2) in the width n",
-            "Hayou, Ghosh and Yu 2024, §3, Theorem 1 and the teacher–student figure",
+            "Hayou, Ghosh and Yu 2024, on the largest stable rate, in theory and in a teacher–student model",
             (Criterion("slope of log rate against log n", slope("kaiming"), at_least=-0.75, at_most=-0.25),),
             (Control("the slope with B random", slope("a-zero"), at_least=-0.75, at_most=-0.25),),
             "ReLU network of one hidden layer, low-rank teacher, full-batch steps of Adam; the paper's sizes differ.",
@@ -248,14 +248,14 @@ study = Study(
         Claim(
             "slope-b",
             "With B random the best learning rate falls like n^(−1)",
-            "Hayou, Ghosh and Yu 2024, §3, Theorem 2 and the teacher–student figure",
+            "Hayou, Ghosh and Yu 2024, on the largest stable rate, in theory and in a teacher–student model",
             (Criterion("slope of log rate against log n", slope("a-zero"), at_least=-1.3, at_most=-0.7),),
             (Control("the slope with A random", slope("kaiming"), at_least=-1.3, at_most=-0.7),),
         ),
         Claim(
             "larger-rates",
             "A random allows larger learning rates at large width",
-            "Hayou, Ghosh and Yu 2024, §3",
+            "Hayou, Ghosh and Yu 2024, abstract",
             (
                 Criterion(
                     "best rate with A random over that with B random, at the largest width",

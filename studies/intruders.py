@@ -315,7 +315,7 @@ def causes(name, method):
     return Claim(
         name,
         f"Scaling the top intruders down cuts forgetting and costs the task next to nothing ({method})",
-        f"{PAPER}, §5 (λ = 0.7: forgetting −33 %, accuracy −0.0 %)",
+        f"{PAPER}, §5 (QQP, λ = 0.7: forgetting −33 %, accuracy −0.0 %)",
         (
             Criterion("share of the forgetting that is gone at λ = 0.7", spared(method, "intruder"), at_least=0.1,
                       unit="percent"),
@@ -334,7 +334,7 @@ def specific(name, method):
     return Claim(
         name,
         f"It is the intruders and not the size of ΔW: shrinking ΔW as a whole spares less ({method})",
-        f"{PAPER}, §5, has no such control; an independent test on Llama-2-7B found no benefit beyond shrinking",
+        f"{PAPER}, §5, has no such control; an unreviewed test on Llama-2-7B found no benefit beyond shrinking",
         (
             Criterion("spared share at λ = 0.7 less that of ΔW shrunk to the same norm or by as much, the better one",
                       beyond_shrinking(method, "intruder"), at_least=0.0, unit="percent"),
@@ -377,13 +377,13 @@ study = Study(
     ),
     claims=(
         exists("exist", LORA_8, "LoRA of r = 8 has intruders where full fine-tuning of the same loss has few",
-               f"{PAPER}, §4, Figure 4"),
-        exists("exist-r1", LORA_1, "So has LoRA of r = 1", f"{PAPER}, §4, Figure 4"),
+               f"{PAPER}, §3, Figure 4"),
+        exists("exist-r1", LORA_1, "So has LoRA of r = 1", f"{PAPER}, §3, Figure 4"),
         exists("exist-r64", LORA_64, "With α fixed LoRA of r = 64 has them, too", f"{PAPER}, §4 (α = 8)"),
         Claim(
             "full",
             "Full fine-tuning has next to none",
-            f"{PAPER}, §4",
+            f"{PAPER}, §3, Figure 4",
             (
                 Criterion("share of leading vectors that are intruders", slots(FULL_TUNING), at_most=0.05,
                           unit="percent"),
@@ -394,14 +394,14 @@ study = Study(
             ),
         ),
         fewer("rank", "At one scale of B·A and one rate more r makes fewer: r = 64 half of those of r = 8 at most",
-              f"{PAPER}, §4 (with α = 2r they vanish at r = 64)", STEADY_HIGH, HIGH, 0.5,
+              f"{PAPER}, §3, Figure 4 (with α = 2r they vanish at r = 64)", STEADY_HIGH, HIGH, 0.5,
               "B·A is multiplied by 2 in both: α/r at r = 8, α/√r at r = 64."),
         fewer("frozen", "Freezing A makes far fewer at one rate: LoRA-FA half of LoRA's at most",
-              f"{PAPER}, appendix (A random, B trained)", FROZEN_HIGH, HIGH, 0.5),
+              f"{PAPER}, appendix A.5 (A random, B trained)", FROZEN_HIGH, HIGH, 0.5),
         Claim(
             "rate",
             "A higher learning rate makes more intruders",
-            f"{PAPER}, §4",
+            f"{PAPER}, §4, Figure 7",
             (Criterion("Spearman's ρ of learning rate and intruders over runs", correlation("rate", "found"),
                        at_least=0.7),),
             (Control("with the rates shuffled among the runs", correlation("rate", "found", shuffled=True),
@@ -411,7 +411,7 @@ study = Study(
         Claim(
             "forgetting",
             "Runs with more intruders have forgotten more",
-            f"{PAPER}, §5 (ρ = 0.97 over learning rates)",
+            f"{PAPER}, §4, Figure 7 (ρ = 0.97 over learning rates)",
             (Criterion("Spearman's ρ of intruders and forgetting over runs", correlation("found", "forgetting"),
                        at_least=0.7),),
             (Control("with the counts shuffled among the runs", correlation("found", "forgetting", shuffled=True),
@@ -421,7 +421,7 @@ study = Study(
         Claim(
             "objective",
             "Runs with more intruders are worse at what the base was pre-trained for",
-            f"{PAPER}, §5",
+            f"{PAPER}, §4, Figure 7",
             (Criterion("Spearman's ρ of intruders and the pre-training's loss over runs",
                        correlation("found", "pair_loss"), at_least=0.7),),
             (Control("with the counts shuffled among the runs", correlation("found", "pair_loss", shuffled=True),
@@ -431,7 +431,7 @@ study = Study(
         Claim(
             "beyond-size",
             "That holds beyond the size of ΔW",
-            "Not in the paper; an independent test on Llama-2-7B holds that the size drives forgetting",
+            "Not in the paper; an unreviewed test on Llama-2-7B holds that the size drives forgetting",
             (Criterion("the same ρ, partial, given ‖ΔW‖", correlation("found", "forgetting", given="squares"),
                        at_least=0.3),),
             (Control("with the counts shuffled among the runs",
@@ -445,7 +445,7 @@ study = Study(
         Claim(
             "threshold",
             "W's spectrum alone says how strong ΔW must be for an intruder, within a factor of 2",
-            "The Intruder Threshold, Xie 2026, arXiv 2607.23711 (82 % of layers)",
+            "The Intruder Threshold, Xie 2026, arXiv 2607.23711, abstract (82 % of layers)",
             (Criterion("share of weights within a factor of 2", within_two("predicted"), at_least=0.7,
                        unit="percent"),),
             (Control("from the spectrum of noise of W's shape and norm", within_two("of_noise"), at_least=0.7,
@@ -455,7 +455,7 @@ study = Study(
         Claim(
             "detects",
             "That factor tells the weights with intruders from those without",
-            "The Intruder Threshold, Xie 2026, arXiv 2607.23711 (AUC 0.89)",
+            "The Intruder Threshold, Xie 2026, arXiv 2607.23711, abstract (AUC 0.89)",
             (Criterion("area under the ROC curve", auc(), at_least=0.8),),
             (Control("with the factors shuffled among the weights", auc(shuffled=True), at_least=0.8),),
             "All weights of LoRA, r = 8, at four rates.",

@@ -224,7 +224,7 @@ def figures(results):
     ]
 
 
-PAPER = "Biderman et al. 2024, arXiv 2405.09673"
+PAPER = "Biderman et al. 2024, arXiv 2405.09673 (TMLR)"
 FORGETS = (
     "Forgetting: 1 − Spearman's ρ of the cosine similarities of held-out glosses of one class, after tuning against "
     "before. The paper has accuracy on other tasks, of a language model."
@@ -289,7 +289,7 @@ study = Study(
         Claim(
             "objective",
             "It keeps more of what the base was pre-trained for",
-            f"{PAPER}, §4.2",
+            f"{PAPER}, §4.2, there of other tasks",
             (
                 Criterion("loss of pre-training, LoRA, r = 8, less full fine-tuning's (nats)",
                           less_lost(named(8), column="pair_loss"), at_most=0.0),
@@ -318,7 +318,7 @@ study = Study(
         Claim(
             "pareto",
             "Where both have learned as much, LoRA has forgotten less",
-            f"{PAPER}, §4.3 (of the trade-off; there they mostly agree)",
+            f"{PAPER}, §4.3 (for code; for math it is full fine-tuning)",
             (
                 Criterion("forgetting at 80 % of full fine-tuning's gain: LoRA, r = 8, less full fine-tuning",
                           dearer(lora_path, full_path), at_most=0.0),

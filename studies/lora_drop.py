@@ -127,7 +127,7 @@ study = Study(
         Claim(
             "choice",
             "Layers chosen by the size of their outputs gain more than layers chosen at random",
-            f"{PAPER}, §5",
+            f"{PAPER}, which chooses by outputs; the random choices are this study's",
             (Criterion("gain of LoRA-drop less the mean of three random choices', over full fine-tuning's",
                        over_random(DROP), at_least=0.0, unit="percent"),),
             (Control("the head alone in its place", over_random(HEAD_ALONE), at_least=0.0, unit="percent"),),
@@ -137,7 +137,7 @@ study = Study(
         Claim(
             "share",
             "One LoRA that the other layers share is better than none",
-            f"{PAPER}, §5",
+            f"{PAPER}, which shares one",
             (Criterion("gain with a shared LoRA less that without, over full fine-tuning's", lead(DROP, REST_DROPPED),
                        at_least=0.0, unit="percent"),),
             (Control("the head alone in its place", lead(HEAD_ALONE, REST_DROPPED), at_least=0.0, unit="percent"),),
@@ -145,7 +145,7 @@ study = Study(
         Claim(
             "stable",
             "The importances are the task's: seeds agree on them",
-            f"{PAPER}, §3 (the choice does not hang on the sample)",
+            f"{PAPER}, which scores layers on a sample; asked of seeds here",
             (Criterion("mean rank correlation of two seeds' importances", agreement, at_least=0.7),),
             (Control("with the layers shuffled", lambda results: agreement(results, shuffled=True), at_least=0.7),),
         ),

@@ -115,7 +115,7 @@ study = Study(
         Claim(
             "memory",
             "LoRA-FA keeps far fewer activations than LoRA",
-            f"{PAPER}, §3: A x (r numbers a token) in place of x (d_in)",
+            f"{PAPER}: A x (r numbers a token) in place of x (d_in)",
             (Criterion("bytes that the adapter keeps for backward, over LoRA's", share_of_lora(B_ONLY), at_most=0.35,
                        unit="percent"),),
             (Control("A trained and B frozen", share_of_lora(A_ONLY), at_most=0.35, unit="percent"),),
@@ -124,7 +124,7 @@ study = Study(
         Claim(
             "quality",
             "LoRA-FA falls short of LoRA by 10 % of full fine-tuning's gain at most",
-            f"{PAPER}, §4 (close to LoRA)",
+            f"{PAPER}, abstract of the first version (close to LoRA)",
             (Criterion("gain of LoRA less that of LoRA-FA, over full fine-tuning's", lead(LORA, B_ONLY), at_most=0.1,
                        unit="percent"),),
             (Control("the head alone in its place", lead(LORA, HEAD_ALONE), at_most=0.1, unit="percent"),),
@@ -142,7 +142,7 @@ study = Study(
         Claim(
             "asymmetry",
             "B alone, with a random A, gains more than A alone, with a random B",
-            f"{ZHU}, §5 (GLUE, r = 8: 87.4 against 84.2)",
+            f"{ZHU}, Table 1 (GLUE, r = 8: 87.4 against 84.2)",
             (Criterion("gain of B alone less that of A alone, over full fine-tuning's", lead(B_ONLY, A_ONLY),
                        at_least=0.1, unit="percent"),),
             (Control("the head alone in the place of B alone", lead(HEAD_ALONE, A_ONLY), at_least=0.1,

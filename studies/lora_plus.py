@@ -79,7 +79,7 @@ study = Study(
         Claim(
             "ratio",
             "The best ratio of B's rate to A's is far above 1",
-            f"{PAPER}, §4 (η_A of order 1/n, η_B of order 1)",
+            f"{PAPER} (η_A of order 1/n, η_B of order 1)",
             (
                 Criterion("replicates whose lowest loss has λ ≥ 4",
                           lambda results: float((best_ratios(results) >= 4).mean()), at_least=0.8, unit="percent"),
@@ -93,7 +93,7 @@ study = Study(
         Claim(
             "better",
             "LoRA+ with λ = 16 gains 1 % more than LoRA",
-            f"{PAPER}, §5 (1 to 2 %)",
+            f"{PAPER}, abstract (1 to 2 %)",
             (Criterion("gain of λ = 16 less that of λ = 1, over full fine-tuning's", lead(PLUS, EQUAL), at_least=0.01,
                        unit="percent"),),
             (Control("λ = 1/16 less λ = 1", lead(SLOWER, EQUAL), at_least=0.01, unit="percent"),),
@@ -101,7 +101,7 @@ study = Study(
         Claim(
             "faster",
             "With nine tenths of the steps LoRA+ gains as much as LoRA",
-            f"{PAPER}, §5 (up to twice as fast)",
+            f"{PAPER}, abstract (up to twice as fast)",
             (Criterion("gain of λ = 16 in 90 % of the steps, less that of λ = 1 in all, over full fine-tuning's",
                        lead(SHORT[PLUS], EQUAL), at_least=0.0, unit="percent"),),
             (

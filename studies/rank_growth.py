@@ -66,7 +66,7 @@ def figures(results):
     return [Lines("Rank by number of steps", tuple(series), "steps", "rank", True, caption=caption)]
 
 
-BIDERMAN = "Biderman et al. 2024, arXiv 2405.09673 (LoRA Learns Less and Forgets Less), §4.6"
+BIDERMAN = "Biderman et al. 2024, arXiv 2405.09673 (LoRA Learns Less and Forgets Less, TMLR), §4.6"
 
 study = Study(
     name="rank_growth",

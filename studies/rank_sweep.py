@@ -225,7 +225,7 @@ study = Study(
         Claim(
             "root",
             "With α/√r a high rank learns more than with α/r",
-            "Kalajdzievski 2023, arXiv 2312.03732, §4",
+            "Kalajdzievski 2023, arXiv 2312.03732, on perplexity by rank",
             (
                 Criterion(
                     "highest rank, memorise: gain with α/√r over that with α/r, less 1",

@@ -152,7 +152,7 @@ study = Study(
         Claim(
             "root-end",
             "With α/√r the gradients do not depend on r after training",
-            f"{PAPER}, §4",
+            f"{PAPER}, on gradient norms by rank",
             (Criterion("slope of log ‖g‖ against log r", slope("α/√r", "end"), at_least=-0.2, at_most=0.2),),
             (Control("with a constant scale, at the start", slope(CONSTANT, "start"), at_least=-0.2, at_most=0.2),),
             "The paper has norms along training.",
@@ -160,7 +160,7 @@ study = Study(
         Claim(
             "collapse",
             "With α/r the gradients shrink as r grows",
-            f"{PAPER}, §4",
+            f"{PAPER}, on gradient norms by rank",
             (
                 Criterion("slope of log ‖g‖ against log r, at the start", slope("α/r", "start"), at_most=-0.35),
                 Criterion("slope of log ‖g‖ against log r, after training", slope("α/r", "end"), at_most=-0.35),
@@ -170,7 +170,7 @@ study = Study(
         Claim(
             "more",
             "At one learning rate a higher rank learns more with α/√r",
-            f"{PAPER}, §4 (α/r: the same perplexity for all ranks)",
+            f"{PAPER}, on perplexity by rank (α/r: about the same for all)",
             (
                 Criterion("α/√r: gain of the highest rank less that of the lowest, over full fine-tuning's",
                           more("α/√r"), at_least=0.02, unit="percent"),

@@ -257,7 +257,7 @@ study = Study(
         Claim(
             "left",
             "The left (output) side agrees across seeds more than the right (input) side",
-            "Zhu et al. 2024, arXiv 2402.16842, §5 (B is alike across seeds, A follows its start)",
+            "Zhu et al. 2024, arXiv 2402.16842, Figure 1 (B is alike across seeds, A follows its start)",
             (Criterion("median φ(r, r), left over right, r = 8", over(SEEDS_LEFT, SEEDS_RIGHT), at_least=1.2),),
             (Control("right over left", over(SEEDS_RIGHT, SEEDS_LEFT), at_least=1.2),),
         ),
@@ -272,7 +272,7 @@ study = Study(
         Claim(
             "start",
             "Across tasks the right side is the start: with a shared one it agrees, with starts of its own it does not",
-            "Crossed task × initialisation notes on Mistral adapters (third party); Zhu et al. 2024, §5",
+            "Crossed task × initialisation runs on Qwen2.5-0.5B (a third party's note); Zhu et al. 2024, Figure 1",
             (
                 Criterion("median φ(r, r), right side, tasks with a shared start", SHARED_RIGHT, at_least=0.8),
                 Criterion(
@@ -286,7 +286,7 @@ study = Study(
         Claim(
             "left-tasks",
             "The left side does not come from the start",
-            "Zhu et al. 2024, §5",
+            "Zhu et al. 2024, Figure 1 (B differs between tasks)",
             (
                 Criterion(
                     "median φ(r, r), left side: tasks with a shared start less tasks with their own",

@@ -156,7 +156,7 @@ study = Study(
             "Sweeps have two points a decade; one run each. LoRA+, which has two rates, is left out.",
         ),
         paper("rsLoRA", "rsLoRA gains more than LoRA", "Kalajdzievski 2023, arXiv 2312.03732"),
-        paper("LoRA+", "LoRA+ gains more than LoRA", "Hayou, Ghosh and Yu 2024, arXiv 2402.12354, §5"),
+        paper("LoRA+", "LoRA+ gains more than LoRA", "Hayou, Ghosh and Yu 2024, arXiv 2402.12354, abstract"),
         paper("DoRA", "DoRA gains more than LoRA", "Liu et al. 2024, arXiv 2402.09353, Table 1"),
         paper("PiSSA", "PiSSA gains more than LoRA", "Meng et al. 2024, arXiv 2404.02948"),
         paper("OLoRA", "OLoRA gains more than LoRA", "Büyükakyüz 2024, arXiv 2406.01775"),

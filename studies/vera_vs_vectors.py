@@ -218,7 +218,7 @@ def against(method, ours, name, source, note=""):
 
 
 VERA = "Kopiczko, Blankevoort and Asano 2024, arXiv 2310.11454"
-ROWS = "Not in the VeRA paper; PEFT's method comparison has (IA)³ above VeRA at twice its parameters"
+ROWS = "Not at equal parameters in the VeRA paper; PEFT's comparison has (IA)³ above VeRA at twice its parameters"
 
 study = Study(
     name="vera_vs_vectors",
@@ -237,7 +237,7 @@ study = Study(
         Claim(
             "both",
             "Training both vectors gains more than either alone, at the same r",
-            f"{VERA}, §4.6",
+            f"{VERA}, ablation of the vectors (MRPC: 90.5 with both, 89.7 with d, 81.6 with b)",
             (
                 Criterion("gain of VeRA less that of only b, over full fine-tuning's", lead(SHARED, ONLY_B),
                           at_least=0.0, unit="percent"),
@@ -255,7 +255,7 @@ study = Study(
         Claim(
             "both-matched",
             "Training both vectors gains more than either alone, at equal parameters",
-            f"{VERA}, §4.6, with r chosen for equal parameters",
+            f"{VERA}, ablation of the vectors, with r chosen for equal parameters",
             (
                 Criterion("gain of VeRA, r = 16, less that of only b, over full fine-tuning's", lead(SMALLER, ONLY_B),
                           at_least=0.0, unit="percent"),
@@ -282,7 +282,7 @@ study = Study(
         Claim(
             "shared",
             "Sharing the random matrices costs nothing",
-            f"{VERA}, §4.6 (RTE 84.6 and 84.6, CoLA 67.7 and 68.3)",
+            f"{VERA}, Table 7 (RTE 84.6 and 84.6, CoLA 67.7 and 68.3)",
             (
                 Criterion("gain with shared less that with unshared matrices, over full fine-tuning's",
                           lead(SHARED, UNSHARED), at_least=-0.05, at_most=0.05, unit="percent"),
@@ -311,14 +311,14 @@ study = Study(
         Claim(
             "still",
             "With d = 0 and b = 0 at the start VeRA never learns",
-            f"{VERA}, §3.2: each vector's gradient is the other one's multiple",
+            f"From the form of {VERA}: each vector's gradient is the other one's multiple",
             (Criterion("largest entry of ΔW after training", largest(STILL), at_most=0.0),),
             (Control("of VeRA with d = 0.1", largest(SHARED), at_most=0.0),),
         ),
         Claim(
             "input-side",
             "The input side of VeRA's update is its random matrices': seeds agree more there if they share the pair",
-            "ΔW's rows are combinations of A's; for LoRA Zhu et al. 2024, arXiv 2402.16842, §5",
+            "ΔW's rows are combinations of A's; for LoRA Zhu et al. 2024, arXiv 2402.16842, Figure 1",
             (
                 Criterion("median φ(8, 8), right side: one pair for all seeds less pairs of their own", by_pair(""),
                           at_least=0.05),
@@ -328,7 +328,7 @@ study = Study(
         Claim(
             "output-side",
             "The output side of VeRA's update agrees across seeds though their random matrices differ",
-            "For LoRA's B Zhu et al. 2024, §5; asked of VeRA here",
+            "For LoRA's B Zhu et al. 2024, Figure 1; asked of VeRA here",
             (Criterion("median z of φ(1, 1), left side", median("VeRA, seeds", "z_1", "left"), at_least=5.0),),
             (Control("shuffled", median("VeRA, seeds", "shuffled_z_1", "left"), at_least=5.0),),
         ),

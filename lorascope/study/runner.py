@@ -252,17 +252,13 @@ class Runner:
         except Exception as error:  # such as a column that no run was left to fill
             self.failures[measure.name] = f"its calls could not be made: {type(error).__name__}: {error}"
             return pd.DataFrame()
-        jobs = [self._measure_job(measure, call) for call in calls]
-        self._do(measure.name, jobs)
-        by_key = {row["key"]: row for row in results.runs.to_dict("records")}
+        jobs = {job.key: (call, job) for call in calls for job in [self._measure_job(measure, call)]}
+        self._do(measure.name, [job for _, job in jobs.values()])
         rows = []
-        for call, job in zip(calls, jobs, strict=True):
+        for call, job in jobs.values():
             if self.store.done(job.key):
-                own = dict(call.params)
-                if len(call.runs) == 1:
-                    arm = by_key[call.runs[0]]
-                    own = {key: arm[key] for key in _labels(self.arms)} | {"replicate": arm["replicate"]} | own
-                rows += [{**own, **row} for row in read_rows(self.store.folder(job.key))]
+                found = read_rows(self.store.folder(job.key))
+                rows += [{**own, **row} for own in self._labels_of(call, results.runs) for row in found]
         table = pd.DataFrame(rows)
         if "replicate" in table.columns and table["replicate"].isna().any():
             raise InputError(
@@ -270,6 +266,18 @@ class Runner:
                 hint="give `replicate` among the params of calls of several runs",
             )
         return table
+
+    def _labels_of(self, call: Call, runs: "pd.DataFrame") -> list[dict[str, Any]]:
+        """What the rows of a call are told apart by: its values, and of one run its arm's labels.
+
+        A run that several arms share is measured once and has its rows in each, unless the call says in which.
+        """
+        if len(call.runs) != 1:
+            return [dict(call.params)]
+        labels = [*_labels(self.arms), "replicate"]
+        arms = [{key: row[key] for key in labels} for row in runs[runs["key"] == call.runs[0]].to_dict("records")]
+        said = [arm for arm in arms if all(call.params[key] == arm[key] for key in labels if key in call.params)]
+        return [{**arm, **call.params} for arm in said or arms[:1]]
 
     def _measure_job(self, measure: Measure, call: Call) -> Job:
         spec = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorascope.errors import InputError
-from lorascope.study import work
+from lorascope.study import Call, work
 from lorascope.study.local import Local
 from lorascope.study.runner import Runner
 from lorascope.study.store import Job, Store
@@ -234,6 +234,21 @@ def test_a_measure_whose_calls_cannot_be_made_costs_itself_alone(toy):
     results, _ = runner.run()
     assert "KeyError" in runner.failures["sizes"]
     assert len(results.tables["waves"]) == 4
+
+
+def test_a_run_of_two_arms_is_measured_once_and_stands_in_both(toy):
+    """Arms may agree in all but their names, such as LoRA at its own rate and LoRA at that of another arm."""
+    runner = toy()
+    own = replace(runner.arms[0], learning_rates=(1e-3,))
+    runner.arms = (own, replace(own, labels={"method": "lora", "rank": "the same"}))
+    results, _ = runner.run()
+    assert results.runs["key"].nunique() == 2
+    assert sorted(results.tables["sizes"].groupby(["rank", "replicate"]).groups, key=str) == sorted(
+        [(rank, n) for rank in (1, "the same") for n in (0, 1)], key=str
+    )
+    assert sum(job.spec["kind"] == "measure" for job in runner.used.values()) == 2 + 4
+    call = Call((results.runs["key"].iloc[0],), {"rank": "the same"})
+    assert [row["rank"] for row in runner._labels_of(call, results.runs)] == ["the same"]
 
 
 def test_rows_with_and_without_replicates_do_not_mix(toy, monkeypatch):
