@@ -386,7 +386,7 @@ study = Study(
         Claim(
             "lora",
             "LoRA's numbers are better placed: it needs fewer than a random subspace",
-            "Hu et al. 2021, arXiv 2106.09685, §4.1 (after Aghajanyan et al. 2020); no paper read here sets them on one axis",
+            "Hu et al. 2021, arXiv 2106.09685, §4.1 (after Aghajanyan et al. 2020); no paper read here compares them",
             (Criterion("numbers LoRA needs for 90 % of the gain, over d90 of DID", over_did(LORA), at_most=1),),
             (
                 Control(

@@ -10,7 +10,7 @@ key, not the run's seed, decides the pair: vary it as well where runs are to be 
 
 Learning rates of the paper (AdamW): 4e-3 to 3e-2 on GLUE with r from 256 to 1024, ten times LoRA's.
 
-The ablations of the paper's §4.6 train one of the vectors: `vera_only_b` keeps d as it starts, `vera_only_d` has b at
+The ablations of the paper train one of the vectors: `vera_only_b` keeps d as it starts, `vera_only_d` has b at
 1 and d start at 0, which is the base model too and, unlike d = 0.1, not a random change of it. The paper does not say
 at which values it left the other vector; d = 1 (`d_initial: 1.0`) is the reading that leaves d out of the formula.
 """
