@@ -5,7 +5,7 @@ python studies/rank_sweep.py --scale small --jobs 2
 
 import numpy as np
 
-from lorascope.blocks import Lines, Series
+from lorascope.blocks import Column, Lines, Marker, Series, Table
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, memorise, scales
 
@@ -103,45 +103,60 @@ def fit(results, column):
 
 
 def figures(results):
-    runs = results.runs
-    losses, ranks = [], []
+    return [*(losses(results, task) for task in TASKS), stops(results), used(results)]
+
+
+def losses(results, task):
+    runs = results.runs[results.runs["task"] == task]
+    series = []
+    for scaling in SCALINGS:
+        part = runs[runs["scaling"] == scaling].groupby("rank")["loss"]
+        x = tuple(map(float, part.mean().index))
+        series.append(Series(scaling, x, tuple(part.mean()), low=tuple(part.min()), high=tuple(part.max())))
+    levels = {"head alone": "", "full fine-tuning": "full"}
+    marks = tuple(Marker("y", float(mean_loss(results, task, kind, None)), label) for label, kind in levels.items())
+    texts = "Test texts" if task == "wordnet" else "The training texts themselves, whose classes are random"
+    return Lines(
+        f"Loss by rank, {task}",
+        tuple(series),
+        "rank r",
+        "loss (nats)",
+        log_x=True,
+        markers=marks,
+        caption=f"{texts}. Means over replicates, the band from the best to the worst one. Learning rates are tuned "
+        "for every point.",
+    )
+
+
+def stops(results):
+    """The gain of every rank over the best rank's, and the first rank that is close to it."""
+    ranks, rows = results.scale.params["ranks"], []
     for task in TASKS:
         for scaling in SCALINGS:
-            part = runs[(runs["task"] == task) & (runs["scaling"] == scaling)].groupby("rank")["loss"]
-            x = tuple(map(float, part.mean().index))
-            losses.append(Series(scaling, x, tuple(part.mean()), task, low=tuple(part.min()), high=tuple(part.max())))
-        for scaling, label in (("", "head alone"), ("full", "full fine-tuning")):
-            level = runs[(runs["task"] == task) & (runs["scaling"] == scaling)]["loss"].mean()
-            ends = (float(min(results.scale.params["ranks"])), float(max(results.scale.params["ranks"])))
-            losses.append(Series(label, ends, (level, level), task, weight="reference"))
-    table = results.tables["spectra"]
+            own = {r: share(task, r, scaling)(results) for r in ranks if r > 1 or scaling == "α/r"}
+            first = next(r for r, gained in own.items() if gained >= 0.95)
+            rows.append((task, scaling, first, *(own.get(r) for r in ranks)))
+    columns = (
+        Column("task", "Task"),
+        Column("scaling", "Scale"),
+        Column("first", "First r with 95 %", "int"),
+        *(Column(f"r{r}", f"r = {r}", "percent") for r in ranks),
+    )
+    caption = "Gain over that of the best rank of its row, of means over replicates; above the head alone."
+    return Table(columns, tuple(rows), "Where more rank stops helping", caption)
+
+
+def used(results):
+    table, series = results.tables["spectra"], []
     for task in TASKS:
         part = table[(table["task"] == task) & (table["scaling"] == "α/r")].groupby("rank")
         x = tuple(map(float, part["rank"].first()))
         for column, label in (("stable_rank", "stable rank"), ("energy_rank", "rank for 90 % of the energy")):
-            ranks.append(Series(label, x, tuple(part[column].mean()), task))
+            series.append(Series(label, x, tuple(part[column].mean()), task))
         null = tuple(part["stable_rank_of_null"].mean())
-        ranks.append(Series("stable rank of a structureless B·A", x, null, task, weight="reference"))
-    return [
-        Lines(
-            "Loss by rank",
-            tuple(losses),
-            "rank r",
-            "loss (nats)",
-            log_x=True,
-            caption="Means over replicates, the band from the best to the worst one. wordnet: test texts; memorise: "
-            "the training texts, whose classes are random. Learning rates are tuned for every point.",
-        ),
-        Lines(
-            "Rank that is used",
-            tuple(ranks),
-            "rank r",
-            "rank",
-            log_x=True,
-            log_y=True,
-            caption="Means over modules and replicates, α/r.",
-        ),
-    ]
+        series.append(Series("stable rank of a structureless B·A", x, null, task, weight="reference"))
+    caption = "Means over modules and replicates, α/r."
+    return Lines("Rank that is used", tuple(series), "rank r", "rank", log_x=True, log_y=True, caption=caption)
 
 
 study = Study(
