@@ -3,7 +3,7 @@
 python studies/full_finetuning_rank.py --scale small --jobs 2
 """
 
-from lorascope.blocks import Lines, Marker, Series
+from lorascope.blocks import Column, Lines, Marker, Series, Table
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.measures.rank import curves, shared, spectral
 from lorascope.study.measures.truncation import TENTH, functional
@@ -155,7 +155,38 @@ def stable_rank_ratio(results):
 
 
 def figures(results):
-    return [gain_by_rank(results), spectrum_figure(results), gain_by_numbers(results), gain_by_part(results)]
+    drawn = [gain_by_rank(results), spectrum_figure(results), gain_by_numbers(results), gain_by_part(results)]
+    try:
+        return [readings(results), *drawn]
+    except ValueError:  # full fine-tuning gained nothing, as after a few steps
+        return drawn
+
+
+def readings(results):
+    """Every number that is called the rank of an update, for full fine-tuning and for the widest LoRA."""
+    shared_rank = results.tables["shared"]["shared_rank"].mean()
+    full, lora = spectra_of(results), spectra_of(results, "lora", widest(results))
+    rows = [
+        ("90 % of the energy", full["r90"].mean(), lora["r90"].mean()),
+        ("90 % of the energy, iid noise", full["r90_noise"].mean(), None),
+        ("effective rank", full["effective_rank"].mean(), lora["effective_rank"].mean()),
+        ("stable rank", full["stable_rank"].mean(), lora["stable_rank"].mean()),
+        ("above its noise (Gavish–Donoho)", full["gavish_donoho"].mean(), None),
+        ("shared with another run", shared_rank, None),
+        ("k90: 90 % of the gain is kept", smallest(results), smallest(results, "adapter")),
+        ("k99: 99 % of the gain", smallest(results, column="k99"), None),
+        ("k90, gain counted from the matrices at W", smallest(results, column="k90_from_w"), None),
+        ("smallest trained r with 90 % of full fine-tuning's gain", None, smallest_trained(results)),
+    ]
+    columns = (
+        Column("reading", "Reading"),
+        Column("full", "Full fine-tuning", "float"),
+        Column("lora", f"LoRA, r = {widest(results)}", "float"),
+    )
+    caption = "Means over matrices and replicates. All matrices are truncated to k at once; gain is counted from the "
+    caption += "head trained alone unless said. The last row is of all r that were trained."
+    rows = [(name, *(None if x is None else float(x) for x in both)) for name, *both in rows]
+    return Table(columns, tuple(rows), "The rank, by every reading", caption)
 
 
 def averaged(table, label, x="k", y="gain", **drawn):
