@@ -25,6 +25,7 @@ from lorascope.report import text as t
 
 Record = Mapping[str, Any]
 MOST_FAILURES = 20
+FAR = 0.1  # nats: differences below it are no sign of a run that broke
 INTERVAL = Definitions(
     (
         Definition(
@@ -52,6 +53,7 @@ def page(record: Record) -> Page:
             *([Heading("Reading"), Text(record["reading"])] if record["reading"] else []),
             *serial.from_json(record["figures"]),
             _protocol(record),
+            *_arms(record),
             *_tuning(record),
             *_tables(record),
             INTERVAL,
@@ -172,11 +174,31 @@ def _warnings(record: Record) -> list[Block]:
     edges = [_named(each["labels"]) for each in record["tuning"] if not each["interior"]]
     if edges:
         items.append(Finding("warning", f"the best learning rate stayed at an end of its sweep: {'; '.join(edges)}"))
+    items += [Finding("warning", each) for each in _apart(record["runs"])]
     failures = record["failures"]
     items += [Finding("error", f"{each['title']}: {each['message']}") for each in failures[:MOST_FAILURES]]
     if len(failures) > MOST_FAILURES:
         items.append(Finding("error", f"and {len(failures) - MOST_FAILURES} more runs failed; the JSON names them"))
     return [Findings(tuple(items), "What to know first")] if items else []
+
+
+def _apart(runs: Record) -> list[str]:
+    """A sentence for every arm whose replicates ended far apart: some of them may have broken without diverging."""
+    names = runs["columns"]
+    if "loss" not in names or "replicate" not in names:
+        return []
+    labels, loss = names[: names.index("replicate")], names.index("loss")
+    arms: dict[tuple[str, ...], list[float]] = {}
+    for row in runs["rows"]:
+        if isinstance(row[loss], int | float):
+            arms.setdefault(tuple(map(str, row[: len(labels)])), []).append(row[loss])
+    found = []
+    for arm, losses in arms.items():
+        least, most = min(losses), max(losses)
+        if most > 2 * abs(least) + FAR:
+            where = ", ".join(f"{key} {value}" for key, value in zip(labels, arm, strict=True) if value != "")
+            found.append(f"{where}: replicates ended at losses from {least:.3g} to {most:.3g}; all are counted")
+    return found
 
 
 def _few(n: int) -> str:
@@ -204,7 +226,7 @@ def _protocol(record: Record) -> Facts:
         ("Replicates", f"{scale['replicates']}, each with its own initialisation, data subset and order"),
         ("Scale", scale["name"] + "".join(f"; {key} {_shown(value)}" for key, value in scale["params"].items())),
         ("Config", config),
-        ("Scored on", _scored_on(scale)),
+        ("Scored on", _scored_on(scale) + _scored_elsewhere(record)),
         ("Cost", work),
     ]
     return Facts(tuple((label, value) for label, value in items if value), "Protocol")
@@ -215,6 +237,27 @@ def _scored_on(scale: Record) -> str:
         return "the held-out texts, on which learning rates are tuned as well"
     some = f"the first {scale['test_samples']:,}" if scale["test_samples"] else "all"
     return f"{some} texts of the {scale['test_split']} split, on which nothing is tuned"
+
+
+def _scored_elsewhere(record: Record) -> str:
+    if not any("data.eval_split" in arm["changes"] for arm in record["arms"]):
+        return ""
+    return "; arms that name a data.eval_split of their own on that, by which their rates are tuned as well"
+
+
+def _arms(record: Record) -> list[Block]:
+    """What each arm changes in the common config; its rate and seeds apart."""
+    arms = record["arms"]
+    labels = list(dict.fromkeys(key for arm in arms for key in arm["labels"]))
+    columns = [*(Column(key, key) for key in labels), Column("changes", "changes in the config")]
+    rows = [
+        (
+            *(arm["labels"].get(key) for key in labels),
+            ", ".join(f"{key} {_shown(value)}" for key, value in arm["changes"].items()),
+        )
+        for arm in arms
+    ]
+    return [Table(tuple(columns), tuple(rows), "Arms", where="page")] if rows else []
 
 
 def _shown(value: Any) -> str:
@@ -245,13 +288,19 @@ def _table(name: str, table: Record) -> Table:
     columns = []
     for j, key in enumerate(table["columns"]):
         values = [row[j] for row in rows if row[j] is not None]
-        whole = all(isinstance(value, int) for value in values)
+        whole = all(isinstance(value, int) or (isinstance(value, float) and value.is_integer()) for value in values)
         numeric = bool(values) and all(isinstance(value, int | float) for value in values)
         unit = "int" if numeric and whole and key != "seed" else "float" if numeric and not whole else "text"
         columns.append(Column(key, key.replace("_", " "), unit, 4))
-    names = table["columns"]
-    shown = tuple(tuple(str(v) if key == "seed" else v for key, v in zip(names, row, strict=True)) for row in rows)
+    shown = tuple(tuple(_cell(column.unit, v) for column, v in zip(columns, row, strict=True)) for row in rows)
     return Table(tuple(columns), shown, name, interactive=True, where="page")
+
+
+def _cell(unit: str, value: Any) -> Any:
+    """Whole numbers as such: pandas makes a column of them floats where one is missing. A seed is a name."""
+    if value is None or isinstance(value, bool):
+        return value
+    return int(value) if unit == "int" else str(value) if unit == "text" else value
 
 
 def _made_by(record: Record) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@
     cost             runs, measurements: how many; seconds_of_work: of all of them, whenever they were done;
                      taken_from_the_store: how many were there already; seconds_of_this_call
     made             command, date, lorascope, python, platform, devices, versions (of packages)
+    arms             labels of each, and the changes that it makes in the config; rate and seeds apart
     tuning           each arm's sweep: labels; learning_rate (null: none worked); interior (has neighbours on both
                      sides); curve: pairs of rate and held-out loss (null: diverged or failed)
     failures         title of the run or measurement, and message
@@ -81,6 +82,7 @@ SHAPE = {
         "devices": [WORD],
         "versions": {str: WORD},
     },
+    "arms": [{"labels": {str: SCALAR}, "changes": {str: ANY}}],
     "tuning": [{"labels": {str: SCALAR}, "learning_rate": MAYBE, "interior": (bool,), "curve": [[MAYBE]]}],
     "failures": [{"title": WORD, "message": WORD}],
     "runs": TABLE,
@@ -105,6 +107,7 @@ def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], v
         "claims": [asdict(verdict) for verdict in verdicts],
         "cost": _cost(runner),
         "made": _made(runner),
+        "arms": [{"labels": dict(arm.labels), "changes": dict(arm.changes)} for arm in runner.arms],
         "tuning": [
             {
                 "labels": dict(arm.labels),

@@ -234,7 +234,7 @@ class Runner:
             return None
         return {
             "seed": config["training"]["seed"],
-            "learning_rate": config["optim"]["learning_rate"],
+            "learning_rate": None if config["method"].get("train") == [] else config["optim"]["learning_rate"],
             "loss": test["loss"],
             "accuracy": test["accuracy"],
             "held_out_loss": held_out["loss"],
