@@ -191,7 +191,7 @@ def _apart(runs: Record) -> list[str]:
     arms: dict[tuple[str, ...], list[float]] = {}
     for row in runs["rows"]:
         if isinstance(row[loss], int | float):
-            arms.setdefault(tuple(map(str, row[: len(labels)])), []).append(row[loss])
+            arms.setdefault(tuple(map(_worded, row[: len(labels)])), []).append(row[loss])
     found = []
     for arm, losses in arms.items():
         least, most = min(losses), max(losses)
@@ -294,6 +294,10 @@ def _table(name: str, table: Record) -> Table:
         columns.append(Column(key, key.replace("_", " "), unit, 4))
     shown = tuple(tuple(_cell(column.unit, v) for column, v in zip(columns, row, strict=True)) for row in rows)
     return Table(tuple(columns), shown, name, interactive=True, where="page")
+
+
+def _worded(label: Any) -> str:
+    return f"{label:g}" if isinstance(label, float) else str(label)
 
 
 def _cell(unit: str, value: Any) -> Any:
