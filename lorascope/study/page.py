@@ -261,7 +261,7 @@ def _arms(record: Record) -> list[Block]:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
 def _tuning(record: Record) -> list[Block]:
