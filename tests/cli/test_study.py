@@ -151,7 +151,15 @@ def test_stopped_by_hand_it_goes_on(named, first):
     home, arguments = named
     command = [sys.executable, "-m", "lorascope", "study", "run", "toy", *arguments, "--store", "s", "--reports", "r"]
     process = subprocess.Popen(
-        command, cwd=home, env=os.environ | ENV, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=home,
+        env=os.environ | ENV,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a suite in the background ignores it
     )
     for line in process.stderr:
         if "training, 0 of 6" in line:
