@@ -55,9 +55,7 @@ def mean_loss(results, task, scaling, rank):
 
 def gain(results, task, scaling, rank):
     """How far below the frozen base with a trained head."""
-    return mean_loss(results, task, "", 0) - (
-        mean_loss(results, task, scaling, rank) if rank else mean_loss(results, task, "", 0)
-    )
+    return mean_loss(results, task, "", 0) - mean_loss(results, task, scaling, rank)
 
 
 def largest(results):
