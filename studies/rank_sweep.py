@@ -157,8 +157,9 @@ def stops(results):
         for scaling in SCALINGS:
             own = {r: gain(results, task, scaling, r) for r in ranks if r > 1 or scaling == "α/r"}
             best = max(own.values())
-            first = next(r for r, gained in own.items() if gained >= 0.95 * best)
-            rows.append((task, scaling, first, *(own[r] / best if r in own else None for r in ranks)))
+            of_best = {r: gained / best for r, gained in own.items()} if best > 0 else {}  # no rank may have gained
+            first = next((r for r, each in of_best.items() if each >= 0.95), None)
+            rows.append((task, scaling, first, *map(of_best.get, ranks)))
     columns = (
         Column("task", "Task"),
         Column("scaling", "Scale"),
