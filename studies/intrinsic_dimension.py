@@ -274,7 +274,7 @@ study = Study(
     varied="d of the subspace θ = θ₀ + Pθ_d; pretrained or random weights θ₀; one projection for all parameters (DID, "
     "and SAID with its λs) or one for each tensor, with the exact or the released gradient; LoRA's and VeRA's r",
     tuned="the learning rate: for every r, for full fine-tuning from either start, and for every kind of subspace at "
-    "one or two d, from which it goes as 1/√d, because a step of Adam then moves θ equally far",
+    "one to three d, from which it goes as 1/√d, because a step of Adam then moves θ equally far",
     fixed="the head trains outside the subspace, as it does beside LoRA, and is not counted: so all lie on one axis, "
     "and d90 is not that of learning a head. The papers have it inside. Embeddings frozen; the head's rate",
     scales=scales(
@@ -290,7 +290,7 @@ study = Study(
             },
             "small": {
                 "d": [1_000, 10_000, 100_000, 300_000, 1_000_000, 3_000_000],
-                "tuned_at": [100_000],
+                "tuned_at": [100_000, 1_000_000, 3_000_000],
                 "d_released": [1_000, 10_000, 100_000],
                 "factors": [1 / 9, 1 / 3, 1, 3, 9],
                 "ranks": [1, 2, 4, 8, 16, 32, 64],
