@@ -65,13 +65,15 @@ def page(record: Record) -> Page:
 
 
 def index(records: Sequence[Record]) -> Page:
-    """All claims of all studies in one table."""
+    """All claims of all studies in one table, those of studies that can give verdicts first."""
+    records = sorted(records, key=lambda record: (not record["scale"]["conclusive"], record["name"]))
     verdicts = [claim["verdict"] for record in records for claim in record["claims"]]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("held", "not held", "undecided") if v in verdicts)
     columns = (
         Column("study", "Study"),
         Column("claim", "Claim"),
         Column("verdict", "Verdict", "verdict"),
+        Column("scale", "Scale"),
         Column("measured", "What is measured"),
         Column("found", "Found [95 % interval]"),
         Column("bound", "Bound"),
@@ -138,7 +140,7 @@ def _index_rows(record: Record) -> list[tuple]:
         first = _check(claim["criteria"][0])
         name = Link(record["name"], f"{record['name']}.html")
         found = (first.text, t.interval(first), first.bound)
-        rows.append((name, claim["text"], claim["verdict"], *found, claim["source"]))
+        rows.append((name, claim["text"], claim["verdict"], record["scale"]["name"], *found, claim["source"]))
     return rows
 
 

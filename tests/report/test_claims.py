@@ -124,7 +124,7 @@ def test_a_verdict_in_a_table_is_a_badge_and_any_other_text_is_not():
 # --- the index --------------------------------------------------------------------------------------------------------
 
 
-def study(name: str, verdicts: list[str]) -> dict:
+def study(name: str, verdicts: list[str], scale: str = "small") -> dict:
     """A record with invented claims."""
     numbers = {"at_least": -0.75, "at_most": -0.25, "estimate": -0.5, "low": -0.61, "high": -0.4, "unit": "float"}
     criterion = {
@@ -144,7 +144,7 @@ def study(name: str, verdicts: list[str]) -> dict:
         "name": name,
         "title": f"Title of {name}?",
         "question": "What, and why?",
-        "scale": {"name": "small", "replicates": 5},
+        "scale": {"name": scale, "replicates": 5, "conclusive": scale != "smoke"},
         "claims": claims,
         "cost": {"runs": 290, "seconds_of_work": 7200.0},
         "made": {"devices": []},
@@ -153,7 +153,7 @@ def study(name: str, verdicts: list[str]) -> dict:
 
 @pytest.fixture
 def index(tmp_path):
-    records = [study("rank_sweep", ["held", "not held", "undecided"]), study("initialisation", ["held"] * 6)]
+    records = [study("rank_sweep", ["held", "not held", "undecided"]), study("learns_less_forgets_less", ["held"] * 6)]
     html.write(pages.index(records), tmp_path / "index.html")
     html.write(Page("Rank sweep", ()), tmp_path / "rank_sweep.html")
     return tmp_path / "index.html"
@@ -177,6 +177,14 @@ def test_the_index_lists_every_claim_sorts_and_leads_to_the_pages(page_in_browse
     assert opened.others_asked_for() == []
     table.locator("tbody tr:not([hidden]) a").click()
     expect(page.locator("h1")).to_have_text("Rank sweep")
+
+
+def test_studies_that_can_decide_come_first_in_the_index():
+    records = [study("adalora", ["undecided"], "smoke"), study("rank_sweep", ["held"])]
+    claims, studies, *_ = pages.index(records).blocks
+    scale = [column.key for column in claims.columns].index("scale")
+    assert [(row[0].text, row[scale]) for row in claims.rows] == [("rank_sweep", "small"), ("adalora", "smoke")]
+    assert [row[0].text for row in studies.rows] == ["Title of rank_sweep?", "Title of adalora?"]
 
 
 @pytest.mark.parametrize("width", [1280, 390])
