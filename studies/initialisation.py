@@ -192,7 +192,7 @@ study = Study(
     scales=scales(
         {
             "smoke": {"widths": [16, 32, 64], "steps": 10},
-            "small": {"widths": [64, 128, 256, 512, 1024], "steps": 100},
+            "small": {"widths": [64, 128, 256, 512, 1024, 2048], "steps": 100},
             "full": {"widths": [128, 256, 512, 1024, 2048, 4096, 8192], "steps": 100},
         }
     ),
