@@ -197,7 +197,10 @@ study = Study(
         }
     ),
     arms=arms,
-    measures=(Measure("gradients", gradients, adapters), Measure("teacher_student", teacher_student, widths)),
+    measures=(
+        Measure("gradients", gradients, adapters),
+        Measure("teacher_student", teacher_student, widths, apart=("width",)),
+    ),
     claims=(
         Claim(
             "never",

@@ -61,14 +61,18 @@ def run(
     found = _load(script)
     workers = _engine(engine, jobs, address, gpus_per_run)
     try:
-        with closing(workers), _told(found.name) as progress:
+        with _told(found.name) as progress:
             settings = {"overrides": set or (), "device": device, "progress": progress}
-            runner = Runner(found, script, scale, Store(store), workers, **settings)
-            results, tuned = runner.run()
+            with closing(workers):
+                runner = Runner(found, script, scale, Store(store), workers, **settings)
+                results, tuned = runner.run()
+            verdicts = []
+            for i, claim in enumerate(found.claims):
+                progress.say("judging", i, len(found.claims), 0, "")
+                verdicts.append(judge(claim, results))
     except KeyboardInterrupt:
         print("lorascope: stopped; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
-    verdicts = [judge(claim, results) for claim in found.claims]
     made = record.make(runner, scale, results, tuned, verdicts)
     reports.mkdir(parents=True, exist_ok=True)
     report = reports / f"{found.name}.json"

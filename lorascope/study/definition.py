@@ -1,9 +1,9 @@
 """What a study is made of: data that a script states, and the engine acts on. No torch is imported for it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from lorascope.blocks import Block
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Scalar = str | int | float | bool | None
+RUNS = "runs"  # the table of final runs, beside those of the measures
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,23 @@ class Measure:
         function: called as function(folders, **params); gives rows (dictionaries of scalars). It must stand at the top
             of the study's script, where another process finds it.
         calls: given the results so far, the calls to make.
+        apart: of calls without runs, the params whose values have random numbers of their own: calls that differ in
+            them are resampled apart.
     """
 
     name: str
     function: Callable[..., Sequence[Mapping[str, Scalar]]]
     calls: Callable[["Results"], Sequence[Call]]
+    apart: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name == RUNS:
+            raise ValueError(f"a measure cannot be named {RUNS!r}: that table holds the final runs")
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a study found, as tidy tables. Every table has a column `replicate`, the unit that is resampled.
+    """What a study found, as tidy tables. A column `replicate` says which unit a row belongs to when it is resampled.
 
     Attributes:
         runs: one row per final run: the arm's labels, `replicate`, `seed`, `learning_rate`, `loss` and `accuracy` on
@@ -99,34 +107,80 @@ class Results:
         tables: of the measures, by name.
         scale: the study's.
         curves: one row per tuning run: the arm's labels, `learning_rate`, `held_out_loss`, `chosen`.
+        strata: the stratum of every row, by table, "runs" among them; of a table that is not named all rows are in
+            stratum 0. Replicates are of a stratum: equal numbers in two strata mean nothing.
     """
 
     runs: "pd.DataFrame"
     tables: Mapping[str, "pd.DataFrame"]
     scale: Scale
     curves: "pd.DataFrame"
-
-    def drawn(self, replicates: Sequence[int]) -> "Results":
-        """The same with these replicates alone, in this order and as often; each becomes a replicate of its own."""
-        runs, *others = (_taken(table, parts, replicates) for table, parts in self._by_replicate)
-        return Results(runs, dict(zip(self.tables, others, strict=True)), self.scale, self.curves)
+    strata: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @cached_property
-    def _by_replicate(self) -> list[tuple["pd.DataFrame", dict[int, Any] | None]]:
-        """Every table with the positions of each replicate's rows; None where it has no replicates."""
-        found = []
-        for table in (self.runs, *self.tables.values()):
-            own = "replicate" in table.columns and len(table) > 0
-            found.append((table, table.reset_index().groupby("replicate").indices if own else None))
-        return found
+    def replicates(self) -> dict[int, list[int]]:
+        """The resampling units of all tables together, by stratum."""
+        found: dict[int, set[int]] = {}
+        for units in self._units.values():
+            for stratum, replicate in units:
+                found.setdefault(stratum, set()).add(replicate)
+        return {stratum: sorted(found[stratum]) for stratum in sorted(found)}
+
+    def drawn(self, draws: Mapping[int, Sequence[int]]) -> "Results":
+        """The same with these replicates of each stratum alone, as often; each becomes a replicate of its own."""
+        take = {RUNS: self.runs, **self.tables}
+        tables = {name: partial(_taken, table, self._units[name], draws) for name, table in take.items()}
+        return Results(tables.pop(RUNS)(), _Lazy(tables), self.scale, self.curves)
+
+    @cached_property
+    def _units(self) -> dict[str, dict[tuple[int, int], Any]]:
+        """Of every table the positions of each unit's rows; none where it has no replicates."""
+        return {
+            name: _positions(table, self.strata.get(name)) for name, table in {RUNS: self.runs, **self.tables}.items()
+        }
 
 
-def _taken(table: "pd.DataFrame", parts: Mapping[int, Any] | None, replicates: Sequence[int]) -> "pd.DataFrame":
+class _Lazy(Mapping):
+    """Values that are made when they are first asked for: most statistics look at one table of many."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Any]]):
+        self._makers, self._made = makers, {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def _positions(table: "pd.DataFrame", strata: Sequence[int] | None) -> dict[tuple[int, int], Any]:
+    import pandas as pd
+
+    if "replicate" not in table.columns or not len(table):
+        return {}
+    units = pd.DataFrame({"stratum": [0] * len(table) if strata is None else list(strata)})
+    units["replicate"] = table["replicate"].to_numpy(int)
+    return units.groupby(["stratum", "replicate"]).indices
+
+
+def _taken(
+    table: "pd.DataFrame", units: Mapping[tuple[int, int], Any], draws: Mapping[int, Sequence[int]]
+) -> "pd.DataFrame":
     import numpy as np
 
-    if parts is None:
+    if not units:
         return table
-    chosen = [(i, parts[each]) for i, each in enumerate(replicates) if each in parts]
+    chosen = [
+        (i, units[stratum, each])
+        for stratum, draw in draws.items()
+        for i, each in enumerate(draw)
+        if (stratum, each) in units
+    ]
     if not chosen:
         return table.iloc[:0]
     found = table.take(np.concatenate([rows for _, rows in chosen]))

@@ -30,8 +30,15 @@ INTERVAL = Definitions(
     (
         Definition(
             "Interval",
-            "95 %, expanded percentile bootstrap over replicates, tail Φ(−√(n/(n−1)) · t₀.₉₇₅)",
+            "95 %, expanded percentile bootstrap over replicates, tail Φ(−√(n/(n−1)) · t₀.₉₇₅); 5,000 resamples where "
+            "they cannot be enumerated",
             "Hesterberg 2015, §4.2",
+        ),
+        Definition(
+            "Resampled",
+            "together: replicates of arms that share runs, seeds or a measurement; apart: those of all other arms, "
+            "then with the degrees of freedom of Welch and Satterthwaite",
+            "Satterthwaite 1946",
         ),
         Definition("Held", "every criterion's whole interval keeps its bound, and every control fails", "this page"),
         Definition("Not held", "some criterion's interval lies wholly beyond its bound", "this page"),

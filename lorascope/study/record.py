@@ -16,6 +16,8 @@
                      sides); curve: pairs of rate and held-out loss (null: diverged or failed)
     failures         title of the run or measurement, and message
     runs, tables     columns, and rows in their order: the final runs, and each measure's table by its name
+    strata           of runs and of each table that has rows, the stratum of every row: replicates of one are resampled
+                     together, those of others apart
     figures          the page's figures: blocks of `lorascope.blocks`, as `report.serial` writes them
 
 Numbers have seven digits. What could not be computed is null; there is no NaN and no infinity.
@@ -87,6 +89,7 @@ SHAPE = {
     "failures": [{"title": WORD, "message": WORD}],
     "runs": TABLE,
     "tables": {str: TABLE},
+    "strata": {str: [(int,)]},
     "figures": [ANY],
 }
 
@@ -124,6 +127,7 @@ def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], v
         ],
         "runs": _rows(results.runs),
         "tables": {name: _rows(table) for name, table in results.tables.items()},
+        "strata": dict(results.strata),
         "figures": figures,
     }
     return _rounded(record)
@@ -197,6 +201,8 @@ def _ragged(record: Mapping[str, Any]) -> str | None:
     for name, table in {"runs": record["runs"], **record["tables"]}.items():
         if any(len(row) != len(table["columns"]) for row in table["rows"]):
             return f"rows of another length than the columns of {name[:40]}"
+        if len(record["strata"].get(name, table["rows"])) != len(table["rows"]):
+            return f"strata of another length than the rows of {name[:40]}"
     if any(len(pair) != 2 or pair[0] is None for each in record["tuning"] for pair in each["curve"]):
         return "a learning rate without its loss"
     return None if all(claim["criteria"] for claim in record["claims"]) else "a claim without criteria"

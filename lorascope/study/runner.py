@@ -3,14 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorascope.errors import InputError, LorascopeError
-from lorascope.study.definition import Arm, Call, Measure, Results, Study
+from lorascope.study.definition import RUNS, Arm, Call, Measure, Results, Study
 from lorascope.study.store import Job, Store, data_hashes, fingerprint
+from lorascope.study.strata import Strata
 from lorascope.study.work import TEST, Chunk, read_rows
 from lorascope.training.config import override, parse, resolved
 
@@ -86,6 +87,7 @@ class Runner:
         self.failures: dict[str, str] = {}
         self.used: dict[str, Job] = {}
         self.reused = 0
+        self.strata = Strata()
         _distinct(self.arms)
 
     def run(self) -> tuple[Results, list[Tuned]]:
@@ -104,7 +106,7 @@ class Runner:
             table = self._measure(measure, results)
             results = Results(runs, {**results.tables, measure.name: table}, self.scale, results.curves)
         self.seconds = time.perf_counter() - began
-        return results, tuned
+        return replace(results, strata=self.strata.numbers()), tuned
 
     def _do(self, stage: str, jobs: Sequence[Job]) -> None:
         """Do those that are not in the store."""
@@ -209,8 +211,14 @@ class Runner:
             for n, job in enumerate(jobs):
                 if (row := self._row(job)) is not None:
                     rows.append({**arm.labels, "replicate": n, **row})
+                    self.strata.add(RUNS, self._owner(arm, job))
         columns = list(dict.fromkeys(key for arm in self.arms for key in arm.labels))
         return pd.DataFrame(rows, columns=None if rows else [*columns, "replicate", "loss", "key"])
+
+    def _owner(self, arm: Arm, job: Job) -> Hashable:
+        """Whose replicate a final run is: its arm's, which is linked to all that share the run or the seeds."""
+        shared = [("run", job.key)] if arm.seed is None else [("run", job.key), "seeds that the script gives"]
+        return self.strata.link([("arm", _key(arm.labels)), *shared])
 
     def _row(self, job: Job) -> dict[str, Any] | None:
         """A final run's numbers; None where it failed or diverged, which is said among the failures.
@@ -258,7 +266,14 @@ class Runner:
         for call, job in jobs.values():
             if self.store.done(job.key):
                 found = read_rows(self.store.folder(job.key))
-                rows += [{**own, **row} for own in self._labels_of(call, results.runs) for row in found]
+                new = [{**own, **row} for own in self._labels_of(call, results.runs) for row in found]
+                owner = self.strata.link(
+                    [("run", key) for key in call.runs]
+                    or [(measure.name, *(call.params[name] for name in measure.apart))]
+                )
+                for _ in new:
+                    self.strata.add(measure.name, owner)
+                rows += new
         table = pd.DataFrame(rows)
         if "replicate" in table.columns and table["replicate"].isna().any():
             raise InputError(

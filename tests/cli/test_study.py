@@ -224,6 +224,7 @@ DAMAGE = {
     "no criteria": (lambda r: r["claims"][0].update(criteria=[]), "without criteria"),
     "text for a number": (lambda r: r["cost"].update(runs="many"), "cost.runs"),
     "a row too short": (lambda r: r["runs"]["rows"][0].pop(), "another length"),
+    "a stratum too few": (lambda r: r["strata"]["runs"].pop(), "strata of another length"),
     "half a pair": (lambda r: r["tuning"][0]["curve"][0].pop(), "learning rate"),
     "an unknown block": (lambda r: r["figures"].append({"type": "Script"}), "unknown block"),
     "no block": (lambda r: r["figures"].append("<script>"), "no block"),

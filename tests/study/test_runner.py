@@ -63,6 +63,30 @@ def test_every_run_has_seeds_of_its_own(toy):
     assert results.runs["seed"].min() >= 0
 
 
+def test_arms_are_strata_of_their_own(toy):
+    found = toy().run()[0].strata
+    assert found["runs"] == found["sizes"] == [0, 0, 1, 1, 2, 2]
+    assert found["waves"] == [3, 3, 3, 3]
+
+
+def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy):
+    runner = toy()
+    sizes, waves = runner.study.measures
+
+    def pairs(results):
+        keys = results.runs["key"].tolist()
+        both = [Call((keys[i], keys[2 + i]), {"frequency": 1.0, "replicate": i}) for i in range(2)]
+        return [*both, *waves.calls(results)]
+
+    runner.study = replace(runner.study, measures=(sizes, replace(waves, calls=pairs, apart=("frequency",))))
+    found = runner.run()[0].strata
+    assert found["runs"] == found["sizes"] == [0, 0, 0, 0, 1, 1]
+    assert found["waves"] == [0, 0, 2, 2, 3, 3]
+    runner = toy()
+    runner.arms = (replace(runner.arms[0], seed=3), runner.arms[1], replace(runner.arms[2], seed=4))
+    assert runner.run()[0].strata["runs"] == [0, 0, 1, 1, 0, 0]
+
+
 def test_an_arm_may_take_the_rate_of_another(toy):
     results, _ = toy().run()
     rates = results.runs.groupby("rank")["learning_rate"].first()

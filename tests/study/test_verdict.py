@@ -42,7 +42,7 @@ def test_intervals_cover_the_truth():
     inside = 0
     for _ in range(400):
         values = rng.standard_normal(5)
-        low, high, _ = verdict.interval(lambda drawn, values=values: values[list(drawn)].mean(), range(5))
+        low, high, _ = verdict.interval(lambda drawn, values=values: values[list(drawn[0])].mean(), {0: range(5)})
         inside += low <= 0 <= high
     assert 0.915 <= inside / 400 <= 0.99  # 0.95 less two standard errors and a half, for few replicates
 
@@ -101,7 +101,7 @@ def test_many_replicates_are_drawn_and_the_same_each_time():
     first, second = judged(values, at_least=0), judged(values, at_least=0)
     assert (first.low, first.high) == (second.low, second.high)
     half = stats.t.ppf(0.975, 19) * np.std(values, ddof=1) / math.sqrt(20)
-    assert first.high - first.low == pytest.approx(2 * half, rel=0.12)  # 2000 draws of a tail of 2 %
+    assert first.high - first.low == pytest.approx(2 * half, rel=0.12)  # 5000 draws of a tail of 2 %
 
 
 def test_a_bound_is_needed():
@@ -112,7 +112,7 @@ def test_a_bound_is_needed():
 def test_replicates_are_resampled_in_all_tables_together():
     runs = pd.DataFrame({"replicate": [0, 0, 1], "loss": [1.0, 2.0, 3.0]})
     other = pd.DataFrame({"replicate": [0, 1], "x": [10.0, 20.0]})
-    drawn = Results(runs, {"o": other}, Scale(), pd.DataFrame()).drawn([1, 1, 0])
+    drawn = Results(runs, {"o": other}, Scale(), pd.DataFrame()).drawn({0: [1, 1, 0]})
     assert list(drawn.runs["loss"]) == [3.0, 3.0, 1.0, 2.0]
     assert list(drawn.runs["replicate"]) == [0, 1, 2, 2]
     assert list(drawn.tables["o"]["x"]) == [20.0, 20.0, 10.0]
@@ -123,8 +123,8 @@ def test_an_interval_turns_with_its_statistic(n):
     """That of −x is that of x, turned: both ends follow one rule, with drawn resamples (n = 9), too: they are the same
     draws. 1e-9: rounding."""
     values = np.random.default_rng(n).standard_normal(n)
-    low, high, _ = verdict.interval(lambda each: float(np.mean(values[list(each)])), range(n))
-    turned_low, turned_high, _ = verdict.interval(lambda each: -float(np.mean(values[list(each)])), range(n))
+    low, high, _ = verdict.interval(lambda each: float(np.mean(values[list(each[0])])), {0: range(n)})
+    turned_low, turned_high, _ = verdict.interval(lambda each: -float(np.mean(values[list(each[0])])), {0: range(n)})
     assert (-turned_high, -turned_low) == pytest.approx((low, high), abs=1e-9)
 
 
@@ -135,7 +135,7 @@ def test_an_interval_against_a_plain_monte_carlo_bootstrap():
     drawn = np.median(np.abs(values[rng.integers(0, 5, (200_000, 5))]), axis=1)
     tail = stats.norm.cdf(-math.sqrt(5 / 4) * stats.t.ppf(0.975, 4))
     expected = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
-    low, high, _ = verdict.interval(lambda each: float(np.median(np.abs(values[list(each)]))), range(5))
+    low, high, _ = verdict.interval(lambda each: float(np.median(np.abs(values[list(each[0])]))), {0: range(5)})
     assert (low, high) == tuple(expected)
 
 
@@ -161,3 +161,82 @@ def test_a_statistic_that_fails_on_many_resamples_has_no_interval():
     found = verdict.criterion(Criterion("x", last, at_least=0), results(NORMAL))
     assert (found.estimate, found.low, found.verdict) == (NORMAL[0], None, "undecided")
     assert "resamples" in found.reason
+
+
+# --- several strata ---------------------------------------------------------------------------------------------------
+
+
+def two_arms(first, second, *, apart=True, numbered=range(5)):
+    """Runs of two arms, the second's replicates numbered as said."""
+    rows = [("a", i, value) for i, value in enumerate(first)]
+    rows += [("b", i, value) for i, value in zip(numbered, second, strict=True)]
+    runs = pd.DataFrame(rows, columns=["arm", "replicate", "loss"])
+    strata = {"runs": [0] * len(first) + [1] * len(second)} if apart else {}
+    return Results(runs, {}, Scale(), pd.DataFrame(), strata)
+
+
+def difference(found):
+    means = found.runs.groupby("arm")["loss"].mean()
+    return float(means["a"] - means["b"])
+
+
+LOWER, HIGHER = [0.1, 0.3, 0.2, 0.5, 0.4], [1.0, 1.6, 1.1, 1.4, 1.2]
+
+
+def test_strata_are_resampled_apart():
+    found = two_arms([1.0, 2.0], [3.0, 4.0], numbered=range(2)).drawn({0: [1, 1], 1: [0, 1]})
+    assert list(found.runs["loss"]) == [2.0, 2.0, 3.0, 4.0]
+    assert list(found.runs["replicate"]) == [0, 1, 0, 1]
+
+
+def test_an_interval_of_two_arms_does_not_depend_on_how_replicates_are_numbered():
+    """Its ends move by the noise of 5000 draws alone; resampled together they would move by a third of the width."""
+    sorted_order, other_order = (0, 2, 1, 4, 3), (4, 1, 3, 0, 2)  # replicates that go together, and against each other
+
+    def ends(order, *, apart):
+        found = verdict.criterion(
+            Criterion("a - b", difference, at_most=0), two_arms(LOWER, HIGHER, apart=apart, numbered=order)
+        )
+        return np.array([found.low, found.high])
+
+    width = np.ptp(ends(sorted_order, apart=True))
+    assert np.abs(ends(sorted_order, apart=True) - ends(other_order, apart=True)).max() < 0.1 * width
+    assert np.abs(ends(sorted_order, apart=False) - ends(other_order, apart=False)).max() > 0.2 * width
+
+
+def test_degrees_of_freedom_are_welchs():
+    """The jackknife's variance of a mean is s²/n, so that they are those of Welch's test."""
+    found = two_arms(LOWER, [4 * value for value in HIGHER])
+    parts = verdict._parts(lambda draws: difference(found.drawn(draws)), found.replicates)
+    expected = stats.ttest_ind(LOWER, [4 * value for value in HIGHER], equal_var=False).df
+    assert verdict.freedom(parts, found.replicates) == pytest.approx(expected, rel=1e-9)  # rounding
+    assert verdict.freedom({0: 1.0, 1: 0.0}, {0: range(5), 1: range(5)}) == 4
+    assert verdict.freedom({}, {0: range(5), 1: range(3)}) == 2
+
+
+@pytest.mark.parametrize("spread", [1.0, 5.0])
+def test_intervals_of_two_arms_cover_the_truth(spread):
+    rng = np.random.default_rng(0)
+    inside, trials, strata = 0, 200, {0: range(5), 1: range(5)}
+    for _ in range(trials):
+        first, second = rng.standard_normal(5).tolist(), (spread * rng.standard_normal(5)).tolist()
+
+        def statistic(draws, first=first, second=second):
+            return (sum(first[i] for i in draws[0]) / len(draws[0])) - sum(second[i] for i in draws[1]) / len(draws[1])
+
+        low, high, _ = verdict.interval(statistic, strata, 1000)
+        inside += low <= 0 <= high
+    assert 0.91 <= inside / trials <= 0.995  # 0.95 less two and a half, and plus three, standard errors
+
+
+def test_what_one_arm_decides_is_enumerated_beside_others():
+    alone = judged(LOWER, at_least=0)
+    criterion = Criterion("a", lambda found: found.runs.loc[found.runs["arm"] == "a", "loss"].mean(), at_least=0)
+    among = verdict.criterion(criterion, two_arms(LOWER, HIGHER))
+    assert (among.low, among.high) == pytest.approx((alone.low, alone.high), rel=1e-12)  # rounding
+
+
+def test_an_arm_with_one_replicate_has_no_interval():
+    found = verdict.criterion(Criterion("x", difference, at_most=0), two_arms(LOWER, [1.0], numbered=[0]))
+    assert (found.low, found.verdict) == (None, "undecided")
+    assert "one replicate" in found.reason
