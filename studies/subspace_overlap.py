@@ -5,7 +5,7 @@ python studies/subspace_overlap.py --scale small --jobs 2
 
 import numpy as np
 
-from lorascope.blocks import Heatmap, Lines, Series
+from lorascope.blocks import Column, Heatmap, Lines, Marker, Series, Table
 from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.tasks import LORA_RATES, lora, scales
@@ -15,17 +15,20 @@ TASKS = {
     "abstract": ["act", "attribute", "cognition", "communication", "event", "state"],
 }
 SHARED_SEED = 7_000
+SHARED = tuple(f"shared start, rate of {task}" for task in TASKS)
 SMALL = 8
 
 
 def arms(scale):
     for rank in (SMALL, scale.params["large"]):
-        yield Arm({"task": "wordnet", "rank": rank, "start": "own"}, lora(rank), LORA_RATES)
+        yield Arm({"task": "wordnet", "rank": rank, "start": "own start"}, lora(rank), LORA_RATES)
     for task, classes in TASKS.items():
-        own = {"task": task, "rank": SMALL, "start": "own"}
+        own = {"task": task, "rank": SMALL, "start": "own start"}
         changes = {**lora(SMALL), "data.classes": classes}
         yield Arm(own, changes, LORA_RATES)
-        yield Arm({**own, "start": "shared"}, changes, rate_of=own, seed=SHARED_SEED)
+        for rate in TASKS:
+            labels = {**own, "start": f"shared start, rate of {rate}"}
+            yield Arm(labels, changes, rate_of={**own, "task": rate}, seed=SHARED_SEED)
 
 
 def agreement(folders, what, replicate):
@@ -116,12 +119,13 @@ def pairs(results):
 
     for i in range(n):
         after = (i + 1) % n
-        yield from pair("ranks", ("wordnet", SMALL, "own"), ("wordnet", large, "own"), i, i)
-        yield from pair("seeds, small r", ("wordnet", SMALL, "own"), ("wordnet", SMALL, "own"), i, after)
-        yield from pair("seeds, large r", ("wordnet", large, "own"), ("wordnet", large, "own"), i, after)
-        for start in ("own", "shared"):
-            yield from pair(f"tasks, {start} start", ("concrete", SMALL, start), ("abstract", SMALL, start), i, i)
-        yield from pair("one task, own start", ("concrete", SMALL, "own"), ("concrete", SMALL, "own"), i, after)
+        yield from pair("ranks", ("wordnet", SMALL, "own start"), ("wordnet", large, "own start"), i, i)
+        yield from pair("seeds, small r", ("wordnet", SMALL, "own start"), ("wordnet", SMALL, "own start"), i, after)
+        yield from pair("seeds, large r", ("wordnet", large, "own start"), ("wordnet", large, "own start"), i, after)
+        for start in ("own start", *SHARED):
+            yield from pair(f"tasks, {start}", ("concrete", SMALL, start), ("abstract", SMALL, start), i, i)
+        for task in TASKS:
+            yield from pair("one task, own start", (task, SMALL, "own start"), (task, SMALL, "own start"), i, after)
 
 
 def each_pair(results):
@@ -129,7 +133,7 @@ def each_pair(results):
 
 
 def each_start(results):
-    wanted = ("ranks", "tasks, own start", "tasks, shared start")
+    wanted = ("ranks", "seeds, large r", "tasks, own start", *(f"tasks, {start}" for start in SHARED))
     return [call for call in each_pair(results) if call.params["what"] in wanted]
 
 
@@ -158,6 +162,17 @@ def median(what, column, side="right", table="agreement"):
     return lambda results: of(results, table, what, side)[column].median()
 
 
+def excess(what, which, side="right"):
+    """The median of (φ − chance)/(1 − chance): 0 by chance, 1 for equal subspaces."""
+
+    def statistic(results):
+        part = of(results, "agreement", what, side)
+        chance = part[f"chance_{which}"]
+        return ((part[f"phi_{which}"] - chance) / (1 - chance)).median()
+
+    return statistic
+
+
 def over(first, second):
     return lambda results: first(results) / second(results)
 
@@ -172,6 +187,35 @@ def control(name, column):
         return table.loc[table["control"] == name, column].mean()
 
     return statistic
+
+
+def by_layer(results):
+    """Where in the model ranks share their top direction."""
+    columns = [Column("layer", "Layer"), Column("count", "Modules × replicates", "int")]
+    columns += [Column(side, f"z ≥ 5, {side} side", "percent") for side in ("left", "right")]
+    table = results.tables["agreement"]
+    part = table[table["what"] == "ranks"].assign(layer=lambda t: t["module"].str.extract(r"layer\.(\d+)")[0])
+    shares = part.assign(above=part["z_1"] >= 5).groupby(["layer", "side"])["above"].agg(["mean", "size"]).unstack()
+    rows = [
+        (layer, int(row["size", "left"]), float(row["mean", "left"]), float(row["mean", "right"]))
+        for layer, row in shares.iterrows()
+    ]
+    caption = "Share of the modules with z ≥ 5 of φ(1, 1) between r = 8 and the large r."
+    return Table(tuple(columns), tuple(rows), "One direction in common, by layer", caption)
+
+
+def movement(results):
+    """How far A went, by arm."""
+    labels = ["task", "rank", "start"]
+    rates = results.runs.set_index("key")["learning_rate"]
+    moved = results.tables["moved"].groupby(labels, sort=False)["moved"].agg(["median", "min", "max"])
+    found = results.runs.groupby(labels, sort=False)["key"].first()
+    rows = [(*key, float(rates[found[key]]), *map(float, row)) for key, row in moved.iterrows()]
+    columns = (Column("task", "Task"), Column("rank", "r", "int"), Column("start", "Start"))
+    columns += (Column("rate", "Learning rate", "float"), Column("median", "‖A − A₀‖/‖A₀‖", "float"))
+    columns += (Column("min", "least", "float"), Column("max", "most", "float"))
+    caption = "Of each run the median over modules; of each arm the median, least and most of its runs."
+    return Table(columns, tuple(rows), "How far A moved", caption)
 
 
 def grid(results, side):
@@ -201,15 +245,17 @@ def figures(results):
         tuple(series),
         "z of φ(1, 1)",
         "share of the modules below",
-        caption="Chance is at 0 ± 1; the distribution of φ(1, 1) is skewed, so that 5 is rarer than a normal z.",
+        markers=(Marker("x", 5.0, "z = 5"),),
+        caption="Chance is at 0 ± 1. φ(1, 1) of random directions is skewed: of 384 dimensions 0.4 % have z ≥ 5.",
     )
-    return [grid(results, "right"), grid(results, "left"), lines]
+    return [grid(results, "right"), grid(results, "left"), by_layer(results), movement(results), lines]
 
 
 TOP_AGREES = share_above("ranks", "z_1", 5)
 TOP_AT_START = share_above("ranks", "z_1", 5, "A", "starts")
 SEEDS_LEFT, SEEDS_RIGHT = median("seeds, small r", "phi_r", "left"), median("seeds, small r", "phi_r")
-SHARED_RIGHT, OWN_RIGHT = median("tasks, shared start", "phi_r"), median("tasks, own start", "phi_r")
+OWN_RIGHT, OWN_LEFT = median("tasks, own start", "phi_r"), median("tasks, own start", "phi_r", "left")
+WITHIN_RIGHT, WITHIN_LEFT = median("one task, own start", "phi_r"), median("one task, own start", "phi_r", "left")
 
 study = Study(
     name="subspace_overlap",
@@ -231,35 +277,58 @@ study = Study(
     claims=(
         Claim(
             "ranks",
-            "r = 8 and r = 64 share their top direction, and little else",
+            "r = 8 and r = 64 share their top direction on the input side, and little else",
             "Hu et al. 2021, arXiv 2106.09685, §7.2, Figure 3",
             (
                 Criterion("modules with z ≥ 5 of φ(1, 1), right side", TOP_AGREES, at_least=0.75, unit="percent"),
                 Criterion(
-                    "median z of φ(r₁, r₂) over that of φ(1, 1), right side",
-                    over(median("ranks", "z_r"), median("ranks", "z_1")),
+                    "excess of φ(r₁, r₂) over that of φ(1, 1), right side; excess: (φ − chance)/(1 − chance)",
+                    over(excess("ranks", "r"), excess("ranks", "1")),
                     at_most=0.5,
                 ),
             ),
             (Control("the same modules before training (A alone)", TOP_AT_START, at_least=0.75, unit="percent"),),
-            "Both runs have seeds of their own. The paper does not say so of its own.",
+            "Of all modules; by layer below. Both runs have seeds of their own; the paper does not say so of its own.",
         ),
         Claim(
             "seeds",
-            "Two seeds share a few directions; Gaussian matrices do not",
+            "Two seeds share a few directions; their A before training do not",
             "Hu et al. 2021, §7.2, Figure 4",
             (
                 Criterion("median z of φ(1, 1), right side, large r", median("seeds, large r", "z_1"), at_least=5),
                 Criterion("median z of φ(2, 2), right side, large r", median("seeds, large r", "z_2"), at_least=5),
             ),
-            (Control("Gaussian matrices of these shapes", control("Gaussian", "z_1"), at_least=5),),
+            (
+                Control("φ(1, 1) of A before training", median("seeds, large r", "z_1", "A", "starts"), at_least=5),
+                Control("φ(2, 2) of A before training", median("seeds, large r", "z_2", "A", "starts"), at_least=5),
+            ),
         ),
         Claim(
             "left",
             "The left (output) side agrees across seeds more than the right (input) side",
             "Zhu et al. 2024, arXiv 2402.16842, Figure 1 (B is alike across seeds, A follows its start)",
             (Criterion("median φ(r, r), left over right, r = 8", over(SEEDS_LEFT, SEEDS_RIGHT), at_least=1.2),),
-            (Control("right over left", over(SEEDS_RIGHT, SEEDS_LEFT), at_least=1.2),),
+            (
+                Control(
+                    "the same where tasks share a start",
+                    over(median(f"tasks, {SHARED[0]}", "phi_r", "left"), median(f"tasks, {SHARED[0]}", "phi_r")),
+                    at_least=1.2,
+                ),
+            ),
+            "Across tasks the left side agrees more than the right as well: see the next claim.",
+        ),
+        Claim(
+            "left-task",
+            "The left side is the task's: two seeds of one task agree more there than seeds of two tasks",
+            "Zhu et al. 2024, Figure 1 (B is alike within a task and differs between tasks)",
+            (
+                Criterion(
+                    "median φ(r, r), left side, within a task over across tasks",
+                    over(WITHIN_LEFT, OWN_LEFT),
+                    at_least=1.2,
+                ),
+            ),
+            (Control("the same of the right side", over(WITHIN_RIGHT, OWN_RIGHT), at_least=1.2),),
         ),
         Claim(
             "trap",
@@ -272,9 +341,16 @@ study = Study(
         Claim(
             "start",
             "Across tasks the right side is the start: with a shared one it agrees, with starts of its own it does not",
-            "Crossed task × initialisation runs on Qwen2.5-0.5B (a third party's note); Zhu et al. 2024, Figure 1",
+            "Zhu et al. 2024, Figure 1 (A of equal starts agrees across tasks)",
             (
-                Criterion("median φ(r, r), right side, tasks with a shared start", SHARED_RIGHT, at_least=0.8),
+                *(
+                    Criterion(
+                        f"median φ(r, r), right side, shared start, both at the learning rate tuned for {task}",
+                        median(f"tasks, {start}", "phi_r"),
+                        at_least=0.8,
+                    )
+                    for task, start in zip(TASKS, SHARED, strict=True)
+                ),
                 Criterion(
                     "median φ(r, r) less chance, right side, tasks with starts of their own",
                     less(OWN_RIGHT, median("tasks, own start", "chance_r")),
@@ -282,19 +358,28 @@ study = Study(
                 ),
             ),
             (Control("median φ(r, r), right side, tasks with starts of their own", OWN_RIGHT, at_least=0.8),),
+            "The further A moves, the less of its start is left: the table below has how far. Chance is 0.02.",
         ),
         Claim(
             "left-tasks",
             "The left side does not come from the start",
             "Zhu et al. 2024, Figure 1 (B differs between tasks)",
-            (
+            tuple(
                 Criterion(
-                    "median φ(r, r), left side: tasks with a shared start less tasks with their own",
-                    less(median("tasks, shared start", "phi_r", "left"), median("tasks, own start", "phi_r", "left")),
+                    f"median φ(r, r), left side: tasks with a shared start, rate of {task}, less those with their own",
+                    less(median(f"tasks, {start}", "phi_r", "left"), OWN_LEFT),
                     at_most=0.05,
-                ),
+                )
+                for task, start in zip(TASKS, SHARED, strict=True)
             ),
-            (Control("the same of the right side", less(SHARED_RIGHT, OWN_RIGHT), at_most=0.05),),
+            tuple(
+                Control(
+                    f"the same of the right side, rate of {task}",
+                    less(median(f"tasks, {start}", "phi_r"), OWN_RIGHT),
+                    at_most=0.05,
+                )
+                for task, start in zip(TASKS, SHARED, strict=True)
+            ),
         ),
     ),
     figures=figures,
