@@ -5,7 +5,7 @@ python studies/dora.py --scale small --jobs 2
 
 import numpy as np
 
-from lorascope.blocks import Lines, Series
+from lorascope.blocks import Column, Lines, Series, Table
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead
 from lorascope.study.tasks import FULL, LORA_RATES, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
@@ -35,16 +35,24 @@ def arms(scale):
 
 
 def decomposed(folders, of, part):
-    """ΔM and ΔD of every query and value matrix: mean change of its rows' lengths, and mean 1 − cos of their turns."""
+    """ΔM and ΔD of every query and value matrix: mean change of its rows' lengths, and mean 1 − cos of their turns; the
+    same of a random ΔW of the same norm."""
+    from lorascope.training import config
     from lorascope.training.reopen import reopen
     from lorascope.updates.base import dense
 
     opened = reopen(folders[0], device="cpu")
+    rng = np.random.default_rng(config.load(folders[0] / "config.yaml").training.seed)
     rows = []
     for name in opened.updates:
         if name.endswith(TYPES):
-            before = opened.base_weight(name)
-            rows.append({"module": name, "type": name.rpartition(".")[2], **moved(before, dense(opened.delta(name)))})
+            before, delta = opened.base_weight(name), dense(opened.delta(name))
+            noise = rng.standard_normal(delta.shape)
+            size = float(np.linalg.norm(delta))
+            random = moved(before, noise * (size / np.linalg.norm(noise)))
+            row = {"module": name, "type": name.rpartition(".")[2], **moved(before, delta)}
+            row |= {f"{key}_random": value for key, value in random.items()}
+            rows.append({**row, "relative_norm": size / float(np.linalg.norm(before))})
     return rows
 
 
@@ -65,26 +73,24 @@ def each_run(results):
                     yield Call((key,), {"of": method, "part": part})
 
 
-def points(results, method, type):
-    """(2, points): ΔD and ΔM of the layers, lengths of training and replicates of a method."""
+def points(results, method, type, random=False):
+    """(2, points): ΔD and ΔM of the layers, lengths of training and replicates of a method, or of random ΔW."""
     table = results.tables["decomposed"]
     chosen = (table["of"].to_numpy() == method) & (table["type"].to_numpy() == type)
     if chosen.sum() < 3:
         raise ValueError(f"fewer than three points of {method}")
-    return table[["direction", "magnitude"]].to_numpy()[chosen].T
+    columns = ["direction_random", "magnitude_random"] if random else ["direction", "magnitude"]
+    return table[columns].to_numpy()[chosen].T
 
 
-def correlation(results, method, shuffled=False):
+def correlation(results, method, random=False):
     """Of ΔM with ΔD, the mean of that of queries and that of values."""
-    rng, found = np.random.default_rng(0), []
-    for type in TYPES:
-        x, y = points(results, method, type)
-        found.append(np.corrcoef(x, rng.permutation(y) if shuffled else y)[0, 1])
-    return float(np.mean(found))
+    return float(np.mean([np.corrcoef(points(results, method, type, random))[0, 1] for type in TYPES]))
 
 
-def apart(first, second, shuffled=False):
-    return lambda results: correlation(results, first, shuffled) - correlation(results, second, shuffled)
+def apart(first, second, random=False):
+    """`random`: ΔW of the second method's norms in the place of its own."""
+    return lambda results: correlation(results, first) - correlation(results, second, random)
 
 
 def signed(number):
@@ -98,13 +104,41 @@ def figures(results):
             x, y = points(results, method, type)
             names = tuple(f"{method}, {type}" for _ in x)
             series.append(Series(type, tuple(map(float, x)), tuple(map(float, y)), method, points=names))
-    said = "; ".join(
-        f"{method} {signed(correlation(results, method))} (paper {signed(PAPER_FIGURES[method])})" for method in CHANGES
-    )
-    caption = f"A point for each layer, length of training and replicate. Correlation: {said}."
     scatter = Lines("Change of length against change of direction", tuple(series), "ΔD, mean 1 − cos",
-                    "ΔM, mean change of length", log_x=True, log_y=True, caption=caption)  # fmt: skip
-    return [by_method(results), scatter]
+                    "ΔM, mean change of length", log_x=True, log_y=True,
+                    caption="A point for each layer, length of training and replicate.")  # fmt: skip
+    return [by_method(results), correlations(results), scatter]
+
+
+def correlations(results):
+    table = results.tables["decomposed"].groupby("of")
+    rows = tuple(
+        (
+            method,
+            signed(correlation(results, method)),
+            signed(correlation(results, method, random=True)),
+            signed(PAPER_FIGURES[method]),
+            float(table.get_group(method)["direction"].min()),
+            float(table.get_group(method)["direction"].max()),
+            float(table.get_group(method)["relative_norm"].median()),
+        )
+        for method in CHANGES
+    )
+    columns = (
+        Column("method", "Method"),
+        Column("correlation", "Correlation"),
+        Column("random", "Of random ΔW"),
+        Column("paper", "The paper's"),
+        Column("least", "Least ΔD", "float"),
+        Column("most", "Largest ΔD", "float"),
+        Column("norm", "Median ‖ΔW‖/‖W‖", "percent"),
+    )
+    caption = (
+        "Pearson's, of ΔM and ΔD themselves, not of their logarithms: the mean of the query matrices' and of the value "
+        "matrices'. Random ΔW: Gaussian, each of the norm of a trained one. Its ΔM and ΔD both grow with its norm, so "
+        "that norms alone make a correlation."
+    )
+    return Table(columns, rows, "Correlation of ΔM with ΔD", caption)
 
 
 PAPER = "Liu et al. 2024, arXiv 2402.09353"
@@ -123,20 +157,22 @@ study = Study(
     claims=(
         Claim(
             "full",
-            "Lengths and directions change together in LoRA, and not in full fine-tuning",
+            "Lengths and directions change together in LoRA, and far less so in full fine-tuning",
             f"{PAPER}, Figure 2 (correlation +0.83 against −0.62)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in full fine-tuning", apart(LORA, FULL_TUNING),
                        at_least=0.5),),
-            (Control("with ΔM shuffled over the points", apart(LORA, FULL_TUNING, shuffled=True), at_least=0.5),),
-            "Query and value matrices; points are layers, lengths of training and replicates. The paper's are "
-            "layers and checkpoints of one run.",
+            (Control("less that of random ΔW of full fine-tuning's norms", apart(LORA, FULL_TUNING, random=True),
+                     at_least=0.5),),
+            "Query and value matrices; points are layers, lengths of training and replicates. The paper's are layers "
+            "and checkpoints of one run; here a length is a run with a schedule of its own. Each method has its own "
+            "best learning rate, and its own size of ΔW.",
         ),
         Claim(
             "dora",
-            "In DoRA they change as in full fine-tuning, and not as in LoRA",
+            "Lengths and directions change together in LoRA, and far less so in DoRA",
             f"{PAPER}, Figure 2 (+0.83 against −0.31)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in DoRA", apart(LORA, DORA), at_least=0.5),),
-            (Control("with ΔM shuffled over the points", apart(LORA, DORA, shuffled=True), at_least=0.5),),
+            (Control("less that of random ΔW of DoRA's norms", apart(LORA, DORA, random=True), at_least=0.5),),
         ),
         Claim(
             "positive",
@@ -144,25 +180,29 @@ study = Study(
             f"{PAPER}, Figure 2 (+0.83)",
             (Criterion("correlation of ΔM and ΔD in LoRA", lambda results: correlation(results, LORA),
                        at_least=0.5),),
-            (Control("with ΔM shuffled over the points", lambda results: correlation(results, LORA, shuffled=True),
-                     at_least=0.5),),
+            (Control("in full fine-tuning", lambda results: correlation(results, FULL_TUNING), at_least=0.5),),
+            "What random ΔW of LoRA's norms have stands in the table of correlations: so much says nothing of LoRA.",
         ),
         Claim(
             "gain",
             "DoRA gains more than LoRA at the same r",
-            f"{PAPER}, Table 1 (LLaMA-7B: 78.4 against 74.7)",
+            f"{PAPER}, Table 1 (commonsense accuracy, LLaMA-7B: 78.4 against 74.7)",
             (Criterion("gain of DoRA less that of LoRA, over full fine-tuning's", lead(DORA, LORA), at_least=0.0,
                        unit="percent"),),
-            (Control("the head alone in its place", lead(HEAD_ALONE, LORA), at_least=0.0, unit="percent"),),
-            "PEFT's own comparison finds no difference: GSM8K 46.9 against 47.8.",
+            (Control("DoRA in half of the steps in its place", lead(shorter(DORA, 2), LORA), at_least=0.0,
+                     unit="percent"),),
+            "DoRA trains a length for each row, too: see the table by method. PEFT's own comparison finds no "
+            "difference: GSM8K 46.9 against 47.8.",
         ),
         Claim(
             "half",
             "DoRA with half of the rank gains more than LoRA",
-            f"{PAPER}, Table 1 (LLaMA2-7B: 80.5 against 77.6)",
+            f"{PAPER}, Table 1 (commonsense accuracy, LLaMA2-7B: 80.5 against 77.6)",
             (Criterion("gain of DoRA, r = 4, less that of LoRA, r = 8, over full fine-tuning's", lead(HALF, LORA),
                        at_least=0.0, unit="percent"),),
-            (Control("the head alone in its place", lead(HEAD_ALONE, LORA), at_least=0.0, unit="percent"),),
+            (Control("LoRA in half of the steps in its place", lead(shorter(LORA, 2), LORA), at_least=0.0,
+                     unit="percent"),),
+            "What half of the rank costs LoRA itself is the question of rank_sweep.",
         ),
     ),
     figures=figures,
