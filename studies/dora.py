@@ -93,10 +93,6 @@ def apart(first, second, random=False):
     return lambda results: correlation(results, first) - correlation(results, second, random)
 
 
-def signed(number):
-    return f"{number:+.2f}".replace("-", "−")
-
-
 def figures(results):
     series = []
     for method in CHANGES:
@@ -115,9 +111,9 @@ def correlations(results):
     rows = tuple(
         (
             method,
-            signed(correlation(results, method)),
-            signed(correlation(results, method, random=True)),
-            signed(PAPER_FIGURES[method]),
+            correlation(results, method),
+            correlation(results, method, random=True),
+            PAPER_FIGURES[method],
             float(table.get_group(method)["direction"].min()),
             float(table.get_group(method)["direction"].max()),
             float(table.get_group(method)["relative_norm"].median()),
@@ -126,9 +122,9 @@ def correlations(results):
     )
     columns = (
         Column("method", "Method"),
-        Column("correlation", "Correlation"),
-        Column("random", "Of random ΔW"),
-        Column("paper", "The paper's"),
+        Column("correlation", "Correlation", "float", 2),
+        Column("random", "Of random ΔW", "float", 2),
+        Column("paper", "The paper's", "float", 2),
         Column("least", "Least ΔD", "float"),
         Column("most", "Largest ΔD", "float"),
         Column("norm", "Median ‖ΔW‖/‖W‖", "percent"),
