@@ -3,7 +3,7 @@
 python studies/rank_growth.py --scale small --jobs 2
 """
 
-from lorascope.blocks import Lines, Series
+from lorascope.blocks import Column, Lines, Series, Table
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.measures.rank import spectral
 from lorascope.study.tasks import FULL, full_arm, scales
@@ -30,6 +30,8 @@ def mlp_over_attention(column):
         table = results.tables["spectral"]
         table = table[table["steps"] == results.scale.config["training"]["max_steps"]]
         means = (table[column] / table["r90_noise"]).groupby(table["part"]).mean()
+        if not {*PARTS} <= {*means.index}:
+            raise ValueError("no matrix of a part was measured")
         return means["MLP"] / means["attention"]
 
     return statistic
@@ -38,6 +40,8 @@ def mlp_over_attention(column):
 def growth(column):
     def statistic(results):
         means = results.tables["spectral"].groupby("steps")[column].mean()
+        if len(means) < 1 + len(results.scale.params["steps"]):
+            raise ValueError("runs of one length are missing")
         return means[means.index.max()] / means[means.index.min()]
 
     return statistic
@@ -53,7 +57,33 @@ def correlation(column):
     return statistic
 
 
+def by_steps(results):
+    """How far each length has come, which its rank may follow."""
+    table, runs = results.tables["spectral"], results.runs.groupby("steps")[["learning_rate", "loss"]].mean()
+    ratios = {c: table[c] / table["r90_noise"] for c in ("r90", "r90_flipped")}
+    means = {c: each.groupby([table["steps"], table["part"]]).mean() for c, each in ratios.items()}
+    rows = [
+        (steps, *map(float, runs.loc[steps]), *(float(m[steps, part]) for m in means.values() for part in PARTS))
+        for steps in sorted(runs.index)
+    ]
+    columns = (
+        Column("steps", "Steps", "int"),
+        Column("rate", "Learning rate", "float"),
+        Column("loss", "Loss (nats)", "float", 4),
+        *(Column(part, f"r90 over noise's, {part}", "percent") for part in PARTS),
+        *(Column(f"flipped_{part}", f"{part}, random signs", "percent") for part in PARTS),
+    )
+    caption = (
+        "r90: the rank for 90 % of ΔW's energy, over that of iid noise of the shape. Means over matrices and runs."
+    )
+    return Table(columns, tuple(rows), "Rank and loss by number of steps", caption)
+
+
 def figures(results):
+    return [by_steps(results), *drawn(results)]
+
+
+def drawn(results):
     table, series = results.tables["spectral"], []
     for column, title in (("r90", "rank for 90 % of the energy"), ("stable_rank", "stable rank")):
         for part in PARTS:
@@ -62,7 +92,10 @@ def figures(results):
             series.append(Series(part, x, tuple(own.mean()), title, low=tuple(own.min()), high=tuple(own.max())))
             noise = float(table.loc[table["part"] == part, f"{column}_noise"].mean())
             series.append(Series(f"iid noise, {part}", (x[0], x[-1]), (noise, noise), title, "reference"))
-    caption = "Full fine-tuning at one learning rate, each length a schedule of its own. Means over matrices."
+    caption = (
+        "Full fine-tuning at one learning rate, each length a schedule of its own. Means over matrices and replicates, "
+        "the band from the lowest to the highest replicate. The upper line of noise is the MLPs'."
+    )
     return [Lines("Rank by number of steps", tuple(series), "steps", "rank", True, caption=caption)]
 
 
@@ -81,18 +114,19 @@ study = Study(
     claims=(
         Claim(
             "growth",
-            "The rank grows with training",
+            "The rank of full fine-tuning's ΔW grows with training: by a tenth or more, most steps over fewest",
             f"{BIDERMAN}, Figure 6",
             (
                 Criterion("rank for 90 % of the energy, most steps over fewest", growth("r90"), at_least=1.1),
                 Criterion("Spearman's ρ of steps and that rank, over runs", correlation("r90"), at_least=0.8),
             ),
             (Control("the same of ΔW with random signs", growth("r90_flipped"), at_least=1.1),),
-            "More steps see more texts.",
+            "The paper follows checkpoints of one run of continued pre-training. Here each length is a run of its own, "
+            "and all have one rate. More steps see more texts, and once they have seen 8,000 they see them again.",
         ),
         Claim(
             "types",
-            "The ΔW of MLPs has a higher rank than that of attention",
+            "The ΔW of MLPs has a rank that is 5 % higher than attention's, or more, each over noise of its shape",
             f"{BIDERMAN}, Figure 6",
             (
                 Criterion(
@@ -102,7 +136,8 @@ study = Study(
                 ),
             ),
             (Control("the same of ΔW with random signs", mlp_over_attention("r90_flipped"), at_least=1.05),),
-            "Over noise of the same shape, because a matrix that is not square has more rank of itself.",
+            "Over noise of the same shape, because a matrix that is not square has more rank of itself; the paper has "
+            "no such reference.",
         ),
     ),
     figures=figures,
