@@ -216,9 +216,10 @@ class Runner:
         return pd.DataFrame(rows, columns=None if rows else [*columns, "replicate", "loss", "key"])
 
     def _owner(self, arm: Arm, job: Job) -> Hashable:
-        """Whose replicate a final run is: its arm's, which is linked to all that share the run or the seeds."""
-        shared = [("run", job.key)] if arm.seed is None else [("run", job.key), "seeds that the script gives"]
-        return self.strata.link([("arm", _key(arm.labels)), *shared])
+        """Whose replicate a final run is: its arm's, which is linked to all that share the run or its seed, as arms do
+        that differ in their learning rate alone."""
+        seed = job.spec["config"]["training"]["seed"]
+        return self.strata.link([("arm", _key(arm.labels)), ("run", job.key), ("seed", seed)])
 
     def _row(self, job: Job) -> dict[str, Any] | None:
         """A final run's numbers; None where it failed or diverged, which is said among the failures.

@@ -83,8 +83,19 @@ def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy):
     assert found["runs"] == found["sizes"] == [0, 0, 0, 0, 1, 1]
     assert found["waves"] == [0, 0, 2, 2, 3, 3]
     runner = toy()
-    runner.arms = (replace(runner.arms[0], seed=3), runner.arms[1], replace(runner.arms[2], seed=4))
+    first, second, third = runner.arms
+    runner.arms = (replace(first, seed=3), second, replace(third, seed=4))
     assert runner.run()[0].strata["runs"] == [0, 0, 1, 1, 0, 0]
+
+
+def test_arms_that_differ_in_their_rate_alone_share_seeds_and_are_one_stratum(toy):
+    runner = toy()
+    twin = replace(runner.arms[0], labels={"method": "lora", "rank": 7}, learning_rates=(3e-4,))
+    runner.arms = (*runner.arms, twin)
+    results, _ = runner.run()
+    seeds = results.runs.groupby("rank")["seed"].apply(list)
+    assert seeds[7] == seeds[1] != seeds[2]
+    assert results.strata["runs"] == [0, 0, 1, 1, 2, 2, 0, 0]
 
 
 def test_an_arm_may_take_the_rate_of_another(toy):
