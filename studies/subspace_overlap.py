@@ -207,10 +207,9 @@ def by_layer(results):
 def movement(results):
     """How far A went, by arm."""
     labels = ["task", "rank", "start"]
-    rates = results.runs.set_index("key")["learning_rate"]
+    rates = results.runs.groupby(labels, sort=False)["learning_rate"].first()
     moved = results.tables["moved"].groupby(labels, sort=False)["moved"].agg(["median", "min", "max"])
-    found = results.runs.groupby(labels, sort=False)["key"].first()
-    rows = [(*key, float(rates[found[key]]), *map(float, row)) for key, row in moved.iterrows()]
+    rows = [(*key, float(rates[key]), *map(float, row)) for key, row in moved.iterrows()]
     columns = (Column("task", "Task"), Column("rank", "r", "int"), Column("start", "Start"))
     columns += (Column("rate", "Learning rate", "float"), Column("median", "‖A − A₀‖/‖A₀‖", "float"))
     columns += (Column("min", "least", "float"), Column("max", "most", "float"))
@@ -263,7 +262,7 @@ study = Study(
     question="Do LoRAs of different rank, seed or task share directions beyond chance, and how much is the start?",
     varied="the rank (8 and a large one), the seed, the task (classes of things, classes of abstractions), and whether "
     "two runs share their random start",
-    tuned="the learning rate, for each rank and task",
+    tuned="the learning rate, for each rank and task; runs that share a start have either task's",
     fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; every run has a seed of its own, except the "
     "arms that share one",
     scales=scales({"smoke": {"large": 16}, "small": {"large": 64}, "full": {"large": 64}}),
