@@ -24,6 +24,7 @@ from lorascope.report import serial
 from lorascope.report import text as t
 
 Record = Mapping[str, Any]
+VERDICTS = ("held", "not held", "undecided")
 MOST_FAILURES = 20
 FAR = 0.1  # nats: differences below it are no sign of a run that broke
 INTERVAL = Definitions(
@@ -75,7 +76,7 @@ def index(records: Sequence[Record]) -> Page:
     """All claims of all studies in one table, those of studies that can give verdicts first."""
     records = sorted(records, key=lambda record: (not record["scale"]["conclusive"], record["name"]))
     verdicts = [claim["verdict"] for record in records for claim in record["claims"]]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("held", "not held", "undecided") if v in verdicts)
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
     columns = (
         Column("study", "Study"),
         Column("claim", "Claim"),
@@ -123,17 +124,14 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
     scales = list(dict.fromkeys(scale for row in rows for scale in row["runs"]))
     columns = [Column("study", "study"), Column("claims", "claims", "int")]
     columns += [Column(scale, f"runs at {scale}", "int") for scale in scales]
-    columns += [
-        Column("scale", "last scale"),
-        Column("hours", "hours of work", "float", 2),
-        Column("verdicts", "verdicts"),
-    ]
+    columns += [Column("scale", "last scale"), Column("hours", "hours of work", "float", 2)]
+    columns += [Column(verdict, verdict, "int") for verdict in VERDICTS]
     cells = []
     for row in rows:
         last = row["last"]
-        counts = ", ".join(f"{n} {verdict}" for verdict, n in last["verdicts"].items() if n) if last else None
-        said = (last["scale"], last["hours"], counts) if last else (None, None, None)
-        cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *said))
+        said = (last["scale"], last["hours"], *(last["verdicts"].get(each, 0) for each in VERDICTS)) if last else ()
+        blank = (None,) * (2 + len(VERDICTS) - len(said))
+        cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *said, *blank))
     questions = tuple((row["name"], row["question"] or row["error"]) for row in rows)
     caption = "Runs: every learning rate and every replicate; sweeps whose best rate is at an end add some, runs that "
     caption += "another study has trained are taken from the store."
