@@ -67,9 +67,10 @@ def run(
                 runner = Runner(found, script, scale, Store(store), workers, **settings)
                 results, tuned = runner.run()
             verdicts = []
-            for i, claim in enumerate(found.claims):
-                progress.say("judging", i, len(found.claims), 0, "")
+            progress.say("judging", 0, len(found.claims), 0, "")
+            for claim in found.claims:
                 verdicts.append(judge(claim, results))
+                progress.say("judging", len(verdicts), len(found.claims), 0, claim.name)
     except KeyboardInterrupt:
         print("lorascope: stopped; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -201,6 +202,8 @@ def _engine(name: str, jobs: int, address: str | None, gpus: float) -> Any:
 def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
     """A study's line in the list. What a scale costs is the number of its runs: sweeps may add to it, and runs that
     other studies have trained take from it."""
+    from lorascope.study.verdict import VERDICTS
+
     row = {"name": script.stem, "question": None, "claims": None, "runs": {}, "last": None, "error": None}
     try:
         found = _load(script)
@@ -211,7 +214,7 @@ def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
     if last is None:
         return row
     verdicts = [claim["verdict"] for claim in last["claims"]]
-    counted = {v: verdicts.count(v) for v in ("held", "not held", "undecided")}
+    counted = {v: verdicts.count(v) for v in VERDICTS}
     cost, made = last["cost"], last["made"]
     said = {"scale": last["scale"]["name"], "runs": cost["runs"], "hours": round(cost["seconds_of_work"] / 3600, 4)}
     return row | {"last": said | {"devices": made["devices"], "date": made["date"], "verdicts": counted}}

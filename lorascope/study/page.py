@@ -22,9 +22,9 @@ from lorascope.blocks import (
 )
 from lorascope.report import serial
 from lorascope.report import text as t
+from lorascope.study.verdict import VERDICTS
 
 Record = Mapping[str, Any]
-VERDICTS = ("held", "not held", "undecided")
 MOST_FAILURES = 20
 FAR = 0.1  # nats: differences below it are no sign of a run that broke
 INTERVAL = Definitions(

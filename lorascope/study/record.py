@@ -40,7 +40,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.report import serial
 from lorascope.study.definition import Results
 from lorascope.study.runner import Runner, Tuned
-from lorascope.study.verdict import Verdict
+from lorascope.study.verdict import VERDICTS, Verdict
 from lorascope.training.record import PACKAGES, package_version
 
 if TYPE_CHECKING:
@@ -50,12 +50,11 @@ SCHEMA, KIND = 1, "study"
 DIGITS = 7  # of every number: more than any of them means
 NUMBER, WORD, SCALAR = (int, float), (str,), (str, int, float, bool, type(None))
 MAYBE = (int, float, type(None))
-VERDICTS = frozenset(("held", "not held", "undecided"))
 TABLE = {"columns": [WORD], "rows": [[SCALAR]]}
 CRITERION = dict.fromkeys(("at_least", "at_most", "estimate", "low", "high"), MAYBE) | {
     "text": WORD,
     "unit": frozenset(("float", "percent", "int")),
-    "verdict": VERDICTS,
+    "verdict": frozenset(VERDICTS),
     "reason": WORD,
     "control": (bool,),
 }
@@ -74,7 +73,11 @@ SHAPE = {
         "conclusive": (bool,),
     },
     "claims": [
-        {**dict.fromkeys(("name", "text", "source", "note"), WORD), "verdict": VERDICTS, "criteria": [CRITERION]}
+        {
+            **dict.fromkeys(("name", "text", "source", "note"), WORD),
+            "verdict": frozenset(VERDICTS),
+            "criteria": [CRITERION],
+        }
     ],
     "cost": dict.fromkeys(
         ("runs", "measurements", "seconds_of_work", "taken_from_the_store", "seconds_of_this_call"), NUMBER

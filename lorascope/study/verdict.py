@@ -22,7 +22,7 @@ import numpy as np
 
 from lorascope.study.definition import Claim, Criterion, Results
 
-HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
+VERDICTS = HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
 LEVEL = 0.95
 MOST_ENUMERATED = 2000  # resamples of up to 7 replicates
 DRAWN = 5000  # resamples of more, or of several strata: some twenty lie beyond each end of an interval
@@ -148,11 +148,11 @@ def freedom(parts: Mapping[int, float], strata: Draws) -> float:
     return total**2 / sum(v**2 / (len(strata[each]) - 1) for each, v in parts.items())
 
 
-def expanded_tail(n: int, df: float | None = None) -> float:
+def expanded_tail(n: int, df: float) -> float:
     """Φ(−√(n/(n−1)) · t_{df; 0.975}): the share of the bootstrap distribution beyond each end of the interval."""
     from scipy.stats import norm, t
 
-    return float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.5 + LEVEL / 2, n - 1 if df is None else df)))
+    return float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.5 + LEVEL / 2, df)))
 
 
 def _parts(statistic: Callable[[Draws], float | None], strata: Draws) -> dict[int, float]:
