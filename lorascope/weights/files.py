@@ -10,11 +10,12 @@ from typing import Any
 
 from lorascope.errors import InputError, some
 from lorascope.updates.base import Stored
+from lorascope.weights.foreign import refuse_by_name
 from lorascope.weights.pickles import open_pickle
 from lorascope.weights.safetensors import cannot_read, open_safetensors
 
 SAFETENSORS = (".safetensors", ".sft")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")  # the last is litgpt's: lit_model.pth.lora
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[a-z]+$")
 _BLOCK = 1 << 20
 
@@ -48,6 +49,7 @@ def open_tensors(path: Path) -> Tensors:
         InputError: the file is missing or damaged, is one shard of several, or an index names a shard that is absent
             or lies elsewhere.
     """
+    refuse_by_name(path)
     if path.name.endswith(".index.json"):
         return _open_shards(path)
     shard = _SHARD.search(path.name)

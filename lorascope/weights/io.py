@@ -1,5 +1,6 @@
 """Reading and writing adapters: every registered format is asked, and exactly one may claim a file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,11 @@ from lorascope.errors import InputError, some
 from lorascope.updates.base import Update, kinds
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.files import PICKLES, SAFETENSORS, open_tensors, read_json
+from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
+from lorascope.weights.leftovers import skip_what_stands_elsewhere
+from lorascope.weights.names import without_wrappers
+from lorascope.weights.peft.keys import is_peft
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -45,12 +50,15 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
     name, format = _claimant(bundle)
     ledger = Ledger(bundle.tensors)
     parsed = format.read(bundle, ledger, base)
+    notes = (*bundle.notes, *parsed.notes)
+    if skipped := skip_what_stands_elsewhere(ledger):
+        notes += (f"{len(skipped)} keys are not understood and were skipped: {some(skipped)}",)
     left = ledger.left()
     if left:
         raise InputError(
             f"{bundle.path} is of the {name} format, and {len(left)} of its keys are not understood",
             found=some(left),
-            hint="nothing was dropped in silence; please report these keys",
+            hint="they stand beside an update, and might change it: nothing is read; please report these keys",
         )
     if not parsed.updates and not parsed.saved:
         reasons = dict.fromkeys(item.reason for item in ledger.not_analysed)
@@ -66,7 +74,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
         source=Source(str(path), sha256, name, parsed.method),
         saved=parsed.saved,
         not_analysed=tuple(ledger.not_analysed),
-        notes=parsed.notes,
+        notes=notes,
         parts=parsed.parts,
     )
 
@@ -90,9 +98,18 @@ def _open(path: Path) -> tuple[Bundle, str]:
     tensors = open_tensors(weights)
     if not tensors.stored:
         raise InputError(f"{weights} holds no tensors")
-    config = weights.parent / CONFIG
-    bundle = Bundle(path, tensors.stored, tensors.metadata, read_json(config) if config.is_file() else None)
-    return bundle, tensors.sha256()
+    beside = weights.parent / CONFIG
+    config = read_json(beside) if beside.is_file() else None
+    stored, notes = tensors.stored, ()
+    if "lorascope" not in (tensors.metadata.get("format"), (config or {}).get("format")):
+        stored, notes = without_wrappers(stored, path)
+    if weights.name in MODELS and not any(map(is_peft, stored)):
+        raise _full_model(path, stored)
+    return Bundle(path, stored, tensors.metadata, config, notes), tensors.sha256()
+
+
+def _full_model(path: Path, found: Iterable[str]) -> InputError:
+    return InputError(f"{path} is a full model, not an adapter", found=some(found, 3), hint=_TWO_CHECKPOINTS)
 
 
 def _weights_of(folder: Path) -> Path:
@@ -101,7 +118,10 @@ def _weights_of(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     present = sorted(entry.name for entry in folder.iterdir())
-    if any(name in present for name in MODELS):
+    models = [name for name in MODELS if name in present]
+    if models and CONFIG in present:  # the whole PeftModel, as DeepSpeed's zero_to_fp32 and FSDP leave it
+        return folder / models[0]
+    if models:
         raise InputError(f"{folder} holds a full model, not an adapter", found=some(present), hint=_TWO_CHECKPOINTS)
     candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES))]
     indices = [name for name in present if name.endswith(".index.json")]
@@ -109,6 +129,9 @@ def _weights_of(folder: Path) -> Path:
         return folder / (indices or candidates)[0]
     if candidates:
         raise InputError(f"{folder} holds several weights files", found=some(candidates), hint="name one of them")
+    foreign = [name for name in present if is_foreign(name)]
+    if foreign:
+        return folder / foreign[0]  # which is refused for what it is
     below = sorted({str(found.parent) for name in _ADAPTERS for found in folder.glob(f"*/{name}")})
     raise InputError(
         f"{folder} holds no adapter",
@@ -128,23 +151,12 @@ def _claimant(bundle: Bundle) -> tuple[str, Format]:
             found=f"{', '.join(name for name, _ in claims)} for {some(bundle.tensors)}",
             hint="add the adapter_config.json it was written with",
         )
-    if _is_model(bundle):
-        raise InputError(
-            f"{bundle.path} is a full model checkpoint, not an adapter",
-            found=some(bundle.tensors, 3),
-            hint=_TWO_CHECKPOINTS,
-        )
+    refuse_unclaimed(bundle.path, bundle.tensors, bundle.config, _TWO_CHECKPOINTS)
     raise InputError(
         f"{bundle.path} is in no format that lorascope knows",
         found=some(bundle.tensors),
         expected=f"keys of one of {', '.join(formats.names())}",
     )
-
-
-def _is_model(bundle: Bundle) -> bool:
-    """Whether the keys are those of a whole model: nearly all are parameters by plain names."""
-    plain = sum(key.rpartition(".")[2] in ("weight", "bias", "gamma", "beta") for key in bundle.tensors)
-    return plain >= 0.8 * len(bundle.tensors)  # the rest is buffers: masks, position ids, running means
 
 
 def _check_shapes(path: Path, update: Update) -> None:

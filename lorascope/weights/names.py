@@ -4,10 +4,16 @@ torch.compile, DDP, DeepSpeed, FSDP and activation checkpointing each wrap a mod
 stands in the key of every tensor below: `model._orig_mod.layers.0._checkpoint_wrapped_module.q_proj.weight`.
 """
 
+from collections.abc import Mapping
+
+from lorascope.errors import InputError
+from lorascope.updates.base import Stored
+
 # By whom: torch.compile; FSDP; torch's activation checkpointing and offloading; Lightning Fabric; FSDP before torch 2.
 ALWAYS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module")
 OUTSIDE = "module"  # DDP, DataParallel, DeepSpeed, AveragedModel: around a whole model or component
 WRAPPERS = (*ALWAYS, OUTSIDE)
+_PEFT = "base_model.model."
 
 
 def unwrapped(name: str) -> str:
@@ -28,3 +34,83 @@ def unwrapped(name: str) -> str:
         return segment != OUTSIDE or not (beside or i < first_number)
 
     return ".".join(segment for i, segment in enumerate(segments) if stays(i, segment))
+
+
+def without_wrappers(tensors: Mapping[str, Stored], where: object = "") -> tuple[dict[str, Stored], tuple[str, ...]]:
+    """Tensors by key without wrappers' segments, and what to say of it.
+
+    `P.base_model.model.X`, of a PeftModel that stands within another model, is `base_model.model.P.X`.
+
+    Raises:
+        InputError: two keys differ by a wrapper alone.
+    """
+    found: dict[str, Stored] = {}
+    changed = 0
+    for key, stored in tensors.items():
+        name = _outer_prefix(unwrapped(key))
+        if name in found:
+            raise InputError(f"{where}: two keys mean the same", found=f"{name!r}, of which one is {key!r}")
+        found[name] = stored
+        changed += name != key
+    said = (
+        f"wrappers' segments (torch.compile, DDP, FSDP and the like) were taken out of {changed} of {len(found)} names"
+    )
+    return found, ((said,) if changed else ())
+
+
+def _outer_prefix(key: str) -> str:
+    """PEFT's prefix in front of everything, once."""
+    before, inner, rest = key.rpartition(_PEFT)
+    if not inner or not before or not before.endswith("."):
+        return key
+    return _PEFT + before.replace(_PEFT, "") + rest
+
+
+# What a model's own class may put in front of the paths of what it wraps: transformers' `base_model_prefix`, by which
+# the checkpoints of a bare model and of one with a head differ, and the few wrappers that do the same. A word that
+# tells two parts of one model apart (encoder, decoder, text_model, vision_model, transformer_2) is none of them.
+ROOTS = frozenset(  # noqa: SIM905
+    "model transformer bert roberta electra deberta distilbert albert mpnet longformer camembert xlm_roberta camembert"
+    " mobilebert squeezebert nomic_bert convbert roformer rembert layoutlm layoutlmv2 layoutlmv3 markuplm lilt luke esm"
+    " ernie big_bird bigbird nystromformer ibert funnel fnet canine led data2vec_text roberta_prelayernorm splinter gte"
+    " gpt_neox gpt_neox_japanese gptj biogpt rwkv backbone reformer prophetnet vit deit beit swin swinv2 dinov2"
+    " convnext convnextv2 resnet wav2vec2 hubert wavlm sew unispeech audio_spectrogram_transformer data2vec_audio videomae"
+    " timesformer vivit timm_model auto_model base_model".split()
+)
+COMPONENTS = ("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "controlnet",
+              "prior", "vae", "image_encoder", "diffusion_model")  # fmt: skip
+_RENAMED = (("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head."))
+
+
+def plain(name: str) -> str:
+    """A module's path, or a parameter's key, without what wrappers and PEFT put around it."""
+    return unwrapped(name).removeprefix(_PEFT)
+
+
+def rootless(name: str) -> list[str]:
+    """`name` without its root, then without the next, as long as the leading component is one and others remain."""
+    found = []
+    root, dot, rest = name.partition(".")
+    while dot and root in ROOTS and "." in rest:
+        found.append(rest)
+        root, dot, rest = rest.partition(".")
+    return found
+
+
+def renamed(name: str) -> list[str]:
+    """Other spellings that transformers has had for the same parameter: a vision-language model's text model."""
+    pairs = (*_RENAMED, *((new, old) for old, new in _RENAMED))
+    return [new + name.removeprefix(old) for old, new in pairs if name.startswith(old)]
+
+
+def without_component(name: str, folder: str) -> str | None:
+    """The path within a pipeline's component that the folder of that name holds; None where it is of another one.
+
+    A folder whose name is no component's takes the names of the first of a kind: `transformer.`, not `transformer_2.`.
+    """
+    component, _, rest = name.partition(".")
+    if component not in COMPONENTS or not rest:
+        return None
+    if folder in COMPONENTS:
+        return rest if component == folder else None
+    return None if component[-1:].isdigit() else rest

@@ -19,6 +19,9 @@ from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import of_torch
 from lorascope.weights.safetensors import cannot_read
 
+# Where trainers put the weights among other things: Lightning; litgpt, Megatron; DeepSpeed; many scripts.
+STATE_DICTS = ("state_dict", "model", "module", "model_state_dict")
+
 
 @dataclass(frozen=True)
 class TorchTensor:
@@ -42,15 +45,13 @@ class TorchTensor:
 
 
 def open_pickle(path: Path) -> dict[str, Stored]:
-    """The tensors of a PyTorch file by key; a file that holds `{"state_dict": {...}}` is opened one level deeper.
+    """The tensors of a PyTorch file by key; one that holds `{"state_dict": {...}}` and the like is opened deeper.
 
     Raises:
         InputError: the file is missing, damaged, holds code (which was refused and not executed) or something other
             than tensors by name.
     """
-    loaded = _load(path)
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    loaded = _inner(path, _load(path))
     if not isinstance(loaded, Mapping) or not loaded:
         raise InputError(f"{path} holds no tensors by name", found=type(loaded).__name__, expected="a state dict")
     tensors: dict[str, Stored] = {}
@@ -68,6 +69,19 @@ def open_pickle(path: Path) -> dict[str, Stored]:
             hint="save the state dict alone, best as safetensors",
         )
     return tensors
+
+
+def _inner(path: Path, loaded: Any) -> Any:
+    """The state dict that a training state holds under one of its usual names, or what was loaded itself.
+
+    InputError where it holds several that differ.
+    """
+    if not isinstance(loaded, Mapping):
+        return loaded
+    named = [name for name in STATE_DICTS if isinstance(loaded.get(name), Mapping) and loaded[name]]
+    if len(named) > 1 and any(loaded[name] is not loaded[named[0]] for name in named):
+        raise InputError(f"{path} holds several state dicts", found=some(named), hint="save the adapter's alone")
+    return loaded[named[0]] if named else loaded
 
 
 def _load(path: Path) -> Any:

@@ -31,12 +31,14 @@ class Bundle:
         tensors: stored arrays by key, in file order.
         metadata: the safetensors header's own metadata.
         config: `adapter_config.json`, where there is one.
+        notes: what opening it has to say.
     """
 
     path: Path
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -45,6 +47,7 @@ class Ledger:
     def __init__(self, tensors: Mapping[str, Stored]):
         self._tensors = dict(tensors)
         self._open = dict.fromkeys(tensors)
+        self.taken: list[str] = []
         self.not_analysed: list[NotAnalysed] = []
 
     def __contains__(self, key: str) -> bool:
@@ -57,6 +60,7 @@ class Ledger:
     def take(self, key: str) -> Stored:
         """The stored array of `key`, now accounted for."""
         del self._open[key]
+        self.taken.append(key)
         return self._tensors[key]
 
     def set_aside(self, key: str, reason: str) -> None:

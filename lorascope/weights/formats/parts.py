@@ -50,9 +50,9 @@ class Part:
         return ledger.take(self.keys[suffix]) if suffix in self.keys else None
 
     def set_aside(self, ledger: Ledger, reason: str, suffixes: Iterable[str] | None = None) -> None:
-        """Set these keys aside: all of them (None), or those among `suffixes`."""
+        """Set these keys aside: all that are not yet accounted for (None), or those of them among `suffixes`."""
         for suffix, key in self.keys.items():
-            if suffixes is None or suffix in suffixes:
+            if key in ledger and (suffixes is None or suffix in suffixes):
                 ledger.set_aside(key, reason)
 
 

@@ -1,0 +1,121 @@
+"""Files that hold trained weights and that lorascope does not read, by what they are: a name and what to do instead.
+
+A file is known by its ending before it is opened, and by its keys or its config where no format claims it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorascope.errors import InputError, some
+
+_PEFT = "save it with PEFT's save_pretrained"
+_TORCH = "load it there, and save the tensors by name as safetensors"
+
+# What the name ends in: what it is, and what to do.
+ENDINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    ((".h5", ".hdf5", ".keras"), "a Keras or TensorFlow file (HDF5)", _TORCH),
+    ((".msgpack",), "a Flax file (msgpack)", "load it with from_flax=True, and save it as safetensors"),
+    ((".npz", ".npy"), "a numpy archive", "save the arrays by name as safetensors: safetensors.numpy.save_file"),
+    ((".gguf", ".ggml"), "a GGUF file of llama.cpp", "pass the adapter or model it was converted from"),
+    ((".onnx",), "an ONNX graph", "pass the checkpoint it was exported from"),
+    ((".ckpt.index", ".ckpt.meta"), "a TensorFlow checkpoint", _TORCH),
+    ((".tflite", ".mlmodel", ".engine", ".trt"), "a compiled model", "pass the checkpoint it was made of"),
+    ((".distcp",), "a shard of a PyTorch distributed checkpoint", "gather it: torch's dcp_to_torch_save does"),
+    ((".nemo", ".tar", ".tar.gz", ".tgz", ".zip", ".7z"), "an archive", "unpack it, and pass the weights file in it"),
+    ((".orbax", ".zarr"), "a checkpoint of JAX", "orbaxport converts Orbax's to safetensors"),
+)
+_TENSORFLOW_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
+
+# What some key looks like: what the file is, and what to do.
+_BOTTLENECK = "an adapter of AdapterHub (bottleneck): a small network between two layers, and no update of a weight"
+_OFT = "an OFT adapter (oft_R): it rotates the base's weight, ΔW = (R − I)·W, which lorascope does not compute"
+KEYS: tuple[tuple[str, str, str], ...] = (
+    (r"\.adapters\.[^.]+\.(adapter_down|adapter_up|\w*phm\w*)", _BOTTLENECK, ""),
+    (r"(^|\.)prefix_tunings?\.|prefix_gates", "a prefix of AdapterHub: keys and values, and no update of a weight", ""),
+    (r"\.refts?\.|intkey_|(^|\.)(rotate_layer|learned_source)\.", "a ReFT: it edits hidden states, and no weight", ""),
+    (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
+    (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "an adapter of NeMo or Megatron", ""),
+    (r"_lora_[ab]$|lora_kernel_[ab]$", "a LoRA of JAX or Keras (tunix, qwix, KerasHub)", _PEFT),
+    (r"\.lora_[ab]$", "a LoRA of MLX (lora_a and lora_b)", "fuse it with mlx_lm.fuse, or train with PEFT"),
+    (r"\.lora_(down|up)\.\d+\.weight$", "a LoRA of sd-scripts with query, key and value apart (lora_down.0)",
+     "convert it with sd-scripts' convert_flux_lora.py"),
+    (r"\.lora_(down|up)$", "a LoRA of Nunchaku, packed for its kernels (lora_down without .weight)",
+     "pass the LoRA it was converted from"),
+    (r"weight_m_wdecomp", "a DoRA of NVlabs' repository (weight_m_wdecomp)", _PEFT),
+    (r"(^|\.)medusa_head\.", "Medusa's heads for decoding, and no update of a weight", ""),
+    (r"^(image_proj|ip_adapter)\.", "an IP-Adapter: attention layers of its own, and no update of a weight", ""),
+    (r"^(emb_params|string_to_param\b.*|string_to_token|clip_[lg]|t5xxl)$",
+     "a textual inversion: embeddings of new tokens, and no update of a weight", ""),
+    (r"^(prompt_encoder|prefix_encoder)\.", "an encoder of prompts or prefixes, and no update of a weight", ""),
+    (r"spectral_shifts?", "an SVDiff: shifts of the base's singular values, which lorascope does not compute", ""),
+    (r"(^|\.)(exp_avg|exp_avg_sq|optimizer|param_groups)(\.|$)", "the state of an optimizer",
+     "pass the adapter that was saved beside it"),
+)  # fmt: skip
+_KEYS = tuple((re.compile(pattern), what, hint) for pattern, what, hint in KEYS)
+_ADAPTER_WORDS = re.compile(
+    r"(^|[._])(lora|loha|lokr|hada|dora|adapters?|oft|boft|ia3|vera|peft|lokr|ln_tuning|prompt|prefix|houlsby)", re.I
+)
+
+
+def refuse_by_name(path: Path) -> None:
+    """InputError where the file's name says that it is of a kind that lorascope does not read."""
+    name = path.name.lower()
+    found = next(((what, hint) for endings, what, hint in ENDINGS if name.endswith(endings)), None)
+    if found is None and _TENSORFLOW_DATA.search(name):
+        found = "a TensorFlow checkpoint", _TORCH
+    if found is not None:
+        raise InputError(f"{path} is {found[0]}, which lorascope does not read", hint=found[1])
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file of this name holds weights in a form that lorascope does not read."""
+    return name.lower().endswith(tuple(e for endings, _, _ in ENDINGS for e in endings)) or bool(
+        _TENSORFLOW_DATA.search(name)
+    )
+
+
+def refuse_unclaimed(path: Path, keys: Iterable[str], config: Mapping[str, Any] | None, two_checkpoints: str) -> None:
+    """InputError that says what a file is which no format claims, where its config or keys tell.
+
+    Args:
+        two_checkpoints: what to do with full models.
+    """
+    keys = list(keys)
+    if said := _by_config(config or {}):
+        raise InputError(f"{path} is {said[0]}", found=some(keys, 3), hint=said[1])
+    for pattern, what, hint in _KEYS:
+        known = [key for key in keys if pattern.search(key)]
+        if known:
+            raise InputError(
+                f"{path} is {what}", found=some(known, 3), hint=hint or "lorascope does not read these yet"
+            )
+    if _is_model(keys):
+        raise InputError(
+            f"{path} is a full model checkpoint, not an adapter", found=some(keys, 3), hint=two_checkpoints
+        )
+
+
+def _by_config(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What an `adapter_config.json` that is not PEFT's belongs to."""
+    if "peft_type" in config:
+        return None
+    if "fine_tune_type" in config or "lora_parameters" in config:
+        sort = config.get("fine_tune_type", "lora")
+        what = "whole weights tuned" if sort == "full" else f"a {sort} adapter"
+        return f"{what} by MLX (mlx_lm), which lorascope does not read", "fuse it with mlx_lm.fuse, or train with PEFT"
+    if isinstance(config.get("config"), Mapping) and config.keys() & {"name", "model_class", "hidden_size"}:
+        sort = config["config"].get("architecture") or "bottleneck: a small network between two layers"
+        return f"an adapter of AdapterHub ({sort})", "of AdapterHub's adapters, lorascope reads LoRA"
+    if {"r", "lora_alpha"} <= config.keys():
+        what = "an adapter whose adapter_config.json has no peft_type, such as Tinker writes"
+        return what, 'where its keys are PEFT\'s, add "peft_type": "LORA" to that file'
+    return None
+
+
+def _is_model(keys: list[str]) -> bool:
+    """Whether the keys are those of a whole model: nearly all are parameters by plain names, and none an adapter's."""
+    plain = sum(key.rpartition(".")[2] in ("weight", "bias", "gamma", "beta") for key in keys)
+    # The rest is buffers: masks, position ids, running means.
+    return plain >= 0.8 * len(keys) and not any(_ADAPTER_WORDS.search(key) for key in keys)

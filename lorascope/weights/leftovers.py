@@ -1,0 +1,51 @@
+"""Keys that a format did not understand: which of them could change ΔW, and which stand elsewhere.
+
+A scale, a mask, a diagonal or a second factor stands beside the factors it acts on, under the same module. So a key
+that nobody understands refuses the file where its module is one of the updates', where it stands above all modules, or
+where its name speaks of an adapter. Any other one, a norm's own parameter say, is listed as skipped, by name.
+"""
+
+import re
+from collections.abc import Iterable
+
+from lorascope.weights.formats.base import Ledger
+from lorascope.weights.names import plain
+
+SKIPPED = "not understood, and skipped: it belongs to no module that has an update"
+
+# The first segment of a key that is a format's role and no module's name; the module's path ends before it.
+_ROLE = re.compile(
+    r"(lora|vera|ia3|hada|lokr|oft|boft|loras?|dora|diff|processor|magnitude|alpha|scalar|rescale|w_norm|b_norm"
+    r"|on_input|a[12]|b[12]|bm|ranknum|set_weight|reshape_weight|linear_in|linear_out|modules_to_save|base_layer"
+    r"|trainable_tokens|token_adapter|ln_tuning)(_\w+)?$|\w+_lora\d*$"
+)
+_WORDS = re.compile(r"(^|[._])(lora|loha|lokr|hada|dora|adapter|alpha|rank|vera|ia3|oft)s?([._\d]|$)", re.I)
+
+
+def modules_of(keys: Iterable[str]) -> set[str]:
+    """The paths of the modules that keys of an adapter belong to, without PEFT's prefix."""
+    found = set()
+    for key in keys:
+        segments = plain(key).split(".")
+        end = next((i for i, segment in enumerate(segments) if i and _ROLE.match(segment)), len(segments) - 1)
+        found.add(".".join(segments[:end]))
+    return found - {""}
+
+
+def changes_delta(key: str, modules: set[str]) -> bool:
+    """Whether a key that nobody understands might be part of an update."""
+    segments = plain(key).split(".")
+    beside = any(".".join(segments[:end]) in modules for end in range(1, len(segments)))
+    return beside or len(segments) == 1 or _WORDS.search(key) is not None
+
+
+def skip_what_stands_elsewhere(ledger: Ledger) -> list[str]:
+    """Set aside every key left over that is part of no update; the keys.
+
+    The others stay left over, and refuse the file.
+    """
+    modules = modules_of(ledger.taken)
+    elsewhere = [key for key in ledger.left() if not changes_delta(key, modules)]
+    for key in elsewhere:
+        ledger.set_aside(key, SKIPPED)
+    return elsewhere
