@@ -224,6 +224,10 @@ class OwnPart(Part):
         """What each parameter is now, by name, in the dtype it is trained in."""
         raise NotImplementedError
 
+    def stores_values(self, own: Own) -> bool:
+        """Whether a file holds the parameter's value itself, so that nobody needs the base's; not by default."""
+        return False
+
     def install(self) -> "OwnPart":
         for own in self.owns:
             substitute(own, lambda own=own: self.substitutes(own))
@@ -277,6 +281,9 @@ class Tuned(OwnPart):
     def values(self) -> Mapping[str, Tensor]:
         return {own.name: getattr(self, own.attribute).detach() for own in self.owns}
 
+    def stores_values(self, own: Own) -> bool:
+        return self.whole or own.parameter.dtype == getattr(self, own.attribute).dtype
+
     def updates(self) -> dict[str, Update]:
         """The tuned values, from which a file's reader takes the base; where the base is narrower, the change itself.
 
@@ -285,7 +292,7 @@ class Tuned(OwnPart):
         """
         found = {}
         for own, value in zip(self.owns, self.values().values(), strict=True):
-            narrow = own.parameter.dtype != value.dtype and not self.whole
+            narrow = not self.stores_values(own)
             values = value - own.parameter.detach().to(value.dtype) if narrow else value
             array = own.matrix(values).cpu().numpy().copy()
             stored = InMemory(array, "F64" if values.dtype == torch.float64 else "F32")

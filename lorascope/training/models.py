@@ -1,18 +1,26 @@
 """Base models by name, folder or hub name, with their tokenizers."""
 
+import json
+import logging
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lorascope.errors import InputError, LorascopeError
+from lorascope.errors import InputError, LorascopeError, some
 from lorascope.training import assets
 from lorascope.training.config import ModelConfig
 
 HEAD_FILE = "mean_pool_head.safetensors"
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob")  # where modules keep it as a number
+HEADS = ("classifier", "score", "pre_classifier")  # transformers' names for a classification head, direct children
+ADAPTER_FILE = "adapter_config.json"
+NOTES = "_lorascope_notes"  # where a model keeps `notes`
+DRAWN = "_lorascope_drawn"  # where a model keeps the names of the parameters that its checkpoint did not hold
 
 
 class MeanPoolClassifier(nn.Module):
@@ -111,21 +119,48 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
     if config.random_init:
         return _fresh(config, num_labels, dtype, cut)
     if config.task_type == "CAUSAL_LM":
-        return _from_pretrained(AutoModelForCausalLM, config, "model", dtype=dtype, **cut)
+        return _from_checkpoint(AutoModelForCausalLM, config, dtype=dtype, **cut)
     if config.head == "native":
         new_head = {"num_labels": num_labels, "ignore_mismatched_sizes": True, **cut}  # of other classes than these
-        model = _from_pretrained(AutoModelForSequenceClassification, config, "model", dtype=dtype, **new_head)
+        model = _from_checkpoint(AutoModelForSequenceClassification, config, dtype=dtype, **new_head)
         if model.config.pad_token_id is None:  # decoders classify by the last token that is no padding
             model.config.pad_token_id = load_tokenizer(config).pad_token_id
         return model
-    encoder = _from_pretrained(AutoModel, config, "model", dtype=dtype, **cut)
+    encoder = _from_checkpoint(AutoModel, config, dtype=dtype, **cut)
     model = MeanPoolClassifier(encoder, num_labels).to(encoder.dtype)
+    lacking = [f"{model.base_model_prefix}.{name}" for name in drawn(encoder)]
     head = Path(assets.resolve(config.name)) / HEAD_FILE
     if head.is_file():
         from safetensors.torch import load_file
 
         model.classifier.load_state_dict(load_file(head))
+    else:
+        lacking += [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
+    setattr(model, NOTES, notes(encoder))
+    return _remember(model, lacking)
+
+
+def _from_checkpoint(auto: Any, config: ModelConfig, **settings: Any) -> nn.Module:
+    """The model as the checkpoint has it; what that did not hold is remembered for `drawn`."""
+    model, info = _from_pretrained(auto, config, "model", output_loading_info=True, **settings)
+    setattr(model, NOTES, tuple(_strangers(config, info["unexpected_keys"])))
+    return _remember(model, [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+
+
+def _remember(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    wanted = set(names)
+    there = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in wanted]
+    setattr(model, DRAWN, tuple(there))
     return model
+
+
+def drawn(model: nn.Module) -> tuple[str, ...]:
+    """Parameters, by the model's own names, that the checkpoint did not hold (or held in another shape).
+
+    They have random values, drawn when the model was loaded: no file gives them again. Empty of `random_init`, whose
+    values are all drawn by the run's seed, and of a model that was not loaded here.
+    """
+    return getattr(model, DRAWN, ())
 
 
 def _fresh(config: ModelConfig, num_labels: int, dtype: torch.dtype | str, cut: dict[str, int]) -> nn.Module:
@@ -143,27 +178,150 @@ def _fresh(config: ModelConfig, num_labels: int, dtype: torch.dtype | str, cut: 
 
 
 def _from_pretrained(auto: Any, config: ModelConfig, what: str, **settings: Any) -> Any:
-    from transformers.utils import logging
-
     place = assets.resolve(config.name)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a new head is what was asked for, and needs no warning
-    logging.disable_progress_bar()
+    _refuse_adapter(config.name, Path(place) / ADAPTER_FILE)
     try:
-        return auto.from_pretrained(place, revision=config.revision or "main", **settings)
+        with _own_words():
+            loaded = auto.from_pretrained(place, revision=config.revision or "main", **settings)
     except LorascopeError:
         raise
+    except ImportError as error:  # of a quantised base, whose library is not there
+        raise InputError(
+            f"loading the {what} {config.name!r} needs a package that is not installed",
+            found=" ".join(str(error).split())[:300],
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
             f"cannot load the {what} {config.name!r}",
             found=" ".join(str(error).split())[:300],
             expected=f"a packaged model ({', '.join(assets.ASSETS)}), a folder, or a hub name for {config.task_type}",
         ) from error
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if getattr(model, "_hf_peft_config_loaded", False):  # a hub name, of which transformers has opened base and adapter
+        raise _is_adapter(config.name, None)
+    return loaded
+
+
+def _refuse_adapter(name: str, file: Path) -> None:
+    """InputError where the folder holds an adapter: transformers would open its base with the adapter in it."""
+    if not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    raise _is_adapter(name, base)
+
+
+def _is_adapter(name: str, base: str | None) -> InputError:
+    return InputError(
+        f"model.name is an adapter and no base model: {name}",
+        found=ADAPTER_FILE + (f", of an adapter of {base}" if base else ""),
+        hint=f"set model.name to {base or 'its base model'} to train a new adapter, or merge this one into its base "
+        "with `lorascope merge` and name the merged folder; continuing an adapter's training is not offered",
+    )
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Without progress bars and transformers' table of what the checkpoint did not hold: `drawn` and `notes` say that.
+    Its other warnings come through.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    def kept(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    shown = transformers_logging.is_progress_bar_enabled()
+    logger.addFilter(kept)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        logger.removeFilter(kept)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _strangers(config: ModelConfig, unexpected: Iterable[str]) -> list[str]:
+    """A sentence where the checkpoint holds tensors of blocks that the model does not have: it may be of another
+    architecture. Another task's head, and blocks that `num_hidden_layers` cuts away, are no strangers.
+    """
+    most = config.num_hidden_layers
+    numbers = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in unexpected}
+    strange = sorted(name for name, found in numbers.items() if found and (most is None or max(found) < most))
+    if not strange:
+        return []
+    return [
+        f"the checkpoint {config.name} holds {len(strange)} tensors of its blocks for which {config.task_type}'s model "
+        f"has no place, and which are left out: {some(strange, 3)}"
+    ]
+
+
+def notes(model: nn.Module) -> tuple[str, ...]:
+    """What whoever trains the model should know of how it was loaded, in sentences."""
+    return getattr(model, NOTES, ())
 
 
 def head_modules(model: nn.Module) -> tuple[str, ...]:
-    """The direct children that are a classification head, by transformers' names for them."""
-    return tuple(name for name in ("classifier", "score", "pre_classifier") if hasattr(model, name))
+    """The modules to train and store whole: the classification head, by transformers' names for it, and every other
+    module that has a parameter of `drawn`: a pooler, a summary, a head of another name.
+
+    Raises:
+        InputError: a parameter that the checkpoint did not hold belongs to the model's own blocks or embeddings, or to
+            no module that can be trained as a whole.
+    """
+    found = [name for name in HEADS if hasattr(model, name)]
+    found += [_owner(model, name) for name in drawn(model) if not _inside(name, found)]
+    return tuple(dict.fromkeys(found))
+
+
+def untrained(model: nn.Module, whole: Sequence[str]) -> tuple[str, ...]:
+    """Those of `drawn` that lie in none of the modules `whole`."""
+    return tuple(name for name in drawn(model) if not _inside(name, whole))
+
+
+def _inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(module + ".") for module in modules)
+
+
+def _owner(model: nn.Module, name: str) -> str:
+    """The module to train whole for a parameter that was drawn: a direct child beside the base model, such as a head;
+    in the base model the largest module that was drawn altogether, or a leaf.
+    """
+    new = set(drawn(model))
+    parts = name.split(".")[:-1]
+    if parts and _beside_base(model, parts[0]):
+        return parts[0]
+    for depth in range(2, len(parts) + 1):
+        path = ".".join(parts[:depth])
+        module = model.get_submodule(path)
+        own = {f"{path}.{each}" for each, _ in module.named_parameters()}
+        leaf = depth == len(parts) and next(module.children(), None) is None
+        if (leaf or own <= new) and _trainable_whole(module) and not any(part.isdigit() for part in parts):
+            return path
+    raise InputError(
+        f"the checkpoint does not hold {some([name, *sorted(new - {name})], 3)}, and {name} is no part of a new head",
+        found="random values in its place",
+        hint="name a checkpoint of this architecture, or list what is missing in method.modules_to_save",
+    )
+
+
+def _beside_base(model: nn.Module, child: str) -> bool:
+    """Whether the direct child is a head: neither the base model, nor blocks, nor an embedding."""
+    module = model.get_submodule(child)
+    if child == getattr(model, "base_model_prefix", "") or not _trainable_whole(module):
+        return False
+    blocks = any(isinstance(each, nn.ModuleList) for each in module.modules())
+    return not blocks and not any(module is each for each in _embeddings(model))
+
+
+def _trainable_whole(module: nn.Module) -> bool:
+    return not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Embedding)
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    """The input and the output embedding, of a model that has them."""
+    asked = [getattr(model, f"get_{which}_embeddings", None) for which in ("input", "output")]
+    return [found for each in asked if each is not None and (found := each()) is not None]

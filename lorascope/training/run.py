@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorascope.errors import InputError
+from lorascope.errors import InputError, some
 from lorascope.methods.base import methods
 from lorascope.methods.inject import Injected, inject
+from lorascope.methods.own import Own, OwnPart
 from lorascope.methods.stacked import skeleton
 from lorascope.training import cost, data, models
 from lorascope.training.config import RunConfig
@@ -120,13 +121,42 @@ def share_tensors(model: nn.Module, base: nn.Module) -> nn.Module:
 
 
 def inject_method(model: nn.Module, config: RunConfig) -> Injected:
-    """Put the config's method into the model. A classifier's head is trained whole unless the config says which."""
+    """Put the config's method into the model. A classifier's head, and what else the checkpoint did not hold, is
+    trained whole unless the config says which modules are.
+
+    Raises:
+        InputError: the targets are not the model's, or a parameter that was drawn at random would be in no file.
+    """
     method = config.method
     saved = method.modules_to_save
     if saved is None:
         saved = models.head_modules(model) if config.model.task_type == "SEQ_CLS" else ()
     made = methods.get(method.name)(method.settings)
-    return inject(model, made, targets=method.targets, modules_to_save=saved, seed=config.training.seed)
+    injected = inject(model, made, targets=method.targets, modules_to_save=saved, seed=config.training.seed)
+    trained = {own.name for own, _ in _owns(injected)}
+    if lost := [name for name in models.untrained(model, list(injected.saved)) if name not in trained]:
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in lost)
+        raise InputError(
+            f"the checkpoint does not hold {some(lost, 4)}: random values that would be trained by nothing and be in "
+            "no file",
+            hint=f"add {', '.join(modules)} to method.modules_to_save, or leave that key out"
+            if config.model.task_type == "SEQ_CLS"
+            else f"name a checkpoint that has them, or train them: method.modules_to_save: [{', '.join(modules)}]",
+        )
+    return injected
+
+
+def _owns(injected: Injected) -> list[tuple[Own, OwnPart]]:
+    """The base's own parameters that the method trains, each with the part that does."""
+    return [(own, part) for part in injected.parts.values() if isinstance(part, OwnPart) for own in part.owns]
+
+
+def not_stored(injected: Injected) -> list[str]:
+    """Parameters that were drawn at random and of which the adapter's file holds the change alone: only the run's seed
+    gives them again.
+    """
+    left = set(models.untrained(injected.model, list(injected.saved)))
+    return [own.name for own, part in _owns(injected) if own.name in left and not part.stores_values(own)]
 
 
 def train(
@@ -270,7 +300,9 @@ def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[s
 
     adapter = injected.export(base_model_name_or_path=config.model.name, task_type=config.model.task_type)
     io.write(adapter, folder, injected.method.format)
-    card = {"model": asdict(config.model), "labels": list(label_names)}
+    card: dict[str, Any] = {"model": asdict(config.model), "labels": list(label_names)}
+    if drawn := not_stored(injected):
+        card["drawn"] = {"seed": config.training.seed, "parameters": drawn}
     write_json(folder / CARD, card)
 
 
