@@ -13,15 +13,17 @@ A module's name is its path in the pipeline, the component first.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
+from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.parts import Part, alpha_scale, kernel_of, low_rank_roles
+from lorascope.weights.formats.parts import Part, alpha_scale, comfy_extras, kernel_of, low_rank_roles
 from lorascope.weights.peft.config import Config, parse_config
+from lorascope.weights.peft.keys import PREFIX
 from lorascope.weights.tensors import reshaped
 
 if TYPE_CHECKING:
@@ -33,17 +35,20 @@ SIDES = {"A": "down", "B": "up", "down": "down", "up": "up"}
 _SPELLINGS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight",
+        r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight",
+        r"(?P<module>(?:double|single)_blocks\.\d+\.processor\.\w+_lora\d*)\.(?P<side>down|up)\.weight",  # XLabs
         r"(?P<module>.+)\.lora(?:_linear_layer)?\.(?P<side>down|up)\.weight",
         r"(?P<module>.+?)(?:\.processor)?\.(?P<projection>\w+)_lora\.(?P<side>down|up)\.weight",
         r"(?P<module>.+?)(?:\.processor)?\.(?P<projection>\w+)_lora\.(?P<other>alpha)",
         r"(?P<module>.+?)(?:\.lora(?:_linear_layer)?)?\.(?P<other>alpha)",
         r"(?P<module>.+)\.(?P<other>lora_magnitude_vector)(?:\.weight)?",
-        r"(?P<module>.+)\.(?P<other>lora_B\.bias)",
+        r"(?P<module>.+)\.(?P<other>lora_B(?:\.default)?\.bias)",
     )
 )
+_XLABS = re.compile(r"(double|single)_blocks\.\d+\.processor\.\w+_lora\d*")
 _IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_NORM = re.compile(r".+\.norm[^.]*\.(weight|bias|scale)")
+NORM = re.compile(r"(.+\.)?([^.]+_)?norm[^.]*\.(weight|bias|scale)")
+B_BIAS = "the bias of B: it adds scale · bias to the output, and is no update of the weight"
 NO_ALPHA = "no alpha in the file: scale 1 (alpha is the rank), as diffusers loads it"
 
 
@@ -52,20 +57,17 @@ class Diffusers(Format):
     about = "LoRA of diffusers pipelines, old and new"
 
     def claims(self, bundle: Bundle) -> bool:
-        if bundle.config is not None and "peft_type" in bundle.config:
+        if (bundle.config is not None and "peft_type" in bundle.config) or kohya.claimed_by_lycoris(bundle.tensors):
             return False
-        new = [key for key in bundle.tensors if re.search(r"\.lora_[AB]\.weight$", key)]
-        if any(key.startswith("base_model.") for key in new):
-            return False
-        old = any(re.search(r"(\.lora|_lora|\.lora_linear_layer)\.(down|up)\.weight$", key) for key in bundle.tensors)
-        return old or (bool(new) and (METADATA in bundle.metadata or all(key.startswith(COMPONENTS) for key in new)))
+        return is_diffusers(bundle.tensors, bundle.metadata)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         settings = Settings.of(bundle.metadata)
         parts = _parts(bundle.tensors)
         updates = {module: _update(part, ledger, settings) for module, part in parts.items()}
         bare = [] if settings.raw else [module for module, part in parts.items() if "alpha" not in part]
-        saved = {key: ledger.take(key) for key in ledger.left() if _NORM.fullmatch(key)}
+        saved = comfy_extras(ledger)
+        saved |= {key: ledger.take(key) for key in ledger.left() if NORM.fullmatch(key)}
         return Parsed(
             updates=updates,
             method=_method(updates, settings),
@@ -73,6 +75,19 @@ class Diffusers(Format):
             saved=saved,
             notes=(f"{NO_ALPHA}: {len(bare)} of {len(parts)} modules",) if bare else (),
         )
+
+
+def is_diffusers(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
+    """Whether a file without a config of PEFT's is of this dialect: by its spelling, its names, or its alphas."""
+    keys = list(keys)
+    if any(re.search(r"(\.lora|_lora\d*|\.lora_linear_layer)\.(down|up)\.weight$", key) for key in keys):
+        return True
+    new = [key for key in keys if re.search(r"\.lora_[AB](\.default)?\.weight$", key)]
+    if new and any(key.endswith(".alpha") for key in keys):  # PEFT keeps alpha in its config
+        return True
+    if any(key.startswith("base_model.") for key in new):
+        return False
+    return bool(new) and (METADATA in metadata or all(key.startswith(COMPONENTS) for key in new))
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,9 @@ def _parts(tensors: Mapping[str, Stored]) -> dict[str, Part]:
 
 def _module(path: str, projection: str | None) -> str:
     """The module's path today: `….attn1` and `to_out` are `….attn1.to_out.0`; in a text encoder, `….out_proj`."""
+    path = path.removeprefix(PREFIX)
+    if projection is None and _XLABS.fullmatch(path):
+        return path
     path = path.replace(".processor.", ".").removesuffix(".processor")
     if projection is None:
         return path
@@ -176,9 +194,7 @@ def _update(part: Part, ledger: Ledger, settings: Settings) -> Update:
     kind = "low_rank"
     if "lora_magnitude_vector" in part:
         kind, roles = "magnitude", {**roles, "m": _magnitude(part, ledger, d_out)}
-    part.set_aside(
-        ledger, "the bias of B: it adds scale · bias to the output, and is no update of the weight", ("lora_B.bias",)
-    )
+    part.set_aside(ledger, B_BIAS, ("lora_B.bias", "lora_B.default.bias"))
     return Update(part.module, kind, roles, scale, kernel=kernel_of(down))
 
 

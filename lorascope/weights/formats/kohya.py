@@ -19,6 +19,7 @@ from lorascope.weights.formats.parts import (
     Part,
     alpha_scale,
     by_module,
+    comfy_extras,
     kernel_of,
     low_rank_roles,
     number,
@@ -60,6 +61,7 @@ class Kohya(Format):
             updates=rename(found, names),
             method="DoRA" if any(u.kind == "magnitude" for u in found) else "LoRA",
             settings=settings(bundle.metadata),
+            saved=comfy_extras(ledger),
             notes=name_notes(parts, names, base is not None),
         )
 

@@ -15,8 +15,18 @@ from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.diffusers import Settings
-from lorascope.weights.formats.parts import Part, alpha_scale, by_module, fold, kernel_of, number, rename, resolve
+from lorascope.weights.formats.diffusers import B_BIAS, NO_ALPHA, Settings
+from lorascope.weights.formats.parts import (
+    Part,
+    alpha_scale,
+    by_module,
+    comfy_extras,
+    fold,
+    kernel_of,
+    number,
+    rename,
+    resolve,
+)
 from lorascope.weights.tensors import Mapped, flattened, transposed
 
 if TYPE_CHECKING:
@@ -30,6 +40,16 @@ VECTORS = {
     "diff_b": "a difference of a bias: a vector, not a matrix",
     "w_norm": "a difference of a norm's weight: a vector, not a matrix",
     "b_norm": "a difference of a norm's bias: a vector, not a matrix",
+    "lora_B.bias": B_BIAS,
+}
+# Other spellings of a down/up pair, which ComfyUI reads beside `.diff` and `.diff_b` (Wan: CausVid, AccVideo).
+PAIRS = {
+    f"{spelling}.weight": f"lora_{side}.weight"
+    for side, spellings in {
+        "down": ("lora_A", "lora_A.default", "lora.down", "lora_linear_layer.down"),
+        "up": ("lora_B", "lora_B.default", "lora.up", "lora_linear_layer.up"),
+    }.items()
+    for spelling in spellings
 }
 
 
@@ -52,9 +72,10 @@ class Lycoris(Format):
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         settings = Settings.of(bundle.metadata)
-        parts = by_module(bundle.tensors, {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)} | {*VECTORS})
+        known = {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)}
+        parts = by_module(bundle.tensors, known | {*VECTORS} | {*PAIRS})
         updates, methods = [], []
-        for part in map(_without_stray_weight, parts.values()):
+        for part in map(_without_stray_weight, map(_one_spelling, parts.values())):
             for suffix, reason in VECTORS.items():
                 part.set_aside(ledger, reason, (suffix,))
             family = _family(part)
@@ -62,14 +83,21 @@ class Lycoris(Format):
                 continue
             methods.append(family.name)
             if update := family.read(part, ledger):
-                updates.append(_scaled_by(settings, update))
+                updates.append(_scaled_by(settings, part, update))
         kohya.set_aside_embeddings(bundle.tensors, ledger)
         names = resolve(parts, base, kohya.PREFIXES)
+        bare = (
+            {}
+            if settings.raw
+            else {m: part for m, part in parts.items() if "alpha" not in part and part.keys.keys() & PAIRS.keys()}
+        )
+        notes = (f"{NO_ALPHA}: {len(bare)} of {len(parts)} modules",) if bare else ()
         return Parsed(
             updates=rename(updates, names),
             method=" + ".join(sorted(set(methods))),
             settings={**kohya.settings(bundle.metadata), **settings.raw},
-            notes=kohya.name_notes(parts, names, base is not None),
+            saved=comfy_extras(ledger),
+            notes=(*kohya.name_notes(parts, names, base is not None), *notes),
         )
 
 
@@ -87,13 +115,34 @@ def _family(part: Part) -> Family | None:
     return found[0] if found else None
 
 
-def _scaled_by(settings: Settings, update: Update) -> Update:
-    """diffusers keeps PEFT's config in the metadata of its LoKr files, and PEFT's scale holds: α/r, whole or not."""
+def _one_spelling(part: Part) -> Part:
+    """The module's keys under the suffixes of LyCORIS. InputError where two of them mean the same."""
+    keys: dict[str, str] = {}
+    for suffix, key in part.keys.items():
+        suffix = PAIRS.get(suffix, suffix)
+        if suffix in keys:
+            raise InputError(f"two keys mean the same: {keys[suffix]!r} and {key!r}")
+        keys[suffix] = key
+    return Part(part.module, keys)
+
+
+def _scaled_by(settings: Settings, part: Part, update: Update) -> Update:
+    """diffusers keeps PEFT's config in the metadata of its LoKr files, and PEFT's scale holds: α/r, whole or not.
+
+    InputError where the file's own alpha says another scale.
+    """
     found = settings.find(update.name)
     if found is None or update.kind not in ("kronecker", "hadamard", "low_rank"):
         return update
     config, path = found
-    return replace(update, scale=config.scale_of(path, config.rank_of(path)), notes=())
+    scale = config.scale_of(path, config.rank_of(path))
+    if "alpha" in part and update.kind != "kronecker" and not math.isclose(scale, update.scale):
+        raise InputError(
+            f"two sources for one scale: {part.keys['alpha']!r} and lora_adapter_metadata in the file's metadata",
+            found=f"{update.scale:g} and {scale:g}",
+            expected="one of the two, as diffusers demands",
+        )
+    return replace(update, scale=scale, notes=())
 
 
 def _without_stray_weight(part: Part) -> Part:
@@ -155,9 +204,13 @@ def _lokr(part: Part, ledger: Ledger) -> Update | None:
 
 
 def _full(part: Part, ledger: Ledger) -> Update | None:
-    """ΔW itself."""
-    if len(ledger.peek(part.keys["diff"]).shape) == 1:
+    """ΔW itself. A difference of a vector, or of a table (1, n, d) that is a parameter and no kernel, is set aside."""
+    shape = tuple(ledger.peek(part.keys["diff"]).shape)
+    if len(shape) <= 1:
         part.set_aside(ledger, "a difference of a vector (a norm's weight), not of a matrix")
+        return None
+    if len(shape) == 3 and shape[0] == 1 or len(shape) > 5:
+        part.set_aside(ledger, f"a difference of shape {shape}: of a table of vectors or the like, not of a matrix")
         return None
     diff = part.take_matrix(ledger, "diff")
     return Update(part.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))

@@ -67,6 +67,22 @@ def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, Part]:
     return {module: Part(module, parts) for module, parts in found.items()}
 
 
+# What ComfyUI reads beside a pair: the shape to which it widens the base's weight, and parameters that it replaces.
+RESHAPE, SET = ".reshape_weight", ".set_weight"
+WIDENED = "the shape to which ComfyUI widens the base's weight before ΔW is added: no update by itself"
+
+
+def comfy_extras(ledger: Ledger) -> dict[str, Stored]:
+    """ComfyUI's keys beside the pairs, each accounted for; the parameters that it sets whole, by name."""
+    saved = {}
+    for key in ledger.left():
+        if key.endswith(RESHAPE):
+            ledger.set_aside(key, WIDENED)
+        elif key.endswith(SET):
+            saved[key.removesuffix(SET)] = ledger.take(key)
+    return saved
+
+
 def number(stored: Stored, key: str) -> float:
     """The one finite number that `key` holds."""
     if math.prod(stored.shape) != 1:

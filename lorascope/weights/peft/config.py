@@ -26,6 +26,7 @@ KNOWN = frozenset(
     num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers
     prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
     encoder_hidden_size prefix_projection encoder_reparameterization_type encoder_dropout encoder_num_layers
+    enable_lora merge_weights num_tasks num_ranks prompt_tuning_init_state_dict_path
     lora_drop
     """.split()  # noqa: SIM905
 )
@@ -171,9 +172,10 @@ def notes_of(config: Config) -> list[str]:
         notes.append(f"adapter_config.json has fields lorascope does not know, and does not apply: {some(unknown)}")
     init = config.raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
+        more = "ΔW of the original base needs that base" if init in ("pissa", "olora") else "ΔW here is relative to it"
         notes.append(
             f"init_lora_weights is {init!r}: training started from a base from which the initial B·A was taken away; "
-            "ΔW here is relative to that residual base, not to the original one"
+            f"{more}"
         )
     if config.flag("alora_invocation_tokens"):
         notes.append("activated LoRA: the update applies only after the invocation tokens")

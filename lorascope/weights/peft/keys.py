@@ -75,6 +75,26 @@ def other_method(key: str) -> str | None:
     return OTHERS[match[1]] if match else None
 
 
+def betrayed_modules(keys: Iterable[str]) -> dict[str, str]:
+    """Modules whose A and B are no plain LoRA, by the key of another method beside them, and why.
+
+    So a file of KaSA's is known without its config: `lora_diag` stands between A and B.
+    """
+    found = {}
+    for key in keys:
+        match = _OTHER.search(body(key))
+        if match and OTHERS[match[1]] not in ("LayerNorm tuning", "BEFT"):
+            module = body(key)[: match.start()].replace(".base_layer", "")
+            found[module] = f"{OTHERS[match[1]]}: its tensors stand beside A and B, and change what they mean"
+    return found
+
+
+def betrayed_for_all(keys: Iterable[str]) -> list[str]:
+    """Why no A and B of the file mean a plain LoRA, by a key above all modules."""
+    mixture = any("internal_xlora_classifier" in key for key in keys)
+    return ["X-LoRA: each token mixes several adapters, each scaled by a classifier"] if mixture else []
+
+
 def is_trained_tokens(key: str) -> bool:
     """Whether the key holds the rows of trainable tokens."""
     return _TOKENS.match(body(key)) is not None

@@ -2,7 +2,8 @@
 
 Whatever trained them, a file holds what came out, under one key without a prefix:
 - PROMPT_TUNING, P_TUNING: `prompt_embeddings` (n, width), embeddings put before the text's;
-- PREFIX_TUNING: `prompt_embeddings` (n, layers · 2 · heads · head_dim), keys and values put before the text's.
+- MULTITASK_PROMPT_TUNING: besides, `prefix_task_cols` and `prefix_task_rows`, a low-rank factor for each task;
+- PREFIX_TUNING, CARTRIDGE: `prompt_embeddings` (n, layers · 2 · heads · head_dim), keys and values put before the text's.
 The model is not wrapped, so that a classifier's head is `base_model.<parameter>`. None of it is an update of a weight:
 the tensor is one of the adapter's `parts`, which can be loaded and not analysed.
 """
@@ -23,7 +24,13 @@ REASONS = {
     "PROMPT_TUNING": "prompt tuning: embeddings of virtual tokens before the text's, and no change of a weight",
     "P_TUNING": "P-tuning: embeddings of virtual tokens before the text's, and no change of a weight",
     "PREFIX_TUNING": "prefix tuning: keys and values of virtual tokens in every layer, and no change of a weight",
+    "MULTITASK_PROMPT_TUNING": "multitask prompt tuning: embeddings of virtual tokens, and no change of a weight",
+    "CPT": "context-aware prompt tuning: embeddings of virtual tokens before the text's, and no change of a weight",
+    "CARTRIDGE": "cartridge: keys and values of virtual tokens in every layer, and no change of a weight",
 }
+WRITTEN = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+_COUNTED = (*WRITTEN, "MULTITASK_PROMPT_TUNING")  # where num_virtual_tokens is the number of rows
+_TASKS = ("prefix_task_cols", "prefix_task_rows")  # (tasks, n, ranks) and (tasks, ranks, width): factors of the prompt
 
 
 def take_prompt(config: Config, ledger: Ledger) -> tuple[dict[str, Stored], dict[str, str]]:
@@ -35,11 +42,13 @@ def take_prompt(config: Config, ledger: Ledger) -> tuple[dict[str, Stored], dict
     if config.peft_type not in REASONS or KEY not in ledger:
         return {}, {}
     shape, announced = tuple(ledger.peek(KEY).shape), config.raw.get("num_virtual_tokens")
-    if len(shape) != 2 or (announced is not None and shape[0] != announced * _submodules(config)):
+    counted = announced is not None and config.peft_type in _COUNTED
+    if len(shape) != 2 or (counted and shape[0] != announced * _submodules(config)):
         raise InputError(
             f"{KEY} is not what adapter_config.json announces", found=shape, expected=f"({announced} virtual tokens, …)"
         )
-    return {KEY: ledger.take(KEY)}, {KEY: REASONS[config.peft_type]}
+    keys = [KEY, *(key for key in _TASKS if key in ledger and config.peft_type == "MULTITASK_PROMPT_TUNING")]
+    return {key: ledger.take(key) for key in keys}, dict.fromkeys(keys, REASONS[config.peft_type])
 
 
 def holds_prompt(adapter: Adapter) -> bool:
@@ -54,6 +63,8 @@ def write_prompt(adapter: Adapter, folder: Path) -> list[Path]:
         LorascopeError: the folder cannot be written; nothing half-written is left.
     """
     refuse_loss(adapter)
+    if adapter.settings["peft_type"] not in WRITTEN:
+        raise InputError(f"lorascope reads PEFT's {adapter.settings['peft_type']} and does not write it")
     if adapter.updates or KEY not in adapter.saved:
         raise InputError(
             f"PEFT's {adapter.settings['peft_type']} holds virtual tokens and no updates",
