@@ -30,6 +30,8 @@ RECIPE = 1
 VERSIONS = ("torch", "transformers", "tokenizers")  # of the packages whose release changes a run's numbers
 MEASURING = ("linalg", "updates", "weights", "analyses", "study")  # rooms whose code a measure's numbers depend on
 ROOT = Path(lorascope.__file__).parent
+# Keys that configs got after runs were stored: at their default they say what those runs did, and stay out of the key.
+LATER = {"data": {"add_bos_token": None, "add_eos_token": True}}
 NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "logging_steps")
 
 
@@ -53,12 +55,20 @@ class Job:
         spec = dict(self.spec)
         if spec["kind"] == "train":
             training = {k: v for k, v in spec["config"]["training"].items() if k not in NOT_OF_THE_RESULT}
-            spec["config"] = {**spec["config"], "training": training}
+            spec["config"] = _as_before({**spec["config"], "training": training})
             spec["versions"] = {name: package_version(name) for name in VERSIONS} | {"recipe": RECIPE}
         else:
             spec["script"] = Path(spec["script"]).name  # not where it lies
         text = json.dumps([spec, list(self.inputs)], sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without those of `LATER` that are at their default."""
+    return {
+        section: {k: v for k, v in keys.items() if k not in (late := LATER.get(section, {})) or v != late[k]}
+        for section, keys in config.items()
+    }
 
 
 def fingerprint(function: Callable[..., Any]) -> str:

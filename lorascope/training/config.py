@@ -65,6 +65,10 @@ class DataConfig:
         text_column, text_pair_column, label_column: which columns to read.
         max_length: tokens kept of each text; of packed text, the length of a block.
         packing: of text for a language model, join all texts and cut them into blocks of max_length.
+        add_bos_token: of text for a language model, put the beginning token before each text; null does what the
+            tokenizer itself does.
+        add_eos_token: of text for a language model, put the end token after each text; a text that max_length cuts has
+            not ended and gets none.
         max_train_samples, max_eval_samples: the first so many texts of each, taken in a seeded order.
         random_labels: each text's class is drawn from its own hash: nothing can be learned but the texts themselves, a
             task of capacity (Zhang et al. 2017, arXiv 1611.03530, §2).
@@ -86,6 +90,8 @@ class DataConfig:
     max_eval_samples: int | None = None
     random_labels: bool = False
     classes: tuple[str, ...] | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool = True
 
     def __post_init__(self) -> None:
         _check(0 < self.eval_fraction < 1, "eval_fraction must lie between 0 and 1")
@@ -230,11 +236,29 @@ def parse(values: Mapping[str, Any], source: str = "the config") -> RunConfig:
         if key not in sections:
             problems.append(unknown(str(key), key, [*sections, "method"]))
     built = {name: build(cls, values.get(name) or {}, name, problems) for name, cls in sections.items()}
+    problems += _ignored(built["model"], built["data"])
     if problems:
         raise InputError(
             f"{source} has {len(problems)} wrong or missing key{'s'[: len(problems) > 1]}: {'; '.join(problems)}"
         )
     return RunConfig(method=method, **built)
+
+
+def _ignored(model: ModelConfig | None, data: DataConfig | None) -> list[str]:
+    """Keys that the task would not look at, of those that are set to anything but their default."""
+    if model is None or data is None:
+        return []
+    lm = model.task_type == "CAUSAL_LM"
+    found = {
+        "data.text_pair_column": lm and data.text_pair_column is not None,
+        "data.random_labels": lm and data.random_labels,
+        "data.label_column": lm and data.label_column != "label" and data.classes is None,
+        "model.head": lm and model.head != "native",
+        "data.add_bos_token": not lm and data.add_bos_token is not None,
+        "data.add_eos_token": not lm and not data.add_eos_token,
+    }
+    why = {True: "a language model is trained on data.text_column alone", False: "a classifier does not use it"}
+    return [f"{key} has no meaning under {model.task_type} ({why[lm]})" for key, ignored in found.items() if ignored]
 
 
 def _method(values: object, problems: list[str]) -> MethodConfig | None:

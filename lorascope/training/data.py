@@ -6,7 +6,8 @@ start again at any step without having kept an iterator.
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def load(config: DataConfig, task: TaskType, tokenizer: Any, seed: int) -> tuple
     if not train or not held_out:
         raise InputError(f"{config.path} has no rows to {'hold out' if train else 'train on'}")
     if task == "CAUSAL_LM":
+        _refuse_pieces(train, config)
         return tuple(encode_lm(_texts(rows, config), tokenizer, config) for rows in (train, held_out))
     names = label_names(everything, config)  # the classes do not depend on how many texts are taken
     return tuple(encode_classes(rows, names, tokenizer, config) for rows in (train, held_out))
@@ -184,23 +186,48 @@ def encode_classes(rows: Sequence[Row], names: tuple[str, ...], tokenizer: Any, 
 
 
 def encode_lm(texts: Sequence[str], tokenizer: Any, config: DataConfig) -> Encoded:
-    """Texts for a language model: each ended by the end token, and joined and cut into blocks where `packing` says so.
+    """Texts for a language model: each with the beginning tokens before it and the end token after it, as the config
+    says, and joined and cut into blocks where `packing` says so.
 
-    Packed texts see each other within a block. The last, incomplete block is dropped.
+    Without packing a text is cut at max_length, and then does not end with the end token. Packed texts see each other
+    within a block, and the last, incomplete block is dropped.
     """
-    limit = {} if config.packing else {"truncation": True, "max_length": config.max_length - 1}
+    most = config.max_length
+    limit = {} if config.packing else {"truncation": True, "max_length": most + 1}  # one more shows that it goes on
     tokens = tokenizer(list(texts), add_special_tokens=False, verbose=False, **limit)["input_ids"]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens = [[*ids, *end] for ids in tokens]
+    start = beginning(tokenizer, config)
+    end = [] if tokenizer.eos_token_id is None or not config.add_eos_token else [tokenizer.eos_token_id]
+    tokens = [[*start, *ids, *end] for ids in tokens]
     if config.packing:
         stream = [token for ids in tokens for token in ids]
-        size = config.max_length
-        tokens = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
+        tokens = [stream[begin : begin + most] for begin in range(0, len(stream) - most + 1, most)]
         if not tokens:
             raise InputError(
-                f"{config.path} is too short to fill a block", found=f"{len(stream)} tokens", expected=size
+                f"{config.path} is too short to fill a block",
+                found=f"{len(stream)} tokens",
+                expected=most,
+                hint="lower data.max_length, or set data.packing to false to train on each text by itself",
             )
-    return Encoded([ids for ids in tokens if len(ids) > 1], None, tokenizer.pad_token_id)
+    return Encoded([ids[:most] for ids in tokens if len(ids) > 1], None, tokenizer.pad_token_id)
+
+
+def beginning(tokenizer: Any, config: DataConfig) -> list[int]:
+    """The tokens before each text: what the tokenizer itself puts there, unless the config says otherwise.
+
+    Raises:
+        InputError: a beginning token is asked for and the tokenizer has none.
+    """
+    if config.add_bos_token is False:
+        return []
+    probe = "a"
+    bare, full = (tokenizer(probe, add_special_tokens=special)["input_ids"] for special in (False, True))
+    starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
+    own = list(full[: starts[0]]) if starts else []
+    if own or config.add_bos_token is None:
+        return own
+    if tokenizer.bos_token_id is None:
+        raise InputError("data.add_bos_token is true and the tokenizer has no beginning token", hint="leave it out")
+    return [tokenizer.bos_token_id]
 
 
 def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
@@ -213,10 +240,21 @@ def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
             found=f"the columns {some(rows[missing[0]], 10)}",
             hint="name the column with data.label_column",
         )
-    values = {row[column] for row in rows}
-    if any(isinstance(value, float) for value in values):
+    listed = next((row[column] for row in rows if isinstance(row[column], list | tuple | dict)), None)
+    if listed is not None:
         raise InputError(
-            f"{column!r} of {config.path} holds fractions", expected="classes", hint="regression is not offered"
+            f"{column!r} of {config.path} holds lists, and a text can have one class",
+            found=repr(listed)[:60],
+            hint="several classes of a text (multi-label) and classes of its tokens are not offered",
+        )
+    values = {row[column] for row in rows}
+    if any(isinstance(value, float) for value in values) or _scores(values):
+        fraction = next(value for value in values if isinstance(value, float) or not _WHOLE.fullmatch(str(value)))
+        raise InputError(
+            f"{column!r} of {config.path} holds fractions",
+            found=repr(fraction),
+            expected="classes",
+            hint="regression is not offered; classes that are numbers are written as whole numbers",
         )
     try:
         return tuple(map(str, sorted(values, key=int)))
@@ -224,16 +262,66 @@ def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
         return tuple(sorted(map(str, values)))
 
 
+_NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
+
+
+def _scores(values: Collection[Any]) -> bool:
+    """Whether every label is a number and one of them is no whole one: "4.69" of a CSV, and "1.0" too, which a
+    column of floats gives.
+    """
+    texts = list(map(str, values))
+    return all(map(_NUMBER.fullmatch, texts)) and not all(map(_WHOLE.fullmatch, texts))
+
+
 def _texts(rows: Sequence[Row], config: DataConfig, column: str | None = None) -> list[str]:
     column = column or config.text_column
     for i, row in enumerate(rows):
         if not isinstance(row.get(column), str):
+            joint = {str(name).lower() for name in row} & {*PIECES, *CHATS}
             raise InputError(
                 f"row {i + 1} of {config.path} has no text in the column {column!r}",
                 found=f"the columns {some(row, 10)}" if column not in row else repr(row[column])[:60],
-                hint="name the column with data.text_column",
+                hint=JOIN if joint and config.text_pair_column is None else "name the column with data.text_column",
             )
     return [row[column] for row in rows]
+
+
+# Columns that hold a part of what a model is to read or to answer, and those that may as well be something else.
+PIECES = ("prompt", "completion", "instruction", "output", "question", "answer", "response", "chosen", "rejected")
+MAYBE_PIECES = ("input", "query", "context", "system", "source", "target", "user", "assistant")
+CHATS = ("messages", "conversations", "conversation")
+JOIN = (
+    "loss on completions only, and chat templates, are not offered: join prompt and completion, or the conversation, "
+    "into one column of text and name it with data.text_column"
+)
+
+
+def _refuse_pieces(rows: Sequence[Row], config: DataConfig) -> None:
+    """InputError where a language model would be trained on a part of what the rows say: on prompts, say, without their
+    completions. A column of text that holds all the others' is the whole.
+    """
+    used = config.text_column
+    names = {*PIECES, *CHATS} | (set(MAYBE_PIECES) if used.lower() in {*PIECES, *MAYBE_PIECES} else set())
+    for row in rows[:20]:
+        text = row.get(used)
+        for column, value in row.items():
+            if column == used or str(column).lower() not in names or not isinstance(text, str):
+                continue
+            if any(words.strip() not in text for words in _words(value)):
+                raise InputError(
+                    f"{config.path} would be trained on its column {used!r} alone, without what {column!r} says",
+                    found=f"the columns {some(row, 10)}",
+                    hint=JOIN,
+                )
+
+
+def _words(value: object) -> list[str]:
+    """What a cell says: its text, or the contents of a conversation's messages."""
+    if isinstance(value, list):
+        contents = [each.get("content", each.get("value")) for each in value if isinstance(each, Mapping)]
+        return [content for content in contents if isinstance(content, str)]
+    return [value] if isinstance(value, str) else []
 
 
 def _first(rows: Sequence[Row], most: int | None, seed: int) -> Sequence[Row]:
@@ -257,6 +345,13 @@ def _rows(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
 
 def _all_rows(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     path = Path(config.path)
+    file = config.path not in PACKAGED and (path.is_file() or path.suffix.lower() in READERS)
+    if config.eval_path and not file:
+        raise InputError(
+            "data.eval_path goes with a data.path that is a file", found=config.path, hint="use data.eval_split"
+        )
+    if config.name is not None and (file or config.path in PACKAGED):
+        raise InputError("data.name is of a hub dataset", found=config.path, hint="leave it out")
     if config.path in PACKAGED:
         return packaged(config.path, config.train_split), packaged(config.path, config.eval_split)
     if path.is_file() or path.suffix.lower() in READERS:

@@ -13,6 +13,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import yaml
 from lorascope import __version__
 from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError
-from lorascope.training.config import RunConfig, resolved
+from lorascope.training.config import RunConfig, parse, resolved
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "scikit-learn")
@@ -106,6 +107,8 @@ class Record:
         if not path.is_file():
             raise InputError(f"{self.folder} holds no run to resume", hint="start it without --resume")
         before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(self.text)
+        with suppress(InputError):  # of a version that had fewer keys: their defaults are what it did
+            before = yaml.safe_load(yaml.safe_dump(resolved(parse(before))))
         if before != now:
             keys = [f"{s}.{k}" for s in now for k in now[s] if before.get(s, {}).get(k) != now[s][k]]
             raise InputError(

@@ -43,6 +43,15 @@ def test_what_does_not_keeps_it():
     assert train_job(optim__learning_rate=1e-3).key == train_job().key  # the default, written out
 
 
+def test_a_key_that_configs_got_later_changes_only_runs_that_set_it():
+    """Runs that were stored before there was one are found."""
+    spec = train_job().spec
+    before = {name: value for name, value in spec["config"]["data"].items() if not name.startswith("add_")}
+    assert Job({**spec, "config": {**spec["config"], "data": before}}).key == train_job().key
+    lm = {"model__task_type": "CAUSAL_LM"}
+    assert train_job(**lm, data__add_bos_token=False).key != train_job(**lm).key
+
+
 def test_other_versions_are_other_runs(monkeypatch):
     before = train_job().key
     monkeypatch.setattr(store, "RECIPE", store.RECIPE + 1)

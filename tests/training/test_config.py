@@ -88,3 +88,23 @@ def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, content, said
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"run\.yaml"):
         load(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value"),
+    [
+        ("CAUSAL_LM", "data.label_column", "completion"),
+        ("CAUSAL_LM", "data.text_pair_column", "completion"),
+        ("CAUSAL_LM", "data.random_labels", True),
+        ("CAUSAL_LM", "model.head", "mean-pool"),
+        ("SEQ_CLS", "data.add_bos_token", True),
+        ("SEQ_CLS", "data.add_eos_token", False),
+    ],
+)
+def test_what_the_task_would_not_look_at_is_refused(task, key, value):
+    section, _, name = key.partition(".")
+    values = {"model": {"name": "x", "task_type": task}, "data": {"path": "y"}, "method": "lora"}
+    assert parse(values)
+    values[section][name] = value
+    with pytest.raises(InputError, match=f"{key} has no meaning under {task}"):
+        parse(values)

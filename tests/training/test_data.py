@@ -60,20 +60,89 @@ def test_a_language_model_is_scored_on_every_token_after_the_first():
     assert encoded.targets([0, 1]) == 3
 
 
-def test_packing_joins_texts_by_the_end_token_and_drops_the_rest(tokenizer):
+PAD, UNK, CLS, SEP = range(4)  # of the tiny tokenizer, whose own beginning token is [CLS] and whose end token is [SEP]
+
+
+def ids_of(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("bos", [None, True, False])
+@pytest.mark.parametrize("eos", [True, False])
+def test_packing_joins_texts_between_their_tokens_and_drops_the_rest(tokenizer, bos, eos):
     texts = ["red apple", "river sings the", "stone"]
-    packed = data.encode_lm(texts, tokenizer, DataConfig("x", max_length=4))
-    ids = [i for text in texts for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], 3]]  # 3 is [SEP]
-    assert list(packed.tokens) == [ids[:4], ids[4:8]]
-    assert len(ids) == 9
-    with pytest.raises(InputError, match="too short to fill a block"):
-        data.encode_lm(texts, tokenizer, DataConfig("x", max_length=10))
+    config = DataConfig("x", max_length=4, add_bos_token=bos, add_eos_token=eos)
+    start, end = [CLS] * (bos is not False), [SEP] * eos
+    stream = [i for text in texts for i in [*start, *ids_of(tokenizer, text), *end]]
+    packed = data.encode_lm(texts, tokenizer, config)
+    assert list(packed.tokens) == [stream[i : i + 4] for i in range(0, len(stream) // 4 * 4, 4)]
 
 
-def test_without_packing_each_text_is_cut_and_ended(tokenizer):
-    plain = data.encode_lm(["red apple river sings", "stone"], tokenizer, DataConfig("x", max_length=3, packing=False))
-    assert [len(ids) for ids in plain.tokens] == [3, 2]
-    assert all(ids[-1] == 3 for ids in plain.tokens)
+def test_too_little_text_to_fill_a_block_is_refused_with_a_way_out(tokenizer):
+    with pytest.raises(InputError, match=r"too short to fill a block; found 4 tokens; expected 10; .*data.packing"):
+        data.encode_lm(["red apple"], tokenizer, DataConfig("x", max_length=10))
+
+
+def test_without_packing_a_text_has_its_beginning_and_an_end_only_where_it_ended(tokenizer):
+    def tokens(*texts, **options):
+        config = DataConfig("x", max_length=4, packing=False, **options)
+        return [list(ids) for ids in data.encode_lm(texts, tokenizer, config).tokens]
+
+    red, apple, river, stone = ids_of(tokenizer, "red apple river stone")
+    assert tokens("red apple river stone") == [[CLS, red, apple, river]]  # cut: it did not end here
+    assert tokens("red apple river") == [[CLS, red, apple, river]]  # no room for its end
+    assert tokens("red apple", "stone") == [[CLS, red, apple, SEP], [CLS, stone, SEP]]
+    assert tokens("red apple river stone", add_bos_token=False) == [[red, apple, river, stone]]
+    assert tokens("red apple river", add_bos_token=False) == [[red, apple, river, SEP]]
+    assert tokens("red apple", add_eos_token=False) == [[CLS, red, apple]]
+
+
+def test_the_beginning_is_the_tokenizers_own(tokenizer, tmp_path):
+    """transformers' own output, with and without special tokens, says what it is."""
+    from transformers import AutoTokenizer
+
+    plain = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    plain._tokenizer.post_processor = None  # as SmolLM2's: it adds nothing
+    assert data.beginning(plain, DataConfig("x")) == []
+    with pytest.raises(InputError, match="no beginning token"):
+        data.beginning(plain, DataConfig("x", add_bos_token=True))
+    plain.bos_token = "stone"
+    assert data.beginning(plain, DataConfig("x")) == []
+    assert data.beginning(plain, DataConfig("x", add_bos_token=True)) == ids_of(plain, "stone")
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "fine"),
+    [
+        ({"prompt": "red", "completion": "apple"}, "prompt", False),
+        ({"instruction": "red", "input": "", "output": "apple"}, "instruction", False),
+        ({"input": "red", "target": "apple"}, "input", False),
+        ({"text": "red", "completion": "apple"}, "text", False),
+        ({"text": "red", "messages": [{"role": "user", "content": "apple"}]}, "text", False),
+        ({"text": "red apple", "messages": [{"role": "user", "content": "apple"}]}, "text", True),
+        ({"text": "say red: apple", "instruction": "red", "output": "apple"}, "text", True),
+        ({"text": "red", "source": "apple"}, "text", True),  # where the text comes from
+        ({"prompt": "red"}, "prompt", True),
+        ({"prompt": "red", "id": "apple"}, "prompt", True),
+    ],
+)
+def test_a_part_of_a_conversation_is_no_text_to_train_on(tmp_path, tokenizer, row, column, fine):
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 4)
+    config = DataConfig(str(path), text_column=column, packing=False)
+    if fine:
+        assert len(data.load(config, "CAUSAL_LM", tokenizer, 0)[0]) == 4 - 1
+        return
+    with pytest.raises(InputError, match=r"would be trained on its column .* join prompt and completion"):
+        data.load(config, "CAUSAL_LM", tokenizer, 0)
+
+
+def test_a_conversation_in_the_texts_place_says_what_to_do(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "red"}]}) + "\n")
+    for column in ("text", "messages"):
+        with pytest.raises(InputError, match=r"no text in the column .* chat templates, are not offered"):
+            data.load(DataConfig(str(path), eval_path=str(path), text_column=column), "CAUSAL_LM", tokenizer, 0)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +176,14 @@ def test_the_held_out_share_is_never_trained_on(tmp_path, tokenizer):
     assert not train & held_out
 
 
-def test_whole_numbers_sort_as_numbers():
-    rows = [{"label": i} for i in (10, 2, 1)]
-    assert data.label_names(rows, DataConfig("x")) == ("1", "2", "10")
+@pytest.mark.parametrize("values", [(10, 2, 1), ("10", "2", "1")])
+def test_whole_numbers_sort_as_numbers(values):
+    assert data.label_names([{"label": value} for value in values], DataConfig("x")) == ("1", "2", "10")
+
+
+def test_words_with_numbers_in_them_are_classes():
+    rows = [{"label": value} for value in ("v1.5", "2.5", "3", "nan")]
+    assert set(data.label_names(rows, DataConfig("x"))) == {"v1.5", "2.5", "3", "nan"}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +193,13 @@ def test_whole_numbers_sort_as_numbers():
         ('{"text": 3, "label": 1}\n', "has no text in the column"),
         ('{"text": "a"}\n', "has no 'label'"),
         ('{"text": "a", "label": 0.5}\n', "holds fractions"),
+        ('{"text": "a", "label": "4.69"}\n', "holds fractions; found '4.69'.*regression is not offered"),
+        ('{"text": "a", "label": "4"}\n{"text": "b", "label": "3.5"}\n', "holds fractions; found '3.5'"),
+        ('{"text": "a", "label": "1.0"}\n', "holds fractions"),  # a column of floats gives it: as JSON's 1.0
+        ('{"text": "a", "label": "4,5"}\n', "holds fractions"),
+        ('{"text": "a", "label": ["x", "y"]}\n', "holds lists.*multi-label"),
+        ('{"text": "a", "label": [0, 1]}\n', "holds lists"),
+        ('{"text": "a", "label": {"x": 1}}\n', "holds lists"),
         ('{"text": "a", "label": 1}\n{"text"', "cannot read"),
         ("[1]\n", "is no object"),
         ("", "no rows"),
@@ -138,6 +219,14 @@ def test_a_label_that_training_never_saw_is_named(tmp_path, tokenizer):
     config = DataConfig(str(tmp_path / "train.jsonl"), eval_path=str(tmp_path / "test.jsonl"))
     with pytest.raises(InputError, match="'maybe' is not in the training data"):
         data.load(config, "SEQ_CLS", tokenizer, 0)
+
+
+def test_keys_of_other_kinds_of_data_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    with pytest.raises(InputError, match=r"eval_path goes with a data.path that is a file"):
+        data._rows(DataConfig("wordnet-classes", eval_path="x.csv"), 0)
+    with pytest.raises(InputError, match=r"data.name is of a hub dataset"):
+        data._rows(DataConfig(str(tmp_path / "rows.csv"), name="sst2"), 0)
 
 
 def test_a_missing_file_and_an_unknown_split_are_named(tmp_path):
