@@ -65,6 +65,9 @@ class Findings(Block):
     title: str = "Findings"
 
 
+VerdictWord = Literal["held", "not held", "undecided", "withdrawn", "cannot tell"]
+
+
 @dataclass(frozen=True)
 class Check:
     """One number beside the bound it must keep. `bound` is in words; `low` and `high` are its interval.
@@ -77,7 +80,7 @@ class Check:
     low: Number
     high: Number
     bound: str
-    verdict: Literal["held", "not held", "undecided"]
+    verdict: VerdictWord
     unit: Literal["float", "percent", "int"] = "float"
     control: bool = False
     reason: str = ""
@@ -85,13 +88,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with its verdict and the checks it comes from."""
+    """A statement with its verdict and the checks it comes from. `reason` is why a verdict was taken back."""
 
     text: str
-    verdict: Literal["held", "not held", "undecided"]
+    verdict: VerdictWord
     source: str
     checks: tuple[Check, ...]
     note: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ class Claims(Block):
 
 @dataclass(frozen=True)
 class Column:
-    """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (held,
-    not held or undecided, as a badge), int, float (`digits` significant), percent (1.0 is 100 %)."""
+    """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (a
+    `VerdictWord`, as a badge), int, float (`digits` significant), percent (1.0 is 100 %)."""
 
     key: str
     title: str

@@ -197,6 +197,7 @@ study = Study(
         }
     ),
     arms=arms,
+    beside="The claims on the width n: a ReLU network with one hidden layer, {steps} steps, n = {widths}.",
     measures=(
         Measure("gradients", gradients, adapters),
         Measure("teacher_student", teacher_student, widths, apart=("width",)),

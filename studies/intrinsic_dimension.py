@@ -407,6 +407,8 @@ study = Study(
             "Same projection, both rates tuned. Compared at the largest d of a shorter grid, because a projection for "
             "each tensor is slow. Adam undoes a factor on the whole gradient, but not that small tensors outweigh "
             "large ones.",
+            cannot_tell="No d of the grid gains as much with the exact gradient, so that the next d which the grid "
+            "would have had stands in its place: 0.1 [0.1, 0.1] is one step of the grid and no measurement.",
         ),
         Claim(
             "lora",

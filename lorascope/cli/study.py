@@ -80,7 +80,7 @@ def run(
     write_json(report, made)
     sys.stdout.write(terminal.render(page.page(made)))
     print(f"wrote {report}", file=sys.stderr)
-    _draw([report])
+    _draw([report], studies)
 
 
 @study.command("list")
@@ -113,16 +113,19 @@ def list_(
 @study.command()
 def render(
     reports_json: Annotated[list[Path], typer.Argument(metavar="REPORT.json...", help="Reports of studies.")],
+    studies: STUDIES = Path("studies"),
 ) -> None:
     """Draw the pages of reports again, each beside its JSON, from that alone, and the index. Example:
 
     lorascope study render reports/rank_sweep.json
+
+    Where the study's script is at hand, its claims that are withdrawn or cannot tell are marked in the JSON first.
     """
-    _draw(reports_json)
+    _draw(reports_json, studies)
 
 
-def _draw(reports: list[Path]) -> None:
-    """Write the page of each report, and the index of each folder.
+def _draw(reports: list[Path], studies: Path) -> None:
+    """Write the page of each report, with its script's marks in its JSON, and the index of each folder.
 
     Raises:
         InputError: a report is damaged. Nothing is written then.
@@ -133,10 +136,14 @@ def _draw(reports: list[Path]) -> None:
     from lorascope.errors import InputError
     from lorascope.report import html
     from lorascope.study import page, record
+    from lorascope.training.record import write_json
 
-    drawn = {}
+    drawn, marks = {}, {}
     for path in reports:
-        found = record.read(path)
+        kept = record.read(path)
+        found = _marked(kept, studies)
+        if found != kept:
+            marks[path] = found
         try:
             drawn[path.with_suffix(".html")] = html.render(page.page(found))
         except InputError as error:
@@ -145,12 +152,27 @@ def _draw(reports: list[Path]) -> None:
             raise InputError(f"{path} cannot be drawn", found=f"{type(error).__name__}: {error}") from error
     for folder in dict.fromkeys(path.parent for path in reports):
         records, wrong = record.all_in(folder)
-        drawn[folder / "index.html"] = html.render(page.index(records))
+        drawn[folder / "index.html"] = html.render(page.index([_marked(each, studies) for each in records]))
         for each in wrong:
             print(f"lorascope: left out of the index: {each}", file=sys.stderr)
+    for path, found in marks.items():
+        write_json(path, found)
+        print(f"wrote {path}", file=sys.stderr)
     for path, text in drawn.items():
         write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
+
+
+def _marked(record: dict[str, Any], studies: Path) -> dict[str, Any]:
+    """The record with its script's marks; as it is where there is no such script.
+
+    Raises:
+        InputError: the script cannot be loaded, so that its marks are unknown.
+    """
+    from lorascope.study.marks import marked
+
+    script = next((path for path in _scripts(studies) if path.stem == record["name"]), None)
+    return record if script is None else marked(record, _load(script))
 
 
 def _scripts(folder: Path) -> list[Path]:
@@ -202,9 +224,10 @@ def _engine(name: str, jobs: int, address: str | None, gpus: float) -> Any:
 def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
     """A study's line in the list. What a scale costs is the number of its runs: sweeps may add to it, and runs that
     other studies have trained take from it."""
-    from lorascope.study.verdict import VERDICTS
+    from lorascope.study.marks import marked
+    from lorascope.study.verdict import MARKS, VERDICTS
 
-    row = {"name": script.stem, "question": None, "claims": None, "runs": {}, "last": None, "error": None}
+    row: dict[str, Any] = {"name": script.stem, "runs": {}, **dict.fromkeys(("question", "claims", "last", "error"))}
     try:
         found = _load(script)
         runs = {name: found.runs_of(scale) for name, scale in found.scales.items()}
@@ -213,11 +236,18 @@ def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
     row |= {"question": found.question, "claims": len(found.claims), "runs": runs}
     if last is None:
         return row
+    last = marked(last, found)
     verdicts = [claim["verdict"] for claim in last["claims"]]
-    counted = {v: verdicts.count(v) for v in VERDICTS}
+    counted = {v: verdicts.count(v) for v in (*VERDICTS, *(each for each in MARKS if each in verdicts))}
+    marks = [
+        {"claim": each["name"], "verdict": each["verdict"], "reason": each["mark"]["reason"]}
+        for each in last["claims"]
+        if "mark" in each
+    ]
     cost, made = last["cost"], last["made"]
     said = {"scale": last["scale"]["name"], "runs": cost["runs"], "hours": round(cost["seconds_of_work"] / 3600, 4)}
-    return row | {"last": said | {"devices": made["devices"], "date": made["date"], "verdicts": counted}}
+    said |= {"devices": made["devices"], "date": made["date"]}
+    return row | {"last": said | {"verdicts": counted, "marks": marks}}
 
 
 class _told:

@@ -25,6 +25,7 @@ from lorascope.report import text as t
 
 MOST_CELLS, MOST_ROWS = 30_000, 2_000  # of one table
 LONGEST_NAME = 300
+LONGEST_PROSE, LONGEST_WORD = 2000, 60  # of a cell in sentences, which breaks between words
 LONG_CELL = 64  # characters from which on a column of text breaks its lines
 FINDINGS_OPEN = 10  # further ones fold away
 SEVERITIES = ("error", "warning", "note")
@@ -285,7 +286,9 @@ def _column(column: Column, j: int, rows: tuple[tuple[Cell, ...], ...], many: in
 
 
 def _cell(value: Cell, column: Column) -> CellView:
-    text = t.shorten(t.cell(value, column.unit, column.digits), LONGEST_NAME)
+    text = t.cell(value, column.unit, column.digits)
+    prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
+    text = t.shorten(text, LONGEST_PROSE if prose else LONGEST_NAME)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     key = f"{value:.7g}" if is_number and column.unit != "text" else ""
     file = value.file if isinstance(value, blocks.Link) and _PLAIN_FILE.fullmatch(value.file) else ""

@@ -17,7 +17,7 @@ MARKS = {"error": "✗", "warning": "!", "note": "·"}
 SEVERITIES = ("error", "warning", "note")
 MOST_FINDINGS = 12
 _STYLES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "1;33", "note": "2"}
-_STYLES |= {"held": "1;32", "not held": "1;31", "undecided": "1;33"}
+_STYLES |= {"held": "1;32", "not held": "1;31", "undecided": "1;33", "withdrawn": "1", "cannot tell": "1"}
 _WIDEST, _NARROWEST = 140, 40
 
 
@@ -83,7 +83,7 @@ def _wants_color() -> bool:
 
 def _opening(page: Page, screen: Screen) -> list[str]:
     lines = [screen.style(line, "bold") for line in screen.wrap(page.title)]
-    return lines + (screen.wrap(page.summary) if page.summary else [])
+    return lines + [line for part in page.summary.split("\n\n") if part.strip() for line in screen.wrap(part)]
 
 
 def _draw(block: Block, screen: Screen) -> list[str]:
@@ -141,6 +141,7 @@ def _claims(block: blocks.Claims, screen: Screen) -> list[str]:
     for claim in block.items:
         first, *more = screen.wrap(f"{claim.verdict}: {claim.text} ({claim.source})", "", "  ")
         lines += [screen.style(claim.verdict, claim.verdict) + first[len(claim.verdict) :], *more]
+        lines += screen.wrap(claim.reason, "    ", "    ") if claim.reason else []
         for check in claim.checks:
             kind = "control, must fail: " if check.control else ""
             why = f"; {check.reason}" if check.reason else ""

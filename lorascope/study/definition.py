@@ -231,6 +231,8 @@ class Claim:
         criteria: all of them must be held.
         controls: all of them must fail; where one does not, the claim stays undecided, whatever its criteria say.
         note: what a reader of the verdict should know.
+        withdrawn: why the published verdict no longer stands, with the new numbers. It is shown in the verdict's place.
+        cannot_tell: why the test could not have come out otherwise, in one sentence. Shown likewise.
     """
 
     name: str
@@ -239,6 +241,13 @@ class Claim:
     criteria: tuple[Criterion, ...]
     controls: tuple[Control, ...] = ()
     note: str = ""
+    withdrawn: str | None = None
+    cannot_tell: str | None = None
+
+    def __post_init__(self) -> None:
+        marks = [each for each in (self.withdrawn, self.cannot_tell) if each is not None]
+        if len(marks) > 1 or not all(each.strip() for each in marks):
+            raise ValueError(f"the claim {self.name!r} is withdrawn or cannot tell, for a reason in words; not both")
 
 
 @dataclass(frozen=True)
@@ -255,6 +264,8 @@ class Study:
         claims: what is judged.
         figures: blocks for the page, of the results.
         reading: what the results mean, in plain paragraphs of the author's; shown as such.
+        beside: which claims are of no run of the grid but of a problem of their own, and of which, for the line of
+            scope; {names} in it stand for the scale's `params`.
     """
 
     name: str
@@ -269,6 +280,7 @@ class Study:
     measures: tuple[Measure, ...] = ()
     figures: Callable[[Results], Sequence[Block]] = lambda results: ()
     reading: str = ""
+    beside: str = ""
 
     def runs_of(self, scale: Scale) -> int:
         """How many runs a scale trains: every rate of every sweep, and every replicate; before sweeps go on."""

@@ -1,6 +1,7 @@
 """A study's page, and the index of all studies: drawn from their records alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorascope.blocks import (
@@ -22,7 +23,8 @@ from lorascope.blocks import (
 )
 from lorascope.report import serial
 from lorascope.report import text as t
-from lorascope.study.verdict import VERDICTS
+from lorascope.study import scope
+from lorascope.study.verdict import MARKS, VERDICTS
 
 Record = Mapping[str, Any]
 MOST_FAILURES = 20
@@ -44,6 +46,8 @@ INTERVAL = Definitions(
         Definition("Held", "every criterion's whole interval keeps its bound, and every control fails", "this page"),
         Definition("Not held", "some criterion's interval lies wholly beyond its bound", "this page"),
         Definition("Undecided", "an interval contains its bound, a number is missing, or a control did not fail", ""),
+        Definition("Withdrawn", "the verdict does not stand, for the reason beside it; it counts as none", "this page"),
+        Definition("Cannot tell", "the test could not have come out otherwise, so that it shows nothing", "this page"),
         Definition("Replicate", "a run with an initialisation, data subset and order of its own", "this page"),
     ),
     where="page",
@@ -67,7 +71,7 @@ def page(record: Record) -> Page:
             INTERVAL,
         ),
         kicker="lorascope study",
-        summary=record["question"],
+        summary=f"{scope.line(record)}\n\n{record['question']}",
         made_by=_made_by(record),
     )
 
@@ -76,7 +80,7 @@ def index(records: Sequence[Record]) -> Page:
     """All claims of all studies in one table, those of studies that can give verdicts first."""
     records = sorted(records, key=lambda record: (not record["scale"]["conclusive"], record["name"]))
     verdicts = [claim["verdict"] for record in records for claim in record["claims"]]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (*VERDICTS, *MARKS) if v in verdicts)
     columns = (
         Column("study", "Study"),
         Column("claim", "Claim"),
@@ -96,13 +100,14 @@ def index(records: Sequence[Record]) -> Page:
                 tuple(rows),
                 "Claims",
                 "The first criterion of each claim; the study's page has all of them, "
-                "with the controls that had to fail.",
+                "with the controls that had to fail. Of a claim that is withdrawn or cannot tell: why.",
                 interactive=True,
             ),
             Table(
                 (
                     Column("study", "Study"),
                     Column("question", "Question"),
+                    Column("scope", "Scope"),
                     Column("scale", "Scale"),
                     Column("replicates", "Replicates", "int"),
                     Column("runs", "Runs", "int"),
@@ -115,28 +120,34 @@ def index(records: Sequence[Record]) -> Page:
             INTERVAL,
         ),
         kicker="lorascope study",
-        summary=f"{len(verdicts)} claims of {len(records)} studies: {counts}.",
+        summary=f"{scope.common(records)}\n\n{len(verdicts)} claims of {len(records)} studies: {counts}.",
     )
 
 
 def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
-    """What `lorascope study list` shows: a table, and beneath it the questions in full."""
+    """What `lorascope study list` shows: a table, and beneath it the questions in full, and what was taken back."""
     scales = list(dict.fromkeys(scale for row in rows for scale in row["runs"]))
+    marks = [(row["name"], mark) for row in rows if row["last"] for mark in row["last"]["marks"]]
+    shown = (*VERDICTS, *(each for each in MARKS if any(mark["verdict"] == each for _, mark in marks)))
     columns = [Column("study", "study"), Column("claims", "claims", "int")]
     columns += [Column(scale, f"runs at {scale}", "int") for scale in scales]
     columns += [Column("scale", "last scale"), Column("hours", "hours of work", "float", 2)]
-    columns += [Column(verdict, verdict, "int") for verdict in VERDICTS]
+    columns += [Column(verdict, verdict, "int") for verdict in shown]
     cells = []
     for row in rows:
         last = row["last"]
-        said = (last["scale"], last["hours"], *(last["verdicts"].get(each, 0) for each in VERDICTS)) if last else ()
-        blank = (None,) * (2 + len(VERDICTS) - len(said))
+        said = (last["scale"], last["hours"], *(last["verdicts"].get(each, 0) for each in shown)) if last else ()
+        blank = (None,) * (2 + len(shown) - len(said))
         cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *said, *blank))
     questions = tuple((row["name"], row["question"] or row["error"]) for row in rows)
     caption = "Runs: every learning rate and every replicate; sweeps whose best rate is at an end add some, runs that "
     caption += "another study has trained are taken from the store."
     table = Table(tuple(columns), tuple(cells), "", caption)
-    return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), table))
+    reasons = [
+        Facts(tuple((f"{n}: {m['claim']}", m["reason"]) for n, m in marks if m["verdict"] == each), each.capitalize())
+        for each in shown[len(VERDICTS) :]
+    ]
+    return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), *reasons, table))
 
 
 def _index_rows(record: Record) -> list[tuple]:
@@ -145,6 +156,8 @@ def _index_rows(record: Record) -> list[tuple]:
         first = _check(claim["criteria"][0])
         name = Link(record["name"], f"{record['name']}.html")
         found = (first.text, t.interval(first), first.bound)
+        if "mark" in claim:  # a number that does not stand is not quoted
+            found = (claim["mark"]["reason"], "", "")
         rows.append((name, claim["text"], claim["verdict"], record["scale"]["name"], *found, claim["source"]))
     return rows
 
@@ -154,12 +167,17 @@ def _study_row(record: Record) -> tuple:
     device = ", ".join(record["made"]["devices"]) or "cpu"
     hours = cost["seconds_of_work"] / 3600
     name = Link(record["title"], f"{record['name']}.html")
-    return name, record["question"], scale["name"], scale["replicates"], cost["runs"], hours, device
+    said = scope.line(record).removeprefix("Scope: ")
+    return name, record["question"], said, scale["name"], scale["replicates"], cost["runs"], hours, device
 
 
 def _claim(found: Record) -> Claim:
+    """A claim; of one whose verdict was taken back no criterion shows one either."""
     checks = tuple(_check(each) for each in found["criteria"])
-    return Claim(found["text"], found["verdict"], found["source"], checks, found["note"])
+    if "mark" not in found:
+        return Claim(found["text"], found["verdict"], found["source"], checks, found["note"])
+    checks = tuple(each if each.control else replace(each, verdict=found["verdict"]) for each in checks)
+    return Claim(found["text"], found["verdict"], found["source"], checks, found["note"], found["mark"]["reason"])
 
 
 def _check(found: Record) -> Check:
@@ -242,8 +260,8 @@ def _protocol(record: Record) -> Facts:
 def _scored_on(scale: Record) -> str:
     if not scale["test_split"]:
         return "the held-out texts, on which learning rates are tuned as well"
-    some = f"the first {scale['test_samples']:,}" if scale["test_samples"] else "all"
-    return f"{some} texts of the {scale['test_split']} split, on which nothing is tuned"
+    some = f"{scale['test_samples']:,} texts, drawn once for all runs," if scale["test_samples"] else "all texts"
+    return f"{some} of the {scale['test_split']} split, on which nothing is tuned"
 
 
 def _scored_elsewhere(record: Record) -> str:

@@ -7,7 +7,9 @@
                      test_split (null: scored on the held-out texts); test_samples; conclusive (false: no verdicts)
     claims           each with name, text, source, note, verdict (held, not held, undecided) and criteria, of which each
                      has text, at_least, at_most (null: no such bound), unit, estimate (null: not computable, for the
-                     reason), low, high (its interval; null: none), verdict, reason, control (true: must not be held)
+                     reason), low, high (its interval; null: none), verdict, reason, control (true: must not be held).
+                     A claim that its script marks has the verdict withdrawn or cannot tell, and only then a key mark:
+                     measured (the verdict that its criteria gave) and reason (why it does not stand)
     cost             runs, measurements: how many; seconds_of_work: of all of them, whenever they were done;
                      taken_from_the_store: how many were there already; seconds_of_this_call
     made             command, date, lorascope, python, platform, devices, versions (of packages)
@@ -19,6 +21,7 @@
     strata           of runs and of each table that has rows, the stratum of every row: replicates of one are resampled
                      together, those of others apart
     figures          the page's figures: blocks of `lorascope.blocks`, as `report.serial` writes them
+    beside           only where some claims are of no run of the grid: of what they are, for the line of scope
 
 Numbers have seven digits. What could not be computed is null; there is no NaN and no infinity.
 """
@@ -39,8 +42,9 @@ from lorascope import __version__
 from lorascope.errors import InputError, LorascopeError
 from lorascope.report import serial
 from lorascope.study.definition import Results
+from lorascope.study.marks import marked
 from lorascope.study.runner import Runner, Tuned
-from lorascope.study.verdict import VERDICTS, Verdict
+from lorascope.study.verdict import MARKS, VERDICTS, Verdict
 from lorascope.training.record import PACKAGES, package_version
 
 if TYPE_CHECKING:
@@ -75,7 +79,7 @@ SHAPE = {
     "claims": [
         {
             **dict.fromkeys(("name", "text", "source", "note"), WORD),
-            "verdict": frozenset(VERDICTS),
+            "verdict": frozenset((*VERDICTS, *MARKS)),
             "criteria": [CRITERION],
         }
     ],
@@ -95,6 +99,7 @@ SHAPE = {
     "strata": {str: [(int,)]},
     "figures": [ANY],
 }
+MARK = {"measured": frozenset(VERDICTS), "reason": WORD}
 
 
 def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], verdicts: Sequence[Verdict]) -> dict:
@@ -133,7 +138,7 @@ def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], v
         "strata": dict(results.strata),
         "figures": figures,
     }
-    return _rounded(record)
+    return _rounded(marked(record, study))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no study's report", hint="name a reports/*.json that `lorascope study run` wrote")
     if found.get("schema") != SCHEMA:
         raise InputError(f"{path} has another schema", found=repr(found.get("schema"))[:40], expected=SCHEMA)
-    if wrong := _misfit(found, SHAPE, "") or _ragged(found):
+    if wrong := _misfit(found, SHAPE, "") or _mismarked(found) or _ragged(found):
         raise InputError(f"{path} is damaged", found=wrong, hint="write it again with `lorascope study run`")
     return found
 
@@ -197,6 +202,16 @@ def _misfit(value: Any, shape: Any, where: str) -> str | None:
             return f"no {f'{where}.{missing[0]}'.lstrip('.')}"
         inside = [(value[key], each, f"{where}.{key}".lstrip(".")) for key, each in shape.items()]
     return next((wrong for each in inside if (wrong := _misfit(*each))), None)
+
+
+def _mismarked(record: Mapping[str, Any]) -> str | None:
+    """What is wrong with a key that not every record has, in words."""
+    for i, claim in enumerate(record["claims"]):
+        if ("mark" in claim) != (claim["verdict"] in MARKS):
+            return f"claims[{i}] with a mark and a verdict that do not fit"
+        if "mark" in claim and (wrong := _misfit(claim["mark"], MARK, f"claims[{i}].mark")):
+            return wrong
+    return _misfit(record.get("beside", ""), WORD, "beside")
 
 
 def _ragged(record: Mapping[str, Any]) -> str | None:

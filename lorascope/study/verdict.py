@@ -23,6 +23,7 @@ import numpy as np
 from lorascope.study.definition import Claim, Criterion, Results
 
 VERDICTS = HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
+MARKS = WITHDRAWN, CANNOT_TELL = "withdrawn", "cannot tell"  # shown in a verdict's place: see `marks`
 LEVEL = 0.95
 MOST_ENUMERATED = 2000  # resamples of up to 7 replicates
 DRAWN = 5000  # resamples of more, or of several strata: some twenty lie beyond each end of an interval

@@ -1,14 +1,17 @@
 """Every study script keeps what a study promises, before a single run of it."""
 
+import html
 import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from lorascope.study import Control, Study, work
+from lorascope.study import Control, Study, record, work
+from lorascope.study.marks import marked
 from lorascope.study.runner import Runner
 from lorascope.study.store import Store
 from tests.cli.command import lorascope
@@ -131,8 +134,6 @@ def test_it_runs_at_scale_smoke(path, tmp_path):
         env={"OMP_NUM_THREADS": "1"}, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    from lorascope.study import record
-
     found = record.read(tmp_path / f"{path.stem}.json")
     assert found["failures"] == []
     assert found["figures"]
@@ -142,3 +143,124 @@ def test_it_runs_at_scale_smoke(path, tmp_path):
     page = (tmp_path / f"{path.stem}.html").read_bytes()
     assert len(page) < 2_000_000
     assert str(tmp_path).encode() not in page
+
+
+# --- what is published ------------------------------------------------------------------------------------------------
+
+REPORTS = ROOT / "reports"
+PUBLISHED, UNREADABLE = record.all_in(REPORTS)
+README = (ROOT / "README.md").read_text()
+VERDICTS = ("held", "not held", "undecided", "withdrawn", "cannot tell")
+# What a reader of the studies found to rest on a grid of learning rates that is too coarse, and re-trained or not:
+WITHDRAWN = {
+    "lora_plus": {"better", "ratio", "faster"},
+    "variants": {"LoRA+-over-lora", "rsLoRA-over-lora"},
+    "adalora": {"no-worse"},
+    "subspace_overlap": {"start"},
+}
+CANNOT_TELL = {  # what could not have come out otherwise
+    "intruders": {
+        "exist",
+        "exist-r64",
+        "rank",
+        "frozen",
+        "objective",
+        "specific",
+        "specific-r1",
+        "threshold",
+        "detects",
+    },
+    "variants": {"tie", "rates"},
+    "full_finetuning_rank": {"energy", "noise", "weights", "denoised"},
+    "intrinsic_dimension": {"released"},
+    "learns_less_forgets_less": {"objective", "rank-forgets"},
+    "lora_drop": {"par"},
+}
+
+each_published = pytest.mark.parametrize("found", PUBLISHED, ids=lambda found: found["name"])
+
+
+def scope_line(page: str) -> str:
+    """What stands right under the title."""
+    return html.unescape(re.search(r"</h1>\s*<p class=\"summary\">(.*?)</p>", page, re.S).group(1))
+
+
+def tally(found) -> list[int]:
+    verdicts = [claim["verdict"] for claim in found["claims"]]
+    return [verdicts.count(each) for each in VERDICTS]
+
+
+def test_every_study_is_published():
+    assert UNREADABLE == []
+    assert {found["name"] for found in PUBLISHED} == {path.stem for path in SCRIPTS}
+
+
+@each_published
+def test_the_line_under_the_title_is_what_its_record_says(found):
+    """Read back from the words, number by number, against the config itself."""
+    said = scope_line((REPORTS / f"{found['name']}.html").read_text())
+    scale, arms = found["scale"], found["arms"]
+    config = scale["config"]
+    model = re.match(r"Scope: first (\d+ )?of 6 layers of all-MiniLM-L6-v2 \(22.7M parameters when whole\), ", said)
+    assert model, said
+    assert int(model.group(1) or 1) == config["model"]["num_hidden_layers"]
+    assert ("WordNet glosses in 25 classes" in said) == (config["data"]["path"] == "wordnet-classes")
+    examples, steps, batch = re.search(
+        r"([\d,]+) training examples(?: \([^)]*\))?, ([\d,]+) steps of (\d+) examples", said
+    ).groups()
+    assert int(examples.replace(",", "")) == config["data"]["max_train_samples"]
+    assert (int(steps), int(batch)) == tuple(
+        config["training"][key] for key in ("max_steps", "per_device_train_batch_size")
+    )
+    assert f", {scale['replicates']} seeds, " in said
+    for key, words in (("training.max_steps", "steps"), ("data.max_train_samples", "training examples")):
+        section, name = key.split(".")
+        there = {arm["changes"].get(key, config[section][name]) for arm in arms} - {config[section][name]}
+        counts = {n: sum(arm["changes"].get(key) == n for arm in arms) for n in there}
+        told = re.findall(rf"([\d,]+) {words} in (\d+) of {len(arms)} arms", said)
+        assert {int(n.replace(",", "")): int(count) for n, count in told} == counts
+    for key, words in (("model.random_init", "random initial weights"), ("data.random_labels", "random labels")):
+        count = sum(bool(arm["changes"].get(key)) for arm in arms)
+        assert (f"{words} in {count} of {len(arms)} arms" in said) if count else (words not in said)
+    rates = [sorted(rate for rate, _ in each["curve"]) for each in found["tuning"]]
+    widest = max(b / a for each in rates for a, b in pairwise(each))
+    assert abs(float(re.search(r"grid of factor ([\d.]+),", said).group(1)) - widest) < 0.05  # it has two digits
+    assert ("scored on 1,000 test texts" in said) == (scale["test_samples"] == 1000)
+
+
+@each_published
+def test_a_published_record_has_its_scripts_marks(found):
+    script = work.script(ROOT / "studies" / f"{found['name']}.py").study
+    assert marked(found, script) == found, "draw it again with `lorascope study render`"
+    for mark, names in (("withdrawn", WITHDRAWN), ("cannot tell", CANNOT_TELL)):
+        there = {claim["name"] for claim in found["claims"] if claim["verdict"] == mark}
+        assert there == names.get(found["name"], set())
+    page = (REPORTS / f"{found['name']}.html").read_text()
+    badges = [page.count(f'<span class="verdict {each.replace(" ", "-")}">') for each in VERDICTS]
+    assert badges == tally(found)
+
+
+def test_the_index_has_the_scope_and_the_verdicts_that_stand():
+    page = (REPORTS / "index.html").read_text()
+    assert scope_line(page).startswith("Scope: first 3 of 6 layers of all-MiniLM-L6-v2 (22.7M parameters when whole), ")
+    together = [sum(counts) for counts in zip(*map(tally, PUBLISHED), strict=True)]
+    assert [page.count(f'<span class="verdict {each.replace(" ", "-")}">') for each in VERDICTS] == together
+    said = ", ".join(f"{n} {each}" for n, each in zip(together, VERDICTS, strict=True))
+    assert f"{sum(together)} claims of {len(PUBLISHED)} studies: {said}." in page
+    for found in PUBLISHED:  # each study's own line, in its row
+        line = scope_line((REPORTS / f"{found['name']}.html").read_text()).removeprefix("Scope: ")
+        assert line in html.unescape(page)
+        for claim in found["claims"]:
+            assert "mark" not in claim or claim["mark"]["reason"] in html.unescape(page)
+
+
+def test_the_readme_has_the_scope_above_its_results_and_the_tallies_that_stand():
+    line = scope_line((REPORTS / "index.html").read_text())
+    assert README.index("## Studies") < README.index(line) < README.index("| study | held |")
+    rows = re.findall(r"\]\(reports/(\w+)\.html\) \|((?: \d+ \|)+)$", README, re.M)
+    told = {name: [int(n) for n in counts.split("|") if n.strip()] for name, counts in rows}
+    assert told == {found["name"]: tally(found) for found in PUBLISHED if found["scale"]["conclusive"]}
+    together = [sum(counts) for counts in zip(*map(tally, PUBLISHED), strict=True)]
+    assert f"\n{together[3]} verdicts, on LoRA+, " in README
+    assert f" {together[4]} claims cannot tell" in README
+    assert "14 %" not in README[README.index("## Studies") : README.index("## Merge")]
