@@ -87,7 +87,8 @@ def report_on(
     """Read each path, analyse it, and write what was asked for. What `quickstart` and `train` end with.
 
     Raises:
-        InputError: a file cannot be read, nothing in it can be analysed, or `sort` is not a measure.
+        InputError: a file cannot be read, nothing in it can be analysed, or `sort` is not a measure; and, after all is
+            written, where a base was given and not one module could be compared with it.
     """
     import sys
     from dataclasses import replace
@@ -108,7 +109,8 @@ def report_on(
     for path in paths:
         adapter = io.read(path, checkpoint)
         particular = particulars.run(adapter, base=checkpoint, modules=modules)
-        least = 0 if particular.parts else 1  # IA³'s scales can be told without the base, its spectra cannot
+        # IA³'s scales can be told without the base, its spectra cannot; of a prompt, that it is no update of a weight.
+        least = 0 if particular.parts or adapter.parts else 1
         measured = spectrum.run(adapter, base=checkpoint, modules=modules, progress=_bar(path), at_least=least)
         special.append(particular)
         results.append(measured)
@@ -122,6 +124,14 @@ def report_on(
         sys.stdout.write(screen.render(page))
     record, rows = partial(_record, results, special, beside), partial(_rows, results, beside)
     write_outputs(page, record, rows, html=html, json=json, csv=csv)
+    for result in results:
+        if result.nothing_compared:
+            first = result.not_compared[0]
+            raise InputError(
+                f"none of the {len(result.not_compared)} modules of {result.source.path} was compared with {base}",
+                found=f"{first.name}: {first.reason}",
+                hint="give the base model that this adapter was trained on",
+            )
     return results
 
 

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from lorascope.errors import InputError, some
+from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.updates.base import Stored, Update
+from lorascope.weights import names as naming
+from lorascope.weights import quantised
 from lorascope.weights.dtypes import SIZES
 from lorascope.weights.files import PICKLES, SAFETENSORS, Tensors, open_tensors, read_json
 from lorascope.weights.safetensors import OnDisk
-from lorascope.weights.tensors import Mapped, flattened, reshaped, transposed
+from lorascope.weights.tensors import Mapped, first_rows, flattened, reshaped, transposed
 
 _FILES = (
     "model.safetensors",
@@ -31,7 +34,15 @@ _TIED = (
     "lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder", "output_projection",
     "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared",
 )  # fmt: skip
-_MOST_PREFIX = 2  # components by which two namings of one model differ: `model.`, `bert.`, `base_model.model.`
+_EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
+# A fused parameter of experts, and the parts that files keep of each expert, in the order in which they are joined.
+_FUSED = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+    "up_proj": (("up_proj",),),
+}
+ABSENT = "the base has no such weight"
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,14 @@ class Checkpoint:
     tensors: Tensors
     config: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def stored(self) -> Mapping[str, Stored]:
-        """The parameters by their names as stored, in file order."""
-        return self.tensors.stored
+        """The parameters by their names, in file order: codes of a known scheme decoded, others unreadable."""
+        return quantised.parameters(self.tensors.stored, self.config)
 
     def names(self) -> list[str]:
         """The parameters' names as stored, in file order."""
-        return list(self.tensors.stored)
+        return list(self.stored)
 
     def sha256(self) -> str:
         """The hash of the bytes of its weights files."""
@@ -69,37 +80,61 @@ class Checkpoint:
         return sizes.most_common(1)[0][0] if sizes else "F32"
 
     @cached_property
-    def _by_suffix(self) -> dict[str, list[str]]:
-        """Names as stored, by what is left of them without one or two leading components."""
+    def _plain(self) -> dict[str, str]:
+        """Names as stored, by what they are without wrappers."""
+        return {naming.plain(name): name for name in self.stored}
+
+    @cached_property
+    def _rootless(self) -> dict[str, list[str]]:
+        """Names as stored, by what is left of them without their roots."""
         found: dict[str, list[str]] = {}
-        for name in self.tensors.stored:
-            rest = name
-            for _ in range(_MOST_PREFIX):
-                _, dot, rest = rest.partition(".")
-                if dot:
-                    found.setdefault(rest, []).append(name)
+        for plain, name in self._plain.items():
+            for rest in naming.rootless(plain):
+                found.setdefault(rest, []).append(name)
         return found
 
-    def resolve(self, name: str) -> str | None:
-        """The stored name of a module's weight, or of a parameter, whatever prefix either side has; None if absent.
+    @property
+    def layers(self) -> int | None:
+        """How many repeated blocks the model has, by its config; None where that does not say, or says several."""
+        inner = self.config.get("text_config")
+        whole: Mapping[str, Any] = inner if isinstance(inner, Mapping) else self.config
+        if "decoder_layers" in whole or "num_decoder_layers" in whole:  # an encoder besides
+            return None
+        said = [whole[key] for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if key in whole]
+        return said[0] if said and type(said[0]) is int else None
 
-        A tied parameter that is stored under its partner's name (`lm_head`, `embed_tokens`) is found there.
+    @property
+    def folder(self) -> str:
+        """The name of the folder it lies in, which of a diffusers pipeline says which component it is."""
+        return (self.path if self.path.is_dir() else self.path.absolute().parent).name
+
+    def resolve(self, name: str) -> str | None:
+        """The stored name of a module's weight, or of a parameter, whatever root either side has; None if absent.
+
+        A root is what transformers itself adds and takes away (`names.ROOTS`): of `encoder` and `decoder`, or
+        `transformer` and `transformer_2`, one is never taken for the other. A tied parameter that is stored under its
+        partner's name (`lm_head`, `embed_tokens`) is found there.
         """
         for ending in ("", ".weight"):
-            if found := self._resolve_plain(name + ending):
+            if found := self._resolve_plain(naming.plain(name + ending)):
                 return found
         return self._resolve_tied(name.removesuffix(".weight"))
 
     def _resolve_plain(self, name: str) -> str | None:
-        rest = name.removeprefix("base_model.model.")
-        for _ in range(_MOST_PREFIX + 1):
-            if rest in self.tensors.stored:
-                return rest
-            if len(matches := self._by_suffix.get(rest, [])) == 1:
+        if name in self._plain:
+            return self._plain[name]
+        inside = naming.without_component(name, self.folder)
+        component = self.folder in naming.COMPONENTS or "_class_name" in self.config
+        if component and name.partition(".")[0] in naming.COMPONENTS:
+            return self._plain.get(inside) if inside else None
+        tried = [name, *naming.renamed(name), *([inside] if inside else [])]
+        for one in tried:
+            for rest in (one, *naming.rootless(one)):
+                if rest in self._plain:
+                    return self._plain[rest]
+        for one in tried:
+            if len(matches := self._rootless.get(one, [])) == 1:
                 return matches[0]
-            _, dot, rest = rest.partition(".")
-            if not dot or "." not in rest:
-                return None
         return None
 
     def _resolve_tied(self, name: str) -> str | None:
@@ -107,15 +142,33 @@ class Checkpoint:
             return None
         partners = [
             stored
-            for stored in self.tensors.stored
+            for stored in self.stored
             if stored.endswith(".weight") and _ends_with_any(stored.removesuffix(".weight"), _TIED)
         ]
         return partners[0] if len(partners) == 1 else None
 
     def find(self, name: str) -> Stored | None:
-        """The stored weight of a module, or a parameter; None where there is none."""
+        """The stored weight of a module, or a parameter; None where there is none.
+
+        Of experts that the model fuses into one parameter and the file keeps apart, as (experts, d_out, d_in).
+        """
         found = self.resolve(name)
-        return self.tensors.stored[found] if found is not None else None
+        return self.stored[found] if found is not None else self._fused(naming.plain(name))
+
+    def _fused(self, name: str) -> Stored | None:
+        """`….experts.gate_up_proj` of a file with `….experts.0.gate_proj.weight`, ...: as transformers 5 joins them."""
+        owner, _, parameter = name.rpartition(".")
+        if parameter not in _FUSED or not owner.endswith("experts"):
+            return None
+        for place in (owner, owner.replace(".mlp.", ".block_sparse_moe.")):
+            for parts in _FUSED[parameter]:
+                rows: list[tuple[Stored, ...]] = []
+                while all(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts):
+                    found = [self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts]
+                    rows.append(tuple(self.stored[one] for one in found if one is not None))
+                if rows:
+                    return Stacked.of(rows)
+        return None
 
     def weight(self, name: str) -> Stored:
         """As `find`. InputError where the model has no such parameter."""
@@ -133,19 +186,63 @@ class Checkpoint:
         as (d, 1).
 
         Raises:
-            InputError: the model has no such parameter, or one of another shape.
+            InputError: the model has no such parameter, one of another shape, or codes that are not decoded.
         """
-        stored = self.weight(update.base_weight or update.name)
+        found = self.lookup(update)
+        if isinstance(found, str):
+            raise InputError(f"{self.path} does not fit the adapter at {update.name}", found=found)
+        return found
+
+    def lookup(self, update: Update) -> Stored | str:
+        """As `of`; where there is no such W, why not."""
+        stored = self.find(update.base_weight or update.name)
+        if stored is None:
+            return ABSENT
+        if isinstance(stored, quantised.Unreadable):
+            return stored.reason
+        if stored.dtype not in UNIT_ROUNDOFF:
+            return f"the base stores {stored.dtype} there, and no weights"
         if update.expert is not None and len(stored.shape) == 3:
             if update.expert >= stored.shape[0]:
-                raise InputError(f"{self.path}: {update.name} has {stored.shape[0]} experts", found=update.expert)
+                return f"the base has {stored.shape[0]} experts there"
             stored = _first_axis(stored, update.expert)
         if len(stored.shape) < 2:
             stored = reshaped(stored, math.prod(stored.shape), 1)  # a bias or a norm's weight is a map of one input
         matrix = flattened(stored) if len(stored.shape) > 2 else stored
-        matrix = transposed(matrix) if update.transposed else matrix
-        _check_fits(self.path, update, matrix)
-        return matrix
+        return _fitted(update, transposed(matrix) if update.transposed else matrix)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Experts that lie apart as one array (experts, d_out, d_in), each a stack of its parts' rows."""
+
+    experts: tuple[tuple[Stored, ...], ...]
+
+    @staticmethod
+    def of(experts: list[tuple[Stored, ...]]) -> "Stacked | quantised.Unreadable | None":
+        """None where the parts do not stack; unreadable where one of them is."""
+        if bad := [one for parts in experts for one in parts if isinstance(one, quantised.Unreadable)]:
+            return bad[0]
+        shapes = {tuple(tuple(one.shape) for one in parts) for parts in experts}
+        first = next(iter(shapes))
+        fits = all(len(shape) == 2 and shape[1] == first[0][-1] for shape in first)
+        return Stacked(tuple(experts)) if len(shapes) == 1 and fits else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.experts[0]
+        return len(self.experts), sum(part.shape[0] for part in first), first[0].shape[1]
+
+    @property
+    def dtype(self) -> str:
+        return self.experts[0][0].dtype
+
+    def read(self) -> np.ndarray:
+        return np.stack([np.concatenate([part.read() for part in parts]) for parts in self.experts])
+
+    def rows(self, start: int, stop: int) -> "Stacked":
+        """Experts `start` to `stop`, without reading the others."""
+        return Stacked(self.experts[start:stop])
 
 
 def _ends_with_any(name: str, endings: tuple[str, ...]) -> bool:
@@ -154,23 +251,52 @@ def _ends_with_any(name: str, endings: tuple[str, ...]) -> bool:
 
 def _first_axis(stored: Stored, index: int) -> Stored:
     rest = tuple(stored.shape[1:])
-    if isinstance(stored, OnDisk):
+    if isinstance(stored, OnDisk | Stacked):
         return reshaped(stored.rows(index, index + 1), *rest)
     return Mapped(stored, rest, lambda values: values[index])
 
 
-def _check_fits(path: Path, update: Update, matrix: Stored) -> None:
+def _fitted(update: Update, matrix: Stored) -> Stored | str:
+    """W in the shape of ΔW; why it does not fit where it does not."""
     try:
         expected = update.shape
     except InputError:  # a scaling, or lengths alone: only the base knows
-        return
-    if tuple(matrix.shape) != expected:
-        raise InputError(
-            f"{path} does not fit the adapter at {update.name}",
-            found=tuple(matrix.shape),
-            expected=expected,
-            hint="give the base model that this adapter was trained on",
-        )
+        return matrix
+    found = tuple(matrix.shape)
+    if found == expected:
+        return matrix
+    if update.kernel and found[0] == expected[0] and 0 < found[1] < expected[1] and expected[1] % found[1] == 0:
+        return _ungrouped(matrix, expected[1] // found[1], math.prod(update.kernel))
+    if update.kind == "tuned" and found[1] == expected[1] and found[0] > expected[0]:
+        return first_rows(matrix, expected[0])
+    longer = 1 if update.embedding else 0
+    if found[1 - longer] == expected[1 - longer] and is_vocabulary(update.name):
+        return f"the vocabulary was resized: {expected[longer]} tokens in the adapter, {found[longer]} in the base"
+    return f"the base has another shape there: found {found}, expected {expected}"
+
+
+def is_vocabulary(module: str) -> bool:
+    """Whether a module's rows are tokens: an embedding or an output head."""
+    return _EMBEDDING.search(module) is not None or _HEAD.search(module) is not None
+
+
+def is_embedding(module: str) -> bool:
+    return _EMBEDDING.search(module) is not None
+
+
+def _ungrouped(matrix: Stored, groups: int, positions: int) -> Stored:
+    """W (d_out, c_in / groups · k) of a grouped convolution as (d_out, c_in · k), with zeros between the groups."""
+    d_out, own = matrix.shape
+
+    def expand(values: np.ndarray) -> np.ndarray:
+        full = np.zeros((groups, d_out // groups, groups, own))
+        for group, part in enumerate(values.reshape(groups, d_out // groups, own)):
+            full[group, :, group, :] = part
+        return full.reshape(d_out, groups * own)
+
+    if d_out % groups or own % positions:
+        raise InputError("a grouped convolution does not divide into its groups", found=(d_out, own), expected=groups)
+    return Mapped(matrix, (d_out, groups * own), expand)
 
 
 def open_checkpoint(path_or_name: str | Path) -> Checkpoint:

@@ -5,9 +5,9 @@ in memory at a time, and of the two weights it is made of only some rows: a pair
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,12 @@ from lorascope.linalg.rounding import UNIT_ROUNDOFF, unit_roundoff
 from lorascope.updates.base import Stored, Update, dense
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, NotAnalysed
-from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
-from lorascope.weights.tensors import InMemory, Mapped, transposed
+from lorascope.weights.checkpoint import Checkpoint, is_embedding, is_vocabulary, open_checkpoint
+from lorascope.weights.orientation import experts_turned, is_conv1d, looks_like_conv1d
+from lorascope.weights.quantised import Unreadable
+from lorascope.weights.tensors import InMemory, Mapped, first_rows, transposed
 
 _PIECE = 1 << 20  # entries of either weight in memory at a time
-_EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
-_CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)$")
-_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 @dataclass(frozen=True)
@@ -144,10 +142,7 @@ class _Matching:
         self.pairs: list[Pair] = []
         self.unmatched: list[NotAnalysed] = []
         self.partner: dict[str, str] = {}  # the tuned name by the base's
-        names = list(base.stored)
-        self.conv1d = base.config.get("model_type") in _CONV1D_MODELS or any(
-            name.endswith("c_attn.weight") and _is_three_wide(base.stored[name]) for name in names
-        )
+        self.turned = _Turned(base)
 
     def run(self) -> Matched:
         found = {name: self.base.resolve(name) for name in self.tuned.stored}
@@ -166,10 +161,10 @@ class _Matching:
 
     def _tuned(self, name: str, of_base: str | None) -> None:
         stored = self.tuned.stored[name]
-        if stored.dtype not in UNIT_ROUNDOFF:
+        if why := _no_weight(stored):
             if of_base is not None:
                 self.partner.setdefault(of_base, name)
-            self._set_aside(name, _integers(stored))
+            self._set_aside(name, why)
         elif of_base is None:
             self._set_aside(name, "only in the tuned checkpoint")
         elif of_base in self.partner and _same(stored, self.tuned.stored[self.partner[of_base]]):
@@ -180,8 +175,8 @@ class _Matching:
 
     def _left(self, name: str) -> None:
         """A parameter of the base that no tuned name led to."""
-        if self.base.stored[name].dtype not in UNIT_ROUNDOFF:
-            self._set_aside(name, _integers(self.base.stored[name]))
+        if why := _no_weight(self.base.stored[name]):
+            self._set_aside(name, why)
             return
         partner = self.tuned.resolve(name)
         if partner is None or not _tied(name, partner):
@@ -197,14 +192,24 @@ class _Matching:
     def _pair(self, name: str, base: Stored, tuned_name: str, notes: tuple[str, ...], label: str) -> None:
         tuned = self.tuned.stored[tuned_name]
         self.partner.setdefault(name, tuned_name)
+        if why := _no_weight(base):
+            self._set_aside(name, why)
+            return
         fitted = _fitted(name, base, tuned)
         if fitted is None:
             shapes = f"{list(base.shape)} in the base and {list(tuned.shape)} in the tuned checkpoint"
             self._set_aside(name, f"has other shapes: {shapes}")
             return
         base, tuned, note = fitted
-        pairs = _pairs_of(label, base, tuned, (*notes, *note), self.conv1d)
+        pairs = _pairs_of(label, base, tuned, (*notes, *note), self.turned)
         self.pairs += (replace(pair, parameter=name) for pair in pairs)
+
+
+def _no_weight(stored: Stored) -> str | None:
+    """Why a stored tensor is no weight; None where it is one."""
+    if isinstance(stored, Unreadable):
+        return stored.reason
+    return None if stored.dtype in UNIT_ROUNDOFF else _integers(stored)
 
 
 def _integers(stored: Stored) -> str:
@@ -216,8 +221,26 @@ def _tied(name: str, other: str | None) -> bool:
     return other is not None and name.split(".")[-2:][0] != other.split(".")[-2:][0]
 
 
-def _is_three_wide(stored: Stored) -> bool:
-    return len(stored.shape) == 2 and stored.shape[1] == 3 * stored.shape[0]
+@dataclass(frozen=True)
+class _Turned:
+    """Which maps the base stores as (d_in, d_out): by its config, else by GPT-2's own shapes."""
+
+    base: Checkpoint
+
+    @cached_property
+    def _three_wide(self) -> bool:
+        return any(
+            name.endswith("c_attn.weight") and len(stored.shape) == 2 and stored.shape[1] == 3 * stored.shape[0]
+            for name, stored in self.base.stored.items()
+        )
+
+    def __call__(self, module: str) -> bool:
+        known = is_conv1d(module, self.base.config)
+        return bool(known) or (self._three_wide and looks_like_conv1d(module))
+
+    @property
+    def experts(self) -> bool:
+        return bool(experts_turned(self.base.config))
 
 
 def _fitted(name: str, base: Stored, tuned: Stored) -> tuple[Stored, Stored, tuple[str, ...]] | None:
@@ -227,29 +250,30 @@ def _fitted(name: str, base: Stored, tuned: Stored) -> tuple[Stored, Stored, tup
         return base, tuned, ()
     module = name.rpartition(".")[0]
     grows = bool(a) and len(a) == len(b) and a[1:] == b[1:]
-    if grows and (_EMBEDDING.search(module) or _HEAD.search(module)):
+    if grows and is_vocabulary(module):
         both = min(a[0], b[0])
         what = f"resized from {a[0]} to {b[0]} rows: the first {both} are compared"
-        return _some_rows(base, both), _some_rows(tuned, both), (what,)
+        return first_rows(base, both), first_rows(tuned, both), (what,)
     if len(a) == 2 and a == b[::-1]:
         return base, transposed(tuned), ("stored transposed in the tuned checkpoint: turned",)
     return None
 
 
-def _pairs_of(name: str, base: Stored, tuned: Stored, notes: tuple[str, ...], conv1d: bool) -> Iterator[Pair]:
+def _pairs_of(name: str, base: Stored, tuned: Stored, notes: tuple[str, ...], stores: _Turned) -> Iterator[Pair]:
     """The pair of one parameter, or of each expert that is fused in it."""
     module = name.removesuffix(".weight")
     shape = tuple(size for size in base.shape if size != 1) if len(base.shape) != 2 else tuple(base.shape)
     if len(shape) == 3 and "expert" in name:
         for expert in range(shape[0]):
             one, other = _slice(base, expert), _slice(tuned, expert)
-            yield Pair(f"{module}[{expert}]", name, one, other, tuple(one.shape), expert=expert, notes=notes)
+            sides = tuple(one.shape)[::-1] if stores.experts else tuple(one.shape)
+            yield Pair(f"{module}[{expert}]", name, one, other, sides, stores.experts, expert=expert, notes=notes)
     elif len(shape) < 2:
         yield Pair(module, name, base, tuned, shape, notes=notes)
     else:
         matrix = (base.shape[0], math.prod(base.shape[1:])) if len(base.shape) > 2 and base.shape[0] > 1 else shape
-        embedding = len(base.shape) == 2 and _EMBEDDING.search(module) is not None
-        turned = embedding or (conv1d and len(base.shape) == 2 and _CONV1D.search(module) is not None)
+        embedding = len(base.shape) == 2 and is_embedding(module)
+        turned = embedding or (len(base.shape) == 2 and stores(module))
         kernel = tuple(base.shape[2:]) if len(base.shape) > 2 and base.shape[0] > 1 else ()
         yield Pair(
             module, name, base, tuned, matrix[::-1] if turned else matrix, turned, embedding, kernel, notes=notes
@@ -265,25 +289,25 @@ def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
     """Each update of an adapter file, and each tensor saved whole that the base has in the same shape."""
     pairs, unmatched = [], list(adapter.not_analysed)
     for update in adapter.updates.values():
-        found = base.resolve(update.base_weight or update.name)
-        if found is None:
-            unmatched.append(NotAnalysed(update.name, "only in the tuned file"))
+        weight = base.lookup(update)
+        if isinstance(weight, str):
+            unmatched.append(NotAnalysed(update.name, weight))
             continue
-        weight = base.of(update)
+        path = update.base_weight or update.name
         tuned = update.roles["tuned"] if update.kind == "tuned" and update.scale == 1 else None
         shape = tuple(weight.shape) if min(weight.shape) > 1 else (max(weight.shape),)
-        turned, embedding = update.transposed, update.embedding
         pairs.append(
             Pair(
-                update.name, found, weight, tuned, shape, turned, embedding, update.kernel, update.expert, False, update
+                update.name, base.resolve(path) or path, weight, tuned, shape, update.transposed, update.embedding,
+                update.kernel, update.expert, False, update,
             )
-        )
+        )  # fmt: skip
     for name, stored in adapter.saved.items():
         found = base.resolve(name) if name not in adapter.parts else None
         if found is None or tuple(base.stored[found].shape) != tuple(stored.shape):
             unmatched.append(NotAnalysed(name, adapter.parts.get(name, "only in the tuned file")))
         else:
-            pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), False)
+            pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), _Turned(base))
     return Matched(tuple(pairs), tuple(unmatched))
 
 
@@ -363,16 +387,6 @@ def _rows_of(stored: Stored, columns: int) -> Callable[[int, int], np.ndarray]:
     if len(stored.shape) < 2:
         return lambda start, stop: whole.reshape(1, columns)
     return lambda start, stop: whole[start:stop].reshape(-1, columns)
-
-
-def _some_rows(stored: Stored, count: int) -> Stored:
-    """The first rows of a stored array."""
-    if stored.shape[0] == count:
-        return stored
-    rows = getattr(stored, "rows", None)
-    if rows is not None:
-        return rows(0, count)
-    return Mapped(stored, (count, *stored.shape[1:]), lambda values: values[:count])
 
 
 def _slice(stored: Stored, index: int) -> Stored:

@@ -69,14 +69,15 @@ def _outer_prefix(key: str) -> str:
 # What a model's own class may put in front of the paths of what it wraps: transformers' `base_model_prefix`, by which
 # the checkpoints of a bare model and of one with a head differ, and the few wrappers that do the same. A word that
 # tells two parts of one model apart (encoder, decoder, text_model, vision_model, transformer_2) is none of them.
-ROOTS = frozenset(  # noqa: SIM905
-    "model transformer bert roberta electra deberta distilbert albert mpnet longformer camembert xlm_roberta camembert"
-    " mobilebert squeezebert nomic_bert convbert roformer rembert layoutlm layoutlmv2 layoutlmv3 markuplm lilt luke esm"
-    " ernie big_bird bigbird nystromformer ibert funnel fnet canine led data2vec_text roberta_prelayernorm splinter gte"
-    " gpt_neox gpt_neox_japanese gptj biogpt rwkv backbone reformer prophetnet vit deit beit swin swinv2 dinov2"
-    " convnext convnextv2 resnet wav2vec2 hubert wavlm sew unispeech audio_spectrogram_transformer data2vec_audio videomae"
-    " timesformer vivit timm_model auto_model base_model".split()
-)
+_ROOTS = """
+    model transformer bert roberta electra deberta distilbert albert mpnet longformer camembert xlm_roberta
+    mobilebert squeezebert nomic_bert convbert roformer rembert layoutlm layoutlmv2 layoutlmv3 markuplm lilt luke
+    esm ernie big_bird bigbird nystromformer ibert funnel fnet canine led data2vec_text roberta_prelayernorm
+    splinter gte gpt_neox gpt_neox_japanese gptj biogpt rwkv backbone reformer prophetnet vit deit beit swin
+    swinv2 dinov2 convnext convnextv2 resnet wav2vec2 hubert wavlm sew unispeech audio_spectrogram_transformer
+    data2vec_audio videomae timesformer vivit timm_model auto_model base_model
+"""
+ROOTS = frozenset(_ROOTS.split())
 COMPONENTS = ("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "controlnet",
               "prior", "vae", "image_encoder", "diffusion_model")  # fmt: skip
 _RENAMED = (("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head."))

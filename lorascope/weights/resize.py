@@ -17,9 +17,9 @@ from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 from lorascope.linalg.spectrum import energy_rank
 from lorascope.updates.base import Update, kinds
 from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.caveats import not_for_all_tokens, of_another_base
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.convert import KEPT
-from lorascope.weights.peft.config import CHANGES_BASE
 from lorascope.weights.tensors import InMemory
 
 WRITABLE = ("F64", "F32", "F16", "BF16")  # what factors are rounded to
@@ -232,10 +232,11 @@ def _check(adapter: Adapter, base: Checkpoint | None) -> None:
             found=some(needy.values(), 3),
             hint="pass --base MODEL, and ΔW itself is truncated",
         )
-    start = adapter.settings.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+    if why := not_for_all_tokens(adapter):
+        raise InputError(f"{adapter.source.path or 'the adapter'} is no fixed ΔW", found=why)
+    if why := of_another_base(adapter):
         raise InputError(
-            f"A and B belong to a base from which their beginning was taken away (init_lora_weights {start!r})",
+            why,
             expected="an adapter of the original base: only there is B·A the update",
             hint="save it with PEFT's path_initial_model_for_weight_conversion first",
         )

@@ -108,3 +108,13 @@ def transposed(stored: Stored) -> Stored:
     """The transpose of a stored matrix."""
     rows, columns = stored.shape
     return Mapped(stored, (columns, rows), lambda values: values.T)
+
+
+def first_rows(stored: Stored, count: int) -> Stored:
+    """The first `count` rows of a stored array, without reading the others where the file allows that."""
+    if stored.shape[0] == count:
+        return stored
+    rows = getattr(stored, "rows", None)
+    if rows is not None:
+        return rows(0, count)
+    return Mapped(stored, (count, *stored.shape[1:]), lambda values: values[:count])

@@ -168,9 +168,9 @@ def run(
 
 
 def _one(update: Update, type: str, base: Checkpoint, cache: SvdCache) -> ModuleAgainstBase | str:
-    if base.find(update.base_weight or update.name) is None:
-        return "the base has no such weight"
-    stored = base.of(update)
+    stored = base.lookup(update)
+    if isinstance(stored, str):
+        return stored
     if min(stored.shape) < 2:
         return "a vector: it has no singular directions"
     side = read(update, stored, with_a=False)

@@ -25,8 +25,21 @@ FROZEN = ("vera", "core")
 def findings(result: "CompareResult") -> tuple[Finding, ...]:
     """Errors, then warnings, then notes."""
     order = {"error": 0, "warning": 1, "note": 2}
-    found = [*_initialisations(result), *_agreement(result), *_by_label(result), *_limits(result)]
+    found = [*_readers(result), *_initialisations(result), *_agreement(result), *_by_label(result), *_limits(result)]
     return tuple(sorted(found, key=lambda finding: order[finding.severity]))
+
+
+def _readers(result: "CompareResult") -> list[Finding]:
+    """What the readers want said of the files, once for all adapters that it is true of."""
+    said: dict[str, list[str]] = {}
+    for adapter in result.adapters:
+        for note in adapter.get("notes", ()):
+            said.setdefault(note, []).append(adapter["label"])
+    whole = len(result.adapters)
+    return [
+        Finding("warning", f"{'all adapters' if len(labels) == whole else some(labels, 2)}: {note}")
+        for note, labels in said.items()
+    ]
 
 
 def same_update(pair: "Pair") -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 
 from lorascope.analyses.spectrum.result import selected
 from lorascope.errors import InputError, some
+from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.updates.base import Update
+from lorascope.weights import names as naming
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.checkpoint import Checkpoint
-
-_MOST_PREFIX = 3  # components by which two namings of one module may differ: `base_model.model.`, `bert.`, `model.`
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def source(one: Adapter | Checkpoint) -> dict[str, Any]:
     """Path, hash, format and method."""
     if isinstance(one, Checkpoint):
         return {"path": str(one.path), "sha256": one.sha256(), "format": "checkpoint", "method": "full fine-tuning"}
-    return dict(vars(one.source))
+    return {**vars(one.source), "notes": list(one.notes)}
 
 
 def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, pattern: str | None) -> Modules:
@@ -92,7 +92,7 @@ class _Names:
     def __init__(self, base: Checkpoint | None):
         self.base = base
         self.known: dict[str, str] = {}  # the flat form to the name
-        self.tails: dict[str, set[str]] = {}  # the flat forms without leading components to names
+        self.shorter: dict[str, set[str]] = {}  # the flat forms without their roots to names
 
     def place(self, updates: Sequence[Update]) -> dict[str, Update]:
         """One adapter's updates under the common names."""
@@ -114,34 +114,39 @@ class _Names:
     def _flat(self, update: Update) -> str:
         resolved = self.base.resolve(update.base_weight or update.name) if self.base is not None else None
         expert = "" if update.expert is None else f"_{update.expert}"
-        return (resolved or update.name).removesuffix(".weight").replace(".", "_") + expert
+        return _flat((resolved or update.name).removesuffix(".weight")) + expert
 
     def _learn(self, update: Update, flat: str) -> None:
         self.known[flat] = update.name
-        for tail in _tails(update.name):
-            self.tails.setdefault(tail, set()).add(update.name)
+        self.known.setdefault(_flat(naming.plain(update.name)), update.name)
+        for shorter in _shorter(update.name):
+            self.shorter.setdefault(shorter, set()).add(update.name)
 
     def _similar(self, update: Update, taken: set[str]) -> str | None:
-        for tail in _tails(update.name):
-            found = self.tails.get(tail, set()) - taken
-            if len(found) == 1 and len(self.tails[tail]) == 1:
-                return next(iter(found))
-        return None
+        """The known name that differs by a root on one side only: `model.encoder` is never `model.decoder`."""
+        own = _flat(naming.plain(update.name))
+        for flat in (own, *_shorter(update.name)):
+            if (name := self.known.get(flat)) is not None and name not in taken:
+                return name
+        found = self.shorter.get(own, set())
+        return next(iter(found - taken), None) if len(found) == 1 else None
 
 
-def _tails(name: str) -> list[str]:
-    """The flat name, and without up to three leading components as long as it still names a layer."""
-    parts = name.split(".")
-    return ["_".join(parts[k:]) for k in range(min(_MOST_PREFIX, max(len(parts) - 2, 0)) + 1)]
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _shorter(name: str) -> list[str]:
+    """The flat forms of a name without its roots, or without the pipeline's component."""
+    plain = naming.plain(name)
+    inside = naming.without_component(plain, "")
+    return [_flat(one) for one in (*naming.rootless(plain), *([inside] if inside else []))]
 
 
 def _difference(checkpoint: Checkpoint, like: Update) -> Update | None:
     """ΔW of a full model at the module of `like`; None where it has no such weight, or one of another shape."""
-    if checkpoint.find(like.base_weight or like.name) is None:
-        return None
-    try:
-        tuned = checkpoint.of(like)
-    except InputError:
+    tuned = checkpoint.lookup(like)
+    if isinstance(tuned, str):
         return None
     note = ("W' − W of a full model",)
     return replace(like, kind="tuned", roles={"tuned": tuned}, scale=1.0, notes=note)
@@ -157,9 +162,10 @@ def _whole(
     names: dict[str, dict[int, Update]] = {}
     for stored_name in base.names():
         module = stored_name.removesuffix(".weight")
-        if len(base.weight(stored_name).shape) != 2 or not re.search(pattern or "", module):
+        stored = base.stored[stored_name]
+        if len(stored.shape) != 2 or stored.dtype not in UNIT_ROUNDOFF or not re.search(pattern or "", module):
             continue
-        like = Update(module, "tuned", {"tuned": base.weight(stored_name)}, base_weight=stored_name)
+        like = Update(module, "tuned", {"tuned": stored}, base_weight=stored_name)
         found = {number: update for number, one in full.items() if (update := _difference(one, like)) is not None}
         if found:
             names[module] = found

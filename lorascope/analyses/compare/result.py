@@ -252,10 +252,12 @@ class _Run:
         return sides
 
     def _side(self, index: int, name: str, update: Update) -> Side | None:
-        stored = None
-        if update.needs_base and self.base is not None and self.base.find(update.base_weight or update.name):
-            stored = self.base.of(update)
-        side = read(update, stored, self.directions, with_a=self.records is not None)
+        stored = self.base.lookup(update) if update.needs_base and self.base is not None else None
+        side: Side | str
+        if isinstance(stored, str):
+            side = f"ΔW of a {update.kind} update depends on W: {stored}"
+        else:
+            side = read(update, stored, self.directions, with_a=self.records is not None)
         if isinstance(side, Side):
             return side
         self.not_compared.append({"adapter": self.named[index], "name": name, "reason": side})

@@ -138,7 +138,8 @@ def _where(result: "DeltaResult") -> list[Finding]:
 
 
 def _adapters(result: "DeltaResult") -> list[Finding]:
-    found = []
+    sides = (*result.adapters, result.tuned)
+    found = [Finding("warning", f"{side.label or side.path}: {note}") for side in sides for note in side.notes]
     for side in result.adapters:
         whole = result.captured(side.label)
         if not whole["matrices"]:

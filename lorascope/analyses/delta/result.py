@@ -22,11 +22,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Side:
-    """A file that was read: its path, the hash of its weights, and for an adapter the label it goes by."""
+    """A file that was read: its path, the hash of its weights, and for an adapter the label it goes by and what its
+    reader wants said."""
 
     path: str
     sha256: str | None
     label: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

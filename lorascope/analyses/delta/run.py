@@ -15,7 +15,6 @@ from lorascope.analyses.delta.state import State
 from lorascope.analyses.names import depth, module_types
 from lorascope.errors import InputError, some
 from lorascope.linalg.arrays import Array
-from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair, difference, match
@@ -78,8 +77,10 @@ def run(
         tuple(each for each in found.values() if isinstance(each, MatrixDelta)),
         tuple(each for each in found.values() if isinstance(each, VectorDelta)),
         Side(str(base.path), hashes["base"]),
-        Side(tuned.source.path if isinstance(tuned, Adapter) else str(tuned.path), tuned_hash),
-        tuple(Side(a.source.path, a.source.sha256, label) for label, a in beside.labels.items()),
+        Side(tuned.source.path, tuned_hash, notes=tuned.notes)
+        if isinstance(tuned, Adapter)
+        else Side(str(tuned.path), tuned_hash),
+        tuple(Side(a.source.path, a.source.sha256, label, a.notes) for label, a in beside.labels.items()),
         (*matched.unmatched, *beside.unmatched(matched.pairs)),
         top,
         extract,
@@ -165,15 +166,16 @@ class _Beside:
             update = updates.get((pair.parameter, pair.expert))
             if update is None:
                 continue
-            delta = update.delta(self._weight(update) if update.needs_base else None)
+            weight = self.base.lookup(update) if update.needs_base else None
+            if isinstance(weight, str):
+                notes.append(f"{label}: {weight}")
+                continue
+            delta = update.delta(weight.read() if weight is not None else None)
             if tuple(delta.shape) == tuple(shape):
                 found[label] = delta
             else:
                 notes.append(f"{label} has another shape here, {tuple(delta.shape)}")
         return found, tuple(notes)
-
-    def _weight(self, update: Update) -> np.ndarray:
-        return self.base.of(update).read()
 
     def unmatched(self, pairs: Sequence[Pair]) -> list[NotAnalysed]:
         """Modules of the adapters that no pair is about."""

@@ -51,7 +51,7 @@ def _chance(result: "IntrudersResult") -> list[Finding]:
 
 
 def _files(result: "IntrudersResult") -> list[Finding]:
-    found = []
+    found = [Finding("warning", note) for note in result.sides["tuned"].get("notes", ())]
     if result.set_aside:
         names = some([item.name for item in result.set_aside], 2)
         found.append(Finding("note", f"not looked at: {len(result.set_aside)} ({names}); the reasons are listed"))

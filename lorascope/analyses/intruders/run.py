@@ -70,7 +70,7 @@ def run(
         "tuned": {"path": tuned.source.path if isinstance(tuned, Adapter) else str(tuned.path)},
     }
     if isinstance(tuned, Adapter):
-        sides["tuned"] |= {"sha256": tuned.source.sha256, "method": tuned.source.method}
+        sides["tuned"] |= {"sha256": tuned.source.sha256, "method": tuned.source.method, "notes": list(tuned.notes)}
     grid = tuple(sorted({*epsilons, epsilon}))
     return IntrudersResult(tuple(found), sides, k, epsilon, grid, tuple(set_aside), CacheUse.of(cache))
 

@@ -39,10 +39,9 @@ class Subject:
         return next((self.adapter.settings[name] for name in names if name in self.adapter.settings), None)
 
     def weight(self, update: Update) -> np.ndarray | None:
-        """W as (d_out, d_in) in float64; None where there is no base, or the base has no such weight."""
-        if self.base is None or self.base.find(update.base_weight or update.name) is None:
-            return None
-        return self.base.of(update).read()
+        """W as (d_out, d_in) in float64; None where there is no base, or it cannot give that weight."""
+        found = self.base.lookup(update) if self.base is not None else None
+        return None if found is None or isinstance(found, str) else found.read()
 
     def row(self, update: Update) -> Row:
         """The columns that every row begins with."""

@@ -1,5 +1,6 @@
 """The result in words: what a careful colleague would point out, the worst first, each with its number."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,8 @@ OUTLIER = 5.0  # times the median spectral norm
 def findings(result: "SpectrumResult") -> tuple[Finding, ...]:
     """Errors, then warnings, then notes."""
     order = {"error": 0, "warning": 1, "note": 2}
-    found = [*_broken(result), *_reader(result), *_untrained(result), *_rank(result), *_where(result), *_base(result)]
+    found = [*_broken(result), *_reader(result), *_untrained(result), *_rank(result), *_where(result)]
+    found += [*_whether_base(result), *_base(result)]
     return tuple(sorted(found, key=lambda finding: order[finding.severity]))
 
 
@@ -37,10 +39,13 @@ def _broken(result: "SpectrumResult") -> list[Finding]:
 def _reader(result: "SpectrumResult") -> list[Finding]:
     found = [Finding("warning", note) for note in result.notes]
     if not result.modules:
-        found.append(Finding("warning", "no singular values: ΔW depends on W in every module; pass --base MODEL"))
+        needy = any("depends on W" in item.reason for item in result.not_analysed)
+        text = "no singular values: ΔW depends on W in every module; pass --base MODEL"
+        found.append(Finding("warning", text if needy else f"no weight update: {result.not_analysed[0].reason}"))
     partial = [m.name for m in result.modules if PARTIAL in m.notes]
     if partial:
-        text = f"DoRA in {_count(partial, result)}: the numbers are those of s·B·A alone; pass --base for the whole ΔW"
+        more = "pass --base for the whole ΔW" if result.base is None else "W is needed for the whole ΔW"
+        text = f"in {_count(partial, result)} the numbers are those of s·B·A alone, which is not ΔW; {more}"
         found.append(Finding("warning", text))
     if result.not_analysed:
         names = some([item.name for item in result.not_analysed], 2)
@@ -132,6 +137,25 @@ def _where(result: "SpectrumResult") -> list[Finding]:
         text = f"‖ΔW‖₂ = {worst.spectral_norm:.3g}, {worst.spectral_norm / middle:.1f} times the median module's"
         others = f"; {len(high) - 1} others are over {OUTLIER:.0f} times" if len(high) > 1 else ""
         found.append(Finding("warning", text + others, worst.name))
+    return found
+
+
+def _whether_base(result: "SpectrumResult") -> list[Finding]:
+    """What the files say of whether this is the base that the adapter was trained on."""
+    found = []
+    if result.not_compared:
+        reasons = Counter(item.reason for item in result.not_compared)
+        named = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+        total = len({m.name for m in result.modules} | {item.name for item in result.not_compared})
+        text = f"{len(result.not_compared)} of {total} modules are not compared with the base ({named})"
+        severity = "error" if result.nothing_compared else "warning"
+        found.append(Finding(severity, text, result.not_compared[0].name))
+    adapted = {m.depth for m in result.modules if m.depth is not None and m.kind != "tuned"}
+    some_layers = result.settings.get("layers_to_transform") or result.settings.get("layer_replication")
+    named_so = isinstance(result.settings.get("target_modules"), str) or some_layers
+    if result.layers and adapted == set(range(len(adapted))) and len(adapted) != result.layers and not named_so:
+        text = f"the adapter is in layers 0 to {len(adapted) - 1}, and the base has {result.layers} layers"
+        found.append(Finding("warning", f"{text}: is it the base that this adapter was trained on?"))
     return found
 
 

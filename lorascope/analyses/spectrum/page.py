@@ -118,6 +118,7 @@ def blocks(result: "SpectrumResult", *, sort: str = "energy_share", top: int = R
         return (
             _facts(result),
             Findings(result.findings),
+            *_not_compared(result),
             *_not_analysed(result),
             Definitions(DEFINITIONS, where="page"),
         )
@@ -125,7 +126,12 @@ def blocks(result: "SpectrumResult", *, sort: str = "energy_share", top: int = R
     made = [_facts(result), Findings(result.findings), _by_type(result), _ends(result, sort, top)]
     made += [Heading("Spectra", where="page"), _spectra(result), _energy(result)]
     made += [Heading("Where the update is", where="page"), *_heatmap(result, shown)]
-    made += [Heading("All modules", where="page"), _all_modules(result, shown), *_not_analysed(result)]
+    made += [
+        Heading("All modules", where="page"),
+        _all_modules(result, shown),
+        *_not_compared(result),
+        *_not_analysed(result),
+    ]
     return (*made, Definitions(DEFINITIONS, where="page"))
 
 
@@ -273,6 +279,14 @@ def _heatmap(result: "SpectrumResult", measures: list) -> list[Block]:
         result.modules, lambda m: (m.depth, m.type), measures, lambda m, key: value(result, m, key), caption
     )
     return [found or Text("The modules name fewer than two layers, so there is no map by depth.", where="page")]
+
+
+def _not_compared(result: "SpectrumResult") -> list[Block]:
+    if not result.not_compared:
+        return []
+    columns = (Column("name", "module", "code"), Column("reason", "why it was not compared with the base"))
+    rows = tuple((item.name, item.reason) for item in result.not_compared)
+    return [Table(columns, rows, title="Not compared with the base", where="page")]
 
 
 def _not_analysed(result: "SpectrumResult") -> list[Block]:

@@ -18,6 +18,9 @@ from lorascope.errors import InputError, some
 from lorascope.linalg.host import one_thread
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+from lorascope.weights.checkpoint import is_vocabulary
+from lorascope.weights.quantised import scheme_of
+from lorascope.weights.tensors import first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +38,8 @@ class SpectrumResult:
         modules: one record each, in the file's order.
         not_analysed: what the reader set aside and what this analysis could not do, with reasons.
         base: the path of the base model, where one was given.
+        not_compared: with a base, the modules that could not be compared with W, and why.
+        layers: with a base, how many layers its config says it has.
     """
 
     modules: tuple[ModuleSpectrum, ...]
@@ -43,6 +48,8 @@ class SpectrumResult:
     not_analysed: tuple[NotAnalysed, ...] = ()
     notes: tuple[str, ...] = ()
     base: str | None = None
+    not_compared: tuple[NotAnalysed, ...] = ()
+    layers: int | None = None
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -52,6 +59,11 @@ class SpectrumResult:
     def total_energy(self) -> float:
         """Σ‖ΔW‖_F² over modules."""
         return sum(module.energy for module in self.modules)
+
+    @property
+    def nothing_compared(self) -> bool:
+        """Whether a base was given and not one module could be compared with it: then it is hardly the base."""
+        return bool(self.not_compared) and not any(module.against_base for module in self.modules)
 
     def energy_share(self, module: ModuleSpectrum) -> float | None:
         return module.energy / self.total_energy if self.total_energy > 0 else None
@@ -106,6 +118,7 @@ class SpectrumResult:
             "summary": self.summary(),
             "modules": [self._record(module) for module in self.modules],
             "not_analysed": [asdict(item) for item in self.not_analysed],
+            "not_compared": [asdict(item) for item in self.not_compared],
             "notes": list(self.notes),
             "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
         }
@@ -142,14 +155,19 @@ def run(
     updates, set_aside = selected(adapter, base, modules)
     types = module_types(update.name for update in updates)
     measured: list[ModuleSpectrum] = []
+    not_compared: list[NotAnalysed] = []
     with one_thread():
         for update in progress(updates):
-            stored = base.of(update) if base is not None and base.find(update.base_weight or update.name) else None
+            stored = base.lookup(update) if base is not None else None
+            if isinstance(stored, str):
+                not_compared.append(NotAnalysed(update.name, stored))
+                update = replace(update, notes=(*update.notes, stored))
+                stored = None
             if stored is None and update.needs_base and not has_direction(update):
-                set_aside.append(NotAnalysed(update.name, _why_incomplete(update, base)))
+                set_aside.append(NotAnalysed(update.name, _why_incomplete(update, not_compared if base else None)))
                 continue
-            if base is not None and stored is None:
-                update = replace(update, notes=(*update.notes, "the base has no such weight"))
+            if (scheme := scheme_of(stored)) is not None:
+                update = replace(update, notes=(*update.notes, f"W is dequantised: {scheme}"))
             measured.append(measure(update, type=types[update.name], depth=depth(update.name), base=stored))
     if len(measured) < at_least:
         raise InputError(
@@ -164,13 +182,15 @@ def run(
         tuple(set_aside),
         adapter.notes,
         str(base.path) if base else None,
+        tuple(not_compared),
+        base.layers if base else None,
     )
 
 
-def _why_incomplete(update: Update, base: "Checkpoint | None") -> str:
-    if base is None:
+def _why_incomplete(update: Update, not_compared: list[NotAnalysed] | None) -> str:
+    if not_compared is None:
         return f"ΔW of a {update.kind} update depends on W: pass --base"
-    return f"ΔW of a {update.kind} update depends on W, and the base has no such weight"
+    return f"ΔW of a {update.kind} update depends on W, and {not_compared[-1].reason}"
 
 
 def selected(
@@ -209,7 +229,16 @@ def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update |
         return NotAnalysed(name, f"a full tensor of {len(stored.shape)} axes, saved whole: it has no spectrum")
     if base is None:
         return NotAnalysed(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
-    if base.find(name) is None:
+    if (weight := base.find(name)) is None:
         return NotAnalysed(name, "a full weight, saved whole, and the base has none of that name (a new head?)")
-    module = name.removesuffix(".weight")
-    return Update(module, "tuned", {"tuned": stored}, base_weight=name, notes=("saved whole (modules_to_save)",))
+    module, notes = name.removesuffix(".weight"), ("saved whole (modules_to_save)",)
+    shapes = tuple(stored.shape), tuple(weight.shape)
+    if shapes[0] != shapes[1] and len(shapes[1]) == 2 and shapes[0][1] == shapes[1][1] and is_vocabulary(module):
+        both = min(shapes[0][0], shapes[1][0])
+        sizes = f"{shapes[0][0]} rows in the adapter, {shapes[1][0]} in the base"
+        notes += (f"the vocabulary was resized: {sizes}; the first {both} are compared",)
+        stored = first_rows(stored, both)
+    elif shapes[0] != shapes[1]:
+        found = f"{list(shapes[0])} in the adapter, {list(shapes[1])} in the base"
+        return NotAnalysed(name, f"a full weight, saved whole, and of another shape: {found}")
+    return Update(module, "tuned", {"tuned": stored}, base_weight=name, notes=notes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError, some
 from lorascope.updates.base import Stored, Update
+from lorascope.weights.orientation import experts_turned
 from lorascope.weights.peft.config import Config
 from lorascope.weights.peft.lora import Group
 from lorascope.weights.safetensors import OnDisk
@@ -129,6 +130,10 @@ def _columns(b: Stored, expert: int, rank: int, count: int, recent: Recent) -> S
 
 
 def _stored_turned(path: str, shape: tuple[int, int], base: "Checkpoint | None") -> bool:
-    """Whether the base stores each expert as (d_in, d_out): only its shape says, and only where it is not square."""
+    """Whether the base stores each expert as (d_in, d_out): by its shape, and of a square by the model's class."""
     stored = base.find(path) if base is not None else None
-    return stored is not None and tuple(stored.shape[-2:]) == shape[::-1] and shape[0] != shape[1]
+    if base is None or stored is None:
+        return False
+    if shape[0] == shape[1]:
+        return len(stored.shape) == 3 and bool(experts_turned(base.config))
+    return tuple(stored.shape[-2:]) == shape[::-1]

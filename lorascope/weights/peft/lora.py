@@ -9,12 +9,16 @@ import numpy as np
 
 from lorascope.errors import InputError, some
 from lorascope.updates.base import Stored, Update
+from lorascope.weights.orientation import is_conv1d
 from lorascope.weights.peft.config import Config
 from lorascope.weights.peft.keys import Key
 from lorascope.weights.tensors import Mapped, flattened, reshaped
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
+
+
+_HEADS = ("lm_head", "score", "classifier", "qa_outputs")  # a Linear in every model
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> 
         group,
         Update(
             name=group.module,
-            kind="low_rank",
+            kind=_kind(config, kernel),
             roles={"A": flattened(a), "B": b},
             scale=config.scale_of(group.module, rank),
             transposed=is_transposed(group.module, (b.shape[0], flattened(a).shape[1]), config, base, kernel),
@@ -118,6 +122,13 @@ def triplet(group: Group, config: Config, base: "Checkpoint | None" = None) -> U
         transposed=is_transposed(group.module, (b.shape[0], a.shape[1]), config, base),
         notes=notes,
     )
+
+
+def _kind(config: Config, kernel: tuple[int, ...]) -> str:
+    """Plain low rank, or low rank on what the initialisation left of W. PiSSA's randomised variants stay plain, with
+    the note that `config.notes_of` gives: their start is drawn anew at every loading."""
+    start = config.raw.get("init_lora_weights")
+    return start if start in ("pissa", "olora") and not kernel else "low_rank"
 
 
 def _with_magnitude(group: Group, update: Update) -> Update:
@@ -179,11 +190,15 @@ def _ungrouped(b: Stored, rank: int) -> Stored:
 def is_transposed(
     module: str, shape: tuple[int, int], config: Config, base: "Checkpoint | None", kernel: tuple[int, ...] = ()
 ) -> bool:
-    """Whether the base stores the weight as (d_in, d_out): by its shape where it is given, else by `fan_in_fan_out`."""
+    """Whether the base stores the weight as (d_in, d_out): by its shape where that tells, by the module's class where
+    the base says which model it is, else by `fan_in_fan_out`, which PEFT takes back for a Linear, such as a head.
+    """
     if kernel:
         return False
     if base is not None and (weight := base.find(module)) is not None and len(weight.shape) == 2:
         stored = tuple(weight.shape)
         if stored in (shape, shape[::-1]) and shape[0] != shape[1]:
             return stored == shape[::-1]
-    return config.flag("fan_in_fan_out")
+        if (known := is_conv1d(module, base.config)) is not None:
+            return known
+    return config.flag("fan_in_fan_out") and not module.endswith(_HEADS)
