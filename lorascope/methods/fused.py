@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
 from lorascope.methods.dropout import draw_seed, inflation, keep
-from lorascope.methods.products import matmul
+from lorascope.methods.products import as_rows_of, matmul
 
 
 def low_rank(
@@ -58,7 +58,7 @@ class _LowRank(torch.autograd.Function):
         ctx.save_for_backward(kept_x, kept_h, a if need_x else None, b, weight if need_x else None)
         ctx.dtype_a = a.dtype
         ctx.scale = scale
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return as_rows_of(out, x)
 
     @staticmethod
     @once_differentiable

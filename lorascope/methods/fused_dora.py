@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
-from lorascope.methods.products import matmul
+from lorascope.methods.products import as_rows_of, matmul
 
 
 def row_norms(
@@ -78,7 +78,7 @@ class _Folded(torch.autograd.Function):
         turned = torch.addmm(weight, b, a, alpha=scale)  # (d_out, d_in)
         gain = m / torch.linalg.vector_norm(turned, dim=1)
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
-        out = F.linear(flat, turned.mul_(gain[:, None]), bias).view(*x.shape[:-1], len(m))
+        out = as_rows_of(F.linear(flat, turned.mul_(gain[:, None]), bias), x)
         ctx.save_for_backward(x, out if ctx.needs_input_grad[3] else None, a, b, m, gain, weight, bias)
         ctx.scale = scale
         return out
@@ -114,7 +114,7 @@ class _Apart(torch.autograd.Function):
         out.addmm_(h.reshape(-1, h.shape[-1]), b.to(x.dtype).t(), alpha=scale).mul_(gain)  # (n, d_out)
         if bias is not None:
             out.add_(bias)
-        out = out.view(*x.shape[:-1], out.shape[-1])
+        out = as_rows_of(out, x)
         need_length = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
         ctx.save_for_backward(h, out if need_length else None, b, m, norms, weight, bias)
         ctx.scale = scale

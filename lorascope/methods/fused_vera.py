@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lorascope.linalg.arrays import Float
-from lorascope.methods.products import matmul
+from lorascope.methods.products import as_rows_of, matmul
 
 
 def vera(
@@ -67,7 +67,7 @@ class _ThroughBottleneck(torch.autograd.Function):
         else:
             bias = None if bias is None else bias.to(x.dtype)
             out = F.linear(flat, weight.to(x.dtype), bias).addmm_(h, left.t())
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return as_rows_of(out, x)
 
     @staticmethod
     @once_differentiable
@@ -96,7 +96,7 @@ class _ByWeight(torch.autograd.Function):
         out = F.linear(flat, first, None if bias is None else bias.to(x.dtype))
         for delta in rest:
             out.addmm_(flat, delta.t())
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return as_rows_of(out, x)
 
     @staticmethod
     @once_differentiable

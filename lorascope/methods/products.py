@@ -31,6 +31,15 @@ def matmul(x: Float[Tensor, "n k"], y: Float[Tensor, "k m"]) -> Float[Tensor, "n
     return x @ y
 
 
+def as_rows_of(rows: Float[Tensor, "n d_out"], x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
+    """The rows in x's shape, as the output of an autograd function.
+
+    No view, by autograd's books, as torch's own linear gives none: the model may change what it gets in place (as
+    Longformer divides its query), which autograd forbids of a view that a custom function made.
+    """
+    return torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], rows.shape[-1]])
+
+
 def _by_onednn(x: Tensor, y: Tensor) -> bool:
     return (
         _ONEDNN

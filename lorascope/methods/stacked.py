@@ -356,7 +356,8 @@ class _Stacked(torch.autograd.Function):
         ctx.save_for_backward(x if need_a else None, h if need_b else None, a, b, weight, scale)
         ctx.needs = need_a, need_b
         ctx.likes = [(factor.shape, factor.dtype) for factor in factors]
-        return y.baddbmm_(h, b.transpose(1, 2))
+        y.baddbmm_(h, b.transpose(1, 2))
+        return torch.ops.aten._unsafe_view(y, list(y.shape))  # no view, which a model could not change in place
 
     @staticmethod
     @once_differentiable

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorascope.methods.base import methods
 from lorascope.methods.fused import low_rank
+from lorascope.methods.inject import inject
 
 SCALE = 0.7
 
@@ -119,3 +121,41 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(out, t["x"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+class InPlace(torch.nn.Module):
+    """Divides what its layer gives, in place or not: Longformer's attention does that to its query."""
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.in_place = torch.nn.Linear(6, 5), in_place
+
+    def forward(self, x):
+        y = self.query(x)
+        if self.in_place:
+            y /= 3.0
+        else:
+            y = y / 3.0
+        return y.square().sum()
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if "linear" in methods.get(name).layer_kinds])
+def test_what_a_layer_gives_may_be_changed_in_place(name):
+    cls = methods.get(name)
+    gradients = []
+    for in_place in (True, False):
+        config = cls.Config(**({"rank": 2} if name == "lora_xs" else {}))
+        injected = inject(InPlace(in_place), cls(config), targets=["query"], seed=1)
+        generator = torch.Generator().manual_seed(2)
+        for parameter in injected.trainable().values():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        x = torch.randn(3, 4, 6, generator=generator)
+        if name == "dora" and in_place:  # it keeps the output itself for the gradient of its lengths
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                injected.model(x).backward()
+            return
+        injected.model(x).backward()
+        gradients.append([parameter.grad for parameter in injected.trainable().values()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
