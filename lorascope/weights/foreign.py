@@ -36,7 +36,7 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     (r"(^|\.)prefix_tunings?\.|prefix_gates", "a prefix of AdapterHub: keys and values, and no update of a weight", ""),
     (r"\.refts?\.|intkey_|(^|\.)(rotate_layer|learned_source)\.", "a ReFT: it edits hidden states, and no weight", ""),
     (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
-    (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "an adapter of NeMo or Megatron", ""),
+    (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "an adapter of NeMo or Megatron that is no LoRA", ""),
     (r"_lora_[ab]$|lora_kernel_[ab]$", "a LoRA of JAX or Keras (tunix, qwix, KerasHub)", _PEFT),
     (r"\.lora_[ab]$", "a LoRA of MLX (lora_a and lora_b)", "fuse it with mlx_lm.fuse, or train with PEFT"),
     (r"\.lora_(down|up)\.\d+\.weight$", "a LoRA of sd-scripts with query, key and value apart (lora_down.0)",

@@ -25,6 +25,9 @@ _ADAPTERS = (
     "adapter_model.bin.index.json",
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",
+    "adapter.safetensors",  # AdapterHub's, beside the head's file
+    "pytorch_adapter.bin",
+    "adapters.safetensors",  # MLX's, beside its checkpoints
 )
 MODELS = (
     "model.safetensors",
@@ -76,6 +79,8 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
         not_analysed=tuple(ledger.not_analysed),
         notes=notes,
         parts=parsed.parts,
+        rows=parsed.rows,
+        base=parsed.base,
     )
 
 
@@ -100,7 +105,7 @@ def _open(path: Path) -> tuple[Bundle, str]:
         raise InputError(f"{weights} holds no tensors")
     beside = weights.parent / CONFIG
     config = read_json(beside) if beside.is_file() else None
-    stored, notes = tensors.stored, ()
+    stored, notes = tensors.stored, tuple[str, ...]()
     if "lorascope" not in (tensors.metadata.get("format"), (config or {}).get("format")):
         stored, notes = without_wrappers(stored, path)
     if weights.name in MODELS and not any(map(is_peft, stored)):

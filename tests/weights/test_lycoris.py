@@ -9,6 +9,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.kronecker import Kronecker
 from lorascope.updates.base import dense
 from lorascope.weights.checkpoint import open_checkpoint
+from lorascope.weights.formats.lycoris import AMBIGUOUS
 from lorascope.weights.io import read
 from tests.weights.examples_lycoris import examples, write
 
@@ -62,6 +63,64 @@ def test_delta_equals_what_lycoris_layers_do(case, tmp_path):
         assert update.shape == expected.shape
         assert np.linalg.norm(expected) > 0.1
         assert np.linalg.norm(dense(update.delta()) - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def drawn(seed):
+    """Options of one of LyCORIS's modules, as its trainers accept them."""
+    rng = np.random.default_rng(seed)
+    flags = ["rs_lora", "use_tucker", "use_scalar"]
+    algo = str(rng.choice(["lora", "locon", "loha", "lokr", "lokr", "lokr"]))
+    if algo == "lokr":
+        flags += ["decompose_both", "full_matrix", "unbalanced_factorization"]
+    options = {flag: True for flag in flags if rng.integers(2)}
+    factor = {"factor": int(rng.choice([-1, 2, 4]))} if algo == "lokr" else {}
+    return {"algo": algo, "dim": int(rng.integers(1, 6)), "alpha": float(rng.choice([0, 1, 2.5])), **factor, **options}
+
+
+@by_lycoris
+@pytest.mark.parametrize("seed", [*range(12), *(pytest.param(n, marks=pytest.mark.slow) for n in range(12, 150))])
+def test_drawn_options_give_what_the_layers_do(seed, tmp_path):
+    """ΔW of a file that lycoris-lora wrote against its layers' own forward, but for the one that no file can tell."""
+    options = drawn(seed)
+    written = write(tmp_path, **options)
+    adapter = read(written.path)
+    doubtful = any(AMBIGUOUS in note for note in adapter.notes)
+    assert set(adapter.updates) == set(written.expected), options
+    for name, expected in written.expected.items():
+        update = adapter.updates[name]
+        got = dense(update.delta())
+        if AMBIGUOUS in update.notes:  # r = 4 with rs_lora is stored as r = 8 without
+            assert doubtful
+            assert options["dim"] == 4, options
+            expected = expected / (options["dim"] ** 0.5 if options.get("rs_lora") else 1)
+        assert np.linalg.norm(got - expected) <= ROUNDED * np.linalg.norm(expected), (name, options)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "others", "metadata", "factor"),
+    [
+        (5**1.5, {}, {}, 5**0.5),  # no whole number: r^1.5
+        (5.0, {}, {}, 1.0),  # r itself
+        (8.0, {}, {}, None),  # r = 8, or r = 4 with rs_lora
+        (8.0, {"lokr_w2_b": (4, 3)}, {}, 2.0),
+        (8.0, {"lokr_w2_b": (8, 3)}, {}, 1.0),
+        (8.0, {}, {"ss_network_dim": "4"}, 2.0),
+        (8.0, {}, {"ss_network_args": '{"rs_lora": "True"}'}, 2.0),
+        (8.0, {}, {"ss_network_args": '{"algo": "lokr"}'}, 1.0),
+        (9999999999.0, {}, {}, 1.0),  # ai-toolkit's lokr_full_rank
+    ],
+)
+def test_the_scale_of_whole_operands(alpha, others, metadata, factor, tmp_path):
+    tensors = {f"lycoris_a.lokr_{name}": np.ones((2, 2), np.float32) for name in ("w1", "w2")}
+    tensors["lycoris_a.alpha"] = np.array(alpha, np.float32)
+    if others:
+        tensors["lycoris_b.lokr_w1"] = np.ones((2, 2), np.float32)
+        tensors["lycoris_b.lokr_w2_a"] = np.ones((3, others["lokr_w2_b"][0]), np.float32)
+        tensors["lycoris_b.lokr_w2_b"] = np.ones(others["lokr_w2_b"], np.float32)
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    adapter = read(tmp_path / "a.safetensors")
+    assert adapter.updates["lycoris_a"].scale == pytest.approx(factor or 1.0)
+    assert any(AMBIGUOUS in note for note in adapter.notes) == (factor is None)
 
 
 @by_lycoris

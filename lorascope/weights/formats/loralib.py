@@ -6,13 +6,17 @@
     Conv2d        A (r·κ, c_in·κ),  B (d_out/groups·κ, r·κ)  ΔW = s·B A, reshaped to (d_out, c_in/groups, κ, κ)
     AdaLoRA       and E (r, 1), ranknum (1,)                 ΔW = alpha/(ranknum + 1e-5)·B (A ∘ E), QingruZhang/AdaLoRA
 
-s = alpha/r, and alpha is not in the file: scale 1 is reported, and a note says so. Neither is MergedLinear's
-`enable_lora`, which of the n blocks of rows (query, key, value) were trained: the update then covers the trained rows
-alone, whose singular values are those of the whole. A convolution is known from its base weight, in the file or given.
+s = alpha/r, and alpha is not in the file: scale 1 is reported, and a note says so. AdapterHub (`….loras.NAME.lora_A`)
+keeps it in `adapter_config.json`: s = config.alpha/config.r (adapters, `methods/lora.py`). Not in the file either is
+MergedLinear's `enable_lora`, which of the n blocks of rows (query, key, value) were trained: the update then covers the
+trained rows alone, whose singular values are those of the whole. A convolution is known from its base weight, in the
+file or given.
 """
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = ("lora_A", "lora_B", "lora_E", "ranknum")
 PARAMETERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "position_ids", "masked_bias")
+_LORAS = re.compile(r"\.loras\.[^.]+(?=\.)")
 LITGPT_FUSED = (".attn.attn", ".attn.qkv")
 LITGPT = (
     "litgpt's fused query, key and value: grouped-query attention makes them unequal, "
@@ -49,17 +54,54 @@ class Loralib(Format):
         return any(key.endswith((".lora_A", ".lora_B")) and not key.startswith("base_model.") for key in bundle.tensors)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
+        hub = _adapterhub(bundle)
         parts = by_module(bundle.tensors, SUFFIXES)
         weights = {module: _base_weight(module, bundle.tensors, base) for module in parts}
         read = (_read(part, ledger, weights[module]) for module, part in parts.items())
         updates = {update.name: update for update in read if update}
+        if hub is not None:
+            updates = _of_adapterhub(updates, *hub)
         adalora = any(update.kind == "triplet" for update in updates.values())
         return Parsed(
             updates=updates,
             method="AdaLoRA" if adalora else "LoRA",
             saved=_saved(bundle.tensors, ledger, set(parts)),
-            notes=(NO_ALPHA,),
+            settings=dict((bundle.config or {}).get("config") or {}) if hub is not None else {},
+            notes=(NO_ALPHA,) if hub is None else (),
         )
+
+
+def _adapterhub(bundle: Bundle) -> tuple[float, int] | None:
+    """alpha and r of AdapterHub's config; None where there is none. InputError where its LoRA is no B·A."""
+    config = (bundle.config or {}).get("config")
+    if not isinstance(config, Mapping) or not any(map(_LORAS.search, bundle.tensors)):
+        return None
+    if config.get("composition_mode", "add") != "add" or config.get("use_gating"):
+        raise InputError(
+            f"{bundle.path} is AdapterHub's LoRA with composition_mode {config.get('composition_mode')!r} or a gate",
+            found=f"use_gating {config.get('use_gating')!r}",
+            expected='composition_mode "add" and no gate: only then is ΔW = alpha/r·B·A',
+        )
+    alpha, rank = config.get("alpha"), config.get("r")
+    if not isinstance(alpha, int | float) or not isinstance(rank, int) or rank < 1 or not math.isfinite(alpha):
+        raise InputError("adapter_config.json: config.alpha and config.r are no numbers", found=f"{alpha!r}, {rank!r}")
+    return float(alpha), rank
+
+
+def _of_adapterhub(updates: Mapping[str, Update], alpha: float, rank: int) -> dict[str, Update]:
+    """The updates with AdapterHub's scale, by the modules' own names. InputError where the config is of others."""
+    found: dict[str, Update] = {}
+    for update in updates.values():
+        name = _LORAS.sub("", f"{update.name}.").removesuffix(".")
+        rest = update.roles["A"].shape[0] % rank
+        if rest or name in found:
+            raise InputError(
+                f"adapter_config.json contradicts the tensors of {update.name}",
+                found=f"A {tuple(update.roles['A'].shape)}" if rest else f"{name} twice",
+                expected=f"config.r {rank}" if rest else "one adapter",
+            )
+        found[name] = replace(update, name=name, scale=update.scale * alpha / rank)
+    return found
 
 
 def _base_weight(module: str, tensors: Mapping[str, Stored], base: "Checkpoint | None") -> Stored | None:
@@ -173,13 +215,19 @@ def _saved(tensors: Mapping[str, Stored], ledger: Ledger, adapted: set[str]) -> 
     saved: dict[str, Stored] = {}
     for key in tensors:
         module, _, parameter = key.rpartition(".")
-        if key not in ledger or parameter not in PARAMETERS:
+        if key not in ledger or parameter not in PARAMETERS or _is_within(module, adapted):
             continue
         if parameter == "weight" and (module in adapted or module.removesuffix(".conv") in adapted):
             ledger.set_aside(key, "the frozen weight of an adapted layer (loralib merges ΔW into it in eval mode)")
         else:
             saved[key] = ledger.take(key)
     return saved
+
+
+def _is_within(module: str, adapted: set[str]) -> bool:
+    """Whether a module lies within an adapted one, such as a gate: what it does to ΔW is not known."""
+    segments = module.removesuffix(".conv").split(".")
+    return any(".".join(segments[:end]) in adapted for end in range(1, len(segments)))
 
 
 formats.register("loralib")(Loralib())

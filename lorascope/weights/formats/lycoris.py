@@ -2,8 +2,9 @@
 
 One file may mix algorithms, module by module. Scale, where there is one, is alpha/r: LyCORIS stores alpha already
 multiplied for rsLoRA, and takes alpha = r where it is 0. Two rules of its own: LoKr with both operands stored whole has
-scale 1 whatever alpha says (PEFT's has alpha/r), and `get_diff_weight` of LoHa and LoKr in 4.1.3 applies the scale
-twice, where its forward pass, which we follow, applies it once. Names: see `kohya.py`.
+scale 1 whatever its alpha was, or √r with `rs_lora` (PEFT's has alpha/r; see `_whole_scale`), and `get_diff_weight` of
+LoHa and LoKr in 4.1.3 applies the scale twice, where its forward pass, which we follow, applies it once. Names: see
+`kohya.py`.
 """
 
 import math
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 WHOLE_SCALE = "both operands are stored whole: LyCORIS's scale is then 1, whatever alpha says"
+WHOLE_RS = (
+    "both operands are stored whole, and were trained with rs_lora: LyCORIS's scale is then √r, r from alpha = r^1.5"
+)
+AMBIGUOUS = (
+    "LoKr whose operands are stored whole: the scale is 1, or √r where it was trained with rs_lora; the file does not"
+    " say which, and every number is that of scale 1"
+)
+_ROUNDED = {"F16": 1e-3, "BF16": 8e-3}  # how far a stored alpha may be from r^1.5; else float32's
 COMMON = ("alpha", "dora_scale", "scalar")
 VECTORS = {
     "diff_b": "a difference of a bias: a vector, not a matrix",
@@ -75,6 +84,7 @@ class Lycoris(Format):
         known = {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)}
         parts = by_module(bundle.tensors, known | {*VECTORS} | {*PAIRS})
         updates, methods = [], []
+        lokr = _LokrRanks.of(bundle)
         for part in map(_without_stray_weight, map(_one_spelling, parts.values())):
             for suffix, reason in VECTORS.items():
                 part.set_aside(ledger, reason, (suffix,))
@@ -83,7 +93,7 @@ class Lycoris(Format):
                 continue
             methods.append(family.name)
             if update := family.read(part, ledger):
-                updates.append(_scaled_by(settings, part, update))
+                updates.append(_scaled_by(settings, part, lokr.rescaled(part, update, ledger)))
         kohya.set_aside_embeddings(bundle.tensors, ledger)
         names = resolve(parts, base, kohya.PREFIXES)
         bare = (
@@ -97,7 +107,7 @@ class Lycoris(Format):
             method=" + ".join(sorted(set(methods))),
             settings={**kohya.settings(bundle.metadata), **settings.raw},
             saved=comfy_extras(ledger),
-            notes=(*kohya.name_notes(parts, names, base is not None), *notes),
+            notes=(*kohya.name_notes(parts, names, base is not None), *notes, *lokr.notes(updates)),
         )
 
 
@@ -113,6 +123,52 @@ def _family(part: Part) -> Family | None:
             expected="the keys of one algorithm",
         )
     return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class _LokrRanks:
+    """What tells the scale of a LoKr whose operands are both whole, r or r^1.5 being its stored alpha.
+
+    lycoris-lora's scale is α/r with α set to r, or α/√r = √r with `rs_lora`, and it stores α·r/(r or √r).
+
+    Attributes:
+        rs_lora: what the file's metadata say of the training; None where they say nothing.
+        ranks: the ranks of the file's factored LoKr modules, and the metadata's.
+    """
+
+    rs_lora: bool | None
+    ranks: frozenset[int]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "_LokrRanks":
+        arguments = kohya.settings(bundle.metadata).get("ss_network_args")
+        said = str(arguments.get("rs_lora", False)).lower() == "true" if isinstance(arguments, dict) else None
+        factors = (key for key in bundle.tensors if key.endswith((".lokr_w1_b", ".lokr_w2_b")))
+        ranks = {bundle.tensors[key].shape[0] for key in factors if bundle.tensors[key].shape}
+        dim = bundle.metadata.get("ss_network_dim", "")
+        return cls(said, frozenset(ranks | ({int(dim)} if dim.isdecimal() else set())))
+
+    def rescaled(self, part: Part, update: Update, ledger: Ledger) -> Update:
+        """The update with √r where it was trained with `rs_lora`; with a note where nothing tells."""
+        if update.notes != (WHOLE_SCALE,) or "alpha" not in part:
+            return update
+        stored = ledger.peek(part.keys["alpha"])
+        factor, note = self._factor(number(stored, part.keys["alpha"]), _ROUNDED.get(stored.dtype, 1e-6))
+        return replace(update, scale=update.scale * factor, notes=(note,))
+
+    def _factor(self, alpha: float, tolerance: float) -> tuple[float, str]:
+        """1 or √r, and what is to be said, from alpha as it is stored."""
+        rank = round(abs(alpha) ** (2 / 3))
+        if not 2 <= rank < 1 << 14 or abs(rank**1.5 - alpha) > tolerance * alpha or self.rs_lora is False:
+            return 1.0, WHOLE_SCALE
+        plain, rescaled = round(alpha) in self.ranks, rank in self.ranks
+        if self.rs_lora or alpha != round(alpha) or (rescaled and not plain):
+            return math.sqrt(rank), WHOLE_RS
+        return 1.0, WHOLE_SCALE if plain and not rescaled else AMBIGUOUS
+
+    def notes(self, updates: list[Update]) -> tuple[str, ...]:
+        doubtful = sum(AMBIGUOUS in update.notes for update in updates)
+        return (f"{AMBIGUOUS}: {doubtful} of {len(updates)} modules",) if doubtful else ()
 
 
 def _one_spelling(part: Part) -> Part:
@@ -209,7 +265,7 @@ def _full(part: Part, ledger: Ledger) -> Update | None:
     if len(shape) <= 1:
         part.set_aside(ledger, "a difference of a vector (a norm's weight), not of a matrix")
         return None
-    if len(shape) == 3 and shape[0] == 1 or len(shape) > 5:
+    if (len(shape) == 3 and shape[0] == 1) or len(shape) > 5:
         part.set_aside(ledger, f"a difference of shape {shape}: of a table of vectors or the like, not of a matrix")
         return None
     diff = part.take_matrix(ledger, "diff")

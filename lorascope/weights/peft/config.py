@@ -26,7 +26,7 @@ KNOWN = frozenset(
     num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers
     prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
     encoder_hidden_size prefix_projection encoder_reparameterization_type encoder_dropout encoder_num_layers
-    enable_lora merge_weights num_tasks num_ranks prompt_tuning_init_state_dict_path
+    enable_lora merge_weights num_tasks num_ranks prompt_tuning_init_state_dict_path prompt_tuning_init_task
     lora_drop
     """.split()  # noqa: SIM905
 )

@@ -1,8 +1,8 @@
 """LoRA on some blocks of a fused layer: `enable_lora` of PEFT up to 0.2, after loralib's MergedLinear (Hu et al. 2021).
 
-GPT-2's `c_attn` is query, key and value in one. `enable_lora: [true, false, true]` adapts the first and the third: with k
-blocks enabled, A is (k·r, d_in) and B (k·d, r, 1), a grouped convolution, so that block j is ΔW_j = s·B_j A_j. The rows of
-the other blocks are zero.
+GPT-2's `c_attn` is query, key and value in one. `enable_lora: [true, false, true]` adapts the first and the third: with
+k blocks enabled, A is (k·r, d_in) and B (k·d, r, 1), a grouped convolution, so that block j is ΔW_j = s·B_j A_j. The
+rows of the other blocks are zero.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from lorascope.weights.tensors import Mapped
 
 
 def enabled(config: Config) -> tuple[bool, ...]:
-    """Which blocks are adapted; empty where the config knows no blocks. InputError where the field is something else."""
+    """Which blocks are adapted; empty where the config knows no blocks. InputError where the field is no list."""
     value = config.raw.get("enable_lora")
     if value is None or value is False:
         return ()

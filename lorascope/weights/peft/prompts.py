@@ -3,7 +3,7 @@
 Whatever trained them, a file holds what came out, under one key without a prefix:
 - PROMPT_TUNING, P_TUNING: `prompt_embeddings` (n, width), embeddings put before the text's;
 - MULTITASK_PROMPT_TUNING: besides, `prefix_task_cols` and `prefix_task_rows`, a low-rank factor for each task;
-- PREFIX_TUNING, CARTRIDGE: `prompt_embeddings` (n, layers · 2 · heads · head_dim), keys and values put before the text's.
+- PREFIX_TUNING: `prompt_embeddings` (n, layers · 2 · heads · head_dim), keys and values put before the text's.
 The model is not wrapped, so that a classifier's head is `base_model.<parameter>`. None of it is an update of a weight:
 the tensor is one of the adapter's `parts`, which can be loaded and not analysed.
 """
@@ -42,8 +42,9 @@ def take_prompt(config: Config, ledger: Ledger) -> tuple[dict[str, Stored], dict
     if config.peft_type not in REASONS or KEY not in ledger:
         return {}, {}
     shape, announced = tuple(ledger.peek(KEY).shape), config.raw.get("num_virtual_tokens")
-    counted = announced is not None and config.peft_type in _COUNTED
-    if len(shape) != 2 or (counted and shape[0] != announced * _submodules(config)):
+    if config.peft_type not in _COUNTED:
+        announced = None
+    if len(shape) != 2 or (announced is not None and shape[0] != announced * _submodules(config)):
         raise InputError(
             f"{KEY} is not what adapter_config.json announces", found=shape, expected=f"({announced} virtual tokens, …)"
         )

@@ -14,9 +14,9 @@ from lorascope.updates.base import Stored
 from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.diffusers import NORM
 from lorascope.weights.peft.config import Config
-from lorascope.weights.peft.keys import PREFIX, body, is_trained_tokens, other_method, plain_parameter
+from lorascope.weights.peft.keys import PREFIX, body, other_method, plain_parameter
 
-# Heads that PEFT adds to `modules_to_save` by itself, by task (peft_model.py: `classifier_module_names`, `qa_module_names`).
+# Heads that PEFT adds to `modules_to_save` by itself, by task (`classifier_module_names`, `qa_module_names`).
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 # Embeddings and output layers, which PEFT stores whole by itself where the vocabulary was resized.
 EMBEDDINGS = frozenset(
@@ -74,8 +74,6 @@ def take_saved(
 
 def _no_parameter(key: str, text: str) -> str | None:
     """Why a key is no parameter that was trained whole, where it is known by itself."""
-    if is_trained_tokens(key):
-        return "rows of trainable tokens: they replace the base's rows, and are no update by themselves"
     if re.search(r"\.lora_velora_embed(\.[^.]+)?$", text):
         return "VeLoRA's buffer, with which its backward pass compresses activations: ΔW is s·B·A without it"
     if method := other_method(key):
@@ -84,8 +82,6 @@ def _no_parameter(key: str, text: str) -> str | None:
         return "the base's own copy of a module that was trained whole"
     if ".base_layer." in text and not text.endswith(".bias"):
         tail = text.rpartition(".base_layer.")[2]
-        if tail in ("weight", "in_proj_weight", "in_proj_bias", "out_proj.weight"):
-            return "a copy of the base's weight, stored beside the update by PEFT"
         if re.fullmatch(_QUANTISED, tail):
             return "the base's own copy of a quantised weight"
     if re.fullmatch(rf".+\.({_QUANTISED})", text) and "lora_" not in text:
@@ -125,7 +121,7 @@ def _is_within(name: str, text: str, modules: Collection[str]) -> bool:
 
 
 def _same(name: str, first: Stored, key: str, ledger: Ledger) -> None:
-    """One parameter under two keys: PEFT's `bias="all"` stores a trained head's bias so. InputError where they differ."""
+    """One parameter under two keys, as `bias="all"` stores a head's bias. InputError where they differ."""
     other = ledger.peek(key)
     if tuple(first.shape) != tuple(other.shape) or not np.array_equal(first.read(), other.read(), equal_nan=True):
         raise InputError(f"two keys mean the parameter {name!r}, and hold different values", found=key)
