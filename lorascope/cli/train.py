@@ -60,17 +60,25 @@ def train(
 
     from lorascope.training import cost, run
 
-    finished = run.train(run.with_device(settings, device), folder, resume=resume, command=full_command)
+    finished = run.train(run.with_device(settings, device), folder, resume=resume, command=full_command, say=_say)
     if not finished.first:
         return
-    score = finished.score
-    share = f", {100 * score.accuracy:.1f} % right" if settings.model.task_type == "SEQ_CLS" else ""
-    print(f"held-out loss {score.loss:.4f}{share} after {finished.steps} steps in {finished.seconds:.0f} s")
     summary = run.summary_of(finished)
+    score, base = summary["held_out"], summary["base"]
+    shares = [f", {100 * each['accuracy']:.1f} % right" for each in (score, base)]
+    after, before = shares if settings.model.task_type == "SEQ_CLS" else ("", "")
+    print(f"held-out loss {score['loss']:.4f}{after} after {finished.steps} steps in {finished.seconds:.0f} s")
+    print(f"the base model's held-out loss {base['loss']:.4f}{before}")
+    if summary["status"] == "worse_than_base":
+        print("warning: the adapter is worse than the base model; lower optim.learning_rate, or train longer")
     if "inference" in summary:
         print(cost.in_words(summary["inference"]))
     print(f"adapter: {finished.adapter}")
     print(f"look into it: lorascope analyze {shlex.quote(str(finished.adapter))}")
+
+
+def _say(note: str) -> None:
+    print(f"note: {note}", flush=True)
 
 
 def _sweep(values: Mapping[str, Any], source: str, folder: Path, resume: bool, command: list[str]) -> None:
@@ -80,7 +88,7 @@ def _sweep(values: Mapping[str, Any], source: str, folder: Path, resume: bool, c
 
     plan = sweep.plan(values, source)
     pick_device(plan.entries[0].config.training.device)
-    rows = sweep.train(plan, folder, resume=resume, command=command)
+    rows = sweep.train(plan, folder, resume=resume, command=command, say=_say)
     print(sweep.table(rows, accuracy=plan.entries[0].config.model.task_type == "SEQ_CLS"))
     print(f"adapters: {folder}/*/adapter; the table: {folder / 'sweep.csv'}")
     if all(row["diverged"] for row in rows):

@@ -11,7 +11,8 @@ has nothing pretrained to adapt. `attention` is those of them below a module tha
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from torch import nn
@@ -44,7 +45,8 @@ def find_sites(model: nn.Module, targets: str | Sequence[str], excluded: Sequenc
     if inside:
         raise InputError(
             f"{some(inside)} cannot be both adapted and trained as a whole",
-            hint="take the name out of targets or out of modules_to_save",
+            hint="take the name out of targets or out of modules_to_save; a new head or pooler is trained as a whole "
+            "without being named",
         )
     return [sites[name] for name in sites if name in chosen]
 
@@ -136,6 +138,54 @@ def _heads(model: nn.Module) -> list[str]:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     paths = [path for path, module in model.named_modules() if output is not None and module is output]
     return paths + [path for path, _ in model.named_children() if path in HEADS]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Modules of one class that targets pass over, since no update can go into them.
+
+    Attributes:
+        sort: their class, `MixtralExperts`.
+        paths: where they are.
+        parameters: how many numbers of matrices (or higher tensors) they own.
+    """
+
+    sort: str
+    paths: tuple[str, ...]
+    parameters: int
+
+
+LITTLE = 0.01  # the share of the model's parameters below which modules that are left out are not worth a word
+
+
+def left_out(
+    model: nn.Module, targets: str | Sequence[str], chosen: Collection[str], excluded: Sequence[str] = ()
+) -> list[LeftOut]:
+    """What a reader of `targets` would take for adapted and is not: experts fused into one tensor, torch's attention,
+    convolutions, bare parameters. Of `attention` those of attention, of `mlp` (and of names that choose feed-forward
+    layers) the others, of `all-linear` both; the largest first.
+
+    Args:
+        model: with the adapters in it.
+        chosen: paths of the adapted layers.
+        excluded: paths of modules that are trained as a whole.
+    """
+    word = targets if isinstance(targets, str) else ""
+    rest = word in ("all-linear", "mlp") or any(not _in_attention(path) for path in chosen)
+    aside = [*_heads(model), *excluded, *chosen]
+    found: dict[str, list[tuple[str, int]]] = {}
+    for path, module in model.named_modules():
+        size = sum(p.numel() for p in module._parameters.values() if p is not None and p.ndim > 1)
+        if not size or isinstance(module, nn.Embedding) or any(_within(path, each) for each in aside):
+            continue
+        attends = _in_attention(path) or isinstance(module, nn.MultiheadAttention)
+        wanted = (word == "all-linear" or word == "attention") if attends else rest and word != "attention"
+        if wanted and site_of(model, path, module) is None:
+            found.setdefault(type(module).__name__, []).append((path, size))
+    least = LITTLE * sum(p.numel() for p in model.parameters())
+    groups = [LeftOut(sort, tuple(p for p, _ in own), sum(n for _, n in own)) for sort, own in found.items()]
+    kept = [each for each in groups if each.parameters >= least or "expert" in each.sort.lower()]
+    return sorted(kept, key=lambda each: -each.parameters)
 
 
 def _nothing(what: str, wanted: str, paths: list[str], hint: str | None = None) -> InputError:

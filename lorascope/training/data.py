@@ -230,6 +230,15 @@ def beginning(tokenizer: Any, config: DataConfig) -> list[int]:
     return [tokenizer.bos_token_id]
 
 
+def notes(tokenizer: Any, config: DataConfig) -> list[str]:
+    """A sentence on what each text of a language model begins and ends with, where it begins with anything."""
+    start = tokenizer.convert_ids_to_tokens(beginning(tokenizer, config))
+    if not start:
+        return []
+    whose = "the tokenizer's own beginning token" if config.add_bos_token is None else "the beginning token"
+    return [f"each text begins with {whose}, {' '.join(start)} (data.add_bos_token: false leaves it away)"]
+
+
 def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
     """The classes, sorted: as numbers where all are whole numbers, else as text."""
     column = config.label_column

@@ -314,14 +314,27 @@ def _beside_base(model: nn.Module, child: str) -> bool:
     if child == getattr(model, "base_model_prefix", "") or not _trainable_whole(module):
         return False
     blocks = any(isinstance(each, nn.ModuleList) for each in module.modules())
-    return not blocks and not any(module is each for each in _embeddings(model))
+    return not blocks and not any(module is each for each in embeddings(model))
 
 
 def _trainable_whole(module: nn.Module) -> bool:
     return not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Embedding)
 
 
-def _embeddings(model: nn.Module) -> list[nn.Module]:
-    """The input and the output embedding, of a model that has them."""
-    asked = [getattr(model, f"get_{which}_embeddings", None) for which in ("input", "output")]
+def embeddings(model: nn.Module) -> list[nn.Module]:
+    """The input and, after it, the output embedding, of a model that has them."""
+    holder = model.encoder if isinstance(model, MeanPoolClassifier) else model
+    asked = [getattr(holder, f"get_{which}_embeddings", None) for which in ("input", "output")]
     return [found for each in asked if each is not None and (found := each()) is not None]
+
+
+def load_config(name: str) -> Any:
+    """A model's config by its packaged name, folder or hub name. InputError where there is none."""
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, ModelConfig(name), "config")
+
+
+def load_class(auto: Any, name: str, dtype: torch.dtype | str, **settings: Any) -> nn.Module:
+    """The model of that name as the transformers class `auto` opens it; see `load_model`."""
+    return _from_checkpoint(auto, ModelConfig(name), dtype=dtype, **settings)

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,35 @@ from lorascope.methods.base import methods
 from lorascope.methods.inject import Injected, inject
 from lorascope.methods.own import Own, OwnPart
 from lorascope.methods.stacked import skeleton
-from lorascope.training import cost, data, models
+from lorascope.methods.targets import LeftOut, left_out
+from lorascope.training import checks, cost, data, models
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
-from lorascope.training.loop import Loop, Member, Score
+from lorascope.training.failures import in_words
+from lorascope.training.loop import Loop, Member, Score, evaluate
 from lorascope.training.parallel import World, shard_base, world
 from lorascope.training.record import Record, write_json
 from lorascope.training.rehearse import rehearse
 from lorascope.training.threads import usable_cores
 
 SUMMARY = "summary.json"
+ROUNDING = 1e-5  # of a held-out loss: float32 sums in another order
 CARD = "lorascope.json"  # beside the adapter's files: what `lorascope merge` needs to build the model it belongs to
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A base model with a fresh adapter in it, and its data."""
+    """A base model with a fresh adapter in it, and its data.
+
+    `notes` are sentences on what its user may not expect, and `left_out` what the targets pass over.
+    """
 
     injected: Injected
     tokenizer: Any
     train: Encoded
     held_out: Encoded
+    notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -85,19 +94,44 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
     texts = {s: data.load(c.data, c.model.task_type, tokenizer, s) for s, c in seeds.items()}
     first = configs[0].training.seed
     base = load_base(configs[0], len(texts[first][0].label_names), device)
+    lm = configs[0].model.task_type == "CAUSAL_LM"
+    if lm:
+        checks.refuse_bidirectional(base, configs[0].model.name)
     drawn = {first: base}
     for seed, config in seeds.items():
-        if seed != first:
-            fresh = config.model.task_type == "SEQ_CLS"  # only a classifier has a head to draw
-            other = load_base(config, len(texts[seed][0].label_names), device) if fresh else base
+        if seed != first:  # only a classifier has a head to draw
+            other = base if lm else load_base(config, len(texts[seed][0].label_names), device)
             drawn[seed] = share_tensors(other, base)
+    of_texts = {seed: checks.fit_model(drawn[seed], own) for seed, own in texts.items()}
+    of_all = [*models.notes(base), *(data.notes(tokenizer, configs[0].data) if lm else ())]
     prepared = []
     for config in configs:
-        model = drawn[config.training.seed] if len(configs) == 1 else skeleton(drawn[config.training.seed])
+        seed = config.training.seed
+        model = drawn[seed] if len(configs) == 1 else skeleton(drawn[seed])
         if config.training.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        prepared.append(Prepared(inject_method(model, config), tokenizer, *texts[config.training.seed]))
+        injected = inject_method(model, config)
+        passed = _passed_over(injected, config)
+        notes = (*of_all, *of_texts[seed], *_new_modules(injected), *map(checks.left_out_in_words, passed))
+        prepared.append(Prepared(injected, tokenizer, *texts[seed], notes, tuple(passed)))
     return prepared
+
+
+def _passed_over(injected: Injected, config: RunConfig) -> list[LeftOut]:
+    if not injected.layers:
+        return []
+    return left_out(injected.model, config.method.targets, list(injected.layers), list(injected.saved))
+
+
+def _new_modules(injected: Injected) -> list[str]:
+    """A sentence where more than a head is new."""
+    new = [path for path in injected.saved if any(name.startswith(path + ".") for name in models.drawn(injected.model))]
+    more = [path for path in new if path not in models.HEADS]
+    return (
+        [f"new, since the checkpoint does not hold them, and trained and stored whole: {', '.join(new)}"]
+        if more
+        else []
+    )
 
 
 def load_base(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
@@ -166,12 +200,14 @@ def train(
     resume: bool = False,
     replace_run: bool = False,
     command: Sequence[str] = (),
+    say: Callable[[str], None] = warnings.warn,
 ) -> Finished:
     """Train, and write the run's folder.
 
     Args:
         resume: continue from the folder's checkpoint; from the start where it was killed before the first one.
         replace_run: take the place of a run that is there already.
+        say: is told, before training, what the user may not expect, in sentences.
 
     Raises:
         InputError: the config does not fit the machine, the model, the data or the folder.
@@ -181,8 +217,11 @@ def train(
     with world(config.training.device) as here:
         record = Record(folder, config, resume=resume, replace=replace_run) if here.first else None
         here.wait()
-        prepared = prepare(config, here.device)
-        return fit(prepared, config, here, record, folder, resume, command)
+        with in_words(config):
+            prepared = prepare(config, here.device)
+            for note in prepared.notes if here.first else ():
+                say(note)
+            return fit(prepared, config, here, record, folder, resume, command)
 
 
 def fit(
@@ -230,6 +269,7 @@ def fit_together(
         InputError: the checkpoint is of other runs.
         LorascopeError: a folder cannot be written.
     """
+    bases = [base_score(job, here) for job in jobs]
     members = []
     for job in jobs:
         injected, train = job.prepared.injected, job.prepared.train
@@ -244,18 +284,66 @@ def fit_together(
             job.record.rewind(loop.step)
             count = job.prepared.injected.parameter_count()
             trains = {name: list(parameter.shape) for name, parameter in job.prepared.injected.trainable().items()}
-            job.record.start(command, _describe(here), trained_parameters=count, trains=trains, **facts)
+            said = {**_remarks(job.prepared), **facts}
+            job.record.start(command, _describe(here), trained_parameters=count, trains=trains, **said)
     began, first = time.perf_counter(), loop.step
     loop.run_all(checkpoint, progress=progress)
     seconds = time.perf_counter() - began
-    for job, member in zip(jobs, members, strict=True):
+    for job, member, base in zip(jobs, members, bases, strict=True):
         if job.record:
             ended = {"resumed_at": first or None, "seconds": round(seconds, 3)}
-            _conclude(job, member, ended, here if len(jobs) == 1 else None)
+            _conclude(job, member, base, ended, here if len(jobs) == 1 else None)
     if here.first:
         checkpoint.unlink(missing_ok=True)
     here.wait()
     return members, seconds
+
+
+def _remarks(prepared: Prepared) -> dict[str, Any]:
+    """What a run's record says of what its user may not expect."""
+    found: dict[str, Any] = {"notes": list(prepared.notes)} if prepared.notes else {}
+    if prepared.left_out:
+        found["not_adapted"] = {
+            "parameters": sum(each.parameters for each in prepared.left_out),
+            "modules": sum(len(each.paths) for each in prepared.left_out),
+            "sorts": {each.sort: each.parameters for each in prepared.left_out},
+        }
+    return found
+
+
+_measured: dict[tuple, Score] = {}  # by base and texts: runs of a sweep or a study share many
+
+
+def base_score(job: Job, here: World) -> Score:
+    """The held-out score of the base model, the fresh adapter standing aside. Draws no random numbers.
+
+    Runs of one process that share base and held-out texts measure it once.
+    """
+    injected, held_out, config = job.prepared.injected, job.prepared.held_out, job.config
+    drawn = config.model.random_init or models.drawn(injected.model)
+    texts = hash((tuple(map(tuple, held_out.tokens)), held_out.labels and tuple(held_out.labels)))
+    dtypes = tuple({p.dtype for p in injected.model.parameters()})
+    size = config.training.per_device_eval_batch_size
+    place = Path(models.assets.resolve(config.model.name))
+    changed = place.stat().st_mtime_ns if place.is_dir() else None
+    base = (config.model, changed, config.training.seed if drawn else None, str(here.device), here.size, dtypes)
+    key = (*base, config.training.bf16, texts, size)
+    if key not in _measured:
+        if len(_measured) >= 256:
+            _measured.clear()
+        injected.switch(on=False)
+        try:
+            _measured[key] = evaluate(injected.model, held_out, size, here)
+        finally:
+            injected.switch(on=True)
+    return _measured[key]
+
+
+def status_of(member: Member, base: Score) -> str:
+    """ "finished", "stopped" (early) or "diverged"; "worse_than_base" where the adapter that is kept is that."""
+    if member.error is None and member.score.loss > base.loss * (1 + ROUNDING):
+        return "worse_than_base"
+    return member.ended
 
 
 def _inference(job: Job, here: World) -> dict[str, Any]:
@@ -267,13 +355,14 @@ def _inference(job: Job, here: World) -> dict[str, Any]:
     return {"inference": cost.measure(job.prepared.injected, batch).to_json()}
 
 
-def _conclude(job: Job, member: Member, facts: Mapping[str, Any], here: World | None) -> None:
+def _conclude(job: Job, member: Member, base: Score, facts: Mapping[str, Any], here: World | None) -> None:
     """Write the adapter, and how the run ended. One that diverged has no adapter.
 
     What it costs at inference is measured `here`, where that is given: of a sweep it would be the same for many.
     """
     best = None if member.best is None else member.best["step"]
-    ended = {"steps": member.step, "best_step": best, **facts}
+    ended = {"steps": member.step, "best_step": best, **facts, "base": asdict(base)}
+    ended["status"] = status_of(member, base)
     if member.error:
         write_json(job.folder / SUMMARY, {**ended, "diverged": str(member.error)})
         return

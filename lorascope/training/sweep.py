@@ -14,10 +14,12 @@ Each gets the folder that its own run would have written, and its adapter equals
 """
 
 import csv
+import functools
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -31,6 +33,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.methods.inject import Injected
 from lorascope.methods.stacked import draws
 from lorascope.training.config import RunConfig, parse, resolved
+from lorascope.training.failures import in_words
 from lorascope.training.models import DROPOUTS
 from lorascope.training.parallel import World, pick_device, world
 from lorascope.training.record import Record, write_json
@@ -154,7 +157,14 @@ def _agree(first: Entry, other: Entry) -> None:
                 )
 
 
-def train(plan: Plan, folder: Path, *, resume: bool = False, command: Sequence[str] = ()) -> list[dict[str, Any]]:
+def train(
+    plan: Plan,
+    folder: Path,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    say: Callable[[str], None] = warnings.warn,
+) -> list[dict[str, Any]]:
     """Train every adapter of the plan and write its folder, and the table of all, sweep.json and sweep.csv.
 
     One that diverges is reported in its own summary and in the table, and the others go on.
@@ -162,6 +172,7 @@ def train(plan: Plan, folder: Path, *, resume: bool = False, command: Sequence[s
     Args:
         folder: of the sweep; each adapter gets a folder in it.
         resume: go on with a sweep that was stopped: finished groups stay, one under way continues from its checkpoint.
+        say: is told, before training, what the user may not expect, in sentences.
 
     Returns:
         The table's rows.
@@ -177,14 +188,22 @@ def train(plan: Plan, folder: Path, *, resume: bool = False, command: Sequence[s
             raise InputError("a sweep trains in one process", found=f"{here.size} processes", hint="start no torchrun")
         _claim(plan, folder, resume)
         rows: list[dict[str, Any]] = []
+        once = functools.cache(say)  # groups share most of what there is to say
         for group in plan.groups():
-            _train_group(group, folder, here, resume, command)
+            _train_group(group, folder, here, resume, command, once)
             rows += [_row(entry, folder) for entry in group]
             _write_table(rows, plan, folder)
         return rows
 
 
-def _train_group(group: Sequence[Entry], folder: Path, here: World, resume: bool, command: Sequence[str]) -> None:
+def _train_group(
+    group: Sequence[Entry],
+    folder: Path,
+    here: World,
+    resume: bool,
+    command: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
     folders = [folder / entry.name for entry in group]
     if resume and all((each / SUMMARY).is_file() for each in folders):
         (folders[0] / "checkpoint.pt").unlink(missing_ok=True)
@@ -194,11 +213,14 @@ def _train_group(group: Sequence[Entry], folder: Path, here: World, resume: bool
         Record(each, config, resume=resume and (each / "config.yaml").is_file())
         for each, config in zip(folders, configs, strict=True)
     ]
-    prepared = prepare_together(configs, here.device)
-    if len(group) > 1:
-        _check(prepared, configs[0])
-    parts = zip(configs, prepared, folders, records, strict=True)
-    fit_together([Job(*each) for each in parts], here, resume, command, trained_together=len(group))
+    with in_words(configs[0], len(group)):
+        prepared = prepare_together(configs, here.device)
+        if len(group) > 1:
+            _check(prepared, configs[0])
+        for note in dict.fromkeys(note for each in prepared for note in each.notes):
+            say(note)
+        parts = zip(configs, prepared, folders, records, strict=True)
+        fit_together([Job(*each) for each in parts], here, resume, command, trained_together=len(group))
 
 
 def _check(prepared: Sequence[Prepared], config: RunConfig) -> None:
@@ -270,6 +292,8 @@ def _row(entry: Entry, folder: Path) -> dict[str, Any]:
         "steps": summary["steps"],
         "eval_loss": score.get("loss"),
         "eval_accuracy": score.get("accuracy"),
+        "base_loss": summary["base"]["loss"] if "base" in summary else None,
+        "status": summary.get("status"),
         "diverged": summary.get("diverged"),
     }
 
@@ -295,5 +319,9 @@ def table(rows: Sequence[Mapping[str, Any]], accuracy: bool) -> str:
             lines.append(start + f"{'diverged':>13}")
             continue
         right = f"  {100 * row['eval_accuracy']:.1f} %" * accuracy
-        lines.append(start + f"{row['eval_loss']:13.4f}{right}" + "  best" * (row["eval_loss"] == best))
+        worse = "  worse than the base" * (row["status"] == "worse_than_base")
+        lines.append(start + f"{row['eval_loss']:13.4f}{right}" + "  best" * (row["eval_loss"] == best) + worse)
+    bases = {f"{row['base_loss']:.4f}" for row in rows if row["base_loss"] is not None}
+    if bases:
+        lines.append(f"the base model's held-out loss: {min(bases)}" + f" to {max(bases)}" * (len(bases) > 1))
     return "\n".join(lines)
