@@ -134,6 +134,7 @@ class Member:
         self.score: Score | None = None
         self.best: dict[str, Any] | None = None
         self.lowest, self.worse = math.inf, 0  # held-out loss so far, and evaluations since that were no better
+        self.bad = torch.zeros(3, dtype=torch.float64, device=world.device)  # the first bad step, its loss and its norm
 
     def begin(self, step: int) -> list[list[int]]:
         """Set what depends on the step: random numbers, by (seed, step, process) alone, and the learning rate.
@@ -160,36 +161,62 @@ class Member:
             if penalty is not None:
                 (penalty / self.world.size).backward()
 
-    def update(self, step: int) -> tuple[Tensor, float]:
-        """The optimiser's step, on complete gradients: their norm before clipping, and the learning rate."""
+    def update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The optimiser's step, on complete gradients: the step's loss, summed over the processes, the gradients' norm
+        before clipping, and the learning rate.
+
+        Where the loss or the norm is no number, and after that, nothing is stepped: `diverged` says so.
+        """
         limit = self.config.optim.max_grad_norm
         with self.stream:
+            loss = self.world.sum(loss)
             self.world.sum_gradients(self.parameters)
             self.method.before_step(step, self.total)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-            self.optimizer.step()
-            self.method.after_step(step, self.total)
+            self._watch(step + 1, loss, norm)
+            if self.bad.is_cuda or not self.bad[0]:
+                self.optimizer.step()
+                self.method.after_step(step, self.total)
             self.optimizer.zero_grad(set_to_none=True)
-        return norm, self.optimizer.param_groups[0]["lr"]
+        return loss, norm, self.optimizer.param_groups[0]["lr"]
+
+    def _watch(self, number: int, loss: Tensor, norm: Tensor) -> None:
+        """Note on the device whether this is the first step whose loss or norm is no number. On a GPU the host is not
+        waited for: the optimiser's kernel reads the flag, and skips its step where it is set.
+        """
+        now = torch.stack([torch.full_like(loss.double(), number), loss.double(), norm.double()])
+        fine = torch.isfinite(now).all()
+        self.bad = torch.where((self.bad[0] > 0) | fine, self.bad, now)
+        if self.bad.is_cuda:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (self.bad[0] > 0).float()
+
+    def diverged(self) -> bool:
+        """Whether a step up to now had a loss or a gradient that is no number: then the member ends, at that step."""
+        number, loss, norm = self.bad.tolist()
+        if number:
+            self._diverge(int(number), f"a loss of {loss:g} and a gradient norm of {norm:g}")
+        return bool(number)
+
+    def _diverge(self, step: int, found: str) -> None:
+        self.ended, self.step = "diverged", step
+        hint = "lower optim.learning_rate or set optim.max_grad_norm"
+        self.error = LorascopeError(f"training diverged at step {step}", found=found, hint=hint)
 
     def log(self, step: int, loss: Tensor, norm: Tensor, rate: float, seconds: float) -> float:
-        """Write the step's loss (summed over processes here) and norm; end the member where they are no numbers."""
-        loss = self.world.sum(loss).item()
-        if not (math.isfinite(loss) and math.isfinite(norm.item())):
-            self.ended, self.step = "diverged", step
-            self.error = LorascopeError(
-                f"training diverged at step {step}",
-                found=f"a loss of {loss} and a gradient norm of {norm.item()}",
-                hint="lower optim.learning_rate or set optim.max_grad_norm",
-            )
-        elif self.record:
-            line = {"step": step, "train_loss": loss, "learning_rate": rate, "grad_norm": norm.item()}
+        """Write the step's loss and norm."""
+        value = loss.item()
+        if self.record:
+            line = {"step": step, "train_loss": value, "learning_rate": rate, "grad_norm": norm.item()}
             self.record.log({**line, "seconds": round(seconds, 4)})
-        return loss
+        return value
 
     def judge(self, step: int, score: Score) -> None:
         """Take a held-out score: write it, keep the adapter where it is the best, stop where patience is at its end."""
-        settings, self.score = self.config.training, score
+        settings = self.config.training
+        if not math.isfinite(score.loss):
+            self._diverge(step, f"a held-out loss of {score.loss:g}")
+            return
+        self.score = score
         if self.record:
             self.record.log({"step": step, "eval_loss": score.loss, "eval_accuracy": score.accuracy})
         if settings.load_best_model_at_end and (self.best is None or score.loss < self.best["score"]["loss"]):
@@ -358,9 +385,11 @@ class Loop:
                 self.step += 1
                 bar.update()
                 seconds = time.perf_counter() - started
+                self._end_diverged()
                 self._log(results, bar, seconds)
                 self._evaluate(bar)
-                if checkpoint and self.world.first and self._due(settings.save_steps):
+                sound = any(member.ended != "diverged" for member in self.members)
+                if checkpoint and self.world.first and sound and self._due(settings.save_steps):
                     self.save(checkpoint)
         for member in self.members:
             member.keep_best()
@@ -382,7 +411,7 @@ class Loop:
         for member in self.active:
             member.begin(self.step)
         losses = self._backward()
-        return [(member, losses[member], *member.update(self.step)) for member in self.active]
+        return [(member, *member.update(self.step, losses[member])) for member in self.active]
 
     def _backward(self) -> dict[Member, Tensor]:
         """Gradients of each member's mean loss; that loss, summed over this process's share of the step's passes."""
@@ -404,10 +433,19 @@ class Loop:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
+    def _end_diverged(self) -> None:
+        """End the members that diverged: on a CPU at each step, on a GPU where the host waits for the device anyway."""
+        for member in self.active:
+            settings = member.config.training
+            looks = [settings.logging_steps, settings.eval_steps, self.members[0].config.training.save_steps]
+            if not member.bad.is_cuda or self.step == member.total or any(map(self._due, looks)):
+                member.diverged()
+
     def _log(self, results: Sequence[tuple[Member, Tensor, Tensor, float]], bar: Any, seconds: float) -> None:
         shown = []
         for member, loss, norm, rate in results:
-            if self._due(member.config.training.logging_steps) or self.step == member.total:
+            due = self._due(member.config.training.logging_steps) or self.step == member.total
+            if due and member.ended is None:
                 shown.append(member.log(self.step, loss, norm, rate, seconds))
         if shown:
             bar.set_postfix_str(self._shown("loss", shown))
@@ -416,8 +454,9 @@ class Loop:
         due = [m for m in self.active if self._due(m.config.training.eval_steps) or self.step == m.total]
         for member in due:
             member.judge(self.step, self._score(member))
-            if self.step == member.total:
+            if self.step == member.total and member.ended != "diverged":
                 member.ended, member.step = "finished", self.step
+        due = [member for member in due if member.score is not None]
         if due:
             bar.set_postfix_str(self._shown("held-out loss", [member.score.loss for member in due]))
 

@@ -19,6 +19,7 @@ HEAD_FILE = "mean_pool_head.safetensors"
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob")  # where modules keep it as a number
 HEADS = ("classifier", "score", "pre_classifier")  # transformers' names for a classification head, direct children
 ADAPTER_FILE = "adapter_config.json"
+OURS_TO_SAY = ("LOAD REPORT", "which is incompatible to the `id2label` map")  # in transformers' warnings
 NOTES = "_lorascope_notes"  # where a model keeps `notes`
 DRAWN = "_lorascope_drawn"  # where a model keeps the names of the parameters that its checkpoint did not hold
 
@@ -224,22 +225,24 @@ def _is_adapter(name: str, base: str | None) -> InputError:
 
 @contextmanager
 def _own_words() -> Iterator[None]:
-    """Without progress bars and transformers' table of what the checkpoint did not hold: `drawn` and `notes` say that.
-    Its other warnings come through.
+    """Without progress bars and transformers' words on a new head and on what the checkpoint did not hold: a new head is
+    asked for, and `drawn` and `notes` say the rest. Its other warnings come through.
     """
     from transformers.utils import logging as transformers_logging
 
     def kept(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        return not any(words in record.getMessage() for words in OURS_TO_SAY)
 
-    logger = logging.getLogger("transformers.modeling_utils")
+    loggers = [logging.getLogger(f"transformers.{name}_utils") for name in ("modeling", "configuration")]
     shown = transformers_logging.is_progress_bar_enabled()
-    logger.addFilter(kept)
+    for logger in loggers:
+        logger.addFilter(kept)
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.removeFilter(kept)
+        for logger in loggers:
+            logger.removeFilter(kept)
         if shown:
             transformers_logging.enable_progress_bar()
 

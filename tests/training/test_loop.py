@@ -1,4 +1,5 @@
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ import torch
 from lorascope.errors import LorascopeError
 from lorascope.training import run
 from lorascope.training.config import OptimConfig
-from lorascope.training.loop import Loop, evaluate, learning_rate_factor
+from lorascope.training.loop import Loop, Score, evaluate, learning_rate_factor
 from lorascope.training.parallel import World
+from lorascope.training.record import Record
 
 HERE = World(torch.device("cpu"))
 
@@ -138,6 +140,71 @@ def test_a_loss_that_is_no_number_stops_the_run(language_model):
     next(iter(prepared.injected.trainable().values())).data.fill_(math.nan)
     with pytest.raises(LorascopeError, match="diverged at step 1; found a loss of nan"):
         Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE).run()
+
+
+def test_divergence_is_seen_at_its_step_and_nothing_is_written_after_it(language_model, tmp_path):
+    """The third gradient is made infinite. The log comes every hundred steps and a checkpoint is due at each."""
+    config = language_model("training.logging_steps=100", "training.max_steps=6", "training.save_steps=1")
+    prepared = run.prepare(config, HERE.device)
+    loop = Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE)
+    (member,) = loop.members
+    steps, states = [], []
+
+    def before(step, total):
+        states.append({name: tensor.clone() for name, tensor in prepared.injected.state_dict().items()})
+        if step == 2:
+            member.parameters[0].grad.fill_(math.inf)
+
+    member.method.before_step = before
+    member.method.after_step = lambda step, _: steps.append(step)
+    with pytest.raises(LorascopeError, match=r"diverged at step 3; found a loss of \d.* and a gradient norm of inf"):
+        loop.run(Record(tmp_path, config))
+    assert steps == [0, 1]  # the third was not stepped
+    assert difference(states[2], prepared.injected.state_dict()) == 0.0
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_a_fused_optimiser_skips_the_step_that_the_flag_forbids():
+    """What a GPU relies on: `found_inf` is torch's own, of its gradient scaler."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+    for flag, moved in ((0.0, True), (1.0, False)):
+        before = parameter.detach().clone()
+        parameter.grad = torch.full((3,), math.nan if flag else 1.0)
+        optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(flag)
+        optimizer.step()
+        assert torch.equal(before, parameter.detach()) != moved
+
+
+def test_a_held_out_loss_that_is_no_number_is_divergence(language_model, monkeypatch):
+    config = language_model("training.eval_steps=2")
+    prepared = run.prepare(config, HERE.device)
+    monkeypatch.setattr("lorascope.training.loop.evaluate", lambda *_: Score(math.nan, 0.0, 1))
+    with pytest.raises(LorascopeError, match="diverged at step 2; found a held-out loss of nan"):
+        Loop(prepared.injected, prepared.train, prepared.held_out, config, HERE).run()
+
+
+def test_the_base_is_measured_first_and_an_adapter_worse_than_it_is_said_to_be(classifier, tmp_path):
+    statuses = {}
+    for name, rate in (("good", 1e-2), ("bad", 1e4)):
+        config = classifier(f"optim.learning_rate={rate}", "optim.max_grad_norm=null", "training.max_steps=20")
+        finished = run.train(config, tmp_path / name)
+        summary = run.summary_of(finished)
+        base = run.load_base(config, 2, HERE.device)  # with the head that the run began with
+        held_out = run.prepare(config, HERE.device).held_out
+        assert summary["base"] == asdict(evaluate(base, held_out, 64, HERE))
+        statuses[name] = summary["status"]
+        assert (summary["held_out"]["loss"] > summary["base"]["loss"]) == (name == "bad")
+    assert statuses == {"good": "finished", "bad": "worse_than_base"}
+
+
+def test_runs_that_share_base_and_texts_measure_it_once(language_model, tmp_path, monkeypatch):
+    count = []
+    monkeypatch.setattr(run, "evaluate", lambda *args: count.append(1) or evaluate(*args))
+    monkeypatch.setattr(run, "_measured", {})
+    for name, override in (("a", "method.rank=2"), ("b", "method.rank=3"), ("c", "data.max_length=6")):
+        run.train(language_model(override, "training.max_steps=1", "training.measure_cost=false"), tmp_path / name)
+    assert len(count) == 2  # one for each length of the texts
 
 
 def test_gradients_are_clipped_to_the_norm(classifier, tmp_path):
