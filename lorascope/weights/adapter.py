@@ -27,6 +27,14 @@ class NotAnalysed:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows of an embedding that were trained: `stored` (n, width) takes the place of the rows `indices`."""
+
+    indices: tuple[int, ...]
+    stored: Stored
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A frozen mapping from module to update.
 
@@ -40,6 +48,8 @@ class Adapter:
         notes: what the reader wants said about the whole, such as projections redrawn from a seed.
         parts: of `saved`, the tensors that are known to be no weight update (a soft prompt, a bottleneck between two
             layers), by name, and why.
+        rows: trained rows of embeddings, by the embedding's parameter.
+        base: weights of the base that the file holds besides, by parameter: what the updates are added to.
     """
 
     updates: Mapping[str, Update]
@@ -49,9 +59,11 @@ class Adapter:
     not_analysed: tuple[NotAnalysed, ...] = ()
     notes: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    base: Mapping[str, Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("updates", "settings", "saved", "parts"):
+        for name in ("updates", "settings", "saved", "parts", "rows", "base"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         if unknown := self.parts.keys() - self.saved.keys():
             raise ValueError(f"parts are some of the saved tensors, and {sorted(unknown)} are not")

@@ -1,11 +1,12 @@
 """Reading and writing adapters: every registered format is asked, and exactly one may claim a file."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError, some
-from lorascope.updates.base import Update, kinds
+from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.files import PICKLES, SAFETENSORS, open_tensors, read_json
 from lorascope.weights.foreign import is_foreign, refuse_unclaimed
@@ -35,6 +36,7 @@ MODELS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_FACTOR = re.compile(r"\.lora_(A|B|down|up)(\.(?!bias$)[^.]+)?(\.weight)?$")
 _TWO_CHECKPOINTS = "two full checkpoints are compared by `lorascope delta BASE TUNED`"
 
 
@@ -103,6 +105,7 @@ def _open(path: Path) -> tuple[Bundle, str]:
     tensors = open_tensors(weights)
     if not tensors.stored:
         raise InputError(f"{weights} holds no tensors")
+    _refuse_shells(path, tensors.stored)
     beside = weights.parent / CONFIG
     config = read_json(beside) if beside.is_file() else None
     stored, notes = tensors.stored, tuple[str, ...]()
@@ -111,6 +114,20 @@ def _open(path: Path) -> tuple[Bundle, str]:
     if weights.name in MODELS and not any(map(is_peft, stored)):
         raise _full_model(path, stored)
     return Bundle(path, stored, tensors.metadata, config, notes), tensors.sha256()
+
+
+def _refuse_shells(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """InputError where tensors are empty, or all factors flat: what a sharded model leaves that was not gathered."""
+    factors = [key for key in tensors if _FACTOR.search(key)]
+    flat = factors if all(len(tensors[key].shape) == 1 for key in factors) else []
+    shells = [key for key, stored in tensors.items() if tuple(stored.shape) == (0,)] or flat
+    if shells:
+        raise InputError(
+            f"{path} holds {len(shells)} empty or flat tensors of {len(tensors)}: the shards of a model that was"
+            " trained with DeepSpeed ZeRO-3 or FSDP were not gathered when it was saved",
+            found=some([f"{key} {tuple(tensors[key].shape)}" for key in shells], 3),
+            hint="gather the weights and save again: zero_to_fp32.py, GatheredParameters or summon_full_params",
+        )
 
 
 def _full_model(path: Path, found: Iterable[str]) -> InputError:

@@ -4,6 +4,7 @@ Only the factors are decomposed, never the dense product, and one module is in m
 which the rule takes the ranks, then the truncated factors, each with √σ, at scale 1 (α = r).
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.convert import KEPT
 from lorascope.weights.tensors import InMemory
 
+_CONVOLUTION = re.compile(r"conv|patch_emb|downsampl|upsampl|(^|[._])stem([._]|$)", re.I)
 WRITABLE = ("F64", "F32", "F16", "BF16")  # what factors are rounded to
 _SCALING = ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_drop")
 
@@ -275,10 +277,47 @@ def truncate(
         rounding[name] = Factored(*both).norm()
         roles = {"A": InMemory(stored.right, own), "B": InMemory(stored.left, own)}
         updates[name] = Update(
-            name, "low_rank", roles, 1.0, update.transposed, update.kernel, update.base_weight, update.expert,
+            name, "low_rank", roles, 1.0, update.transposed, kernel_of(update, base), update.base_weight, update.expert,
             update.notes, update.embedding,
         )  # fmt: skip
     return Truncated(updates, rounding)
+
+
+def kernel_of(update: Update, base: Checkpoint | None) -> tuple[int, ...]:
+    """The kernel's sides as the base's own weight has them; without a base, as the update tells.
+
+    LoHa and LoKr store the factors of a convolution as those of a matrix, or with a last axis of one for a
+    one-dimensional one, and (IA)³ has an axis of one for every side.
+    """
+    stored = base.find(update.base_weight or update.name) if base is not None else None
+    if stored is None or update.expert is not None:
+        return update.kernel
+    return tuple(stored.shape[2:])
+
+
+def _refuse_unknown_kernels(adapter: Adapter) -> None:
+    """InputError where a module may be a convolution whose kernel only the base tells.
+
+    LoHa's and LoKr's factors look alike for a linear map and a convolution.
+    """
+    hidden = [u for u in adapter.updates.values() if u.kind in ("hadamard", "kronecker") and _may_be_convolution(u)]
+    if hidden or any(_sided(update) for update in adapter.updates.values()):
+        raise InputError(
+            "the kernels of convolutions are not in the file, and LoRA's factors have them",
+            found=some(
+                [update.name for update in hidden] or [u.name for u in adapter.updates.values() if _sided(u)], 3
+            ),
+            hint="pass --base MODEL",
+        )
+
+
+def _sided(update: Update) -> bool:
+    """Whether a kernel k × 1 may as well be that of a one-dimensional convolution."""
+    return update.kind in ("hadamard", "kronecker") and len(update.kernel) == 2 and update.kernel[1] == 1
+
+
+def _may_be_convolution(update: Update) -> bool:
+    return not update.kernel and _CONVOLUTION.search(update.name) is not None
 
 
 def storage(update: Update) -> str:
@@ -297,6 +336,8 @@ def _best(change: Any, rank: int) -> Factored:
 
 def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = None) -> Adapter:
     """The truncated updates with everything else the adapter held: heads, trained biases, settings."""
+    if base is None:
+        _refuse_unknown_kernels(adapter)
     plain = all(update.kind == "low_rank" for update in adapter.updates.values())
     settings = {
         key: value
@@ -308,8 +349,9 @@ def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = No
     if len(saved) > len(adapter.saved):
         settings["bias"] = "lora_only"
     return Adapter(
-        truncated.updates, settings, adapter.source, saved, adapter.not_analysed, adapter.notes, adapter.parts
-    )
+        truncated.updates, settings, adapter.source, saved, adapter.not_analysed, adapter.notes, adapter.parts,
+        adapter.rows, adapter.base,
+    )  # fmt: skip
 
 
 def _changed_biases(adapter: Adapter, base: Checkpoint | None) -> dict[str, InMemory]:

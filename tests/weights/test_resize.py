@@ -2,12 +2,25 @@
 
 import copy
 import itertools
+import json
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, PeftModel, VeraConfig
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+)
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file as save_model
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Update, dense
@@ -205,6 +218,8 @@ UNWRITABLE = {
     "fused_experts": "fused experts is not supported",
     "fused_experts_two_parameters": "fused experts is not supported",
     "lora_bias": "would lose what was not analysed",
+    # Without their base: a kernel that their factors do not show.
+    **dict.fromkeys(("loha", "loha_of_convolutions", "lokr", "lokr_of_convolutions"), "kernels of convolutions"),
 }
 
 
@@ -228,3 +243,102 @@ def test_every_format_resized_and_read_again(format, builder, tmp_path):
         expected = best(delta, 1)
         scale = np.abs(delta).max()
         np.testing.assert_allclose(dense(again[name].delta()), expected, atol=10 * example.tolerance + 1e-9 * scale)
+
+
+class Convolutions(torch.nn.Module):
+    """Kernels of one, two and three sides, one of a single point, and a linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1d = torch.nn.Conv1d(6, 10, 3)
+        self.conv2d = torch.nn.Conv2d(6, 10, (3, 2))
+        self.conv1x1 = torch.nn.Conv2d(6, 10, 1)
+        self.fc = torch.nn.Linear(6, 5)
+
+    def forward(self, x):
+        return x
+
+
+CONVOLUTIONS = ["conv1d", "conv2d", "conv1x1", "fc"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, lora_alpha=7, target_modules=CONVOLUTIONS),
+        LoHaConfig(r=2, alpha=7, target_modules=CONVOLUTIONS),
+        LoHaConfig(r=2, alpha=7, target_modules=CONVOLUTIONS, use_effective_conv2d=True),
+        LoKrConfig(r=2, alpha=7, target_modules=CONVOLUTIONS),
+        LoKrConfig(r=2, alpha=7, target_modules=CONVOLUTIONS, use_effective_conv2d=True, decompose_both=True),
+        LoKrConfig(r=8, alpha=7, target_modules=CONVOLUTIONS),
+        IA3Config(target_modules=["conv2d", "conv1x1", "fc"], feedforward_modules=["fc"]),
+    ],
+    ids=["lora", "loha", "loha effective", "lokr", "lokr effective", "lokr whole", "ia3"],
+)
+def test_kernels_of_convolutions_reach_peft(config, tmp_path):
+    """At full rank, written as LoRA: PEFT loads it and merges the same weights as of what was resized."""
+    torch.manual_seed(0)
+    model = Convolutions()
+    save_model(model.state_dict(), tmp_path / "model.safetensors")
+    trained = get_peft_model(copy.deepcopy(model), config)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter), alpha=1.0 if "ia3" in name else 2.0)
+    trained.save_pretrained(tmp_path / "adapter")
+    base = open_checkpoint(tmp_path / "model.safetensors")
+    adapter, *_ = cut(io.read(tmp_path / "adapter", base), Uniform(64), base)
+    io.write(adapter, tmp_path / "small")
+    loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "small").merge_and_unload().state_dict()
+    for name, expected in trained.merge_and_unload().state_dict().items():
+        # float32 factors and float32 merges on both sides
+        torch.testing.assert_close(loaded[name], expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+    if config.peft_type in ("LOHA", "LOKR"):
+        with pytest.raises(InputError, match=r"kernels.*pass --base"):
+            cut(io.read(tmp_path / "adapter"), Uniform(64))
+
+
+def older(keys, path):
+    """PEFT's rule for a pattern up to 0.13: tuners/lora/model.py, `target_name_key`."""
+    return next((key for key in keys if re.match(rf".*\.{key}$", path)), path)
+
+
+PATHS = [
+    {"layers.1.q": 2, "enc.layers.1.q": 4, "layers.0.q": 4, "layers.2.q": 4},
+    {"layers.1.q": 2, "enc.layers.1.q": 3, "x.enc.layers.1.q": 4, "y.q": 4},
+    {"q": 2, "a.q": 3, "b.a.q": 4, "c.q": 4, "d.q": 4},
+    {"a.b": 2, "x.a_b": 4, "y.a_b": 4},
+    {"enc.layers.1.q": 2, "layers.1.q": 4, "layers.2.q": 4},
+    {"model.layers.1.q": 2, "model.layers.11.q": 3, "model.layers.21.q": 3, "layers.1.q": 3},
+]
+
+
+@pytest.mark.parametrize("ranks", PATHS)
+@pytest.mark.parametrize("rule", [get_pattern_key, older], ids=["0.21", "0.13"])
+def test_every_peft_finds_each_modules_own_rank(rule, ranks, tmp_path):
+    """Also where one module's path is the end of another's; and our reader, from what was written."""
+    updates = {
+        name: Update(name, "low_rank", {"A": InMemory(np.ones((rank, 5))), "B": InMemory(np.ones((6, rank)))}, 1.0)
+        for name, rank in ranks.items()
+    }
+    io.write(Adapter(updates), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for field, usual in (("rank_pattern", config["r"]), ("alpha_pattern", config["lora_alpha"])):
+        pattern = config[field]
+        for name, rank in ranks.items():
+            assert pattern.get(rule(list(pattern), name), usual) == rank, (field, name)
+    again = io.read(tmp_path)
+    assert {name: (u.roles["A"].shape[0], u.scale) for name, u in again.updates.items()} == {
+        name: (rank, 1.0) for name, rank in ranks.items()
+    }
+
+
+def test_patterns_are_plain_paths_where_nothing_collides(tmp_path):
+    ranks = {"model.layers.0.q_proj": 2, "model.layers.1.q_proj": 4, "model.layers.10.q_proj": 4}
+    updates = {
+        name: Update(name, "low_rank", {"A": InMemory(np.ones((rank, 5))), "B": InMemory(np.ones((6, rank)))}, 1.0)
+        for name, rank in ranks.items()
+    }
+    io.write(Adapter(updates), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"] == {"model.layers.0.q_proj": 2}

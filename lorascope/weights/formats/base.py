@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lorascope.errors import InputError, some
 from lorascope.registry import Registry
 from lorascope.updates.base import Stored, Update
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, NotAnalysed, Rows
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -54,6 +54,10 @@ class Ledger:
         """Whether the key is there and not yet accounted for."""
         return key in self._open
 
+    def everything(self) -> list[str]:
+        """Every key of the bundle, accounted for or not, in file order."""
+        return list(self._tensors)
+
     def peek(self, key: str) -> Stored:
         return self._tensors[key]
 
@@ -83,17 +87,26 @@ class Parsed:
     saved: Mapping[str, Stored] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    base: Mapping[str, Stored] = field(default_factory=dict)
 
 
 # What may be in `not_analysed` without being lost: the base has it.
 _REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is enough")
 
 
+def lost(adapter: Adapter, kept: tuple[str, ...] = ()) -> list[NotAnalysed]:
+    """What its reader set aside and the base does not have either. `kept`: reasons by which it is not lost."""
+    fine = (*_REDUNDANT, *kept)
+    return [item for item in adapter.not_analysed if not any(reason in item.reason for reason in fine)]
+
+
 def refuse_loss(adapter: Adapter) -> None:
     """InputError where writing the adapter would lose what its reader set aside."""
-    lost = [item.name for item in adapter.not_analysed if not any(reason in item.reason for reason in _REDUNDANT)]
-    if lost:
-        raise InputError("writing this adapter would lose what was not analysed", found=some(lost))
+    if gone := lost(adapter):
+        raise InputError(
+            "writing this adapter would lose what was not analysed", found=some(item.name for item in gone)
+        )
 
 
 class Format(ABC):

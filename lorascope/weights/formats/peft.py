@@ -10,31 +10,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorascope.errors import InputError, some
-from lorascope.updates.base import Stored, Update
+from lorascope.errors import InputError
+from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.diffusers import COMPONENTS
+from lorascope.weights.formats.diffusers import is_diffusers
+from lorascope.weights.formats.kohya import claimed_by_lycoris
 from lorascope.weights.peft import lora, lycoris, vectors
+from lorascope.weights.peft.attention import attention, replicated
 from lorascope.weights.peft.config import CHANGES_DELTA, Config, notes_of, parse_config
 from lorascope.weights.peft.experts import assign, experts, parameters_of
+from lorascope.weights.peft.held import base_copies, token_rows
 from lorascope.weights.peft.keys import (
     IA3,
     LOHA,
     LOKR,
-    PREFIX,
     VERA,
     Key,
-    body,
+    betrayed_for_all,
+    betrayed_modules,
     is_peft,
     is_trained_tokens,
     one_adapter,
     other_method,
     parse,
-    plain_parameter,
 )
+from lorascope.weights.peft.merged import enabled, merged_linear
 from lorascope.weights.peft.norms import norms
 from lorascope.weights.peft.prompts import holds_prompt, take_prompt, write_prompt
+from lorascope.weights.peft.saved import take_saved
 from lorascope.weights.peft.write import write_peft
 from lorascope.weights.tensors import Recent
 
@@ -49,11 +53,10 @@ class Peft(Format):
     def claims(self, bundle: Bundle) -> bool:
         if bundle.config is not None and "peft_type" in bundle.config:
             return True
-        if "lora_adapter_metadata" in bundle.metadata:
-            return False
         keys = list(bundle.tensors)
-        ours = [key for key in keys if is_peft(key)]
-        return any(key.startswith("base_model.") or not key.startswith(COMPONENTS) for key in ours)
+        if is_diffusers(keys, bundle.metadata) or claimed_by_lycoris(keys):
+            return False
+        return any(is_peft(key) for key in keys)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         config = parse_config(bundle.config)
@@ -61,12 +64,15 @@ class Peft(Format):
         adapter = one_adapter(keys)
         reader = _Reader(config, ledger, base, notes_of(config), vectors.widths_of(bundle.metadata))
         groups = _groups(keys, ledger)
-        updates = {**reader.updates(groups), **norms(ledger)}
+        updates = replicated(attention(reader.updates(groups), groups), config.raw.get("layer_replication"))
+        updates = {**updates, **norms(ledger)}
         _check_type(config, updates)
         prompt, parts = take_prompt(config, ledger)
-        saved = {**prompt, **_saved(ledger, config, adapter, reader.notes)}
+        rows, copies = token_rows(ledger, config), base_copies(ledger)
+        modules = {group.module for group in groups}
+        saved = {**prompt, **take_saved(ledger, config, adapter, modules, reader.notes)}
         method = _method(config, updates, ledger, parts)
-        return Parsed(updates, method, dict(config.raw), saved, tuple(reader.notes), parts)
+        return Parsed(updates, method, dict(config.raw), saved, tuple(reader.notes), parts, rows, copies)
 
     def write(self, adapter: Adapter, folder: Path) -> list[Path]:
         return write_prompt(adapter, folder) if holds_prompt(adapter) else write_peft(adapter, folder)
@@ -86,12 +92,18 @@ class _Reader:
     def updates(self, groups: list[lora.Group]) -> dict[str, Update]:
         """All updates by module, in file order, fused parameters and VeRA last."""
         changed = [reason for name, reason in CHANGES_DELTA.items() if self.config.flag(name)]
+        if self.config.given and self.config.peft_type not in _TYPES:
+            changed.append(f"{self.config.peft_type}: its ΔW is not s·B·A, and lorascope does not know it")
+        changed += betrayed_for_all(self.ledger.left())
+        betrayed = betrayed_modules(self.ledger.left())
         found: dict[str, Update] = {}
         fused: dict[str, list[lora.Group]] = {}
         vera: list[lora.Group] = []
         for group in groups:
             if changed:
                 self._set_aside(group, changed[0])
+            elif group.module in betrayed:
+                self._set_aside(group, betrayed[group.module])
             elif group.stored.keys() & set(VERA):
                 vera.append(group)
             elif "lora_A" in group and parameters_of(group.module, self.config):
@@ -120,6 +132,8 @@ class _Reader:
             return lycoris.loha(group, self.config)
         if group.stored.keys() & set(LOKR):
             return lycoris.lokr(group, self.config)
+        if blocks := enabled(self.config):
+            return merged_linear(group, blocks, self.config)
         return lora.low_rank(group, self.config, self.base)
 
     def _vera(self, found: dict[str, Update], groups: list[lora.Group]) -> None:
@@ -151,7 +165,7 @@ class _Reader:
         own = next(family for family in _FAMILIES if group.stored.keys() & (set(family) - {"lora_magnitude_vector"}))
         for role, key in group.keys.items():
             if role.endswith(".bias"):
-                self.ledger.set_aside(key.text, "the bias of B: it adds scale · bias to the output, beside the weight")
+                self.ledger.set_aside(key.text, B_BIAS)
             elif role in own:
                 self.ledger.take(key.text)
             else:
@@ -162,6 +176,7 @@ class _Reader:
             self.ledger.set_aside(key.text, reason)
 
 
+B_BIAS = "the bias of B: it adds scale · bias to the output, beside the weight"
 _FAMILIES = (
     ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
     ("lora_A", "lora_B", "lora_E", "lora_magnitude_vector"),
@@ -172,11 +187,12 @@ _FAMILIES = (
 )
 _NAMES = {
     "low_rank": "LoRA", "magnitude": "DoRA", "triplet": "AdaLoRA", "vera": "VeRA", "scaling": "IA³",
-    "hadamard": "LoHa", "kronecker": "LoKr", "dense": "LoKr",
+    "hadamard": "LoHa", "kronecker": "LoKr", "dense": "LoKr", "pissa": "PiSSA", "olora": "OLoRA",
     "tuned": "LayerNorm tuning",
 }  # fmt: skip
 _TYPES = {
-    "LORA": {"low_rank", "magnitude"}, "ADALORA": {"triplet", "low_rank"}, "VERA": {"vera"}, "IA3": {"scaling"},
+    "LORA": {"low_rank", "magnitude", "pissa", "olora"}, "ADALORA": {"triplet", "low_rank"}, "VERA": {"vera"},
+    "IA3": {"scaling"},
     "LOHA": {"hadamard"}, "LOKR": {"kronecker", "dense"}, "LN_TUNING": {"tuned"},
 }  # fmt: skip
 
@@ -205,51 +221,6 @@ def _groups(keys: Iterable[Key], ledger: Ledger) -> list[lora.Group]:
         lora.Group(module, wrapped, roles, {role: ledger.peek(key.text) for role, key in roles.items()})
         for (module, wrapped), roles in found.items()
     ]
-
-
-def _saved(ledger: Ledger, config: Config, adapter: str | None, notes: list[str]) -> dict[str, Stored]:
-    """What is left: parameters stored whole, copies of the base, and methods that are not analysed."""
-    announced = config.names("modules_to_save")
-    saved: dict[str, Stored] = {}
-    unannounced = []
-    for key in ledger.left():
-        text = body(key)
-        if is_trained_tokens(key):
-            ledger.set_aside(
-                key, "rows of trainable tokens: they replace the base's rows, and are no update by themselves"
-            )
-        elif method := other_method(key):
-            ledger.set_aside(key, f"{method}: recognised, and not analysed")
-        elif ".original_module." in text:
-            ledger.set_aside(key, "the base's own copy of a module that was trained whole")
-        elif text.endswith((".base_layer.weight", ".base_layer.in_proj_weight")):
-            ledger.set_aside(key, "a copy of the base's weight, stored beside the update by PEFT")
-        elif _is_whole(key, text, announced):
-            name = plain_parameter(key, adapter)
-            if name in saved:
-                raise InputError(f"two keys mean the parameter {name!r}", found=key)
-            saved[name] = ledger.take(key)
-            if not _announced(name, announced) and not _is_bias(name, config):
-                unannounced.append(name)
-    if unannounced:
-        notes.append(f"stored whole, though the config does not name them in modules_to_save: {some(unannounced)}")
-    return saved
-
-
-def _is_whole(key: str, text: str, announced: tuple[str, ...]) -> bool:
-    """Whether a key can be a parameter that was trained and stored whole."""
-    if "lora_" in text or not key.startswith(PREFIX):
-        return ".modules_to_save." in text or _announced(text, announced)
-    return text.rpartition(".")[2] in ("weight", "bias") or ".modules_to_save." in text or _announced(text, announced)
-
-
-def _announced(parameter: str, announced: tuple[str, ...]) -> bool:
-    """Whether `modules_to_save` names a module on the parameter's path."""
-    return any(f".{name}." in f".{parameter}" for name in announced)
-
-
-def _is_bias(name: str, config: Config) -> bool:
-    return name.endswith("bias") and config.raw.get("bias", "none") != "none"
 
 
 def _method(config: Config, updates: dict[str, Update], ledger: Ledger, parts: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from lorascope.updates.base import Stored
 from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.diffusers import NORM
 from lorascope.weights.peft.config import Config
+from lorascope.weights.peft.held import COPIES, COPY
 from lorascope.weights.peft.keys import PREFIX, body, other_method, plain_parameter
 
 # Heads that PEFT adds to `modules_to_save` by itself, by task (`classifier_module_names`, `qa_module_names`).
@@ -82,6 +83,8 @@ def _no_parameter(key: str, text: str) -> str | None:
         return "the base's own copy of a module that was trained whole"
     if ".base_layer." in text and not text.endswith(".bias"):
         tail = text.rpartition(".base_layer.")[2]
+        if tail in COPIES:
+            return COPY
         if re.fullmatch(_QUANTISED, tail):
             return "the base's own copy of a quantised weight"
     if re.fullmatch(rf".+\.({_QUANTISED})", text) and "lora_" not in text:
@@ -92,7 +95,7 @@ def _no_parameter(key: str, text: str) -> str | None:
 def _holds_base(ledger: Ledger, modules: Collection[str]) -> bool:
     """Whether the file holds the base too: a weight of its own for every adapted module."""
     found = set()
-    for key in ledger.left():
+    for key in ledger.everything():
         match = _BASE.fullmatch(body(key))
         if match:
             found.add(re.sub(r"\.base_layer(?=\.|$)", "", match["module"]))

@@ -27,6 +27,8 @@ from lorascope.weights.tensors import reshaped
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "shared", "tok_embeddings", "embed_in", "word_embeddings")
 
+_PLAIN = re.compile(r"[\w.-]+")  # a path that is its own regex
+
 Part = tuple[dict[str, Stored], dict[str, Any]]  # tensors by key, fields of the config
 
 
@@ -42,6 +44,7 @@ def write_peft(adapter: Adapter, folder: Path) -> list[Path]:
     tensors, fields = write(adapter)
     widths = fields.pop(WIDTHS, None)
     saved, saved_fields = _saved(adapter)
+    saved = {**saved, **_base_copies(adapter)}
     targets = {"target_modules": _targets(adapter)}
     config = {**_passed_on(adapter), **targets, **fields, **saved_fields, "inference_mode": True}
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
@@ -98,6 +101,16 @@ def _saved(adapter: Adapter) -> Part:
         if not any(f".{own}." in f".{name}" for own in announced):
             announced.append(module)
     return tensors, {"modules_to_save": announced or None}
+
+
+def _base_copies(adapter: Adapter) -> dict[str, Stored]:
+    """Weights of the base that the file held: those that an update is added to, below `.base_layer`."""
+    names = {update.base_weight or f"{update.name}.weight" for update in adapter.updates.values()}
+    copies = {}
+    for name, stored in adapter.base.items():
+        module, _, parameter = name.rpartition(".")
+        copies[f"{PREFIX}{module}.base_layer.{parameter}" if name in names else PREFIX + name] = stored
+    return copies
 
 
 def _lora(adapter: Adapter) -> Part:
@@ -245,7 +258,7 @@ def _layernorm(adapter: Adapter) -> Part:
 
 
 _WRITERS: tuple[tuple[set[str], Callable[[Adapter], Part]], ...] = (
-    ({"low_rank", "magnitude"}, _lora),
+    ({"low_rank", "magnitude", "pissa", "olora"}, _lora),
     ({"triplet"}, _adalora),
     ({"vera"}, _vera),
     ({"scaling"}, _ia3),
@@ -289,8 +302,30 @@ def _gives(config: Config, ranked: Iterable[tuple[Update, int]]) -> bool:
 
 
 def _as_pattern(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
-    """What differs from the usual, by the exact path as a regex."""
-    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
+    """What differs from the usual, by the module's path as it is, which every PEFT understands.
+
+    PEFT takes the first key k for which `(.*\\.)?(k)$` matches a path; up to 0.13 `.*\\.k$`, and else the path itself.
+    So the path `layers.1.q` also catches `enc.layers.1.q`. A module that another's path would catch is named by what
+    stands before it too, `(?<=^enc\\.)layers\\.1\\.q`, which all of them read. It comes first: JSON's keys are sorted.
+    """
+    unusual = [name for name, value in values.items() if value != usual]
+    keyed: dict[str, list[str]] = {}
+    for name in unusual:
+        keyed.setdefault(_any_character(name), []).append(name)
+    pattern = {}
+    for name, value in values.items():
+        tails = [name, *(name[i + 1 :] for i, character in enumerate(name) if character == ".")]
+        catching = (other for tail in tails for other in keyed.get(_any_character(tail), ()))
+        if any(other != name and values[other] != value for other in catching):
+            before, dot, rest = name.partition(".")
+            own = f"(?<=^{re.escape(before)}\\.){re.escape(rest)}" if dot else f"(?<=^){re.escape(name)}"
+            pattern[own] = value
+    return pattern | {name if _PLAIN.fullmatch(name) else f"^{re.escape(name)}": values[name] for name in unusual}
+
+
+def _any_character(path: str) -> str:
+    """A path in which a dot, which matches any character, is the same as what else joins words."""
+    return path.replace("_", ".").replace("-", ".")
 
 
 def _commonest(values: Iterable[Any]) -> Any:
