@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
+from lorascope.methods.attendance import HOOKS, noted
 from lorascope.registry import Registry
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter
@@ -270,8 +271,18 @@ class Method(ABC):
 
     injected: "Injected | None" = None
 
+    overridden: ClassVar[frozenset[str]] = frozenset()  # those of HOOKS that do something in this method
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = [name for name in HOOKS if name in vars(cls)]
+        for name in own:
+            setattr(cls, name, noted(name, vars(cls)[name]))
+        cls.overridden = cls.overridden | set(own)
+
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config
+        self.called: set[str] = set()  # hooks that somebody called; see `attendance.py`
 
     def make(self, site: Site, generator: torch.Generator) -> Delta:
         """A fresh, initialised update for this layer. All randomness comes from `generator`, a CPU one."""
@@ -326,6 +337,10 @@ class Method(ABC):
     def penalty(self) -> Tensor | None:
         """A scalar to add to the loss."""
         return None
+
+    def idle_hooks(self) -> tuple[str, ...]:
+        """Those of `before_step` and `after_step` that do nothing as the method is set."""
+        return ()
 
     def summary(self) -> dict[str, Any]:
         """What a run's summary should say of the method besides the score, as JSON values."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
+from lorascope.methods.attendance import watch
 from lorascope.methods.base import AdaptedLayer, Delta, Merged, Method, Part
 from lorascope.methods.targets import CARRIES, find_sites, match_modules, refuse_adapted
 from lorascope.updates.base import Stored, Update
@@ -68,6 +69,7 @@ def inject(
     setattr(model, CARRIES, tuple(parts))
     injected = Injected(model, method, layers, originals, parts)
     method.injected = injected
+    watch(injected)
     return injected
 
 
@@ -105,6 +107,7 @@ class Injected:
         self.parts = parts or {}
         self._untied_config = False
         self._on = True
+        self.stepped = False  # whether an optimiser has stepped what is in here; see `attendance.py`
 
     @property
     def saved(self) -> dict[str, nn.Module]:

@@ -67,6 +67,9 @@ class LoRAFA(LoRA):
     def parameter_count(self, site: Site) -> int:
         return self.config.rank * site.d_out
 
+    def idle_hooks(self) -> tuple[str, ...]:
+        return () if self.config.gradient_correction else ("before_step",)
+
     @torch.no_grad()
     def before_step(self, step: int, total_steps: int) -> None:
         if not self.config.gradient_correction or self.injected is None:

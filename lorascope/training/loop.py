@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError
+from lorascope.methods.attendance import attended
 from lorascope.methods.inject import Injected
 from lorascope.methods.stacked import Layout, Stream, joinable, stack
 from lorascope.training.config import OptimConfig, RunConfig
@@ -121,6 +122,7 @@ class Member:
         record: Record | None = None,
     ):
         self.injected, self.method = injected, injected.method
+        attended(injected)  # every hook of the method is called here
         self.train, self.held_out, self.config, self.world, self.record = train, held_out, config, world, record
         self.total = total_steps(config, len(train), world)
         settings = config.training

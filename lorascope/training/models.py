@@ -225,8 +225,8 @@ def _is_adapter(name: str, base: str | None) -> InputError:
 
 @contextmanager
 def _own_words() -> Iterator[None]:
-    """Without progress bars and transformers' words on a new head and on what the checkpoint did not hold: a new head is
-    asked for, and `drawn` and `notes` say the rest. Its other warnings come through.
+    """Without progress bars and transformers' words on a new head, which is asked for, and on what the checkpoint did
+    not hold, which `drawn` and `notes` say. Its other warnings come through.
     """
     from transformers.utils import logging as transformers_logging
 
