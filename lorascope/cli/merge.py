@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lorascope.training.merge import MergedWeight
+    from lorascope.training.merge import Merge
 
 
 def merge(
@@ -22,7 +22,8 @@ def merge(
     """Write the base model with an adapter merged into its weights, as transformers saves models.
 
     Sums are formed in float32 and rounded once to the storage dtype; the output says how much of the update that
-    rounding took away, and DIR/merge.json says it for every weight. Example:
+    rounding took away, and DIR/merge.json says it for every weight, beside what else was put in and what was left out.
+    Whatever cannot be merged without losing something is refused, and then nothing is written. Example:
 
         lorascope merge quickstart/adapter --base minilm --output merged
     """
@@ -33,13 +34,16 @@ def merge(
         raise InputError(f"--dtype {dtype!r} is not offered", expected="auto, float32, float16 or bfloat16")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already", hint="name a new folder")
-    read = io.read(adapter)
+
+    from lorascope.training import merge as merging
+    from lorascope.training import merge_base
+
+    read = io.read(adapter, merge_base.checkpoint_of(base))
+    merging.refuse(read)
 
     import torch
 
-    from lorascope.training import merge as merging
-
-    model, tokenizer = merging.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
+    model, tokenizer = merge_base.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
     merged = merging.merge(model, read)
     try:
         merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
@@ -49,14 +53,33 @@ def merge(
     print(f"merged model: {output}")
 
 
-def summary(merged: "list[MergedWeight]", dtype: str) -> str:
-    """What happened, in two lines: sizes, and what rounding took."""
-    worst = max(merged, key=lambda one: one.rounding_loss)
-    middle = sorted(one.rounding_loss for one in merged)[len(merged) // 2]
-    sizes = sorted(one.relative_size for one in merged)
-    return (
-        f"merged {len(merged)} updates, ‖ΔW‖/‖W‖ from {sizes[0]:.2g} to {sizes[-1]:.2g}, stored as {dtype}\n"
+def summary(merged: "Merge", dtype: str) -> str:
+    """What happened, in a few lines: sizes, what rounding took, what else was put in, what was left out."""
+    lines = [*_weights(merged, dtype)]
+    if merged.biases:
+        lines.append(f"biases changed by an update: {len(merged.biases)}")
+    if merged.whole:
+        lines.append(f"trained and stored whole, put in place: {len(merged.whole)} parameters")
+    lines += [f"trained token rows put into {name}: {count}" for name, count in merged.rows.items()]
+    if merged.grown:
+        lines.append(f"vocabulary grown from {merged.grown[0]} to {merged.grown[1]} tokens, as the adapter has it")
+    if merged.untied:
+        lines.append(f"no longer tied to another weight: {', '.join(merged.untied)}")
+    if merged.left_out:
+        reasons = dict.fromkeys(item.reason for item in merged.left_out)
+        lines.append(f"keys of the file that make no update: {len(merged.left_out)} ({'; '.join(list(reasons)[:3])})")
+    return "\n".join(lines)
+
+
+def _weights(merged: "Merge", dtype: str) -> list[str]:
+    if not merged.weights:
+        return [f"no updates, stored as {dtype}"]
+    worst = max(merged.weights, key=lambda one: one.rounding_loss)
+    middle = sorted(one.rounding_loss for one in merged.weights)[len(merged.weights) // 2]
+    sizes = sorted(one.relative_size for one in merged.weights)
+    return [
+        f"merged {len(merged.weights)} updates, ‖ΔW‖/‖W‖ from {sizes[0]:.2g} to {sizes[-1]:.2g}, stored as {dtype}",
         f"rounded away by {dtype}: {100 * middle:.2g} % of the update in the median weight, "
         f"{100 * worst.rounding_loss:.2g} % in the worst ({worst.name}; "
-        f"{100 * worst.unchanged:.2g} % of its changed entries stay as they were)"
-    )
+        f"{100 * worst.unchanged:.2g} % of its changed entries stay as they were)",
+    ]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.attendance import HOOKS, noted
+from lorascope.methods.summed import rounded_sum, widened
 from lorascope.registry import Registry
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter
@@ -166,23 +167,19 @@ class AdaptedLayer(nn.Module):
         it unchanged, and `unmerge` brings back the very same bits. Both are in memory until then.
 
         Raises:
-            InputError: the layer is merged already, or its weight is not stored in a floating dtype.
+            InputError: the layer is merged already, its weight is not stored in a floating dtype, or a number in the
+                sum is NaN or infinite.
         """
         original = self.base.weight
         if self.merged:
             raise InputError(f"{self.name} is merged already", hint="unmerge it first")
-        if not original.is_floating_point():
-            raise InputError(f"{self.name} cannot be merged", found=f"a {original.dtype} weight", expected="floats")
-        wide = original.to(torch.promote_types(original.dtype, torch.float32))
-        delta = self.delta.weight(wide.t() if self.transposed else wide).to(wide.dtype)
-        delta = delta.t() if self.transposed else delta
-        stored = (wide + delta).to(original.dtype)
-        self.base.weight = nn.Parameter(stored, requires_grad=False)
+        wide = widened(original)
+        delta = self.delta.weight(wide.t() if self.transposed else wide)
+        total = rounded_sum(self.name, original, delta.t() if self.transposed else delta)
+        self.base.weight = nn.Parameter(total.stored, requires_grad=False)
         self._original = original
         self._merge_bias()
-        size = float(delta.norm())
-        lost = float((stored.to(wide.dtype) - wide - delta).norm()) / size if size else 0.0
-        return Merged(self.name, size / max(float(wide.norm()), torch.finfo(wide.dtype).tiny), lost)
+        return Merged(self.name, total.relative_size, total.rounding_loss)
 
     def _merge_bias(self) -> None:
         """What the update does to the bias, where it acts on the output as a whole."""

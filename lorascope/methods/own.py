@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from lorascope.errors import InputError, some
 from lorascope.methods.base import Merged, Method, Part
+from lorascope.methods.summed import measured, widened
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.tensors import InMemory
 
@@ -200,12 +201,10 @@ def put(own: Own, parameter: nn.Parameter) -> None:
 def merged(own: Own, value: Tensor) -> tuple[nn.Parameter, Merged]:
     """`value`, rounded once to the base's dtype, as a parameter; and what that did."""
     original = own.parameter
-    stored = nn.Parameter(value.to(original.dtype), requires_grad=False)
-    wide = original.to(torch.promote_types(original.dtype, torch.float32))
-    delta = value.to(wide.dtype) - wide
-    size, base = float(delta.norm()), float(wide.norm())
-    lost = float((stored.to(wide.dtype) - wide - delta).norm()) / size if size else 0.0
-    return stored, Merged(own.name, size / max(base, torch.finfo(wide.dtype).tiny), lost)
+    wide = widened(original)
+    total = measured(own.name, original, value.to(wide.dtype) - wide, value.to(original.dtype))
+    report = Merged(own.name, total.relative_size, total.rounding_loss)
+    return nn.Parameter(total.stored, requires_grad=False), report
 
 
 class OwnPart(Part):

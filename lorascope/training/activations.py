@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.linalg.factored import Factored
-from lorascope.training import merge
 from lorascope.training.data import Encoded
+from lorascope.training.places import weight_name
 from lorascope.training.reopen import Reopened
 from lorascope.updates.base import Update, dense
 
@@ -112,7 +112,7 @@ def responses(run: Reopened, texts: Encoded, tokens: Tokens) -> Responses:
     watches = {}
     for name, update in run.updates.items():
         if name not in left_out:
-            module = run.model.get_submodule(merge.weight_name(update).rpartition(".")[0])
+            module = run.model.get_submodule(weight_name(update).rpartition(".")[0])
             watches[name] = _Watch(module, _applied(run.delta(name), run.world.device), update.transposed)
     handles = [watch.module.register_forward_pre_hook(watch) for watch in watches.values()]
     try:
@@ -137,7 +137,7 @@ def responses(run: Reopened, texts: Encoded, tokens: Tokens) -> Responses:
 
 def _why_not(model: nn.Module, update: Update) -> str:
     """Why an update has no inputs to look at; empty where it has."""
-    path, _, attribute = merge.weight_name(update).rpartition(".")
+    path, _, attribute = weight_name(update).rpartition(".")
     module = model.get_submodule(path)
     if update.expert is not None:
         return "a fused expert: which tokens it gets is not visible from outside"

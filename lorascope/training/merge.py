@@ -1,13 +1,14 @@
-"""An adapter's updates added to its base model's weights.
+"""An adapter's tensors put into its base model's weights: by one function, whoever asks.
 
-Any adapter that `weights` can read can be merged: the sum W + ΔW is formed in float32 or wider from each update's own
-formula, and rounded once to the dtype the model is stored in. In a narrow dtype much of a small update disappears in
-that rounding, so what was lost is measured for each weight.
+What is merged is what the trained model computes: every update by its own formula, in the layout of the module that it
+finds; what an update adds to a bias; modules, biases and token rows that were trained whole; on the base that the
+adapter was trained on. What cannot be merged is refused, and nothing is written then. The sum W + ΔW is formed in
+float32 or wider and rounded once to the dtype the model is stored in. In a narrow dtype much of a small update
+disappears in that rounding, so what was lost is measured for each weight.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
+from lorascope.methods.summed import rounded_sum, widened
 from lorascope.training import models
 from lorascope.training.assets import staged
-from lorascope.training.config import ModelConfig
+from lorascope.training.places import Places, placed, weight_name
 from lorascope.training.record import write_json
-from lorascope.training.run import CARD
-from lorascope.updates.base import Update, dense, kinds
-from lorascope.weights.adapter import Adapter
+from lorascope.updates.base import Stored, Update, dense, kinds
+from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.caveats import not_for_all_tokens, of_another_base
+from lorascope.weights.formats.base import lost
+from lorascope.weights.formats.peft import B_BIAS
+from lorascope.weights.peft.held import TOKENS
 from lorascope.weights.subspace import LAMBDA, THETA, subspace_of
-
-TASKS = ("SEQ_CLS", "CAUSAL_LM")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class MergedWeight:
     """What merging did to one weight.
 
     Attributes:
-        name: the parameter's name in the model.
+        name: the parameter's name in the model, with the expert's number where it is a slice of one.
         relative_size: ‖ΔW‖_F / ‖W‖_F.
         rounding_loss: ‖(stored − W) − ΔW‖_F / ‖ΔW‖_F, the share of the update that the dtype could not hold.
         unchanged: the share of the entries that ΔW changes and the stored weight does not.
@@ -45,75 +48,138 @@ class MergedWeight:
     unchanged: float
 
 
-def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | str = "auto") -> tuple[nn.Module, Any]:
-    """The base model that the adapter belongs to, with its head, and the model's tokenizer where it has one.
+@dataclass
+class Merge:
+    """What was merged, and what was left out because the base has it or nothing depends on it.
 
-    The card that `lorascope train` leaves beside the adapter says which head; of another writer's adapter, its task
-    type does.
-
-    Raises:
-        InputError: the model cannot be loaded, or the adapter does not say what kind it needs.
+    Attributes:
+        weights: one record for each update.
+        biases: parameters to which an update added something beside its weight.
+        whole: parameters that were trained and stored whole, now in place.
+        rows: how many rows of an embedding were trained and put in, by parameter.
+        base: parameters of the base that the file held itself, and that were used.
+        untied: parameters that no longer share one tensor with another.
+        grown: the rows of the vocabulary before and after, where the adapter has more tokens than the base.
+        left_out: the rest of the file, and why it is not needed.
     """
-    task, head, layers = adapter.settings.get("task_type"), "native", None
-    card = (folder if folder.is_dir() else folder.parent) / CARD
-    if card.is_file():
-        said = json.loads(card.read_text(encoding="utf-8"))["model"]
-        if said.get("random_init"):
-            raise InputError(f"{folder} was trained on random weights, which only its run's seed gives again")
-        task, head, layers = said["task_type"], said["head"], said.get("num_hidden_layers")
-    if task not in TASKS:
-        raise InputError(
-            "the adapter does not say what kind of model it belongs to",
-            found=f"the task type {task!r}",
-            expected=" or ".join(TASKS),
-            hint="set task_type in its adapter_config.json",
-        )
-    labels = [
-        stored.shape[0]
-        for name, stored in adapter.saved.items()
-        if name.endswith(("classifier.weight", "score.weight"))
-    ]
-    config = ModelConfig(base, task, head, num_hidden_layers=layers)
-    model = models.load_model(config, labels[0] if labels else 2, dtype)
-    try:
-        return model, models.load_tokenizer(config)
-    except InputError:  # some models come without one; they are merged all the same
-        return model, None
+
+    weights: list[MergedWeight] = field(default_factory=list)
+    biases: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    base: list[str] = field(default_factory=list)
+    untied: list[str] = field(default_factory=list)
+    grown: tuple[int, int] | None = None
+    left_out: tuple[NotAnalysed, ...] = ()
 
 
 @torch.no_grad()
-def merge(model: nn.Module, adapter: Adapter) -> list[MergedWeight]:
-    """Add every update to its weight and put the saved modules in place; what rounding did to each weight.
+def merge(model: nn.Module, adapter: Adapter) -> Merge:
+    """Put an adapter into its base model for good.
 
-    A weight that two modules share (tied embeddings) is untied: only the adapted one changes. Where the adapter trained
-    the shared parameter itself, it stays shared.
+    A weight that two modules share (tied embeddings) is untied where only one of them changes; where both do, or the
+    adapter trained the shared parameter itself, it stays shared.
 
     Raises:
-        InputError: a weight is missing, has another shape, or the update is more than a change of it.
+        InputError: a parameter is missing or has another shape, the adapter is more than a change of weights or belongs
+            to another base, something in the file would be lost, a merged number is NaN or infinite, or the model has
+            random values in a place that the adapter does not fill.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    missing = [name for update in adapter.updates.values() if (name := weight_name(update)) not in parameters]
+    refuse(adapter)
+    done = Merge(left_out=adapter.not_analysed)
+    _with_vocabulary(model, adapter, done)
+    places = Places(model)
+    _check_names(places, adapter)
+    adapter = placed(places, adapter)
+    for name, stored in adapter.base.items():
+        _set(places, done.base, name, stored, keep_ties=True)
+    keep_ties = adapter.settings.get("ties") == "kept" or bool(adapter.settings.get("ensure_weight_tying"))
     saved = {name: stored for name, stored in adapter.saved.items() if not _makes_updates(name, adapter)}
-    missing += [name for name in saved if name not in parameters and name not in adapter.parts]
+    for name, stored in saved.items():
+        _set(places, done.whole, name, stored, keep_ties or _all_alike(places, name, saved), done.untied)
+    for update in adapter.updates.values():
+        _merge_one(places, update, places.name(weight_name(update)) or "", keep_ties, done)
+    for update in adapter.updates.values():
+        _merge_bias(places, update, adapter.source.format, done)
+    for name, rows in adapter.rows.items():
+        _set_rows(places, name, rows.indices, rows.stored, done)
+    _check_drawn(model, places, done)
+    return done
+
+
+def refuse(adapter: Adapter) -> None:
+    """InputError where the adapter cannot be put into a base's weights without losing or changing what it does."""
+    where = adapter.source.path or "the adapter"
+    if why := not_for_all_tokens(adapter):
+        raise InputError(f"{where} cannot be merged", found=why, hint="a merged model would apply it to all tokens")
+    if why := of_another_base(adapter):
+        raise InputError(
+            f"{where} cannot be merged into the original base",
+            found=why,
+            hint="save it with PEFT's path_initial_model_for_weight_conversion first",
+        )
+    if adapter.settings.get("layer_replication"):
+        raise InputError(
+            f"{where} cannot be merged: it was trained on a model whose layers are replicas of the base's",
+            found=f"layer_replication {adapter.settings['layer_replication']}",
+            hint="merge it with PEFT, into the replicated model",
+        )
+    if parts := [name for name in adapter.saved if name in adapter.parts]:
+        apart = [name for name in parts if not _makes_updates(name, adapter)]
+        if apart:
+            raise InputError(f"{apart[0]} cannot be merged into the weights", found=adapter.parts[apart[0]])
+    if gone := lost(adapter, kept=(B_BIAS, TOKENS)):
+        raise InputError(
+            f"merging {where} would lose what lorascope does not understand or cannot compute",
+            found=f"{some((item.name for item in gone), 3)}: {gone[0].reason}",
+        )
+
+
+def _with_vocabulary(model: nn.Module, adapter: Adapter, done: Merge) -> None:
+    """Give the model as many tokens as the adapter's, where that has more. InputError where the adapter does not hold
+    the rows that the base lacks."""
+    places = Places(model)
+    whole = {**adapter.base, **adapter.saved}
+    sizes = {}
+    for name, stored in whole.items():
+        own = places.name(name)
+        if own is not None and _is_vocabulary(model, own):
+            sizes[own] = (places.parameters[own].shape[0], stored.shape[0])
+    grown = {before_after for before_after in sizes.values() if before_after[0] < before_after[1]}
+    if not grown:
+        return
+    ((before, after), *others) = grown
+    tables = {name for name in places.parameters if _is_vocabulary(model, name)}
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    missing = [] if tied and sizes else [name for name in tables if name not in sizes and name.endswith(".weight")]
+    if others or missing:
+        raise InputError(
+            f"the adapter has {after} tokens, and this base {before}",
+            found=f"no new rows for {some(missing)}" if missing else "several sizes",
+            hint="resize the base's vocabulary as it was resized before training, save it, and pass that folder",
+        )
+    model.resize_token_embeddings(after, mean_resizing=False)
+    done.grown = (before, after)
+
+
+def _is_vocabulary(model: nn.Module, name: str) -> bool:
+    """Whether the parameter is the input or the output embedding's."""
+    path = name.rpartition(".")[0]
+    tables = [getattr(model, f"get_{which}_embeddings", lambda: None)() for which in ("input", "output")]
+    return any(model.get_submodule(path) is table for table in tables if table is not None)
+
+
+def _check_names(places: Places, adapter: Adapter) -> None:
+    wanted = [weight_name(update) for update in adapter.updates.values()]
+    wanted += [name for name in adapter.saved if not _makes_updates(name, adapter)]
+    wanted += [*adapter.rows, *adapter.base]
+    missing = [name for name in wanted if places.name(name) is None]
     if missing:
         raise InputError(
-            "the adapter is not of this model", found=f"updates for {some(missing, 3)}", expected=some(parameters, 3)
+            "the adapter is not of this model",
+            found=f"{len(missing)} of its {len(wanted)} parameters are not there: {some(missing, 3)}",
+            expected=some(places.parameters, 3),
         )
-    if apart := [name for name in saved if name in adapter.parts]:
-        raise InputError(f"{apart[0]} cannot be merged into the weights", found=adapter.parts[apart[0]])
-    tied = adapter.settings.get("ties") == "kept"
-    reports = [_merge_one(model, parameters, update, tied) for update in adapter.updates.values()]
-    if adapter.source.format != "lycoris":  # whose scaling is of the weight alone
-        for update in adapter.updates.values():
-            _merge_bias(model, parameters, update)
-    for name, stored in saved.items():
-        values = torch.from_numpy(stored.read())
-        if values.shape != parameters[name].shape:
-            raise InputError(
-                f"{name} has another shape", found=tuple(values.shape), expected=tuple(parameters[name].shape)
-            )
-        parameters[name].copy_(values)
-    return reports
 
 
 def _makes_updates(name: str, adapter: Adapter) -> bool:
@@ -121,73 +187,126 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
     return name in (THETA, LAMBDA) and subspace_of(adapter.updates) is not None
 
 
-def weight_name(update: Update) -> str:
-    """The name of the parameter that the update changes."""
-    return update.base_weight or f"{update.name}.weight"
+# --- one parameter ----------------------------------------------------------------------------------------------------
 
 
-def _merge_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update, tied: bool) -> MergedWeight:
-    name = weight_name(update)
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    stored = getattr(module, attribute)
-    whole = stored if update.expert is None else stored[update.expert]
-    wide = whole.to(torch.promote_types(whole.dtype, torch.float32))
-    delta = _delta(update, wide)
-    merged = (wide + delta).to(whole.dtype)
-    if tied:
-        wide = wide.clone()  # of a float32 weight it is the weight itself
-    if update.expert is None and not tied:
-        _put(model, parameters, module, attribute, merged)
-    else:
-        whole.copy_(merged)
-    return _report(name, wide, delta, merged)
-
-
-def _merge_bias(model: nn.Module, parameters: Mapping[str, nn.Parameter], update: Update) -> None:
-    """What the update does to the bias, where it acts on the output as a whole, as (IA)³ does."""
-    module = model.get_submodule(weight_name(update).rpartition(".")[0])
-    bias = getattr(module, "bias", None)
-    if bias is None or not update.needs_base:  # what acts on the output depends on it
-        return
-    wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
-    change = kinds.get(update.kind).bias_change(update.read(), update.scale, wide.double().cpu().numpy())
-    if change is not None:
-        _put(model, parameters, module, "bias", (wide + torch.from_numpy(change).to(wide)).to(bias.dtype))
+def _merge_one(places: Places, update: Update, name: str, keep_ties: bool, done: Merge) -> None:
+    whole = places.current(name)
+    fused = update.expert is not None and whole.ndim == 3
+    if fused and update.expert >= whole.shape[0]:  # type: ignore[operator]
+        raise InputError(f"{name} has {whole.shape[0]} experts", found=update.name)
+    weight = whole[update.expert] if fused else whole
+    label = f"{name}[{update.expert}]" if fused else name
+    total = rounded_sum(label, weight, _delta(update, weight))
+    done.weights.append(MergedWeight(label, total.relative_size, total.rounding_loss, total.unchanged))
+    if fused or keep_ties:
+        weight.copy_(total.stored)
+    elif places.put(name, total.stored):
+        done.untied.append(name)
 
 
 def _delta(update: Update, weight: Tensor) -> Tensor:
-    """ΔW in the layout and dtype the model stores `weight` in."""
+    """ΔW in the layout the model stores `weight` in, float32 or wider."""
     native = weight.t() if update.transposed else weight
-    base = (
-        native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy() if update.needs_base else None
-    )
-    values = torch.from_numpy(np.ascontiguousarray(dense(update.delta(base)))).to(weight)
+    base = None
+    if update.needs_base:
+        base = native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy()
+    try:
+        values = torch.from_numpy(np.ascontiguousarray(dense(update.delta(base)), dtype=np.float64))
+    except InputError as error:
+        raise InputError(f"{update.name}: {error.what}", found=error.found, expected=error.expected) from None
+    values = values.to(widened(weight))
     values = values.t() if update.transposed else values
     as_it_is = values.shape == weight.shape or (weight.ndim < 2 and values.shape == (weight.numel(), 1))
     if values.numel() != weight.numel() or not (update.kernel or as_it_is):
-        raise InputError(f"{update.name} has another shape", found=update.shape, expected=tuple(native.shape))
+        raise InputError(
+            f"{update.name} has another shape",
+            found=tuple(values.shape),
+            expected=tuple(weight.shape),
+            hint="give the base model that this adapter was trained on",
+        )
     return values.reshape(weight.shape)
 
 
-def _put(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], module: nn.Module, attribute: str, merged: Tensor
+def _merge_bias(places: Places, update: Update, source: str, done: Merge) -> None:
+    """What the update does to the bias: (IA)³ scales the output as a whole, and B may have a bias of its own."""
+    name = places.name(weight_name(update).rpartition(".")[0] + ".bias")
+    if update.bias is not None and name is None:
+        raise InputError(
+            f"{update.name} has no bias in the base", found="lora_bias: a bias of B, which would have to be added to it"
+        )
+    if name is None or (update.bias is None and not update.needs_base):  # what acts on the output depends on it
+        return
+    bias = places.current(name)
+    change = torch.zeros_like(widened(bias))
+    if update.bias is not None:
+        change += torch.from_numpy(update.scale * update.bias.read()).to(change).reshape(change.shape)
+    if update.needs_base and source != "lycoris":  # whose scaling is of the weight alone
+        own = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.double().cpu().numpy())
+        change += 0 if own is None else torch.from_numpy(own).to(change)
+    if bool(change.any()):
+        places.put(name, rounded_sum(name, bias, change).stored)
+        done.biases.append(name)
+
+
+def _set(
+    places: Places, record: list[str], name: str, stored: Stored, keep_ties: bool, untied: list[str] | None = None
 ) -> None:
-    """The merged weight in the old one's place; a module that shared the old one keeps it."""
-    old = getattr(module, attribute)
-    shared = sum(parameter is old for parameter in parameters.values()) > 1
-    setattr(module, attribute, nn.Parameter(merged, requires_grad=False))
-    if shared and getattr(model.config, "tie_word_embeddings", False):
-        model.config.tie_word_embeddings = False  # or saving and loading would tie them again
+    """A parameter that the file holds whole, put in place."""
+    own = places.name(name) or ""
+    values, parameter = torch.from_numpy(stored.read()), places.current(own)
+    if values.shape != parameter.shape:
+        raise InputError(f"{name} has another shape", found=tuple(values.shape), expected=tuple(parameter.shape))
+    rounded = values.to(parameter)
+    if not bool(torch.isfinite(rounded).all()):
+        raise InputError(
+            f"merging would write NaN or infinity into {own}", found=f"such entries in the adapter's {name}"
+        )
+    if keep_ties:
+        parameter.copy_(rounded)
+    elif places.put(own, rounded) and untied is not None:
+        untied.append(own)
+    record.append(own)
 
 
-def _report(name: str, wide: Tensor, delta: Tensor, merged: Tensor) -> MergedWeight:
-    size, base = float(delta.norm()), float(wide.norm())
-    kept = merged.to(wide.dtype) - wide
-    moved = delta != 0
-    stuck = float(((kept == 0) & moved).sum() / moved.sum()) if bool(moved.any()) else 0.0
-    loss = float((kept - delta).norm()) / size if size else 0.0
-    return MergedWeight(name, size / base if base else 0.0, loss, stuck)
+def _all_alike(places: Places, name: str, saved: Mapping[str, Stored]) -> bool:
+    """Whether every module that shares this parameter was stored whole with the same numbers: then it stays shared."""
+    own = places.name(name) or ""
+    sharers = places.sharers(own)
+    theirs = {places.name(other): stored for other, stored in saved.items()}
+    if len(sharers) < 2 or not all(other in theirs for other in sharers):
+        return False
+    values = [theirs[other].read() for other in sharers]
+    return all(np.array_equal(values[0], other) for other in values[1:])
+
+
+def _set_rows(places: Places, name: str, indices: tuple[int, ...], stored: Stored, done: Merge) -> None:
+    """Trained rows, in the place of the base's. A tied output layer has them as well."""
+    own = places.name(name) or ""
+    table = places.current(own)
+    values = torch.from_numpy(stored.read()).to(table)
+    if max(indices, default=0) >= table.shape[0] or values.shape[1:] != table.shape[1:]:
+        raise InputError(
+            f"the trained rows do not fit {own}",
+            found=f"rows up to {max(indices, default=0)} of width {values.shape[-1]}",
+            expected=f"a table of {tuple(table.shape)}",
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(f"merging would write NaN or infinity into {own}", found="such entries in the trained rows")
+    table[list(indices)] = values
+    done.rows[own] = len(indices)
+
+
+def _check_drawn(model: nn.Module, places: Places, done: Merge) -> None:
+    """InputError where the base lacks a parameter, and the adapter does not bring it."""
+    filled = {*done.whole, *done.base}
+    random = [name for name in models.drawn(model) if places.name(name) not in filled]
+    if random:
+        raise InputError(
+            f"the base does not hold {some(random, 3)}, and neither does the adapter",
+            found="random values in their place",
+            hint="give a base that holds them, or an adapter that was trained with them in modules_to_save",
+        )
 
 
 def dtype_of(model: nn.Module) -> str:
@@ -198,11 +317,13 @@ def dtype_of(model: nn.Module) -> str:
     return str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")
 
 
-def save(model: nn.Module, tokenizer: Any, folder: Path, merged: list[MergedWeight], facts: Mapping[str, str]) -> None:
+def save(model: nn.Module, tokenizer: Any, folder: Path, merged: Merge, facts: Mapping[str, str]) -> None:
     """The model, its tokenizer and merge.json in a new folder, which appears whole or not at all."""
     with staged(folder) as stage:
         model.save_pretrained(stage)
         if tokenizer is not None:
             tokenizer.save_pretrained(stage)
-        weights = [asdict(one) for one in merged]
-        write_json(stage / "merge.json", {**facts, "dtype": dtype_of(model), "weights": weights})
+        write_json(stage / "merge.json", {**facts, "dtype": dtype_of(model), **asdict(merged)})
+
+
+__all__ = ["Merge", "MergedWeight", "dtype_of", "merge", "refuse", "save", "weight_name"]

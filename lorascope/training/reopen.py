@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import InputError, LorascopeError, some
+from lorascope.methods.summed import widened
 from lorascope.training import config as configs
 from lorascope.training import data, merge, models
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Score, evaluate
 from lorascope.training.parallel import World, pick_device
+from lorascope.training.places import Places, placed, weight_name
 from lorascope.training.run import SUMMARY, load_base
 from lorascope.updates.base import Update, dense
 from lorascope.weights import io
@@ -91,8 +93,7 @@ class Reopened:
             if tuple(change.shape) != update.shape:
                 raise InputError(f"{name} has another shape", found=tuple(change.shape), expected=update.shape)
             turned = change.t() if update.transposed else change
-            wide = torch.promote_types(base.dtype, torch.float32)
-            weight.copy_(base.to(wide) + turned.reshape(base.shape).to(base.device, wide))
+            weight.copy_(widened(base) + turned.reshape(base.shape).to(widened(base)))
 
     def restore(self) -> None:
         """The trained ΔW again."""
@@ -105,7 +106,7 @@ class Reopened:
         return evaluate(self.model, self.held_out if texts is None else texts, size, self.world)
 
     def _weight(self, update: Update) -> Tensor:
-        stored = self.model.get_parameter(merge.weight_name(update))
+        stored = self.model.get_parameter(weight_name(update))
         return stored if update.expert is None else stored[update.expert]
 
 
@@ -132,7 +133,7 @@ def reopen(
     if split is not None or max_samples is not None:
         held_out = other_texts(config, train, tokenizer, split or config.data.eval_split, max_samples)
     model = load_base(config, len(train.label_names), here.device)
-    adapter = io.read(folder / "adapter")
+    adapter = placed(Places(model), io.read(folder / "adapter"))
     base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
     merge.merge(model, adapter)
     model.eval().requires_grad_(False)
@@ -180,7 +181,7 @@ def other_texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, m
 @torch.no_grad()
 def _base_of(model: nn.Module, update: Update) -> Tensor:
     """A copy of the weight before the update."""
-    name = merge.weight_name(update)
+    name = weight_name(update)
     try:
         stored = model.get_parameter(name)
     except AttributeError:

@@ -126,6 +126,7 @@ class Update:
         base_weight: the parameter's name in the base checkpoint, where it is not `name + ".weight"`.
         expert: of a fused expert parameter, which slice of its first axis.
         notes: what the reader wants said about this module.
+        bias: what the update adds to the layer's bias besides, (d_out,), before `scale` multiplies it.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Update:
     expert: int | None = None
     notes: tuple[str, ...] = field(default=())
     embedding: bool = False
+    bias: Stored | None = None
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:

@@ -96,8 +96,7 @@ def parameters(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict
         tensors: all of a checkpoint's tensors.
         config: the model's `config.json`, whose `quantization_config` names the scheme.
     """
-    said = config.get("quantization_config") or config.get("compression_config") or config.get("quantization") or {}
-    schemes = _Schemes(tensors, said if isinstance(said, Mapping) else {})
+    schemes = _Schemes(tensors, _said(config))
     found: dict[str, Stored] = {}
     for name in tensors:
         if (owner := schemes.packed(name)) is not None:
@@ -105,6 +104,17 @@ def parameters(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict
         elif not schemes.is_companion(name):
             found[name] = schemes.parameter(name)
     return found
+
+
+def scheme_name(config: Mapping[str, Any]) -> str | None:
+    """What a model's config says that it is quantised with; None of a plain one."""
+    said = _said(config)
+    return (_Schemes({}, said).name or "an unnamed scheme") if said else None
+
+
+def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    said = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
+    return said if isinstance(said, Mapping) else {}
 
 
 def scheme_of(stored: Stored | None) -> str | None:

@@ -6,7 +6,7 @@ import torch
 
 from lorascope.errors import InputError
 from lorascope.training import merge as merging
-from lorascope.training import models, run
+from lorascope.training import merge_base, models, run
 from lorascope.training.config import ModelConfig
 from lorascope.training.models import MeanPoolClassifier
 from lorascope.weights import io
@@ -36,10 +36,10 @@ MODES = ["method.targets=all-linear", "method.targets=[query]", "model.head=mean
 def test_merged_logits_equal_unmerged_ones(classifier, tiny_bert, tmp_path, mode):
     adapter, expected = trained(classifier(mode), tmp_path / "run")
     read = io.read(adapter)
-    model, tokenizer = merging.load_base(read, adapter, str(tiny_bert))
+    model, tokenizer = merge_base.load_base(read, adapter, str(tiny_bert))
     reports = merging.merge(model, read)
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-6)  # float32, one more rounding of W
-    assert max(one.rounding_loss for one in reports) < 1e-4
+    assert max(one.rounding_loss for one in reports.weights) < 1e-4
     merging.save(model, tokenizer, tmp_path / "merged", reports, {"base": "tiny"})
     head = "mean-pool" if mode == "model.head=mean-pool" else "native"
     again = models.load_model(ModelConfig(str(tmp_path / "merged"), head=head), num_labels=2)
@@ -51,7 +51,7 @@ def test_a_tied_embedding_is_untied_and_stays_so(language_model, tiny_llama, tmp
     config = language_model("method.targets=[embed_tokens, q_proj]")
     adapter, expected = trained(config, tmp_path / "run")
     read = io.read(adapter)
-    model, tokenizer = merging.load_base(read, adapter, str(tiny_llama))
+    model, tokenizer = merge_base.load_base(read, adapter, str(tiny_llama))
     reports = merging.merge(model, read)
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-6)
     merging.save(model, tokenizer, tmp_path / "merged", reports, {})
@@ -63,9 +63,9 @@ def test_rounding_to_bfloat16_is_measured(language_model, tiny_llama, tmp_path):
     """Against the definition, in float64, from the two weights themselves."""
     adapter, _ = trained(language_model("training.max_steps=1"), tmp_path / "run")
     read = io.read(adapter)
-    model, _ = merging.load_base(read, adapter, str(tiny_llama), torch.bfloat16)
+    model, _ = merge_base.load_base(read, adapter, str(tiny_llama), torch.bfloat16)
     before = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
-    reports = {one.name: one for one in merging.merge(model, read)}
+    reports = {one.name: one for one in merging.merge(model, read).weights}
     after = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
     for name, update in read.updates.items():
         w, stored = before[f"{name}.weight"], after[f"{name}.weight"]

@@ -39,7 +39,6 @@ def low_rank(name, d_out, d_in, **fields):
         ("encoder.layer.0.query.weight", "bert.encoder.layer.0.query"),
         ("layers.0.q.weight", "base_model.model.layers.0.q"),
         ("base_model.model.layers.0.q.weight", "layers.0.q"),
-        ("model.decoder.layers.0.q.weight", "layers.0.q"),
     ],
 )
 def test_prefixes_of_either_side(stored, asked, tmp_path):

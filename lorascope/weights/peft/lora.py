@@ -72,6 +72,7 @@ def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> 
             transposed=is_transposed(group.module, (b.shape[0], flattened(a).shape[1]), config, base, kernel),
             kernel=kernel,
             notes=notes,
+            bias=group.stored.get("lora_B.bias"),
         ),
     )
 

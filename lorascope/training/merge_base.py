@@ -1,0 +1,137 @@
+"""The base model that an adapter belongs to, opened to be merged into: its class, its head, its number of classes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorascope.errors import InputError
+from lorascope.training import assets, models
+from lorascope.training.config import ModelConfig
+from lorascope.training.run import CARD
+from lorascope.weights.adapter import Adapter
+from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.quantised import scheme_name
+
+CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}  # PEFT's task types
+WITH_CLASSES = ("SEQ_CLS", "TOKEN_CLS")
+
+
+def checkpoint_of(base: str) -> Checkpoint | None:
+    """The base's files, which tell how adapters of it are meant; None where only transformers can open it.
+
+    Raises:
+        InputError: the base is quantised.
+    """
+    try:
+        checkpoint = open_checkpoint(assets.resolve(base))
+    except InputError:
+        return None
+    if scheme := scheme_name(checkpoint.config):
+        raise InputError(
+            f"the base {base} is quantised with {scheme}",
+            hint="merge into the same model as it was before it was quantised: codes cannot hold the sum",
+        )
+    return checkpoint
+
+
+def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | str = "auto") -> tuple[nn.Module, Any]:
+    """The base model that the adapter belongs to, with its head, and the model's tokenizer where it has one.
+
+    The card that `lorascope train` leaves beside the adapter says which head; of another writer's adapter, its task
+    type does, and where it names none, the class that the base was saved from.
+
+    Raises:
+        InputError: the model cannot be loaded, or nothing says of what class it is.
+    """
+    card = read_card(folder)
+    if card is None:
+        model = _of_task(adapter, base, dtype)
+        config = ModelConfig(base)
+    else:
+        said = card["model"]
+        if said.get("random_init"):
+            raise InputError(f"{folder} was trained on random weights, which only its run's seed gives again")
+        config = ModelConfig(base, said["task_type"], said["head"], num_hidden_layers=said.get("num_hidden_layers"))
+        model = models.load_model(config, len(card["labels"]) or 2, dtype)
+        name_classes(model, card["labels"])
+    codes = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    if codes:
+        raise InputError(
+            f"the base {base} is quantised", found=f"{codes[0]} holds codes", hint="give the original model"
+        )
+    try:
+        return model, models.load_tokenizer(config)
+    except InputError:  # some models come without one; they are merged all the same
+        return model, None
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """What `lorascope train` left beside the adapter; None where it left nothing. InputError where it is damaged."""
+    path = (folder if folder.is_dir() else folder.parent) / CARD
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        fine = isinstance(card["model"], dict) and {"task_type", "head"} <= card["model"].keys()
+        fine = fine and isinstance(card["labels"], list)
+    except (OSError, ValueError, KeyError, TypeError):
+        fine = False
+    if not fine:
+        raise InputError(f"{path} is damaged", expected="the model and the labels of the run", hint="restore the file")
+    return card
+
+
+def name_classes(model: nn.Module, labels: list[str]) -> None:
+    """Put the classes' names into the model's config, from which transformers' pipelines take them."""
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: number for number, label in enumerate(labels)}
+
+
+def _of_task(adapter: Adapter, base: str, dtype: torch.dtype | str) -> nn.Module:
+    import transformers
+
+    task = adapter.settings.get("task_type")
+    config = models.load_config(base)
+    if task in CLASSES:
+        auto = getattr(transformers, CLASSES[task])
+    else:
+        named = [name for name in config.architectures or () if hasattr(transformers, name)]
+        if not named:
+            raise InputError(
+                "neither the adapter nor the base says what kind of model they are of",
+                found=f"the task type {task!r}, and the architectures {config.architectures}",
+                expected=f"one of {', '.join(CLASSES)}",
+                hint="set task_type in its adapter_config.json",
+            )
+        auto = getattr(transformers, named[0])
+    labels = _labels(auto, config, adapter.saved) if task in WITH_CLASSES or task not in CLASSES else {}
+    return models.load_class(auto, base, dtype, **labels)
+
+
+def _labels(auto: Any, config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """How many classes the adapter's own head has, where that is another number than the base's config says: found from
+    the parameter that differs in its first axis from the head of an empty model."""
+    with torch.device("meta"):
+        empty = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in empty.named_parameters()}
+    sizes = {
+        stored.shape[0]
+        for name, stored in saved.items()
+        if name in shapes
+        and len(stored.shape) == len(shapes[name])
+        and tuple(stored.shape[1:]) == shapes[name][1:]
+        and shapes[name][0] == config.num_labels != stored.shape[0]
+    }
+    return {"num_labels": sizes.pop(), "ignore_mismatched_sizes": True} if len(sizes) == 1 else {}
