@@ -379,3 +379,103 @@ def test_a_real_model_merged_in_bfloat16_reads_as_the_adapters_rank_and_the_rest
     assert {m.name: m.noise_floor["rank"] for m in found} == {m.name: 8 * (m.name in adapted) for m in found}
     others = [m for m in found if m.name not in adapted]
     assert max(m.gavish_donoho["rank"] for m in others if m.gavish_donoho) > 10  # why the bulk alone is no floor
+
+
+def tiny_models():
+    """Models that tie their output layer to their embedding, by name: (config, the task in PEFT's words)."""
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    return {
+        "gpt2": (
+            transformers.GPT2LMHeadModel,
+            transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20, n_positions=12),
+            "CAUSAL_LM",
+        ),
+        "llama": (
+            transformers.LlamaForCausalLM,
+            transformers.LlamaConfig(**small, vocab_size=20, num_key_value_heads=2, tie_word_embeddings=True),
+            "CAUSAL_LM",
+        ),
+        "bert": (
+            transformers.BertForMaskedLM,
+            transformers.BertConfig(**small, vocab_size=20, max_position_embeddings=12),
+            None,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_the_extracted_adapter_of_a_tied_model_has_both_halves(name, tmp_path):
+    """At full rank the base with the adapter in PEFT gives the tuned model's logits: both ends moved."""
+    torch, peft = (pytest.importorskip(one) for one in ("torch", "peft"))
+    cls, config, task = tiny_models()[name]
+    torch.manual_seed(0)
+    model = cls(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.3 * torch.randn_like(model.get_input_embeddings().weight))
+    model.save_pretrained(tmp_path / "tuned")
+    result = delta.run(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "tuned"), extract=20)
+    assert result.extracted.settings.get("task_type") == task
+    assert len(result.extracted.updates) == 2
+    io.write(result.extracted, tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(cls.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        expected, found = model(tokens).logits, loaded(tokens).logits
+        untouched = cls.from_pretrained(tmp_path / "base").eval()(tokens).logits
+    assert (expected - untouched).abs().max() > 0.1
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)  # float32 products of factors
+
+
+def test_embeddings_that_encoder_and_decoder_share_are_left_out_by_name():
+    w, q = RNG.standard_normal((9, 4)), RNG.standard_normal((4, 4))
+    config = {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
+    base = checkpoint(shared__weight=w, encoder__q__weight=q, config=config)
+    result = delta.run(base, checkpoint(shared__weight=w + 1, encoder__q__weight=q + 1), extract=2)
+    assert list(result.extracted.updates) == ["encoder.q"]
+    assert result.extracted.settings["task_type"] == "SEQ_2_SEQ_LM"
+    assert [(item.name, "shared by other layers" in item.reason) for item in result.left_out] == [("shared", True)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "task"),
+    [
+        ("LlamaForCausalLM", {}, "CAUSAL_LM"),
+        ("BertForSequenceClassification", {}, "SEQ_CLS"),
+        ("BertForTokenClassification", {}, "TOKEN_CLS"),
+        ("BertForQuestionAnswering", {}, "QUESTION_ANS"),
+        ("BartForConditionalGeneration", {"is_encoder_decoder": True}, "SEQ_2_SEQ_LM"),
+        ("LlavaForConditionalGeneration", {"text_config": {}}, "CAUSAL_LM"),
+        ("BertModel", {}, None),
+    ],
+)
+def test_the_task_of_an_extracted_adapter_is_the_bases(architecture, more, task):
+    w = RNG.standard_normal((5, 4))
+    base = checkpoint(layers__0__q__weight=w, config={"architectures": [architecture], **more})
+    extracted = delta.run(base, checkpoint(layers__0__q__weight=w + 1), extract=1).extracted
+    assert extracted.settings.get("task_type") == task
+
+
+def test_a_tie_whose_output_layer_is_in_both_files():
+    w = RNG.standard_normal((9, 4))
+    base = checkpoint(embed_tokens__weight=w, lm_head__weight=w)
+    result = delta.run(base, checkpoint(embed_tokens__weight=w + 1, lm_head__weight=w + 1), extract=1)
+    updates = result.extracted.updates
+    assert set(updates) == {"embed_tokens", "lm_head"}
+    for name, expected in (("embed_tokens", np.ones((4, 9))), ("lm_head", np.ones((9, 4)))):
+        np.testing.assert_allclose(dense(updates[name].delta()), expected, atol=1e-6)  # float32 factors
+
+
+def test_what_was_not_compared_is_not_called_the_same():
+    """Two of five parameters have a partner, and are equal: nothing is known of the other three."""
+    w = RNG.standard_normal((6, 5))
+    both = {"layers__0__q__weight": w, "norm__weight": np.ones(5)}
+    base = checkpoint(**both, **{f"layers__{n}__k__weight": w for n in range(3)})
+    result = delta.run(base, checkpoint(**both))
+    texts = [finding.text for finding in result.findings if finding.severity in ("error", "warning")]
+    assert any("only 2 of 5 parameters" in text for text in texts)
+    assert any("not compared: 3 of 5" in text for text in texts)
+    assert not any("the same weights" in text for text in texts)
+    whole = delta.run(checkpoint(**both), checkpoint(**both))
+    assert any("the same weights" in finding.text for finding in whole.findings)

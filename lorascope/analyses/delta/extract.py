@@ -1,6 +1,7 @@
 """The best rank-r adapter of a full fine-tune: Eckart and Young's, module by module, as a LoRA."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,8 +40,19 @@ def factors(matrix: Array, rank: int, top: int | None) -> dict[str, np.ndarray]:
     return {"A": (root[:, None] * vh).astype(np.float32), "B": (u * root).astype(np.float32)}
 
 
-def adapter_of(pairs: Mapping[str, Pair], found: Mapping[str, Mapping[str, np.ndarray]], rank: int) -> Adapter:
+def adapter_of(
+    pairs: Mapping[str, Pair],
+    found: Mapping[str, Mapping[str, np.ndarray]],
+    rank: int,
+    halves: Mapping[str, str] | None = None,
+    task_type: str | None = None,
+) -> Adapter:
     """The factors of every module as an adapter of scale 1 (α = r).
+
+    Args:
+        halves: modules that share another's weight, such as a tied output layer: the pair's name by theirs. Each gets
+            the same ΔW, as the map that it is.
+        task_type: PEFT's, of the base's class.
 
     Raises:
         InputError: no module has an update that a LoRA can hold.
@@ -54,4 +66,18 @@ def adapter_of(pairs: Mapping[str, Pair], found: Mapping[str, Mapping[str, np.nd
         updates[name] = Update(
             name, "low_rank", stored, 1.0, pair.transposed, pair.kernel, pair.parameter, embedding=pair.embedding
         )
-    return Adapter(updates, {"r": rank, "lora_alpha": rank}, Source(method="LoRA"))
+    notes = []
+    for name, of in (halves or {}).items():
+        if of in updates:
+            updates[name] = _other_half(name, updates[of])
+            notes.append(f"{name} is tied to {of}: both have the same update")
+    settings = {"r": rank, "lora_alpha": rank, **({"task_type": task_type} if task_type else {})}
+    return Adapter(updates, settings, Source(method="LoRA"), notes=tuple(notes))
+
+
+def _other_half(name: str, update: Update) -> Update:
+    """The same ΔW of a module that shares the weight: an embedding's map is the output layer's, turned."""
+    if not update.embedding:
+        return replace(update, name=name)
+    turned = {role: InMemory(update.roles[other].read().T.astype(np.float32), "F32") for role, other in ("AB", "BA")}
+    return replace(update, name=name, roles=turned, transposed=False, embedding=False)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ROUNDING_WORTH_SAYING = 0.05  # of ‖ΔW‖², below the rounding floor
 VECTOR_WORTH_SAYING = 0.05  # relative change of a bias or a norm's weight
+HARMLESS = ("tied:", "holds ")  # why a parameter is not compared, where nothing is missed
 UNLIKELY = 4.0  # standard deviations of the cosine
 
 
@@ -32,17 +33,34 @@ def _broken(result: "DeltaResult") -> list[Finding]:
     ]
     if not result.changed and not found:
         moved = any(vector.change_norm for vector in result.vectors)
+        missing = _missing(result)
+        if missing:
+            compared = len(result.matrices) + len(result.vectors)
+            more = (
+                f" that was compared; but only {compared} of {compared + missing} parameters were: it says nothing of"
+            )
+            found.append(Finding("error", f"ΔW is zero in every matrix{more} the other {missing}"))
+            return found
         more = "; only vectors changed" if moved else ": the two hold the same weights"
         found.append(Finding("warning" if moved else "error", f"ΔW is zero in every matrix{more}"))
     return found
 
 
+def _missing(result: "DeltaResult") -> int:
+    """How many parameters could not be compared, but for ties and what holds no weights."""
+    return sum(
+        not item.reason.startswith(HARMLESS) or (item.reason.startswith("holds ") and "weight" in item.name)
+        for item in result.unmatched
+    )
+
+
 def _files(result: "DeltaResult") -> list[Finding]:
     found = []
     if result.unmatched:
-        text = f"not compared: {len(result.unmatched)} ({some([i.name for i in result.unmatched], 2)}); the reasons are"
-        harmless = all(item.reason.startswith(("tied:", "holds ")) for item in result.unmatched)
-        found.append(Finding("note" if harmless else "warning", f"{text} listed"))
+        total = len(result.unmatched) + len(result.matrices) + len(result.vectors)
+        names = some([item.name for item in result.unmatched], 2)
+        text = f"not compared: {len(result.unmatched)} of {total} parameters ({names}); the reasons are listed"
+        found.append(Finding("warning" if _missing(result) else "note", text))
     zero = [m for m in result.matrices if m.frobenius_norm == 0]
     if zero and result.changed:
         found.append(

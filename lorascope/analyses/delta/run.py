@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.delta import extract as extraction
+from lorascope.analyses.delta import model
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta, measure, measure_vector, threads_for
 from lorascope.analyses.delta.result import DeltaResult, Side
 from lorascope.analyses.delta.state import State
@@ -72,7 +73,9 @@ def run(
             factors[name] = mine
     if kept is not None:
         kept.remove()
-    left_out = [] if extract is None else _left_out(pairs, found)
+    further = {p.name for p in pairs if isinstance(tuned, Checkpoint) and model.is_shared_further(base, p)}
+    left_out = [] if extract is None else _left_out(pairs, found, further)
+    halves = model.halves(base, matched.pairs, matched.unmatched) if isinstance(tuned, Checkpoint) else {}
     return DeltaResult(
         tuple(each for each in found.values() if isinstance(each, MatrixDelta)),
         tuple(each for each in found.values() if isinstance(each, VectorDelta)),
@@ -85,8 +88,23 @@ def run(
         top,
         extract,
         tuple(left_out),
-        extraction.adapter_of({p.name: p for p in pairs}, factors, extract) if extract is not None else None,
+        None if extract is None else _extracted(base, pairs, _without(factors, further), extract, halves),
     )
+
+
+def _without(factors: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: values for name, values in factors.items() if name not in names}
+
+
+def _extracted(
+    base: Checkpoint,
+    pairs: Sequence[Pair],
+    factors: Mapping[str, Mapping[str, np.ndarray]],
+    rank: int,
+    halves: Mapping[str, str],
+) -> Adapter:
+    by_name = {pair.name: pair for pair in pairs}
+    return extraction.adapter_of(by_name, factors, rank, halves, model.task_type(base.config))
 
 
 def selected(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
@@ -127,11 +145,15 @@ def _one(
     return measured, mine
 
 
-def _left_out(pairs: Sequence[Pair], found: Mapping[str, MatrixDelta | VectorDelta]) -> list[NotAnalysed]:
+def _left_out(
+    pairs: Sequence[Pair], found: Mapping[str, MatrixDelta | VectorDelta], further: set[str]
+) -> list[NotAnalysed]:
     """What changed and is not in the extracted adapter."""
     left = []
     for pair in pairs:
         record, reason = found[pair.name], extraction.why_not(pair)
+        if pair.name in further:
+            reason = "its weight is shared by other layers, which a LoRA on it alone would not change"
         size = record.change_norm if isinstance(record, VectorDelta) else record.frobenius_norm
         if record.non_finite:
             left.append(NotAnalysed(pair.name, "not finite"))

@@ -1,0 +1,87 @@
+"""What the base's config says of the model: its task in PEFT's words, and what shares the embeddings' weight."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lorascope.weights.adapter import NotAnalysed
+from lorascope.weights.checkpoint import Checkpoint
+from lorascope.weights.delta import Pair
+
+_TASKS = (
+    ("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM"), ("ForSequenceClassification", "SEQ_CLS"),
+    ("ForTokenClassification", "TOKEN_CLS"), ("ForQuestionAnswering", "QUESTION_ANS"),
+)  # fmt: skip
+_INPUTS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
+# Where a masked language model keeps its output layer (transformers 5); a causal one's is `lm_head`.
+_MASKED = {
+    "BertForMaskedLM": "cls.predictions.decoder",
+    "RobertaForMaskedLM": "lm_head.decoder",
+    "XLMRobertaForMaskedLM": "lm_head.decoder",
+    "CamembertForMaskedLM": "lm_head.decoder",
+    "DistilBertForMaskedLM": "vocab_projector",
+    "ElectraForMaskedLM": "generator_lm_head",
+    "AlbertForMaskedLM": "predictions.decoder",
+    "ModernBertForMaskedLM": "decoder",
+}
+_SAME = "tied: the same numbers as "
+
+
+def task_type(config: Mapping[str, Any]) -> str | None:
+    """PEFT's `task_type` of the class that the config names; None for a bare model, and where it names none."""
+    name = _architecture(config)
+    if name.endswith("ForConditionalGeneration"):
+        return "SEQ_2_SEQ_LM" if config.get("is_encoder_decoder", True) and "text_config" not in config else "CAUSAL_LM"
+    return next((task for ending, task in _TASKS if name.endswith(ending)), None)
+
+
+def halves(base: Checkpoint, pairs: Iterable[Pair], unmatched: Iterable[NotAnalysed]) -> dict[str, str]:
+    """Modules that share the weight of a pair, and are in no pair themselves: the pair's name by theirs.
+
+    The output layer of a tied model is not in its file, or is there with the same numbers: a LoRA on the embedding
+    alone would leave it as it was.
+    """
+    pairs = list(pairs)
+    found = {}
+    by_parameter = {pair.parameter: pair.name for pair in pairs}
+    for item in unmatched:
+        if item.reason.startswith(_SAME):
+            twin = item.reason.removeprefix(_SAME).partition(",")[0]
+            name = by_parameter.get(twin) or by_parameter.get(base.resolve(twin) or "")
+            if name:
+                found[item.name.removesuffix(".weight")] = name
+    output = _output(base)
+    for pair in pairs:
+        if output and pair.name.rpartition(".")[2] in _INPUTS and pair.embedding and output not in found:
+            found[output] = pair.name
+    return {name: of for name, of in found.items() if name not in {pair.name for pair in pairs}}
+
+
+def is_shared_further(base: Checkpoint, pair: Pair) -> bool:
+    """Whether an embedding is also that of the encoder and of the decoder, or of an output layer of unknown name."""
+    if not pair.embedding or pair.name.rpartition(".")[2] not in _INPUTS:
+        return False
+    both = bool(base.config.get("is_encoder_decoder")) and pair.name.rpartition(".")[2] == "shared"
+    name = _architecture(base.config)
+    return both or (name.endswith("ForMaskedLM") and name not in _MASKED and _is_tied(base.config))
+
+
+def _output(base: Checkpoint) -> str | None:
+    """The output layer that is tied to the embeddings and not in the file; None where there is none."""
+    name = _architecture(base.config)
+    if not _is_tied(base.config):
+        return None
+    output = _MASKED.get(name)
+    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        output = "lm_head"
+    return output if output and f"{output}.weight" not in base.stored else None
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    inner = config.get("text_config")
+    said = [part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, Mapping)]
+    return False not in said  # transformers ties where the config does not say
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
