@@ -8,10 +8,15 @@ Learning rates lie far below an adapter's: 5e-6 on GPT-3 (Hu et al. 2021, arXiv 
 BERT-like models; AdamW's weight decay, 0 by default, pulls towards zero and not towards the base.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorascope.methods.base import methods
+from torch import nn
+
+from lorascope.errors import InputError, some
+from lorascope.methods.base import Part, methods
 from lorascope.methods.own import Own, OwnMethod, chosen
 
 
@@ -44,7 +49,34 @@ class Full(OwnMethod):
             owns = [own for own in owns if not own.is_embedding]
         return chosen(owns, self.config.train, self.config.freeze)
 
+    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+        refuse_codes(model, self.name, self.config.train, self.config.freeze)
+        return super().install(model, seed)
+
     def settings(self) -> dict[str, Any]:
         config = self.config
         train = None if config.train is None else list(config.train)
         return {**super().settings(), "train": train, "freeze": list(config.freeze), "embeddings": config.embeddings}
+
+
+def refuse_codes(model: nn.Module, method: str, train: Sequence[str] | None, freeze: Sequence[str]) -> None:
+    """InputError where a parameter that `train` and `freeze` choose is stored as codes, of four or eight bits, which no
+    optimiser can move: what is left to train would be no full fine-tuning.
+    """
+    codes = {
+        name: parameter.dtype
+        for name, parameter in model.named_parameters()
+        if not parameter.is_floating_point() or parameter.element_size() < 2
+    }
+    wanted = [
+        name
+        for name in codes
+        if (train is None or any(re.search(each, name) for each in train))
+        and not any(re.search(each, name) for each in freeze)
+    ]
+    if wanted:
+        raise InputError(
+            f"{method} cannot train a quantised base",
+            found=f"{len(wanted)} parameters stored as codes, {some(wanted, 2)} ({codes[wanted[0]]})",
+            hint="name the model as it was before it was quantised, or use method: lora, which trains beside the codes",
+        )

@@ -33,6 +33,7 @@ from torch.autograd.function import once_differentiable
 from lorascope.errors import InputError
 from lorascope.linalg.projections import Name
 from lorascope.methods.base import Part, methods
+from lorascope.methods.full import refuse_codes
 from lorascope.methods.own import Own, OwnMethod, OwnPart, Substitute, chosen, own_parameters
 from lorascope.updates.base import Update
 from lorascope.weights.subspace import LAMBDA, THETA, Plan, Projected, Subspace, derived_seed, subspace_of
@@ -282,6 +283,7 @@ class RandomSubspaceTraining(OwnMethod):
         return owns
 
     def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+        refuse_codes(model, self.name, self.config.train, self.config.freeze)
         part = RandomSubspace(self.select(own_parameters(model)), self.config, seed)
         return {"subspace": part.install()}
 

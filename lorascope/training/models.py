@@ -181,6 +181,8 @@ def _fresh(config: ModelConfig, num_labels: int, dtype: torch.dtype | str, cut: 
 def _from_pretrained(auto: Any, config: ModelConfig, what: str, **settings: Any) -> Any:
     place = assets.resolve(config.name)
     _refuse_adapter(config.name, Path(place) / ADAPTER_FILE)
+    if config.revision is not None and Path(place).is_dir():
+        raise InputError("model.revision is of a hub name", found=f"{config.name}, a folder", hint="leave it out")
     try:
         with _own_words():
             loaded = auto.from_pretrained(place, revision=config.revision or "main", **settings)
