@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from lorascope.errors import InputError
 from lorascope.updates.base import dense
-from lorascope.weights.io import read
+from lorascope.weights.io import read, write
 from tests.weights import examples_peft as peft
 
 A, B = (np.random.default_rng(n).standard_normal(s).astype(np.float32) for n, s in enumerate([(3, 10), (6, 3)]))
@@ -69,6 +69,12 @@ def test_wrappers_are_no_part_of_a_name(key, tmp_path):
 def test_a_peft_model_within_another(component, tmp_path):
     adapter = read(saved(tmp_path, pair(f"{component}.base_model.model.h.0.q"), LORA))
     assert_deltas(adapter, {f"{component.removeprefix('module.')}.h.0.q": 2 * BA})
+
+
+@pytest.mark.parametrize("pattern", ["h.0._orig_mod.q", r"^h\.0\._orig_mod\.q", "h.0.q", "_fsdp_wrapped_module.q"])
+def test_patterns_of_a_wrapped_model(pattern, tmp_path):
+    config = {**LORA, "alpha_pattern": {pattern: 9}}
+    assert_deltas(read(saved(tmp_path, pair("base_model.model.h.0._orig_mod.q"), config)), {"h.0.q": 3 * BA})
 
 
 def test_wrappers_in_every_format(tmp_path):
@@ -218,7 +224,11 @@ def test_enable_lora_of_old_peft(tmp_path):
     out = torch.nn.functional.conv1d(hidden[None], torch.tensor(b, dtype=torch.float64), groups=2)[0]
     whole = np.zeros((15, 16))
     whole[:5], whole[10:] = 2 * out[:5].numpy(), 2 * out[5:].numpy()
-    assert_deltas(read(path), {"h.0.attn.c_attn": whole})
+    adapter = read(path)
+    assert_deltas(adapter, {"h.0.attn.c_attn": whole})
+    write(adapter, tmp_path / "again")  # today's PEFT has one pair for the whole layer
+    assert_deltas(read(tmp_path / "again"), {"h.0.attn.c_attn": whole})
+    assert "enable_lora" not in json.loads((tmp_path / "again" / "adapter_config.json").read_text())
     with pytest.raises(InputError, match="enable_lora"):
         read(saved(tmp_path, pair(start), {**config, "enable_lora": [True, True]}))
 
@@ -323,6 +333,14 @@ def test_black_forest_labs_and_comfyui(tmp_path):
     adapter = read(saved(tmp_path, tensors, name="b.safetensors"))
     assert_deltas(adapter, {f"{start}img_in": BA})
     assert set(adapter.saved) == {f"{start}norm.scale"}
+
+
+@pytest.mark.parametrize("key", ["unet.h.0.q.lora_norm.weight", "unet.h.0.q.norm.weight", "unet.h.0.q.lora_mask"])
+def test_a_norm_within_an_adapted_module_refuses_the_file(key, tmp_path):
+    with pytest.raises(InputError, match="not understood"):
+        read(saved(tmp_path, {**pair("unet.h.0.q"), key: one(2)}, name="a.safetensors"))
+    beside = {**pair("unet.h.0.q"), "unet.h.0.norm.weight": one(2)}
+    assert set(read(saved(tmp_path, beside, name="a.safetensors")).saved) == {"unet.h.0.norm.weight"}
 
 
 def test_xlabs(tmp_path):

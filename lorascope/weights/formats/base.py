@@ -91,8 +91,8 @@ class Parsed:
     base: Mapping[str, Stored] = field(default_factory=dict)
 
 
-# What may be in `not_analysed` without being lost: the base has it.
-_REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is enough")
+# What may be in `not_analysed` without being lost: the base has it, or nothing but training reads it.
+_REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is enough", "a buffer of training alone")
 
 
 def lost(adapter: Adapter, kept: tuple[str, ...] = ()) -> list[NotAnalysed]:

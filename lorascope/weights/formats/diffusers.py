@@ -22,6 +22,7 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.parts import Part, alpha_scale, comfy_extras, kernel_of, low_rank_roles
+from lorascope.weights.leftovers import changes_delta, modules_of
 from lorascope.weights.peft.config import Config, parse_config
 from lorascope.weights.peft.keys import PREFIX
 from lorascope.weights.tensors import reshaped
@@ -67,7 +68,9 @@ class Diffusers(Format):
         updates = {module: _update(part, ledger, settings) for module, part in parts.items()}
         bare = [] if settings.raw else [module for module, part in parts.items() if "alpha" not in part]
         saved = comfy_extras(ledger)
-        saved |= {key: ledger.take(key) for key in ledger.left() if NORM.fullmatch(key)}
+        adapted = modules_of(ledger.taken)
+        norms = [key for key in ledger.left() if NORM.fullmatch(key) and not changes_delta(key, adapted)]
+        saved |= {key: ledger.take(key) for key in norms}
         return Parsed(
             updates=updates,
             method=_method(updates, settings),

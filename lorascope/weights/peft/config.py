@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorascope.errors import InputError, some
+from lorascope.weights.names import ALWAYS
 
 # Every field that a PEFT config of the analysed methods can have; another one is named in the notes. `lora_drop` is
 # lorascope's own: the scores by which LoRA-drop chose its layers. PEFT ignores it.
@@ -43,6 +44,9 @@ CHANGES_DELTA = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+_WRAPPED = re.compile(rf"({'|'.join(ALWAYS)})\\?\.")
+
+
 class Pattern:
     """A `rank_pattern` or `alpha_pattern`: the first key k for which `(.*\\.)?(k)$` matches the module, as in PEFT.
 
@@ -57,8 +61,9 @@ class Pattern:
         for key in self.values:
             try:
                 # A plain key matches its own length of the path: checking that first spares a regex per module and key.
-                length = len(key) if self._PLAIN.match(key) else 0
-                self._compiled.append((key, length, re.compile(rf"(.*\.)?({key})$")))
+                text = _WRAPPED.sub("", key)  # modules' names come without wrappers
+                length = len(text) if self._PLAIN.match(text) else 0
+                self._compiled.append((key, length, re.compile(rf"(.*\.)?({text})$")))
             except re.error as error:
                 raise InputError(f"adapter_config.json: {field} has the invalid regex {key!r} ({error})") from None
 

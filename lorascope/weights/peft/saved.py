@@ -76,7 +76,7 @@ def take_saved(
 def _no_parameter(key: str, text: str) -> str | None:
     """Why a key is no parameter that was trained whole, where it is known by itself."""
     if re.search(r"\.lora_velora_embed(\.[^.]+)?$", text):
-        return "VeLoRA's buffer, with which its backward pass compresses activations: ΔW is s·B·A without it"
+        return "a buffer of training alone: VeLoRA's backward pass compresses activations with it, and ΔW is s·B·A"
     if method := other_method(key):
         return f"{method}: recognised, and not analysed"
     if ".original_module." in text:

@@ -70,8 +70,9 @@ def _writer(adapter: Adapter) -> Callable[[Adapter], Part]:
 
 
 def _passed_on(adapter: Adapter) -> dict[str, Any]:
-    """Fields of the settings that PEFT knows, as they were."""
-    kept = {key: value for key, value in adapter.settings.items() if key in KNOWN and key != "auto_mapping"}
+    """Fields of the settings that PEFT knows, as they were; not those of old PEFT's fused layers, written as one."""
+    dropped = ("auto_mapping", "enable_lora", "merge_weights")
+    kept = {key: value for key, value in adapter.settings.items() if key in KNOWN and key not in dropped}
     return {"base_model_name_or_path": None, "task_type": None, **kept}
 
 
