@@ -24,7 +24,8 @@ def test_train_writes_the_run_and_says_where(config, tmp_path):
         "train", config, "--set", "method.rank=3", "--set", "training.max_steps=2", cwd=tmp_path, env=QUIET
     )
     assert done.returncode == 0, done.stderr
-    assert "held-out loss" in done.stdout
+    assert done.stdout.startswith("held-out loss")
+    assert "the base model's held-out loss" in done.stdout
     assert "adapter: runs/tiny/adapter" in done.stdout
     assert "held-out loss" in done.stderr  # the progress bar
     run = tmp_path / "runs" / "tiny"
@@ -34,6 +35,23 @@ def test_train_writes_the_run_and_says_where(config, tmp_path):
     assert "holds a run already" in refused(lorascope("train", config, cwd=tmp_path, env=QUIET))
 
 
+def test_an_adapter_worse_than_the_base_ends_with_a_warning(config, tmp_path):
+    wild = ("optim.learning_rate=1e4", "optim.max_grad_norm=null", "training.measure_cost=false")
+    overrides = [part for each in wild for part in ("--set", each)]
+    done = lorascope("train", config, *overrides, "--output", tmp_path / "run", env=QUIET)
+    assert done.returncode == 0, done.stderr
+    assert "warning: the adapter is worse than the base model" in done.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "worse_than_base"
+    assert summary["held_out"]["loss"] > summary["base"]["loss"]
+
+
+def test_an_adapter_named_as_the_base_is_refused(config, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    message = refused(lorascope("train", config, "--set", f"model.name={tmp_path}", cwd=tmp_path, env=QUIET))
+    assert "set model.name to some/base" in message
+
+
 def test_a_sweep_writes_a_run_for_each_and_prints_the_table(tmp_path, tiny_bert, labelled):
     values = classifier_values(tiny_bert, labelled)
     values["model"]["dropout"] = 0.0
@@ -41,7 +59,9 @@ def test_a_sweep_writes_a_run_for_each_and_prints_the_table(tmp_path, tiny_bert,
     path.write_text(yaml.safe_dump({**values, "sweep": {"method.rank": [2, 3]}}))
     done = lorascope("train", path, "--set", "training.max_steps=2", cwd=tmp_path, env=QUIET)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["adapter", "rank=2", "rank=3"]
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["adapter", "rank=2", "rank=3"]
+    assert lines[3].startswith("the base model's held-out loss: ")
     for rank in (2, 3):
         run = tmp_path / "runs" / "grid" / f"rank={rank}"
         assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == rank
