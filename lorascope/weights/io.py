@@ -1,7 +1,8 @@
 """Reading and writing adapters: every registered format is asked, and exactly one may claim a file."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import skip_what_stands_elsewhere
 from lorascope.weights.names import without_wrappers
-from lorascope.weights.peft.keys import is_peft
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -111,9 +111,15 @@ def _open(path: Path) -> tuple[Bundle, str]:
     stored, notes = tensors.stored, tuple[str, ...]()
     if "lorascope" not in (tensors.metadata.get("format"), (config or {}).get("format")):
         stored, notes = without_wrappers(stored, path)
-    if weights.name in MODELS and not any(map(is_peft, stored)):
-        raise _full_model(path, stored)
-    return Bundle(path, stored, tensors.metadata, config, notes), tensors.sha256()
+    bundle = Bundle(path, stored, tensors.metadata, config, notes)
+    if weights.name in MODELS and not _holds_adapter(bundle):
+        raise InputError(f"{path} is a full model, not an adapter", found=some(stored, 3), hint=_TWO_CHECKPOINTS)
+    return bundle, tensors.sha256()
+
+
+def _holds_adapter(bundle: Bundle) -> bool:
+    """Whether some format claims the keys by themselves: a config may have been left beside a merged model."""
+    return any(format.claims(replace(bundle, config=None)) for _, format in formats.items())
 
 
 def _refuse_shells(path: Path, tensors: Mapping[str, Stored]) -> None:
@@ -130,10 +136,6 @@ def _refuse_shells(path: Path, tensors: Mapping[str, Stored]) -> None:
         )
 
 
-def _full_model(path: Path, found: Iterable[str]) -> InputError:
-    return InputError(f"{path} is a full model, not an adapter", found=some(found, 3), hint=_TWO_CHECKPOINTS)
-
-
 def _weights_of(folder: Path) -> Path:
     """The one weights file of a folder."""
     for name in _ADAPTERS:
@@ -141,10 +143,8 @@ def _weights_of(folder: Path) -> Path:
             return folder / name
     present = sorted(entry.name for entry in folder.iterdir())
     models = [name for name in MODELS if name in present]
-    if models and CONFIG in present:  # the whole PeftModel, as DeepSpeed's zero_to_fp32 and FSDP leave it
+    if models:  # where LoRA was put into it, the whole model with an adapter inside; else refused as a full model
         return folder / models[0]
-    if models:
-        raise InputError(f"{folder} holds a full model, not an adapter", found=some(present), hint=_TWO_CHECKPOINTS)
     candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES))]
     indices = [name for name in present if name.endswith(".index.json")]
     if len(indices) == 1 or len(candidates) == 1:

@@ -196,6 +196,26 @@ def test_a_whole_peft_model_beside_its_config(name, tmp_path):
         read(tmp_path)
 
 
+def test_a_model_into_which_lora_was_put_without_a_prefix(tmp_path):
+    """transformers' `add_adapter` and others wrap the layers and not the model."""
+    tensors = {
+        **pair("model.h.0.q", "lora_A.default.weight", "lora_B.default.weight"),
+        "model.h.0.q.base_layer.weight": BA.astype(np.float32),
+        "model.norm.weight": one(1),
+        "lm_head.weight": A,
+    }
+    saved(tmp_path, tensors, name="model.safetensors")
+    adapter = read(tmp_path)
+    assert_deltas(adapter, {"model.h.0.q": BA})
+    assert not adapter.saved
+
+
+def test_an_adapter_under_a_models_name(tmp_path):
+    tensors = pair("diffusion_model.q", "lora_down.weight", "lora_up.weight")
+    saved(tmp_path, tensors, name="model.safetensors")
+    assert_deltas(read(tmp_path), {"diffusion_model.q": BA})
+
+
 def test_a_whole_model_whose_base_is_quantised(tmp_path):
     start = "base_model.model.h.0."
     tensors = {
