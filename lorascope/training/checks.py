@@ -88,7 +88,7 @@ def _refuse_unknown_ids(model: nn.Module, tokens: Sequence[Sequence[int]], pad: 
         return
     rows = found[0].weight.shape[0]
     pads = [pad] if len({len(ids) for ids in tokens}) > 1 else []
-    largest = max([max(ids) for ids in tokens] + pads)
+    largest = max([max(ids, default=0) for ids in tokens] + pads)
     if largest >= rows:
         what = "padding token" if largest == pad else "token"
         raise InputError(

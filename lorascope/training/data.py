@@ -173,6 +173,8 @@ def encode_classes(rows: Sequence[Row], names: tuple[str, ...], tokenizer: Any, 
     """Texts, or pairs of texts, and their classes."""
     pairs = (_texts(rows, config, config.text_pair_column),) if config.text_pair_column else ()
     encoded = tokenizer(_texts(rows, config), *pairs, truncation=True, max_length=config.max_length)
+    if [] in (tokens := encoded["input_ids"]):
+        raise InputError(f"a text of {config.path} is empty", found=f"row {tokens.index([]) + 1} of its part")
     if config.random_labels:
         drawn = [int(digest(text), 16) % len(names) for text in _texts(rows, config)]
         return Encoded(encoded["input_ids"], drawn, tokenizer.pad_token_id, names)
@@ -208,7 +210,10 @@ def encode_lm(texts: Sequence[str], tokenizer: Any, config: DataConfig) -> Encod
                 expected=most,
                 hint="lower data.max_length, or set data.packing to false to train on each text by itself",
             )
-    return Encoded([ids[:most] for ids in tokens if len(ids) > 1], None, tokenizer.pad_token_id)
+    tokens = [ids[:most] for ids in tokens if len(ids) > 1]
+    if not tokens:
+        raise InputError(f"no text of {config.path} has a token to predict", expected="texts of two tokens or more")
+    return Encoded(tokens, None, tokenizer.pad_token_id)
 
 
 def beginning(tokenizer: Any, config: DataConfig) -> list[int]:

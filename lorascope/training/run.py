@@ -4,7 +4,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, LorascopeError, some
 from lorascope.methods.base import methods
 from lorascope.methods.inject import Injected, inject
 from lorascope.methods.own import Own, OwnPart
@@ -217,11 +218,22 @@ def train(
     with world(config.training.device) as here:
         record = Record(folder, config, resume=resume, replace=replace_run) if here.first else None
         here.wait()
-        with in_words(config):
+        with leaves_no_empty(folder), in_words(config):
             prepared = prepare(config, here.device)
             for note in prepared.notes if here.first else ():
                 say(note)
             return fit(prepared, config, here, record, folder, resume, command)
+
+
+@contextmanager
+def leaves_no_empty(folder: Path) -> Iterator[None]:
+    """A run that is refused before it wrote anything leaves no folder."""
+    try:
+        yield
+    except LorascopeError:
+        with suppress(OSError):  # it is not empty, or another process was first
+            folder.rmdir()
+        raise
 
 
 def fit(

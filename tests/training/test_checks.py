@@ -72,9 +72,11 @@ def test_an_encoder_asked_to_be_a_decoder_is_one():
     checks.refuse_bidirectional(fresh(T.BertConfig(**SIZES, is_decoder=True)), "it")
 
 
-def test_a_run_of_an_encoder_as_a_language_model_is_refused(tiny_bert, plain_text):
+def test_a_run_of_an_encoder_as_a_language_model_is_refused_and_leaves_nothing(tiny_bert, plain_text, tmp_path):
+    values = override(lm_values(tiny_bert, plain_text), ["method.targets=attention", "model.random_init=true"])
     with pytest.raises(InputError, match="sees the next token"):
-        run.prepare(parse(lm_values(tiny_bert, plain_text)), HERE.device)
+        run.train(parse(values), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,17 @@ def test_without_packing_a_text_has_its_beginning_and_an_end_only_where_it_ended
     assert tokens("red apple", add_eos_token=False) == [[CLS, red, apple]]
 
 
-def test_the_beginning_is_the_tokenizers_own(tokenizer, tmp_path):
-    """transformers' own output, with and without special tokens, says what it is."""
+def without_special_tokens(tokenizer):
+    """A copy that adds nothing to a text, as SmolLM2's."""
     from transformers import AutoTokenizer
 
     plain = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    plain._tokenizer.post_processor = None  # as SmolLM2's: it adds nothing
+    plain._tokenizer.post_processor = None
+    return plain
+
+
+def test_the_beginning_is_the_tokenizers_own(tokenizer):
+    plain = without_special_tokens(tokenizer)
     assert data.beginning(plain, DataConfig("x")) == []
     with pytest.raises(InputError, match="no beginning token"):
         data.beginning(plain, DataConfig("x", add_bos_token=True))
@@ -211,6 +216,16 @@ def test_bad_rows_are_named_in_one_sentence(tmp_path, tokenizer, content, said):
     with pytest.raises(InputError, match=said) as error:
         data.load(DataConfig(str(path), eval_path=str(path)), "SEQ_CLS", tokenizer, 0)
     assert "\n" not in str(error.value)
+
+
+def test_texts_without_tokens_are_refused(tokenizer):
+    with pytest.raises(InputError, match="no text of x has a token to predict"):
+        data.encode_lm(["red"], tokenizer, DataConfig("x", packing=False, add_bos_token=False, add_eos_token=False))
+    tokenizer._tokenizer.post_processor = None  # as a decoder's, which adds nothing
+    with pytest.raises(InputError, match="a text of x is empty; found row 2"):
+        data.encode_classes(
+            [{"text": "a", "label": "y"}, {"text": "", "label": "y"}], ("y",), tokenizer, DataConfig("x")
+        )
 
 
 def test_a_label_that_training_never_saw_is_named(tmp_path, tokenizer):
