@@ -19,7 +19,8 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -190,10 +191,27 @@ def train(
         rows: list[dict[str, Any]] = []
         once = functools.cache(say)  # groups share most of what there is to say
         for group in plan.groups():
-            _train_group(group, folder, here, resume, command, once)
+            with _leaves_nothing(folder, plan if not (resume or rows) else None):
+                _train_group(group, folder, here, resume, command, once)
             rows += [_row(entry, folder) for entry in group]
             _write_table(rows, plan, folder)
         return rows
+
+
+@contextmanager
+def _leaves_nothing(folder: Path, plan: Plan | None) -> Iterator[None]:
+    """A sweep that is refused before any run of it wrote anything leaves no folder, where `plan` is given."""
+    try:
+        yield
+    except InputError:
+        if plan is not None:
+            with suppress(OSError):  # a run has written something
+                for entry in plan.entries:
+                    if (folder / entry.name).is_dir():
+                        (folder / entry.name).rmdir()
+                (folder / "sweep.yaml").unlink()
+                folder.rmdir()
+        raise
 
 
 def _train_group(

@@ -230,6 +230,14 @@ def test_each_folder_is_that_of_its_own_run(labels, tmp_path):
     assert sum("best" in line for line in sweep.table(rows, accuracy=True).splitlines()) == 1
 
 
+def test_a_sweep_that_is_refused_leaves_nothing(labels, tmp_path):
+    for wrong in ({**labels["method"], "targets": ["nothing"]}, labels["method"] | {"modules_to_save": ["nothing"]}):
+        plan = planned({**labels, "method": wrong}, {"method.rank": 2}, {"method.rank": 3})
+        with pytest.raises(InputError, match="nothing"):
+            sweep.train(plan, tmp_path / "sweep")
+        assert not (tmp_path / "sweep").exists()
+
+
 def test_one_that_diverged_says_so_in_its_folder_and_the_table(labels, tmp_path):
     labels["optim"]["max_grad_norm"] = None
     plan = planned(labels, {"optim.learning_rate": 1e-2}, {"optim.learning_rate": 1e36})
