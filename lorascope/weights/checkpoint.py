@@ -16,6 +16,7 @@ from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.updates.base import Stored, Update
 from lorascope.weights import names as naming
 from lorascope.weights import quantised
+from lorascope.weights.conversion import names_in_memory
 from lorascope.weights.dtypes import SIZES
 from lorascope.weights.files import PICKLES, SAFETENSORS, Tensors, open_tensors, read_json
 from lorascope.weights.safetensors import OnDisk
@@ -93,6 +94,12 @@ class Checkpoint:
                 found.setdefault(rest, []).append(name)
         return found
 
+    @cached_property
+    def _in_memory(self) -> dict[str, str]:
+        """Names as stored, by what transformers calls them where that differs. It is asked where nothing else helps, of
+        the repeated blocks alone: a head that is not there is not there."""
+        return names_in_memory(self.config, self.stored) if self.config.get("architectures") else {}
+
     @property
     def layers(self) -> int | None:
         """How many repeated blocks the model has, by its config; None where that does not say, or says several."""
@@ -115,10 +122,15 @@ class Checkpoint:
         `transformer` and `transformer_2`, one is never taken for the other. A tied parameter that is stored under its
         partner's name (`lm_head`, `embed_tokens`) is found there.
         """
-        for ending in ("", ".weight"):
-            if found := self._resolve_plain(naming.plain(name + ending)):
+        spelled = [naming.plain(name + ending) for ending in ("", ".weight")]
+        for one in spelled:
+            if found := self._resolve_plain(one):
                 return found
-        return self._resolve_tied(name.removesuffix(".weight"))
+        if found := self._resolve_tied(name.removesuffix(".weight")):
+            return found
+        if not any(part.isdecimal() for part in spelled[0].split(".")):
+            return None
+        return next((self._in_memory[one] for one in spelled if one in self._in_memory), None)
 
     def _resolve_plain(self, name: str) -> str | None:
         if name in self._plain:

@@ -1,0 +1,43 @@
+"""Parameters by the names that transformers gives them in memory, where a file keeps older ones (ViT, DINOv2, ...).
+
+transformers 5 renames while it loads, by a table for each class of model. Adapters are written with the names in
+memory, checkpoints with those of the file. The table is transformers' own, and is asked only where a name is not found.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def names_in_memory(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Stored names by what transformers calls them, where that is another name and the tensor stays as it is.
+
+    Empty where transformers does not know the model, has no such table, or is not there.
+    """
+    names = list(names)
+    try:
+        found = {new: name for name, new in zip(names, _renamed(config, names), strict=True) if new not in (None, name)}
+    except Exception:  # tables of another version, a config that no class takes: then there is nothing to rename
+        return {}
+    taken = set(names)
+    return {str(new): name for new, name in found.items() if new not in taken}
+
+
+def _renamed(config: Mapping[str, Any], names: list[str]) -> list[str | None]:
+    """The new name of each; None of one that is taken apart or joined with others."""
+    import torch
+    import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    cls = getattr(transformers, config["architectures"][0])
+    built = transformers.AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = cls(built)
+    table = get_model_conversion_mapping(model)
+    renamings = [one for one in table if isinstance(one, WeightRenaming)]
+    converters = [one for one in table if isinstance(one, WeightConverter)]
+    if not renamings:
+        return list(names)
+    there = model.state_dict()
+    found = (rename_source_key(name, renamings, converters, cls.base_model_prefix, there) for name in names)
+    return [new if source is None else None for new, source in found]

@@ -1,0 +1,39 @@
+"""PEFT against everything of ours that computes the same: each draw is one model, one method, one set of options."""
+
+from collections import Counter
+
+import pytest
+
+from tests.differential.agree import agree
+from tests.differential.draws import draw
+
+pytest.importorskip("peft")
+FEW, MANY = 30, 300
+
+
+def check(seeds, tmp_path) -> Counter:
+    """How often each thing was checked. The first draw that fails is printed as a script."""
+    checked: Counter = Counter()
+    for seed in seeds:
+        case = draw(seed)
+        try:
+            found = agree(case, tmp_path / str(seed))
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__}: {error}\n\n{case.script()}")
+        checked.update(
+            ["refused by PEFT"] if found is None else [f"{key}: {value[:7]}" for key, value in found.items()]
+        )
+    return checked
+
+
+def test_few_draws(tmp_path):
+    checked = check(range(FEW), tmp_path)
+    assert checked["merge: merged"] > FEW / 3
+    assert checked["resize: resized"] > FEW / 4
+
+
+@pytest.mark.slow
+def test_many_draws(tmp_path):
+    checked = check(range(FEW, FEW + MANY), tmp_path)
+    print(dict(checked))
+    assert checked["merge: merged"] > MANY / 2
