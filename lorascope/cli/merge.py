@@ -44,7 +44,7 @@ def merge(
     import torch
 
     model, tokenizer = merge_base.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
-    merged = merging.merge(model, read)
+    merged = merging.merge(model, read, merge_base.seeded(adapter))
     try:
         merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
     except OSError as error:

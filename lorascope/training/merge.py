@@ -7,7 +7,7 @@ float32 or wider and rounded once to the dtype the model is stored in. In a narr
 disappears in that rounding, so what was lost is measured for each weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,14 @@ class Merge:
 
 
 @torch.no_grad()
-def merge(model: nn.Module, adapter: Adapter) -> Merge:
+def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> Merge:
     """Put an adapter into its base model for good.
 
     A weight that two modules share (tied embeddings) is untied where only one of them changes; where both do, or the
     adapter trained the shared parameter itself, it stays shared.
+
+    Args:
+        seeded: parameters that the base does not hold and that have the same random values as in training.
 
     Raises:
         InputError: a parameter is missing or has another shape, the adapter is more than a change of weights or belongs
@@ -103,7 +106,7 @@ def merge(model: nn.Module, adapter: Adapter) -> Merge:
         _merge_bias(places, update, adapter.source.format, done)
     for name, rows in adapter.rows.items():
         _set_rows(places, name, rows.indices, rows.stored, done)
-    _check_drawn(model, places, done)
+    _check_drawn(model, places, {*done.whole, *done.base, *seeded})
     return done
 
 
@@ -297,9 +300,8 @@ def _set_rows(places: Places, name: str, indices: tuple[int, ...], stored: Store
     done.rows[own] = len(indices)
 
 
-def _check_drawn(model: nn.Module, places: Places, done: Merge) -> None:
+def _check_drawn(model: nn.Module, places: Places, filled: Collection[str]) -> None:
     """InputError where the base lacks a parameter, and the adapter does not bring it."""
-    filled = {*done.whole, *done.base}
     random = [name for name in models.drawn(model) if places.name(name) not in filled]
     if random:
         raise InputError(

@@ -1,6 +1,5 @@
 """The base model that an adapter belongs to, opened to be merged into: its class, its head, its number of classes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from torch import nn
 
 from lorascope.errors import InputError
 from lorascope.training import assets, models
+from lorascope.training.card import check_base, read_card
 from lorascope.training.config import ModelConfig
-from lorascope.training.run import CARD
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.quantised import scheme_name
@@ -63,7 +62,10 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
         if said.get("random_init"):
             raise InputError(f"{folder} was trained on random weights, which only its run's seed gives again")
         config = ModelConfig(base, said["task_type"], said["head"], num_hidden_layers=said.get("num_hidden_layers"))
+        if drawn := card.get("drawn"):
+            torch.manual_seed(drawn["seed"])
         model = models.load_model(config, len(card["labels"]) or 2, dtype)
+        check_base(card, model, base)
         name_classes(model, card["labels"])
     codes = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
     if codes:
@@ -76,20 +78,10 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
         return model, None
 
 
-def read_card(folder: Path) -> dict[str, Any] | None:
-    """What `lorascope train` left beside the adapter; None where it left nothing. InputError where it is damaged."""
-    path = (folder if folder.is_dir() else folder.parent) / CARD
-    if not path.is_file():
-        return None
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        fine = isinstance(card["model"], dict) and {"task_type", "head"} <= card["model"].keys()
-        fine = fine and isinstance(card["labels"], list)
-    except (OSError, ValueError, KeyError, TypeError):
-        fine = False
-    if not fine:
-        raise InputError(f"{path} is damaged", expected="the model and the labels of the run", hint="restore the file")
-    return card
+def seeded(folder: Path) -> list[str]:
+    """Parameters that the adapter's base does not hold, and that `load_base` draws by the seed of the run."""
+    card = read_card(folder)
+    return [] if card is None else list(card.get("drawn", {}).get("parameters", ()))
 
 
 def name_classes(model: nn.Module, labels: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,69 +11,16 @@ import torch
 from torch import nn
 
 from lorascope.errors import InputError, LorascopeError, some
-from lorascope.training import assets
+from lorascope.training import assets, mean_pool
 from lorascope.training.config import ModelConfig
+from lorascope.training.mean_pool import MeanPoolClassifier
 
-HEAD_FILE = "mean_pool_head.safetensors"
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob")  # where modules keep it as a number
-HEADS = ("classifier", "score", "pre_classifier")  # transformers' names for a classification head, direct children
+HEADS = ("classifier", "score", "pre_classifier", mean_pool.HEAD)  # of classifiers: direct children by these names
 ADAPTER_FILE = "adapter_config.json"
 OURS_TO_SAY = ("LOAD REPORT", "which is incompatible to the `id2label` map")  # in transformers' warnings
 NOTES = "_lorascope_notes"  # where a model keeps `notes`
 DRAWN = "_lorascope_drawn"  # where a model keeps the names of the parameters that its checkpoint did not hold
-
-
-class MeanPoolClassifier(nn.Module):
-    """An encoder, the mean of its last hidden states over the tokens that are no padding, and one linear layer.
-
-    The encoder sits under the attribute its family uses (`bert`, `roberta`, ...) and the head under `classifier`, so
-    that module paths, and with them an adapter's keys, are those of the family's own sequence classifier. The pooler,
-    which nothing here calls, is left out.
-
-    Args:
-        encoder: a transformers encoder, as `AutoModel` gives it.
-        num_labels: how many classes. The head starts at N(0, 0.02²), its bias at zero.
-    """
-
-    def __init__(self, encoder: nn.Module, num_labels: int):
-        super().__init__()
-        if isinstance(getattr(encoder, "pooler", None), nn.Module):
-            encoder.pooler = None
-        self.base_model_prefix = encoder.base_model_prefix
-        setattr(self, self.base_model_prefix, encoder)
-        self.classifier = nn.Linear(encoder.config.hidden_size, num_labels)
-        nn.init.normal_(self.classifier.weight, std=0.02)
-        nn.init.zeros_(self.classifier.bias)
-        self.config = encoder.config
-        self.config.num_labels = num_labels
-
-    @property
-    def encoder(self) -> nn.Module:
-        return getattr(self, self.base_model_prefix)
-
-    def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Mean-pooled hidden states, (batch, hidden_size)."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (b, t, h)
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (b, t, 1)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
-        """Logits (batch, num_labels), in transformers' output object."""
-        from transformers.modeling_outputs import SequenceClassifierOutput
-
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return SequenceClassifierOutput(logits=self.classifier(self.features(input_ids, mask)))
-
-    def gradient_checkpointing_enable(self, **settings: Any) -> None:
-        self.encoder.gradient_checkpointing_enable(**settings)
-
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """The encoder as transformers saves it, and the head in a file beside it."""
-        from safetensors.torch import save_file
-
-        self.encoder.save_pretrained(folder)
-        head = {name: tensor.detach().contiguous() for name, tensor in self.classifier.state_dict().items()}
-        save_file(head, Path(folder) / HEAD_FILE)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -127,16 +73,15 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
         if model.config.pad_token_id is None:  # decoders classify by the last token that is no padding
             model.config.pad_token_id = load_tokenizer(config).pad_token_id
         return model
+    if (whole := mean_pool.saved_config(place := assets.resolve(config.name))) is not None:
+        model = mean_pool.load(place, whole, num_labels, dtype)
+        same = len(whole["id2label"]) == num_labels
+        return _remember(model, [] if same else [f"{mean_pool.HEAD}.weight", f"{mean_pool.HEAD}.bias"])
     encoder = _from_checkpoint(AutoModel, config, dtype=dtype, **cut)
     model = MeanPoolClassifier(encoder, num_labels).to(encoder.dtype)
     lacking = [f"{model.base_model_prefix}.{name}" for name in drawn(encoder)]
-    head = Path(assets.resolve(config.name)) / HEAD_FILE
-    if head.is_file():
-        from safetensors.torch import load_file
-
-        model.classifier.load_state_dict(load_file(head))
-    else:
-        lacking += [f"classifier.{name}" for name, _ in model.classifier.named_parameters()]
+    if not mean_pool.load_old_head(model, place):
+        lacking += [f"{mean_pool.HEAD}.{name}" for name, _ in model.mean_pool_head.named_parameters()]
     setattr(model, NOTES, notes(encoder))
     return _remember(model, lacking)
 

@@ -143,7 +143,7 @@ def _sets(prepared: run.Prepared, test: Encoded) -> list[tuple[str, Encoded]]:
 def features(model: Any, texts: Encoded, device: torch.device) -> np.ndarray:
     """Mean-pooled features of all texts, (n, hidden_size)."""
     model.eval()
-    result = np.empty((len(texts), model.classifier.in_features), dtype=np.float32)
+    result = np.empty((len(texts), model.mean_pool_head.in_features), dtype=np.float32)
     for indices in texts.by_length(64):
         batch = texts.batch(indices).to(device)
         result[indices] = model.features(batch.input_ids, batch.attention_mask).float().cpu().numpy()

@@ -135,7 +135,7 @@ def reopen(
     model = load_base(config, len(train.label_names), here.device)
     adapter = placed(Places(model), io.read(folder / "adapter"))
     base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
-    merge.merge(model, adapter)
+    merge.merge(model, adapter, models.drawn(model))  # drawn by the seed of the run, as they were then
     model.eval().requires_grad_(False)
     return Reopened(folder, config, adapter, model, train, held_out, tokenizer, here, base)
 

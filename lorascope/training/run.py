@@ -20,6 +20,7 @@ from lorascope.methods.own import Own, OwnPart
 from lorascope.methods.stacked import skeleton
 from lorascope.methods.targets import LeftOut, left_out
 from lorascope.training import checks, cost, data, models
+from lorascope.training.card import base_name, write_card
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.failures import in_words
@@ -31,7 +32,6 @@ from lorascope.training.threads import usable_cores
 
 SUMMARY = "summary.json"
 ROUNDING = 1e-5  # of a held-out loss: float32 sums in another order
-CARD = "lorascope.json"  # beside the adapter's files: what `lorascope merge` needs to build the model it belongs to
 
 
 @dataclass(frozen=True)
@@ -399,12 +399,12 @@ def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[s
     """
     from lorascope.weights import io
 
-    adapter = injected.export(base_model_name_or_path=config.model.name, task_type=config.model.task_type)
+    name = base_name(config.model.name)
+    adapter = injected.export(base_model_name_or_path=name, task_type=config.model.task_type)
     io.write(adapter, folder, injected.method.format)
-    card: dict[str, Any] = {"model": asdict(config.model), "labels": list(label_names)}
-    if drawn := not_stored(injected):
-        card["drawn"] = {"seed": config.training.seed, "parameters": drawn}
-    write_json(folder / CARD, card)
+    drawn = not_stored(injected)
+    facts = {"drawn": {"seed": config.training.seed, "parameters": drawn}} if drawn else {}
+    write_card(folder, config, label_names, injected.model, injected.method.name, facts)
 
 
 def with_device(config: RunConfig, device: str | None) -> RunConfig:

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from lorascope.errors import InputError
 from lorascope.training import models, run
+from lorascope.training.card import CARD
 from lorascope.training.config import MethodConfig, ModelConfig, override, parse
 from lorascope.training.loop import evaluate
 from lorascope.training.parallel import World
@@ -145,7 +146,7 @@ def test_what_a_file_holds_only_the_change_of_is_named_beside_it(base, labelled,
         f"{m}.{t}" for m in ("pooler.dense", "classifier") for t in ("weight", "bias")
     }
     run.write_adapter(injected, subspace, ["no", "yes"], tmp_path / "adapter")
-    assert json.loads((tmp_path / "adapter" / run.CARD).read_text())["drawn"]["seed"] == 0
+    assert json.loads((tmp_path / "adapter" / CARD).read_text())["drawn"]["seed"] == 0
 
 
 def test_a_checkpoint_of_more_than_the_model_has_is_remarked_on(tiny_llama, tmp_path):

@@ -1,0 +1,119 @@
+"""What lies beside a trained adapter's files: `lorascope.json`, which says what model it belongs to, and a README.md.
+
+An adapter names its base, and no more. The card also says which head it was trained with, the classes' names in their
+order, and sizes of the base by which another model is told from it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorascope.atomic import write_text
+from lorascope.errors import InputError
+from lorascope.training import assets
+from lorascope.training.config import ModelConfig, RunConfig
+from lorascope.training.record import write_json
+
+CARD = "lorascope.json"
+# Sizes that tell one model from another, by transformers' names; the first of each line that a config has.
+_SIZES = (("model_type",), ("hidden_size", "n_embd", "d_model"), ("num_hidden_layers", "n_layer", "num_layers"))
+
+
+def base_name(name: str) -> str:
+    """A base model's name as other programs can use it: a folder by its absolute path, a hub name as it is. A packaged
+    model keeps its name, which the card explains."""
+    if name in assets.ASSETS or not Path(name).exists():
+        return name
+    return str(Path(name).absolute())
+
+
+def write_card(
+    folder: Path, config: RunConfig, labels: Sequence[str], model: nn.Module, method: str, facts: Mapping[str, Any]
+) -> None:
+    """Write `lorascope.json` and README.md into an adapter's folder. `facts` are added to the former."""
+    said = {"model": asdict(config.model), "labels": list(labels), "base": {**_origin(config.model), **sizes_of(model)}}
+    write_json(folder / CARD, {**said, **facts})
+    write_text(folder / "README.md", _readme(config.model, labels, method))
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """What `lorascope train` left beside the adapter; None where it left nothing. InputError where it is damaged."""
+    path = (folder if folder.is_dir() else folder.parent) / CARD
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        fine = isinstance(card["model"], dict) and {"task_type", "head"} <= card["model"].keys()
+        fine = fine and isinstance(card["labels"], list) and isinstance(card.get("base", {}), dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        fine = False
+    if not fine:
+        raise InputError(f"{path} is damaged", expected="the model and the labels of the run", hint="restore the file")
+    return card
+
+
+def check_base(card: Mapping[str, Any], model: nn.Module, base: str) -> None:
+    """InputError where the model at hand is not the one that the adapter was trained on, by its sizes."""
+    own = sizes_of(model)
+    for key, trained_on in card.get("base", {}).items():
+        if key in own and own[key] != trained_on and key != "vocab_size":
+            raise InputError(
+                f"{base} is not the model that this adapter was trained on",
+                found=f"{key} {own[key]}",
+                expected=f"{key} {trained_on}",
+                hint=f"give {card['model'].get('name', 'its base model')}",
+            )
+
+
+def sizes_of(model: nn.Module) -> dict[str, Any]:
+    """What a model's config says of its size."""
+    config = getattr(model, "config", None)
+    found = {}
+    for names in _SIZES:
+        name = next((each for each in names if getattr(config, each, None) is not None), None)
+        if name is not None:
+            found[names[0]] = getattr(config, name)
+    return found
+
+
+def _origin(model: ModelConfig) -> dict[str, str]:
+    if model.name not in assets.ASSETS:
+        return {"name": base_name(model.name)}
+    about = assets.ASSETS[model.name].about
+    where = f"lorascope.training.assets.resolve({model.name!r}) gives its folder"
+    return {"name": model.name, "about": f"{about}; a packaged model of lorascope: {where}"}
+
+
+def _readme(model: ModelConfig, labels: Sequence[str], method: str) -> str:
+    origin = _origin(model)
+    base = f"`{origin['name']}`" + (f" ({origin['about']})" if "about" in origin else "")
+    lines = [f"# {method} adapter", "", f"Base model: {base}.", f"Task: {model.task_type}."]
+    if labels:
+        lines += ["", "Classes, by number: " + ", ".join(f"{i} {name}" for i, name in enumerate(labels)) + "."]
+    lines += ["", *_how_to_load(model, len(labels), origin["name"]), ""]
+    return "\n".join(lines)
+
+
+def _how_to_load(model: ModelConfig, classes: int, base: str) -> list[str]:
+    if model.head == "mean-pool" and model.task_type == "SEQ_CLS":
+        return [
+            "Its head sits on the mean of the encoder's last hidden states, which no class of transformers computes:",
+            "PEFT refuses this adapter on `AutoModelForSequenceClassification`. Merge it, and load what that writes:",
+            "",
+            f"    lorascope merge ADAPTER --base {base} --output merged",
+            "    AutoModelForSequenceClassification.from_pretrained('merged', trust_remote_code=True)",
+        ]
+    auto = "AutoModelForCausalLM" if model.task_type == "CAUSAL_LM" else "AutoModelForSequenceClassification"
+    more = f", num_labels={classes}" if classes else ""
+    return [
+        "With PEFT, where its layout has a place for this method:",
+        "",
+        f"    base = {auto}.from_pretrained({base!r}{more})",
+        "    model = PeftModel.from_pretrained(base, ADAPTER)",
+        "",
+        f"Or merged into its base: `lorascope merge ADAPTER --base {base} --output merged`.",
+    ]
