@@ -88,6 +88,24 @@ def plain(name: str) -> str:
     return unwrapped(name).removeprefix(_PEFT)
 
 
+# Words that tell two parts of one model, or two models of one pipeline, apart.
+PARTS = frozenset(
+    (*COMPONENTS, "encoder", "decoder", "text_model", "vision_model", "audio_model", "language_model", "vision_tower",
+     "audio_tower", "visual", "thinker", "talker", "question_encoder", "ctx_encoder", "generator", "discriminator")
+) - {"transformer"}  # fmt: skip
+
+
+def within(name: str, most: int = 3) -> list[str]:
+    """`name` without one, two, ... leading components, as long as these name no part of a model and a layer is left."""
+    found = []
+    components = name.split(".")
+    for k in range(1, min(most, len(components) - 2) + 1):
+        if components[k - 1] in PARTS or components[k - 1].isdecimal():
+            break
+        found.append(".".join(components[k:]))
+    return found
+
+
 def rootless(name: str) -> list[str]:
     """`name` without its root, then without the next, as long as the leading component is one and others remain."""
     found = []

@@ -171,7 +171,7 @@ def test_dora_without_the_base_measures_the_direction_and_warns():
     result = run(adapter(dora))
     expected = np.linalg.svd(0.5 * b @ a, compute_uv=False)[:2]
     np.testing.assert_allclose(result.modules[0].singular_values, expected, rtol=1e-12)
-    assert "DoRA" in texts(result, "warning")
+    assert "s·B·A alone, which is not ΔW" in texts(result, "warning")
 
 
 def test_bf16_rounding_of_a_small_update_is_a_finding(tmp_path):

@@ -27,6 +27,19 @@ def operand(roles, name):
     return roles[name] if name in roles else roles[f"{name}_a"] @ roles[f"{name}_b"]
 
 
+def leading(matrix, rank):
+    """The best approximation of this rank, from the eigenvectors of MᵀM."""
+    _, vectors = np.linalg.eigh(matrix.T @ matrix)
+    top = vectors[:, -rank:]
+    return matrix @ top @ top.T
+
+
+def rest_of_qr(matrix, rank):
+    """What W = QR leaves beyond the first columns of Q: W less its projection onto its own first columns."""
+    first = matrix[:, :rank]
+    return matrix - first @ np.linalg.solve(first.T @ first, first.T @ matrix)
+
+
 FORMULAS = {
     "low_rank": lambda x, s, w: s * x["B"] @ x["A"],
     "triplet": lambda x, s, w: s * x["B"] @ np.diag(x["E"][:, 0]) @ x["A"],
@@ -40,6 +53,8 @@ FORMULAS = {
     "kronecker": lambda x, s, w: s * np.kron(operand(x, "w1"), operand(x, "w2")),
     "dense": lambda x, s, w: s * x["delta"],
     "tuned": lambda x, s, w: s * (x["tuned"] - w),
+    "pissa": lambda x, s, w: s * x["B"] @ x["A"] - leading(w, x["A"].shape[0]),
+    "olora": lambda x, s, w: s * (x["B"] @ x["A"] - (w - rest_of_qr(w, x["A"].shape[0]))),
 }
 # Which roles are there together, for kinds that have a choice; all of them otherwise.
 CHOICES = {

@@ -85,11 +85,11 @@ def test_the_base_of_an_update_is_the_map(tmp_path):
 
 def test_a_base_that_does_not_fit(tmp_path):
     checkpoint, _ = model(tmp_path, q__weight=(3, 4), up=(3, 5, 4), v=(4,))
-    with pytest.raises(InputError, match=r"does not fit the adapter at q; found \(3, 4\); expected \(4, 3\)"):
+    with pytest.raises(InputError, match=r"does not fit the adapter at q; .*found \(3, 4\), expected \(4, 3\)"):
         checkpoint.of(low_rank("q", 4, 3))
-    with pytest.raises(InputError, match="has 3 experts; found 7"):
+    with pytest.raises(InputError, match="has 3 experts"):
         checkpoint.of(low_rank("up[7]", 5, 4, base_weight="up", expert=7))
-    with pytest.raises(InputError, match=r"does not fit the adapter at v; found \(4, 1\); expected \(4, 3\)"):
+    with pytest.raises(InputError, match=r"does not fit the adapter at v; .*found \(4, 1\), expected \(4, 3\)"):
         checkpoint.of(low_rank("v", 4, 3))
 
 

@@ -228,7 +228,7 @@ def test_configs_of_peft_itself_have_no_unknown_fields():
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_an_initialisation_that_changes_the_base_is_noted(init, tmp_path):
     path, *_ = build(tmp_path, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=init))
-    assert any("residual base" in note for note in read(path).notes)
+    assert any("the initial B·A was taken away" in note for note in read(path).notes)
 
 
 def test_methods_that_are_not_analysed_are_named(tmp_path):

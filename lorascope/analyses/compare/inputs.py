@@ -137,10 +137,10 @@ def _flat(name: str) -> str:
 
 
 def _shorter(name: str) -> list[str]:
-    """The flat forms of a name without its roots, or without the pipeline's component."""
+    """The flat forms of a name without leading components that name no part of a model, or without the pipeline's."""
     plain = naming.plain(name)
     inside = naming.without_component(plain, "")
-    return [_flat(one) for one in (*naming.rootless(plain), *([inside] if inside else []))]
+    return [_flat(one) for one in (*naming.within(plain), *([inside] if inside else []))]
 
 
 def _difference(checkpoint: Checkpoint, like: Update) -> Update | None:

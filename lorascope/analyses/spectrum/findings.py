@@ -8,6 +8,7 @@ import numpy as np
 from lorascope.analyses.spectrum.module import PARTIAL
 from lorascope.blocks import Finding
 from lorascope.errors import some
+from lorascope.weights.checkpoint import ABSENT
 
 if TYPE_CHECKING:
     from lorascope.analyses.spectrum.module import ModuleSpectrum
@@ -147,9 +148,9 @@ def _whether_base(result: "SpectrumResult") -> list[Finding]:
         reasons = Counter(item.reason for item in result.not_compared)
         named = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
         total = len({m.name for m in result.modules} | {item.name for item in result.not_compared})
-        text = f"{len(result.not_compared)} of {total} modules are not compared with the base ({named})"
-        severity = "error" if result.nothing_compared else "warning"
-        found.append(Finding(severity, text, result.not_compared[0].name))
+        where = "are not in the base" if set(reasons) == {ABSENT} else f"are not compared with the base ({named})"
+        text = f"{len(result.not_compared)} of {total} modules {where}, such as {result.not_compared[0].name}"
+        found.append(Finding("error" if result.nothing_compared else "warning", text))
     adapted = {m.depth for m in result.modules if m.depth is not None and m.kind != "tuned"}
     some_layers = result.settings.get("layers_to_transform") or result.settings.get("layer_replication")
     named_so = isinstance(result.settings.get("target_modules"), str) or some_layers
