@@ -60,6 +60,18 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def opened(folder: Path, *settings: Any, **more: Any) -> "Reopened":
+    """A run, reopened; what it differs in from the trained model is said on stderr."""
+    import sys
+
+    from lorascope.training.reopen import reopen
+
+    run = reopen(folder, *settings, **more)
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return run
+
+
 class Runs:
     """All runs of one comparison.
 
@@ -126,12 +138,10 @@ class Runs:
         return Opened(run, self.texts)
 
     def _reopen(self, folder: Path) -> "Reopened":
-        from lorascope.training.reopen import reopen
-
         if self._last is None or self._last[0] != folder:
             self._last = None  # free the one before
             limit = None if self.split is None else self.max_samples
-            self._last = (folder, reopen(folder, self.device, self.split, limit))
+            self._last = (folder, opened(folder, self.device, self.split, limit))
         return self._last[1]
 
     @cached_property

@@ -63,6 +63,7 @@ def activations(
     inputs, notes = [], []
     for path, label in zip(runs, labels, strict=True):
         opened = _open(path, device, split, max_samples)
+        notes += opened.notes
         if texts is None:
             texts = opened.held_out
             tokens, shares = _choose(opened, texts, samples, seed)
@@ -106,9 +107,9 @@ def _labels(runs: list[Path]) -> list[str]:
 
 
 def _open(path: Path, device: str, split: str | None, max_samples: int) -> "Reopened":
-    from lorascope.training.reopen import reopen
+    from lorascope.cli import _runs
 
-    return reopen(path, device=device, split=split, max_samples=max_samples)
+    return _runs.opened(path, device=device, split=split, max_samples=max_samples)
 
 
 def _choose(opened: "Reopened", texts: "Encoded", samples: int, seed: int) -> "tuple[Tokens, Tokens]":

@@ -154,9 +154,9 @@ def _intervened(
     from dataclasses import replace
 
     from lorascope.analyses.intruders.intervention import intervene
-    from lorascope.training.reopen import reopen
+    from lorascope.cli._runs import opened as reopened
 
-    opened = reopen(run, device, max_samples=samples)
+    opened = reopened(run, device, max_samples=samples)
     others = _retained(opened, retain, samples) if retain is not None else None
     texts = {"held-out texts": len(opened.held_out)}
     if others is not None:

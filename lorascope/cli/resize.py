@@ -166,9 +166,9 @@ def _scorer(
         if max_samples is not None:
             raise InputError("--max-samples belongs to --evaluate", hint="name the run with --evaluate RUN")
         return None, ""
-    from lorascope.training.reopen import reopen
+    from lorascope.cli import _runs
 
-    opened = reopen(run, device=device, max_samples=max_samples)
+    opened = _runs.opened(run, device=device, max_samples=max_samples)
     if strange := [name for name in adapter.updates if name not in opened.updates]:
         raise InputError(
             f"{run} has no such modules",

@@ -26,6 +26,11 @@ from lorascope.updates.base import Update, dense
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter
 
+ROUNDED = (
+    "{}: the base is held in bfloat16, and what is evaluated is the sum W + ΔW rounded to it; in training ΔW was added "
+    "unrounded, layer by layer"
+)
+
 
 @dataclass(frozen=True)
 class Reopened:
@@ -40,6 +45,7 @@ class Reopened:
         train, held_out: the run's texts, or those of the split that was asked for in place of `held_out`.
         tokenizer: the model's.
         world: one process and its device.
+        notes: in what the model differs from the one that was trained.
     """
 
     folder: Path
@@ -51,6 +57,7 @@ class Reopened:
     tokenizer: Any
     world: World
     _base: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
 
     @property
     def updates(self) -> Mapping[str, Update]:
@@ -137,7 +144,8 @@ def reopen(
     base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
     merge.merge(model, adapter, models.drawn(model))  # drawn by the seed of the run, as they were then
     model.eval().requires_grad_(False)
-    return Reopened(folder, config, adapter, model, train, held_out, tokenizer, here, base)
+    notes = (ROUNDED.format(folder),) if config.training.bf16 and adapter.updates else ()
+    return Reopened(folder, config, adapter, model, train, held_out, tokenizer, here, base, notes)
 
 
 def finished_config(folder: Path) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What must agree on one draw: ΔW by file, ΔW by live layer, merged weights, `merge` on disk, `resize` at full rank, and
+"""What must agree on one draw: ΔW by file, ΔW by live layer, merged weights, `merge` on disk, `resize` at full rank and
 PEFT's own merge. What is refused must be refused by a sentence that is on the list.
 """
 
@@ -76,7 +76,8 @@ def _file(draw: Draw, trained: Trained, adapter: Any, base: Checkpoint) -> str:
         name = weight_name(update)
         weight = base.lookup(update)
         if isinstance(weight, str):
-            assert draw.grown and "vocabulary" in weight, weight
+            assert draw.grown, weight
+            assert "vocabulary" in weight, weight
             continue
         change = (after[name] - before[name]).numpy()
         if update.expert is not None:

@@ -88,9 +88,9 @@ def _lora(chance: random.Random, family: str, tied: bool, grown: int, targets: l
     options: dict[str, Any] = {"lora_alpha": chance.choice([1, 3, 8])}
     plain = True
     if family in EXPERTS and chance.random() < 0.7:
-        return {**options, "target_modules": chance.choice([[], targets]),
-                "target_parameters": chance.choice([[f"{EXPERTS[family]}.down_proj"], [f"{EXPERTS[family]}.gate_up_proj"],
-                [f"{EXPERTS[family]}.gate_up_proj", f"{EXPERTS[family]}.down_proj"]])}  # fmt: skip
+        down, up = (f"{EXPERTS[family]}.{name}" for name in ("down_proj", "gate_up_proj"))
+        chosen = {"target_modules": chance.choice([[], targets])}
+        return {**options, **chosen, "target_parameters": chance.choice([[down], [up], [up, down]])}
     if chance.random() < 0.3:
         options["use_rslora"] = True
     kind = chance.choice(
@@ -181,8 +181,9 @@ def model_of(draw: Draw) -> Any:
                                  num_experts_per_tok=2, max_position_embeddings=32, **wide, **lm, **head)  # fmt: skip
         return t.MixtralForCausalLM(config)
     if draw.family == "gpt_oss":
-        config = t.GptOssConfig(intermediate_size=WIDTH if square else 24, num_key_value_heads=1, num_local_experts=3,
-                                num_experts_per_tok=2, max_position_embeddings=32, head_dim=8, **wide, **lm, **head)  # fmt: skip
+        experts = {"num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 8, "num_key_value_heads": 1}
+        inner = WIDTH if square else 24
+        config = t.GptOssConfig(intermediate_size=inner, max_position_embeddings=32, **experts, **wide, **lm, **head)
         return t.GptOssForCausalLM(config)
     config = t.ViTConfig(intermediate_size=24, image_size=8, patch_size=4, num_labels=3, initializer_range=0.3, **wide)
     return t.ViTForImageClassification(config)

@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 
+from lorascope.errors import InputError
+from tests.differential import own
 from tests.differential.agree import agree
 from tests.differential.draws import draw
 
@@ -37,3 +39,39 @@ def test_many_draws(tmp_path):
     checked = check(range(FEW, FEW + MANY), tmp_path)
     print(dict(checked))
     assert checked["merge: merged"] > MANY / 2
+
+
+def check_own(seeds, tmp_path) -> Counter:
+    """The same for runs of our own."""
+    checked: Counter = Counter()
+    for seed in seeds:
+        case = own.draw(seed)
+        try:
+            found = own.agree(case, tmp_path / f"own-{seed}")
+        except Exception as error:
+            if isinstance(error, InputError) and own.refusal(case, error):
+                checked["refused before training"] += 1
+                continue
+            lines = (
+                "from pathlib import Path",
+                "from tempfile import mkdtemp",
+                "from tests.differential import own",
+                "",
+            )
+            script = "\n".join([*lines, f"own.agree({case!r}, Path(mkdtemp()))"])
+            pytest.fail(f"{type(error).__name__}: {error}\n\n{script}")
+        checked.update(key for key, value in found.items() if not isinstance(value, str))
+    return checked
+
+
+def test_few_runs_of_our_own(tmp_path):
+    checked = check_own(range(10), tmp_path)
+    assert checked["merged"] >= 7
+    assert checked["PEFT"] >= 2
+
+
+@pytest.mark.slow
+def test_many_runs_of_our_own(tmp_path):
+    checked = check_own(range(10, 90), tmp_path)
+    print(dict(checked))
+    assert checked["merged"] > 60

@@ -130,3 +130,114 @@ def test_folders_that_hold_something_else(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match="GGUF"):
         open_checkpoint(tmp_path / "m.gguf")
+
+
+NEVER = [
+    ("model.decoder.layers.0.q.weight", "model.encoder.layers.0.q"),
+    ("model.decoder.layers.0.q.weight", "layers.0.q"),
+    ("decoder.block.0.q.weight", "encoder.block.0.q"),
+    ("vision_model.encoder.layers.0.q.weight", "text_model.encoder.layers.0.q"),
+    ("language_model.layers.0.q.weight", "vision_tower.layers.0.q"),
+    ("blocks.0.q.weight", "transformer_2.blocks.0.q"),
+    ("transformer.blocks.0.q.weight", "transformer_2.blocks.0.q"),
+    ("text_model.layers.0.q.weight", "text_encoder_2.text_model.layers.0.q"),
+    ("bert.layer.0.q.weight", "roberta.layer.0.q"),
+    ("model.layers.1.q.weight", "model.layers.0.q"),
+    ("model.layers.10.q.weight", "model.layers.0.q"),
+]
+
+
+@pytest.mark.parametrize(("stored", "asked"), NEVER)
+def test_another_part_of_a_model_is_never_taken(stored, asked, tmp_path):
+    checkpoint, _ = model(tmp_path, **{stored.replace(".", "__"): (3, 4)})
+    assert checkpoint.resolve(asked) is None
+    assert checkpoint.lookup(low_rank(asked, 3, 4)) == "the base has no such weight"
+
+
+def test_a_pipeline_s_component_is_that_of_its_folder(tmp_path):
+    for folder in ("transformer", "transformer_2"):
+        (tmp_path / folder).mkdir()
+        checkpoint, _ = model(tmp_path / folder, blocks__0__q__weight=(3, 4))
+        for component in ("transformer", "transformer_2", "text_encoder"):
+            assert (checkpoint.find(f"{component}.blocks.0.q") is not None) == (component == folder)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("model.layers.0.q.weight", "_orig_mod.model.layers.0._checkpoint_wrapped_module.q"),
+        ("module.model.layers.0.q.weight", "model.layers.0.q"),
+        ("language_model.model.layers.0.q.weight", "model.language_model.layers.0.q"),
+        ("model.language_model.layers.0.q.weight", "language_model.model.layers.0.q"),
+        ("blocks.0.q.weight", "transformer.blocks.0.q"),
+        ("h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn"),
+    ],
+)
+def test_wrappers_and_known_renamings_are_followed(stored, asked, tmp_path):
+    checkpoint, values = model(tmp_path, **{stored.replace(".", "__"): (3, 4)})
+    np.testing.assert_array_equal(checkpoint.weight(asked).read(), values[stored])
+
+
+def test_experts_that_files_keep_apart_are_the_fused_parameter_of_transformers(tmp_path):
+    import transformers
+
+    size = {
+        "hidden_size": 8,
+        "intermediate_size": 6,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 16,
+    }
+    config = transformers.MixtralConfig(num_local_experts=3, num_key_value_heads=1, **size)
+    live = transformers.MixtralForCausalLM(config)
+    live.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    for name in ("gate_up_proj", "down_proj"):
+        path = f"model.layers.0.mlp.experts.{name}"
+        expected = live.get_parameter(path).detach().double().numpy()
+        np.testing.assert_array_equal(checkpoint.weight(path).read(), expected)
+        one = low_rank(f"{path}[2]", *expected.shape[1:], base_weight=path, expert=2)
+        np.testing.assert_array_equal(checkpoint.of(one).read(), expected[2])
+
+
+def test_a_grouped_convolution_is_the_map_with_zeros_between_its_groups(tmp_path):
+    checkpoint, values = model(tmp_path, conv__weight=(6, 2, 3))
+    layer = torch.nn.Conv1d(4, 6, 3, groups=2, bias=False)
+    layer.weight.data = torch.from_numpy(values["conv.weight"])
+    matrix = checkpoint.of(low_rank("conv", 6, 12, kernel=(3,))).read()
+    x = torch.randn(1, 4, 3)
+    expected = layer(x).detach().numpy().ravel()
+    np.testing.assert_allclose(matrix @ x.numpy().reshape(-1), expected, rtol=1e-5, atol=1e-6)  # float32 sums
+
+
+def test_a_grown_vocabulary_concerns_its_own_module(tmp_path):
+    checkpoint, values = model(tmp_path, model__embed_tokens__weight=(10, 4), lm_head__weight=(10, 4))
+    grown = low_rank("model.embed_tokens", 4, 12, transposed=True, embedding=True)
+    assert checkpoint.lookup(grown) == "the vocabulary was resized: 12 tokens in the adapter, 10 in the base"
+    fewer = Update("lm_head", "tuned", {"tuned": InMemory(np.ones((8, 4)))}, base_weight="lm_head.weight")
+    np.testing.assert_array_equal(checkpoint.of(fewer).read(), values["lm_head.weight"][:8])
+
+
+def test_the_models_that_transpose_experts_are_those_whose_class_says_so():
+    """transformers' own flag, over all model files of the installed version."""
+    import re
+    from pathlib import Path
+
+    import transformers
+
+    from lorascope.weights import orientation
+
+    folder = Path(transformers.__file__).parent / "models"
+    flagged = {
+        path.parent.name
+        for path in folder.glob("*/modeling_*.py")
+        if re.search(r"use_experts_implementation\([^)]*is_transposed=True", path.read_text(encoding="utf-8"))
+    }
+    assert flagged <= set(orientation._TRANSPOSED_EXPERTS)
+    users = {
+        path.parent.name
+        for path in folder.glob("*/modeling_*.py")
+        if re.search(r"import .*\bConv1D\b", path.read_text())
+    }
+    known = {name.replace("openai-gpt", "openai") for name in orientation._CONV1D_MODELS}
+    assert users <= known

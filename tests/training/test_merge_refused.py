@@ -1,0 +1,137 @@
+"""What cannot be merged is refused in a sentence, and what a merge does besides adding products is PEFT's own."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lorascope.errors import InputError
+from lorascope.training import merge, merge_base
+from lorascope.weights import io
+
+IDS = torch.tensor([[5, 9, 11, 3, 4, 7]])
+
+
+def llama(folder, tied=False, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.3, tie_word_embeddings=tied,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def adapter(base, folder, config):
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if parameter.requires_grad and "lora_" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            elif parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    peft.save_pretrained(folder)
+    return folder
+
+
+def merged(base, folder):
+    read = io.read(folder, merge_base.checkpoint_of(str(base)))
+    merge.refuse(read)
+    model, tokenizer = merge_base.load_base(read, folder, str(base))
+    return model, tokenizer, merge.merge(model, read)
+
+
+def lora(**options):
+    return LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"alora_invocation_tokens": [1, 2]}, "only to tokens after its invocation tokens"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "replicas of the base's"),
+    ],
+)
+def test_what_no_merged_weight_can_hold(options, sentence, tmp_path):
+    folder = adapter(llama(tmp_path / "base"), tmp_path / "a", lora(**options))
+    with pytest.raises(InputError, match=sentence):
+        merged(tmp_path / "base", folder)
+
+
+@pytest.mark.parametrize("start", ["corda", "loftq", "lora_ga", "pissa_niter_4"])
+def test_a_start_that_cannot_be_computed_again(start, tmp_path):
+    folder = adapter(llama(tmp_path / "base"), tmp_path / "a", lora())
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": start}))
+    with pytest.raises(InputError, match="belong to a base from which their beginning was taken away"):
+        merged(tmp_path / "base", folder)
+
+
+def test_a_method_that_is_not_computed(tmp_path):
+    config = OFTConfig(oft_block_size=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    folder = adapter(llama(tmp_path / "base"), tmp_path / "a", config)
+    with pytest.raises(InputError, match=r"would lose .*OFT"):
+        merged(tmp_path / "base", folder)
+
+
+@pytest.mark.parametrize("where", ["update", "base", "saved"])
+def test_numbers_that_are_none(where, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = llama(tmp_path / "base")
+    folder = adapter(base, tmp_path / "a", lora(modules_to_save=["lm_head"]))
+    path = base / "model.safetensors" if where == "base" else folder / "adapter_model.safetensors"
+    word = {"base": "q_proj.weight", "update": "lora_B", "saved": "lm_head"}[where]
+    tensors = load_file(path)
+    tensors[next(name for name in tensors if word in name)][0, 0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"merging would write NaN or infinity into .*(q_proj|lm_head)"):
+        merged(base, folder)
+
+
+def test_a_sum_beyond_the_range_of_the_dtype(tmp_path):
+    base = llama(tmp_path / "base")
+    folder = adapter(base, tmp_path / "a", lora(lora_alpha=1e6))
+    read = io.read(folder)
+    model, _ = merge_base.load_base(read, folder, str(base), torch.float16)
+    with pytest.raises(InputError, match="beyond the range of float16"):
+        merge.merge(model, read)
+
+
+def test_a_quantised_base_is_named(tmp_path):
+    base = llama(tmp_path / "base")
+    folder = adapter(base, tmp_path / "a", lora())
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="quantised with bitsandbytes nf4; merge into the same model"):
+        merged(base, folder)
+
+
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_a_saved_half_of_tied_weights_unties_them(saved, tmp_path):
+    base = llama(tmp_path / "base", tied=True)
+    folder = adapter(base, tmp_path / "a", lora(modules_to_save=saved))
+    reloaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    model, tokenizer, done = merged(base, folder)
+    merge.save(model, tokenizer, tmp_path / "m", done, {})
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    with torch.no_grad():
+        expected, found = reloaded(input_ids=IDS).logits, again(input_ids=IDS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert done.untied
+    assert not again.config.tie_word_embeddings
+
+
+def test_rows_that_only_the_user_s_base_had(tmp_path):
+    """LoRA on an embedding that was grown before training: the file of an older PEFT does not hold its new rows."""
+    base = llama(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(35)
+    peft = get_peft_model(model, lora(target_modules=["embed_tokens"]))
+    peft.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    with pytest.raises(InputError, match="another shape"):
+        merged(base, tmp_path / "a")

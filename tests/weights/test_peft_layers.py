@@ -1,0 +1,120 @@
+"""Where PEFT's layer computes more than s·B·A on one weight: torch's attention, replicas, starts taken away from W."""
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lorascope.analyses import spectrum
+from lorascope.errors import InputError
+from lorascope.updates.base import dense
+from lorascope.weights import io, resize
+from lorascope.weights.checkpoint import open_checkpoint
+
+TINY = {"vocab_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def llama(folder, seed=0, **more):
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "intermediate_size": 24, "initializer_range": 0.3}
+    model = LlamaForCausalLM(LlamaConfig(**{**TINY, **size, **more}))
+    model.save_pretrained(folder)
+    return model
+
+
+def trained(model, config, folder):
+    """A PEFT model whose factors have moved, saved; the model."""
+    peft = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    peft.save_pretrained(folder)
+    return peft
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_start_that_was_taken_from_w_is_taken_away_again(init, tmp_path):
+    """PEFT's own merge of the reloaded file, less W. PEFT's SVD and QR are in float32: 1e-6 of ‖W‖."""
+    model = llama(tmp_path / "base")
+    before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    trained(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=init), tmp_path / "a")
+    reloaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "a")
+    after = dict(reloaded.merge_and_unload().named_parameters())
+    base = open_checkpoint(tmp_path / "base")
+    adapter = io.read(tmp_path / "a", base)
+    for name, update in adapter.updates.items():
+        weight = before[f"{name}.weight"].numpy()
+        change = after[f"{name}.weight"].detach().double().numpy() - weight
+        found = dense(update.delta(base.of(update).read()))
+        assert np.linalg.norm(found - change) < 3e-6 * np.linalg.norm(weight)
+    with pytest.raises(InputError, match="known with the base only"):
+        resize.decompose(io.read(tmp_path / "a"))
+    alone = spectrum.run(io.read(tmp_path / "a"))
+    assert any("s·B·A alone, which is not ΔW" in finding.text for finding in alone.findings)
+
+
+def test_torch_s_attention_is_what_peft_s_layer_computes(tmp_path):
+    torch.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attn(x, x, x, need_weights=False)[0]
+
+    model = Model().double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    torch.save(model.state_dict(), tmp_path / "base.pt")
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    peft = trained(model, LoraConfig(r=2, lora_alpha=3, target_modules=["attn"]), tmp_path / "a")
+    expected = peft(x).detach()
+    adapter = io.read(tmp_path / "a", open_checkpoint(tmp_path / "base.pt"))
+    assert set(adapter.updates) == {"attn.in_proj_weight", "attn.out_proj"}
+    plain = Model().double()
+    plain.load_state_dict(before)
+    with torch.no_grad():
+        for name, update in adapter.updates.items():
+            own = update.base_weight or f"{name}.weight"
+            plain.get_parameter(own).add_(torch.from_numpy(dense(update.delta())))
+    torch.testing.assert_close(plain(x), expected, rtol=1e-6, atol=1e-7)  # factors are stored in float32
+    result = spectrum.run(adapter, base=open_checkpoint(tmp_path / "base.pt"))
+    assert not result.not_compared
+
+
+def test_replicas_are_compared_with_the_layer_they_are_made_of(tmp_path):
+    model = llama(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[[0, 1], [0, 2]])
+    trained(model, config, tmp_path / "a")
+    base = open_checkpoint(tmp_path / "base")
+    adapter = io.read(tmp_path / "a", base)
+    source = {0: 0, 1: 0, 2: 1}
+    assert len(adapter.updates) == 3
+    for name, update in adapter.updates.items():
+        layer = source[int(name.split(".")[2])]
+        expected = base.weight(f"model.layers.{layer}.self_attn.q_proj").read()
+        np.testing.assert_array_equal(base.of(update).read(), expected)
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_experts_stored_turned_are_told_by_their_class(width, tmp_path):
+    torch.manual_seed(0)
+    config = GptOssConfig(**TINY, hidden_size=16, intermediate_size=width, num_local_experts=3, head_dim=8)
+    model = GptOssForCausalLM(config)
+    model.save_pretrained(tmp_path / "base")
+    path = "model.layers.0.mlp.experts.down_proj"
+    before = model.get_parameter(path).detach().double().clone()
+    parameters = ["mlp.experts.down_proj"]
+    peft = trained(model, LoraConfig(r=2, target_modules=[], target_parameters=parameters), tmp_path / "a")
+    change = peft.merge_and_unload().get_parameter(path).detach().double() - before
+    base = open_checkpoint(tmp_path / "base")
+    for expert in range(3):
+        update = io.read(tmp_path / "a", base).updates[f"{path}[{expert}]"]
+        assert update.transposed
+        np.testing.assert_allclose(dense(update.delta()).T, change[expert].numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(base.of(update).read(), before[expert].numpy().T)
