@@ -21,9 +21,10 @@ from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.checkpoint import Checkpoint, is_embedding, is_vocabulary, open_checkpoint
 from lorascope.weights.orientation import experts_turned, is_conv1d, looks_like_conv1d
-from lorascope.weights.quantised import Unreadable
+from lorascope.weights.quantised import Unreadable, scheme_of
 from lorascope.weights.tensors import InMemory, Mapped, first_rows, transposed
 
+DEQUANTISED = "dequantised from"
 _PIECE = 1 << 20  # entries of either weight in memory at a time
 
 
@@ -201,8 +202,15 @@ class _Matching:
             self._set_aside(name, f"has other shapes: {shapes}")
             return
         base, tuned, note = fitted
+        notes = (*notes, *_dequantised(("base", base), ("tuned checkpoint", tuned)))
         pairs = _pairs_of(label, base, tuned, (*notes, *note), self.turned)
         self.pairs += (replace(pair, parameter=name) for pair in pairs)
+
+
+def _dequantised(*sides: tuple[str, Stored]) -> tuple[str, ...]:
+    """What to say of weights that were stored in codes: the error of coding them is in the difference."""
+    found = [(side, scheme) for side, stored in sides if (scheme := scheme_of(stored)) is not None]
+    return tuple(f"{DEQUANTISED} {scheme} in the {side}: ΔW holds the error of that coding" for side, scheme in found)
 
 
 def _no_weight(stored: Stored) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 
 from lorascope.errors import InputError
 from lorascope.methods.base import methods
@@ -68,7 +69,10 @@ def _logits(model: Any, trained: Trained) -> torch.Tensor:
 def _file(draw: Draw, trained: Trained, adapter: Any, base: Checkpoint) -> str:
     """ΔW by the file's reader against PEFT's merge less the base, in float64 of PEFT's float32 model."""
     before = {name: p.detach().double() for name, p in _plain(trained, draw).named_parameters(remove_duplicate=False)}
-    model = copy.deepcopy(trained.live)
+    try:
+        model = copy.deepcopy(trained.live)
+    except RuntimeError:  # PEFT's tied adapters are no leaves of torch's graph, and cannot be copied
+        model = PeftModel.from_pretrained(_plain(trained, draw), trained.adapter)
     model = (model.float() if draw.dtype == "bfloat16" else model).merge_and_unload()
     after = {name: p.detach().double() for name, p in model.named_parameters(remove_duplicate=False)}
     compared = 0
@@ -112,6 +116,8 @@ def _merge(draw: Draw, trained: Trained, adapter: Any) -> str:
         done = merge.merge(model, adapter)
     except InputError as error:
         return _refused(draw, error)
+    worst = max((one.rounding_loss for one in done.weights), default=0.0)
+    assert draw.dtype == "bfloat16" or worst < 1e-2, f"{worst:.2g} of an update rounded away in float32"
     merge.save(model, tokenizer, trained.folder / "merged", done, {})
     again = trained.auto.from_pretrained(trained.folder / "merged")
     _near(draw, _logits(again, trained), trained.logits, "merge")
@@ -141,8 +147,6 @@ def _live(draw: Draw, trained: Trained, adapter: Any) -> str:
 
 def _resize(draw: Draw, trained: Trained, adapter: Any, base: Checkpoint) -> str:
     """Every ΔW at its full rank, written and loaded by PEFT."""
-    from peft import PeftModel
-
     try:
         found = resize.decompose(adapter, base)
         ranks = {one.name: max(len(one.values), 1) for one in found.spectra}

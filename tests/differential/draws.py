@@ -118,6 +118,12 @@ def _lora(chance: random.Random, family: str, tied: bool, grown: int, targets: l
     if plain and family in EMBEDDING and chance.random() < 0.2 and "init_lora_weights" not in options:
         options["target_modules"] = [*targets, EMBEDDING[family]]
         options.pop("lora_bias", None)
+    embedded = {*options.get("modules_to_save", ()), *options.get("trainable_token_indices", ())}
+    embedded |= {*options.get("target_modules", targets)} & {"embed_tokens", "wte", "lm_head"}
+    if tied and embedded and chance.random() < 0.4:
+        options["ensure_weight_tying"] = True
+    if family != "vit" and chance.random() < 0.15:
+        options["layers_to_transform"] = [1]
     if "lora_bias" not in options and chance.random() < 0.2:
         options["bias"] = chance.choice(["all", "lora_only"])
     return options

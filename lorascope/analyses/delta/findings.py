@@ -6,6 +6,7 @@ import numpy as np
 
 from lorascope.blocks import Finding
 from lorascope.errors import some
+from lorascope.weights.delta import DEQUANTISED
 
 if TYPE_CHECKING:
     from lorascope.analyses.delta.matrix import MatrixDelta
@@ -66,6 +67,11 @@ def _files(result: "DeltaResult") -> list[Finding]:
         found.append(
             Finding("note", f"unchanged: {len(zero)} of {len(result.matrices)} matrices, such as {zero[0].name}")
         )
+    coded = [m for m in result.matrices if any(note.startswith(DEQUANTISED) for note in m.notes)]
+    if coded:
+        note = next(note for note in coded[0].notes if note.startswith(DEQUANTISED))
+        text = f"{len(coded)} of {len(result.matrices)} matrices are {note}, which no noise floor here counts"
+        found.append(Finding("warning", text))
     resized = [m for m in result.matrices if any("resized" in note for note in m.notes)]
     found += [Finding("warning", note, m.name) for m in resized for note in m.notes if "resized" in note]
     largest = max((m.relative_norm or 0 for m in result.changed), default=0)

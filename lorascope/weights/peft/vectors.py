@@ -13,6 +13,7 @@ from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.peft.config import Config
 from lorascope.weights.peft.lora import Group
+from lorascope.weights.quantised import HINT, Unreadable
 from lorascope.weights.tensors import InMemory, Recent, Slice, reshaped
 
 if TYPE_CHECKING:
@@ -118,7 +119,10 @@ def _width(
     flag = config.flag("fan_in_fan_out")
     if base is None:
         return (known[group.module], flag) if group.module in known else None
-    shape = tuple(base.weight(group.module).shape)
+    weight = base.weight(group.module)
+    if isinstance(weight, Unreadable):
+        raise InputError(f"{group.module}: {weight.reason}", hint=HINT)
+    shape = tuple(weight.shape)
     d_out = group.shape("vera_lambda_b")[0]
     for turned in (flag, not flag):
         if len(shape) == 2 and shape[1 if turned else 0] == d_out:
