@@ -55,7 +55,7 @@ def merge(
 
 def summary(merged: "Merge", dtype: str) -> str:
     """What happened, in a few lines: sizes, what rounding took, what else was put in, what was left out."""
-    lines = [*_weights(merged, dtype)]
+    lines = [*(f"note: {note}" for note in merged.notes), *_weights(merged, dtype)]
     if merged.biases:
         lines.append(f"biases changed by an update: {len(merged.biases)}")
     if merged.whole:

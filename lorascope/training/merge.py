@@ -23,8 +23,8 @@ from lorascope.training.assets import staged
 from lorascope.training.places import Places, placed, weight_name
 from lorascope.training.record import write_json
 from lorascope.updates.base import Stored, Update, dense, kinds
-from lorascope.weights.adapter import Adapter, NotAnalysed
-from lorascope.weights.caveats import not_for_all_tokens, of_another_base
+from lorascope.weights.adapter import Adapter, NotAnalysed, Rows
+from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_another_base
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft import B_BIAS
 from lorascope.weights.peft.held import TOKENS
@@ -61,6 +61,7 @@ class Merge:
         untied: parameters that no longer share one tensor with another.
         grown: the rows of the vocabulary before and after, where the adapter has more tokens than the base.
         left_out: the rest of the file, and why it is not needed.
+        notes: what the reader of the adapter wants said, and whether this is its base.
     """
 
     weights: list[MergedWeight] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Merge:
     untied: list[str] = field(default_factory=list)
     grown: tuple[int, int] | None = None
     left_out: tuple[NotAnalysed, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -89,23 +91,24 @@ def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> M
             random values in a place that the adapter does not fill.
     """
     refuse(adapter)
-    done = Merge(left_out=adapter.not_analysed)
+    unsure = fewer_layers(adapter, getattr(getattr(model, "config", None), "num_hidden_layers", None))
+    done = Merge(left_out=adapter.not_analysed, notes=(*adapter.notes, *([unsure] if unsure else [])))
     _with_vocabulary(model, adapter, done)
     places = Places(model)
     _check_names(places, adapter)
     adapter = placed(places, adapter)
     for name, stored in adapter.base.items():
         _set(places, done.base, name, stored, keep_ties=True)
-    keep_ties = adapter.settings.get("ties") == "kept" or bool(adapter.settings.get("ensure_weight_tying"))
+    keep_ties = adapter.settings.get("ties") == "kept"  # PEFT's tied adapters are in the file twice, one for each half
     saved = {name: stored for name, stored in adapter.saved.items() if not _makes_updates(name, adapter)}
     for name, stored in saved.items():
         _set(places, done.whole, name, stored, keep_ties or _all_alike(places, name, saved), done.untied)
+    for name, rows in adapter.rows.items():  # before the updates: PEFT puts LoRA around what has the rows
+        _set_rows(model, places, name, rows, len(adapter.rows) == 1, done)
     for update in adapter.updates.values():
         _merge_one(places, update, places.name(weight_name(update)) or "", keep_ties, done)
     for update in adapter.updates.values():
         _merge_bias(places, update, adapter.source.format, done)
-    for name, rows in adapter.rows.items():
-        _set_rows(places, name, rows.indices, rows.stored, done)
     _check_drawn(model, places, {*done.whole, *done.base, *seeded})
     return done
 
@@ -152,9 +155,11 @@ def _with_vocabulary(model: nn.Module, adapter: Adapter, done: Merge) -> None:
     if not grown:
         return
     ((before, after), *others) = grown
-    tables = {name for name in places.parameters if _is_vocabulary(model, name)}
-    tied = getattr(model.config, "tie_word_embeddings", False)
-    missing = [] if tied and sizes else [name for name in tables if name not in sizes and name.endswith(".weight")]
+    tables = [n for n in places.parameters if n.endswith(".weight") and _is_vocabulary(model, n) and n not in sizes]
+    shared = {other for name in adapter.base if (own := places.name(name)) for other in places.sharers(own)}
+    apart = adapter.settings.get("modules_to_save") or ()
+    shared |= {o for n in sizes if n.split(".")[-2] not in apart for o in places.sharers(n)}
+    missing = [name for name in tables if name not in shared]
     if others or missing:
         raise InputError(
             f"the adapter has {after} tokens, and this base {before}",
@@ -167,16 +172,23 @@ def _with_vocabulary(model: nn.Module, adapter: Adapter, done: Merge) -> None:
 
 def _is_vocabulary(model: nn.Module, name: str) -> bool:
     """Whether the parameter is the input or the output embedding's."""
-    path = name.rpartition(".")[0]
-    tables = [getattr(model, f"get_{which}_embeddings", lambda: None)() for which in ("input", "output")]
-    return any(model.get_submodule(path) is table for table in tables if table is not None)
+    module = model.get_submodule(name.rpartition(".")[0])
+    return any(module is table for which in ("input", "output") if (table := _table(model, which)) is not None)
+
+
+def _table(model: nn.Module, which: str) -> nn.Module | None:
+    """The input or the output embedding; None of a model that has none."""
+    try:
+        return getattr(model, f"get_{which}_embeddings", lambda: None)()
+    except NotImplementedError:
+        return None
 
 
 def _check_names(places: Places, adapter: Adapter) -> None:
     wanted = [weight_name(update) for update in adapter.updates.values()]
     wanted += [name for name in adapter.saved if not _makes_updates(name, adapter)]
     wanted += [*adapter.rows, *adapter.base]
-    missing = [name for name in wanted if places.name(name) is None]
+    missing = [name for name in wanted if places.name(name) is None and places.buffer(name) is None]
     if missing:
         raise InputError(
             "the adapter is not of this model",
@@ -210,7 +222,7 @@ def _merge_one(places: Places, update: Update, name: str, keep_ties: bool, done:
 
 def _delta(update: Update, weight: Tensor) -> Tensor:
     """ΔW in the layout the model stores `weight` in, float32 or wider."""
-    native = weight.t() if update.transposed else weight
+    native = weight.t() if update.transposed and weight.ndim == 2 else weight
     base = None
     if update.needs_base:
         base = native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy()
@@ -221,6 +233,7 @@ def _delta(update: Update, weight: Tensor) -> Tensor:
     values = values.to(widened(weight))
     values = values.t() if update.transposed else values
     as_it_is = values.shape == weight.shape or (weight.ndim < 2 and values.shape == (weight.numel(), 1))
+    as_it_is = as_it_is or (weight.ndim > 2 and values.shape[0] == weight.shape[0])  # a kernel, flattened
     if values.numel() != weight.numel() or not (update.kernel or as_it_is):
         raise InputError(
             f"{update.name} has another shape",
@@ -256,8 +269,9 @@ def _set(
     places: Places, record: list[str], name: str, stored: Stored, keep_ties: bool, untied: list[str] | None = None
 ) -> None:
     """A parameter that the file holds whole, put in place."""
-    own = places.name(name) or ""
-    values, parameter = torch.from_numpy(stored.read()), places.current(own)
+    own = places.name(name) or name
+    buffer = places.buffer(name) if places.name(name) is None else None
+    values, parameter = torch.from_numpy(stored.read()), places.current(own) if buffer is None else buffer
     if values.shape != parameter.shape:
         raise InputError(f"{name} has another shape", found=tuple(values.shape), expected=tuple(parameter.shape))
     rounded = values.to(parameter)
@@ -265,7 +279,7 @@ def _set(
         raise InputError(
             f"merging would write NaN or infinity into {own}", found=f"such entries in the adapter's {name}"
         )
-    if keep_ties:
+    if keep_ties or buffer is not None:
         parameter.copy_(rounded)
     elif places.put(own, rounded) and untied is not None:
         untied.append(own)
@@ -274,8 +288,8 @@ def _set(
 
 def _all_alike(places: Places, name: str, saved: Mapping[str, Stored]) -> bool:
     """Whether every module that shares this parameter was stored whole with the same numbers: then it stays shared."""
-    own = places.name(name) or ""
-    sharers = places.sharers(own)
+    own = places.name(name)
+    sharers = places.sharers(own) if own else []
     theirs = {places.name(other): stored for other, stored in saved.items()}
     if len(sharers) < 2 or not all(other in theirs for other in sharers):
         return False
@@ -283,11 +297,12 @@ def _all_alike(places: Places, name: str, saved: Mapping[str, Stored]) -> bool:
     return all(np.array_equal(values[0], other) for other in values[1:])
 
 
-def _set_rows(places: Places, name: str, indices: tuple[int, ...], stored: Stored, done: Merge) -> None:
-    """Trained rows, in the place of the base's. A tied output layer has them as well."""
+def _set_rows(model: nn.Module, places: Places, name: str, rows: Rows, alone: bool, done: Merge) -> None:
+    """Trained rows, in the place of the base's. Whatever is tied to the input embedding has them as well, unless the
+    file has other rows for that: so PEFT's `trainable_token_indices`. Any other module's are its own."""
     own = places.name(name) or ""
-    table = places.current(own)
-    values = torch.from_numpy(stored.read()).to(table)
+    table, indices = places.current(own), rows.indices
+    values = torch.from_numpy(rows.stored.read()).to(table)
     if max(indices, default=0) >= table.shape[0] or values.shape[1:] != table.shape[1:]:
         raise InputError(
             f"the trained rows do not fit {own}",
@@ -296,7 +311,20 @@ def _set_rows(places: Places, name: str, indices: tuple[int, ...], stored: Store
         )
     if not bool(torch.isfinite(values).all()):
         raise InputError(f"merging would write NaN or infinity into {own}", found="such entries in the trained rows")
-    table[list(indices)] = values
+    for_all = alone and places.module(own)[0] is _table(model, "input")
+    tied = [other for other in places.sharers(own) if other != own]
+    biased = [other for other in tied if getattr(places.module(other)[0], "bias", None) is not None]
+    if for_all and biased:
+        raise InputError(
+            f"the trained rows of {own} cannot be merged",
+            found=f"{biased[0]} is tied to it and has a bias, which PEFT's layer of trained tokens leaves out",
+        )
+    changed = table.clone()
+    changed[list(indices)] = values
+    if for_all:
+        table.copy_(changed)
+    elif places.put(own, changed):
+        done.untied.append(own)
     done.rows[own] = len(indices)
 
 
@@ -322,10 +350,47 @@ def dtype_of(model: nn.Module) -> str:
 def save(model: nn.Module, tokenizer: Any, folder: Path, merged: Merge, facts: Mapping[str, str]) -> None:
     """The model, its tokenizer and merge.json in a new folder, which appears whole or not at all."""
     with staged(folder) as stage:
+        if merged.untied or merged.grown:
+            _unshare(model)
         model.save_pretrained(stage)
+        if merged.untied or merged.grown:
+            _check_reloaded(model, stage)
         if tokenizer is not None:
             tokenizer.save_pretrained(stage)
         write_json(stage / "merge.json", {**facts, "dtype": dtype_of(model), **asdict(merged)})
+
+
+def _unshare(model: nn.Module) -> None:
+    """Give every module a copy of its own where the config no longer ties: what is stored once is not loaded twice."""
+    if getattr(model.config, "tie_word_embeddings", False):
+        return
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in seen:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            elif parameter is not None:
+                seen.add(id(parameter))
+
+
+def _check_reloaded(model: nn.Module, stage: Path) -> None:
+    """InputError where transformers loads other weights from the folder than were merged: some models tie their
+    embeddings whatever the config says, and cannot hold them apart."""
+    if not hasattr(model, "from_pretrained"):
+        return
+    again = models.load_class(type(model), str(stage), "auto")
+    theirs = dict(again.named_parameters(remove_duplicate=False))
+    wrong = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in theirs or not torch.equal(parameter, theirs[name].to(parameter))
+    ]
+    if wrong or models.drawn(again):
+        raise InputError(
+            "transformers cannot hold this merged model: loaded again, it has other weights",
+            found=some([*wrong, *models.drawn(again)], 3),
+            hint="its embeddings are tied by its class; train an adapter that leaves them alone, or use it unmerged",
+        )
 
 
 __all__ = ["Merge", "MergedWeight", "dtype_of", "merge", "refuse", "save", "weight_name"]

@@ -13,7 +13,7 @@ from lorascope.training.card import check_base, read_card
 from lorascope.training.config import ModelConfig
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
-from lorascope.weights.quantised import scheme_name
+from lorascope.weights.quantised import Decoded, Unreadable, scheme_name
 
 CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -36,7 +36,13 @@ def checkpoint_of(base: str) -> Checkpoint | None:
         checkpoint = open_checkpoint(assets.resolve(base))
     except InputError:
         return None
+    odd = {name: one for name, one in checkpoint.stored.items() if isinstance(one, Decoded | Unreadable)}
     if scheme := scheme_name(checkpoint.config):
+        pass
+    elif odd:
+        name, one = next(iter(odd.items()))
+        scheme = f"{one.scheme} ({name})" if isinstance(one, Decoded) else f"something unknown: {one.reason}"
+    if scheme:
         raise InputError(
             f"the base {base} is quantised with {scheme}",
             hint="merge into the same model as it was before it was quantised: codes cannot hold the sum",
@@ -74,7 +80,7 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
         )
     try:
         return model, models.load_tokenizer(config)
-    except InputError:  # some models come without one; they are merged all the same
+    except (InputError, TypeError):  # some models come without one; they are merged all the same
         return model, None
 
 
@@ -96,10 +102,13 @@ def _of_task(adapter: Adapter, base: str, dtype: torch.dtype | str) -> nn.Module
 
     task = adapter.settings.get("task_type")
     config = models.load_config(base)
-    if task in CLASSES:
+    said = adapter.settings.get("auto_mapping")
+    own = [said.get("base_model_class")] if isinstance(said, Mapping) and task not in CLASSES else []
+    named = [name for name in (*own, *(config.architectures or ())) if isinstance(name, str) and _opens(name)]
+    mapped = type(config) in getattr(transformers, CLASSES[task])._model_mapping if task in CLASSES else False
+    if mapped and not (task == "FEATURE_EXTRACTION" and named):  # whose head, where the base has one, is not used
         auto = getattr(transformers, CLASSES[task])
     else:
-        named = [name for name in config.architectures or () if hasattr(transformers, name)]
         if not named:
             raise InputError(
                 "neither the adapter nor the base says what kind of model they are of",
@@ -110,6 +119,14 @@ def _of_task(adapter: Adapter, base: str, dtype: torch.dtype | str) -> nn.Module
         auto = getattr(transformers, named[0])
     labels = _labels(auto, config, adapter.saved) if task in WITH_CLASSES or task not in CLASSES else {}
     return models.load_class(auto, base, dtype, **labels)
+
+
+def _opens(name: str) -> bool:
+    """Whether transformers has a model class of that name."""
+    import transformers
+
+    found = getattr(transformers, name, None)
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
 
 
 def _labels(auto: Any, config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _from_pretrained(auto: Any, config: ModelConfig, what: str, **settings: Any)
             f"loading the {what} {config.name!r} needs a package that is not installed",
             found=" ".join(str(error).split())[:300],
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise InputError(
             f"cannot load the {what} {config.name!r}",
             found=" ".join(str(error).split())[:300],

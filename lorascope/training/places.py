@@ -40,6 +40,15 @@ class Places:
         matches = self._rootless.get(plain, [])
         return matches[0] if len(matches) == 1 else None
 
+    def buffer(self, wanted: str) -> Tensor | None:
+        """A buffer of the model, such as a BatchNorm's running mean; None where it has none of that name."""
+        plain = naming.plain(wanted)
+        return next((self._buffers[one] for one in (plain, *naming.rootless(plain)) if one in self._buffers), None)
+
+    @cached_property
+    def _buffers(self) -> dict[str, Tensor]:
+        return dict(self.model.named_buffers())
+
     def sharers(self, name: str) -> list[str]:
         """All names of the parameter of that name: more than one where it is tied."""
         own = self.parameters[name]
@@ -95,7 +104,9 @@ def oriented(places: Places, update: Update, name: str) -> Update:
 
     module, attribute = places.module(name)
     weight = places.current(name)
-    fused = update.expert is not None or weight.ndim == 3
+    fused = update.expert is not None or (weight.ndim == 3 and attribute != "weight")
+    if weight.ndim > 2 and not fused:  # a convolution, whose kernel may be flattened into the input axis
+        return replace(update, transposed=False)
     if update.kernel or weight.ndim < 2 or (not fused and attribute != "weight"):
         return update
     sides, own = tuple(weight.shape[-2:]), _shape(update)

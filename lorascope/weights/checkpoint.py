@@ -33,6 +33,7 @@ _FILES = (
 # Modules that share one parameter in the usual models; a checkpoint stores it once, under either name.
 _TIED = (
     "lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder", "output_projection",
+    "vocab_projector", "lm_loss", "generator_lm_head", "predictions.decoder", "proj_out",
     "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared",
 )  # fmt: skip
 _EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
@@ -43,6 +44,7 @@ _FUSED = {
     "down_proj": (("down_proj",), ("w2",)),
     "up_proj": (("up_proj",),),
 }
+_OTHER_SENSES = re.compile(r"(^|\.)(vision|visual|audio)")  # a part whose embeddings are no words
 ABSENT = "the base has no such weight"
 
 
@@ -130,7 +132,8 @@ class Checkpoint:
             return found
         if not any(part.isdecimal() for part in spelled[0].split(".")):
             return None
-        return next((self._in_memory[one] for one in spelled if one in self._in_memory), None)
+        every = [each for one in spelled for each in (one, *naming.rootless(one))]
+        return next((self._in_memory[one] for one in every if one in self._in_memory), None)
 
     def _resolve_plain(self, name: str) -> str | None:
         if name in self._plain:
@@ -150,7 +153,7 @@ class Checkpoint:
         return None
 
     def _resolve_tied(self, name: str) -> str | None:
-        if self.config.get("tie_word_embeddings") is False or not _ends_with_any(name, _TIED):
+        if not self._may_be_tied or not _ends_with_any(name, _TIED) or _OTHER_SENSES.search(name):
             return None
         partners = [
             stored
@@ -158,6 +161,15 @@ class Checkpoint:
             if stored.endswith(".weight") and _ends_with_any(stored.removesuffix(".weight"), _TIED)
         ]
         return partners[0] if len(partners) == 1 else None
+
+    @property
+    def _may_be_tied(self) -> bool:
+        """Whether an output layer that the file does not hold can be the input embedding: not where the config says
+        otherwise, nor in the file of a bare model, which has no output layer."""
+        said = self.config.get("tie_word_embeddings")
+        classes = [str(name) for name in self.config.get("architectures") or ()]
+        bare = [name for name in classes if name.endswith("Model") and "LM" not in name and "Head" not in name]
+        return bool(said) if said is not None else not bare
 
     def find(self, name: str) -> Stored | None:
         """The stored weight of a module, or a parameter; None where there is none.
@@ -178,7 +190,8 @@ class Checkpoint:
                 while all(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts):
                     found = [self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts]
                     rows.append(tuple(self.stored[one] for one in found if one is not None))
-                if rows:
+                partial = any(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts)
+                if rows and not partial:
                     return Stacked.of(rows)
         return None
 

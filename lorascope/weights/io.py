@@ -65,7 +65,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
             found=some(left),
             hint="they stand beside an update, and might change it: nothing is read; please report these keys",
         )
-    if not parsed.updates and not parsed.saved:
+    if not parsed.updates and not parsed.saved and not parsed.rows:
         reasons = dict.fromkeys(item.reason for item in ledger.not_analysed)
         raise InputError(
             f"{bundle.path} ({parsed.method or name}) holds no weight update that can be analysed",

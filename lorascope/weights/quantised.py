@@ -16,6 +16,7 @@ int-quantized and naive-quantized; bitsandbytes 0.50, `int8_vectorwise_dequant` 
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 from lorascope.updates.base import Stored
 
+BLOCK = (128, 128)  # of fp8 by block where the config does not say: DeepSeek's, and transformers' default
 HINT = "give the same model as it was before it was quantised"
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
@@ -152,6 +154,8 @@ class _Schemes:
         owner = f"{head if below else module}.weight"
         if owner in self.tensors and owner != name:
             return self.tensors[owner].dtype not in _PLAIN and leaf not in _HARMLESS
+        if module in self.tensors and self.tensors[module].dtype not in _PLAIN:  # a parameter's own state
+            return True
         endings = ("_scale_inv", "_scale", "_scales", "_zero_point", "_blocks", "_global_scale")
         owner = next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), "")
         return owner in self.tensors or (owner != "" and f"{owner}_blocks" in self.tensors) or self._of_packed(module)
@@ -207,7 +211,9 @@ class _Schemes:
 
     def _plain(self, name: str, module: str, leaf: str, stored: Stored) -> Stored:
         """A matrix in a floating dtype, unless something beside it may change what it means."""
-        if leaf != "weight" or len(stored.shape) < 2 or not (beside := self._strangers(name, module)):
+        if self.said.get("transform_config") and leaf == "weight" and len(stored.shape) == 2:
+            return self._unreadable(name, f"{self.name}, its weights rotated")
+        if len(stored.shape) < 2 or not (beside := self._strangers(name, module)):
             return stored
         reason = f"{name} stands beside {beside[0]!r} in the base, which lorascope does not understand"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
@@ -215,10 +221,11 @@ class _Schemes:
     def _strangers(self, name: str, module: str) -> list[str]:
         """Tensors of the same stem whose meaning is not known."""
         own = [f"{name}{leaf}" for leaf in ("_scale_inv", "_scale", "_zero_point") if f"{name}{leaf}" in self.tensors]
+        own += [f"{name}.{leaf}" for leaf in self.leaves.get(name, ())]
         if not name.endswith(".weight"):
             return own
         leaves = [leaf for leaf in self.leaves[module] if leaf not in _HARMLESS | _ACTIVATION]
-        return [f"{module}.{leaf}" for leaf in leaves] + [f"{name}.{leaf}" for leaf in self.leaves.get(name, ())]
+        return [*own, *(one for leaf in leaves if (one := f"{module}.{leaf}") not in own)]
 
     # --- schemes --------------------------------------------------------------------------------------------------
 
@@ -257,7 +264,7 @@ class _Schemes:
             return None
         if stored.dtype not in _FP8 or scale.dtype not in _PLAIN or len(stored.shape) < 2:
             return self._unreadable(name, self.name or f"{stored.dtype} codes with a {scale.dtype} scale")
-        block = _block(self.said.get("weight_block_size"), tuple(stored.shape), tuple(scale.shape))
+        block = _block(self.said.get("weight_block_size") or BLOCK, tuple(stored.shape), tuple(scale.shape))
         if block is None:
             return self._misfit(name, stored, scale)
         return Decoded(tuple(stored.shape), "F32", "fp8", (stored, scale), lambda c, s: c * _spread(s, block, c.shape))
@@ -298,7 +305,10 @@ class _Schemes:
         groups = self.said.get("config_groups")
         first: Any = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
         weights = first.get("weights") if isinstance(first, Mapping) else {}
-        return _block((weights or {}).get("block_structure"), shape, scale) if len(scale) == 2 else None
+        sides = (weights or {}).get("block_structure") or BLOCK
+        if isinstance(sides, str) and re.fullmatch(r"\d+x\d+", sides):
+            sides = [int(side) for side in sides.split("x")]
+        return _block(sides, shape, scale) if len(scale) == 2 else None
 
     def _misfit(self, name: str, stored: Stored, scale: Stored) -> Unreadable:
         shapes = f"codes {stored.dtype} {tuple(stored.shape)} and a scale {scale.dtype} {tuple(scale.shape)}"
@@ -339,19 +349,16 @@ def _nf4(
 
 
 def _block(said: Any, shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
-    """The sides of a block: what the config says where the grid of scales fits that, else the even division."""
+    """The sides of a block, as the config says them; None where the grid of scales does not fit them."""
     rows, columns = shape[-2:]
     if math.prod(scale) == 1:
         return rows, columns
     if len(scale) != len(shape) or scale[:-2] != shape[:-2]:
         return None
-    if isinstance(said, list | tuple) and len(said) == 2 and all(type(side) is int and side > 0 for side in said):
-        if (math.ceil(rows / said[0]), math.ceil(columns / said[1])) == scale[-2:]:
-            return said[0], said[1]
+    fine = isinstance(said, list | tuple) and len(said) == 2 and all(type(side) is int and side > 0 for side in said)
+    if not fine or (math.ceil(rows / said[0]), math.ceil(columns / said[1])) != scale[-2:]:
         return None
-    if 0 in scale or rows % scale[-2] or columns % scale[-1]:
-        return None
-    return rows // scale[-2], columns // scale[-1]
+    return said[0], said[1]
 
 
 def _spread(scale: np.ndarray, block: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:

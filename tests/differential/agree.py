@@ -84,6 +84,9 @@ def _file(draw: Draw, trained: Trained, adapter: Any, base: Checkpoint) -> str:
             assert "vocabulary" in weight, weight
             continue
         change = (after[name] - before[name]).numpy()
+        tying = draw.options.get("ensure_weight_tying") and draw.tied
+        if tying and name.split(".")[-2] in ("embed_tokens", "lm_head"):
+            continue  # PEFT merges tied adapters twice into the one weight, its layers add them once: logits judge
         if update.expert is not None:
             change = change[update.expert]
         mine = dense(update.delta(weight.read() if update.needs_base else None))

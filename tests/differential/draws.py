@@ -221,10 +221,7 @@ def config_of(draw: Draw) -> Any:
 def train(draw: Draw, folder: Path) -> Trained | None:
     """Two steps of PEFT's own layers; None where PEFT refuses the draw."""
     import peft
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     model = model_of(draw).to(getattr(torch, draw.dtype))
     model.save_pretrained(folder / "base")
     if draw.grown:

@@ -75,3 +75,14 @@ def test_many_runs_of_our_own(tmp_path):
     checked = check_own(range(10, 90), tmp_path)
     print(dict(checked))
     assert checked["merged"] > 60
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """transformers' words about tiny random models, here and only here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    yield
+    logging.set_verbosity(before)

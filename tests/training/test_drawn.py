@@ -99,7 +99,7 @@ def test_a_head_of_other_classes_is_drawn(tiny_bert):
 
 def test_the_mean_pool_head_is_drawn_and_the_pooler_it_leaves_out_is_not(base):
     model = models.load_model(ModelConfig(str(base("bert without pooler")), head="mean-pool"), 2)
-    assert set(models.drawn(model)) == {"classifier.weight", "classifier.bias"}
+    assert set(models.drawn(model)) == {"mean_pool_head.weight", "mean_pool_head.bias"}
 
 
 def test_modules_to_save_that_leave_a_new_module_out_are_refused(base, labelled):

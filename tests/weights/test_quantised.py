@@ -72,8 +72,21 @@ def test_fp8_is_what_transformers_dequantises(tmp_path):
     fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
     scale = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) + 0.5
     expected = fp8.Fp8Dequantize(None)._dequantize_one(W.to(FP8), scale, torch.float32)
-    found, _ = read(tmp_path, {"q.weight": W.to(FP8), "q.weight_scale_inv": scale})
+    said = {"quant_method": "fp8", "weight_block_size": [16, 48]}
+    found, _ = read(tmp_path, {"q.weight": W.to(FP8), "q.weight_scale_inv": scale}, quantization_config=said)
     np.testing.assert_allclose(found, expected.double().numpy(), rtol=1e-6)  # theirs is in float32
+
+
+@pytest.mark.parametrize("said", [{}, {"quant_method": "fp8"}])
+def test_a_block_that_nobody_names_is_128(said, tmp_path):
+    """192 columns are a block and a half, not two of 96; a grid that 128 does not make is refused."""
+    scale = torch.rand(1, 2, generator=torch.Generator().manual_seed(1)) + 0.5
+    config = {"quantization_config": said} if said else {}
+    found, _ = read(tmp_path, {"q.weight": W.to(FP8), "q.weight_scale_inv": scale}, **config)
+    wide = scale.double().repeat_interleave(128, 1)[:, :192]
+    np.testing.assert_array_equal(found, (W.to(FP8).double() * wide).numpy())
+    odd = checkpoint(tmp_path, {"q.weight": W.to(FP8), "q.weight_scale_inv": torch.ones(3, 4)}, **config)
+    assert isinstance(odd.stored["q.weight"], Unreadable)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (48,), (48, 1), (48, 6)])
@@ -156,6 +169,23 @@ def test_experts_in_mxfp4_are_named(tmp_path):
     opened = checkpoint(tmp_path, {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": W})
     assert sorted(opened.names()) == [name, f"{name}_bias"]
     assert "MXFP4" in opened.stored[name].reason
+
+
+def test_rotated_weights_are_no_plain_ones(tmp_path):
+    said = {"quant_method": "compressed-tensors", "transform_config": {"R1": {}}}
+    opened = checkpoint(tmp_path, {"q.weight": W, "q.bias": W[0]}, quantization_config=said)
+    assert "rotated" in opened.stored["q.weight"].reason
+
+
+def test_fused_experts_beside_a_scale_are_no_plain_weights(tmp_path):
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    stack = torch.randn(2, 8, 4)
+    for tensors in (
+        {name: stack.bfloat16(), f"{name}_scale": torch.ones(2, 8, 1)},
+        {name: stack, f"{name}.absmax": stack},
+    ):
+        opened = checkpoint(tmp_path, tensors)
+        assert isinstance(opened.stored[name], Unreadable)
 
 
 def test_plain_models_are_untouched(tmp_path):

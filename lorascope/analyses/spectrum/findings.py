@@ -151,12 +151,6 @@ def _whether_base(result: "SpectrumResult") -> list[Finding]:
         where = "are not in the base" if set(reasons) == {ABSENT} else f"are not compared with the base ({named})"
         text = f"{len(result.not_compared)} of {total} modules {where}, such as {result.not_compared[0].name}"
         found.append(Finding("error" if result.nothing_compared else "warning", text))
-    adapted = {m.depth for m in result.modules if m.depth is not None and m.kind != "tuned"}
-    some_layers = result.settings.get("layers_to_transform") or result.settings.get("layer_replication")
-    named_so = isinstance(result.settings.get("target_modules"), str) or some_layers
-    if result.layers and adapted == set(range(len(adapted))) and len(adapted) != result.layers and not named_so:
-        text = f"the adapter is in layers 0 to {len(adapted) - 1}, and the base has {result.layers} layers"
-        found.append(Finding("warning", f"{text}: is it the base that this adapter was trained on?"))
     return found
 
 

@@ -18,6 +18,7 @@ from lorascope.errors import InputError, some
 from lorascope.linalg.host import one_thread
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+from lorascope.weights.caveats import fewer_layers
 from lorascope.weights.checkpoint import is_vocabulary
 from lorascope.weights.quantised import scheme_of
 from lorascope.weights.tensors import first_rows
@@ -39,7 +40,6 @@ class SpectrumResult:
         not_analysed: what the reader set aside and what this analysis could not do, with reasons.
         base: the path of the base model, where one was given.
         not_compared: with a base, the modules that could not be compared with W, and why.
-        layers: with a base, how many layers its config says it has.
     """
 
     modules: tuple[ModuleSpectrum, ...]
@@ -49,7 +49,6 @@ class SpectrumResult:
     notes: tuple[str, ...] = ()
     base: str | None = None
     not_compared: tuple[NotAnalysed, ...] = ()
-    layers: int | None = None
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -180,10 +179,9 @@ def run(
         adapter.source,
         dict(adapter.settings),
         tuple(set_aside),
-        adapter.notes,
+        (*adapter.notes, *([unsure] if base and (unsure := fewer_layers(adapter, base.layers)) else [])),
         str(base.path) if base else None,
         tuple(not_compared),
-        base.layers if base else None,
     )
 
 

@@ -66,5 +66,6 @@ def base_copies(ledger: Ledger) -> dict[str, Stored]:
         text = body(key)
         module, below, tail = text.rpartition(".base_layer.")
         if below and tail in COPIES and ".original_module." not in text:
-            found[f"{module.replace('.base_layer', '')}.{tail}"] = ledger.peek(key)
+            owner = module.replace(".base_layer", "").removesuffix(".token_adapter")
+            found[f"{owner}.{tail}"] = ledger.peek(key)
     return found

@@ -124,4 +124,4 @@ def plain_parameter(key: str, adapter: str | None) -> str:
     """The base model's name of a parameter stored whole, without what PEFT wraps around it."""
     text = body(key)
     text = re.sub(rf"\.modules_to_save(?:\.{re.escape(adapter or 'default')})?\.", ".", text)
-    return text.replace(".base_layer.", ".").replace(".original_module.", ".")
+    return re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", text)
