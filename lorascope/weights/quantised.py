@@ -31,7 +31,7 @@ BLOCK = (128, 128)  # of fp8 by block where the config does not say: DeepSeek's,
 HINT = "give the same model as it was before it was quantised"
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
-_CODES = (*_FP8, "I8", "U8", "I16", "U16", "I32", "U32")
+_CODES = (*_FP8, "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 # What may stand beside a matrix `weight` in one module without saying anything about the weight.
 _HARMLESS = frozenset(
     "weight bias e_score_correction_bias expert_bias tid2eid running_mean running_var num_batches_tracked".split()  # noqa: SIM905
@@ -49,6 +49,10 @@ _PACKED = {
     "_weight_qdata": "torchao",
     "weight.qdata": "torchao",
     "codes": "AQLM",
+    "centroids.weight": "VPTQ",
+    "dense_weights": "SpQR",
+    "weight.tensor_impl.int_data": "torchao",
+    "weight.tensor_impl.float8_data": "torchao",
     "weight_blocks": "MXFP4",
 }
 _NAMES = {
@@ -207,7 +211,9 @@ class _Schemes:
 
     def _is_weight(self, name: str, leaf: str, stored: Stored) -> bool:
         """Whether a tensor of codes stands in a weight's place: by its name, or by what stands beside it."""
-        return leaf == "weight" or stored.dtype in _FP8 or self._strangers(name, name.rpartition(".")[0]) != []
+        if stored.dtype in _FP8 or self._strangers(name, name.rpartition(".")[0]):
+            return True
+        return len(stored.shape) > 1 and leaf.endswith(("weight", "proj", "kernel"))
 
     def _plain(self, name: str, module: str, leaf: str, stored: Stored) -> Stored:
         """A matrix in a floating dtype, unless something beside it may change what it means."""

@@ -137,6 +137,7 @@ UNKNOWN = {
         "that lorascope does not know",
     ),
     "a mask beside floats": ({"q.weight": W, "q.weight_mask": W}, {}, "'q.weight_mask'"),
+    "integers": ({"q.weight": I32.long()}, {}, "codes of type I64"),
     "fp4 in int8": ({"q.weight": I32.to(torch.int8), "q.weight_scale_inv": W[:1, :1]}, {"quant_method": "fp8"}, "fp8"),
 }
 
