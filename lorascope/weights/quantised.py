@@ -193,9 +193,7 @@ class _Schemes:
         module, _, leaf = name.rpartition(".")
         if stored.dtype in _PLAIN:
             return self._plain(name, module, leaf, stored)
-        if stored.dtype not in (*_FP8, "I8", "U8", "I32", "U32", "I16", "U16") or not self._is_weight(
-            name, leaf, stored
-        ):
+        if stored.dtype not in _CODES or not self._is_weight(name, leaf, stored):
             return stored  # positions, masks, counters: buffers
         for decode in (self._int8, self._four_bits, self._by_block, self._scaled):
             if (found := decode(name, module, stored)) is not None:

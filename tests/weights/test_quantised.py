@@ -181,6 +181,7 @@ def test_rotated_weights_are_no_plain_ones(tmp_path):
 def test_fused_experts_beside_a_scale_are_no_plain_weights(tmp_path):
     name = "model.layers.0.mlp.experts.gate_up_proj"
     stack = torch.randn(2, 8, 4)
+    assert isinstance(checkpoint(tmp_path, {name: stack.to(torch.int8)}).stored[name], Unreadable)
     for tensors in (
         {name: stack.bfloat16(), f"{name}_scale": torch.ones(2, 8, 1)},
         {name: stack, f"{name}.absmax": stack},
