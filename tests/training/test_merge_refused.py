@@ -135,3 +135,104 @@ def test_rows_that_only_the_user_s_base_had(tmp_path):
     peft.save_pretrained(tmp_path / "a", save_embedding_layers=False)
     with pytest.raises(InputError, match="another shape"):
         merged(base, tmp_path / "a")
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_head_of_another_number_of_classes(bare, tmp_path):
+    """RoBERTa's head is two layers under names of their own; its config says two classes, the adapter has five."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=20, initializer_range=0.3,
+    )  # fmt: skip
+    base = transformers.RobertaForSequenceClassification(config)
+    (base.roberta if bare else base).save_pretrained(tmp_path / "base")
+    auto = transformers.AutoModelForSequenceClassification
+    live = auto.from_pretrained(tmp_path / "base", num_labels=5, ignore_mismatched_sizes=True)
+    peft = get_peft_model(live, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False))
+    peft.save_pretrained(tmp_path / "a")
+    model, tokenizer, done = merged(tmp_path / "base", tmp_path / "a")
+    merge.save(model, tokenizer, tmp_path / "m", done, {})
+    with torch.no_grad():
+        found = auto.from_pretrained(tmp_path / "m").eval()(IDS).logits
+        expected = peft.eval()(IDS).logits
+    assert found.shape == (1, 5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_of_other_sizes_than_the_card_says(classifier, tmp_path):
+    import transformers
+
+    from lorascope.training import run
+
+    finished = run.train(classifier(), tmp_path / "run", say=lambda note: None)
+    assert "yes" in (finished.adapter / "README.md").read_text(encoding="utf-8")
+    other = transformers.BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertForSequenceClassification(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="was trained on; found num_hidden_layers 3"):
+        merge_base.load_base(io.read(finished.adapter), finished.adapter, str(tmp_path / "other"))
+
+
+def test_the_merged_config_names_the_classes(classifier, tiny_bert, tmp_path):
+    from lorascope.training import run
+
+    finished = run.train(classifier(), tmp_path / "run", say=lambda note: None)
+    model, _ = merge_base.load_base(io.read(finished.adapter), finished.adapter, str(tiny_bert))
+    assert model.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_one_of_three_tied_tables_trained_apart(tmp_path):
+    """T5's `shared` is trained apart from what both stacks look up: every table has to be stored, and none is tied."""
+    import transformers
+
+    torch.manual_seed(0)
+    size = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(**size, decoder_start_token_id=0, pad_token_id=0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    live = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "base")
+    options = {"task_type": "SEQ_2_SEQ_LM", "target_modules": ["q"], "modules_to_save": ["shared"]}
+    peft = get_peft_model(live, LoraConfig(**options))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if parameter.requires_grad and "modules_to_save" in name:
+                parameter.add_(1.0)
+    peft.save_pretrained(tmp_path / "a")
+    model, tokenizer, done = merged(tmp_path / "base", tmp_path / "a")
+    merge.save(model, tokenizer, tmp_path / "m", done, {})
+    again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "m").eval()
+    with torch.no_grad():
+        found, expected = again(IDS, labels=IDS).logits, peft.eval()(input_ids=IDS, labels=IDS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_loads_as_another_model_is_not_written(tmp_path, monkeypatch):
+    """The last look before the folder appears, with a transformers that forgets what was untied."""
+    base = llama(tmp_path / "base", tied=True)
+    folder = adapter(base, tmp_path / "a", lora(modules_to_save=["lm_head"]))
+    model, tokenizer, done = merged(base, folder)
+    monkeypatch.setattr(merge.models, "load_class", lambda *_: AutoModelForCausalLM.from_pretrained(base))
+    with pytest.raises(InputError, match=r"loaded again, it has other weights; found .*lm_head"):
+        merge.save(model, tokenizer, tmp_path / "m", done, {})
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("rows", [{"lm_head": [5, 7]}, {"embed_tokens": [5, 7], "lm_head": [4, 9]}, [5, 7]])
+def test_trained_rows_of_tied_tables(rows, tmp_path):
+    """Of the input embedding they are the tied output layer's too; of the output layer, or with rows of its own, not."""
+    base = llama(tmp_path / "base", tied=True)
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(trainable_token_indices=rows))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if parameter.requires_grad and "token" in name:
+                parameter.add_(0.5)
+    peft.save_pretrained(tmp_path / "a")
+    model, tokenizer, done = merged(base, tmp_path / "a")
+    merge.save(model, tokenizer, tmp_path / "m", done, {})
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()(IDS).logits
+        expected = peft.eval()(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
