@@ -220,9 +220,12 @@ def test_a_folder_that_loads_as_another_model_is_not_written(tmp_path, monkeypat
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("rows", [{"lm_head": [5, 7]}, {"embed_tokens": [5, 7], "lm_head": [4, 9]}, [5, 7]])
+ROWS = [{"lm_head": [5, 7]}, {"embed_tokens": [5, 7], "lm_head": [4, 9]}, [5, 7]]
+
+
+@pytest.mark.parametrize("rows", ROWS)
 def test_trained_rows_of_tied_tables(rows, tmp_path):
-    """Of the input embedding they are the tied output layer's too; of the output layer, or with rows of its own, not."""
+    """Of the input embedding they are the tied output layer's too; of another layer, or with others there, they are not."""
     base = llama(tmp_path / "base", tied=True)
     peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(trainable_token_indices=rows))
     with torch.no_grad():
