@@ -225,7 +225,7 @@ ROWS = [{"lm_head": [5, 7]}, {"embed_tokens": [5, 7], "lm_head": [4, 9]}, [5, 7]
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_trained_rows_of_tied_tables(rows, tmp_path):
-    """Of the input embedding they are the tied layer's too; of another layer, or with other rows there, they are not."""
+    """Rows of the input embedding are the tied layer's too; rows of another layer, or beside others there, are not."""
     base = llama(tmp_path / "base", tied=True)
     peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(trainable_token_indices=rows))
     with torch.no_grad():
