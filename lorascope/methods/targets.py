@@ -20,7 +20,14 @@ from torch import nn
 from lorascope.errors import InputError, some
 from lorascope.methods.base import AdaptedLayer, Site
 
-HEADS = ("score", "classifier", "qa_outputs", "mean_pool_head")  # task heads, always direct children
+HEADS = (
+    "score",
+    "classifier",
+    "classification_head",
+    "logits_proj",
+    "qa_outputs",
+    "mean_pool_head",
+)  # task heads, always direct children
 CARRIES = "_lorascope_parts"  # where `inject` notes the names of a model's parts that are no layer's update
 WORDS = ("attention", "mlp", "all-linear")
 

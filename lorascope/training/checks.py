@@ -31,11 +31,12 @@ def refuse_bidirectional(model: nn.Module, name: str) -> None:
     if not found or found[0].weight.shape[0] < 3:
         return
     rows, device = found[0].weight.shape[0], found[0].weight.device
-    first = torch.arange(PROBE, device=device).remainder(rows - 1).unsqueeze(0)  # (1, t)
+    tokens = min(PROBE, _positions(model)[0] or PROBE)
+    first = torch.arange(tokens, device=device).remainder(rows - 1).unsqueeze(0)  # (1, t)
     second = first.clone()
-    second[:, PROBE // 2 :] = (first[:, PROBE // 2 :] + 1).remainder(rows)
+    second[:, tokens // 2 :] = (first[:, tokens // 2 :] + 1).remainder(rows)
     before, after = _logits(model, first), _logits(model, second)
-    moved = (before - after)[:, : PROBE // 2].abs().max().item()
+    moved = (before - after)[:, : tokens // 2].abs().max().item()
     largest = max(before.abs().max().item(), after.abs().max().item())
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if moved > LEAK.get(dtype, LEAK_NARROW) * largest:
@@ -68,6 +69,7 @@ def fit_model(model: nn.Module, texts: Sequence[Encoded]) -> list[str]:
     tokens = [ids for each in texts for ids in each.tokens]
     longest = max(map(len, tokens))
     _refuse_unknown_ids(model, tokens, texts[0].pad)
+    _refuse_several_ends(model, texts)
     limit, where = _positions(model)
     if limit is not None and longest > limit:
         raise InputError(
@@ -96,6 +98,21 @@ def _refuse_unknown_ids(model: nn.Module, tokens: Sequence[Sequence[int]], pad: 
             found=f"the id {largest}",
             expected=f"ids below {rows}, the embedding's rows",
             hint="use the tokenizer that belongs to the model, or resize the model's embedding and save it first",
+        )
+
+
+def _refuse_several_ends(model: nn.Module, texts: Sequence[Encoded]) -> None:
+    """BART's and T5's classifiers read the last end token, and want as many in every text."""
+    config = getattr(model, "config", None)
+    end = getattr(config, "eos_token_id", None)
+    if not getattr(config, "is_encoder_decoder", False) or not isinstance(end, int) or texts[0].labels is None:
+        return
+    counts = {list(ids).count(end) for each in texts for ids in each.tokens}
+    if len(counts) > 1:
+        raise InputError(
+            "some texts hold the end token within, and this model classifies by the one at the end",
+            found=f"{min(counts)} to {max(counts)} of them in a text",
+            hint="take the end token's word out of the texts",
         )
 
 

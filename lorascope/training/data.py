@@ -179,7 +179,7 @@ def encode_classes(rows: Sequence[Row], names: tuple[str, ...], tokenizer: Any, 
         drawn = [int(digest(text), 16) % len(names) for text in _texts(rows, config)]
         return Encoded(encoded["input_ids"], drawn, tokenizer.pad_token_id, names)
     number = {name: i for i, name in enumerate(names)}
-    labels = [number.get(str(row.get(config.label_column))) for row in rows]
+    labels = [number.get(str(_whole(row.get(config.label_column)))) for row in rows]
     if None in labels:
         row = rows[labels.index(None)]
         label = row.get(config.label_column)
@@ -261,7 +261,7 @@ def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
             found=repr(listed)[:60],
             hint="several classes of a text (multi-label) and classes of its tokens are not offered",
         )
-    values = {row[column] for row in rows}
+    values = {_whole(row[column]) for row in rows}
     if any(isinstance(value, float) for value in values) or _scores(values):
         fraction = next(value for value in values if isinstance(value, float) or not _WHOLE.fullmatch(str(value)))
         raise InputError(
@@ -274,6 +274,11 @@ def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
         return tuple(map(str, sorted(values, key=int)))
     except (TypeError, ValueError):
         return tuple(sorted(map(str, values)))
+
+
+def _whole(value: Any) -> Any:
+    """A class that a column of floats has made 1.0 of, as the whole number it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*")
@@ -304,6 +309,7 @@ def _texts(rows: Sequence[Row], config: DataConfig, column: str | None = None) -
 # Columns that hold a part of what a model is to read or to answer, and those that may as well be something else.
 PIECES = ("prompt", "completion", "instruction", "output", "question", "answer", "response", "chosen", "rejected")
 MAYBE_PIECES = ("input", "query", "context", "system", "source", "target", "user", "assistant")
+WHOLES = ("text", "content", "document")  # what a column of whole texts is called; others are metadata then
 CHATS = ("messages", "conversations", "conversation")
 JOIN = (
     "loss on completions only, and chat templates, are not offered: join prompt and completion, or the conversation, "
@@ -316,7 +322,9 @@ def _refuse_pieces(rows: Sequence[Row], config: DataConfig) -> None:
     completions. A column of text that holds all the others' is the whole.
     """
     used = config.text_column
-    names = {*PIECES, *CHATS} | (set(MAYBE_PIECES) if used.lower() in {*PIECES, *MAYBE_PIECES} else set())
+    names = {*CHATS, "completion", "response"} if used.lower() in WHOLES else {*PIECES, *CHATS}
+    names = names - {"rejected"} if used.lower() == "chosen" else names  # plain training on what was preferred
+    names = names | (set(MAYBE_PIECES) if used.lower() in {*PIECES, *MAYBE_PIECES} else set())
     for row in rows[:20]:
         text = row.get(used)
         for column, value in row.items():
@@ -407,7 +415,7 @@ def read_file(path: Path) -> list[Row]:
     if suffix not in READERS:
         raise InputError(f"cannot tell what {path} is", found=suffix or "no ending", expected=", ".join(READERS))
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(_parse(stream, suffix))
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise InputError(f"cannot read {path}", found=getattr(error, "strerror", None) or error) from error

@@ -35,6 +35,10 @@ class MeanPoolClassifier(nn.Module):
 
     def __init__(self, encoder: nn.Module, num_labels: int):
         super().__init__()
+        if getattr(encoder.config, "is_encoder_decoder", False):
+            raise InputError(
+                "a mean-pool head sits on an encoder, and this model has a decoder too", hint="head: native"
+            )
         if isinstance(getattr(encoder, "pooler", None), nn.Module):
             encoder.pooler = None
         self.base_model_prefix = encoder.base_model_prefix

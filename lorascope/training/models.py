@@ -16,7 +16,14 @@ from lorascope.training.config import ModelConfig
 from lorascope.training.mean_pool import MeanPoolClassifier
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob")  # where modules keep it as a number
-HEADS = ("classifier", "score", "pre_classifier", mean_pool.HEAD)  # of classifiers: direct children by these names
+HEADS = (
+    "classifier",
+    "score",
+    "pre_classifier",
+    "classification_head",
+    "logits_proj",
+    mean_pool.HEAD,
+)  # of classifiers: direct children by these names
 ADAPTER_FILE = "adapter_config.json"
 OURS_TO_SAY = ("LOAD REPORT", "which is incompatible to the `id2label` map")  # in transformers' warnings
 NOTES = "_lorascope_notes"  # where a model keeps `notes`
@@ -70,8 +77,9 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
     if config.head == "native":
         new_head = {"num_labels": num_labels, "ignore_mismatched_sizes": True, **cut}  # of other classes than these
         model = _from_checkpoint(AutoModelForSequenceClassification, config, dtype=dtype, **new_head)
-        if model.config.pad_token_id is None:  # decoders classify by the last token that is no padding
-            model.config.pad_token_id = load_tokenizer(config).pad_token_id
+        pad = load_tokenizer(config).pad_token_id
+        if model.config.pad_token_id != pad:  # decoders classify by the last token that is no padding
+            model.config.pad_token_id = pad
         return model
     if (whole := mean_pool.saved_config(place := assets.resolve(config.name))) is not None:
         model = mean_pool.load(place, whole, num_labels, dtype)

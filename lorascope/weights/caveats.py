@@ -6,7 +6,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.peft.config import CHANGES_BASE
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
-_COMPUTED = ("pissa", "olora")  # kinds of update whose formula takes the start away again
+STARTS_IN_W = ("pissa", "olora")  # kinds of update whose formula takes the start away from W again
 
 
 def of_another_base(adapter: Adapter) -> str | None:
@@ -18,7 +18,7 @@ def of_another_base(adapter: Adapter) -> str | None:
     start = adapter.settings.get("init_lora_weights")
     if not isinstance(start, str) or not start.lower().startswith(CHANGES_BASE):
         return None
-    if adapter.updates and all(update.kind in _COMPUTED for update in adapter.updates.values()):
+    if adapter.updates and all(update.kind in STARTS_IN_W for update in adapter.updates.values()):
         return None
     return f"A and B belong to a base from which their beginning was taken away (init_lora_weights {start!r})"
 

@@ -307,7 +307,7 @@ def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
         pairs.append(
             Pair(
                 update.name, base.resolve(path) or path, weight, tuned, shape, update.transposed, update.embedding,
-                update.kernel, update.expert, False, update,
+                update.kernel, update.expert, False, update, _dequantised(("base", base.find(path) or weight)),
             )
         )  # fmt: skip
     for name, stored in adapter.saved.items():

@@ -1,8 +1,9 @@
 """Keys that a format did not understand: which of them could change ΔW, and which stand elsewhere.
 
-A scale, a mask, a diagonal or a second factor stands beside the factors it acts on, under the same module. So a key
-that nobody understands refuses the file where its module is one of the updates', where it stands above all modules, or
-where its name speaks of an adapter. Any other one, a norm's own parameter say, is listed as skipped, by name.
+A scale, a mask, a diagonal or a second factor stands beside the factors it acts on, under the same module, or above. So
+a key that nobody understands refuses the file where its module is one of the updates' or holds one, where it stands
+above all modules, or where its name speaks of an adapter or of something that acts on others. Any other one, a norm's
+own parameter say, is listed as skipped, by name.
 """
 
 import re
@@ -22,6 +23,10 @@ _ROLE = re.compile(
 _WORDS = re.compile(r"(^|[._])(lora|loha|lokr|hada|dora|adapter|alpha|rank|vera|ia3|oft)s?([._\d]|$)", re.I)
 
 
+# Words for what multiplies, hides or chooses something else.
+_ACTS = re.compile(r"scal(e|ing|ar)|multiplier|mask|gate|router|gain|strength|coef|magnitude|lambda", re.I)
+
+
 def modules_of(keys: Iterable[str]) -> set[str]:
     """The paths of the modules that keys of an adapter belong to, without PEFT's prefix."""
     found = set()
@@ -36,7 +41,9 @@ def changes_delta(key: str, modules: set[str]) -> bool:
     """Whether a key that nobody understands might be part of an update."""
     segments = plain(key).split(".")
     beside = any(".".join(segments[:end]) in modules for end in range(1, len(segments)))
-    return beside or len(segments) == 1 or _WORDS.search(key) is not None
+    owner = ".".join(segments[:-1])
+    above = any(module.startswith(f"{owner}.") for module in modules)
+    return beside or above or len(segments) == 1 or bool(_WORDS.search(key) or _ACTS.search(segments[-1]))
 
 
 def skip_what_stands_elsewhere(ledger: Ledger) -> list[str]:

@@ -1,6 +1,7 @@
 """Comparisons of adapters in memory: planted overlaps, gauges, ties, initialisations, names, many adapters."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -363,3 +364,28 @@ def test_the_chance_marked_on_a_mean_over_widths_is_the_mean():
         sides.append(adapter(path, [lora(path, ord(path)).updates[name(0)], update("model.layers.0.k_proj", b, a)]))
     grid = next(b for b in compare.run(sides).blocks() if isinstance(b, Heatmap) and "left" in b.title)
     assert [mark[0] for mark in grid.measures[0].marks] == pytest.approx([(1 / 96 + 1 / 24) / 2, (4 / 96 + 4 / 24) / 2])
+
+
+def test_replicas_are_their_own_modules_and_no_base_layer_s(tmp_path):
+    """Two adapters of one replicated model agree module by module, with the base as without it."""
+    from safetensors.numpy import save_file
+
+    from lorascope.weights.checkpoint import open_checkpoint
+
+    weights = {f"model.layers.{i}.q_proj.weight": RNG.standard_normal((M, N)).astype("f4") for i in range(2)}
+    save_file(weights, tmp_path / "model.safetensors")
+    base = open_checkpoint(tmp_path)
+    source = {0: 0, 1: 0, 2: 1}
+
+    def replicated(label):
+        made = []
+        for layer, origin in source.items():
+            one = update(f"model.layers.{layer}.q_proj", RNG.standard_normal((M, 2)), RNG.standard_normal((2, N)))
+            note = f"a replica of the base's layer {origin}"
+            made.append(replace(one, base_weight=f"model.layers.{origin}.q_proj", notes=(note,)))
+        return adapter(label, made)
+
+    one, two = replicated("a"), replicated("b")
+    alone = [row["cosine"] for row in only(compare.run([one, two]))["modules"]]
+    assert [row["cosine"] for row in only(compare.run([one, two], base=base))["modules"]] == alone
+    assert len(alone) == 3

@@ -267,7 +267,8 @@ def result():
         "head__weight": np.ones((2, 3))
     }
     update = Update("layers.1.q", "low_rank", {"A": InMemory(np.ones((2, 32))), "B": InMemory(np.ones((24, 2)))})
-    adapter = Adapter({update.name: update, "gone": update}, {}, Source("a", "0", "peft", "LoRA"))
+    gone = dataclasses.replace(update, name="gone")
+    adapter = Adapter({update.name: update, "gone": gone}, {}, Source("a", "0", "peft", "LoRA"))
     return delta.run(checkpoint(**base), checkpoint(**tuned), adapters=[adapter], extract=2)
 
 
@@ -283,7 +284,35 @@ def test_the_result_keeps_what_every_analysis_promises(result):
     page = Page("delta", blocks)
     assert "What the adapters capture" in terminal.render(page, width=120, color=False)
     assert "Energy of ΔW kept at rank k" in html.render(page)
-    assert [item.name for item in result.unmatched] == ["head.weight"]
+    assert [item.name for item in result.unmatched] == ["head.weight", "gone"]
+
+
+def test_two_updates_of_one_weight_are_not_one_of_them():
+    """What layer_replication makes: no one ΔW stands for both replicas."""
+    names = [f"layers__{i}__q__weight" for i in "01"]
+    base = {name: RNG.standard_normal((6, 8)) for name in names}
+    tuned = {name: weight + 0.1 * RNG.standard_normal(weight.shape) for name, weight in base.items()}
+    roles = {"A": InMemory(np.ones((2, 8))), "B": InMemory(np.ones((6, 2)))}
+    one = Update("layers.0.q", "low_rank", roles)
+    replicas = [Update(f"layers.{i}.q", "low_rank", roles, base_weight="layers.1.q.weight") for i in (1, 2)]
+    adapter = Adapter({u.name: u for u in (one, *replicas)}, {}, Source("a", "0", "peft", "LoRA"))
+    found = delta.run(checkpoint(**base), checkpoint(**tuned), adapters=[adapter])
+    assert [m.name for m in found.matrices if m.captured] == ["layers.0.q"]
+    assert [item.name for item in found.unmatched] == ["layers.1.q", "layers.2.q"]
+
+
+def test_dequantised_weights_are_said(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "tuned").mkdir()
+    weight = RNG.standard_normal((16, 24)).astype("f4")
+    scale = np.abs(weight).max(axis=1, keepdims=True) / 127
+    save_file({"layers.0.q.weight": weight}, tmp_path / "base/model.safetensors")
+    codes = {"layers.0.q.weight": np.round(weight / scale).astype("i1"), "layers.0.q.weight_scale": scale}
+    save_file(codes, tmp_path / "tuned/model.safetensors")
+    found = delta.run(*(open_checkpoint(tmp_path / side) for side in ("base", "tuned")))
+    assert any("dequantised from int8" in finding.text for finding in found.findings)
+    error = codes["layers.0.q.weight"] * scale.astype("f8") - weight
+    assert found.matrices[0].frobenius_norm == pytest.approx(np.linalg.norm(error), rel=1e-9)
 
 
 def test_a_run_goes_on_where_it_was_interrupted(tmp_path):

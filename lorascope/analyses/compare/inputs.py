@@ -112,24 +112,35 @@ class _Names:
         return placed
 
     def _flat(self, update: Update) -> str:
+        if _is_replica(update):  # named by its own place, and told from the layer that another base has there
+            return f"{_flat(naming.plain(update.name))}_of_{_flat(update.base_weight or '')}"
         resolved = self.base.resolve(update.base_weight or update.name) if self.base is not None else None
         expert = "" if update.expert is None else f"_{update.expert}"
         return _flat((resolved or update.name).removesuffix(".weight")) + expert
 
     def _learn(self, update: Update, flat: str) -> None:
         self.known[flat] = update.name
+        if _is_replica(update):
+            return
         self.known.setdefault(_flat(naming.plain(update.name)), update.name)
         for shorter in _shorter(update.name):
             self.shorter.setdefault(shorter, set()).add(update.name)
 
     def _similar(self, update: Update, taken: set[str]) -> str | None:
         """The known name that differs by a root on one side only: `model.encoder` is never `model.decoder`."""
+        if _is_replica(update):
+            return None
         own = _flat(naming.plain(update.name))
         for flat in (own, *_shorter(update.name)):
             if (name := self.known.get(flat)) is not None and name not in taken:
                 return name
         found = self.shorter.get(own, set())
         return next(iter(found - taken), None) if len(found) == 1 else None
+
+
+def _is_replica(update: Update) -> bool:
+    """Whether the update is of a layer that PEFT made of another one of the base (`layer_replication`)."""
+    return any(note.startswith("a replica of") for note in update.notes)
 
 
 def _flat(name: str) -> str:

@@ -11,6 +11,7 @@ from lorascope.linalg.factored import Factored
 from lorascope.linalg.rounding import unit_roundoff
 from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, cosine, row_basis
 from lorascope.updates.base import Stored, Update, kinds
+from lorascope.weights.caveats import STARTS_IN_W
 
 ROUNDING = 2.0  # times the unit roundoff of the stored dtype: what rank-deficient factors get from being stored
 LARGEST_SVD = 1024  # smaller side up to which a matrix that is not low rank is decomposed whole
@@ -83,7 +84,7 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
         with_a: whether A alone is wanted as well.
     """
     kind: Any = kinds.get(update.kind)
-    if kind.needs_base and base is None and not has_direction(update):
+    if kind.needs_base and base is None and (update.kind in STARTS_IN_W or not has_direction(update)):
         return f"ΔW of a {update.kind} update depends on W: pass --base"
     roles, notes = update.read(), update.notes
     if kind.needs_base and base is None:

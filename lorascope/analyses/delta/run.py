@@ -16,6 +16,7 @@ from lorascope.analyses.delta.state import State
 from lorascope.analyses.names import depth, module_types
 from lorascope.errors import InputError, some
 from lorascope.linalg.arrays import Array
+from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair, difference, match
@@ -162,6 +163,9 @@ def _left_out(
     return left
 
 
+REPLICAS = "layer_replication"
+
+
 @dataclass
 class _Beside:
     """The adapters to set beside ΔW, their updates by the base's parameters."""
@@ -176,18 +180,23 @@ class _Beside:
             name = "/".join(Path(adapter.source.path).parts[-2:]) or adapter.source.format
             number = sum(label.split(" #")[0] == name for label in self.labels)
             self.labels[f"{name} #{number + 1}" if number else name] = adapter
-        self._updates = {
-            label: {(self.base.resolve(u.base_weight or u.name), u.expert): u for u in adapter.updates.values()}
-            for label, adapter in self.labels.items()
-        }
+        self._updates: dict[str, dict[tuple[str | None, int | None], list[Update]]] = {}
+        for label, adapter in self.labels.items():
+            mine = self._updates.setdefault(label, {})
+            for update in adapter.updates.values():
+                key = (self.base.resolve(update.base_weight or update.name), update.expert)
+                mine.setdefault(key, []).append(update)
 
     def of(self, pair: Pair, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What each adapter adds to this parameter, by label; and why one that names it could not be used."""
         found, notes = {}, []
         for label, updates in self._updates.items():
-            update = updates.get((pair.parameter, pair.expert))
-            if update is None:
+            own = updates.get((pair.parameter, pair.expert), [])
+            if len(own) > 1:
+                notes.append(f"{label} has {len(own)} updates of this weight ({REPLICAS}), which no one ΔW stands for")
+            if len(own) != 1:
                 continue
+            (update,) = own
             weight = self.base.lookup(update) if update.needs_base else None
             if isinstance(weight, str):
                 notes.append(f"{label}: {weight}")
@@ -202,9 +211,18 @@ class _Beside:
     def unmatched(self, pairs: Sequence[Pair]) -> list[NotAnalysed]:
         """Modules of the adapters that no pair is about."""
         there = {(pair.parameter, pair.expert) for pair in pairs}
-        return [
+        absent = [
             NotAnalysed(update.name, f"adapted by {label}; no such pair of weights")
             for label, updates in self._updates.items()
-            for key, update in updates.items()
+            for key, own in updates.items()
             if key not in there
+            for update in own
         ]
+        several = [
+            NotAnalysed(update.name, f"adapted by {label}; one of several updates of one weight ({REPLICAS})")
+            for label, updates in self._updates.items()
+            for key, own in updates.items()
+            if key in there and len(own) > 1
+            for update in own
+        ]
+        return absent + several

@@ -7,6 +7,7 @@ import numpy as np
 from lorascope.analyses.delta.findings import percent
 from lorascope.blocks import Finding
 from lorascope.errors import some
+from lorascope.weights.delta import DEQUANTISED
 
 if TYPE_CHECKING:
     from lorascope.analyses.intruders.result import IntrudersResult
@@ -52,6 +53,12 @@ def _chance(result: "IntrudersResult") -> list[Finding]:
 
 def _files(result: "IntrudersResult") -> list[Finding]:
     found = [Finding("warning", note) for note in result.sides["tuned"].get("notes", ())]
+    coded = [m for m in result.modules if any(note.startswith(DEQUANTISED) for note in m.notes)]
+    if coded:
+        note = next(note for note in coded[0].notes if note.startswith(DEQUANTISED))
+        found.append(
+            Finding("note", f"W is {note.partition(':')[0]}, in {len(coded)} of {len(result.modules)} weights")
+        )
     if result.set_aside:
         names = some([item.name for item in result.set_aside], 2)
         found.append(Finding("note", f"not looked at: {len(result.set_aside)} ({names}); the reasons are listed"))
