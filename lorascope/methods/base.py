@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.methods.attendance import HOOKS, noted
-from lorascope.methods.summed import rounded_sum, widened
+from lorascope.methods.summed import MergedWeight, rounded_sum, widened
 from lorascope.registry import Registry
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter
@@ -109,19 +109,13 @@ class Delta(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Merged:
-    """What merging did to one layer.
+class Merged(MergedWeight):
+    """What merging did to one layer; its `name` is the layer's path in the base model.
 
     Attributes:
-        name: the layer's path in the base model.
-        relative_size: ‖ΔW‖/‖W‖.
-        rounding_loss: ‖(stored − W) − ΔW‖/‖ΔW‖, what the weight's own dtype could not hold; 0 where ΔW is 0.
         untied: paths of the layers that shared this weight and now keep the old one alone.
     """
 
-    name: str
-    relative_size: float
-    rounding_loss: float
     untied: tuple[str, ...] = ()
 
 
@@ -175,11 +169,11 @@ class AdaptedLayer(nn.Module):
             raise InputError(f"{self.name} is merged already", hint="unmerge it first")
         wide = widened(original)
         delta = self.delta.weight(wide.t() if self.transposed else wide)
-        total = rounded_sum(self.name, original, delta.t() if self.transposed else delta)
-        self.base.weight = nn.Parameter(total.stored, requires_grad=False)
+        stored, what_it_did = rounded_sum(self.name, original, delta.t() if self.transposed else delta)
+        self.base.weight = nn.Parameter(stored, requires_grad=False)
         self._original = original
         self._merge_bias()
-        return Merged(self.name, total.relative_size, total.rounding_loss)
+        return Merged(**vars(what_it_did))
 
     def _merge_bias(self) -> None:
         """What the update does to the bias, where it acts on the output as a whole."""

@@ -202,9 +202,9 @@ def merged(own: Own, value: Tensor) -> tuple[nn.Parameter, Merged]:
     """`value`, rounded once to the base's dtype, as a parameter; and what that did."""
     original = own.parameter
     wide = widened(original)
-    total = measured(own.name, original, value.to(wide.dtype) - wide, value.to(original.dtype))
-    report = Merged(own.name, total.relative_size, total.rounding_loss)
-    return nn.Parameter(total.stored, requires_grad=False), report
+    stored = value.to(original.dtype)
+    report = Merged(**vars(measured(own.name, original, value.to(wide.dtype) - wide, stored)))
+    return nn.Parameter(stored, requires_grad=False), report
 
 
 class OwnPart(Part):

@@ -9,17 +9,17 @@ from lorascope.errors import InputError
 
 
 @dataclass(frozen=True)
-class Sum:
-    """A merged weight.
+class MergedWeight:
+    """What merging did to one weight.
 
     Attributes:
-        stored: W + ΔW in W's dtype.
+        name: the parameter's name in the model, with the expert's number where it is a slice of one.
         relative_size: ‖ΔW‖_F / ‖W‖_F; 0 of a W that is 0.
         rounding_loss: ‖(stored − W) − ΔW‖_F / ‖ΔW‖_F, the share of the update that the dtype could not hold.
         unchanged: the share of the entries that ΔW changes and the stored weight does not.
     """
 
-    stored: Tensor
+    name: str
     relative_size: float
     rounding_loss: float
     unchanged: float
@@ -30,8 +30,8 @@ def widened(weight: Tensor) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def rounded_sum(name: str, weight: Tensor, delta: Tensor) -> Sum:
-    """The sum of a stored weight and its change, both in the layout of the model.
+def rounded_sum(name: str, weight: Tensor, delta: Tensor) -> tuple[Tensor, MergedWeight]:
+    """W + ΔW in W's dtype, and what storing it took. `weight` and `delta` are in the layout of the model.
 
     Args:
         name: of the weight, to name.
@@ -42,10 +42,11 @@ def rounded_sum(name: str, weight: Tensor, delta: Tensor) -> Sum:
     if not weight.is_floating_point():
         raise InputError(f"{name} cannot be merged", found=f"a {weight.dtype} weight", expected="floats")
     wide = widened(weight)
-    return measured(name, weight, delta, (wide + delta.to(wide)).to(weight.dtype))
+    stored = (wide + delta.to(wide)).to(weight.dtype)
+    return stored, measured(name, weight, delta, stored)
 
 
-def measured(name: str, weight: Tensor, delta: Tensor, stored: Tensor) -> Sum:
+def measured(name: str, weight: Tensor, delta: Tensor, stored: Tensor) -> MergedWeight:
     """What storing W + ΔW as `stored` did. InputError where a number in it is NaN or infinite."""
     wide = widened(weight)
     delta = delta.to(wide)
@@ -53,8 +54,8 @@ def measured(name: str, weight: Tensor, delta: Tensor, stored: Tensor) -> Sum:
         raise InputError(f"merging would write NaN or infinity into {name}", found=_where(wide, delta, weight.dtype))
     kept, moved = stored.to(wide.dtype) - wide, delta != 0
     size, own = float(delta.norm()), float(wide.norm())
-    return Sum(
-        stored,
+    return MergedWeight(
+        name,
         size / own if own else 0.0,
         float((kept - delta).norm()) / size if size else 0.0,
         float(((kept == 0) & moved).sum() / moved.sum()) if bool(moved.any()) else 0.0,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
-from lorascope.methods.summed import rounded_sum, widened
+from lorascope.methods.summed import MergedWeight, rounded_sum, widened
 from lorascope.training import models
 from lorascope.training.assets import staged
 from lorascope.training.places import Places, placed, weight_name
@@ -29,23 +29,6 @@ from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft import B_BIAS
 from lorascope.weights.peft.held import TOKENS
 from lorascope.weights.subspace import LAMBDA, THETA, subspace_of
-
-
-@dataclass(frozen=True)
-class MergedWeight:
-    """What merging did to one weight.
-
-    Attributes:
-        name: the parameter's name in the model, with the expert's number where it is a slice of one.
-        relative_size: ‖ΔW‖_F / ‖W‖_F.
-        rounding_loss: ‖(stored − W) − ΔW‖_F / ‖ΔW‖_F, the share of the update that the dtype could not hold.
-        unchanged: the share of the entries that ΔW changes and the stored weight does not.
-    """
-
-    name: str
-    relative_size: float
-    rounding_loss: float
-    unchanged: float
 
 
 @dataclass
@@ -212,11 +195,11 @@ def _merge_one(places: Places, update: Update, name: str, keep_ties: bool, done:
         raise InputError(f"{name} has {whole.shape[0]} experts", found=update.name)
     weight = whole[update.expert] if fused else whole
     label = f"{name}[{update.expert}]" if fused else name
-    total = rounded_sum(label, weight, _delta(update, weight))
-    done.weights.append(MergedWeight(label, total.relative_size, total.rounding_loss, total.unchanged))
+    stored, what_it_did = rounded_sum(label, weight, _delta(update, weight))
+    done.weights.append(what_it_did)
     if fused or keep_ties:
-        weight.copy_(total.stored)
-    elif places.put(name, total.stored):
+        weight.copy_(stored)
+    elif places.put(name, stored):
         done.untied.append(name)
 
 
@@ -261,7 +244,7 @@ def _merge_bias(places: Places, update: Update, source: str, done: Merge) -> Non
         own = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.double().cpu().numpy())
         change += 0 if own is None else torch.from_numpy(own).to(change)
     if bool(change.any()):
-        places.put(name, rounded_sum(name, bias, change).stored)
+        places.put(name, rounded_sum(name, bias, change)[0])
         done.biases.append(name)
 
 
