@@ -4,6 +4,9 @@
 raised is a bug of ours and keeps its traceback.
 """
 
+LONGEST_PART = 600  # characters of one part of a message: a file's key or value may be as long as it likes
+LONGEST = 1_400  # of the whole
+
 
 class LorascopeError(Exception):
     """A failure with a sentence for the user. Exit code 1.
@@ -26,7 +29,9 @@ class LorascopeError(Exception):
         if hint is not None:
             parts.append(hint.rstrip("."))
         self.what, self.found, self.expected, self.hint = what, found, expected, hint
-        super().__init__(printable("; ".join(parts)) + ".")
+        most = LONGEST if len(parts) == 1 else LONGEST_PART  # alone, it may list all that is wrong with a config
+        text = "; ".join(cut(printable(cut(part, 4 * most)), most) for part in parts)
+        super().__init__(cut(text, LONGEST) + ".")
 
 
 class InputError(LorascopeError):
@@ -40,8 +45,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def cut(text: str, most: int) -> str:
+    """`text` in at most so many characters, the middle left out."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[len(text) - (most - most // 2 - 3) :]}"
+
+
 def some(items, most: int = 5) -> str:
     """The first few of `items`, quoted, and how many more there are: for naming keys in a sentence."""
     items = [str(item) for item in items]
-    shown = ", ".join(repr(item) for item in items[:most])
+    shown = ", ".join(repr(cut(item, 200)) for item in items[:most])
     return shown + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -3,12 +3,11 @@
 python studies/lora_drop.py --scale small --jobs 2
 """
 
-import json
-
 import numpy as np
 
 from lorascope.blocks import Heatmap
 from lorascope.blocks import Measure as Layer
+from lorascope.inputs import read_json
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, loss, parameters, share
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
@@ -45,7 +44,7 @@ def random_layers(depth, seed):
 
 def importances(folders):
     """LoRA-drop's score of every layer, and whether it kept a LoRA of its own."""
-    learned = json.loads((folders[0] / "rehearsal.json").read_text())
+    learned = read_json(folders[0] / "rehearsal.json")
     return [
         {"module": module, "score": score, "kept": module in learned["kept"]}
         for module, score in learned["scores"].items()

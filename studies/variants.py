@@ -3,9 +3,8 @@
 python studies/variants.py --scale small --jobs 2
 """
 
-import json
-
 from lorascope.blocks import Column, Lines, Series, Table
+from lorascope.inputs import read_json_lines
 from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, share
 from lorascope.study.tasks import (
@@ -50,7 +49,7 @@ def arms(scale):
 
 def losses(folders, method):
     """The training loss as the run has logged it."""
-    lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in read_json_lines(folders[0] / "metrics.jsonl") if line]
     return [{"step": line["step"], "train_loss": line["train_loss"]} for line in lines if "train_loss" in line]
 
 

@@ -1,11 +1,29 @@
 """What the commands that analyse write: JSON (to a file, or - for stdout), CSV, and the page. No command itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorascope.outputs import STDOUT, check_outputs
+
 if TYPE_CHECKING:
     from lorascope.blocks import Page
+
+
+def check(
+    inputs: Iterable[Path | str | None],
+    *,
+    html: Path | None,
+    json: Path | None,
+    csv: Path | None,
+    output: Path | None = None,
+) -> None:
+    """Refuse, before any work is done, outputs that cannot be written or would replace an input or each other.
+
+    Raises:
+        InputError: as of `outputs.check_outputs`.
+    """
+    check_outputs({"--html": html, "--json": json, "--csv": csv}, inputs, output)
 
 
 def write_outputs(
@@ -19,21 +37,24 @@ def write_outputs(
 ) -> None:
     """Write what was asked for, each file whole or not at all, and name it on stderr. `record` and `rows` are made
     only where they are wanted."""
-    import json as encoder
+    import os
     import sys
 
-    from lorascope.atomic import write_text
+    from lorascope.errors import LorascopeError
+    from lorascope.outputs import csv_text, json_text, write_text
 
     written = []
     if json is not None:
-        text = encoder.dumps(record(), allow_nan=False, separators=(",", ":")) + "\n"
-        if str(json) == "-":
+        text = json_text(record(), ensure_ascii=True) + "\n"
+        if str(json) == STDOUT:
+            if getattr(sys.stdout, "name", None) == os.devnull:  # as `_streams.prepare` opened it
+                raise LorascopeError("--json - writes to stdout, which is closed", hint="name a file")
             sys.stdout.write(text)
         else:
             write_text(json, text)
             written.append(json)
     if csv is not None:
-        write_text(csv, as_csv(rows()))
+        write_text(csv, csv_text(rows()))
         written.append(csv)
     if html is not None:
         from lorascope.report import html as pages
@@ -42,16 +63,3 @@ def write_outputs(
         written.append(html)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as CSV; the columns are all keys, in order of appearance."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,7 +1,7 @@
 """Run folders for the commands that evaluate models: found, checked, opened, all scored on the same texts. No command
 itself."""
 
-import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -37,7 +37,7 @@ def find(paths: Iterable[Path], resumed: Path | None = None) -> list[Path]:
     unique = {folder.resolve(): folder for folder in found}
     finished = []
     for place, folder in unique.items():
-        if (folder / "summary.json").is_file():
+        if os.path.lexists(folder / "summary.json"):
             finished.append(folder)
         elif resumed is None or not place.is_relative_to(resumed.resolve()):
             raise InputError(
@@ -47,17 +47,7 @@ def find(paths: Iterable[Path], resumed: Path | None = None) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from lorascope.errors import InputError
-
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON", found=error, hint="train the run again") from None
-    return values
+    return os.path.lexists(path / "config.yaml")
 
 
 def opened(folder: Path, *settings: Any, **more: Any) -> "Reopened":
@@ -120,18 +110,10 @@ class Runs:
         return float(self._opened(folder).score().loss)
 
     def _facts_of(self, folder: Path, label: str) -> "RunFacts":
-        import yaml
-
         from lorascope.analyses.dimension import facts_of
-        from lorascope.errors import InputError
+        from lorascope.training.record import read_config, read_facts, read_summary
 
-        try:
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"cannot read {folder / 'config.yaml'}", found=" ".join(str(error).split())) from None
-        if not isinstance(config, Mapping):
-            raise InputError(f"{folder / 'config.yaml'} holds no config", hint="name a run of lorascope train")
-        return facts_of(label, str(folder), config, _read(folder / "summary.json"), _read(folder / "run.json"))
+        return facts_of(label, str(folder), read_config(folder), read_summary(folder), read_facts(folder))
 
     def _opened(self, folder: Path) -> "Trained":
         run = self._reopen(folder)

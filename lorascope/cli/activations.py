@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import write_outputs
+from lorascope.cli._outputs import check, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.activations import ActivationsResult, RunInput
@@ -55,6 +55,7 @@ def activations(
     """
     import sys
 
+    check(runs, html=html, json=json, csv=csv)
     from lorascope.analyses import activations as analysis
     from lorascope.errors import InputError
 

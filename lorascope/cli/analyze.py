@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import write_outputs
+from lorascope.cli._outputs import check, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.against_base import AgainstBaseResult
@@ -96,6 +96,7 @@ def report_on(
 
     from lorascope.linalg.host import prepare_process
 
+    check([*paths, base], html=html, json=json, csv=csv)
     prepare_process()
     from lorascope.analyses import particulars, spectrum
     from lorascope.analyses.spectrum.page import SORT_KEYS
@@ -190,7 +191,7 @@ def _page(
     first = results[0]
     title = "/".join(Path(first.source.path).parts[-2:]) if len(results) == 1 else f"{len(results)} adapters"
     summary = "; ".join(
-        f"{r.source.method} ({r.source.format}), {len(r.modules)} modules, ‖ΔW‖_F = {r.total_energy**0.5:.4g}"
+        f"{r.source.method} ({r.source.format}), {len(r.modules)} modules, ‖ΔW‖_F = {_norm(r)}"
         if r.modules
         else f"{r.source.method} ({r.source.format}), {sum(p.kinds.values())} modules, ‖ΔW‖ known with --base only"
         for r, p in zip(results, special, strict=True)
@@ -203,6 +204,10 @@ def _page(
         ("numpy", numpy.__version__),
     )
     return Page(title, tuple(body), kicker="lorascope analyze", summary=summary, made_by=made_by)
+
+
+def _norm(result: "SpectrumResult") -> str:
+    return "not known" if result.frobenius_norm is None else f"{result.frobenius_norm:.4g}"
 
 
 def _body(

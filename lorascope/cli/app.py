@@ -1,14 +1,16 @@
 """The command line: one command, one file in this folder, and the one place where errors become a line."""
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 import lorascope
+from lorascope.cli import _streams as streams
 from lorascope.errors import LorascopeError, printable
 
 app = typer.Typer(
@@ -57,22 +59,30 @@ def _help(docstring: str) -> str:
 
 def main() -> None:
     """Run a command. Exit code 2 for bad usage or input, 1 for a failure, and a traceback only for a bug of ours."""
+    streams.prepare()
     _register()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk or a reader that has gone is still ours to say
     except LorascopeError as error:
         fail(str(error), error.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader (head, less) has gone; that is not an error
+        streams.drop()  # the reader (head, less) has gone; that is not an error
         sys.exit(0)
+    except UnicodeEncodeError as error:
+        fail(f"a name holds half a character: {error.object[:200]!r}", 2)
     except OSError as error:
-        fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
+        streams.drop()
+        fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
     except MemoryError:
         fail("this needs more memory than the machine has", 1)
 
 
-def fail(message: str, code: int) -> None:
-    print(f"lorascope: {printable(message)}", file=sys.stderr)
+def fail(message: str, code: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        print(f"lorascope: {printable(message)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

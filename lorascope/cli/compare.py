@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import write_outputs
+from lorascope.cli._outputs import check, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.compare import CompareResult
@@ -50,6 +50,7 @@ def compare(
 
         lorascope compare runs/seed0/adapter runs/seed1/adapter --html overlap.html
     """
+    check([*paths, base], html=html, json=json, csv=csv)
     from lorascope.linalg.host import prepare_process
 
     if len(paths) == 2:
@@ -104,14 +105,10 @@ def _read(path: Path, base: Any) -> Any:
 
 def _group(pattern: str, path: Path) -> str:
     """What the pattern (its first group, where it has one) finds in the path."""
-    import re
-
     from lorascope.errors import InputError
+    from lorascope.patterns import Pattern
 
-    try:
-        found = re.search(pattern, str(path))
-    except re.error as error:
-        raise InputError(f"--group {pattern!r} is not a regular expression", found=error) from None
+    found = Pattern(pattern, "--group").search(str(path))
     if found is None:
         raise InputError(f"--group {pattern!r} finds nothing in {path}", hint="every path must name its group")
     return found[1] or "" if found.re.groups else found[0]

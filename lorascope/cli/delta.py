@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import write_outputs
+from lorascope.cli._outputs import check, write_outputs
+from lorascope.outputs import check_new_folder, is_stream
 
 if TYPE_CHECKING:
     from lorascope.analyses.delta import DeltaResult
@@ -60,6 +61,7 @@ def delta(
     """
     import sys
 
+    check([base, tuned, *(adapter or ())], html=html, json=json, csv=csv, output=output)
     from lorascope.analyses import delta as analysis
     from lorascope.analyses.delta.page import SORT_KEYS
     from lorascope.errors import InputError
@@ -80,7 +82,7 @@ def delta(
         top=top,
         modules=modules,
         extract=extract,
-        state=state or _beside([path for path in (json, html, csv, output) if path is not None and str(path) != "-"]),
+        state=state or _beside(path for path in (json, html, csv, output) if path and not is_stream(path)),
         place=place,
         progress=_bar,
     )
@@ -90,7 +92,7 @@ def delta(
 
         sys.stdout.write(terminal.render(page))
     if output is not None and result.extracted is not None:
-        io.write(result.extracted, output)
+        io.write(result.extracted, output, replace=False)
         print(f"wrote {output}", file=sys.stderr)
     write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
 
@@ -100,13 +102,14 @@ def _check_output(extract: int | None, output: Path | None) -> None:
 
     if (extract is None) != (output is None):
         raise InputError("--extract R and --output DIR go together", hint="give both")
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there already", hint="name a new folder")
+    if output is not None:
+        check_new_folder(output)
 
 
-def _beside(outputs: list[Path]) -> Path | None:
+def _beside(outputs: Iterable[Path]) -> Path | None:
     """Where unfinished work is kept: beside the first thing that will be written; nowhere if nothing is."""
-    return outputs[0].with_name(f"{outputs[0].name}.unfinished") if outputs else None
+    first = next(iter(outputs), None)
+    return None if first is None else first.with_name(f"{first.name}.unfinished")
 
 
 def _placer(device: str) -> Callable[[Any], Any]:

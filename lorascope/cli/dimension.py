@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lorascope.cli._outputs import write_outputs
+from lorascope.cli._outputs import check, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.dimension import Candidate, DimensionResult
@@ -79,6 +79,7 @@ def dimension(
     """
     import sys
 
+    check(paths, html=html, json=json, csv=csv)
     from lorascope.training.threads import wait_patiently
 
     wait_patiently()

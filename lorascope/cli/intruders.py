@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import write_outputs
+from lorascope.cli._outputs import check, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.intruders import IntrudersResult
@@ -73,6 +73,7 @@ def intruders(
     """
     import sys
 
+    check([tuned, base], html=html, json=json, csv=csv)
     from lorascope.linalg.host import prepare_process
 
     if not intervene:

@@ -27,13 +27,13 @@ def merge(
 
         lorascope merge quickstart/adapter --base minilm --output merged
     """
-    from lorascope.errors import InputError, LorascopeError
+    from lorascope.errors import InputError
+    from lorascope.outputs import check_new_folder
     from lorascope.weights import io
 
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise InputError(f"--dtype {dtype!r} is not offered", expected="auto, float32, float16 or bfloat16")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there already", hint="name a new folder")
+    check_new_folder(output)
 
     from lorascope.training import merge as merging
     from lorascope.training import merge_base
@@ -45,10 +45,7 @@ def merge(
 
     model, tokenizer = merge_base.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
     merged = merging.merge(model, read, merge_base.seeded(adapter))
-    try:
-        merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
-    except OSError as error:
-        raise LorascopeError(f"cannot write {output}", found=error.strerror or error) from error
+    merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
     print(summary(merged, str(merging.dtype_of(model))))
     print(f"merged model: {output}")
 

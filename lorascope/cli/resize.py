@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import write_outputs
+from lorascope.cli._outputs import check, write_outputs
+from lorascope.outputs import check_new_folder
 
 if TYPE_CHECKING:
     from lorascope.analyses.resize import ResizeResult
@@ -66,6 +67,7 @@ def resize(
     """
     import sys
 
+    check([adapter, base, evaluate], html=html, json=json, csv=csv, output=output)
     from lorascope.linalg.host import prepare_process
 
     if evaluate is None:
@@ -90,7 +92,7 @@ def resize(
     )
     page = _page(result)
     if output is not None and result.resized is not None:
-        io.write(result.resized, output)
+        io.write(result.resized, output, replace=False)
         print(f"wrote {output}", file=sys.stderr)
     if str(json) != "-":
         from lorascope.report import terminal
@@ -135,8 +137,7 @@ def _check_output(rules: "list[Rule]", output: Path | None) -> None:
             expected="one of --rank, --energy, --budget-rank and --parameters, once",
             hint="without --output several are compared",
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there already", hint="name a new folder")
+    check_new_folder(output)
 
 
 def _dtype(name: str | None) -> str | None:

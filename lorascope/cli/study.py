@@ -50,12 +50,12 @@ def run(
     import sys
     from contextlib import closing
 
+    from lorascope.outputs import write_json
     from lorascope.report import terminal
     from lorascope.study import page, record
     from lorascope.study.runner import Runner
     from lorascope.study.store import Store
     from lorascope.study.verdict import judge
-    from lorascope.training.record import write_json
 
     script = _script(name, studies)
     found = _load(script)
@@ -132,11 +132,10 @@ def _draw(reports: list[Path], studies: Path) -> None:
     """
     import sys
 
-    from lorascope.atomic import write_text
     from lorascope.errors import InputError
+    from lorascope.outputs import write_json, write_text
     from lorascope.report import html
     from lorascope.study import page, record
-    from lorascope.training.record import write_json
 
     drawn, marks = {}, {}
     for path in reports:

@@ -68,7 +68,8 @@ def train(
     shares = [f", {100 * each['accuracy']:.1f} % right" for each in (score, base)]
     after, before = shares if settings.model.task_type == "SEQ_CLS" else ("", "")
     print(f"held-out loss {score['loss']:.4f}{after} after {finished.steps} steps in {finished.seconds:.0f} s")
-    print(f"the base model's held-out loss {base['loss']:.4f}{before}")
+    of_base = "not finite" if base["loss"] is None else f"{base['loss']:.4f}"
+    print(f"the base model's held-out loss {of_base}{before}")
     if summary["status"] == "worse_than_base":
         print("warning: the adapter is worse than the base model; lower optim.learning_rate, or train longer")
     if "inference" in summary:

@@ -11,11 +11,13 @@ both sides of each σ_i, so it keeps *relative* accuracy, and its own rounding i
 accurate SVDs of products). Float64 throughout, from whatever dtype the factors have.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from lorascope.linalg.arrays import Array, Float, namespace
+from lorascope.linalg.spectrum import EXTREME
 
 EPS = float(np.finfo(np.float64).eps)
 ACCURACY = 1e-11  # relative error asked of every singular value that is not negligible
@@ -55,15 +57,15 @@ class Factored:
 
     def singular_values(self) -> Float[Array, " p"]:
         """min(m, n, k) singular values, descending."""
-        left, right_t = _double(self.left), _double(self.right.T)
+        left, right_t, unit = self._in_range()
         if 0 in left.shape or 0 in right_t.shape:
             return left.reshape(-1)[:0]
         values, trusted = _core_values(left, right_t)
-        return values if trusted else _core_values(*_balanced(left, right_t))[0]
+        return _times(values if trusted else _core_values(*_balanced(left, right_t))[0], unit)
 
     def svd(self) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
         """U (m, p), S (p,) descending, Vh (p, n), with p = min(m, n, k)."""
-        left, right_t = _double(self.left), _double(self.right.T)
+        left, right_t, unit = self._in_range()
         xp = namespace(left)
         if 0 in left.shape or 0 in right_t.shape:
             return left[:, :0], left.reshape(-1)[:0], right_t.T[:0]
@@ -72,13 +74,20 @@ class Factored:
         q_left, r_left = xp.linalg.qr(left)
         q_right, r_right = xp.linalg.qr(right_t)
         u, s, vh = xp.linalg.svd(r_left @ r_right.T, full_matrices=False)
-        return q_left @ u, s, vh @ q_right.T
+        return q_left @ u, _times(s, unit), vh @ q_right.T
 
     def norm(self) -> float:
         """‖left · right‖_F, through the triangular factors."""
-        left, right_t = _double(self.left), _double(self.right.T)
+        left, right_t, unit = self._in_range()
         xp = namespace(left)
-        return float(xp.linalg.norm(_triangle(left) @ _triangle(right_t).T)) if 0 not in left.shape else 0.0
+        if 0 in left.shape:
+            return 0.0
+        return float(xp.linalg.norm(_triangle(left) @ _triangle(right_t).T)) * unit[0] * unit[1]
+
+    def _in_range(self) -> tuple[Array, Array, tuple[float, float]]:
+        """left and rightᵀ in float64, each divided by a power of two where its squares would overflow or vanish."""
+        (left, of_left), (right_t, of_right) = _to_range(_double(self.left)), _to_range(_double(self.right.T))
+        return left, right_t, (of_left, of_right)
 
     def inner(self, other: "Factored") -> float:
         """⟨X, Y⟩ = tr(Xᵀ Y) of two factored matrices of one shape, in O((m + n) k k')."""
@@ -100,6 +109,27 @@ class Factored:
 def _double(array: Array) -> Array:
     xp = namespace(array)
     return array if array.dtype == xp.float64 else xp.astype(array, xp.float64)
+
+
+def _to_range(array: Array) -> tuple[Array, float]:
+    """An array whose squares float64 can hold, and the power of two by which it was divided."""
+    xp = namespace(array)
+    top = max(float(xp.max(array)), -float(xp.min(array))) if 0 not in array.shape else 0.0
+    if top == 0 or 1 / EXTREME < top < EXTREME or not math.isfinite(top):
+        return array, 1.0
+    unit = math.ldexp(1.0, math.frexp(top)[1] - 1)
+    return array / unit, unit
+
+
+def _times(values: Array, units: tuple[float, float]) -> Array:
+    """Singular values in their own size again. ValueError where float64 cannot hold them."""
+    if units == (1.0, 1.0):
+        return values
+    with np.errstate(over="ignore"):
+        values = values * min(units) * max(units)
+    if not bool(namespace(values).all(namespace(values).isfinite(values))):
+        raise ValueError("the product is larger than float64 holds")
+    return values
 
 
 def _triangle(tall: Array) -> Array:

@@ -9,11 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 
 Spectrum = Sequence[float] | np.ndarray
+EXTREME = 1e140  # beyond it, and below its reciprocal, float64 has no room for squares and their sums
 
 
 def frobenius_norm(sigma: Spectrum) -> float:
     """‖ΔW‖_F = √Σσ²."""
-    return float(np.linalg.norm(np.asarray(sigma, dtype=float)))
+    values = np.asarray(sigma, dtype=float)
+    top = float(values.max(initial=0.0))
+    if top == 0 or 1 / EXTREME < top < EXTREME:
+        return float(np.linalg.norm(values))
+    return top * float(np.linalg.norm(values / top))  # whose squares neither overflow nor vanish
 
 
 def spectral_norm(sigma: Spectrum) -> float:
@@ -62,9 +67,11 @@ def energy_rank(sigma: Spectrum, share: float) -> int | None:
 
 def energy_curve(sigma: Spectrum) -> np.ndarray:
     """(p,) share of Σσ² that the k largest values hold, k = 1..p; zeros for a zero spectrum."""
-    energy = np.sort(np.asarray(sigma, dtype=float) ** 2)[::-1]
-    total = energy.sum()
-    return np.cumsum(energy) / total if total > 0 else np.zeros_like(energy)
+    scaled = _scaled(sigma)
+    if scaled is None:
+        return np.zeros(np.shape(sigma))
+    energy = np.sort(scaled**2)[::-1]
+    return np.cumsum(energy) / energy.sum()
 
 
 def _scaled(sigma: Spectrum) -> np.ndarray | None:

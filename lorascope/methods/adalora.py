@@ -286,6 +286,13 @@ class AdaLoRA(Method):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave. ValueError where an average is of another shape than its parameter."""
+        shapes = {f"{n}.{role}": getattr(delta, role).shape for n, delta in self._deltas().items() for role in "ABE"}
+        for averages in (state["sensitivity"], state["uncertainty"]):
+            if averages and {key: value.shape for key, value in averages.items()} != shapes:
+                raise ValueError("averages of other parameters")
+        if not isinstance(state["total_steps"], int | None):
+            raise ValueError(f"total_steps {state['total_steps']!r}")
         self.total_steps = state["total_steps"]
         self.sensitivity, self.uncertainty = (
             {key: value.clone() for key, value in state[name].items()} for name in ("sensitivity", "uncertainty")

@@ -8,7 +8,6 @@ Learning rates lie far below an adapter's: 5e-6 on GPT-3 (Hu et al. 2021, arXiv 
 BERT-like models; AdamW's weight decay, 0 by default, pulls towards zero and not towards the base.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from lorascope.errors import InputError, some
 from lorascope.methods.base import Part, methods
 from lorascope.methods.own import Own, OwnMethod, chosen
+from lorascope.patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ def refuse_codes(model: nn.Module, method: str, train: Sequence[str] | None, fre
         for name, parameter in model.named_parameters()
         if not parameter.is_floating_point() or parameter.element_size() < 2
     }
+    chosen = [Pattern(each, "train") for each in train or ()]
+    kept = [Pattern(each, "freeze") for each in freeze]
     wanted = [
         name
         for name in codes
-        if (train is None or any(re.search(each, name) for each in train))
-        and not any(re.search(each, name) for each in freeze)
+        if (train is None or any(each.search(name) for each in chosen)) and not any(each.search(name) for each in kept)
     ]
     if wanted:
         raise InputError(

@@ -9,7 +9,6 @@ A parameter that hangs in the model at several places (tied embeddings) has one 
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from torch.nn.utils import parametrize
 from lorascope.errors import InputError, some
 from lorascope.methods.base import Merged, Method, Part
 from lorascope.methods.summed import measured, widened
+from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.tensors import InMemory
 
@@ -168,10 +168,7 @@ def chosen(owns: list[Own], train: Sequence[str] | None, freeze: Sequence[str]) 
 
 
 def _found(pattern: str, names: list[str], option: str) -> list[str]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{option}: {pattern!r} is no regular expression", found=str(error)) from None
+    regex = Pattern(pattern, option)
     found = [name for name in names if regex.search(name)]
     if not found:
         near = get_close_matches(pattern, list(dict.fromkeys(part for name in names for part in name.split("."))), n=1)

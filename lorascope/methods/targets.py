@@ -10,7 +10,6 @@ has nothing pretrained to adapt. `attention` is those of them below a module tha
 `mlp` the others inside the model's repeated blocks.
 """
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from torch import nn
 
 from lorascope.errors import InputError, some
 from lorascope.methods.base import AdaptedLayer, Site
+from lorascope.patterns import Pattern
 
 HEADS = (
     "score",
@@ -108,10 +108,7 @@ def _by_names(model: nn.Module, sites: dict[str, Site], names: Sequence[str]) ->
 
 
 def _by_regex(model: nn.Module, sites: dict[str, Site], pattern: str) -> set[str]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"targets: {pattern!r} is no regular expression", found=str(error)) from None
+    regex = Pattern(pattern, "targets")
     chosen = {path for path in sites if regex.fullmatch(path)}
     if not chosen:
         hint = None

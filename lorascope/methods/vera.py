@@ -206,7 +206,12 @@ class Vera(Method):
         return {"A": self.pair.A, "B": self.pair.B} if self.taken else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave. ValueError where it has not the rank, or is smaller than a layer."""
         if state:
+            shapes = [tuple(state[role].shape) for role in "AB"]
+            own = [tuple(self.pair.A.shape), tuple(self.pair.B.shape)]
+            if not all(len(s) == 2 and s[0] >= o[0] and s[1] >= o[1] for s, o in zip(shapes, own, strict=True)):
+                raise ValueError(f"projections of {shapes}")
             self.taken = True
             self.pair.replace(state["A"].cpu(), state["B"].cpu())
 

@@ -18,8 +18,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from lorascope import blocks
-from lorascope.atomic import write_text
 from lorascope.blocks import Block, Cell, Column, Page, Table
+from lorascope.outputs import write_text
 from lorascope.report import figures, heatmap, palette
 from lorascope.report import text as t
 

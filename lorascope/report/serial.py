@@ -1,6 +1,7 @@
 """Blocks as JSON and back, so that a page can be drawn again from a file, anywhere, without what made it."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterable
 from functools import cache
@@ -20,7 +21,10 @@ def to_json(items: Iterable[Block]) -> list[Any]:
 
 def from_json(values: Iterable[Any]) -> tuple[Block, ...]:
     """What `to_json` gave. InputError where it is something else: nothing but blocks is ever built."""
-    found = tuple(_built(value) for value in values)
+    try:
+        found = tuple(_built(value) for value in values)
+    except RecursionError:
+        raise InputError("a page is nested too deep") from None
     if wrong := [each for each in found if not isinstance(each, Block)]:
         raise InputError("a page holds something that is no block", found=type(wrong[0]).__name__)
     return found
@@ -76,5 +80,5 @@ def _fits(value: Any, hint: Any) -> bool:
             return all(_fits(each, parts[0]) for each in value)
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if hint is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and math.isfinite(value)
     return isinstance(value, hint) if dataclasses.is_dataclass(hint) else type(value) is (hint or type(None))

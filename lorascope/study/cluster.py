@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorascope.atomic import write_bytes
 from lorascope.errors import InputError
+from lorascope.outputs import write_bytes
 from lorascope.study.store import Store, data_hashes
 from lorascope.study.work import Chunk, execute, start_worker
 

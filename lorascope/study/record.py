@@ -26,7 +26,6 @@
 Numbers have seven digits. What could not be computed is null; there is no NaN and no infinity.
 """
 
-import json
 import math
 import platform
 import re
@@ -40,6 +39,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorascope import __version__
 from lorascope.errors import InputError, LorascopeError
+from lorascope.inputs import ANY, misfit, read_json
+from lorascope.outputs import finite
 from lorascope.report import serial
 from lorascope.study.definition import Results
 from lorascope.study.marks import marked
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 
 SCHEMA, KIND = 1, "study"
 DIGITS = 7  # of every number: more than any of them means
-NUMBER, WORD, SCALAR = (int, float), (str,), (str, int, float, bool, type(None))
-MAYBE = (int, float, type(None))
+NUMBER, WORD, SCALAR = (float,), (str,), (str, float, bool, type(None))
+MAYBE = (float, type(None))
 TABLE = {"columns": [WORD], "rows": [[SCALAR]]}
 CRITERION = dict.fromkeys(("at_least", "at_most", "estimate", "low", "high"), MAYBE) | {
     "text": WORD,
@@ -62,9 +63,7 @@ CRITERION = dict.fromkeys(("at_least", "at_most", "estimate", "low", "high"), MA
     "reason": WORD,
     "control": (bool,),
 }
-# What a record must hold: {key: shape} an object with these keys, {str: shape} one with any, [shape] a list, a set one
-# of its words, a tuple one of its types, ANY whatever JSON has.
-ANY = None
+# What a record must hold, in the words of `inputs.misfit`.
 SHAPE = {
     **dict.fromkeys(("name", "title", "question", "varied", "tuned", "fixed", "reading"), WORD),
     "scale": {
@@ -81,6 +80,7 @@ SHAPE = {
             **dict.fromkeys(("name", "text", "source", "note"), WORD),
             "verdict": frozenset((*VERDICTS, *MARKS)),
             "criteria": [CRITERION],
+            "mark?": {"measured": frozenset(VERDICTS), "reason": WORD},
         }
     ],
     "cost": dict.fromkeys(
@@ -98,8 +98,8 @@ SHAPE = {
     "tables": {str: TABLE},
     "strata": {str: [(int,)]},
     "figures": [ANY],
+    "beside?": WORD,
 }
-MARK = {"measured": frozenset(VERDICTS), "reason": WORD}
 
 
 def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], verdicts: Sequence[Verdict]) -> dict:
@@ -148,15 +148,14 @@ def read(path: Path) -> dict[str, Any]:
         InputError: it is no study's record, one of another schema, or damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise InputError(f"cannot read {path}", found=reason, expected="a study's report") from error
+        found = read_json(path, ANY)
+    except InputError as error:
+        raise InputError(error.what, found=error.found, expected="a study's report") from error
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise InputError(f"{path} is no study's report", hint="name a reports/*.json that `lorascope study run` wrote")
     if found.get("schema") != SCHEMA:
         raise InputError(f"{path} has another schema", found=repr(found.get("schema"))[:40], expected=SCHEMA)
-    if wrong := _misfit(found, SHAPE, "") or _mismarked(found) or _ragged(found):
+    if wrong := _damage(found):
         raise InputError(f"{path} is damaged", found=wrong, hint="write it again with `lorascope study run`")
     return found
 
@@ -173,45 +172,22 @@ def all_in(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return found, wrong
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _misfit(value: Any, shape: Any, where: str) -> str | None:
-    """What in `value` has not the shape, in words; None where all has."""
-    if shape is ANY:
-        return None
-    if isinstance(shape, frozenset):
-        fits = isinstance(value, str) and value in shape
-    elif isinstance(shape, tuple):
-        fits = type(value) in shape
-    else:
-        fits = isinstance(value, type(shape))
-    if not fits:
-        return f"{repr(value)[:40]} as {where or 'the whole'}"
-    inside: list[tuple[Any, Any, str]] = []
-    if isinstance(shape, list):
-        inside = [(each, shape[0], f"{where}[{i}]") for i, each in enumerate(value)]
-    elif isinstance(shape, dict) and str in shape:
-        inside = [(each, shape[str], f"{where}.{key}") for key, each in value.items()]
-    elif isinstance(shape, dict):
-        if missing := [key for key in shape if key not in value]:
-            return f"no {f'{where}.{missing[0]}'.lstrip('.')}"
-        inside = [(value[key], each, f"{where}.{key}".lstrip(".")) for key, each in shape.items()]
-    return next((wrong for each in inside if (wrong := _misfit(*each))), None)
+def _damage(record: dict[str, Any]) -> str | None:
+    """What is wrong with a record, in words."""
+    try:
+        if finite(record) != record:
+            return "a number that is not finite"
+        return misfit(record, SHAPE) or _mismarked(record) or _ragged(record)
+    except RecursionError:
+        return "something that is nested too deep"
 
 
 def _mismarked(record: Mapping[str, Any]) -> str | None:
-    """What is wrong with a key that not every record has, in words."""
+    """Which claim has a mark and the verdict of one that has none, or the other way round, in words."""
     for i, claim in enumerate(record["claims"]):
         if ("mark" in claim) != (claim["verdict"] in MARKS):
             return f"claims[{i}] with a mark and a verdict that do not fit"
-        if "mark" in claim and (wrong := _misfit(claim["mark"], MARK, f"claims[{i}].mark")):
-            return wrong
-    return _misfit(record.get("beside", ""), WORD, "beside")
+    return None
 
 
 def _ragged(record: Mapping[str, Any]) -> str | None:

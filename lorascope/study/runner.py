@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lorascope.errors import InputError, LorascopeError
+from lorascope.errors import InputError
 from lorascope.study.definition import RUNS, Arm, Call, Measure, Results, Study
 from lorascope.study.store import Job, Store, data_hashes, fingerprint
 from lorascope.study.strata import Strata
-from lorascope.study.work import TEST, Chunk, read_rows
+from lorascope.study.work import TEST, Chunk, read_rows, read_score
 from lorascope.training.config import override, parse, resolved
+from lorascope.training.record import read_facts, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,8 +174,8 @@ class Runner:
         return Tuned(best, dict(sorted(curve.items())), min(curve) < best < max(curve))
 
     def _held_out(self, key: str) -> float | None:
-        summary = _json(self.store.run_folder(key) / "summary.json")
-        return (summary.get("held_out") or {}).get("loss") if summary and self.store.done(key) else None
+        done = self.store.done(key)
+        return (read_summary(self.store.run_folder(key)).get("held_out") or {}).get("loss") if done else None
 
     def _finals(self, tuned: Sequence[Tuned]) -> list[list[Job]]:
         """The jobs of every arm, a replicate each. An arm without a rate has none."""
@@ -227,15 +228,15 @@ class Runner:
         They are of the test texts; of a run that is scored on its own training texts, of those.
         """
         folder, done = self.store.run_folder(job.key), self.store.done(job.key)
-        summary = _json(folder / "summary.json") if done else None
-        if summary is None:
+        summary = read_summary(folder) if done else None
+        if not summary:
             return None
         if summary.get("diverged"):
             self.failures[job.title] = summary["diverged"]
             return None
-        config, run, held_out = job.spec["config"], _json(folder / "run.json") or {}, summary["held_out"]
+        config, run, held_out = job.spec["config"], read_facts(folder), summary["held_out"]
         same = config["data"]["eval_split"] == config["data"]["train_split"]  # what the run stored is the question
-        test = held_out if same or job.spec["test_split"] is None else _json(folder / TEST)
+        test = held_out if same or job.spec["test_split"] is None else read_score(folder / TEST)
         if test is None:
             self.failures[job.title] = (
                 f"{TEST} is missing in the store; remove the folder {job.key} to do the run again"
@@ -248,8 +249,8 @@ class Runner:
             "accuracy": test["accuracy"],
             "held_out_loss": held_out["loss"],
             "trained": run.get("trained_parameters"),
-            "steps": summary["steps"],
-            "seconds": done["seconds"],
+            "steps": summary.get("steps"),
+            "seconds": done.get("seconds"),
             "key": job.key,
         }
 
@@ -393,14 +394,3 @@ def _distinct(arms: Sequence[Arm]) -> None:
         if arm.rate_of is not None and _key(arm.rate_of) not in tuned:
             what = "has no learning rates of its own" if _key(arm.rate_of) in seen else "is not there"
             raise InputError(f"the arm {_named(arm)} takes the rate of an arm that {what}", found=dict(arm.rate_of))
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise LorascopeError(
-            f"cannot read {path}", found=error, hint="remove its folder; the run is done again"
-        ) from None

@@ -22,8 +22,10 @@ from typing import Any
 
 import lorascope
 from lorascope import __version__
-from lorascope.errors import LorascopeError
-from lorascope.training.record import package_version, write_json
+from lorascope.errors import InputError, LorascopeError
+from lorascope.inputs import read_json
+from lorascope.outputs import write_json
+from lorascope.training.record import package_version
 
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
 RECIPE = 1
@@ -131,6 +133,10 @@ def data_hashes(config: Mapping[str, Any]) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
 
 
+DONE = {"seconds?": (float,), "device?": (str,), "files?": {str: (int,)}}
+FAILED = {"title?": (str,), "message": (str,)}
+
+
 class Store:
     """Folders by key under one root, made where it is not there.
 
@@ -152,7 +158,7 @@ class Store:
 
     def done(self, key: str) -> Mapping[str, Any] | None:
         """What `finish` was told; None where the job is not finished."""
-        return _read(self.folder(key) / "done.json")
+        return _read(self.folder(key) / "done.json", DONE)
 
     def intact(self, job: Job) -> bool:
         """Whether the job is finished and all that it made is still there, each file of the size that it had."""
@@ -162,12 +168,12 @@ class Store:
         sizes = dict.fromkeys(_least(job)) | (done.get("files") or {})
         try:
             return all((folder / name).stat().st_size == size or size is None for name, size in sizes.items())
-        except OSError:
+        except (OSError, ValueError):  # a name that none can be
             return False
 
     def failure(self, key: str) -> Mapping[str, Any] | None:
         """Why the job failed when it was last tried; None where it did not."""
-        return None if self.done(key) else _read(self.folder(key) / "failed.json")
+        return None if self.done(key) else _read(self.folder(key) / "failed.json", FAILED)
 
     def begin(self, job: Job) -> Path:
         """The job's folder, ready to work in. What an earlier try left is kept, so that it can be resumed."""
@@ -233,9 +239,9 @@ def _writing(path: Path) -> Iterator[None]:
         raise LorascopeError(f"cannot write {path}", found=error.strerror or error) from error
 
 
-def _read(path: Path) -> Mapping[str, Any] | None:
+def _read(path: Path, shape: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What is in the file; None where it is not there, or damaged: the work is then done again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, shape)
+    except InputError:
         return None
-    return found if isinstance(found, dict) else None

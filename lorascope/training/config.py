@@ -16,9 +16,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lorascope.errors import InputError
+from lorascope.inputs import parse_yaml, read_yaml
 from lorascope.training.tree import build, dotted, dump, unknown
 
 TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
@@ -308,17 +307,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     is a `sweep` section, `sweep.plan`.
 
     Raises:
-        InputError: the file cannot be read or is not YAML.
+        InputError: the file cannot be read, is not YAML, or is too large for a config.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read the config {path}", found=reason) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML", found=" ".join(str(error).split())) from error
-    if not isinstance(values, Mapping):
-        raise InputError(f"{path} holds no config", found=type(values).__name__, expected="sections of keys")
+    values = read_yaml(path)
     if isinstance(values.get("sweep"), list):
         values = {**values, "sweep": {"configs": values["sweep"]}}  # so that an override adds to it
     return override(values, overrides)
@@ -338,10 +329,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             result[section] = {"name": result[section]}
         if not isinstance(result.get(section), dict):
             result[section] = {}
-        try:
-            result[section][key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"cannot understand the value in --set {text!r}", expected="YAML") from None
+        result[section][key] = parse_yaml(value, f"the value in --set {text!r}")
     return result
 
 

@@ -5,7 +5,7 @@ start again at any step without having kept an iterator.
 """
 
 import csv
-import json
+import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorascope.errors import InputError, some
+from lorascope.inputs import open_regular, parse_json
 from lorascope.training import wordnet
 from lorascope.training.config import DataConfig, TaskType
 from lorascope.training.wordnet import digest
@@ -415,9 +416,9 @@ def read_file(path: Path) -> list[Row]:
     if suffix not in READERS:
         raise InputError(f"cannot tell what {path} is", found=suffix or "no ending", expected=", ".join(READERS))
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as stream:
             rows = list(_parse(stream, suffix))
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, ValueError, csv.Error) as error:  # not UTF-8, or no JSON
         raise InputError(f"cannot read {path}", found=getattr(error, "strerror", None) or error) from error
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -429,10 +430,10 @@ def _parse(stream: Any, suffix: str) -> Iterator[Any]:
     if suffix in (".csv", ".tsv"):
         return csv.DictReader(stream, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     if suffix == ".json":
-        values = json.load(stream)
+        values = parse_json(stream.read())
         return iter(values if isinstance(values, list) else [values])
     lines = (line.rstrip("\r\n") for line in stream)
-    return (json.loads(line) if suffix == ".jsonl" else {"text": line} for line in lines if line.strip())
+    return (parse_json(line) if suffix == ".jsonl" else {"text": line} for line in lines if line.strip())
 
 
 def _hub(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:

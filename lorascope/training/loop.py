@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError
 from lorascope.methods.attendance import attended
 from lorascope.methods.inject import Injected
 from lorascope.methods.stacked import Layout, Stream, joinable, stack
+from lorascope.outputs import write_bytes
 from lorascope.training.config import OptimConfig, RunConfig
 from lorascope.training.data import IGNORE, Batch, Encoded, Order, joined
 from lorascope.training.parallel import World
@@ -257,13 +257,17 @@ class Member:
                 "the checkpoint is of another run: its steps in all differ", found=state["total"], expected=self.total
             )
         self.injected.load_state_dict(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.method.load_state_dict(state["method"])
+        groups = self.optimizer.state_dict()["param_groups"]  # the config's; the file's are not needed
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        try:
+            self.method.load_state_dict(state["method"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("the checkpoint's state of the method is damaged", found=repr(error)) from None
         self.step, self.ended, self.best = state["step"], state["ended"], state["best"]
         self.lowest, self.worse = state["patience"]
         self.score = state["score"] and Score(**state["score"])
-        error = state["error"]
-        self.error = error and LorascopeError(error.pop("what"), **error)
+        error = dict(state["error"] or {})
+        self.error = LorascopeError(error.pop("what"), **error) if error else None
 
 
 def _adamw(injected: Injected, optim: OptimConfig) -> torch.optim.AdamW:

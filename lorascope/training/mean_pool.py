@@ -5,7 +5,6 @@ another feature (BERT's on the pooler of the first token), and predicts at chanc
 mean: under a name of its own, an adapter with this head is refused by PEFT on such a model.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,10 +14,13 @@ import torch
 from torch import nn
 
 from lorascope.errors import InputError
+from lorascope.inputs import misfit, open_regular, read_json
+from lorascope.outputs import json_text, write_text
 
 HEAD = "mean_pool_head"
 MODEL_TYPE = "lorascope_mean_pool"
 CODE = "modeling_lorascope_mean_pool"
+SHAPE = {"encoder": {"model_type": (str,)}, "dtype": frozenset(("float32", "float16", "bfloat16", "float64"))}
 _OLD_HEAD = "mean_pool_head.safetensors"  # lorascope 0.1 saved a plain encoder, and the head in a file of this name
 
 
@@ -95,8 +97,7 @@ class MeanPoolClassifier(nn.Module):
             "label2id": dict(self.config.label2id),
             "dtype": str(self.mean_pool_head.weight.dtype).removeprefix("torch."),
         }
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (place / "config.json").write_text(text, encoding="utf-8")
+        write_text(place / "config.json", json_text(config, indent=2, sort_keys=True) + "\n")
 
 
 def saved_config(place: str | os.PathLike) -> dict[str, Any] | None:
@@ -105,10 +106,10 @@ def saved_config(place: str | os.PathLike) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(path)
+    except InputError:
         return None  # transformers says what is wrong with it
-    return config if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE else None
+    return config if config.get("model_type") == MODEL_TYPE else None
 
 
 def load(place: str | os.PathLike, config: dict[str, Any], num_labels: int, dtype: torch.dtype | str) -> nn.Module:
@@ -117,9 +118,13 @@ def load(place: str | os.PathLike, config: dict[str, Any], num_labels: int, dtyp
     Raises:
         InputError: the folder is damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel
 
+    if wrong := misfit(config, SHAPE):
+        raise InputError(f"cannot load the model {place}", found=f"{wrong} in its config.json")
+    open_regular(Path(place) / "model.safetensors").close()
     try:
         encoder_config = dict(config["encoder"])
         built = AutoConfig.for_model(encoder_config.pop("model_type"), **encoder_config)
@@ -130,7 +135,7 @@ def load(place: str | os.PathLike, config: dict[str, Any], num_labels: int, dtyp
         if tensors[f"{HEAD}.weight"].shape[0] != num_labels:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{HEAD}.")}
         found = model.load_state_dict(tensors, strict=False)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load the model {place}", found=" ".join(str(error).split())[:300]) from error
     wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not name.startswith(f"{HEAD}.")]
     if wrong:

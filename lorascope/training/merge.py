@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
 from lorascope.methods.summed import MergedWeight, rounded_sum, widened
+from lorascope.outputs import staged, write_json
 from lorascope.training import models
-from lorascope.training.assets import staged
 from lorascope.training.places import Places, placed, weight_name
-from lorascope.training.record import write_json
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter, NotAnalysed, Rows
 from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_another_base

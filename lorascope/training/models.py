@@ -1,6 +1,5 @@
 """Base models by name, folder or hub name, with their tokenizers."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from lorascope.errors import InputError, LorascopeError, some
+from lorascope.inputs import read_json
 from lorascope.training import assets, mean_pool
 from lorascope.training.config import ModelConfig
 from lorascope.training.mean_pool import MeanPoolClassifier
@@ -163,10 +163,10 @@ def _refuse_adapter(name: str, file: Path) -> None:
     if not file.is_file():
         return
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
+        base = read_json(file).get("base_model_name_or_path")
+    except InputError:
         base = None
-    raise _is_adapter(name, base)
+    raise _is_adapter(name, base if isinstance(base, str) else None)
 
 
 def _is_adapter(name: str, base: str | None) -> InputError:

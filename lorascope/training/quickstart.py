@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from lorascope.outputs import write_json
 from lorascope.training import data, run
 from lorascope.training.config import RunConfig, parse
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Score, evaluate
 from lorascope.training.parallel import World, pick_device
-from lorascope.training.record import Record, write_json
+from lorascope.training.record import Record, working_in
 
 LORA = {"name": "lora", "rank": 8, "alpha": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -79,13 +80,14 @@ def go(config: RunConfig, folder: Path, command: list[str]) -> Outcome:
     """Measure the baselines, train, evaluate, and write the run's folder. Raises what `run.train` raises."""
     run.set_threads(config.training.num_threads)
     here = World(pick_device(config.training.device))
-    record = Record(folder, config, replace=True)
-    prepared = run.prepare(config, here.device)
-    if config.model.task_type == "CAUSAL_LM":
-        outcome = _language_model(prepared, config, here, record, command)
-    else:
-        outcome = _classifier(prepared, config, here, record, command)
-    write_json(folder / "quickstart.json", _facts(outcome))
+    with working_in(folder):
+        record = Record(folder, config, replace=True)
+        prepared = run.prepare(config, here.device)
+        if config.model.task_type == "CAUSAL_LM":
+            outcome = _language_model(prepared, config, here, record, command)
+        else:
+            outcome = _classifier(prepared, config, here, record, command)
+        write_json(folder / "quickstart.json", _facts(outcome))
     return outcome
 
 

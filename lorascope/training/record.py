@@ -9,24 +9,109 @@ adapter/        the trained adapter in PEFT's layout
 summary.json    how it ended
 """
 
-import json
+import os
 import platform
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lorascope import __version__
-from lorascope.atomic import write_bytes
+from lorascope import __version__, locks
 from lorascope.errors import InputError, LorascopeError
+from lorascope.inputs import ANY, OBJECT, parse_yaml, read_json, read_json_lines, read_yaml
+from lorascope.outputs import append_json, finite, json_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 
-FILES = ("config.yaml", "run.json", "metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json")
+FILES = ("config.yaml", "run.json", "metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json", "adapter")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "scikit-learn")
+FACTS, SUMMARY = "run.json", "summary.json"
+
+
+def _number(value: object) -> bool:
+    """Whether it is a number or null. Earlier versions wrote NaN for some."""
+    return value is None or type(value) in (int, float)
+
+
+COUNT, MAYBE_COUNT, WORD, MAYBE_WORD = (int,), (int, type(None)), (str,), (str, type(None))
+SCORE = {"loss": _number, "accuracy": _number, "targets?": COUNT}
+# What the files of a run must hold, in the words of `inputs.misfit`; earlier versions wrote fewer keys.
+SHAPES: dict[str, Any] = {
+    FACTS: {
+        "command?": [WORD],
+        "device?": WORD,
+        "trained_parameters?": MAYBE_COUNT,
+        "trains?": {str: [COUNT]},
+        "notes?": [WORD],
+        "versions?": {str: WORD},
+    },
+    SUMMARY: {
+        "steps?": COUNT,
+        "best_step?": MAYBE_COUNT,
+        "seconds?": _number,
+        "diverged?": MAYBE_WORD,
+        "status?": MAYBE_WORD,
+        "held_out?": SCORE,
+        "base?": SCORE,
+        "inference?": {str: ANY},
+        "method?": {str: ANY},
+    },
+    "config.yaml": {
+        "model": OBJECT,
+        "data": OBJECT,
+        "method": {"name": WORD, "rank?": MAYBE_COUNT, "d?": MAYBE_COUNT},
+        "optim": {"learning_rate": (float,)},
+        "training": {"seed": COUNT},  # its last line: what is cut off lacks it
+    },
+}
+AGAIN = "restore the file, or train the run again"
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What a run's record says of how it was started; empty where there is none. InputError where it is damaged."""
+    path = folder / FACTS
+    return read_json(path, SHAPES[FACTS], hint=AGAIN) if os.path.lexists(path) else {}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """How a run ended, null for numbers that are none; empty where it has not. InputError where it is damaged."""
+    path = folder / SUMMARY
+    if not os.path.lexists(path):
+        return {}
+    found = finite(read_json(path, SHAPES[SUMMARY], hint=AGAIN))
+    if "held_out" not in found and not found.get("diverged"):
+        raise InputError(f"{path} is damaged", found="neither held_out nor diverged", hint=AGAIN)
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a run as it stands in its folder. InputError where it cannot be read or is damaged."""
+    return read_yaml(folder / "config.yaml", SHAPES["config.yaml"])
+
+
+@contextmanager
+def working_in(folder: Path, first: bool = True) -> Iterator[None]:
+    """Holds the folder of a run for this process, the `first` of a run. One that is refused before it wrote anything
+    leaves no folder.
+
+    Raises:
+        InputError: another process works in it.
+        LorascopeError: the folder cannot be written.
+    """
+    if not first:
+        yield
+        return
+    try:
+        with locks.owning(folder):
+            yield
+    except LorascopeError:
+        with suppress(OSError):  # it is not empty, or another process was first
+            folder.rmdir()
+        raise
 
 
 class Record:
@@ -51,9 +136,8 @@ class Record:
                 self._same_config()
             else:
                 self._clear(replace)
-            for name in FILES:
-                for left in folder.glob(f".{name}.*"):  # of a run that was killed while it wrote
-                    left.unlink()
+            for left in self._left():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         except OSError as error:
             raise LorascopeError(
                 f"cannot use the folder {folder}", found=error.strerror, hint="name another"
@@ -61,7 +145,7 @@ class Record:
 
     def claim(self) -> None:
         """Write the config: from now on the folder holds a run, which can be resumed."""
-        write_bytes(self.folder / "config.yaml", self.text.encode())
+        write_text(self.folder / "config.yaml", self.text)
 
     def start(self, command: Sequence[str], device: str, **more: Any) -> None:
         """Write the config and what the run depends on besides."""
@@ -76,23 +160,29 @@ class Record:
             "versions": {name: found for name in PACKAGES if (found := package_version(name))},
             **more,
         }
-        write_json(self.folder / "run.json", facts)
+        write_json(self.folder / FACTS, facts)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append a line to the metrics."""
-        path = self.folder / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise LorascopeError(f"cannot write {path}", found=error.strerror) from error
+        """Append a line to the metrics; a number that is not finite is null there."""
+        append_json(self.folder / "metrics.jsonl", line)
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`: a resumed run writes them again."""
+        """Drop the metrics after `step`: a resumed run writes them again. InputError where the file is damaged.
+
+        Its last line may be cut off, as a run leaves it that was killed while it wrote.
+        """
         path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            write_bytes(path, "".join(line + "\n" for line in lines).encode())
+        if not os.path.lexists(path):
+            return
+        lines = list(read_json_lines(path))
+        steps = [line.get("step") if isinstance(line, dict) else None for line in lines]
+        for number, found in enumerate(steps[:-1], 1):
+            if not isinstance(found, int):
+                raise InputError(
+                    f"{path} is damaged", found=f"no step in line {number}", hint="delete it, and resume again"
+                )
+        kept = [line for line, own in zip(lines, steps, strict=True) if isinstance(own, int) and own <= step]
+        write_text(path, "".join(json_text(line) + "\n" for line in kept))
 
     @property
     def checkpoint(self) -> Path:
@@ -104,21 +194,26 @@ class Record:
 
     def _same_config(self) -> None:
         path = self.folder / "config.yaml"
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise InputError(f"{self.folder} holds no run to resume", hint="start it without --resume")
-        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(self.text)
+        before, now = read_config(self.folder), parse_yaml(self.text, "the config")
         with suppress(InputError):  # of a version that had fewer keys: their defaults are what it did
-            before = yaml.safe_load(yaml.safe_dump(resolved(parse(before))))
+            before = parse_yaml(yaml.safe_dump(resolved(parse(before))), "the config")
         if before != now:
-            keys = [f"{s}.{k}" for s in now for k in now[s] if before.get(s, {}).get(k) != now[s][k]]
+            keys = [f"{s}.{k}" for s in now for k in now[s] if (before.get(s) or {}).get(k) != now[s][k]]
             raise InputError(
                 f"the config is not the one {self.folder} was started with",
                 found=f"other values of {', '.join(keys) or 'some keys'}",
                 hint="resume with the same config, or name another --output",
             )
 
+    def _left(self) -> set[Path]:
+        """What a run that was killed left half-written."""
+        return {left for name in FILES for left in self.folder.glob(f".{name}.*.part")}
+
     def _clear(self, replace: bool) -> None:
-        if not (self.folder / "config.yaml").exists() and any(self.folder.iterdir()):
+        passed = {*self._left(), self.folder / locks.NAME}
+        if not (self.folder / "config.yaml").exists() and set(self.folder.iterdir()) - passed:
             raise InputError(f"{self.folder} is not empty and holds no run of lorascope", hint="name another --output")
         if (self.folder / "config.yaml").exists() and not replace:
             raise InputError(
@@ -126,17 +221,6 @@ class Record:
             )
         for name in ("metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json"):
             (self.folder / name).unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # half a line, of a run that was killed while it wrote
-        return float("inf")
 
 
 def package_version(name: str) -> str | None:

@@ -3,7 +3,7 @@
 What came of it is in the run's folder, in `rehearsal.json`, and a resumed run reads it there.
 """
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 from lorascope.errors import InputError
+from lorascope.inputs import read_json
+from lorascope.methods.base import Method
 from lorascope.methods.inject import Injected
 from lorascope.methods.rehearsal import Rehearsal
+from lorascope.outputs import write_json
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Loop
 from lorascope.training.parallel import World
-from lorascope.training.record import Record, write_json
+from lorascope.training.record import Record
 
 FILE = "rehearsal.json"
 
@@ -45,8 +48,8 @@ def rehearse(
     path = folder / FILE
     if record:
         record.claim()
-    if resume and path.is_file():
-        method.recall(_read(path))
+    if resume and os.path.lexists(path):
+        _recall(method, path)
         return
     fresh = {name: tensor.detach().clone() for name, tensor in injected.state_dict().items()}
     learned = method.rehearse(_offer(injected, data, config, here))
@@ -89,10 +92,10 @@ def _some(data: Encoded, indices: Sequence[int]) -> Encoded:
     return replace(data, tokens=[data.tokens[i] for i in indices], labels=labels)
 
 
-def _read(path: Path) -> dict:
+def _recall(method: Method, path: Path) -> None:
+    """Put into effect what the file says. InputError where it is damaged."""
+    hint = "delete it and resume again"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path}", found=type(error).__name__, hint="delete it and resume again"
-        ) from error
+        method.recall(read_json(path, hint=hint))
+    except (KeyError, TypeError, ValueError) as error:  # each method knows what it wrote
+        raise InputError(f"{path} is damaged", found=f"{type(error).__name__}: {error}", hint=hint) from error

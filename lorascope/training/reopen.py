@@ -2,7 +2,7 @@
 place. What an analysis that must evaluate a model is handed.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorascope.errors import InputError, LorascopeError, some
+from lorascope.errors import InputError, some
 from lorascope.methods.summed import widened
 from lorascope.training import config as configs
 from lorascope.training import data, merge, models
@@ -21,7 +21,8 @@ from lorascope.training.data import Encoded
 from lorascope.training.loop import Score, evaluate
 from lorascope.training.parallel import World, pick_device
 from lorascope.training.places import Places, placed, weight_name
-from lorascope.training.run import SUMMARY, load_base
+from lorascope.training.record import SUMMARY, read_config, read_summary
+from lorascope.training.run import load_base
 from lorascope.updates.base import Update, dense
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter
@@ -149,21 +150,17 @@ def reopen(
 
 
 def finished_config(folder: Path) -> RunConfig:
-    """The config of a run's folder. InputError where there is no run, or it did not end well."""
+    """The config of a run's folder. InputError where there is no run, it is damaged, or it did not end well."""
     for name in ("config.yaml", SUMMARY):
-        if not (folder / name).is_file():
+        if not os.path.lexists(folder / name):
             raise InputError(
                 f"{folder} is no folder of a finished run",
                 found=f"no {name}",
                 hint="name a folder that `lorascope train` wrote",
             )
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LorascopeError(f"cannot read {folder / SUMMARY}", found=error) from error
-    if summary.get("diverged"):
-        raise InputError(f"{folder} holds no adapter", found=summary["diverged"])
-    return configs.load(folder / "config.yaml")
+    if diverged := read_summary(folder).get("diverged"):
+        raise InputError(f"{folder} holds no adapter", found=diverged)
+    return configs.parse(read_config(folder), str(folder / "config.yaml"))
 
 
 def other_texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, most: int | None) -> Encoded:

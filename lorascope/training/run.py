@@ -1,11 +1,9 @@
 """From a config to a trained adapter on disk."""
 
-import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorascope.errors import InputError, LorascopeError, some
+from lorascope.errors import InputError, some
 from lorascope.methods.base import methods
 from lorascope.methods.inject import Injected, inject
 from lorascope.methods.own import Own, OwnPart
 from lorascope.methods.stacked import skeleton
 from lorascope.methods.targets import LeftOut, left_out
+from lorascope.outputs import staged, write_json
 from lorascope.training import checks, cost, data, models
 from lorascope.training.card import base_name, write_card
+from lorascope.training.checkpoint import resume_from
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.failures import in_words
 from lorascope.training.loop import Loop, Member, Score, evaluate
 from lorascope.training.parallel import World, shard_base, world
-from lorascope.training.record import Record, write_json
+from lorascope.training.record import SUMMARY, Record, read_summary, working_in
 from lorascope.training.rehearse import rehearse
 from lorascope.training.threads import usable_cores
 
-SUMMARY = "summary.json"
 ROUNDING = 1e-5  # of a held-out loss: float32 sums in another order
 
 
@@ -215,25 +214,14 @@ def train(
         LorascopeError: training diverged, or the folder cannot be written.
     """
     set_threads(config.training.num_threads)
-    with world(config.training.device) as here:
+    with world(config.training.device) as here, working_in(folder, here.first):
         record = Record(folder, config, resume=resume, replace=replace_run) if here.first else None
         here.wait()
-        with leaves_no_empty(folder), in_words(config):
+        with in_words(config):
             prepared = prepare(config, here.device)
             for note in prepared.notes if here.first else ():
                 say(note)
             return fit(prepared, config, here, record, folder, resume, command)
-
-
-@contextmanager
-def leaves_no_empty(folder: Path) -> Iterator[None]:
-    """A run that is refused before it wrote anything leaves no folder."""
-    try:
-        yield
-    except LorascopeError:
-        with suppress(OSError):  # it is not empty, or another process was first
-            folder.rmdir()
-        raise
 
 
 def fit(
@@ -289,8 +277,8 @@ def fit_together(
         members.append(Member(injected, train, job.prepared.held_out, job.config, here, job.record))
     loop = Loop.together(members)
     checkpoint = jobs[0].folder / "checkpoint.pt"
-    if resume and checkpoint.is_file():
-        loop.load(_read_checkpoint(checkpoint, here.device))
+    if resume and os.path.lexists(checkpoint):
+        resume_from(loop, checkpoint, here.device)
     for job in jobs:
         if job.record:
             job.record.rewind(loop.step)
@@ -389,11 +377,11 @@ def _conclude(job: Job, member: Member, base: Score, facts: Mapping[str, Any], h
 
 def summary_of(finished: Finished) -> dict[str, Any]:
     """How the run ended, as its record has it."""
-    return json.loads((finished.adapter.parent / SUMMARY).read_text(encoding="utf-8"))
+    return read_summary(finished.adapter.parent)
 
 
 def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[str], folder: Path) -> None:
-    """The adapter in its method's layout, PEFT's where that has a place for it.
+    """The adapter in its method's layout, PEFT's where that has a place for it. The folder appears whole or not at all.
 
     Beside it lies what is needed to build the model it belongs to.
     """
@@ -401,22 +389,16 @@ def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[s
 
     name = base_name(config.model.name)
     adapter = injected.export(base_model_name_or_path=name, task_type=config.model.task_type)
-    io.write(adapter, folder, injected.method.format)
     drawn = not_stored(injected)
     facts = {"drawn": {"seed": config.training.seed, "parameters": drawn}} if drawn else {}
-    write_card(folder, config, label_names, injected.model, injected.method.name, facts)
+    with staged(folder, replace=True) as stage:
+        io.write(adapter, stage, injected.method.format)
+        write_card(stage, config, label_names, injected.model, injected.method.name, facts)
 
 
 def with_device(config: RunConfig, device: str | None) -> RunConfig:
     """The config with another device, where one is named."""
     return config if device is None else replace(config, training=replace(config.training, device=device))
-
-
-def _read_checkpoint(path: Path, device: torch.device) -> Any:
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path} is no checkpoint of lorascope", found=type(error).__name__) from error
 
 
 def _describe(here: World) -> str:

@@ -7,7 +7,6 @@ bracket is then halved in log d until it is narrow. `search` is a pure function 
 again, so that a search that was killed goes on.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from lorascope.errors import InputError, LorascopeError
 from lorascope.linalg.crossing import bracket
+from lorascope.training.record import read_summary, working_in
 
 FACTOR = 4  # of the geometric bracketing
 RATE, RATE_AT = 2e-2, 1000  # a good learning rate at d = 1000; one step of Adam moves θ by about √d times the rate
@@ -157,16 +157,21 @@ class SubspaceRuns:
         self.trained = 0
 
     def __call__(self, d: int, seed: int) -> float:
-        """The best gain over the learning rates; NaN where every run diverged."""
+        """The best gain over the learning rates; NaN where every run diverged.
+
+        Raises:
+            InputError: another process searches in the same folder.
+        """
         rates = self.rates or [float(f"{RATE * math.sqrt(RATE_AT / d) * factor:.2g}") for factor in RATES]
-        gains = [self._one(d, seed, rate) for rate in rates]
+        with working_in(self.folder):
+            gains = [self._one(d, seed, rate) for rate in rates]
         return max((gain for gain in gains if not math.isnan(gain)), default=math.nan)
 
     def _one(self, d: int, seed: int, rate: float) -> float:
         folder = self.folder / (f"said={self.said}," * (self.said != "none") + f"d={d},lr={rate:g},seed={seed}")
         self._train(folder, self.values(d, seed, rate))
         self.folders.append(folder)
-        return math.nan if _summary(folder).get("diverged") else self.gain(folder)
+        return math.nan if read_summary(folder).get("diverged") else self.gain(folder)
 
     def values(self, d: int, seed: int, rate: float) -> dict[str, Any]:
         """The config of one run, as a dictionary."""
@@ -183,7 +188,7 @@ class SubspaceRuns:
         from lorascope.training.config import load, parse
 
         config = parse(values, f"the search's run {folder.name}")
-        if _summary(folder):
+        if read_summary(folder):
             if load(folder / "config.yaml") != config:
                 raise InputError(
                     f"{folder} holds a run of another config",
@@ -194,14 +199,5 @@ class SubspaceRuns:
         try:
             run.train(config, folder, resume=(folder / "config.yaml").is_file(), command=self.command)
         except LorascopeError:
-            if not _summary(folder).get("diverged"):
+            if not read_summary(folder).get("diverged"):
                 raise
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """How the run in this folder ended; empty where it has not."""
-    path = folder / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        raise InputError(f"{path} is not JSON", hint="remove that run's folder") from None

@@ -13,14 +13,12 @@
 Each gets the folder that its own run would have written, and its adapter equals that run's up to rounding.
 """
 
-import csv
 import functools
-import io
-import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,16 +27,18 @@ from typing import Any
 import yaml
 from torch import nn
 
-from lorascope.atomic import write_bytes
+from lorascope import locks
 from lorascope.errors import InputError, LorascopeError
+from lorascope.inputs import read_text
 from lorascope.methods.inject import Injected
 from lorascope.methods.stacked import draws
+from lorascope.outputs import csv_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 from lorascope.training.failures import in_words
 from lorascope.training.models import DROPOUTS
 from lorascope.training.parallel import World, pick_device, world
-from lorascope.training.record import Record, write_json
-from lorascope.training.run import SUMMARY, Job, Prepared, fit_together, prepare_together, set_threads
+from lorascope.training.record import AGAIN, SUMMARY, Record, read_facts, read_summary, working_in
+from lorascope.training.run import Job, Prepared, fit_together, prepare_together, set_threads
 
 # Tokens of one pass by default: on a CPU more are no faster (tests/benchmarks/sweep.py) and cost memory. The number for
 # GPUs is not measured.
@@ -187,20 +187,21 @@ def train(
     with world(first.training.device) as here:
         if here.size > 1:
             raise InputError("a sweep trains in one process", found=f"{here.size} processes", hint="start no torchrun")
-        _claim(plan, folder, resume)
-        rows: list[dict[str, Any]] = []
-        once = functools.cache(say)  # groups share most of what there is to say
-        for group in plan.groups():
-            with _leaves_nothing(folder, plan if not (resume or rows) else None):
-                _train_group(group, folder, here, resume, command, once)
-            rows += [_row(entry, folder) for entry in group]
-            _write_table(rows, plan, folder)
-        return rows
+        with working_in(folder):
+            _claim(plan, folder, resume)
+            rows: list[dict[str, Any]] = []
+            once = functools.cache(say)  # groups share most of what there is to say
+            for group in plan.groups():
+                with _leaves_nothing(folder, plan if not (resume or rows) else None):
+                    _train_group(group, folder, here, resume, command, once)
+                rows += [_row(entry, folder) for entry in group]
+                _write_table(rows, plan, folder)
+            return rows
 
 
 @contextmanager
 def _leaves_nothing(folder: Path, plan: Plan | None) -> Iterator[None]:
-    """A sweep that is refused before any run of it wrote anything leaves no folder, where `plan` is given."""
+    """A sweep that is refused before any run of it wrote anything leaves nothing of it, where `plan` is given."""
     try:
         yield
     except InputError:
@@ -210,7 +211,6 @@ def _leaves_nothing(folder: Path, plan: Plan | None) -> Iterator[None]:
                     if (folder / entry.name).is_dir():
                         (folder / entry.name).rmdir()
                 (folder / "sweep.yaml").unlink()
-                folder.rmdir()
         raise
 
 
@@ -227,11 +227,11 @@ def _train_group(
         (folders[0] / "checkpoint.pt").unlink(missing_ok=True)
         return
     configs = [entry.config for entry in group]
-    records = [
-        Record(each, config, resume=resume and (each / "config.yaml").is_file())
-        for each, config in zip(folders, configs, strict=True)
-    ]
-    with in_words(configs[0], len(group)):
+    with ExitStack() as held, in_words(configs[0], len(group)):
+        records = []
+        for each, config in zip(folders, configs, strict=True):
+            held.enter_context(working_in(each))
+            records.append(Record(each, config, resume=resume and os.path.lexists(each / "config.yaml")))
         prepared = prepare_together(configs, here.device)
         if len(group) > 1:
             _check(prepared, configs[0])
@@ -281,33 +281,37 @@ def _claim(plan: Plan, folder: Path, resume: bool) -> None:
     path, text = folder / "sweep.yaml", plan.text()
     try:
         if resume:
-            if not path.is_file():
+            if not os.path.lexists(path):
                 raise InputError(f"{folder} holds no sweep to resume", hint="start it without --resume")
-            if yaml.safe_load(path.read_text(encoding="utf-8")) != yaml.safe_load(text):
+            if read_text(path) != text:
                 raise InputError(
                     f"the config is not the one {folder} was started with",
+                    found=f"another text in {path.name}",
                     hint="resume with the same config, or name another --output",
                 )
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if any(entry.name != locks.NAME for entry in folder.iterdir()):
             hint = "continue it with --resume, or name another --output" if path.exists() else "name another --output"
             raise InputError(f"{folder} is not empty", hint=hint)
     except OSError as error:
         raise LorascopeError(f"cannot use the folder {folder}", found=error.strerror, hint="name another") from error
-    write_bytes(path, text.encode())
+    write_text(path, text)
 
 
 def _row(entry: Entry, folder: Path) -> dict[str, Any]:
     """An adapter's line in the table, from its folder."""
     own = folder / entry.name
-    summary, run = (json.loads((own / name).read_text(encoding="utf-8")) for name in (SUMMARY, "run.json"))
+    summary, run = read_summary(own), read_facts(own)
     score = summary.get("held_out") or {}
+    wanted = {"steps": summary.get("steps"), "trained_parameters": run.get("trained_parameters")}
+    wanted |= {} if summary.get("diverged") else {f"held_out.{key}": score.get(key) for key in ("loss", "accuracy")}
+    if missing := [key for key, value in wanted.items() if value is None]:
+        raise InputError(f"the record of {own} is damaged", found=f"no {missing[0]}", hint=AGAIN)
     return {
         "name": entry.name,
         **entry.changes,
-        "trained_parameters": run["trained_parameters"],
-        "steps": summary["steps"],
+        **{key: wanted[key] for key in ("trained_parameters", "steps")},
         "eval_loss": score.get("loss"),
         "eval_accuracy": score.get("accuracy"),
         "base_loss": summary["base"]["loss"] if "base" in summary else None,
@@ -317,12 +321,7 @@ def _row(entry: Entry, folder: Path) -> dict[str, Any]:
 
 
 def _write_table(rows: Sequence[Mapping[str, Any]], plan: Plan, folder: Path) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(folder / "sweep.csv", text.getvalue().encode())
+    write_text(folder / "sweep.csv", csv_text(rows))
     write_json(folder / "sweep.json", {"max_parallel": plan.max_parallel, "adapters": list(rows)})
 
 

@@ -6,12 +6,16 @@ The fields are the keys and their annotations are the types: `int`, `float`, `st
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from lorascope.errors import LorascopeError
+
+LARGEST = 2**31 - 1  # of sizes, steps and counts
+LARGEST_SEED = 2**63 - 1
 
 
 class Wrong(ValueError):
@@ -56,10 +60,23 @@ def _value(hint: Any, value: object, path: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, path, problems)
     try:
-        return convert(hint, value)
+        found = convert(hint, value)
+        _check_bounded(found, path)
     except Wrong as error:
         problems.append(f"{path} is {shown(value)} and must be {error}")
         return None
+    return found
+
+
+def _check_bounded(value: Any, path: str) -> None:
+    """`Wrong` where a number is not finite, or an integer is larger than any size can be."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Wrong("a finite number")
+    most = LARGEST_SEED if path.endswith(("seed", "key")) else LARGEST
+    if isinstance(value, int) and abs(value) > most:
+        raise Wrong(f"a whole number of at most {most:,}")
+    for each in value if isinstance(value, tuple) else ():
+        _check_bounded(each, path)
 
 
 def convert(hint: Any, value: object) -> Any:
@@ -90,7 +107,7 @@ def convert(hint: Any, value: object) -> Any:
     if hint is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise Wrong("a number") from None
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value

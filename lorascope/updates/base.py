@@ -7,6 +7,7 @@ Shapes are always those of the map, `(d_out, d_in)`: y = W x. Where the model st
 (GPT-2's Conv1D, embeddings), the update says `transposed`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array
 from lorascope.linalg.factored import Factored
 from lorascope.registry import Registry
+
+MOST_ENTRIES = 1 << 28  # of one array in memory: 2 GiB in float64
+MOST_EXPANDED = 1 << 26  # of one that is four times larger than what the file holds of it
+MOST_RANK = 1 << 14  # of factors: their core is (r, r), and its SVD takes r³
 
 kinds: Registry["Kind"] = Registry("kind of update", "lorascope.updates")
 
@@ -38,6 +43,7 @@ class Kind(ABC):
     formula: ClassVar[str]
     roles: ClassVar[Mapping[str, Role]]
     needs_base: ClassVar[bool] = False
+    by_triangles: ClassVar[bool] = False  # ΔW is B·C·A, with no more of A and B in it than their products
 
     @abstractmethod
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Any:
@@ -65,6 +71,10 @@ class Kind(ABC):
     def rank(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """The largest rank ΔW can have by construction; None where only the base says."""
         return self.dimensions(shapes).get("r")
+
+    def largest(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Entries of the largest array that `delta` takes or makes."""
+        return max(math.prod(shape) for shape in shapes.values())
 
 
 def bind(kind: Kind, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -157,13 +167,41 @@ class Update:
     def needs_base(self) -> bool:
         return kinds.get(self.kind).needs_base
 
+    def excess(self, base: Stored | None = None) -> str | None:
+        """Why the update's arrays are too large to be held, in words; None where they are not.
+
+        Judged by shapes alone: a small file can announce what no machine can hold.
+        """
+        kind, shapes = kinds.get(self.kind), self._shapes
+        most = max(kind.largest(shapes), math.prod(base.shape) if base is not None and kind.needs_base else 0)
+        if (rank := shapes.get("A", (0,))[0]) > MOST_RANK:
+            return f"its rank of {rank:,} is more than the {MOST_RANK:,} that lorascope decomposes"
+        for name, stored in self.roles.items():
+            if math.prod(stored.shape) > max(MOST_EXPANDED, 4 * _entries(stored)):
+                return f"{name} is too large to write out: {tuple(stored.shape)}, of {_entries(stored):,} entries"
+        if most > MOST_ENTRIES:
+            return f"too large to decompose: an array of {most:,} entries, and {MOST_ENTRIES:,} are the most"
+        return None
+
     def read(self) -> dict[str, np.ndarray]:
-        """All roles as float64 arrays."""
-        return {name: stored.read() for name, stored in self.roles.items()}
+        """All roles as float64 arrays. InputError where they are too large to be held."""
+        if (reason := self.excess()) is not None:
+            raise InputError(f"{self.name}: {reason}")
+        with np.errstate(over="ignore", invalid="ignore"):  # the analyses say what is not finite
+            return {name: stored.read() for name, stored in self.roles.items()}
 
     def delta(self, base: np.ndarray | None = None) -> Any:
         """ΔW in float64: a `Factored`, a `Kronecker` or a dense array. `base` is W as (d_out, d_in)."""
-        return kinds.get(self.kind).delta(self.read(), self.scale, base)
+        roles = self.read()
+        with np.errstate(over="ignore", invalid="ignore"):
+            return kinds.get(self.kind).delta(roles, self.scale, base)
+
+
+def _entries(stored: Any) -> int:
+    """How many entries an array was made from: it may be a view of others that repeats them, or fills in zeros."""
+    own = getattr(stored, "source", None)
+    sources = getattr(stored, "sources", ()) if own is None else (own,)
+    return sum(map(_entries, sources)) if sources else math.prod(stored.shape)
 
 
 def dense(delta: Any) -> Array:

@@ -14,6 +14,7 @@ from lorascope.updates.base import Kind, Role, kinds
 class Core(Kind):
     name = "core"
     formula = "ΔW = s·B·R·A"
+    by_triangles = True
     roles = {
         "A": Role(("r", "d_in"), "frozen projection down"),
         "R": Role(("r", "r"), "trained core"),

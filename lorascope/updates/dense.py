@@ -16,7 +16,7 @@ class Dense(Kind):
     roles = {"delta": Role(("d_out", "d_in"), "the update, stored whole")}
 
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Array:
-        return roles["delta"] * scale
+        return roles["delta"] if scale == 1 else roles["delta"] * scale
 
 
 class Tuned(Kind):

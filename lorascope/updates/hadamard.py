@@ -35,6 +35,12 @@ class Hadamard(Kind):
         right = (w1_b[:, None, :] * w2_b[None, :, :]).reshape(r * r, d_in)
         return Factored(left * scale, right)
 
+    def largest(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Of the Khatri–Rao products, or of ΔW."""
+        sizes = self.dimensions(shapes)
+        d_out, d_in, inner = sizes["d_out"], sizes["d_in"], sizes["r"] ** 2
+        return d_out * d_in if inner >= min(d_out, d_in) else inner * max(d_out, d_in)
+
     def rank(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """min(r², d_out, d_in)."""
         sizes = self.dimensions(shapes)

@@ -50,6 +50,11 @@ class KroneckerUpdate(Kind):
         rank *= min(sizes["c"], sizes["d"], sizes.get("r2", sizes["c"]))
         return {**sizes, "d_out": sizes["a"] * sizes["c"], "d_in": sizes["b"] * sizes["d"], "r": rank}
 
+    def largest(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Of an operand, or as many as there are singular values."""
+        sizes = self.dimensions(shapes)
+        return max(sizes["a"] * sizes["b"], sizes["c"] * sizes["d"], sizes["r"])
+
 
 def _operand(roles: Mapping[str, Array], name: str) -> Array | Factored:
     """The operand `name` (a, b): stored whole, or factored and kept so where that is the smaller form."""

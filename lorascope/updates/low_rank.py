@@ -14,6 +14,7 @@ from lorascope.updates.base import Kind, Role, kinds
 class LowRank(Kind):
     name = "low_rank"
     formula = "ΔW = s·B·A"
+    by_triangles = True
     roles = {"A": Role(("r", "d_in"), "projection down"), "B": Role(("d_out", "r"), "projection up")}
 
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Factored:

@@ -21,6 +21,7 @@ class Magnitude(Kind):
     name = "magnitude"
     formula = "ΔW = m ⊙ (W + s·B·A) / ‖W + s·B·A‖_row − W"
     needs_base = True
+    by_triangles = True
     roles = {
         "A": Role(("r", "d_in"), "projection down", optional=True),
         "B": Role(("d_out", "r"), "projection up", optional=True),

@@ -16,6 +16,7 @@ from lorascope.updates.base import Kind, Role, kinds
 class Triplet(Kind):
     name = "triplet"
     formula = "ΔW = s·B·diag(E)·A"
+    by_triangles = True
     roles = {
         "A": Role(("r", "d_in"), "right factors, Q in the paper"),
         "B": Role(("d_out", "r"), "left factors, P in the paper"),

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from lorascope.errors import InputError, some
+from lorascope.inputs import read_json
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
-from lorascope.updates.base import Stored, Update
+from lorascope.updates.base import MOST_EXPANDED, Stored, Update
 from lorascope.weights import names as naming
 from lorascope.weights import quantised
 from lorascope.weights.conversion import names_in_memory
 from lorascope.weights.dtypes import SIZES
-from lorascope.weights.files import PICKLES, SAFETENSORS, Tensors, open_tensors, read_json
+from lorascope.weights.files import PICKLES, SAFETENSORS, Tensors, open_tensors
 from lorascope.weights.safetensors import OnDisk
 from lorascope.weights.tensors import Mapped, first_rows, flattened, reshaped, transposed
 
@@ -291,6 +292,8 @@ def _fitted(update: Update, matrix: Stored) -> Stored | str:
     if found == expected:
         return matrix
     if update.kernel and found[0] == expected[0] and 0 < found[1] < expected[1] and expected[1] % found[1] == 0:
+        if math.prod(expected) > MOST_EXPANDED:
+            return f"the base's grouped convolution is too large to write out: {math.prod(expected):,} entries"
         return _ungrouped(matrix, expected[1] // found[1], math.prod(update.kernel))
     if update.kind == "tuned" and found[1] == expected[1] and found[0] > expected[0]:
         return first_rows(matrix, expected[0])

@@ -1,18 +1,18 @@
 """Which files on disk hold a set of tensors: one file, the shards of an index, or a folder with either."""
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorascope.errors import InputError, some
+from lorascope.inputs import misfit, open_regular, read_json
 from lorascope.updates.base import Stored
 from lorascope.weights.foreign import refuse_by_name
 from lorascope.weights.pickles import open_pickle
-from lorascope.weights.safetensors import cannot_read, open_safetensors
+from lorascope.weights.safetensors import open_safetensors
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")  # the last is litgpt's: lit_model.pth.lora
@@ -32,13 +32,10 @@ class Tensors:
         """The hash of the bytes of all files, in order."""
         digest = hashlib.sha256()
         for path in self.files:
-            try:
-                with open(path, "rb", buffering=0) as file:
-                    block = memoryview(bytearray(_BLOCK))
-                    while count := file.readinto(block):
-                        digest.update(block[:count])
-            except OSError as error:
-                raise cannot_read(path, error) from None
+            block = memoryview(bytearray(_BLOCK))
+            with open_regular(path) as file:
+                while count := file.readinto(block):
+                    digest.update(block[:count])
         return digest.hexdigest()
 
 
@@ -70,10 +67,11 @@ def _open_file(path: Path) -> Tensors:
 
 def _open_shards(index: Path) -> Tensors:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+    if not weight_map or misfit(weight_map, {str: (str,)}):
         raise InputError(f"{index} has no weight_map from keys to files")
     names = list(dict.fromkeys(weight_map.values()))
     outside = [name for name in names if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
+    outside += [name for name in names if len(os.fsencode(name)) > 255 or "\0" in name]
     if outside:
         raise InputError(f"{index} names files outside its folder, which is refused", found=some(outside))
     absent = [name for name in names if not (index.parent / name).is_file()]
@@ -96,18 +94,3 @@ def _open_shards(index: Path) -> Tensors:
     if missing:
         raise InputError(f"{index} promises keys that its shards do not hold", found=some(missing))
     return Tensors(stored, metadata, tuple(index.parent / name for name in names))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. InputError where it is missing, not JSON, or not an object."""
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise cannot_read(path, error) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not valid JSON", found=error, hint="repair it, or save the adapter again"
-        ) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object", found=type(value).__name__)
-    return value

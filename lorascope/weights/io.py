@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError, some
+from lorascope.inputs import read_json
+from lorascope.outputs import staged
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.adapter import Adapter, Source
-from lorascope.weights.files import PICKLES, SAFETENSORS, open_tensors, read_json
+from lorascope.weights.files import PICKLES, SAFETENSORS, open_tensors
 from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import skip_what_stands_elsewhere
@@ -86,14 +88,21 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
     )
 
 
-def write(adapter: Adapter, folder: str | Path, format: str = "peft") -> list[Path]:
+def write(adapter: Adapter, folder: str | Path, format: str = "peft", *, replace: bool = True) -> list[Path]:
     """Write `adapter` into `folder` in the named format; the files written. The same adapter gives the same bytes.
 
+    All its files appear at once, or none: weights without their config would be read with another scale.
+
+    Args:
+        replace: write into a folder that is not empty too, whose other files are kept.
+
     Raises:
-        InputError: the format is not written, or cannot hold this adapter.
+        InputError: the format is not written, or cannot hold this adapter; without `replace`, the folder is not empty.
         LorascopeError: the folder cannot be written; nothing half-written is left.
     """
-    return formats.get(format).write(adapter, Path(folder))
+    folder, chosen = Path(folder), formats.get(format)
+    with staged(folder, replace=replace) as stage:
+        return [folder / path.relative_to(stage) for path in chosen.write(adapter, stage)]
 
 
 def _open(path: Path) -> tuple[Bundle, str]:
@@ -182,9 +191,13 @@ def _claimant(bundle: Bundle) -> tuple[str, Format]:
 
 
 def _check_shapes(path: Path, update: Update) -> None:
-    """InputError naming the file and the module where the roles' shapes disagree."""
+    """InputError naming the file and the module where the roles' shapes disagree, or an array is empty."""
     try:
-        kinds.get(update.kind).dimensions({name: tuple(stored.shape) for name, stored in update.roles.items()})
+        shapes = {name: tuple(stored.shape) for name, stored in update.roles.items()}
+        sizes = kinds.get(update.kind).dimensions(shapes)
+        pruned = update.kind == "triplet" and sizes["r"] == 0  # AdaLoRA may leave a module without a direction
+        if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in (() if pruned else shape)]:
+            raise InputError("a factor has no entries", found=some(empty), hint="save the adapter again")
     except InputError as error:
         what = f"{path}, {update.name}: {error.what}"
         raise InputError(what, found=error.found, expected=error.expected, hint=error.hint) from None

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lorascope.errors import InputError, some
+from lorascope.inputs import open_regular
 from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import of_torch
-from lorascope.weights.safetensors import cannot_read
 
 # Where trainers put the weights among other things: Lightning; litgpt, Megatron; DeepSpeed; many scripts.
 STATE_DICTS = ("state_dict", "model", "module", "model_state_dict")
@@ -43,6 +43,10 @@ class TorchTensor:
         """Rows `start` to `stop` of the first axis, without reading the others."""
         return TorchTensor(self.tensor[start:stop], self.dtype)
 
+    def columns(self, start: int, stop: int) -> "TorchTensor":
+        """Columns `start` to `stop` of a matrix, without reading the others."""
+        return TorchTensor(self.tensor[:, start:stop], self.dtype)
+
 
 def open_pickle(path: Path) -> dict[str, Stored]:
     """The tensors of a PyTorch file by key; one that holds `{"state_dict": {...}}` and the like is opened deeper.
@@ -59,6 +63,12 @@ def open_pickle(path: Path) -> dict[str, Stored]:
     for key, value in loaded.items():
         dtype = of_torch(getattr(value, "dtype", None))
         if isinstance(key, str) and dtype and _is_plain(value):
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise InputError(
+                    f"{path}: {key} claims more than is stored",
+                    found=f"{tuple(value.shape)} in {value.untyped_storage().nbytes():,} bytes",
+                    hint="save it after .contiguous(), best as safetensors",
+                )
             tensors[key] = TorchTensor(value, dtype)
         else:
             others.append(f"{key}: {type(value).__name__}")
@@ -85,12 +95,10 @@ def _inner(path: Path, loaded: Any) -> Any:
 
 
 def _load(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise InputError(f"{path} is empty")
-    except OSError as error:
-        raise cannot_read(path, error) from None
+    with open_regular(path) as file:
+        if not file.read(1):
+            raise InputError(f"{path} is empty")
+    _refuse_compressed(path)
     try:
         import torch
     except ImportError:
@@ -98,15 +106,36 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on the pickle's protocol, which the outcome makes plain
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} was refused and not executed: it is damaged, or it holds code or objects beside tensors",
+            f"{path} was refused and not executed: it is damaged, or it holds code or objects other than tensors",
             found=_offender(str(error)),
             hint="ask its author for safetensors",
         ) from None
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
         raise InputError(f"{path} is not a PyTorch file, or is damaged", found=_first_line(error)) from None
+
+
+def _refuse_compressed(path: Path) -> None:
+    """InputError where it is a zip whose files are larger than itself: torch stores them as they are."""
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch says what is wrong with it
+    if size > path.stat().st_size:
+        raise InputError(f"{path} is compressed, as torch writes none", found=f"{size:,} bytes unpacked")
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether torch's newer layout; a damaged one may be neither."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def _offender(message: str) -> str | None:

@@ -14,7 +14,6 @@ int-quantized and naive-quantized; bitsandbytes 0.50, `int8_vectorwise_dequant` 
 §3) and `dequantize_4bit` (Dettmers et al. 2023, arXiv 2305.14314, §3). Other schemes are named.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.errors import InputError
+from lorascope.inputs import parse_json
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 from lorascope.updates.base import Stored
 
@@ -326,7 +326,7 @@ _OF_STATE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 def _json_of(stored: Stored) -> dict[str, Any]:
     try:
-        value = json.loads(bytes(stored.read().astype(np.uint8)).decode())
+        value = parse_json(bytes(stored.read().astype(np.uint8)).decode())
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -16,17 +16,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from lorascope.atomic import write_bytes
 from lorascope.errors import InputError, LorascopeError, some
+from lorascope.inputs import cannot_read, open_regular
+from lorascope.outputs import json_text, write_bytes
 from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import SIZES, decode_into, encode
 
-MOST_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+MOST_HEADER = 32 << 20  # bytes, in memory some ten times that; a header of 10,000 tensors has 1 MB
+MOST_TENSORS = 250_000
 MOST_AXES = 32
+LONGEST_KEY = 2_000  # characters
 PIECE = 1 << 18  # bytes read and decoded at a time: small enough for the second-level cache
 
 _scratch = threading.local()
@@ -37,15 +40,13 @@ class OpenFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise cannot_read(path, error) from None
+        self._file = open_regular(path)
+        self.fd = self._file.fileno()
         self.size = os.fstat(self.fd).st_size
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def read_into(self, buffer: Any, offset: int) -> None:
         """Fill `buffer` from `offset`. LorascopeError where the file has become shorter since it was opened."""
@@ -61,11 +62,6 @@ class OpenFile:
                     f"{self.path} became shorter while it was read", hint="read it again when it is complete"
                 )
             done += count
-
-
-def cannot_read(path: Path, error: OSError) -> InputError:
-    """The sentence for a file that is missing, or not ours to read."""
-    return InputError(f"cannot read {path}: {error.strerror or error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +99,35 @@ class OnDisk:
         """Rows `start` to `stop` of the first axis, without reading the others."""
         row = math.prod(self.shape[1:]) * SIZES[self.dtype]
         return OnDisk(self.file, self.dtype, (stop - start, *self.shape[1:]), self.offset + start * row)
+
+    def columns(self, start: int, stop: int) -> "ColumnsOnDisk":
+        """Columns `start` to `stop` of a matrix, without reading the others."""
+        return ColumnsOnDisk(self, start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsOnDisk:
+    """Some columns of a matrix in an open file: a part of each row."""
+
+    whole: OnDisk
+    start: int
+    stop: int
+
+    @property
+    def dtype(self) -> str:
+        return self.whole.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.whole.shape[0], self.stop - self.start
+
+    def read(self) -> np.ndarray:
+        out = np.empty(self.shape, np.float64)
+        size, (rows, width) = SIZES[self.dtype], self.whole.shape
+        for row in range(rows):
+            begin = self.whole.offset + (row * width + self.start) * size
+            out[row] = OnDisk(self.whole.file, self.dtype, self.shape[1:], begin).read()
+        return out
 
 
 def _piece() -> np.ndarray:
@@ -153,7 +178,9 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     if start[8:9] != b"{":
         _refuse_other_kinds(path, bytes(start))
     length = int.from_bytes(start[:8], "little")
-    if length > MOST_HEADER or 8 + length > file.size:
+    if MOST_HEADER < length < file.size:
+        _too_much(path, "a larger header", f"{length:,} bytes", MOST_HEADER)
+    if 8 + length > file.size:
         raise InputError(
             f"{path} is not a safetensors file, or is truncated",
             found=f"a header of {length} bytes in a file of {file.size}",
@@ -161,6 +188,8 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
         )
     text = bytearray(length)
     file.read_into(memoryview(text), 8)
+    if (count := text.count(b'"dtype"')) > MOST_TENSORS:
+        _too_much(path, "more tensors", f"{count:,}", MOST_TENSORS)
     try:
         header = json.loads(bytes(text).decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -168,6 +197,10 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise _corrupt(path, "its header is not a JSON object")
     return header, 8 + length
+
+
+def _too_much(path: Path, what: str, found: str, most: int) -> NoReturn:
+    raise InputError(f"{path} has {what} than lorascope reads", found=found, expected=f"at most {most:,}")
 
 
 def _refuse_other_kinds(path: Path, start: bytes) -> None:
@@ -201,6 +234,8 @@ def _entry(path: Path, key: str, value: Any) -> tuple[str, str, tuple[int, ...],
         key.encode("utf-8")
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and no terminal or file can take
         raise _corrupt(path, f"the key {key!r} is not valid text") from None
+    if len(key) > LONGEST_KEY:
+        _too_much(path, "a longer key", f"{len(key):,} characters", LONGEST_KEY)
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _corrupt(path, f"the entry of {key!r} is not dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -238,9 +273,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stored], metadata: Mappi
         end = position + math.prod(stored.shape) * SIZES[stored.dtype]
         header[key] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [position, end]}
         position = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text = json_text(header).encode("utf-8", errors="backslashreplace")
     text += b" " * (-len(text) % 8)
-    write_atomically(path, _bytes(len(text).to_bytes(8, "little") + text, tensors, order))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LorascopeError(f"cannot write {path}: its folder: {error.strerror or error}") from None
+    write_bytes(path, _bytes(len(text).to_bytes(8, "little") + text, tensors, order))
 
 
 def _bytes(start: bytes, tensors: Mapping[str, Stored], order: list[str]) -> Iterator[bytes]:
@@ -248,12 +287,3 @@ def _bytes(start: bytes, tensors: Mapping[str, Stored], order: list[str]) -> Ite
     for key in order:
         stored = tensors[key]
         yield stored.raw().tobytes() if isinstance(stored, OnDisk) else encode(stored.read(), stored.dtype)
-
-
-def write_atomically(path: Path, pieces: Iterator[bytes]) -> None:
-    """Write `pieces` to `path`, whose folder is made where it is missing: all of it, or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LorascopeError(f"cannot write {path}: its folder: {error.strerror or error}") from None
-    write_bytes(path, pieces)

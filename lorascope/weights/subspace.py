@@ -118,9 +118,10 @@ class Subspace:
         """ΔW of the parameter, in float64 and its native shape."""
         if self._projections is None:
             self._projections = self.plan.projections()
-        flat = self._rows(index)
-        if self.lam is not None:
-            flat = flat * self.lam.read()[self.plan.groups[index]]
+        with np.errstate(over="ignore", invalid="ignore"):  # the analyses say what is not finite
+            flat = self._rows(index)
+            if self.lam is not None:
+                flat = flat * self.lam.read()[self.plan.groups[index]]
         return flat.reshape(self.plan.parameters[index][1])
 
     def _rows(self, index: int) -> np.ndarray:

@@ -23,6 +23,14 @@ class InMemory:
     def read(self) -> np.ndarray:
         return self.values.astype(np.float64)
 
+    def rows(self, start: int, stop: int) -> "InMemory":
+        """Rows `start` to `stop` of the first axis."""
+        return InMemory(self.values[start:stop], self.dtype)
+
+    def columns(self, start: int, stop: int) -> "InMemory":
+        """Columns `start` to `stop` of a matrix."""
+        return InMemory(self.values[:, start:stop], self.dtype)
+
 
 @dataclass(frozen=True)
 class Mapped:

@@ -99,8 +99,8 @@ def test_help_names_every_measure_to_sort_by():
 def test_unfinished_output_leaves_nothing(lora_folder, tmp_path):
     missing = tmp_path / "no" / "such" / "a.html"
     done = lorascope("analyze", lora_folder, "--html", missing)
-    assert done.returncode == 1
-    assert "cannot write" in done.stderr
+    assert done.returncode == 2
+    assert "a folder that is not there" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

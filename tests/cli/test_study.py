@@ -56,7 +56,7 @@ def test_the_record_is_what_its_docstring_says(named, first):
     home, _ = named
     found = json.loads((home / "reports/toy.json").read_text())
     assert record.read(home / "reports/toy.json") == found  # the shape holds
-    assert set(found) == {"schema", "kind", *record.SHAPE}
+    assert set(found) == {"schema", "kind", *(key for key in record.SHAPE if not key.endswith("?"))}
     for key in [*record.SHAPE, *record.CRITERION, *record.SHAPE["scale"], *record.SHAPE["cost"], *record.SHAPE["made"]]:
         assert re.search(rf"\b{key}\b", record.__doc__), f"{key} is not documented"
     assert (found["schema"], found["kind"], found["name"]) == (1, "study", "toy")
@@ -196,7 +196,8 @@ def spoiled(value, text):
 
 def test_a_hostile_record_runs_nothing(named, first, tmp_path, page_in_browser):
     found = json.loads(reports(named[0])["toy.json"])
-    (tmp_path / "toy.json").write_text(json.dumps(spoiled(found, HOSTILE)))
+    text = HOSTILE.replace("\ud800", "")  # half a pair is refused
+    (tmp_path / "toy.json").write_text(json.dumps(spoiled(found, text)))
     done = lorascope("study", "render", "toy.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("toy.html", "index.html"):

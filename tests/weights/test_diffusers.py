@@ -77,7 +77,7 @@ def _with(change):
         ({"unet.q.alpha": (1,)}, {"unet.r": 4}, "two sources for one scale"),
         ({}, {"unet.r": 8}, "contradicts the tensors of unet.q"),
         ({}, {"unet.r": 0}, "not a positive integer"),
-        ({}, {"unet.r": 4, "unet.alpha_pattern": {"(": 1}}, "invalid regex"),
+        ({}, {"unet.r": 4, "unet.alpha_pattern": {"(": 1}}, "not a regular expression"),
         ({}, "[1, 2]", "not a JSON object"),
         ({}, "{", "not valid JSON"),
     ],

@@ -194,7 +194,7 @@ def edited(path, **fields):
         ({"lora_alpha": None}, "lora_alpha is not a number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is not a number"),
         ({"rank_pattern": [1]}, "rank_pattern is not a map"),
-        ({"alpha_pattern": {"(": 3}}, "invalid regex"),
+        ({"alpha_pattern": {"(": 3}}, "not a regular expression"),
         ({"alpha_pattern": {"q_proj": "x"}}, "is not a number"),
         ({"peft_type": "LOHA"}, "says peft_type LOHA"),
         ({"peft_type": 3}, "no peft_type"),

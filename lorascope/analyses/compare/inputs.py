@@ -8,6 +8,7 @@ from typing import Any
 from lorascope.analyses.spectrum.result import selected
 from lorascope.errors import InputError, some
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
+from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights import names as naming
 from lorascope.weights.adapter import Adapter, NotAnalysed
@@ -167,14 +168,13 @@ def _whole(
     full: Mapping[int, Checkpoint], base: Checkpoint | None, pattern: str | None
 ) -> dict[str, dict[int, Update]]:
     """Every matrix of the base, where only full models are compared."""
-    import re
-
     assert base is not None
+    wanted = Pattern(pattern or "", "--modules")
     names: dict[str, dict[int, Update]] = {}
     for stored_name in base.names():
         module = stored_name.removesuffix(".weight")
         stored = base.stored[stored_name]
-        if len(stored.shape) != 2 or stored.dtype not in UNIT_ROUNDOFF or not re.search(pattern or "", module):
+        if len(stored.shape) != 2 or stored.dtype not in UNIT_ROUNDOFF or not wanted.search(module):
             continue
         like = Update(module, "tuned", {"tuned": stored}, base_weight=stored_name)
         found = {number: update for number, one in full.items() if (update := _difference(one, like)) is not None}

@@ -1,6 +1,5 @@
 """The run over all pairs of parameters, one ΔW in memory at a time."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +11,11 @@ from lorascope.analyses.delta import extract as extraction
 from lorascope.analyses.delta import model
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta, measure, measure_vector, threads_for
 from lorascope.analyses.delta.result import DeltaResult, Side
-from lorascope.analyses.delta.state import State
+from lorascope.analyses.delta.state import keeping
 from lorascope.analyses.names import depth, module_types
 from lorascope.errors import InputError, some
 from lorascope.linalg.arrays import Array
+from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.checkpoint import Checkpoint
@@ -58,22 +58,22 @@ def run(
     beside = _Beside(base, adapters)
     tuned_hash = tuned.source.sha256 if isinstance(tuned, Adapter) else tuned.sha256()
     hashes = {"base": base.sha256(), "tuned": tuned_hash, "adapters": [a.source.sha256 for a in adapters]}
-    kept = State(state, {**hashes, "top": top, "extract": extract}) if state is not None else None
     types = module_types(pair.name for pair in pairs)
     found: dict[str, MatrixDelta | VectorDelta] = {}
     factors: dict[str, Mapping[str, np.ndarray]] = {}
-    for pair in progress(pairs):
-        name, mine = pair.name, None
-        if kept is not None and name in kept.done:
-            found[name], mine = kept.done[name], kept.factors(name)
-        else:
-            found[name], mine = _one(pair, types[name], beside, top, extract, place)
-            if kept is not None:
-                kept.add(name, found[name], mine)
-        if mine is not None:
-            factors[name] = mine
-    if kept is not None:
-        kept.remove()
+    with keeping(state, {**hashes, "top": top, "extract": extract}) as kept:
+        for pair in progress(pairs):
+            name, mine = pair.name, None
+            if kept is not None and name in kept.done:
+                found[name], mine = kept.done[name], kept.factors(name)
+            else:
+                found[name], mine = _one(pair, types[name], beside, top, extract, place)
+                if kept is not None:
+                    kept.add(name, found[name], mine)
+            if mine is not None:
+                factors[name] = mine
+        if kept is not None:
+            kept.remove()
     further = {p.name for p in pairs if isinstance(tuned, Checkpoint) and model.is_shared_further(base, p)}
     left_out = [] if extract is None else _left_out(pairs, found, further)
     halves = model.halves(base, matched.pairs, matched.unmatched) if isinstance(tuned, Checkpoint) else {}
@@ -112,10 +112,7 @@ def selected(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
     """The pairs whose name `pattern` finds. InputError where it is no regular expression, or finds none."""
     if pattern is None:
         return list(pairs)
-    try:
-        wanted = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"--modules {pattern!r} is not a regular expression", found=str(error)) from None
+    wanted = Pattern(pattern, "--modules")
     chosen = [pair for pair in pairs if wanted.search(pair.name)]
     if not chosen:
         names = some(pair.name for pair in pairs)

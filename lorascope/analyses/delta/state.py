@@ -5,10 +5,11 @@ parameter; a line that was cut off is ignored. Factors for `--extract` lie besid
 is removed when the run is complete.
 """
 
+import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,34 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta
-from lorascope.errors import LorascopeError
+from lorascope.inputs import read_json_lines
+from lorascope.locks import owning
+from lorascope.outputs import append_json
 from lorascope.weights.safetensors import open_safetensors, write_safetensors
 from lorascope.weights.tensors import InMemory
 
 _KINDS = {"matrix": MatrixDelta, "vector": VectorDelta}
+_FACTORS = re.compile(r"[0-9a-f]{24}\.safetensors")
 _VERSION = 1  # of the record: another one starts afresh
+
+
+@contextlib.contextmanager
+def keeping(folder: Path | None, key: Mapping[str, Any]) -> Iterator["State | None"]:
+    """The state of one run, which no other process may have at the same time; None without a folder.
+
+    Raises:
+        InputError: another process is at work in it.
+        LorascopeError: the folder cannot be read or written.
+    """
+    if folder is None:
+        yield None
+        return
+    try:
+        with owning(folder):
+            yield State(folder, key)
+    finally:
+        with contextlib.suppress(OSError):  # unfinished work, or other files, lie there
+            folder.rmdir()
 
 
 class State:
@@ -45,30 +68,24 @@ class State:
             self._read()
 
     def _read(self) -> None:
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise LorascopeError(f"cannot read {self.path}: {error.strerror or error}") from None
-        records = [record for line in lines if (record := _parsed(line)) is not None]
+        records = [record for record in read_json_lines(self.path) if isinstance(record, dict)]
         if not records or records[0].get("key") != self.key:
+            self._clear()
             return
         self._started = True
         for record in records[1:]:
-            self.done[record["name"]] = _restored(record)
+            with contextlib.suppress(KeyError, TypeError, AttributeError):  # damaged: measured again
+                self.done[record["name"]] = _restored(record)
 
     def add(self, name: str, finished: MatrixDelta | VectorDelta, factors: Mapping[str, np.ndarray] | None) -> None:
         """Keep one finished parameter, on the disk before this returns."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if factors is not None:
-                stored = {role: InMemory(values, "F32") for role, values in factors.items()}
-                write_safetensors(self._factors(name), stored, {})
-            start = "" if self._started else json.dumps({"key": self.key}) + "\n"
-            with self.path.open("a" if self._started else "w", encoding="utf-8") as file:
-                file.write(start + json.dumps(_record(name, finished), default=_plain) + "\n")
-        except OSError as error:
-            raise LorascopeError(f"cannot write {self.folder}: {error.strerror or error}") from None
+        if factors is not None:
+            stored = {role: InMemory(values, "F32") for role, values in factors.items()}
+            write_safetensors(self._factors(name), stored, {})
+        if not self._started:
+            append_json(self.path, {"key": self.key})
         self._started = True
+        append_json(self.path, _record(name, finished), default=_plain)
         self.done[name] = finished
 
     def factors(self, name: str) -> dict[str, np.ndarray] | None:
@@ -80,17 +97,14 @@ class State:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
 
     def remove(self) -> None:
-        """The run is complete: nothing is left behind."""
+        """The run is complete: nothing of it is left behind. Other files in the folder are not ours."""
         if self._started:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear()
 
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
+    def _clear(self) -> None:
+        for path in (self.path, *self.folder.glob("*.safetensors")):
+            if path == self.path or _FACTORS.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def _record(name: str, finished: MatrixDelta | VectorDelta) -> dict[str, Any]:

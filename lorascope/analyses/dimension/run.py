@@ -1,6 +1,5 @@
 """The analysis over all runs, one model open at a time."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum, Parts, 
 from lorascope.analyses.names import module_types
 from lorascope.errors import InputError, some
 from lorascope.linalg.factored import Factored
+from lorascope.patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,7 @@ class _Work:
         found = {name: shape for name, shape in trained.shapes.items() if not is_vector(shape)}
         if self.modules is None:
             return found
-        try:
-            wanted = re.compile(self.modules)
-        except re.error as error:
-            raise InputError(f"--modules {self.modules!r} is not a regular expression", found=str(error)) from None
+        wanted = Pattern(self.modules, "--modules")
         chosen = {name: shape for name, shape in found.items() if wanted.search(name)}
         if not chosen:
             raise InputError(f"--modules {self.modules!r} matches none of {len(found)} matrices", found=some(found, 3))

@@ -1,16 +1,17 @@
 """The run over all kinds that a file holds, and its frozen result."""
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import lorascope
 from lorascope.analyses.names import module_types
 from lorascope.analyses.particulars.base import Part, Row, Subject, particulars
 from lorascope.blocks import Block, Definition, Definitions, Finding, Findings, Heading, Text
-from lorascope.errors import InputError
 from lorascope.linalg.host import one_thread
+from lorascope.patterns import Pattern
 from lorascope.weights.adapter import Adapter, Source
 
 if TYPE_CHECKING:
@@ -90,19 +91,17 @@ def run(adapter: Adapter, *, base: "Checkpoint | None" = None, modules: str | No
     Raises:
         InputError: `modules` is not a regular expression.
     """
-    try:
-        wanted = re.compile(modules or "")
-    except re.error as error:
-        raise InputError(f"--modules {modules!r} is not a regular expression", found=str(error)) from None
+    wanted = Pattern(modules or "", "--modules")
     updates = tuple(update for update in adapter.updates.values() if wanted.search(update.name))
     types = module_types(update.name for update in updates)
     kinds: dict[str, int] = {}
     for update in updates:
         kinds[update.kind] = kinds.get(update.kind, 0) + 1
     parts = {}
-    with one_thread():
+    held = [update for update in updates if update.excess() is None]  # what is too large, the spectrum says
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         for name in particulars.names():
-            asked = tuple(u for u in updates if u.kind == name) if name not in adapter.settings else updates
+            asked = tuple(u for u in held if u.kind == name or name in adapter.settings)
             if asked:
                 parts[name] = particulars.get(name)(Subject(adapter, asked, types, base))
     return ParticularsResult(parts, kinds, adapter.source)

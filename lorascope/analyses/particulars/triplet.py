@@ -20,10 +20,12 @@ from lorascope.analyses.particulars import draw
 from lorascope.analyses.particulars.base import Part, Row, Subject, particulars
 from lorascope.analyses.particulars.numbers import gini, median
 from lorascope.blocks import Block, Definition, Finding
+from lorascope.linalg.spectrum import frobenius_norm
 
 INITIAL_STD = 0.02
 FAR_FROM_ORTHOGONAL = 0.3  # ‖PᵀP − I‖_F / √rank at which E is no longer near the singular values
 _DRAWS = 1000
+MOST_DRAWN = 10**9  # of ranks; numpy's own limit
 
 DEFINITIONS = (
     Definition("Kept rank", "the number of triplets with E ≠ 0", "Zhang et al. 2023, arXiv 2303.10512, §3.3"),
@@ -58,7 +60,7 @@ def _measured(roles: dict[str, np.ndarray], start: int | None) -> Row:
         "kept_rank": kept,
         "initial_rank": start if isinstance(start, int) else len(e),
         "largest_e": largest if np.isfinite(largest) else None,
-        "norm_e": float(np.linalg.norm(e)) if np.all(np.isfinite(e)) else None,
+        "norm_e": frobenius_norm(np.abs(e)) if np.all(np.isfinite(e)) else None,
         "off_orthogonal": {"P": _off_orthogonal(left), "Q": _off_orthogonal(right)},
         "null": {
             "off_orthogonal": {
@@ -102,7 +104,8 @@ def _summary(subject: Subject, rows: list[Row]) -> Row:
 def _blind(kept: np.ndarray, initial: list[int]) -> Row:
     """Gini coefficients where the kept triplets are drawn blindly, and the share of draws as uneven as this one."""
     total = int(kept.sum())
-    if total == 0 or total > sum(initial) or any(k > most for k, most in zip(kept, initial, strict=True)):
+    impossible = any(k > most for k, most in zip(kept, initial, strict=True))
+    if total == 0 or impossible or not total <= sum(initial) < MOST_DRAWN:
         return {"gini": None, "p": None}
     rng = np.random.default_rng([total, len(initial)])
     draws = rng.multivariate_hypergeometric(initial, total, size=_DRAWS, method="marginals")

@@ -29,7 +29,7 @@ from lorascope.analyses.particulars import draw
 from lorascope.analyses.particulars.base import Part, Row, Subject, particulars
 from lorascope.analyses.particulars.numbers import GAUSSIAN_SPREAD, distribution, finite, median, spread
 from lorascope.blocks import Block, Definition, Finding, Heatmap, Marker, Measure
-from lorascope.linalg.spectrum import effective_rank, energy_rank
+from lorascope.linalg.spectrum import EXTREME, effective_rank, energy_rank
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.drawn import Drawn
 
@@ -160,8 +160,8 @@ def _left(roles: dict[str, np.ndarray], group: _Shared) -> Row:
     With M = B diag(d) A, E[b_i b_j] = u for i ≠ j and E[b_i²] = c: the numerator is u‖P_B M‖² + (c − u) Σ h_i ‖M_i‖²,
     h_i the squared length of row i of span(B)'s basis, and P_B M = M.
     """
-    b, span = roles["b"], group.span_of(roles["B"])
-    product = (roles["B"] * roles["d"]) @ group.right  # (d_out, p)
+    b, span = _to_unit(roles["b"]), group.span_of(roles["B"])
+    product = (roles["B"] * _to_unit(roles["d"])) @ group.right  # (d_out, p)
     lengths = np.sum(product**2, axis=1)  # ‖M_i‖²
     energy, whole, c = float(b**2 @ lengths), float(lengths.sum()), float(np.mean(b**2))
     null: float | None = None
@@ -174,9 +174,16 @@ def _left(roles: dict[str, np.ndarray], group: _Shared) -> Row:
 
 def _directions(name: str, roles: dict[str, np.ndarray], group: _Shared) -> _Directions:
     rng = np.random.default_rng(list(name.encode()))
-    own = _eigen(roles["b"], roles["d"], roles["B"], group.right)
-    shuffled = _eigen(rng.permutation(roles["b"]), rng.permutation(roles["d"]), roles["B"], group.right)
+    b, d = _to_unit(roles["b"]), _to_unit(roles["d"])
+    own = _eigen(b, d, roles["B"], group.right)
+    shuffled = _eigen(rng.permutation(b), rng.permutation(d), roles["B"], group.right)
     return _Directions(name, *own, *shuffled)
+
+
+def _to_unit(vector: np.ndarray) -> np.ndarray:
+    """A vector whose largest entry is 1, where its squares would overflow or vanish: shares and ranks stay the same."""
+    top = float(np.max(np.abs(vector), initial=0.0))
+    return vector if top == 0 or 1 / EXTREME < top < EXTREME else vector / top
 
 
 def _eigen(b: np.ndarray, d: np.ndarray, big_b: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -269,7 +276,7 @@ def _findings(subject: Subject, rows: list[Row], summary: Row) -> list[Finding]:
         )
         found.append(Finding("note", text))
     for group in summary["inputs"]:
-        found += [_of_rank(group), _of_inputs(group)]
+        found += [*_of_rank(group), _of_inputs(group)]
     return found + _unshared(rows, summary)
 
 
@@ -278,12 +285,14 @@ def _is_drawn(stored: Stored) -> bool:
     return isinstance(getattr(stored, "source", stored), Drawn)
 
 
-def _of_rank(group: Row) -> Finding:
+def _of_rank(group: Row) -> list[Finding]:
+    if group["effective_rank"] is None or group["effective_rank_shuffled"] is None:
+        return []  # ΔW is zero there, which the spectrum says
     text = (
         f"effective rank of ΔW {group['effective_rank']:.3g} of r = {group['rank']} in the median module of width"
         f" {group['d_in']}; d and b in random order give {group['effective_rank_shuffled']:.3g}"
     )
-    return Finding("note", text)
+    return [Finding("note", text)]
 
 
 def _of_inputs(group: Row) -> Finding:

@@ -19,6 +19,7 @@ NULL_WORTH_SAYING = 0.5  # stable rank against a structureless update of the sam
 OUTLIER = 5.0  # times the median spectral norm
 
 
+@np.errstate(over="ignore", invalid="ignore")  # medians of numbers at the end of float64's range
 def findings(result: "SpectrumResult") -> tuple[Finding, ...]:
     """Errors, then warnings, then notes."""
     order = {"error": 0, "warning": 1, "note": 2}
@@ -28,13 +29,12 @@ def findings(result: "SpectrumResult") -> tuple[Finding, ...]:
 
 
 def _broken(result: "SpectrumResult") -> list[Finding]:
-    return [
-        Finding(
-            "error", f"{m.non_finite:,} entries are NaN or infinite; nothing else about this module can be said", m.name
-        )
-        for m in result.modules
-        if m.non_finite
-    ]
+    found = []
+    for m in result.modules:
+        if m.non_finite or m.singular_values is None:
+            count = f"{m.non_finite:,} entries are NaN or infinite" if m.non_finite else "ΔW is too large for float64"
+            found.append(Finding("error", f"{count}; nothing else about this module can be said", m.name))
+    return found
 
 
 def _reader(result: "SpectrumResult") -> list[Finding]:
@@ -59,7 +59,9 @@ def _untrained(result: "SpectrumResult") -> list[Finding]:
     frozen = [m for m in result.modules if m.a_at_initialisation and m.frobenius_norm]
     found = []
     if zero and len(zero) == len(result.modules):
-        found.append(Finding("error", "ΔW is zero in every module: this adapter changes nothing (B was never trained)"))
+        why = "B was never trained" if all(m.b_zero for m in zero) else "no factor is zero: ΔW is too small for float64"
+        why = "" if any(m.b_zero is None for m in zero) else f" ({why})"
+        found.append(Finding("error", f"ΔW is zero in every module: this adapter changes nothing{why}"))
     elif zero:
         found.append(Finding("warning", f"ΔW is exactly zero in {_count(zero, result)}, such as {zero[0].name}", None))
     if frozen:
@@ -125,8 +127,8 @@ def _where(result: "SpectrumResult") -> list[Finding]:
     found = []
     by_type = group(result, "type")
     if len(by_type) > 1:
-        name, modules = max(by_type.items(), key=lambda item: energy(item[1]))
-        share, parts = energy(modules) / result.total_energy, len(modules) / len(result.modules)
+        name, modules = max(by_type.items(), key=lambda item: result.energy(item[1]))
+        share, parts = result.energy(modules) / result.total_energy, len(modules) / len(result.modules)
         found.append(
             Finding("note", f"{_percent(share)} of the energy ‖ΔW‖² is in {name} ({_percent(parts)} of the modules)")
         )
@@ -181,10 +183,6 @@ def group(result: "SpectrumResult", attribute: str) -> "dict[str, list[ModuleSpe
     for module in result.modules:
         groups.setdefault(getattr(module, attribute), []).append(module)
     return groups
-
-
-def energy(modules: "list[ModuleSpectrum]") -> float:
-    return sum(module.energy for module in modules)
 
 
 def _count(some_modules: list, result: "SpectrumResult") -> str:

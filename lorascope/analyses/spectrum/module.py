@@ -1,5 +1,6 @@
 """One module: its singular values and everything that is read off them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from lorascope.linalg.factored import Factored
 from lorascope.linalg.nulls import structureless_product
 from lorascope.linalg.rounding import round_to, unit_roundoff
 from lorascope.updates.base import Stored, Update, kinds
+from lorascope.updates.base import dense as dense_of
+from lorascope.weights.pieces import PIECE, WHOLE, Change, condensed, is_large, part_of, sliceable
 
 SHARES = (0.9, 0.95, 0.99)
 PRODUCTS = ("low_rank", "triplet", "vera", "magnitude")  # kinds whose null is a product of two random matrices
@@ -67,17 +70,13 @@ class ModuleSpectrum:
     against_base: AgainstBase | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def energy(self) -> float:
-        """‖ΔW‖_F², 0 where it could not be computed."""
-        return (self.frobenius_norm or 0.0) ** 2
-
 
 def has_direction(update: Update) -> bool:
     """Whether the file alone gives a low-rank part s·B·A of this update (DoRA's direction)."""
     return hasattr(kinds.get(update.kind), "direction") and "A" in update.roles
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows or is NaN is said in words
 def measure(update: Update, *, type: str, depth: int | None, base: Stored | None) -> ModuleSpectrum:
     """Read one update and measure it.
 
@@ -87,37 +86,100 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
         depth: the index of its layer.
         base: W as (d_out, d_in), or None.
     """
-    roles, notes = update.read(), update.notes
-    kind: Any = kinds.get(update.kind)
-    weight = base.read() if base is not None else None
-    if kind.needs_base and weight is None:
-        delta, notes = kind.direction(roles, update.scale), (*notes, PARTIAL)
-    else:
-        delta = kind.delta(roles, update.scale, weight)
-    dtype = _coarsest(update)
+    read = _in_pieces(update, base) if is_large(update, base is not None) else _whole(update, base)
     facts: dict[str, Any] = {
         "name": update.name,
         "kind": update.kind,
         "type": type,
         "depth": depth,
-        "shape": tuple(delta.shape),
+        "shape": read.shape,
         "rank": update.rank,
         "scale": update.scale,
-        "dtype": dtype,
+        "dtype": _coarsest(update),
         "transposed": update.transposed,
-        "b_zero": _b_zero(roles),
-        "a_at_initialisation": _untrained_a(roles, dtype),
-        "notes": notes,
+        "b_zero": read.b_zero,
+        "a_at_initialisation": read.initial,
+        "notes": (*update.notes, *((PARTIAL,) if read.partial else ())),
     }
     try:
-        sigma = delta.singular_values() if hasattr(delta, "singular_values") else dense.singular_values(delta)
+        sigma = _singular_values(read.spectral)
     except ValueError:
-        bad = sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
-        return ModuleSpectrum(**facts, singular_values=None, non_finite=max(bad, 1))
-    measures = _measures(sigma, update, facts["shape"], dtype, isinstance(delta, Factored))
-    if base is not None and weight is not None:
-        measures["against_base"] = _against_base(delta, weight, base.dtype)
+        return ModuleSpectrum(**facts, singular_values=None, non_finite=read.non_finite())
+    low_rank = isinstance(read.spectral, Factored)
+    measures = _measures(sigma, update, facts["shape"], facts["dtype"], low_rank)
+    if base is not None:
+        measures["against_base"] = _against_base(read.delta, base if read.base is None else read.base, base.dtype)
     return ModuleSpectrum(**facts, **measures)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An update that has been read.
+
+    Attributes:
+        delta: ΔW, or where it is large and no base is given, None.
+        spectral: what has the singular values of ΔW: itself, or its triangle.
+        base: W where it was read.
+        partial: it is the part s·B·A alone.
+    """
+
+    delta: Any
+    spectral: Any
+    shape: tuple[int, ...]
+    non_finite: Callable[[], int]
+    b_zero: bool | None = None
+    initial: str | None = None
+    base: np.ndarray | None = None
+    partial: bool = False
+
+
+def _whole(update: Update, base: Stored | None) -> _Read:
+    roles, kind = update.read(), kinds.get(update.kind)
+    weight = base.read() if base is not None and kind.needs_base else None
+    delta, partial = _delta(update, roles, weight)
+    initial = None
+    if "A" in roles and roles["A"].size:
+        flat = roles["A"].ravel()
+        top = max(float(flat.max()), -float(flat.min()))
+        initial = _untrained_a(float(np.dot(flat, flat) / flat.size), top, roles["A"].shape, _coarsest(update))
+
+    def bad() -> int:
+        return sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
+
+    return _Read(delta, delta, tuple(delta.shape), bad, _b_zero(roles), initial, weight, partial)
+
+
+def _in_pieces(update: Update, base: Stored | None) -> _Read:
+    """What is too large to be read at once, by its triangles."""
+    if update.kind in ("dense", "tuned"):
+        (matrix,) = update.roles.values()
+        weight = sliceable(base) if base is not None else None
+        change = Change(sliceable(matrix), weight if update.kind == "tuned" else None, update.scale)
+        known = change.condensed()
+        return _Read(change, known.triangle, change.shape, lambda: known.non_finite)
+    a, b = condensed(update.roles["A"], 1), condensed(update.roles["B"], 0)
+    rest = {name: stored.read() for name, stored in update.roles.items() if name not in ("A", "B")}
+    roles = {**rest, "A": a.triangle, "B": b.triangle}
+    delta, partial = _delta(update, roles, None)
+    initial = _untrained_a(a.mean_square, a.top, tuple(update.roles["A"].shape), _coarsest(update))
+    bad = a.non_finite + b.non_finite
+    return _Read(None, delta, update.shape, lambda: bad, _b_zero(roles), initial, partial=partial)
+
+
+def _delta(update: Update, roles: dict[str, np.ndarray], weight: np.ndarray | None) -> tuple[Any, bool]:
+    """ΔW, or without the base that it needs the part s·B·A, and whether it is that."""
+    kind: Any = kinds.get(update.kind)
+    if kind.needs_base and weight is None:
+        return kind.direction(roles, update.scale), True
+    return kind.delta(roles, update.scale, weight), False
+
+
+def _singular_values(delta: Any) -> np.ndarray:
+    """ValueError where an entry is NaN or infinite."""
+    sigma = delta.singular_values() if hasattr(delta, "singular_values") else dense.singular_values(delta)
+    if not np.all(np.isfinite(sigma)):
+        raise ValueError("a singular value is larger than float64 holds")
+    return sigma
 
 
 def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: str, low_rank: bool) -> dict[str, Any]:
@@ -156,28 +218,45 @@ def _b_zero(roles: dict[str, np.ndarray]) -> bool | None:
     return not np.any(roles["B"]) if "B" in roles else None
 
 
-def _untrained_a(roles: dict[str, np.ndarray], dtype: str) -> str | None:
+def _untrained_a(mean_square: float, top: float, shape: tuple[int, ...], dtype: str) -> str | None:
     """Which initialisation A (r, d_in) still looks like, or None.
 
     Kaiming-uniform with a = √5 (loralib, PEFT) is U(±1/√d_in), standard deviation 1/√(3 d_in). An A that has moved
     leaves the box: among its many entries near the edge some cross it. The standard deviation must fit as well.
     """
-    if "A" not in roles or not roles["A"].size:
-        return None
-    a = roles["A"].ravel()
-    bound = roles["A"].shape[1] ** -0.5
-    deviation = float(np.sqrt(np.dot(a, a) / a.size)) * 3**0.5 / bound
+    bound = shape[1] ** -0.5
+    deviation = float(np.sqrt(mean_square)) * 3**0.5 / bound
     # The mean square of N uniform entries has relative standard deviation √(0.8 / N); its root has half of that.
-    if abs(deviation - 1) > 4 * 0.5 * (0.8 / a.size) ** 0.5 + unit_roundoff(dtype):
+    if abs(deviation - 1) > 4 * 0.5 * (0.8 / (shape[0] * shape[1])) ** 0.5 + unit_roundoff(dtype):
         return None
-    top = max(float(a.max()), -float(a.min()))
     return "kaiming-uniform" if top <= bound * (1 + unit_roundoff(dtype)) else None
 
 
-def _against_base(delta: Any, base: np.ndarray, dtype: str) -> AgainstBase:
-    change = delta.dense() if hasattr(delta, "dense") else delta
-    size, own = float(np.linalg.norm(base)), float(np.linalg.norm(change))
-    merged = round_to(base + change, dtype) if dtype in ("F64", "F32", "F16", "BF16") else base + change
-    stored = merged - base
-    loss = float(np.linalg.norm(stored - change)) / own if own > 0 else None
-    return AgainstBase(size, own / size if size > 0 else None, dtype, loss, float(np.mean(stored == 0)))
+def _against_base(delta: Any, base: Any, dtype: str) -> AgainstBase:
+    """ΔW beside W, an array or one on the disk, some rows at a time."""
+    rows, columns = delta.shape
+    step = max(1, PIECE // max(columns, 1))
+    if rows * columns <= WHOLE or not (hasattr(base, "rows") or isinstance(base, np.ndarray)):
+        step = max(rows, 1)
+    norms = np.zeros(3)
+    kept = 0
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        own = base[start:stop] if isinstance(base, np.ndarray) else part_of(base, start, stop)
+        change = _rows(delta, start, stop)
+        merged = round_to(own + change, dtype) if dtype in ("F64", "F32", "F16", "BF16") else own + change
+        stored = merged - own
+        norms = np.hypot(norms, [np.linalg.norm(part) for part in (own, change, stored - change)])
+        kept += int(np.count_nonzero(stored == 0))
+    size, whole, lost = norms.tolist()
+    unchanged = kept / max(rows * columns, 1)
+    return AgainstBase(size, whole / size if size > 0 else None, dtype, lost / whole if whole > 0 else None, unchanged)
+
+
+def _rows(delta: Any, start: int, stop: int) -> np.ndarray:
+    """Rows of ΔW, multiplied out."""
+    if isinstance(delta, Factored):
+        return delta.left[start:stop] @ delta.right
+    if isinstance(delta, Change):
+        return part_of(delta, start, stop)
+    return dense_of(delta)[start:stop]

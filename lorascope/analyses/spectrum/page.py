@@ -1,12 +1,11 @@
 """The result as blocks: the same data for the terminal, the page and the JSON."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lorascope.analyses.maps import depth_by_type
-from lorascope.analyses.spectrum.findings import energy, group
+from lorascope.analyses.spectrum.findings import group
 from lorascope.blocks import (
     Block,
     Cell,
@@ -23,6 +22,7 @@ from lorascope.blocks import (
     Text,
 )
 from lorascope.linalg.spectrum import energy_curve
+from lorascope.outputs import json_text
 
 if TYPE_CHECKING:
     from lorascope.analyses.spectrum.module import ModuleSpectrum
@@ -112,6 +112,7 @@ def value(result: "SpectrumResult", module: "ModuleSpectrum", key: str) -> Any:
     return getattr(module, key)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # medians of numbers at the end of float64's range
 def blocks(result: "SpectrumResult", *, sort: str = "energy_share", top: int = ROWS_AT_EACH_END) -> tuple[Block, ...]:
     """The page in reading order. `sort` and `top` choose the modules listed at both ends on the terminal."""
     if not result.modules:
@@ -149,7 +150,10 @@ def _facts(result: "SpectrumResult") -> Facts:
         ("stored as", ", ".join(sorted({m.dtype for m in result.modules}))),
         ("base model", result.base or "not given"),
     ]
-    settings = [(key, v if isinstance(v, str) else json.dumps(v)) for key, v in sorted(result.settings.items())]
+    settings = [
+        (key, v if isinstance(v, str) else json_text(v, separators=(", ", ": ")))
+        for key, v in sorted(result.settings.items())
+    ]
     return Facts((*items, *settings), title="What this file is", where="page")
 
 
@@ -173,7 +177,7 @@ def _by_type(result: "SpectrumResult") -> Table:
     )  # fmt: skip
     rows = []
     for name, modules in group(result, "type").items():
-        share = energy(modules) / result.total_energy if result.total_energy else None
+        share = result.energy(modules) / result.total_energy if result.total_energy else None
         worst = [max((m.energy_rank[s] or 0 for m in modules if m.energy_rank), default=None) for s in ("0.95", "0.99")]
         null = _median([m.null["stable_rank"] for m in modules if m.null])
         rows.append((

@@ -1,7 +1,6 @@
 """The run over all modules, and its frozen result."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,13 @@ from lorascope.analyses.spectrum.module import ModuleSpectrum, has_direction, me
 from lorascope.blocks import Block, Finding
 from lorascope.errors import InputError, some
 from lorascope.linalg.host import one_thread
+from lorascope.linalg.spectrum import EXTREME
+from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed, Source
 from lorascope.weights.caveats import fewer_layers
 from lorascope.weights.checkpoint import is_vocabulary
+from lorascope.weights.pieces import is_large
 from lorascope.weights.quantised import scheme_of
 from lorascope.weights.tensors import first_rows
 
@@ -55,9 +57,26 @@ class SpectrumResult:
         return words.findings(self)
 
     @cached_property
+    def unit(self) -> float:
+        """What norms are divided by before they are squared: 1, or the largest where its square has no place."""
+        top = max((module.frobenius_norm or 0.0 for module in self.modules), default=0.0)
+        return 1.0 if top == 0 or 1 / EXTREME < top < EXTREME else top
+
+    def energy(self, modules: Iterable[ModuleSpectrum]) -> float:
+        """Σ‖ΔW‖_F² over these modules, in squares of `unit`; of one that could not be computed, 0."""
+        return sum(((module.frobenius_norm or 0.0) / self.unit) ** 2 for module in modules)
+
+    @cached_property
     def total_energy(self) -> float:
-        """Σ‖ΔW‖_F² over modules."""
-        return sum(module.energy for module in self.modules)
+        """Σ‖ΔW‖_F² over all modules, in squares of `unit`."""
+        return self.energy(self.modules)
+
+    @property
+    def frobenius_norm(self) -> float | None:
+        """√Σ‖ΔW‖_F² over modules; None where it could be computed of none."""
+        if self.modules and all(module.frobenius_norm is None for module in self.modules):
+            return None
+        return self.total_energy**0.5 * self.unit
 
     @property
     def nothing_compared(self) -> bool:
@@ -65,7 +84,7 @@ class SpectrumResult:
         return bool(self.not_compared) and not any(module.against_base for module in self.modules)
 
     def energy_share(self, module: ModuleSpectrum) -> float | None:
-        return module.energy / self.total_energy if self.total_energy > 0 else None
+        return self.energy([module]) / self.total_energy if self.total_energy > 0 else None
 
     def uniform_rank(self, share: float) -> int | None:
         """The smallest rank that keeps `share` of the energy in *every* module: the maximum of their energy ranks."""
@@ -92,6 +111,7 @@ class SpectrumResult:
             rows.append(row)
         return rows
 
+    @np.errstate(over="ignore", invalid="ignore")  # medians of numbers at the end of float64's range
     def summary(self) -> dict[str, Any]:
         def median(name: str) -> float | None:
             values = [getattr(m, name) for m in self.modules if getattr(m, name) is not None]
@@ -99,7 +119,7 @@ class SpectrumResult:
 
         return {
             "modules": len(self.modules),
-            "frobenius_norm": self.total_energy**0.5,
+            "frobenius_norm": self.frobenius_norm,
             "median_stable_rank": median("stable_rank"),
             "median_effective_rank": median("effective_rank"),
             "median_rank_utilisation": median("rank_utilisation"),
@@ -162,6 +182,9 @@ def run(
                 not_compared.append(NotAnalysed(update.name, stored))
                 update = replace(update, notes=(*update.notes, stored))
                 stored = None
+            if not is_large(update, stored is not None) and (reason := update.excess(stored)) is not None:
+                set_aside.append(NotAnalysed(update.name, reason))
+                continue
             if stored is None and update.needs_base and not has_direction(update):
                 set_aside.append(NotAnalysed(update.name, _why_incomplete(update, not_compared if base else None)))
                 continue
@@ -209,10 +232,7 @@ def selected(
             set_aside.append(tuned)
     if pattern is None:
         return updates, set_aside
-    try:
-        wanted = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"--modules {pattern!r} is not a regular expression", found=str(error)) from None
+    wanted = Pattern(pattern, "--modules")
     chosen = [update for update in updates if wanted.search(update.name)]
     if not chosen:
         raise InputError(

@@ -11,13 +11,13 @@ Without it, and without `.alpha` tensors, alpha is the rank and the scale 1, whi
 A module's name is its path in the pipeline, the component first.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import InputError
+from lorascope.inputs import parse_json
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
@@ -106,8 +106,8 @@ class Settings:
         if METADATA not in metadata:
             return cls({}, {})
         try:
-            raw = json.loads(metadata[METADATA])
-        except (ValueError, RecursionError) as error:
+            raw = parse_json(metadata[METADATA])
+        except ValueError as error:
             raise InputError(f"{METADATA} in the file's metadata is not valid JSON", found=error) from None
         if not isinstance(raw, dict):
             raise InputError(f"{METADATA} in the file's metadata is not a JSON object", found=type(raw).__name__)

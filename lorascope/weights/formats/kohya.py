@@ -8,11 +8,11 @@ Module names are lossy: sd-scripts wrote every dot as `_`. A base model gives th
 are and a note says so. ComfyUI's variant keeps the dots (`diffusion_model.blocks.0.q.lora_down.weight`), and is read.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import InputError
+from lorascope.inputs import parse_json
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.parts import (
@@ -147,7 +147,7 @@ def name_notes(modules: Iterable[str], names: Mapping[str, str], had_base: bool)
 
 def _json(value: str) -> Any:
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value
 

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import InputError, some
+from lorascope.outputs import write_text
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.drawn import Drawn
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats, refuse_loss
-from lorascope.weights.safetensors import write_atomically, write_safetensors
+from lorascope.weights.safetensors import write_safetensors
 from lorascope.weights.subspace import LAMBDA, THETA, Plan, Projected, Subspace, subspace_of
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Own(Format):
         files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
         text = _json(record)
         write_safetensors(files[0], tensors, {"format": NAME, "schema": str(SCHEMA)})
-        write_atomically(files[1], iter([text.encode("utf-8", errors="backslashreplace")]))
+        write_text(files[1], text)
         return files
 
 

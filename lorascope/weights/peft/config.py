@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorascope import patterns
 from lorascope.errors import InputError, some
 from lorascope.weights.names import ALWAYS
 
@@ -57,15 +58,14 @@ class Pattern:
 
     def __init__(self, field: str, values: Mapping[str, float]):
         self.values = dict(values)
-        self._compiled: list[tuple[str, int, re.Pattern[str]]] = []
+        self._compiled: list[tuple[str, int, patterns.Pattern]] = []
+        budget = patterns.Budget()
         for key in self.values:
-            try:
-                # A plain key matches its own length of the path: checking that first spares a regex per module and key.
-                text = _WRAPPED.sub("", key)  # modules' names come without wrappers
-                length = len(text) if self._PLAIN.match(text) else 0
-                self._compiled.append((key, length, re.compile(rf"(.*\.)?({text})$")))
-            except re.error as error:
-                raise InputError(f"adapter_config.json: {field} has the invalid regex {key!r} ({error})") from None
+            # A plain key matches its own length of the path: checking that first spares a regex per module and key.
+            text = _WRAPPED.sub("", key)  # modules' names come without wrappers
+            length = len(text) if self._PLAIN.match(text) else 0
+            where = f"adapter_config.json: a key of {field}"
+            self._compiled.append((key, length, patterns.Pattern(text, where, r"(.*\.)?(", ")$", budget)))
 
     def get(self, module: str, default: float) -> float:
         for key, length, regex in self._compiled:

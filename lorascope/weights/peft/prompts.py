@@ -8,16 +8,16 @@ The model is not wrapped, so that a classifier's head is `base_model.<parameter>
 the tensor is one of the adapter's `parts`, which can be loaded and not analysed.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lorascope.errors import InputError, some
+from lorascope.outputs import write_json
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Ledger, refuse_loss
 from lorascope.weights.peft.config import KNOWN, Config
-from lorascope.weights.safetensors import write_atomically, write_safetensors
+from lorascope.weights.safetensors import write_safetensors
 
 KEY = "prompt_embeddings"
 REASONS = {
@@ -44,6 +44,8 @@ def take_prompt(config: Config, ledger: Ledger) -> tuple[dict[str, Stored], dict
     shape, announced = tuple(ledger.peek(KEY).shape), config.raw.get("num_virtual_tokens")
     if config.peft_type not in _COUNTED:
         announced = None
+    if announced is not None and type(announced) is not int:
+        raise InputError("adapter_config.json: num_virtual_tokens is not a number", found=announced)
     if len(shape) != 2 or (announced is not None and shape[0] != announced * _submodules(config)):
         raise InputError(
             f"{KEY} is not what adapter_config.json announces", found=shape, expected=f"({announced} virtual tokens, …)"
@@ -86,10 +88,9 @@ def write_prompt(adapter: Adapter, folder: Path) -> list[Path]:
         "inference_mode": True,
     }
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     tensors = {KEY: adapter.saved[KEY], **{f"base_model.{name}": stored for name, stored in heads.items()}}
     write_safetensors(files[0], tensors, {"format": "pt"})
-    write_atomically(files[1], iter([text.encode("utf-8")]))
+    write_json(files[1], config, sort_keys=True)
     return files
 
 

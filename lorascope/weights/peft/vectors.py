@@ -1,8 +1,6 @@
 """Methods that train vectors only, in PEFT's files: VeRA and IA³."""
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.errors import InputError
-from lorascope.updates.base import Stored, Update
+from lorascope.inputs import parse_json
+from lorascope.patterns import Pattern
+from lorascope.updates.base import MOST_ENTRIES, Stored, Update
 from lorascope.weights.peft.config import Config
 from lorascope.weights.peft.lora import Group
 from lorascope.weights.quantised import HINT, Unreadable
@@ -75,6 +75,8 @@ def vera(
         known: widths that the file itself tells, d_in by module.
         stored: the projections A and B, where the file has them; else they are drawn again from the config's key.
     """
+    if stored is not None and any(len(each.shape) != 2 for each in stored):
+        raise InputError("VeRA's projections are no matrices", found=[tuple(each.shape) for each in stored])
     for group in groups:
         group.need("vera_lambda_b", "vera_lambda_d")
         if len(group.shape("vera_lambda_b")) != 1 or len(group.shape("vera_lambda_d")) != 1:
@@ -105,8 +107,8 @@ def vera(
 def widths_of(metadata: Mapping[str, str]) -> dict[str, int]:
     """d_in by module as lorascope writes it into the safetensors header; empty where it is not there, or is none."""
     try:
-        said = json.loads(metadata.get(WIDTHS, "{}"))
-    except (ValueError, RecursionError):
+        said = parse_json(metadata.get(WIDTHS, "{}"))
+    except ValueError:
         return {}
     fine = isinstance(said, dict) and all(type(width) is int and 0 < width < 1 << 48 for width in said.values())
     return said if fine else {}
@@ -162,6 +164,11 @@ def draw_projections(key: int, rank: int, d_in: int, d_out: int) -> tuple[np.nda
     """
     import torch
 
+    if rank * max(d_in, d_out) > MOST_ENTRIES:
+        raise InputError(
+            "VeRA's projections are too large to draw", found=f"({rank}, {d_in}) and ({d_out}, {rank})",
+            expected=f"at most {MOST_ENTRIES:,} entries",
+        )  # fmt: skip
     generator = torch.Generator(device="cpu").manual_seed(key)
     bounds = [math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns)) for columns in (d_in, rank)]  # PEFT's rounding
     a = torch.empty(rank, d_in).uniform_(-bounds[0], bounds[0], generator=generator)
@@ -211,8 +218,5 @@ def _is_feedforward(module: str, config: Config) -> bool:
     """PEFT's own test: a string is a regex for the whole path, a list is of endings."""
     named = config.raw.get("feedforward_modules")
     if isinstance(named, str):
-        try:
-            return re.fullmatch(named, module) is not None
-        except re.error as error:
-            raise InputError(f"adapter_config.json: feedforward_modules is no regex ({error})", found=named) from None
+        return Pattern(named, "adapter_config.json: feedforward_modules").fullmatch(module) is not None
     return any(module.endswith(ending) for ending in config.names("feedforward_modules"))

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from lorascope.errors import InputError, some
+from lorascope.outputs import write_json
+from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import refuse_loss
@@ -22,7 +24,7 @@ from lorascope.weights.peft.config import KNOWN, Config, parse_config
 from lorascope.weights.peft.keys import PREFIX
 from lorascope.weights.peft.norms import norm_keys
 from lorascope.weights.peft.vectors import WIDTHS, draw_projections
-from lorascope.weights.safetensors import write_atomically, write_safetensors
+from lorascope.weights.safetensors import write_safetensors
 from lorascope.weights.tensors import reshaped
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe", "shared", "tok_embeddings", "embed_in", "word_embeddings")
@@ -48,11 +50,10 @@ def write_peft(adapter: Adapter, folder: Path) -> list[Path]:
     targets = {"target_modules": _targets(adapter)}
     config = {**_passed_on(adapter), **targets, **fields, **saved_fields, "inference_mode": True}
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_safetensors(
         files[0], {**tensors, **saved}, {"format": "pt", **({WIDTHS: json.dumps(widths)} if widths else {})}
     )
-    write_atomically(files[1], iter([text.encode("utf-8")]))
+    write_json(files[1], config, sort_keys=True)
     return files
 
 
@@ -82,8 +83,10 @@ def _targets(adapter: Adapter) -> Any:
     named = adapter.settings.get("target_modules")
     if isinstance(named, list) and all(any(n == t or n.endswith(f".{t}") for t in named) for n in names):
         return named
-    if isinstance(named, str) and all(re.fullmatch(named, name) for name in names):
-        return named
+    if isinstance(named, str):
+        pattern = Pattern(named, "adapter_config.json: target_modules")
+        if all(map(pattern.fullmatch, names)):
+            return named
     return names
 
 

@@ -1,0 +1,44 @@
+"""The terminal's streams: open whatever the caller closed, and never in the way of a character. No command itself."""
+
+import codecs
+import contextlib
+import os
+import sys
+
+# What a terminal without Unicode (LC_ALL=C, a serial console) gets in place of this field's signs.
+_ASCII = {
+    "Δ": "d", "Σ": "sum ", "σ": "s", "α": "alpha", "λ": "lambda", "φ": "phi", "ε": "eps", "θ": "theta", "ᵀ": "^T",
+    "‖": "||", "·": "*", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "≤": "<=", "≥": ">=", "√": "sqrt ",
+    "∞": "inf", "²": "^2", "³": "^3", "₁": "1", "₂": "2", "±": "+-", "≈": "~", "→": "->", "⊗": "(x)", "∘": "o",
+    "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "─": "-", "│": "|", "█": "#",
+}  # fmt: skip
+
+
+def prepare() -> None:
+    """Make stdin, stdout and stderr usable: a closed one is /dev/null, and what its encoding lacks is spelled out."""
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # else the next file opened would be taken for it
+            pass
+        os.close(descriptor)
+    codecs.register_error("lorascope", _spelled)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="lorascope")
+
+
+def drop() -> None:
+    """Let what is still buffered for a stdout that cannot be written go nowhere, at the interpreter's end too."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c) or c.encode("unicode_escape").decode() for c in text), error.end
