@@ -35,15 +35,15 @@ def open_regular(path: Path) -> BufferedReader:
         InputError: it is missing, not readable, or no regular file.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise cannot_read(path, error) from None
-    mode = os.fstat(file.fileno()).st_mode
+    mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        file.close()
+        os.close(descriptor)
         what = "a pipe" if stat.S_ISFIFO(mode) else "a folder" if stat.S_ISDIR(mode) else "a device"
         raise InputError(f"cannot read {path}", found=what, expected="a file", hint="save it as a file first")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def cannot_read(path: Path | str, error: Exception) -> InputError:

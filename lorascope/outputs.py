@@ -183,10 +183,10 @@ def staged(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     stage = None
     try:
-        if not replace:
-            check_new_folder(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(target)
+        if not replace:
+            check_new_folder(target)
         stage = _part_of(target)
         stage.mkdir()
         yield stage
