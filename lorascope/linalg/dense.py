@@ -48,14 +48,21 @@ class Leading:
     spectrum: Spectrum
 
 
-def singular_values(matrix: Float[Array, "m n"]) -> Float[Array, " p"]:
+def singular_values(matrix: Float[Array, "m n"], overwrite: bool = False) -> Float[Array, " p"]:
     """min(m, n) singular values, descending, in float64, each to eps·σ₁.
+
+    Args:
+        overwrite: the matrix is not needed afterwards, and a numpy array may be worked on in place.
 
     Raises:
         ValueError: an entry is NaN or infinite.
     """
     xp = namespace(matrix)
     _check(matrix)
+    if overwrite and xp is np and matrix.dtype == np.float64:
+        from scipy.linalg import svdvals
+
+        return svdvals(matrix.T if matrix.flags.c_contiguous else matrix, overwrite_a=True, check_finite=False)
     return xp.linalg.svdvals(_double(matrix))
 
 

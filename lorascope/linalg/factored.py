@@ -82,7 +82,8 @@ class Factored:
         xp = namespace(left)
         if 0 in left.shape:
             return 0.0
-        return float(xp.linalg.norm(_triangle(left) @ _triangle(right_t).T)) * unit[0] * unit[1]
+        core, of_core = _to_range(_triangle(left) @ _triangle(right_t).T)
+        return float(xp.linalg.norm(core)) * of_core * min(unit) * max(unit)
 
     def _in_range(self) -> tuple[Array, Array, tuple[float, float]]:
         """left and rightᵀ in float64, each divided by a power of two where its squares would overflow or vanish."""

@@ -102,7 +102,7 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
         "notes": (*update.notes, *((PARTIAL,) if read.partial else ())),
     }
     try:
-        sigma = _singular_values(read.spectral)
+        sigma = _singular_values(read.spectral, last=base is None)
     except ValueError:
         return ModuleSpectrum(**facts, singular_values=None, non_finite=read.non_finite())
     low_rank = isinstance(read.spectral, Factored)
@@ -174,9 +174,12 @@ def _delta(update: Update, roles: dict[str, np.ndarray], weight: np.ndarray | No
     return kind.delta(roles, update.scale, weight), False
 
 
-def _singular_values(delta: Any) -> np.ndarray:
-    """ValueError where an entry is NaN or infinite."""
-    sigma = delta.singular_values() if hasattr(delta, "singular_values") else dense.singular_values(delta)
+def _singular_values(delta: Any, last: bool) -> np.ndarray:
+    """ValueError where an entry is NaN or infinite. `last`: nobody needs ΔW afterwards."""
+    if hasattr(delta, "singular_values"):
+        sigma = delta.singular_values()
+    else:
+        sigma = dense.singular_values(delta, overwrite=last and delta.size > WHOLE)
     if not np.all(np.isfinite(sigma)):
         raise ValueError("a singular value is larger than float64 holds")
     return sigma
