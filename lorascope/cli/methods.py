@@ -137,10 +137,10 @@ def _paragraphs(docstring: str) -> list:
 
 def _as_json(described: "list[Description]", counts: "dict[str, int | str]", **whole: Any) -> str:
     """One object for each method; a count that cannot be had is null, with the reason beside it."""
-    import json
     from dataclasses import asdict
 
     import lorascope
+    from lorascope.outputs import json_text
 
     records = []
     for each in described:
@@ -151,4 +151,4 @@ def _as_json(described: "list[Description]", counts: "dict[str, int | str]", **w
             record |= {"trained_parameters": count if fits else None, "not_counted": None if fits else count}
         records.append(record)
     version = {"schema": 1, "lorascope": lorascope.__version__}
-    return json.dumps({**version, **whole, "methods": records}, ensure_ascii=False, indent=1) + "\n"
+    return json_text({**version, **whole, "methods": records}, ensure_ascii=True, indent=1) + "\n"

@@ -93,9 +93,9 @@ def list_(
 
     lorascope study list
     """
-    import json as encoder
     import sys
 
+    from lorascope.outputs import json_text
     from lorascope.report import terminal
     from lorascope.study import page, record
 
@@ -103,7 +103,7 @@ def list_(
     by_name = {each["name"]: each for each in last}
     rows = [_listed(script, by_name.get(script.stem)) for script in _scripts(studies)]
     if json:
-        print(encoder.dumps({"schema": 1, "studies": rows}, indent=2, ensure_ascii=False))
+        print(json_text({"schema": 1, "studies": rows}, indent=2, ensure_ascii=True))
     else:
         sys.stdout.write(terminal.render(page.listing(rows)))
     for each in wrong:

@@ -22,7 +22,7 @@ from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.checkpoint import Checkpoint, is_embedding, is_vocabulary, open_checkpoint
 from lorascope.weights.orientation import experts_turned, is_conv1d, looks_like_conv1d
 from lorascope.weights.quantised import Unreadable, scheme_of
-from lorascope.weights.tensors import InMemory, Mapped, first_rows, transposed
+from lorascope.weights.tensors import InMemory, Mapped, first_rows, reshaped, transposed
 
 DEQUANTISED = "dequantised from"
 _PIECE = 1 << 20  # entries of either weight in memory at a time
@@ -404,7 +404,9 @@ def _slice(stored: Stored, index: int) -> Stored:
     if rows is None:
         return Mapped(stored, rest, lambda values: values[index])
     one = rows(index, index + 1)
-    return replace(one, shape=rest) if hasattr(one, "offset") else replace(one, tensor=one.tensor[0])
+    if hasattr(one, "offset"):
+        return replace(one, shape=rest)
+    return replace(one, tensor=one.tensor[0]) if hasattr(one, "tensor") else reshaped(one, *rest)
 
 
 def _same(one: Stored, other: Stored) -> bool:
