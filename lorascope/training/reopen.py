@@ -16,6 +16,7 @@ from lorascope.errors import InputError, some
 from lorascope.methods.summed import widened
 from lorascope.training import config as configs
 from lorascope.training import data, merge, models
+from lorascope.training.card import check_config
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Score, evaluate
@@ -135,6 +136,7 @@ def reopen(
     """
     folder = Path(folder)
     config = finished_config(folder)
+    check_config(folder / "adapter")
     here = World(pick_device(device))
     tokenizer = models.load_tokenizer(config.model)
     train, held_out = data.load(config.data, config.model.task_type, tokenizer, config.training.seed)
