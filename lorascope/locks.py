@@ -25,6 +25,8 @@ def owning(folder: Path) -> Iterator[None]:
         LorascopeError: the folder cannot be written.
     """
     path = folder / NAME
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no folder", hint="name another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _opened(path)

@@ -20,21 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import InputError, LorascopeError, printable
+from lorascope.destinations import WEIGHTS, check_new_folder, descriptor, is_stream, resolved
+from lorascope.errors import LorascopeError, printable
 
-STDOUT = "-"
 _PART, _OLD = ".part", ".old"  # of a name: still being written; put aside until its successor is in place
-_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
-_NAMED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 # A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV injection"; the last four are full-width).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-# Files of an input folder that no output may replace, by their endings.
-_WEIGHTS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".lora", ".gguf")
-_READ = (
-    *_WEIGHTS, ".yaml", ".yml", ".jsonl", ".py", "config.json", ".index.json", "lorascope.json", "run.json",
-    "summary.json", "rehearsal.json", "sweep.json", "tokenizer.json", "special_tokens_map.json", "vocab.json",
-    "vocab.txt", "merges.txt", "merge.json",
-)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -48,13 +39,15 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         with _through(path) if is_stream(path) else _beside(path) as temporary:
             yield temporary
+    except BrokenPipeError:
+        raise  # the reader has gone, which is not an error
     except OSError as error:
         raise LorascopeError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    target = Path(os.path.realpath(path))
+    target = resolved(path)
     if target.is_dir():
         raise IsADirectoryError(21, "it is a folder")
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
@@ -78,28 +71,11 @@ def _through(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        number = _descriptor(path)
+        number = descriptor(path)
         with open(temporary, "rb") as source, open(path if number is None else os.dup(number), "wb") as sink:
             shutil.copyfileobj(source, sink)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def is_stream(path: Path) -> bool:
-    """Whether what is written there goes on: - (stdout), a pipe, a device, or an open file of this process."""
-    if str(path) == STDOUT or _descriptor(path) is not None:
-        return True
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _descriptor(path: Path) -> int | None:
-    """The open file that `/dev/stdout` and `/dev/fd/63` name."""
-    match = _DESCRIPTOR.fullmatch(str(path))
-    return int(match[1]) if match else _NAMED.get(str(path))
 
 
 def write_bytes(path: Path | str, content: bytes | Iterable[bytes]) -> None:
@@ -189,7 +165,7 @@ def staged(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
         InputError: the target is a file, or a folder that is not empty.
         LorascopeError: the folder cannot be written, or the disk is full; the target is then as it was.
     """
-    target = Path(os.path.realpath(target))
+    target = resolved(target)
     stage = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,17 +176,15 @@ def staged(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
         stage.mkdir()
         yield stage
         _put(stage, target, replace)
+    except LorascopeError as error:
+        if stage is None or str(stage) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(stage), str(target))) from error
     except OSError as error:
         raise LorascopeError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
-
-
-def check_new_folder(folder: Path) -> None:
-    """InputError where a folder that is to be written is there already, and not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already", hint="name a new folder")
 
 
 def _put(stage: Path, target: Path, replace: bool) -> None:
@@ -238,7 +212,7 @@ def _put(stage: Path, target: Path, replace: bool) -> None:
 
 def _move_in(stage: Path, target: Path) -> None:
     """Move a stage's files into a folder, weights last: until they are there, nobody takes it for complete."""
-    for entry in sorted(stage.iterdir(), key=lambda path: path.name.lower().endswith(_WEIGHTS)):
+    for entry in sorted(stage.iterdir(), key=lambda path: path.name.lower().endswith(WEIGHTS)):
         shutil.move(entry, target / entry.name)
 
 
@@ -289,73 +263,3 @@ def is_alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
-
-
-def check_regular(paths: Iterable[Path]) -> None:
-    """InputError where something stands in place of a file of ours, such as a pipe: writing into it may never end."""
-    for path in paths:
-        if os.path.lexists(path) and not path.is_file():
-            raise InputError(f"{path} is no file", found=_sort(path), expected="a file, or nothing", hint="remove it")
-
-
-def _sort(path: Path) -> str:
-    if path.is_symlink():
-        return "a symbolic link"
-    return "a folder" if path.is_dir() else "a pipe or a device"
-
-
-def check_outputs(
-    outputs: Mapping[str, Path | None], inputs: Iterable[Path | str | None] = (), folder: Path | None = None
-) -> None:
-    """Refuse, before any work is done, outputs that cannot be written or would destroy something.
-
-    Args:
-        outputs: the files to write, by their options; None or - (stdout) is none.
-        inputs: files and folders that are read; a name that is no path here is passed over.
-        folder: one that will be written before them, so that they may lie in it.
-
-    Raises:
-        InputError: an output is a folder, lies in a folder that is missing, is an input or one of its files, or is
-            another output.
-    """
-    files = {option: path for option, path in outputs.items() if path is not None and str(path) != STDOUT}
-    read = [Path(each) for each in inputs if each is not None and os.path.exists(each)]
-    for option, path in files.items():
-        if path.is_dir():
-            raise InputError(f"{option} {path} is a folder", expected="the name of a file")
-        parent = Path(os.path.realpath(path)).parent
-        new = folder is not None and parent == Path(os.path.realpath(folder))
-        if not (new or is_stream(path) or parent.is_dir()):
-            raise InputError(f"{option} {path} lies in a folder that is not there", hint="make the folder first")
-        for source in read:
-            _refuse_input(option, path, source)
-    for option, path in files.items():
-        for other, second in files.items():
-            if option < other and _is_same(path, second) and not _takes_many(path):
-                raise InputError(f"{option} and {other} name the same file", found=path, hint="name two files")
-
-
-def _refuse_input(option: str, path: Path, source: Path) -> None:
-    """InputError where writing `path` would replace what is read."""
-    if not path.exists() or _takes_many(path):
-        return
-    inside = [source] if source.is_file() else [p for p in source.rglob("*") if p.name.lower().endswith(_READ)]
-    beside = [source.parent / "adapter_config.json"] if source.is_file() else []
-    for each in (*inside, *beside):
-        if each.exists() and _is_same(path, each):
-            raise InputError(f"{option} {path} is an input, and would be replaced", found=each, hint="name a new file")
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    """Whether two names are one file: by its inode where it is there, else by where it would lie."""
-    if one.exists() and other.exists():
-        return os.path.samefile(one, other)
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _takes_many(path: Path) -> bool:
-    """Whether it is a device, such as /dev/null, into which everything may go."""
-    try:
-        return stat.S_ISCHR(path.stat().st_mode)
-    except OSError:
-        return False

@@ -7,6 +7,7 @@ by `re`, and matched by the `regex` package, which has the same syntax and a tim
 import math
 import re
 import time
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -51,7 +52,9 @@ class Pattern:
         if _depth(text) > DEEPEST:
             raise InputError(f"{where} has groups nested more than {DEEPEST} deep", found=_shown(text))
         try:
-            self._plain = re.compile(self._whole)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of sets that a later Python may read otherwise
+                self._plain = re.compile(self._whole)
         except (re.error, RecursionError, OverflowError) as error:
             raise InputError(
                 f"{where} is not a regular expression",
@@ -75,20 +78,24 @@ class Pattern:
             return None
         import regex
 
+        began = time.perf_counter()
         try:
-            return regex.compile(self._whole, regex.VERSION0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                return regex.compile(self._whole, regex.VERSION0)
         except regex.error as error:
-            raise InputError(
-                f"{self.where} is not a regular expression", found=f"{_shown(self.text)} ({error})"
-            ) from None
+            raise _no_pattern(self.where, self.text, error) from None
+        finally:
+            self._budget.left -= time.perf_counter() - began
 
     def _ask(self, how: str, name: str) -> Any:
-        if self._bounded is None:
-            return getattr(self._plain, how)(name)
-        began = time.perf_counter()
+        began = None
         try:
             if self._budget.left <= 0:
                 raise TimeoutError
+            if self._bounded is None:
+                return getattr(self._plain, how)(name)
+            began = time.perf_counter()
             found = getattr(self._bounded, how)(name, timeout=self._budget.left)
         except (TimeoutError, MemoryError):
             raise InputError(

@@ -1,6 +1,10 @@
 """Fixtures that several rooms share."""
 
 import json
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process its core: their threads would wait for each other
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import numpy as np
 import pytest

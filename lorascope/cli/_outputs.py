@@ -2,12 +2,23 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lorascope.outputs import STDOUT, check_outputs
+import typer
+
+from lorascope.destinations import STDOUT, check_outputs
 
 if TYPE_CHECKING:
     from lorascope.blocks import Page
+
+
+def to_file(help: str, metavar: str = "FILE") -> Any:
+    """An option for something that is written: whether it could be read does not matter."""
+    return typer.Option(metavar=metavar, readable=False, help=help)
+
+
+Html = Annotated[Path | None, to_file("Write one self-contained HTML page.")]
+Json = Annotated[Path | None, to_file("Write JSON (schema 1); - is stdout, and then nothing else is.", "FILE|-")]
 
 
 def check(
@@ -21,7 +32,7 @@ def check(
     """Refuse, before any work is done, outputs that cannot be written or would replace an input or each other.
 
     Raises:
-        InputError: as of `outputs.check_outputs`.
+        InputError: as of `destinations.check_outputs`.
     """
     check_outputs({"--html": html, "--json": json, "--csv": csv}, inputs, output)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import check, write_outputs
+from lorascope.cli._outputs import check, to_file, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.activations import ActivationsResult, RunInput
@@ -36,13 +36,16 @@ def activations(
         str | None, typer.Option(metavar="NAME", help="Another split than the one held out, such as test.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Chooses the tokens.")] = 0,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
+    html: Annotated[Path | None, to_file("Write one self-contained HTML page.")] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Write JSON (schema 1); - is stdout, and then nothing else is."),
+        typer.Option(
+            metavar="FILE|-", readable=False, help="Write JSON (schema 1); - is stdout, and then nothing else is."
+        ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one row per layer of a run, and per pair and layer.")
+        Path | None,
+        to_file("Write one row per layer of a run, and per pair and layer."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where the models run: auto, cpu, cuda, ...")] = "auto",
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import check, write_outputs
+from lorascope.cli._outputs import check, to_file, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.against_base import AgainstBaseResult
@@ -21,12 +21,14 @@ def analyze(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="safetensors file, PEFT folder, .bin, or shard index.")
     ],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
+    html: Annotated[Path | None, to_file("Write one self-contained HTML page.")] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Write JSON (schema 1); - is stdout, and then nothing else is."),
+        typer.Option(
+            metavar="FILE|-", readable=False, help="Write JSON (schema 1); - is stdout, and then nothing else is."
+        ),
     ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per module.")] = None,
+    csv: Annotated[Path | None, to_file("Write one row per module.")] = None,
     base: Annotated[
         str | None,
         typer.Option(

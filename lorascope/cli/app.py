@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -60,6 +61,8 @@ def _help(docstring: str) -> str:
 def main() -> None:
     """Run a command. Exit code 2 for bad usage or input, 1 for a failure, and a traceback only for a bug of ours."""
     streams.prepare()
+    # What is not finite is null, "not known" or ∞ in the output; numpy's remark on it would be one line of our code.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(lorascope|numpy|scipy)\b")
     _register()
     try:
         try:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import check, write_outputs
-from lorascope.outputs import check_new_folder, is_stream
+from lorascope.cli._outputs import check, to_file, write_outputs
+from lorascope.destinations import check_new_folder, is_stream
 
 if TYPE_CHECKING:
     from lorascope.analyses.delta import DeltaResult
@@ -26,17 +26,19 @@ def delta(
     extract: Annotated[
         int | None, typer.Option(min=1, metavar="R", help="Write the best rank-R adapter, to --output.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the extracted adapter.")] = None,
+    output: Annotated[Path | None, to_file("New folder for the extracted adapter.", "DIR")] = None,
     top: Annotated[
         int | None,
         typer.Option(min=1, metavar="K", help="Only the K leading singular values, randomised, with an error bound."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
+    html: Annotated[Path | None, to_file("Write one self-contained HTML page.")] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Write JSON (schema 1); - is stdout, and then nothing else is."),
+        typer.Option(
+            metavar="FILE|-", readable=False, help="Write JSON (schema 1); - is stdout, and then nothing else is."
+        ),
     ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per matrix and per vector.")] = None,
+    csv: Annotated[Path | None, to_file("Write one row per matrix and per vector.")] = None,
     modules: Annotated[str | None, typer.Option(metavar="REGEX", help="Only parameters whose name this finds.")] = None,
     sort: Annotated[
         str, typer.Option(metavar="MEASURE", help="What the listed matrices are sorted by.")

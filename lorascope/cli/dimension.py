@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lorascope.cli._outputs import check, write_outputs
+from lorascope.cli._outputs import check, to_file, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.dimension import Candidate, DimensionResult
@@ -19,13 +19,16 @@ def dimension(
         list[Path],
         typer.Argument(metavar="RUN...", help="Folders of finished runs, or folders that hold such (a sweep's)."),
     ],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
+    html: Annotated[Path | None, to_file("Write one self-contained HTML page.")] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Write JSON (schema 1); - is stdout, and then nothing else is."),
+        typer.Option(
+            metavar="FILE|-", readable=False, help="Write JSON (schema 1); - is stdout, and then nothing else is."
+        ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one row per matrix, point of a curve, and run.")
+        Path | None,
+        to_file("Write one row per matrix, point of a curve, and run."),
     ] = None,
     modules: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Truncate only these matrices; the others stay as trained.")

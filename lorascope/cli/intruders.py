@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import check, write_outputs
+from lorascope.cli._outputs import check, to_file, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.intruders import IntrudersResult
@@ -26,12 +26,14 @@ def intruders(
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Leading singular vectors of each weight.")] = 10,
     epsilon: Annotated[float, typer.Option(help="Below this largest |cos| a vector is an intruder.")] = 0.5,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
+    html: Annotated[Path | None, to_file("Write one self-contained HTML page.")] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Write JSON (schema 1); - is stdout, and then nothing else is."),
+        typer.Option(
+            metavar="FILE|-", readable=False, help="Write JSON (schema 1); - is stdout, and then nothing else is."
+        ),
     ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per weight.")] = None,
+    csv: Annotated[Path | None, to_file("Write one row per weight.")] = None,
     modules: Annotated[str | None, typer.Option(metavar="REGEX", help="Only weights whose name this finds.")] = None,
     intervene: Annotated[
         bool, typer.Option("--intervene", help="Of a run's folder: scale the intruders, and evaluate, with controls.")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorascope.cli._outputs import to_file
+
 if TYPE_CHECKING:
     from lorascope.training.merge import Merge
 
@@ -14,7 +16,7 @@ def merge(
     base: Annotated[
         str, typer.Option(metavar="MODEL", help="Its base model: a packaged name, a folder or a hub name.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the merged model.")],
+    output: Annotated[Path, to_file("New folder for the merged model.", "DIR")],
     dtype: Annotated[
         str, typer.Option(help="Store as float32, float16 or bfloat16; auto keeps the base checkpoint's dtype.")
     ] = "auto",
@@ -27,8 +29,8 @@ def merge(
 
         lorascope merge quickstart/adapter --base minilm --output merged
     """
+    from lorascope.destinations import check_new_folder
     from lorascope.errors import InputError
-    from lorascope.outputs import check_new_folder
     from lorascope.weights import io
 
     if dtype not in ("auto", "float32", "float16", "bfloat16"):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import check, write_outputs
-from lorascope.outputs import check_new_folder
+from lorascope.cli._outputs import check, to_file, write_outputs
+from lorascope.destinations import check_new_folder
 
 if TYPE_CHECKING:
     from lorascope.analyses.resize import ResizeResult
@@ -39,7 +39,8 @@ def resize(
         typer.Option("--by-energy", help="With --parameters: first what keeps most energy for each number it takes."),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="New folder for the resized adapter, in PEFT's layout.")
+        Path | None,
+        to_file("New folder for the resized adapter, in PEFT's layout.", "DIR"),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Store factors as float32, float16, bfloat16 or float64; else as the source.")
@@ -50,12 +51,14 @@ def resize(
         typer.Option(metavar="RUN", help="Folder of the run it was trained in: score each plan on its held-out data."),
     ] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="With --evaluate: only so many texts.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
+    html: Annotated[Path | None, to_file("Write one self-contained HTML page.")] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Write JSON (schema 1); - is stdout, and then nothing else is."),
+        typer.Option(
+            metavar="FILE|-", readable=False, help="Write JSON (schema 1); - is stdout, and then nothing else is."
+        ),
     ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row per plan and module.")] = None,
+    csv: Annotated[Path | None, to_file("Write one row per plan and module.")] = None,
     device: Annotated[str, typer.Option(help="Where to evaluate: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Give an adapter a lower rank: by rank, by energy or under one budget over all modules. Says what each loses.

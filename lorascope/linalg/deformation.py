@@ -69,7 +69,8 @@ def outlier(
     value = _solve(bulk, shape, theta)
     short, long = _halves(bulk, shape, value)
     slope = _slope(bulk, shape, value)
-    shares = (-2 * short / (theta**2 * slope), -2 * long / (theta**2 * slope))
+    steep = theta * theta * slope  # 0 where the spike is nothing beside the bulk: then it has no direction of its own
+    shares = (-2 * short / steep, -2 * long / steep) if steep else (0.0, 0.0)
     value = min(value, float(sigma[low - 1])) if low else value
     return Outlier(value, low + 1, *(min(max(share, 0.0), 1.0) for share in shares))
 
@@ -124,9 +125,10 @@ def _solve(sigma: np.ndarray, shape: tuple[int, int], theta: float) -> float:
     """ρ > max σ with D(ρ) = 1/θ²: D falls there from infinity to 0, so by bisection of log(ρ − max σ)."""
     edge = float(sigma[0]) if len(sigma) else 0.0
     low, high = math.log(1e-14 * max(edge, theta)), math.log(4 * (edge + theta))
+    wanted = (1 / theta) * (1 / theta)  # infinite for a spike that is nothing: it stays at the edge
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if transform(sigma, shape, edge + math.exp(middle)) > theta**-2:
+        if transform(sigma, shape, edge + math.exp(middle)) > wanted:
             low = middle
         else:
             high = middle

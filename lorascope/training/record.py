@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from lorascope import __version__, locks
+from lorascope.destinations import check_regular
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import ANY, OBJECT, parse_yaml, read_json, read_json_lines, read_yaml
-from lorascope.outputs import append_json, check_regular, finite, json_text, write_json, write_text
+from lorascope.outputs import append_json, finite, json_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json", "adapter")

@@ -28,11 +28,12 @@ import yaml
 from torch import nn
 
 from lorascope import locks
+from lorascope.destinations import check_regular
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import read_text
 from lorascope.methods.inject import Injected
 from lorascope.methods.stacked import draws
-from lorascope.outputs import check_regular, csv_text, write_json, write_text
+from lorascope.outputs import csv_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 from lorascope.training.failures import in_words
 from lorascope.training.models import DROPOUTS

@@ -1,6 +1,7 @@
 """A full model on disk, sharded or not, read lazily tensor by tensor, its parameters found by the adapters' names."""
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -336,7 +337,7 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
     path = Path(path_or_name)
     if not path.exists():
         path = _cached(str(path_or_name))
-    if path.is_file():
+    if not path.is_dir():
         if path.suffix.lower() == ".gguf":
             raise InputError(
                 f"{path} is a GGUF file", expected="safetensors or PyTorch", hint="pass the original model"
@@ -345,7 +346,7 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
     else:
         folder, weights = path, _weights_of(path)
     config = folder / "config.json"
-    return Checkpoint(path, open_tensors(weights), read_json(config) if config.is_file() else {})
+    return Checkpoint(path, open_tensors(weights), read_json(config) if os.path.lexists(config) else {})
 
 
 def _weights_of(folder: Path) -> Path:

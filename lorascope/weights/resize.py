@@ -15,7 +15,7 @@ from lorascope.errors import InputError, some
 from lorascope.linalg import dense
 from lorascope.linalg.factored import RANK_FLOOR, Factored
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
-from lorascope.linalg.spectrum import energy_rank
+from lorascope.linalg.spectrum import energy_rank, frobenius_norm
 from lorascope.updates.base import Update, kinds
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.caveats import not_for_all_tokens, of_another_base
@@ -56,11 +56,11 @@ class Spectrum:
     @property
     def norm(self) -> float:
         """‖ΔW‖_F."""
-        return float(np.linalg.norm(self.values))
+        return frobenius_norm(self.values)
 
     def lost(self, rank: int) -> float:
         """‖ΔW − ΔW_rank‖_F, exactly (Eckart and Young): the norm of the values that are left out."""
-        return float(np.linalg.norm(self.values[rank:]))
+        return frobenius_norm(self.values[rank:])
 
 
 class Rule(Protocol):

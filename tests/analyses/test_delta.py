@@ -348,6 +348,15 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path):
     assert not state.exists()
 
 
+def test_a_folder_with_anothers_files_is_no_state(tmp_path):
+    base, tuned = checkpoint(q__weight=np.eye(3)), checkpoint(q__weight=2 * np.eye(3))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "modules.jsonl").write_text("mine\n")
+    with pytest.raises(InputError, match="is no state"):
+        delta.run(base, tuned, state=tmp_path / "state")
+    assert (tmp_path / "state" / "modules.jsonl").read_text() == "mine\n"
+
+
 def test_a_state_of_another_run_is_not_believed(tmp_path):
     w = RNG.standard_normal((6, 7))
     base, tuned = checkpoint(q__weight=w), checkpoint(q__weight=w + 1)

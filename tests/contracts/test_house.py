@@ -11,7 +11,7 @@ import lorascope
 
 ROOT = Path(lorascope.__file__).parent
 # Each room and what it may import. A room may always import itself.
-GROUND = {"errors", "registry", "blocks", "inputs", "outputs", "patterns", "locks", "__init__"}
+GROUND = {"errors", "registry", "blocks", "inputs", "outputs", "destinations", "patterns", "locks", "__init__"}
 BELOW = {
     "linalg": GROUND,
     "updates": GROUND | {"linalg"},

@@ -1,5 +1,6 @@
 """Where files become values: bounded, of JSON's types, finite where it matters; one sentence for everything else."""
 
+import contextlib
 import os
 import re
 import time
@@ -121,6 +122,13 @@ def test_a_pattern_has_a_time_limit(text):
     assert time.perf_counter() - began < 5  # of a limit of 0.2: `re` alone would not come back
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("text", ["[[a]q", "[a||b]", "[a--b]"])
+def test_a_set_that_python_warns_of_is_no_warning(text):
+    with contextlib.suppress(InputError):
+        patterns.Pattern(text, "--modules").search("aq")
+
+
 @pytest.mark.parametrize("text", SLOW_IN_RE_ALONE)
 def test_a_pattern_that_another_engine_sees_through(text):
     assert patterns.Pattern(text, "--modules").search("a" * 200 + "!") is None
@@ -143,8 +151,10 @@ def test_a_pattern_that_is_refused(text):
         (r".*\.(?:self_attn|mlp)\.[a-z_]{3,8}", "m.self_attn.q_proj"),
         ("q_proj", "model.q_proj.x"),
         ("a.b", "axb"),
+        ("[a-z]+[0-9]?$", "q_proj"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("how", ["search", "match", "fullmatch"])
 def test_patterns_are_pythons(text, name, how):
     found, expected = getattr(patterns.Pattern(text, "x"), how)(name), getattr(re, how)(text, name)

@@ -9,10 +9,11 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from lorascope import outputs
+from lorascope import destinations, outputs
 from lorascope.errors import InputError, LorascopeError
 
 
@@ -135,6 +136,14 @@ def test_a_folder_put_aside_by_a_killed_process_comes_back(tmp_path):
         ({"--json": "ad/adapter_config.json"}, "is an input"),
         ({"--json": "x", "--csv": "ad/../x"}, "the same file"),
         ({"--html": "ad"}, "is a folder"),
+        ({"--html": "ad/notes.txt"}, "is an input"),
+        ({"--csv": "ad/tokenizer.model"}, "is an input"),
+        ({"--html": "new"}, "is a folder"),
+        ({"--json": "new/adapter_config.json"}, "a file of the new folder"),
+        ({"--csv": "loop"}, "leads to itself"),
+        ({"--csv": "x" * 300}, "too long"),
+        ({"--csv": "/dev/fd/977"}, "Bad file descriptor"),
+        ({"--json": "-", "--csv": "/dev/stdout"}, "the same file"),
         ({"--html": "no/such/x.html"}, "a folder that is not there"),
     ],
 )
@@ -145,15 +154,43 @@ def test_outputs_that_would_destroy_something(options, said, lora_folder, tmp_pa
         (tmp_path / "ad" / file.name).write_bytes(file.read_bytes())
     os.link("ad/adapter_model.safetensors", "hard.json")
     os.symlink("ad/adapter_config.json", "link.json")
+    os.symlink("loop", "loop")
+    for name in ("notes.txt", "tokenizer.model"):
+        (tmp_path / "ad" / name).write_text("x")
     with pytest.raises(InputError, match=said):
-        outputs.check_outputs({name: tmp_path / path for name, path in options.items()}, ["ad"])
+        destinations.check_outputs({name: Path(path) for name, path in options.items()}, ["ad"], Path("new"))
+
+
+def test_what_stands_beside_an_input_file_is_read_with_it(lora_folder, tmp_path):
+    for file in lora_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    source = tmp_path / "adapter_model.safetensors"
+    with pytest.raises(InputError, match="is an input"):
+        destinations.check_outputs({"--csv": tmp_path / "adapter_config.json"}, [source])
+    (tmp_path / "notes.csv").write_text("mine")
+    destinations.check_outputs({"--csv": tmp_path / "notes.csv"}, [source])
+
+
+@pytest.mark.parametrize("name", ["link", "//dev/stdout", "/dev/../dev/stdout", "log"])
+def test_what_stdout_goes_to_is_written_through(name, lora_folder, tmp_path):
+    (tmp_path / "log").write_text("precious\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    command = [sys.executable, "-m", "lorascope", "analyze", str(lora_folder), "--csv", name]
+    with open(tmp_path / "log", "a") as log:
+        subprocess.run(command, stdout=log, cwd=tmp_path, check=True, timeout=60)
+    text = (tmp_path / "log").read_text()
+    assert text.startswith("precious\n")
+    assert "Findings" in text
+    assert "\npath,name," in text
 
 
 def test_outputs_that_are_fine(lora_folder, tmp_path):
     (tmp_path / "old.html").write_text("x")
+    (tmp_path / "page.html").write_text('<!DOCTYPE html>\n<meta name="generator" content="lorascope">')
+    destinations.check_outputs({"--html": tmp_path / "page.html"}, [tmp_path])
     out = {"--html": tmp_path / "old.html", "--json": tmp_path / "new" / "a.json", "--csv": None}
-    outputs.check_outputs(out, [lora_folder, "minilm"], folder=tmp_path / "new")
-    outputs.check_outputs({"--html": os.devnull and tmp_path / "a", "--json": tmp_path / "b"}, [])
+    destinations.check_outputs(out, [lora_folder, "minilm"], folder=tmp_path / "new")
+    destinations.check_outputs({"--html": os.devnull and tmp_path / "a", "--json": tmp_path / "b"}, [])
 
 
 def test_json_has_no_nan_and_takes_half_a_surrogate_pair(tmp_path):

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta
+from lorascope.destinations import check_regular
 from lorascope.errors import InputError
-from lorascope.inputs import open_regular, read_json_lines
+from lorascope.inputs import misfit, open_regular, read_json_lines
 from lorascope.locks import owning
-from lorascope.outputs import append_json, check_regular, json_text
+from lorascope.outputs import append_json, json_text
 from lorascope.weights.safetensors import open_safetensors, write_safetensors
 from lorascope.weights.tensors import InMemory
 
@@ -72,7 +73,10 @@ class State:
 
     def _read(self) -> None:
         lines = read_json_lines(self.path)
-        if next(lines, None) != {"key": self.key}:
+        first = next(lines, None)
+        if first != {"key": self.key}:
+            if self.path.stat().st_size and misfit(first, {"key": (str,)}):  # an empty one is of a run that was killed
+                raise InputError(f"{self.path} is no state of lorascope", hint="name another folder with --state")
             self._clear()
             return
         self._started = True

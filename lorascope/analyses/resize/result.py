@@ -89,10 +89,10 @@ class Plan:
 
     def _overall(self, measure: str) -> float | None:
         """√(Σ ‖ΔW‖² error²/Σ ‖ΔW‖²)."""
-        energy = sum(module.norm**2 for module in self.modules)
-        if energy == 0:
+        whole = math.hypot(*(module.norm for module in self.modules))
+        if whole == 0 or not math.isfinite(whole):
             return None
-        return math.sqrt(sum((m.norm * (getattr(m, measure) or 0.0)) ** 2 for m in self.modules) / energy)
+        return math.hypot(*(m.norm / whole * (getattr(m, measure) or 0.0) for m in self.modules))
 
     @cached_property
     def error(self) -> float | None:
