@@ -107,10 +107,12 @@ def read_json_lines(path: Path) -> Iterator[Any]:
     """Every line of a JSON-lines file that is whole; one that was cut off, or is no JSON, is None.
 
     Raises:
-        InputError: as of `open_regular`.
+        InputError: as of `open_regular`; or a line is longer than any that is written.
     """
     with open_regular(path) as file:
         while line := file.readline(MOST_LINE):
+            if len(line) == MOST_LINE:
+                raise InputError(f"{path} is damaged", found=f"a line of {MOST_LINE:,} bytes or more")
             try:
                 yield parse_json(line.decode()) if line.strip() else None
             except ValueError:

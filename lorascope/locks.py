@@ -43,7 +43,7 @@ def owning(folder: Path) -> Iterator[None]:
 def _opened(path: Path) -> int:
     """The lock's file, open and ours."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         if not _takes(descriptor):
             owner = _owner(descriptor)
             os.close(descriptor)

@@ -141,10 +141,19 @@ def finite(value: Any) -> Any:
 
 
 def append_json(path: Path, value: Any, **options: Any) -> None:
-    """Append one line of JSON to a log, made where it is missing. LorascopeError where it cannot be written."""
+    """Append one line of JSON to a log, made where it is missing; a last line that was cut off stays one of its own.
+
+    Raises:
+        LorascopeError: it cannot be written, or is no regular file.
+    """
+    line = (json_text(value, **options) + "\n").encode("utf-8", errors="backslashreplace")
+    how = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe must not wait
     try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json_text(value, **options) + "\n")
+        with open(os.open(path, how, 0o666), "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
     except OSError as error:
         raise LorascopeError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -255,7 +264,10 @@ def _part_of(target: Path) -> Path:
 
 def _remove_left(target: Path) -> None:
     """Remove what a process that is no more left half-written for this target; what it had put aside comes back."""
-    pattern = re.compile(rf"\.{re.escape(target.name[:60])}\.(\d+)-[0-9a-f]{{8}}({re.escape(_PART)}|{re.escape(_OLD)})")
+    own, number = re.escape(target.name[:60]), r"(\d+)-[0-9a-f]{8}"
+    # The last group is of a stage that is itself written in a stage.
+    kind = f"({re.escape(_PART)}|{re.escape(_OLD)})"
+    pattern = re.compile(rf"\.?\.{own}\.{number}{kind}(\.{number}{kind})?")
     for entry in target.parent.iterdir():
         match = pattern.fullmatch(entry.name)
         if match and not is_alive(int(match[1])):
@@ -277,6 +289,19 @@ def is_alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+def check_regular(paths: Iterable[Path]) -> None:
+    """InputError where something stands in place of a file of ours, such as a pipe: writing into it may never end."""
+    for path in paths:
+        if os.path.lexists(path) and not path.is_file():
+            raise InputError(f"{path} is no file", found=_sort(path), expected="a file, or nothing", hint="remove it")
+
+
+def _sort(path: Path) -> str:
+    if path.is_symlink():
+        return "a symbolic link"
+    return "a folder" if path.is_dir() else "a pipe or a device"
 
 
 def check_outputs(

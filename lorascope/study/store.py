@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -180,8 +181,8 @@ class Store:
         folder = self.folder(job.key)
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for name in ("failed.json", "done.json"):
-                (folder / name).unlink(missing_ok=True)
+            for name in ("failed.json", "done.json", "spec.json", "rows.json", "run/test.json"):
+                _remove(folder / name)
         write_json(folder / "spec.json", {**job.spec, "inputs": list(job.inputs), "lorascope": __version__})
         return folder
 
@@ -198,7 +199,8 @@ class Store:
 
     def start_over(self, key: str) -> None:
         """Remove what an earlier try of a training run left."""
-        shutil.rmtree(self.run_folder(key), ignore_errors=True)
+        with _writing(self.run_folder(key)):
+            _remove(self.run_folder(key))
 
     @contextlib.contextmanager
     def locked(self, keys: Sequence[str]) -> Iterator[None]:
@@ -211,12 +213,21 @@ class Store:
                 path = self.root / key[:2] / f"{key}.lock"
                 with _writing(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    file = held.enter_context(path.open("a"))
+                    # Not "a": opening a pipe for writing alone would wait for a reader.
+                    file = held.enter_context(open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb"))
                 with contextlib.suppress(ImportError):
                     import fcntl
 
                     fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _remove(path: Path) -> None:
+    """Whatever stands there: a file, a folder, a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def _least(job: Job) -> list[str]:

@@ -19,7 +19,7 @@ from lorascope.training import assets
 from lorascope.training.config import ModelConfig, RunConfig, TaskType
 from lorascope.training.record import WORD
 
-CARD = "lorascope.json"
+CARD, ADAPTER_CONFIG = "lorascope.json", "adapter_config.json"
 SHAPE = {
     "model": {
         "task_type": frozenset(get_args(TaskType)),
@@ -58,7 +58,15 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     path = (folder if folder.is_dir() else folder.parent) / CARD
     if not os.path.lexists(path):
         return None
-    return read_json(path, SHAPE, hint="restore the file: it says what model the adapter is of")
+    card = read_json(path, SHAPE, hint="restore the file: it says what model the adapter is of")
+    check_config(path.parent)
+    return card
+
+
+def check_config(folder: Path) -> None:
+    """InputError where a run's adapter has lost its config: its scale would be taken for 1."""
+    if folder.is_dir() and not os.path.lexists(folder / ADAPTER_CONFIG):
+        raise InputError(f"the adapter in {folder} has no {ADAPTER_CONFIG}", hint="restore the file")
 
 
 def check_base(card: Mapping[str, Any], model: nn.Module, base: str) -> None:

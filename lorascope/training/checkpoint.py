@@ -2,6 +2,7 @@
 it is used, since a file may be cut off, of another run, or made to do harm.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -26,7 +27,7 @@ def _tensor(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return type(value) in (int, float)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _score(value: object) -> bool:
@@ -35,7 +36,10 @@ def _score(value: object) -> bool:
 
 
 def _patience(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and _number(value[0]) and type(value[1]) is int
+    """The lowest held-out loss, infinite before the first, and how many evaluations since were no better."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or type(value[1]) is not int or value[1] < 0:
+        return False
+    return _number(value[0]) or (type(value[0]) is float and value[0] == math.inf)
 
 
 def _best(value: object) -> bool:
@@ -95,6 +99,8 @@ def _differences(member: "Member", state: Mapping[str, Any]) -> Iterator[str]:
         for key in own.keys() & adapter.keys():
             if not _alike(adapter[key], own[key]):
                 yield f"{key} of {_said(adapter[key])}, not {_said(own[key])}"
+            elif state["ended"] != "diverged" and not adapter[key].isfinite().all():
+                yield f"{key} with entries that are not finite"
     if state["best"] is not None and (other := own.keys() ^ state["best"]["adapter"].keys()):
         yield f"another key in the best adapter: {min(map(str, other))}"
     groups = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
@@ -108,6 +114,8 @@ def _differences(member: "Member", state: Mapping[str, Any]) -> Iterator[str]:
             yield f"{', '.join(map(str, averages))} as the optimiser's state"
         elif not all(_alike(averages[name], flat[index]) for name in ("exp_avg", "exp_avg_sq")):
             yield f"averages of {_said(averages['exp_avg'])}, not {_said(flat[index])}"
+        elif averages["exp_avg"].isnan().any() or not (averages["exp_avg_sq"] >= 0).all():
+            yield f"averages of parameter {index} that no gradients have"
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

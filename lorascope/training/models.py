@@ -70,6 +70,8 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     cut = {} if config.num_hidden_layers is None else {"num_hidden_layers": config.num_hidden_layers}
+    if cut:
+        _refuse_more_layers(config)
     if config.random_init:
         return _fresh(config, num_labels, dtype, cut)
     if config.task_type == "CAUSAL_LM":
@@ -92,6 +94,17 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
         lacking += [f"{mean_pool.HEAD}.{name}" for name, _ in model.mean_pool_head.named_parameters()]
     setattr(model, NOTES, notes(encoder))
     return _remember(model, lacking)
+
+
+def _refuse_more_layers(config: ModelConfig) -> None:
+    """InputError where more layers are asked for than the base has: they would be drawn at random, however many."""
+    own = getattr(load_config(config.name), "num_hidden_layers", None)
+    if isinstance(own, int) and config.num_hidden_layers > own:
+        raise InputError(
+            f"model.num_hidden_layers is more than {config.name} has",
+            found=config.num_hidden_layers,
+            expected=f"at most {own}",
+        )
 
 
 def _from_checkpoint(auto: Any, config: ModelConfig, **settings: Any) -> nn.Module:

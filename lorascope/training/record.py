@@ -24,7 +24,7 @@ import yaml
 from lorascope import __version__, locks
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import ANY, OBJECT, parse_yaml, read_json, read_json_lines, read_yaml
-from lorascope.outputs import append_json, finite, json_text, write_json, write_text
+from lorascope.outputs import append_json, check_regular, finite, json_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json", "adapter")
@@ -136,8 +136,11 @@ class Record:
                 self._same_config()
             else:
                 self._clear(replace)
+            check_regular(folder / name for name in FILES if name != "adapter")
+            if os.path.lexists(self.adapter) and not self.adapter.is_dir():
+                raise InputError(f"{self.adapter} is no folder", hint="remove it")
             for left in self._left():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         except OSError as error:
             raise LorascopeError(
                 f"cannot use the folder {folder}", found=error.strerror, hint="name another"
@@ -209,7 +212,8 @@ class Record:
 
     def _left(self) -> set[Path]:
         """What a run that was killed left half-written."""
-        return {left for name in FILES for left in self.folder.glob(f".{name}.*.part")}
+        patterns = (".{}.*.part", "..{}.*.part", "..{}.*.old")  # two dots: of a stage written within a stage
+        return {left for name in FILES for each in patterns for left in self.folder.glob(each.format(name))}
 
     def _clear(self, replace: bool) -> None:
         passed = {*self._left(), self.folder / locks.NAME}

@@ -17,6 +17,7 @@ from lorascope.linalg.matrix import Matrix, as_matrix
 from lorascope.methods.summed import widened
 from lorascope.training import config as configs
 from lorascope.training import data, merge, models
+from lorascope.training.card import check_config
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Score, evaluate
@@ -136,6 +137,7 @@ def reopen(
     """
     folder = Path(folder)
     config = finished_config(folder)
+    check_config(folder / "adapter")
     here = World(pick_device(device))
     tokenizer = models.load_tokenizer(config.model)
     train, held_out = data.load(config.data, config.model.task_type, tokenizer, config.training.seed)

@@ -32,7 +32,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import read_text
 from lorascope.methods.inject import Injected
 from lorascope.methods.stacked import draws
-from lorascope.outputs import csv_text, write_json, write_text
+from lorascope.outputs import check_regular, csv_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 from lorascope.training.failures import in_words
 from lorascope.training.models import DROPOUTS
@@ -43,6 +43,7 @@ from lorascope.training.run import Job, Prepared, fit_together, prepare_together
 # Tokens of one pass by default: on a CPU more are no faster (tests/benchmarks/sweep.py) and cost memory. The number for
 # GPUs is not measured.
 TOKENS = {"cpu": 2048, "cuda": 8192}
+FILES = ("sweep.yaml", "sweep.csv", "sweep.json")
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,7 @@ def base_dropout(injected: Injected) -> tuple[str, float] | None:
 def _claim(plan: Plan, folder: Path, resume: bool) -> None:
     """Make the folder this sweep's. InputError where it is another's."""
     path, text = folder / "sweep.yaml", plan.text()
+    check_regular(folder / name for name in FILES)
     try:
         if resume:
             if not os.path.lexists(path):

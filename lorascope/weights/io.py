@@ -1,5 +1,6 @@
 """Reading and writing adapters: every registered format is asked, and exactly one may claim a file."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -116,7 +117,7 @@ def _open(path: Path) -> tuple[Bundle, str]:
         raise InputError(f"{weights} holds no tensors")
     _refuse_shells(path, tensors.stored)
     beside = weights.parent / CONFIG
-    config = read_json(beside) if beside.is_file() else None
+    config = read_json(beside) if os.path.lexists(beside) else None
     stored, notes = tensors.stored, tuple[str, ...]()
     if "lorascope" not in (tensors.metadata.get("format"), (config or {}).get("format")):
         stored, notes = without_wrappers(stored, path)

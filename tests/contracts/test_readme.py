@@ -48,6 +48,6 @@ def test_the_schema_is_documented(lora_folder):
 
 
 def test_ci_runs_the_readmes_test_command():
-    command = "pip install -c studies/constraints.txt -e '.[test]' && pytest"
+    command = "pip install -c studies/constraints.txt -e '.[test]' && pytest -n 2"
     assert f"$ {command}\n" in README
     assert f"\n{command}\n" in (Path(__file__).parents[2] / ".ci" / "run").read_text()

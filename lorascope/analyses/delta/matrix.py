@@ -104,9 +104,9 @@ class VectorDelta:
 def measure_vector(pair: Pair, change: Difference, *, type: str, depth: int | None) -> VectorDelta:
     """‖Δ‖ and ‖Δ‖/‖w‖ of a parameter with one axis; the norms are 0 where an entry is not finite."""
     bad = change.non_finite
-    size = 0.0 if bad else float(np.linalg.norm(change.matrix))
-    relative = size / change.base_norm if change.base_norm > 0 and not bad else None
     largest = 0.0 if bad else float(np.abs(change.matrix).max(initial=0.0))
+    size = largest * float(np.linalg.norm(change.matrix / largest)) if largest else 0.0  # no square overflows
+    relative = size / change.base_norm if change.base_norm > 0 and not bad else None
     count, dtype = change.matrix.size, pair.tuned_dtype
     return VectorDelta(
         pair.name, type, depth, count, dtype, change.base_norm, size, relative, largest, bad, change.notes

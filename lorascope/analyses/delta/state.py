@@ -1,13 +1,14 @@
 """What is finished of a large pair: a folder from which an interrupted run goes on.
 
 `modules.jsonl` begins with the key of the run (hashes of all files, options), and has one line for each finished
-parameter; a line that was cut off is ignored. Factors for `--extract` lie beside it, a file for each module. The folder
-is removed when the run is complete.
+parameter. Factors for `--extract` lie beside it, a file for each module. Every line has the hash of what it says and of
+its factors: what was cut off or changed is measured again. The folder is removed when the run is complete.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
@@ -17,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta
-from lorascope.inputs import read_json_lines
+from lorascope.errors import InputError
+from lorascope.inputs import open_regular, read_json_lines
 from lorascope.locks import owning
-from lorascope.outputs import append_json
+from lorascope.outputs import append_json, check_regular, json_text
 from lorascope.weights.safetensors import open_safetensors, write_safetensors
 from lorascope.weights.tensors import InMemory
 
 _KINDS = {"matrix": MatrixDelta, "vector": VectorDelta}
 _FACTORS = re.compile(r"[0-9a-f]{24}\.safetensors")
-_VERSION = 1  # of the record: another one starts afresh
+_VERSION = 2  # of the record: another one starts afresh
 
 
 @contextlib.contextmanager
@@ -64,18 +66,21 @@ class State:
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self.done: dict[str, MatrixDelta | VectorDelta] = {}
         self._started = False
-        if self.path.is_file():
+        check_regular([self.path, *self._kept_factors()])
+        if self.path.exists():
             self._read()
 
     def _read(self) -> None:
-        records = [record for record in read_json_lines(self.path) if isinstance(record, dict)]
-        if not records or records[0].get("key") != self.key:
+        lines = read_json_lines(self.path)
+        if next(lines, None) != {"key": self.key}:
             self._clear()
             return
         self._started = True
-        for record in records[1:]:
-            with contextlib.suppress(KeyError, TypeError, AttributeError):  # damaged: measured again
-                self.done[record["name"]] = _restored(record)
+        for record in lines:
+            with contextlib.suppress(KeyError, TypeError, AttributeError, InputError):  # damaged: measured again
+                name = record["name"]
+                if record.pop("sha256") == _hash(record) and self._are_kept(name, record["factors"]):
+                    self.done[name] = _restored(record)
 
     def add(self, name: str, finished: MatrixDelta | VectorDelta, factors: Mapping[str, np.ndarray] | None) -> None:
         """Keep one finished parameter, on the disk before this returns."""
@@ -85,8 +90,22 @@ class State:
         if not self._started:
             append_json(self.path, {"key": self.key})
         self._started = True
-        append_json(self.path, _record(name, finished), default=_plain)
+        kept = None if factors is None else self._about_factors(name)
+        record = json.loads(json_text(_record(name, finished, kept), default=_plain))
+        append_json(self.path, {**record, "sha256": _hash(record)})
         self.done[name] = finished
+
+    def _about_factors(self, name: str) -> list[Any]:
+        """The size and the hash of their file."""
+        with open_regular(self._factors(name)) as file:
+            return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+    def _are_kept(self, name: str, about: list[Any] | None) -> bool:
+        """Whether a parameter's factors, where it has any, are those that were written."""
+        path = self._factors(name)
+        if about is None:
+            return not path.exists()
+        return path.exists() and path.stat().st_size == about[0] and self._about_factors(name) == about
 
     def factors(self, name: str) -> dict[str, np.ndarray] | None:
         """The factors kept with a finished parameter, where there are any."""
@@ -102,14 +121,21 @@ class State:
             self._clear()
 
     def _clear(self) -> None:
-        for path in (self.path, *self.folder.glob("*.safetensors")):
-            if path == self.path or _FACTORS.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        for path in (self.path, *self._kept_factors()):
+            path.unlink(missing_ok=True)
+
+    def _kept_factors(self) -> list[Path]:
+        return [path for path in self.folder.glob("*.safetensors") if _FACTORS.fullmatch(path.name)]
 
 
-def _record(name: str, finished: MatrixDelta | VectorDelta) -> dict[str, Any]:
+def _record(name: str, finished: MatrixDelta | VectorDelta, factors: list[Any] | None) -> dict[str, Any]:
     kind = next(kind for kind, sort in _KINDS.items() if isinstance(finished, sort))
-    return {"name": name, "kind": kind, "record": asdict(finished)}
+    return {"name": name, "kind": kind, "record": asdict(finished), "factors": factors}
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    """Of what a line says, as it is read back."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _restored(record: dict[str, Any]) -> MatrixDelta | VectorDelta:
