@@ -53,7 +53,7 @@ def drawn(update, rng):
     """An update of this one's shape, rank and norm with Gaussian factors."""
     found = {name: rng.standard_normal(stored.shape) for name, stored in update.roles.items()}
     norm = np.linalg.norm(found["B"] @ found["A"])
-    return made(update, found["A"], found["B"] * (update.delta().norm() / norm))
+    return made(update, found["A"], found["B"] * (update.delta().frobenius_norm() / norm))
 
 
 def own(update, base):

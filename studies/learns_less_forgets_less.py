@@ -51,7 +51,6 @@ def retained(folders, method, texts):
 
 def shrunk(folders, method, texts, split, scored):
     """Task loss and forgetting with every trained ΔW multiplied by one factor, after training."""
-    from lorascope.linalg.factored import Factored
     from lorascope.study.measures.retention import Retention
     from lorascope.training.reopen import reopen
 
@@ -59,10 +58,7 @@ def shrunk(folders, method, texts, split, scored):
     lost = Retention(run, texts)
     trained = {name: run.delta(name) for name in run.updates}
     for factor in SHRUNK:
-        put = {
-            name: Factored(delta.left * factor, delta.right) if isinstance(delta, Factored) else delta * factor
-            for name, delta in trained.items()
-        }
+        put = {name: delta.scaled(factor) for name, delta in trained.items()}
         run.put(put)
         yield {"factor": factor, "loss": run.score().loss, **lost.score()}
 

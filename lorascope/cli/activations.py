@@ -154,7 +154,7 @@ def _input(
     modules = []
     for name, values in seen.by_module.items():
         change = opened.delta(name)
-        norm = change.norm() if hasattr(change, "norm") else float(np.linalg.norm(change))
+        norm = change.frobenius_norm()
         weight = float(np.linalg.norm(opened.base_weight(name)))
         short, uses = name.removesuffix(".weight"), seen.uses[name]
         modules.append(ModuleInput(short, values, uses, tuple(change.shape), norm, weight))

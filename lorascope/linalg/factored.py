@@ -38,6 +38,7 @@ class Factored:
 
     left: Array
     right: Array
+    __array_ufunc__ = None  # so that array @ Factored asks Factored
 
     def __post_init__(self) -> None:
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
@@ -54,6 +55,18 @@ class Factored:
     def dense(self) -> Float[Array, "m n"]:
         """The product: for merging, and as an oracle at small sizes."""
         return self.left @ self.right
+
+    def factors(self) -> "Factored":
+        return self
+
+    def scaled(self, factor: float) -> "Factored":
+        return Factored(self.left * factor, self.right)
+
+    def __matmul__(self, other: Array) -> Array:
+        return self.left @ (self.right @ other)
+
+    def __rmatmul__(self, other: Array) -> Array:
+        return (other @ self.left) @ self.right
 
     def singular_values(self) -> Float[Array, " p"]:
         """min(m, n, k) singular values, descending."""
@@ -76,7 +89,7 @@ class Factored:
         u, s, vh = xp.linalg.svd(r_left @ r_right.T, full_matrices=False)
         return q_left @ u, _times(s, unit), vh @ q_right.T
 
-    def norm(self) -> float:
+    def frobenius_norm(self) -> float:
         """‖left · right‖_F, through the triangular factors."""
         left, right_t, unit = self._in_range()
         xp = namespace(left)
@@ -99,7 +112,7 @@ class Factored:
         right = _double(self.right) @ _double(other.right).T
         return float(xp.sum(left * right))
 
-    def truncate(self, rank: int) -> "Factored":
+    def truncated(self, rank: int) -> "Factored":
         """The best approximation of that rank (Eckart and Young 1936), σ shared evenly by both factors."""
         u, s, vh = self.svd()
         xp = namespace(s)

@@ -6,27 +6,25 @@ Computations, §12.3; Van Loan 2000, "The ubiquitous Kronecker product"). A 4096
 costs two 64 × 64 SVDs.
 """
 
+import math
 from dataclasses import dataclass
 
 from lorascope.linalg.arrays import Array, Float, namespace
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Matrix
 
 
 @dataclass(frozen=True)
 class Kronecker:
-    """first (a, b) ⊗ second (c, d), of shape (a·c, b·d). An operand is an array or a `Factored`.
+    """first (a, b) ⊗ second (c, d), of shape (a·c, b·d). An operand is a `Matrix` itself.
 
     Raises:
         ValueError: an operand is not a matrix; and, from the decompositions, an entry is NaN or infinite.
     """
 
-    first: Array | Factored
-    second: Array | Factored
-
-    def __post_init__(self) -> None:
-        for operand in (self.first, self.second):
-            if len(operand.shape) != 2:
-                raise ValueError(f"a Kronecker product here is of two matrices, not of shape {tuple(operand.shape)}")
+    first: Matrix
+    second: Matrix
+    __array_ufunc__ = None  # so that array @ Kronecker asks Kronecker
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -39,8 +37,26 @@ class Kronecker:
 
     def dense(self) -> Float[Array, "m n"]:
         """The product: for merging, and as an oracle at small sizes."""
-        first, second = _matrix(self.first), _matrix(self.second)
+        first, second = self.first.dense(), self.second.dense()
         return (first[:, None, :, None] * second[None, :, None, :]).reshape(self.shape)
+
+    def factors(self) -> None:
+        return None
+
+    def scaled(self, factor: float) -> "Kronecker":
+        return Kronecker(self.first.scaled(factor), self.second)
+
+    def __matmul__(self, other: Array) -> Array:
+        """By columns: (first ⊗ second) vec(X) is first X secondᵀ, X row by row."""
+        (_, b), (_, d) = self.first.shape, self.second.shape
+        flat = other.reshape(b * d, -1)
+        xp = namespace(flat)
+        images = [self.first @ (self.second @ flat[:, k].reshape(b, d).T).T for k in range(flat.shape[1])]
+        made = xp.stack([image.reshape(-1) for image in images], axis=1)
+        return made if other.ndim == 2 else made[:, 0]
+
+    def __rmatmul__(self, other: Array) -> Array:
+        return (self.T @ other.T).T if other.ndim == 2 else self.T @ other
 
     def singular_values(self) -> Float[Array, " p"]:
         """All p = p₁·p₂ products of the two spectra, descending; p₁ = min(a, b) or the inner size of a `Factored`.
@@ -48,7 +64,7 @@ class Kronecker:
         p can be less than min(m, n) = min(a·c, b·d), where the operands are oblong in opposite ways or factored: the
         values left out are exactly zero, as they are in `Factored.singular_values`.
         """
-        first, second = _values(self.first), _values(self.second)
+        first, second = self.first.singular_values(), self.second.singular_values()
         xp = namespace(first, second)
         return xp.flip(xp.sort((first[:, None] * second[None, :]).reshape(-1)))
 
@@ -56,11 +72,14 @@ class Kronecker:
         """U (m, p), S (p,) descending, Vh (p, n), with p as in `singular_values`: U and Vh are dense."""
         return self._leading(None)
 
-    def norm(self) -> float:
+    def frobenius_norm(self) -> float:
         """‖first‖_F · ‖second‖_F."""
-        return _norm(self.first) * _norm(self.second)
+        norms = self.first.frobenius_norm(), self.second.frobenius_norm()
+        if not all(map(math.isfinite, norms)):
+            raise ValueError("the Kronecker operands hold NaN or infinite entries")
+        return norms[0] * norms[1]
 
-    def truncate(self, rank: int) -> Factored:
+    def truncated(self, rank: int) -> Factored:
         """The best approximation of that rank, σ shared evenly by both factors; forms `rank` vectors a side."""
         u, s, vh = self._leading(rank)
         root = namespace(s).sqrt(s)
@@ -68,8 +87,8 @@ class Kronecker:
 
     def _leading(self, rank: int | None) -> tuple[Array, Array, Array]:
         """The `rank` leading singular triplets (all of them: None)."""
-        u1, s1, vh1 = _svd(self.first)
-        u2, s2, vh2 = _svd(self.second)
+        u1, s1, vh1 = self.first.svd()
+        u2, s2, vh2 = self.second.svd()
         xp = namespace(s1, s2)
         products = (s1[:, None] * s2[None, :]).reshape(-1)
         order = xp.flip(xp.argsort(products))[:rank]
@@ -78,36 +97,3 @@ class Kronecker:
         u = (u1[:, None, i] * u2[None, :, j]).reshape(m, order.shape[0])
         vh = (vh1[i][:, :, None] * vh2[j][:, None, :]).reshape(order.shape[0], n)
         return u, products[order], vh
-
-
-def _matrix(operand: Array | Factored) -> Array:
-    return operand.dense() if isinstance(operand, Factored) else operand
-
-
-def _values(operand: Array | Factored) -> Array:
-    if isinstance(operand, Factored):
-        return operand.singular_values()
-    matrix = _checked(operand)
-    return namespace(matrix).linalg.svdvals(matrix)
-
-
-def _svd(operand: Array | Factored) -> tuple[Array, Array, Array]:
-    if isinstance(operand, Factored):
-        return operand.svd()
-    matrix = _checked(operand)
-    return namespace(matrix).linalg.svd(matrix, full_matrices=False)
-
-
-def _norm(operand: Array | Factored) -> float:
-    if isinstance(operand, Factored):
-        return operand.norm()
-    matrix = _checked(operand)
-    return float(namespace(matrix).linalg.vector_norm(matrix))
-
-
-def _checked(matrix: Array) -> Array:
-    """`matrix` in float64. ValueError where an entry is NaN or infinite."""
-    xp = namespace(matrix)
-    if not bool(xp.all(xp.isfinite(matrix))):
-        raise ValueError("the Kronecker operands hold NaN or infinite entries")
-    return matrix if matrix.dtype == xp.float64 else xp.astype(matrix, xp.float64)

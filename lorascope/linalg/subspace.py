@@ -9,12 +9,12 @@ Written against the array API: numpy arrays or torch tensors, float64 inside.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from lorascope.linalg.arrays import Array, Float, namespace
 from lorascope.linalg.factored import GRAM_CONDITION, TINY, Factored
+from lorascope.linalg.matrix import Matrix, as_matrix
 
 TIE = 1e-8  # of σ₁: singular values nearer than this are one, since rounding in float64 turns their vectors freely
 RANK_FLOOR = 1e-12  # of σ₁: below this a direction is rounding, whatever the factors were stored in
@@ -43,13 +43,13 @@ class Bases:
         return float(namespace(self.sigma).linalg.vector_norm(self.sigma))
 
 
-def bases(delta: Any, tolerance: float = RANK_FLOOR) -> Bases:
-    """The singular bases of a `Factored`, a `Kronecker` or a dense array (m, n), without what is below tolerance · σ₁.
+def bases(delta: Matrix | Array, tolerance: float = RANK_FLOOR) -> Bases:
+    """The singular bases of a matrix (m, n), without what is below tolerance · σ₁.
 
     Raises:
         ValueError: an entry is NaN or infinite.
     """
-    u, s, v = _decomposed(delta)
+    u, s, v = _decomposed(as_matrix(delta))
     xp = namespace(s)
     kept = 0
     if s.shape[0] and float(s[0]) > 0:
@@ -65,22 +65,17 @@ def row_basis(matrix: Float[Array, "r n"], tolerance: float = RANK_FLOOR) -> tup
     return found.right, found.sigma
 
 
-def _decomposed(delta: Any) -> tuple[Array, Array, Array]:
+def _decomposed(delta: Matrix) -> tuple[Array, Array, Array]:
     """U (m, p), σ (p,), V (n, p)."""
-    if isinstance(delta, Factored):
-        if delta.left.shape[1] == 0:  # every rank was pruned away
-            empty = namespace(delta.left).astype(delta.left, namespace(delta.left).float64)
-            return empty, empty[:1, :].reshape(-1), namespace(empty).astype(delta.right.T, empty.dtype)
-        quick = _by_cholesky(delta)
+    product = delta.factors()
+    if product is not None:
+        if product.left.shape[1] == 0:  # every rank was pruned away
+            empty = namespace(product.left).astype(product.left, namespace(product.left).float64)
+            return empty, empty[:1, :].reshape(-1), namespace(empty).astype(product.right.T, empty.dtype)
+        quick = _by_cholesky(product)
         if quick is not None:
             return quick
-    if hasattr(delta, "svd"):
-        u, s, vh = delta.svd()
-        return u, s, vh.T
-    xp = namespace(delta)
-    if not bool(xp.all(xp.isfinite(delta))):
-        raise ValueError("the matrix holds NaN or infinite entries")
-    u, s, vh = xp.linalg.svd(xp.astype(delta, xp.float64), full_matrices=False)
+    u, s, vh = delta.svd()
     return u, s, vh.T
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Matrix
 from lorascope.training.data import Encoded
 from lorascope.training.places import weight_name
 from lorascope.training.reopen import Reopened
-from lorascope.updates.base import Update, dense
+from lorascope.updates.base import Update
 
 MEASURES = ("update", "base", "total", "inner", "input")  # the columns of a response
 
@@ -153,16 +153,16 @@ def _index(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _applied(change: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _applied(change: Matrix, device: torch.device) -> Callable[[Tensor], Tensor]:
     """x (k, d_in) to x ΔWᵀ (k, d_out), in float32."""
 
     def placed(array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device, torch.float32)
 
-    if isinstance(change, Factored):
-        down, up = placed(change.right.T), placed(change.left.T)
+    if (product := change.factors()) is not None:
+        down, up = placed(product.right.T), placed(product.left.T)
         return lambda x: x @ down @ up
-    whole = placed(dense(change).T)
+    whole = placed(change.dense().T)
     return lambda x: x @ whole
 
 

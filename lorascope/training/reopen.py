@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import InputError, some
+from lorascope.linalg.matrix import Matrix, as_matrix
 from lorascope.methods.summed import widened
 from lorascope.training import config as configs
 from lorascope.training import data, merge, models
@@ -24,7 +25,7 @@ from lorascope.training.parallel import World, pick_device
 from lorascope.training.places import Places, placed, weight_name
 from lorascope.training.record import SUMMARY, read_config, read_summary
 from lorascope.training.run import load_base
-from lorascope.updates.base import Update, dense
+from lorascope.updates.base import Update
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter
 
@@ -75,17 +76,17 @@ class Reopened:
         """W of an update's module in float64, as the map (d_out, d_in)."""
         return _as_map(self.updates[name], self._base[name]).double().cpu().numpy()
 
-    def delta(self, name: str) -> Any:
-        """The trained ΔW in float64: a `Factored`, a `Kronecker` or a dense array."""
+    def delta(self, name: str) -> Matrix:
+        """The trained ΔW in float64."""
         update = self.updates[name]
         return update.delta(self.base_weight(name) if update.needs_base else None)
 
     @torch.no_grad()
-    def put(self, deltas: Mapping[str, Any]) -> None:
+    def put(self, deltas: Mapping[str, Matrix | np.ndarray]) -> None:
         """Set every updated weight to W + deltas[name], and to W alone where a name is absent.
 
         Args:
-            deltas: maps (d_out, d_in), dense or factored, by the update's name.
+            deltas: maps (d_out, d_in), by the update's name.
 
         Raises:
             InputError: a name is none of the run's updates, or a shape is not the update's.
@@ -98,7 +99,7 @@ class Reopened:
             if name not in deltas:
                 weight.copy_(base)
                 continue
-            change = torch.from_numpy(np.ascontiguousarray(dense(deltas[name]), dtype=np.float64))
+            change = torch.from_numpy(np.ascontiguousarray(as_matrix(deltas[name]).dense(), dtype=np.float64))
             if tuple(change.shape) != update.shape:
                 raise InputError(f"{name} has another shape", found=tuple(change.shape), expected=update.shape)
             turned = change.t() if update.transposed else change

@@ -18,6 +18,7 @@ import numpy as np
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Matrix
 from lorascope.registry import Registry
 
 MOST_ENTRIES = 1 << 28  # of one array in memory: 2 GiB in float64
@@ -46,8 +47,8 @@ class Kind(ABC):
     by_triangles: ClassVar[bool] = False  # ΔW is B·C·A, with no more of A and B in it than their products
 
     @abstractmethod
-    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Any:
-        """ΔW as a `Factored` (never multiplied out), a `Kronecker`, or a dense array (d_out, d_in).
+    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
+        """ΔW (d_out, d_in), in the form that the kind gives it: a product is not multiplied out.
 
         Args:
             roles: arrays by role name, in the shapes of `roles`, all of one dtype.
@@ -190,8 +191,8 @@ class Update:
         with np.errstate(over="ignore", invalid="ignore"):  # the analyses say what is not finite
             return {name: stored.read() for name, stored in self.roles.items()}
 
-    def delta(self, base: np.ndarray | None = None) -> Any:
-        """ΔW in float64: a `Factored`, a `Kronecker` or a dense array. `base` is W as (d_out, d_in)."""
+    def delta(self, base: np.ndarray | None = None) -> Matrix:
+        """ΔW in float64. `base` is W as (d_out, d_in)."""
         roles = self.read()
         with np.errstate(over="ignore", invalid="ignore"):
             return kinds.get(self.kind).delta(roles, self.scale, base)
@@ -204,9 +205,9 @@ def _entries(stored: Any) -> int:
     return sum(map(_entries, sources)) if sources else math.prod(stored.shape)
 
 
-def dense(delta: Any) -> Array:
+def dense(delta: Matrix) -> Array:
     """ΔW multiplied out, whatever form it has: for merging and for small oracles."""
-    return delta.dense() if hasattr(delta, "dense") else delta
+    return delta.dense()
 
 
 __all__ = ["Factored", "Kind", "Role", "Stored", "Update", "bind", "dense", "kinds"]

@@ -6,7 +6,9 @@ Two kinds, because one needs the base and the other does not: `dense` (role delt
 from collections.abc import Mapping
 
 from lorascope.errors import InputError
+from lorascope.linalg import matrix
 from lorascope.linalg.arrays import Array
+from lorascope.linalg.matrix import Matrix
 from lorascope.updates.base import Kind, Role, kinds
 
 
@@ -15,8 +17,8 @@ class Dense(Kind):
     formula = "ΔW = s·D"
     roles = {"delta": Role(("d_out", "d_in"), "the update, stored whole")}
 
-    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Array:
-        return roles["delta"] if scale == 1 else roles["delta"] * scale
+    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
+        return matrix.Dense(roles["delta"] if scale == 1 else roles["delta"] * scale)
 
 
 class Tuned(Kind):
@@ -25,7 +27,7 @@ class Tuned(Kind):
     needs_base = True
     roles = {"tuned": Role(("d_out", "d_in"), "the tuned weight, stored whole")}
 
-    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Array:
+    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """s·(T − W). InputError without `base`, or where it has another shape."""
         if base is None:
             raise InputError("a tuned weight gives an update only with its base", hint="pass --base MODEL")
@@ -34,7 +36,7 @@ class Tuned(Kind):
                 "the tuned and the base weight differ in shape",
                 found=f"{tuple(roles['tuned'].shape)} and {tuple(base.shape)}",
             )
-        return (roles["tuned"] - base) * scale
+        return matrix.Dense((roles["tuned"] - base) * scale)
 
 
 kinds.register("dense")(Dense())

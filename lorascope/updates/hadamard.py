@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from lorascope.linalg.arrays import Array
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.updates.base import Kind, Role, kinds
 
 
@@ -25,12 +26,12 @@ class Hadamard(Kind):
         "w2_b": Role(("r", "d_in"), "second product, right"),
     }
 
-    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Factored | Array:
+    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """A `Factored` of inner size r² where that is below min(d_out, d_in), else ΔW itself (d_out, d_in)."""
         w1_a, w1_b, w2_a, w2_b = (roles[name] for name in self.roles)
         (d_out, r), d_in = w1_a.shape, w1_b.shape[1]
         if r * r >= min(d_out, d_in):
-            return (w1_a @ w1_b) * (w2_a @ w2_b) * scale
+            return Dense((w1_a @ w1_b) * (w2_a @ w2_b) * scale)
         left = (w1_a[:, :, None] * w2_a[:, None, :]).reshape(d_out, r * r)
         right = (w1_b[:, None, :] * w2_b[None, :, :]).reshape(r * r, d_in)
         return Factored(left * scale, right)

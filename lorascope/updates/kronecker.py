@@ -11,6 +11,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.kronecker import Kronecker
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.updates.base import Kind, Role, bind, kinds
 
 
@@ -28,8 +29,7 @@ class KroneckerUpdate(Kind):
 
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Kronecker:
         first, second = _operand(roles, "w1"), _operand(roles, "w2")
-        scaled = Factored(first.left * scale, first.right) if isinstance(first, Factored) else first * scale
-        return Kronecker(scaled, second)
+        return Kronecker(first.scaled(scale), second)
 
     def dimensions(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """a, b, c, d (and r1, r2 of factored operands), d_out = a·c, d_in = b·d, and r, the largest rank.
@@ -56,13 +56,13 @@ class KroneckerUpdate(Kind):
         return max(sizes["a"] * sizes["b"], sizes["c"] * sizes["d"], sizes["r"])
 
 
-def _operand(roles: Mapping[str, Array], name: str) -> Array | Factored:
+def _operand(roles: Mapping[str, Array], name: str) -> Matrix:
     """The operand `name` (a, b): stored whole, or factored and kept so where that is the smaller form."""
     if name in roles:
-        return roles[name]
+        return Dense(roles[name])
     left, right = roles[name + "_a"], roles[name + "_b"]
     if left.shape[1] >= min(left.shape[0], right.shape[1]):
-        return left @ right
+        return Dense(left @ right)
     return Factored(left, right)
 
 

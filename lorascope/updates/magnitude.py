@@ -14,6 +14,7 @@ import numpy as np
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array, namespace
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.updates.base import Kind, Role, kinds
 
 
@@ -49,7 +50,7 @@ class Magnitude(Kind):
         """s·B·A, the low-rank part alone, which needs no base; None where only lengths were trained."""
         return Factored(roles["B"] * scale, roles["A"]) if "A" in roles else None
 
-    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Array:
+    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """ΔW (d_out, d_in), dense. InputError without `base`, or where it has another shape.
 
         A row of W + s·B·A that is exactly zero has no direction and gives NaN, as it does in the trained layer.
@@ -64,7 +65,7 @@ class Magnitude(Kind):
         turned = base if direction is None else base + direction.dense()
         norms = namespace(turned).linalg.vector_norm(turned, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return turned * (roles["m"] / norms)[:, None] - base
+            return Dense(turned * (roles["m"] / norms)[:, None] - base)
 
 
 kinds.register("magnitude")(Magnitude())

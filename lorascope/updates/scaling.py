@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.updates.base import Kind, Role, kinds
 
 
@@ -33,7 +34,7 @@ class Scaling(Kind):
             "the shape of a scaling is known from the base only", found=dict(shapes), hint="pass --base MODEL"
         )
 
-    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Array:
+    def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """(l − 1) ⊙ W (d_out, d_in), dense. InputError without `base`, or where l does not fit it."""
         if base is None:
             raise InputError("a scaling changes the base weight in proportion", hint="pass --base MODEL")
@@ -43,7 +44,7 @@ class Scaling(Kind):
         if vector.shape[0] != base.shape[axis]:
             raise InputError(f"{name} does not fit the base weight", found=f"{vector.shape[0]} and {tuple(base.shape)}")
         factor = (vector - 1) * scale
-        return base * (factor[:, None] if axis == 0 else factor[None, :])
+        return Dense(base * (factor[:, None] if axis == 0 else factor[None, :]))
 
     def bias_change(self, roles: Mapping[str, Array], scale: float, bias: Array) -> Array | None:
         """(l − 1) ⊙ bias where outputs are scaled, which the bias is part of: as PEFT has it."""

@@ -3,7 +3,6 @@
 import numpy as np
 
 from lorascope.errors import InputError, some
-from lorascope.linalg.factored import Factored
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.tensors import InMemory
@@ -31,8 +30,8 @@ def to_low_rank(adapter: Adapter) -> Adapter:
 
 
 def _low_rank(update: Update) -> Update | None:
-    delta = update.delta()
-    if not isinstance(delta, Factored):
+    delta = update.delta().factors()
+    if delta is None:
         return None
     roles = {"A": InMemory(delta.right.astype(np.float32)), "B": InMemory(delta.left.astype(np.float32))}
     return Update(

@@ -7,13 +7,13 @@ which the rule takes the ranks, then the truncated factors, each with √σ, at 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from lorascope.errors import InputError, some
-from lorascope.linalg import dense
 from lorascope.linalg.factored import RANK_FLOOR, Factored
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 from lorascope.linalg.spectrum import energy_rank, frobenius_norm
 from lorascope.updates.base import Update, kinds
@@ -206,20 +206,20 @@ def decompose(
     for update in progress(list(adapter.updates.values())):
         try:
             change = delta(update, base)
-            low_rank = hasattr(change, "singular_values")
+            low_rank = not isinstance(change, Dense)
             if not low_rank and 1 in change.shape:
                 left_out.append(NotAnalysed(update.name, "a vector: there is no rank to reduce"))
                 continue
-            values = change.singular_values() if low_rank else dense.singular_values(change)
+            values = change.singular_values()
         except ValueError as error:
             raise InputError(f"{update.name} cannot be decomposed", found=error) from None
-        spectra.append(Spectrum(update.name, tuple(change.shape), np.asarray(values), low_rank))
+        spectra.append(Spectrum(update.name, change.shape, np.asarray(values), low_rank))
     if not spectra:
         raise InputError("the adapter has no ΔW whose rank could be reduced", found=some([i.reason for i in left_out]))
     return Decomposed(tuple(spectra), tuple(left_out))
 
 
-def delta(update: Update, base: Checkpoint | None) -> Any:
+def delta(update: Update, base: Checkpoint | None) -> Matrix:
     """ΔW in float64, completed by the base where it needs that."""
     return update.delta(base.of(update).read() if update.needs_base and base is not None else None)
 
@@ -268,13 +268,13 @@ def truncate(
     updates, rounding = {}, {}
     for name in progress([name for name, rank in ranks.items() if rank > 0]):
         update = adapter.updates[name]
-        kept = _best(delta(update, base), ranks[name])
+        kept = delta(update, base).truncated(ranks[name])
         own = dtype or storage(update)
         stored = Factored(round_to(kept.left, own), round_to(kept.right, own))
         if not (np.isfinite(stored.left).all() and np.isfinite(stored.right).all()):
             raise InputError(f"{name} does not fit into {own}", hint="choose another --dtype")
         both = np.concatenate([kept.left, -stored.left], axis=1), np.concatenate([kept.right, stored.right])
-        rounding[name] = Factored(*both).norm()
+        rounding[name] = Factored(*both).frobenius_norm()
         roles = {"A": InMemory(stored.right, own), "B": InMemory(stored.left, own)}
         updates[name] = Update(
             name, "low_rank", roles, 1.0, update.transposed, kernel_of(update, base), update.base_weight, update.expert,
@@ -324,14 +324,6 @@ def storage(update: Update) -> str:
     """The widest float dtype of the update's arrays; F32 for narrower ones than factors are rounded to (fp8)."""
     known = [stored.dtype for stored in update.roles.values() if stored.dtype in WRITABLE]
     return min(known, key=lambda dtype: UNIT_ROUNDOFF[dtype], default="F32")
-
-
-def _best(change: Any, rank: int) -> Factored:
-    if hasattr(change, "truncate"):
-        return change.truncate(rank)
-    best = dense.best_rank(change, rank)
-    root = np.sqrt(best.s)
-    return Factored(best.u * root, root[:, None] * best.vh)
 
 
 def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = None) -> Adapter:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from lorascope.analyses import delta
 from lorascope.blocks import Block, Finding, Page
 from lorascope.errors import InputError
+from lorascope.linalg.factored import Factored
 from lorascope.linalg.rounding import round_to
 from lorascope.report import html, terminal
 from lorascope.updates.base import Update, dense
@@ -153,7 +154,7 @@ def test_chance_levels_are_those_of_random_adapters():
     seen = []
     for _ in range(60):
         a, b = RNG.standard_normal((r, n)), RNG.standard_normal((m, r))
-        c = delta.matrix.captured(change, delta.matrix.Factored(b, a), np.ones(16), np.linalg.norm(change))
+        c = delta.matrix.captured(change, Factored(b, a), np.ones(16), np.linalg.norm(change))
         seen.append([c["left"], c["right"], c["both"], c["cosine"] ** 2])
     expected = [r / m, r / n, r * r / m / n, 1 / m / n]
     spread = np.std(seen, axis=0) / np.sqrt(len(seen))

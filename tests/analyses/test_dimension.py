@@ -14,7 +14,7 @@ from lorascope.analyses.dimension.sizes import TrainedRun, bootstrap_mean, famil
 from lorascope.analyses.dimension.spectra import split
 from lorascope.errors import InputError
 from lorascope.linalg.factored import Factored
-from lorascope.updates.base import dense
+from lorascope.linalg.matrix import as_matrix
 
 N = 32
 NAMES = tuple(f"layer.{i}.{kind}" for i in range(2) for kind in ("query", "dense"))
@@ -50,17 +50,18 @@ class Synthetic:
 
     @property
     def shapes(self):
-        return {name: dense(delta).shape for name, delta in self.deltas.items()}
+        return {name: tuple(delta.shape) for name, delta in self.deltas.items()}
 
     def delta(self, name):
-        return self.deltas[name]
+        return as_matrix(self.deltas[name])
 
     def put(self, deltas):
         self.now = dict(deltas)
 
     def score(self):
         missing = sum(
-            np.linalg.norm(dense(self.now[n]) - t if n in self.now else t) ** 2 for n, t in self.target.items()
+            np.linalg.norm(as_matrix(self.now[n]).dense() - t if n in self.now else t) ** 2
+            for n, t in self.target.items()
         )
         loss = missing / sum(np.linalg.norm(t) ** 2 for t in self.target.values())
         loss += 0.0 if "layer.0.bias" in self.now else self.vector
@@ -225,7 +226,7 @@ def test_no_point_is_evaluated_twice():
 
 
 def _key(deltas):
-    return tuple(sorted((name, np.round(dense(delta), 6).tobytes()) for name, delta in deltas.items()))
+    return tuple(sorted((name, np.round(as_matrix(delta).dense(), 6).tobytes()) for name, delta in deltas.items()))
 
 
 def test_a_run_without_gain_says_so():

@@ -181,7 +181,7 @@ def test_dora_is_the_whole_change_and_not_its_direction_alone():
     roles = {"A": InMemory(a, "F64"), "B": InMemory(b, "F64"), "m": InMemory(m, "F64")}
     dora = Update("q", "magnitude", roles, 1.0)
     result = intruders.run(adapter(dora), checkpoint({"q": weight}), k=8)
-    tuned = weight + dora.delta(weight)
+    tuned = weight + dora.delta(weight).dense()
     s = np.linalg.svd(tuned, compute_uv=False)
     np.testing.assert_allclose([v.sigma for v in result.modules[0].vectors], s[:8], rtol=1e-10)
     for epsilon in (0.4, 0.6, 0.8):
@@ -393,6 +393,6 @@ def test_dora_is_counted_with_its_magnitudes_and_pefts_is_not(tmp_path):
     counts = peft_counts(wrapped)
     for module in result.modules:
         weight = base.of(ours.updates[module.name]).read()
-        tuned = weight + ours.updates[module.name].delta(weight)
+        tuned = weight + ours.updates[module.name].delta(weight).dense()
         assert len(module.intruders(0.5, 5)) == dense_count(weight, tuned, 0.5, 5)
     assert counts != {m.name: len(m.intruders(0.5, 5)) for m in result.modules}

@@ -90,10 +90,10 @@ def accuracy(found: Factors, factors: Factors, rank: int) -> dict[str, float]:
     for name, (b, a) in factors.items():
         whole = Factored(b.astype(np.float64), a.astype(np.float64))
         left, right = (np.asarray(part, np.float64) for part in found[name])
-        rest = Factored(np.hstack([whole.left, -left]), np.vstack([whole.right, right])).norm()
+        rest = Factored(np.hstack([whole.left, -left]), np.vstack([whole.right, right])).frobenius_norm()
         sigma = whole.singular_values()
         best = float(np.linalg.norm(sigma[rank:]))
-        errors.append(rest / whole.norm())
+        errors.append(rest / whole.frobenius_norm())
         above.append(rest / best - 1)
     return {"error": max(errors), "above_best": max(above)}
 

@@ -83,7 +83,7 @@ def test_agrees_with_the_dense_product(m, n, k):
     np.testing.assert_allclose(u * s @ vh, dense, atol=10 * scale)
     np.testing.assert_allclose(u.T @ u, np.eye(p), atol=1e-13)
     np.testing.assert_allclose(vh @ vh.T, np.eye(p), atol=1e-13)
-    assert factored.norm() == pytest.approx(np.linalg.norm(dense), rel=1e-13)
+    assert factored.frobenius_norm() == pytest.approx(np.linalg.norm(dense), rel=1e-13)
     np.testing.assert_allclose(factored.T.dense(), dense.T)
 
 
@@ -92,7 +92,7 @@ def test_inner_product_and_truncation_against_dense():
     y = Factored(RNG.standard_normal((30, 3)), RNG.standard_normal((3, 20)))
     assert x.inner(y) == pytest.approx(np.sum(x.dense() * y.dense()), rel=1e-12)
     sigma = x.singular_values()
-    error = np.linalg.norm(x.dense() - x.truncate(2).dense())
+    error = np.linalg.norm(x.dense() - x.truncated(2).dense())
     assert error == pytest.approx(np.sqrt(np.sum(sigma[2:] ** 2)), rel=1e-12)  # Eckart and Young
 
 
@@ -133,7 +133,7 @@ def test_torch_tensors_give_the_same_numbers():
     found = Factored(torch.from_numpy(left), torch.from_numpy(right))
     np.testing.assert_allclose(found.singular_values().numpy(), expected, rtol=1e-12)
     np.testing.assert_allclose(found.svd()[1].numpy(), expected, rtol=1e-12)
-    assert found.norm() == pytest.approx(np.linalg.norm(left @ right), rel=1e-13)
+    assert found.frobenius_norm() == pytest.approx(np.linalg.norm(left @ right), rel=1e-13)
     steep = torch.from_numpy(left * np.geomspace(1, 1e-8, 4))  # the balanced gauge, in torch
     assert Factored(steep, torch.from_numpy(right)).singular_values().shape == (4,)
 
@@ -166,5 +166,5 @@ def test_an_empty_product_has_an_empty_decomposition(m, k, n):
     u, s, vh = empty.svd()
     assert (u.shape, s.shape, vh.shape) == ((m, 0), (0,), (0, n))
     assert empty.singular_values().shape == (0,)
-    assert empty.truncate(3).dense().shape == (m, n)
-    assert empty.norm() == 0
+    assert empty.truncated(3).dense().shape == (m, n)
+    assert empty.frobenius_norm() == 0

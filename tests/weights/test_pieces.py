@@ -138,7 +138,7 @@ def test_singular_values_far_from_one(size):
         found = Factored(left * one, right * other)
         np.testing.assert_allclose(found.singular_values() / one / other, expected, rtol=1e-12)
         np.testing.assert_allclose(found.svd()[1] / one / other, expected, rtol=1e-12)
-        assert found.norm() / one / other == pytest.approx(np.linalg.norm(expected), rel=1e-12)
+        assert found.frobenius_norm() / one / other == pytest.approx(np.linalg.norm(expected), rel=1e-12)
 
 
 LARGE = """

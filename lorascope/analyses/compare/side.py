@@ -7,7 +7,6 @@ import numpy as np
 
 from lorascope.analyses.spectrum.module import PARTIAL, has_direction
 from lorascope.linalg import dense
-from lorascope.linalg.factored import Factored
 from lorascope.linalg.rounding import unit_roundoff
 from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, cosine, row_basis
 from lorascope.updates.base import Stored, Update, kinds
@@ -93,14 +92,14 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
         delta = kind.delta(roles, update.scale, base.read() if base is not None else None)
     tolerance = max(RANK_FLOOR, ROUNDING * max(unit_roundoff(stored.dtype) for stored in update.roles.values()))
     shape = (int(delta.shape[0]), int(delta.shape[1]))
-    low_rank = isinstance(delta, Factored)
+    low_rank = delta.factors() is not None
     most = min(directions, max(min(shape) // 4, 1))
     whole = None
     try:
         if low_rank or min(shape) <= LARGEST_SVD:
             found = bases(delta, tolerance)
         else:
-            whole = delta.dense() if hasattr(delta, "dense") else delta
+            whole = delta.dense()
             found = _leading(whole, most, tolerance)
             notes = (*notes, RANDOMISED)
         alone = row_basis(roles["A"], tolerance) if with_a and "A" in roles else None

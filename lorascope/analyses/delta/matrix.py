@@ -10,8 +10,8 @@ import numpy as np
 
 from lorascope.linalg import dense, noise, spectrum
 from lorascope.linalg.arrays import Array, to_numpy
-from lorascope.linalg.factored import Factored
 from lorascope.linalg.host import one_thread
+from lorascope.linalg.matrix import Matrix
 from lorascope.weights.delta import Difference, Pair
 
 SHARES = (0.9, 0.95, 0.99)
@@ -246,7 +246,7 @@ def _permuted(matrix: np.ndarray, name: str, sigma: np.ndarray, place: Callable[
     return {"edge": float(values[0]), "rank": int(np.sum(sigma > values[0])), "energy_rank": ranks}
 
 
-def captured(matrix: np.ndarray, delta: Any, sigma: np.ndarray, size: float) -> dict[str, Any]:
+def captured(matrix: np.ndarray, delta: Matrix, sigma: np.ndarray, size: float) -> dict[str, Any]:
     """What an adapter's own update s·B·A has of ΔW, beside the best of its rank and beside chance.
 
     Returns:
@@ -258,9 +258,9 @@ def captured(matrix: np.ndarray, delta: Any, sigma: np.ndarray, size: float) -> 
     """
     m, n = matrix.shape
     energy = size**2
-    if not isinstance(delta, Factored):
-        delta = delta.dense() if hasattr(delta, "dense") else np.asarray(delta, dtype=float)
-        own, inner = float(np.linalg.norm(delta)), float(np.vdot(matrix, delta))
+    if delta.factors() is None:
+        whole = delta.dense()
+        own, inner = float(np.linalg.norm(whole)), float(np.vdot(matrix, whole))
         return _agreement(own, inner, size, m, n) | {"rank": None, "left": None, "right": None, "both": None}
     u, s, vh = delta.svd()
     r = int(np.sum(s > NEGLIGIBLE * s[0])) if s.size and s[0] > 0 else 0

@@ -226,8 +226,8 @@ def _products(trained: Trained, shapes: Mapping[str, tuple[int, int]]) -> dict[s
     """ΔW of every matrix where all are products; empty where one is not."""
     found = {}
     for name in shapes:
-        delta = trained.delta(name)
-        if not isinstance(delta, Factored):
+        delta = trained.delta(name).factors()
+        if delta is None:
             return {}
         found[name] = delta
     return found

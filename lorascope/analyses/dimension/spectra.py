@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lorascope.analyses.names import depth, module_types
 from lorascope.linalg import noise, spectrum
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.nulls import structureless_product
-from lorascope.updates.base import dense
 
 SHARES = (0.9, 0.95, 0.99)
 NEGLIGIBLE = 1e-12  # of σ₁: below this a direction is rounding
@@ -41,19 +40,13 @@ class Parts:
         return Factored(self.u[:, at] * self.s[at], self.vh[at])
 
 
-def decompose(delta: Any) -> Parts:
+def decompose(delta: Matrix) -> Parts:
     """The SVD, in float64.
 
     Raises:
         ValueError: an entry is NaN or infinite.
     """
-    if isinstance(delta, Factored):
-        u, s, vh = delta.svd()
-    else:
-        matrix = np.asarray(dense(delta), dtype=np.float64)
-        if not np.isfinite(matrix).all():
-            raise ValueError("the matrix holds NaN or infinite entries")
-        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    u, s, vh = delta.svd()
     return Parts(u.astype(np.float32), s, vh.astype(np.float32))
 
 

@@ -26,6 +26,7 @@ from lorascope.blocks import Block, Column, Finding, Heading, Lines, Marker, Ser
 from lorascope.errors import InputError
 from lorascope.linalg import changed
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.weights.base_svd import SvdCache
 
 ARMS = ("intruder", "neighbour", "shrink", "step", "random")
@@ -129,20 +130,18 @@ class _Weight:
         """By what ΔW is scaled to move as far as scaling the intruders moves it."""
         return max(1 - abs(1 - factor) * float(np.linalg.norm(self.intruders[1])) / self.norm, 0.0)
 
-    def change(self, arm: str, factor: float) -> Any:
+    def change(self, arm: str, factor: float) -> Matrix:
         """ΔW in one arm."""
         if arm in ("shrink", "step"):
             scale = self.shrunk(factor) if arm == "shrink" else self.stepped(factor)
-            if isinstance(self.delta, Factored):
-                return Factored(self.delta.left * scale, self.delta.right)
-            return (self.delta.dense() if hasattr(self.delta, "dense") else self.delta) * scale
+            return self.delta.scaled(scale)
         u, s, v = {"intruder": self.intruders, "neighbour": self.neighbours, "random": self.random}[arm]
-        if not isinstance(self.delta, Factored):
-            whole = self.delta.dense() if hasattr(self.delta, "dense") else self.delta
-            return whole + (u * ((factor - 1) * s)) @ v.T
+        product = self.delta.factors()
+        if product is None:
+            return Dense(self.delta.dense() + (u * ((factor - 1) * s)) @ v.T)
         return Factored(
-            np.concatenate([self.delta.left, u * ((factor - 1) * s)], axis=1),
-            np.concatenate([self.delta.right, v.T], axis=0),
+            np.concatenate([product.left, u * ((factor - 1) * s)], axis=1),
+            np.concatenate([product.right, v.T], axis=0),
         )
 
 
@@ -197,7 +196,7 @@ def intervene(
         changes = {w.record.name: w.change(arm, factor) for w in found}
         points.append({
             "arm": arm, "lambda": factor, **evaluate({**trained, **changes}),
-            "norm": float(np.sqrt(sum(_norm(change) ** 2 for change in changes.values()) / whole)),
+            "norm": float(np.sqrt(sum(change.frobenius_norm() ** 2 for change in changes.values()) / whole)),
         })  # fmt: skip
     modules = tuple(
         {"name": w.record.name, "intruders": list(w.positions), "neighbours": list(w.beside)} for w in found
@@ -207,15 +206,11 @@ def intervene(
     return Intervention(run, scaled, modules, without, dict(base), dict(as_trained), tuple(points), dict(texts or {}))
 
 
-def _norm(change: Any) -> float:
-    return float(change.norm() if isinstance(change, Factored) else np.linalg.norm(change))
-
-
 def _directions(
     result: IntrudersResult,
     module: ModuleIntruders,
     weight: np.ndarray,
-    delta: Any,
+    delta: Matrix,
     all_of_them: bool,
     cache: SvdCache,
     rng: np.random.Generator,
@@ -230,12 +225,11 @@ def _directions(
     noise = [rng.standard_normal((size, len(mine))) for size in weight.shape]
     a, b = (one / np.linalg.norm(one, axis=0) for one in noise)
     s = found.sigma
-    dense = delta.dense() if hasattr(delta, "dense") and not isinstance(delta, Factored) else delta
-    inner = (u[:, mine].T @ dense.left) @ dense.right if isinstance(dense, Factored) else u[:, mine].T @ dense
+    inner = u[:, mine].T @ delta
     return _Weight(
         module, delta, tuple(i + 1 for i in mine), tuple(i + 1 for i in beside),
         (u[:, mine], s[mine], v[:, mine]), (u[:, beside], s[beside], v[:, beside]), (a, s[mine], b),
-        _norm(dense), float(np.sum(s[mine] * np.einsum("jn,nj->j", inner, v[:, mine]))),
+        delta.frobenius_norm(), float(np.sum(s[mine] * np.einsum("jn,nj->j", inner, v[:, mine]))),
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from lorascope.linalg import changed, deformation, dense
 from lorascope.linalg.changed import Changed
-from lorascope.linalg.factored import Factored
 from lorascope.linalg.haar import largest_cosine
 from lorascope.linalg.known import KnownSvd
+from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.subspace import Bases, bases
 
 SIDES = ("left", "right")
@@ -112,14 +112,14 @@ class ModuleIntruders:
         return tuple(vector for vector in self.vectors[:k] if vector.cosine[side] < epsilon)
 
 
-def measure(facts: Mapping[str, Any], known: KnownSvd, weight: np.ndarray, delta: Any, k: int) -> ModuleIntruders:
+def measure(facts: Mapping[str, Any], known: KnownSvd, weight: np.ndarray, delta: Matrix, k: int) -> ModuleIntruders:
     """Measure one weight.
 
     Args:
         facts: name, parameter, type, depth, transposed, kind and notes of the record.
         known: the decomposition of `weight`.
         weight: W (d_out, d_in) in float64.
-        delta: ΔW, a `Factored`, a `Kronecker` or a dense array.
+        delta: ΔW.
         k: how many leading vectors.
     """
     facts = {**facts, "shape": known.shape}
@@ -152,15 +152,15 @@ def measure(facts: Mapping[str, Any], known: KnownSvd, weight: np.ndarray, delta
     )
 
 
-def in_bases(delta: Any) -> Bases | np.ndarray:
+def in_bases(delta: Matrix) -> Bases | np.ndarray:
     """ΔW as `linalg.changed` takes it: a product in its singular bases, anything else dense.
 
     Raises:
         ValueError: an entry is NaN or infinite.
     """
-    if isinstance(delta, Factored):
+    if delta.factors() is not None:
         return bases(delta)
-    whole = delta.dense() if hasattr(delta, "dense") else delta
+    whole = delta.dense()
     if not np.isfinite(whole).all():
         raise ValueError("ΔW holds NaN or infinite entries")
     return whole

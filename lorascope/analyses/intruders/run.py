@@ -11,6 +11,7 @@ from lorascope.analyses.intruders.result import EPSILONS, CacheUse, IntrudersRes
 from lorascope.analyses.names import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.host import one_thread
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.base_svd import SvdCache
 from lorascope.weights.checkpoint import Checkpoint
@@ -93,9 +94,9 @@ def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | No
     return measure(facts, known, weight, delta, k)
 
 
-def weight_and_delta(pair: Pair) -> tuple[np.ndarray, Any]:
+def weight_and_delta(pair: Pair) -> tuple[np.ndarray, Matrix]:
     """W (d_out, d_in) in float64 and ΔW, as a product where the adapter has it as one."""
     weight = base_matrix(pair)
     if pair.update is not None and pair.tuned is None:
         return weight, pair.update.delta(weight if pair.update.needs_base else None)
-    return weight, difference(pair).matrix
+    return weight, Dense(difference(pair).matrix)

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.linalg import dense, spectrum
-from lorascope.linalg.factored import Factored
+from lorascope.linalg import spectrum
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.nulls import structureless_product
 from lorascope.linalg.rounding import round_to, unit_roundoff
 from lorascope.updates.base import Stored, Update, kinds
-from lorascope.updates.base import dense as dense_of
 from lorascope.weights.pieces import PIECE, WHOLE, Change, condensed, is_large, part_of, sliceable
 
 SHARES = (0.9, 0.95, 0.99)
@@ -105,7 +104,7 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
         sigma = _singular_values(read.spectral, last=base is None)
     except ValueError:
         return ModuleSpectrum(**facts, singular_values=None, non_finite=read.non_finite())
-    low_rank = isinstance(read.spectral, Factored)
+    low_rank = read.spectral.factors() is not None
     measures = _measures(sigma, update, facts["shape"], facts["dtype"], low_rank)
     if base is not None:
         measures["against_base"] = _against_base(read.delta, base if read.base is None else read.base, base.dtype)
@@ -156,7 +155,7 @@ def _in_pieces(update: Update, base: Stored | None) -> _Read:
         weight = sliceable(base) if base is not None else None
         change = Change(sliceable(matrix), weight if update.kind == "tuned" else None, update.scale)
         known = change.condensed()
-        return _Read(change, known.triangle, change.shape, lambda: known.non_finite)
+        return _Read(change, Dense(known.triangle), change.shape, lambda: known.non_finite)
     a, b = condensed(update.roles["A"], 1), condensed(update.roles["B"], 0)
     rest = {name: stored.read() for name, stored in update.roles.items() if name not in ("A", "B")}
     roles = {**rest, "A": a.triangle, "B": b.triangle}
@@ -174,12 +173,12 @@ def _delta(update: Update, roles: dict[str, np.ndarray], weight: np.ndarray | No
     return kind.delta(roles, update.scale, weight), False
 
 
-def _singular_values(delta: Any, last: bool) -> np.ndarray:
+def _singular_values(delta: Matrix, last: bool) -> np.ndarray:
     """ValueError where an entry is NaN or infinite. `last`: nobody needs ΔW afterwards."""
-    if hasattr(delta, "singular_values"):
-        sigma = delta.singular_values()
+    if last and isinstance(delta, Dense) and delta.values.size > WHOLE:
+        sigma = delta.singular_values(overwrite=True)
     else:
-        sigma = dense.singular_values(delta, overwrite=last and delta.size > WHOLE)
+        sigma = delta.singular_values()
     if not np.all(np.isfinite(sigma)):
         raise ValueError("a singular value is larger than float64 holds")
     return sigma
@@ -258,8 +257,7 @@ def _against_base(delta: Any, base: Any, dtype: str) -> AgainstBase:
 
 def _rows(delta: Any, start: int, stop: int) -> np.ndarray:
     """Rows of ΔW, multiplied out."""
-    if isinstance(delta, Factored):
-        return delta.left[start:stop] @ delta.right
     if isinstance(delta, Change):
         return part_of(delta, start, stop)
-    return dense_of(delta)[start:stop]
+    product = delta.factors()
+    return delta.dense()[start:stop] if product is None else product.left[start:stop] @ product.right

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Matrix
 
 if TYPE_CHECKING:
     from lorascope.training.reopen import Reopened
@@ -23,6 +23,6 @@ def matrices(run: "Reopened") -> list[str]:
     return [name for name, shape in run.shapes.items() if min(shape) > 1]
 
 
-def singular_values(delta: Factored | np.ndarray) -> np.ndarray:
+def singular_values(delta: Matrix) -> np.ndarray:
     """Of a ΔW, descending."""
-    return delta.singular_values() if isinstance(delta, Factored) else np.linalg.svd(delta, compute_uv=False)
+    return delta.singular_values()

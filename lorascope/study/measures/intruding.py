@@ -49,7 +49,7 @@ def leading(folders: Sequence[Path], method: str) -> Iterator[Row]:
         }
 
 
-def _known(weight: np.ndarray, delta: Factored | np.ndarray, rng: np.random.Generator) -> dict[str, Factored]:
+def _known(weight: np.ndarray, delta: Matrix, rng: np.random.Generator) -> dict[str, Factored]:
     """Changes whose first K directions are all intruders (`planted`), and none (`aligned`)."""
     u, sigma, vh = np.linalg.svd(weight, full_matrices=False)
     a, b = (np.linalg.qr(rng.standard_normal((side, K)))[0] for side in weight.shape)
@@ -113,16 +113,12 @@ def critical(folders: Sequence[Path], method: str) -> Iterator[Row]:
         low, high = np.log2(predicted["predicted"]) + np.array([-5.0, 5.0])
         while high - low > 0.1:
             middle = (low + high) / 2
-            there = measured(name, weight, times(delta, 2.0**middle), cache).intruders(EPSILON, K)
+            there = measured(name, weight, delta.scaled(2.0**middle), cache).intruders(EPSILON, K)
             low, high = (low, middle) if there else (middle, high)
         yield {"module": name, "measured": float(2.0 ** ((low + high) / 2)), **predicted}
 
 
-def times(delta: Factored | np.ndarray, factor: float) -> Factored | np.ndarray:
-    return Factored(delta.left * factor, delta.right) if isinstance(delta, Factored) else delta * factor
-
-
-def measured(name: str, weight: np.ndarray, delta: Factored | np.ndarray, cache: "SvdCache") -> Any:
+def measured(name: str, weight: np.ndarray, delta: Matrix, cache: "SvdCache") -> Any:
     from lorascope.analyses.intruders.module import measure
 
     facts = {"name": name, "parameter": name, "type": "", "depth": None, "transposed": False, "kind": ""}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lorascope.linalg.factored import Factored
 from lorascope.study.definition import Scalar
 from lorascope.study.measures.finished import matrices, opened, singular_values
 
@@ -20,9 +19,9 @@ def spectral(folders: Sequence[Path]) -> Iterator[Row]:
     for name in matrices(run):
         delta, shape = run.delta(name), run.shapes[name]
         base = described(name, shape, np.linalg.svd(run.base_weight(name), compute_uv=False), product=False)
-        product = isinstance(delta, Factored)
+        product = delta.factors() is not None
         row = {**described(name, shape, singular_values(delta), product), "r90_of_w": base["r90"]}
-        yield row if isinstance(delta, Factored) else {**row, **_known(name, delta, rng)}
+        yield row if product else {**row, **_known(name, delta.dense(), rng)}
 
 
 def _known(name: str, delta: np.ndarray, rng: np.random.Generator) -> Row:
@@ -82,8 +81,8 @@ def shared(folders: Sequence[Path], replicate: int) -> Iterator[Row]:
     first, second = map(opened, folders)
     rng = np.random.default_rng(first.config.training.seed)
     for name in matrices(first):
-        delta = first.delta(name)
-        found = spectra.split(name, "", [delta, second.delta(name)])
+        delta = first.delta(name).dense()
+        found = spectra.split(name, "", [delta, second.delta(name).dense()])
         noise = rng.standard_normal((2, *delta.shape)) * np.linalg.norm(delta) / (2 * delta.size**0.5)
         known = spectra.split(name, "", [delta + each for each in noise])
         if found is not None and known is not None:
