@@ -112,6 +112,11 @@ class Factored:
         right = _double(self.right) @ _double(other.right).T
         return float(xp.sum(left * right))
 
+    def leading(self, count: int) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
+        """The leading singular triplets."""
+        u, s, vh = self.svd()
+        return u[:, :count], s[:count], vh[:count]
+
     def truncated(self, rank: int) -> "Factored":
         """The best approximation of that rank (Eckart and Young 1936), σ shared evenly by both factors."""
         u, s, vh = self.svd()

@@ -70,7 +70,7 @@ class Kronecker:
 
     def svd(self) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
         """U (m, p), S (p,) descending, Vh (p, n), with p as in `singular_values`: U and Vh are dense."""
-        return self._leading(None)
+        return self.leading(None)
 
     def frobenius_norm(self) -> float:
         """‖first‖_F · ‖second‖_F."""
@@ -81,17 +81,17 @@ class Kronecker:
 
     def truncated(self, rank: int) -> Factored:
         """The best approximation of that rank, σ shared evenly by both factors; forms `rank` vectors a side."""
-        u, s, vh = self._leading(rank)
+        u, s, vh = self.leading(rank)
         root = namespace(s).sqrt(s)
         return Factored(u * root, root[:, None] * vh)
 
-    def _leading(self, rank: int | None) -> tuple[Array, Array, Array]:
-        """The `rank` leading singular triplets (all of them: None)."""
+    def leading(self, count: int | None) -> tuple[Array, Array, Array]:
+        """The leading singular triplets, exactly (all of them: None); forms so many vectors a side."""
         u1, s1, vh1 = self.first.svd()
         u2, s2, vh2 = self.second.svd()
         xp = namespace(s1, s2)
         products = (s1[:, None] * s2[None, :]).reshape(-1)
-        order = xp.flip(xp.argsort(products))[:rank]
+        order = xp.flip(xp.argsort(products))[:count]
         i, j = order // max(s2.shape[0], 1), order % max(s2.shape[0], 1)
         m, n = self.shape
         u = (u1[:, None, i] * u2[None, :, j]).reshape(m, order.shape[0])

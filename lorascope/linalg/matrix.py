@@ -49,6 +49,10 @@ class Matrix(Protocol):
         """U, S descending, Vh, with p as in `singular_values`."""
         ...
 
+    def leading(self, count: int) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
+        """The leading singular triplets, as few as are asked for and there are: exact where the form gives them."""
+        ...
+
     def truncated(self, rank: int) -> "Factored":
         """The best approximation of that rank (Eckart and Young 1936), σ shared evenly by both factors."""
         ...
@@ -114,6 +118,11 @@ class Dense:
             raise ValueError("the matrix holds NaN or infinite entries")
         u, s, vh = xp.linalg.svd(xp.astype(self.values, xp.float64), full_matrices=False)
         return u, s, vh
+
+    def leading(self, count: int) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
+        """By a randomised block Krylov space (`linalg.dense.leading`)."""
+        found = spectra.leading(self.values, count)
+        return found.u, found.s, found.vh
 
     def truncated(self, rank: int) -> "Factored":
         from lorascope.linalg.factored import Factored

@@ -1,15 +1,17 @@
 """One adapter's update of one module, as the subspaces that are compared."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lorascope.analyses.spectrum.module import PARTIAL, has_direction
-from lorascope.linalg import dense
+from lorascope.linalg.kronecker import Kronecker
+from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.rounding import unit_roundoff
 from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, cosine, row_basis
-from lorascope.updates.base import Stored, Update, kinds
+from lorascope.updates.base import MOST_ENTRIES, Stored, Update, kinds
 from lorascope.weights.caveats import STARTS_IN_W
 
 ROUNDING = 2.0  # times the unit roundoff of the stored dtype: what rank-deficient factors get from being stored
@@ -37,11 +39,11 @@ class Side:
     a_alone: tuple[np.ndarray, np.ndarray] | None
     rows: np.ndarray | None
     notes: tuple[str, ...]
-    whole: np.ndarray | None = None
+    whole: Matrix | None = None
 
     def norm(self) -> float:
         """‖ΔW‖_F."""
-        return self.bases.norm() if self.whole is None else float(np.linalg.norm(self.whole))
+        return self.bases.norm() if self.whole is None else self.whole.frobenius_norm()
 
     def cosine(self, other: "Side") -> float:
         """⟨ΔW, ΔW'⟩/(‖ΔW‖‖ΔW'‖), of whatever is held of either; 0 where one is zero."""
@@ -52,7 +54,7 @@ class Side:
         elif other.whole is None:
             return other.cosine(self)
         else:
-            inner = np.sum(self.whole * other.whole)
+            inner = _inner(self.whole, other.whole)
         return min(1.0, max(-1.0, float(inner) / self.norm() / other.norm()))
 
     def spectrum(self) -> np.ndarray:
@@ -95,13 +97,14 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
     low_rank = delta.factors() is not None
     most = min(directions, max(min(shape) // 4, 1))
     whole = None
+    if not low_rank and math.prod(shape) > MOST_ENTRIES:
+        return f"too large to compare: {shape[0]:,} × {shape[1]:,} entries, and no product of two factors"
     try:
         if low_rank or min(shape) <= LARGEST_SVD:
             found = bases(delta, tolerance)
         else:
-            whole = delta.dense()
-            found = _leading(whole, most, tolerance)
-            notes = (*notes, RANDOMISED)
+            whole, found = delta, _leading(delta, most, tolerance)
+            notes = (*notes, RANDOMISED) if isinstance(delta, Dense) else notes
         alone = row_basis(roles["A"], tolerance) if with_a and "A" in roles else None
     except ValueError:
         return "its entries are NaN or infinite"
@@ -110,7 +113,14 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
     return Side(update, shape, found, kept, alone, rows, notes, whole)
 
 
-def _leading(matrix: np.ndarray, count: int, tolerance: float) -> Bases:
-    found = dense.leading(matrix, count)
-    kept = int(np.sum(found.s > tolerance * found.s[0]))
-    return Bases(found.u[:, :kept], found.s[:kept], found.vh[:kept].T)
+def _leading(delta: Matrix, count: int, tolerance: float) -> Bases:
+    u, s, vh = delta.leading(count)
+    kept = int(np.sum(s > tolerance * s[0]))
+    return Bases(u[:, :kept], s[:kept], vh[:kept].T)
+
+
+def _inner(one: Matrix, other: Matrix) -> float:
+    """⟨X, Y⟩; of two Kronecker products of alike operands ⟨A ⊗ B, C ⊗ D⟩ = ⟨A, C⟩⟨B, D⟩."""
+    if isinstance(one, Kronecker) and isinstance(other, Kronecker) and one.first.shape == other.first.shape:
+        return _inner(one.first, other.first) * _inner(one.second, other.second)
+    return float(np.sum(one.dense() * other.dense()))
