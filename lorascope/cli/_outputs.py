@@ -34,7 +34,25 @@ def check(
     Raises:
         InputError: as of `destinations.check_outputs`.
     """
-    check_outputs({"--html": html, "--json": json, "--csv": csv}, inputs, output)
+    named = [Path(each) for each in inputs if each is not None]
+    check_outputs({"--html": html, "--json": json, "--csv": csv}, [*named, *_data_of(named)], output)
+
+
+def _data_of(folders: Iterable[Path]) -> list[str]:
+    """The files that the runs among these folders were trained on, which are read again to evaluate them."""
+    from lorascope.errors import LorascopeError
+    from lorascope.inputs import read_yaml
+
+    found = []
+    for folder in folders:
+        path = next((at / "config.yaml" for at in (folder, folder.parent) if (at / "config.yaml").is_file()), None)
+        try:
+            data = read_yaml(path).get("data") if path else None
+        except LorascopeError:
+            continue  # the command says what is wrong with it
+        named = [data.get("path"), data.get("eval_path")] if isinstance(data, dict) else []
+        found += [each for each in named if isinstance(each, str)]
+    return found
 
 
 def write_outputs(

@@ -82,7 +82,7 @@ def dimension(
     """
     import sys
 
-    check(paths, html=html, json=json, csv=csv)
+    check([*paths, search], html=html, json=json, csv=csv)
     from lorascope.training.threads import wait_patiently
 
     wait_patiently()

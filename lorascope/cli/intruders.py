@@ -75,7 +75,7 @@ def intruders(
     """
     import sys
 
-    check([tuned, base], html=html, json=json, csv=csv)
+    check([tuned, base, retain], html=html, json=json, csv=csv)
     from lorascope.linalg.host import prepare_process
 
     if not intervene:

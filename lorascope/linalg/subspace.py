@@ -40,7 +40,7 @@ class Bases:
 
     def norm(self) -> float:
         """‖ΔW‖_F."""
-        return float(namespace(self.sigma).linalg.vector_norm(self.sigma))
+        return as_matrix(self.sigma[:, None]).frobenius_norm()
 
 
 def bases(delta: Matrix | Array, tolerance: float = RANK_FLOOR) -> Bases:
@@ -60,8 +60,10 @@ def bases(delta: Matrix | Array, tolerance: float = RANK_FLOOR) -> Bases:
 def row_basis(matrix: Float[Array, "r n"], tolerance: float = RANK_FLOOR) -> tuple[Array, Array]:
     """V (n, k) and σ (k,): the right-singular side of a wide matrix, such as A alone in the LoRA paper's §7.2."""
     xp = namespace(matrix)
-    identity = xp.eye(matrix.shape[0], dtype=xp.float64)
-    found = bases(Factored(identity, matrix), tolerance)
+    if matrix.shape[0] > matrix.shape[1]:
+        found = bases(matrix, tolerance)
+    else:
+        found = bases(Factored(xp.eye(matrix.shape[0], dtype=xp.float64), matrix), tolerance)
     return found.right, found.sigma
 
 

@@ -132,11 +132,11 @@ def _null(one: Spectrum, rank: int) -> float:
 
 def _uniform(spectra: Sequence[Spectrum], parameters: int) -> tuple[int, float | None]:
     """The largest uniform rank that takes no more parameters, and its error over all modules; (0, None) if none."""
-    energy = sum(one.norm**2 for one in spectra)
+    whole = math.hypot(*(one.norm for one in spectra))
     rank = 0
     most = max(len(one.values) for one in spectra)
     while rank < most and sum(min(rank + 1, len(one.values)) * one.cost for one in spectra) <= parameters:
         rank += 1
-    if rank == 0 or energy == 0:
+    if rank == 0 or whole == 0 or not math.isfinite(whole):
         return rank, None
-    return rank, math.sqrt(sum(one.lost(rank) ** 2 for one in spectra) / energy)
+    return rank, math.hypot(*(one.lost(rank) / whole for one in spectra))
