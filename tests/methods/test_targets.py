@@ -32,7 +32,7 @@ def test_a_string_is_a_regular_expression_for_the_whole_path():
     assert names(model, r".*\.1\..*(q|v)_proj") == [f"model.layers.1.self_attn.{k}_proj" for k in "qv"]
     with pytest.raises(InputError, match=r"write a list: \[q_proj\]"):
         names(model, "q_proj")
-    with pytest.raises(InputError, match="no regular expression"):
+    with pytest.raises(InputError, match="not a regular expression"):
         names(model, "(q_proj")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Matrix
 from lorascope.study.definition import Scalar
 from lorascope.study.measures.finished import matrices, opened, singular_values
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.dimension.functional import Point
-from lorascope.linalg.factored import Factored
+from lorascope.linalg.matrix import Dense
 from lorascope.study.measures import intruding, rank, truncation
 from lorascope.weights.base_svd import SvdCache
 
@@ -38,7 +38,7 @@ def test_the_rank_that_is_reached_is_kept_by_all_larger_ones():
 
 def test_planted_directions_are_intruders_and_aligned_ones_are_not(rng):
     weight = rng.standard_normal(SHAPE)
-    delta = rng.standard_normal(SHAPE)
+    delta = Dense(rng.standard_normal(SHAPE))
     known = intruding._known(weight, delta, rng)
     cache = SvdCache(None)
     counts = {
@@ -46,10 +46,3 @@ def test_planted_directions_are_intruders_and_aligned_ones_are_not(rng):
         for kind, d in known.items()
     }
     assert counts == {"planted": intruding.K, "aligned": 0}
-
-
-def test_a_factor_on_an_update_is_on_its_product(rng):
-    left, right = rng.standard_normal((6, 2)), rng.standard_normal((2, 5))
-    found = intruding.times(Factored(left, right), 3.0)
-    np.testing.assert_allclose(found.left @ found.right, 3.0 * left @ right, rtol=1e-14)
-    np.testing.assert_array_equal(intruding.times(left, 3.0), 3.0 * left)

@@ -1,0 +1,86 @@
+"""Every form of ΔW does what its entries do."""
+
+import numpy as np
+import pytest
+import torch
+
+from lorascope.linalg.factored import Factored
+from lorascope.linalg.kronecker import Kronecker
+from lorascope.linalg.matrix import Dense, Matrix, as_matrix
+
+CLOSE = {"rtol": 1e-12, "atol": 1e-13}  # a few roundings of sums of some ten terms
+
+
+def forms(rng):
+    low = Factored(rng.standard_normal((6, 2)), rng.standard_normal((2, 10)))
+    return {
+        "factored": low,
+        "dense": Dense(rng.standard_normal((6, 10))),
+        "kronecker": Kronecker(Dense(rng.standard_normal((2, 5))), Dense(rng.standard_normal((3, 2)))),
+        "kronecker of factored": Kronecker(Dense(rng.standard_normal((1, 1))), low),
+    }
+
+
+FORMS = list(forms(np.random.default_rng(0)))
+
+
+@pytest.fixture(params=FORMS)
+def pair(request):
+    """A matrix and its entries."""
+    made = forms(np.random.default_rng(1))[request.param]
+    return made, np.asarray(made.dense())
+
+
+def test_it_is_a_matrix_and_an_array_is_made_one(pair):
+    made, entries = pair
+    assert isinstance(made, Matrix)
+    assert not isinstance(entries, Matrix)
+    assert as_matrix(made) is made
+    np.testing.assert_array_equal(np.asarray(as_matrix(entries)), entries)
+    assert made.shape == entries.shape
+
+
+def test_its_parts_and_products(pair):
+    made, entries = pair
+    rng = np.random.default_rng(2)
+    right, left, vector = rng.standard_normal((10, 3)), rng.standard_normal((4, 6)), rng.standard_normal(10)
+    np.testing.assert_allclose(made.T.dense(), entries.T, **CLOSE)
+    np.testing.assert_allclose(made.scaled(-0.3).dense(), -0.3 * entries, **CLOSE)
+    np.testing.assert_allclose(made @ right, entries @ right, **CLOSE)
+    np.testing.assert_allclose(left @ made, left @ entries, **CLOSE)
+    np.testing.assert_allclose(made @ vector, entries @ vector, **CLOSE)
+    np.testing.assert_allclose(left[0] @ made, left[0] @ entries, **CLOSE)
+    if (product := made.factors()) is not None:
+        np.testing.assert_allclose(product.left @ product.right, entries, **CLOSE)
+
+
+def test_its_decompositions(pair):
+    made, entries = pair
+    expected = np.linalg.svd(entries, compute_uv=False)
+    sigma = made.singular_values()
+    np.testing.assert_allclose(sigma, expected[: len(sigma)], **CLOSE)
+    np.testing.assert_allclose(expected[len(sigma) :], 0, atol=1e-13)
+    assert made.frobenius_norm() == pytest.approx(np.linalg.norm(entries), rel=1e-13)
+    u, s, vh = made.svd()
+    np.testing.assert_allclose((u * s) @ vh, entries, **CLOSE)
+    best = (u[:, :2] * s[:2]) @ vh[:2]
+    np.testing.assert_allclose(made.truncated(2).dense(), best, **CLOSE)
+    u, s, vh = made.leading(2)
+    np.testing.assert_allclose((u * s) @ vh, best, **CLOSE)
+
+
+def test_torch_tensors_too():
+    values = torch.randn(5, 4, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    made = Dense(values)
+    assert made.frobenius_norm() == pytest.approx(float(values.double().norm()), rel=1e-12)
+    assert made.singular_values().dtype == torch.float64
+    torch.testing.assert_close((made @ values.T), values @ values.T)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_an_error(bad):
+    values = np.ones((3, 4))
+    values[1, 2] = bad
+    for made in (Dense(values), Factored(values, np.ones((4, 2))), Kronecker(Dense(values), Dense(np.ones((2, 2))))):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            made.singular_values()
