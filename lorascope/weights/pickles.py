@@ -3,6 +3,7 @@
 torch is imported when such a file is opened and not before.
 """
 
+import math
 import pickle
 import re
 import warnings
@@ -63,7 +64,7 @@ def open_pickle(path: Path) -> dict[str, Stored]:
     for key, value in loaded.items():
         dtype = of_torch(getattr(value, "dtype", None))
         if isinstance(key, str) and dtype and _is_plain(value):
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            if math.prod(value.shape) * value.element_size() > value.untyped_storage().nbytes():
                 raise InputError(
                     f"{path}: {key} claims more than is stored",
                     found=f"{tuple(value.shape)} in {value.untyped_storage().nbytes():,} bytes",

@@ -116,12 +116,16 @@ class Subspace:
 
     def values(self, index: int) -> np.ndarray:
         """ΔW of the parameter, in float64 and its native shape."""
-        if self._projections is None:
-            self._projections = self.plan.projections()
-        with np.errstate(over="ignore", invalid="ignore"):  # the analyses say what is not finite
-            flat = self._rows(index)
-            if self.lam is not None:
-                flat = flat * self.lam.read()[self.plan.groups[index]]
+        try:
+            if self._projections is None:
+                self._projections = self.plan.projections()
+            with np.errstate(over="ignore", invalid="ignore"):  # the analyses say what is not finite
+                flat = self._rows(index)
+                if self.lam is not None:
+                    flat = flat * self.lam.read()[self.plan.groups[index]]
+        except MemoryError:
+            size = sum(self.plan.sizes)
+            raise InputError(f"a subspace of {size:,} parameters does not fit into this machine's memory") from None
         return flat.reshape(self.plan.parameters[index][1])
 
     def _rows(self, index: int) -> np.ndarray:

@@ -193,6 +193,8 @@ def _eigen(b: np.ndarray, d: np.ndarray, big_b: np.ndarray, right: np.ndarray) -
     """
     left = b[:, None] * big_b
     inner = right.T @ (d[:, None] * (left.T @ left) * d[None, :]) @ right
+    if not np.isfinite(inner).all():  # which the spectrum says
+        return np.zeros(len(inner)), np.eye(len(inner))
     energies, vectors = np.linalg.eigh(inner)
     return np.maximum(energies[::-1], 0.0), vectors[:, ::-1]
 

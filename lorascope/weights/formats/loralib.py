@@ -188,10 +188,18 @@ def _convolution(module: str, a: Stored, b: Stored, shape: tuple[int, ...]) -> U
     if b.shape[0] == d_out * kappa:
         left = Mapped(b, (d_out, kappa * b.shape[1]), lambda values: values.reshape(d_out, -1))
         right_shape = (kappa * a.shape[0], kappa * a.shape[1])
-        right = Mapped(a, right_shape, lambda values: np.kron(np.eye(kappa), values))
+        right = Mapped(a, right_shape, lambda values: _repeated(values, kappa))
         return Update(module, "low_rank", {"A": right, "B": left}, kernel=shape[2:])
     whole = Combined((b, a), (d_out, columns), lambda b, a: (b @ a).reshape(d_out, columns))
     return Update(module, "dense", {"delta": whole}, kernel=shape[2:], notes=("a grouped convolution, multiplied out",))
+
+
+def _repeated(values: np.ndarray, times: int) -> np.ndarray:
+    """blockdiag(A, …, A)."""
+    (rows, columns), out = values.shape, np.zeros((times * values.shape[0], times * values.shape[1]))
+    for j in range(times):
+        out[j * rows : (j + 1) * rows, j * columns : (j + 1) * columns] = values
+    return out
 
 
 def _triplet(part: Part, ledger: Ledger, a: Stored, b: Stored, weight: Stored | None) -> Update:
