@@ -24,6 +24,9 @@ from lorascope.weights.dtypes import of_torch
 STATE_DICTS = ("state_dict", "model", "module", "model_state_dict")
 
 
+LARGEST_SIDE = 1 << 48  # of a tensor, empty ones too: an address fits
+
+
 @dataclass(frozen=True)
 class TorchTensor:
     """A tensor that torch has loaded, in its own dtype; mapped from the file where the file allows it."""
@@ -64,10 +67,11 @@ def open_pickle(path: Path) -> dict[str, Stored]:
     for key, value in loaded.items():
         dtype = of_torch(getattr(value, "dtype", None))
         if isinstance(key, str) and dtype and _is_plain(value):
-            if math.prod(value.shape) * value.element_size() > value.untyped_storage().nbytes():
+            stored = value.untyped_storage().nbytes()
+            if math.prod(value.shape) * value.element_size() > stored or max(value.shape, default=0) >= LARGEST_SIDE:
                 raise InputError(
                     f"{path}: {key} claims more than is stored",
-                    found=f"{tuple(value.shape)} in {value.untyped_storage().nbytes():,} bytes",
+                    found=f"{tuple(value.shape)} in {stored:,} bytes",
                     hint="save it after .contiguous(), best as safetensors",
                 )
             tensors[key] = TorchTensor(value, dtype)
