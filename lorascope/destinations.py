@@ -22,7 +22,7 @@ _MOST_LINKS = 40
 # How a page, a JSON and a CSV of ours begin: what an earlier call wrote into an input's folder may be written again.
 _OURS = re.compile(
     rb'<!DOCTYPE html>.*<meta name="generator" content="lorascope">|\s*\{\s*"schema":\s*\d|'
-    rb"[^\n]*\b(frobenius_norm|stable_rank|cosine|delta_norm|energy_share|relative_norm|relative_error|loss)\b",
+    rb"[^\n]*\b(frobenius_norm|stable_rank|d_out|rank_before|chance_share|phi_chance|energy_share|relative_norm)\b",
     re.S,
 )
 
