@@ -23,7 +23,7 @@ from lorascope.registry import Registry
 
 MOST_ENTRIES = 1 << 28  # of one array in memory: 2 GiB in float64
 MOST_EXPANDED = 1 << 22  # of one that is four times larger than what the file holds of it
-MOST_DRAWN = 1 << 26  # of a frozen projection that a file tells by its seed alone
+MOST_DRAWN = 1 << 25  # of a frozen projection that a file tells by its seed alone
 MOST_RANK = 1 << 14  # of factors: their core is (r, r), and its SVD takes r³
 
 kinds: Registry["Kind"] = Registry("kind of update", "lorascope.updates")

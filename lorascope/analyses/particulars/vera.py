@@ -32,6 +32,8 @@ from lorascope.blocks import Block, Definition, Finding, Heatmap, Marker, Measur
 from lorascope.linalg.spectrum import EXTREME, effective_rank, energy_rank
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.drawn import Drawn
+from lorascope.weights.pieces import condensed
+from lorascope.weights.tensors import InMemory
 
 MOST_COMPARED = 24
 WORTH_SAYING = 1.25  # an overlap this many times what sharing alone forces
@@ -150,7 +152,7 @@ def _group(groups: list[_Shared], a: np.ndarray, name: str) -> _Shared:
         if group.A.shape == a.shape and np.array_equal(group.A, a):
             group.names.append(name)
             return group
-    groups.append(_Shared(a, np.linalg.qr(a.T, mode="r").T, [name]))
+    groups.append(_Shared(a, condensed(InMemory(a, "F64"), 1).triangle, [name]))
     return groups[-1]
 
 
