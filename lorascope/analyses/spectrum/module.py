@@ -139,8 +139,8 @@ def _whole(update: Update, base: Stored | None) -> _Read:
     initial = None
     if "A" in roles and roles["A"].size:
         flat = roles["A"].ravel()
-        top = max(float(flat.max()), -float(flat.min()))
-        initial = _untrained_a(float(np.dot(flat, flat) / flat.size), top, roles["A"].shape, _coarsest(update))
+        mean_square = float(np.dot(flat, flat) / flat.size)
+        initial = _untrained_a(mean_square, lambda: _largest(flat), roles["A"].shape, _coarsest(update))
 
     def bad() -> int:
         return sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
@@ -160,7 +160,7 @@ def _in_pieces(update: Update, base: Stored | None) -> _Read:
     rest = {name: stored.read() for name, stored in update.roles.items() if name not in ("A", "B")}
     roles = {**rest, "A": a.triangle, "B": b.triangle}
     delta, partial = _delta(update, roles, None)
-    initial = _untrained_a(a.mean_square, a.top, tuple(update.roles["A"].shape), _coarsest(update))
+    initial = _untrained_a(a.mean_square, lambda: a.top, tuple(update.roles["A"].shape), _coarsest(update))
     bad = a.non_finite + b.non_finite
     return _Read(None, delta, update.shape, lambda: bad, _b_zero(roles), initial, partial=partial)
 
@@ -220,7 +220,12 @@ def _b_zero(roles: dict[str, np.ndarray]) -> bool | None:
     return not np.any(roles["B"]) if "B" in roles else None
 
 
-def _untrained_a(mean_square: float, top: float, shape: tuple[int, ...], dtype: str) -> str | None:
+def _largest(values: np.ndarray) -> float:
+    """The largest absolute entry."""
+    return max(float(values.max()), -float(values.min()))
+
+
+def _untrained_a(mean_square: float, top: Callable[[], float], shape: tuple[int, ...], dtype: str) -> str | None:
     """Which initialisation A (r, d_in) still looks like, or None.
 
     Kaiming-uniform with a = √5 (loralib, PEFT) is U(±1/√d_in), standard deviation 1/√(3 d_in). An A that has moved
@@ -231,7 +236,7 @@ def _untrained_a(mean_square: float, top: float, shape: tuple[int, ...], dtype: 
     # The mean square of N uniform entries has relative standard deviation √(0.8 / N); its root has half of that.
     if abs(deviation - 1) > 4 * 0.5 * (0.8 / (shape[0] * shape[1])) ** 0.5 + unit_roundoff(dtype):
         return None
-    return "kaiming-uniform" if top <= bound * (1 + unit_roundoff(dtype)) else None
+    return "kaiming-uniform" if top() <= bound * (1 + unit_roundoff(dtype)) else None
 
 
 def _against_base(delta: Any, base: Any, dtype: str) -> AgainstBase:
