@@ -59,7 +59,8 @@ def _untrained(result: "SpectrumResult") -> list[Finding]:
     frozen = [m for m in result.modules if m.a_at_initialisation and m.frobenius_norm]
     found = []
     if zero and len(zero) == len(result.modules):
-        why = "B was never trained" if all(m.b_zero for m in zero) else "no factor is zero: ΔW is too small for float64"
+        small = "no factor is zero: they cancel, or their product is too small for float64"
+        why = "B was never trained" if all(m.b_zero for m in zero) else small
         why = "" if any(m.b_zero is None for m in zero) else f" ({why})"
         found.append(Finding("error", f"ΔW is zero in every module: this adapter changes nothing{why}"))
     elif zero:
