@@ -13,7 +13,8 @@ WEIGHTS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".lora", ".gg
 # Files that commands read, by their endings: no output may take their place.
 _READ = (
     *WEIGHTS, ".yaml", ".yml", ".jsonl", ".py", ".model", "config.json", ".index.json", "lorascope.json", "run.json",
-    "summary.json", "rehearsal.json", "sweep.json", "tokenizer.json", "special_tokens_map.json", "vocab.json",
+    "summary.json", "calibration.json", "rehearsal.json", "sweep.json", "tokenizer.json", "special_tokens_map.json",
+    "vocab.json",
     "vocab.txt", "merges.txt", "merge.json", "readme.md",
 )  # fmt: skip
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")

@@ -59,6 +59,6 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         package = importlib.import_module(self.folder)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.folder}.{module.name}")
+        for module in pkgutil.walk_packages(package.__path__, f"{self.folder}."):
+            importlib.import_module(module.name)
         self._loaded = True

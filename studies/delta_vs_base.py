@@ -27,7 +27,8 @@ def arms(scale):
 def against(folders):
     """Every module's ΔW against W; the same of a random ΔW of that rank and norm, and of W's own leading directions."""
     from lorascope.analyses import against_base
-    from lorascope.training import assets, config
+    from lorascope.models import assets
+    from lorascope.training import config
     from lorascope.weights import io
     from lorascope.weights.base_svd import SvdCache
     from lorascope.weights.checkpoint import open_checkpoint

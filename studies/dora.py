@@ -153,7 +153,7 @@ study = Study(
     claims=(
         Claim(
             "full",
-            "Lengths and directions change together in LoRA, and far less so in full fine-tuning",
+            "MagnitudeMixin and directions change together in LoRA, and far less so in full fine-tuning",
             f"{PAPER}, Figure 2 (correlation +0.83 against −0.62)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in full fine-tuning", apart(LORA, FULL_TUNING),
                        at_least=0.5),),
@@ -165,7 +165,7 @@ study = Study(
         ),
         Claim(
             "dora",
-            "Lengths and directions change together in LoRA, and far less so in DoRA",
+            "MagnitudeMixin and directions change together in LoRA, and far less so in DoRA",
             f"{PAPER}, Figure 2 (+0.83 against −0.31)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in DoRA", apart(LORA, DORA), at_least=0.5),),
             (Control("less that of random ΔW of DoRA's norms", apart(LORA, DORA, random=True), at_least=0.5),),

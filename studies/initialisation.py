@@ -54,8 +54,8 @@ def teacher_student(folders, init, width, replicate, steps):
     import torch
     from torch import nn
 
-    from lorascope.methods.base import methods
-    from lorascope.methods.inject import inject
+    from lorascope.adapt.inject import inject
+    from lorascope.adapt.method import methods
 
     torch.manual_seed(1000 * replicate + width)
     inputs, samples, teachers = 5, 256, 20

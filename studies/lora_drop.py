@@ -44,7 +44,9 @@ def random_layers(depth, seed):
 
 def importances(folders):
     """LoRA-drop's score of every layer, and whether it kept a LoRA of its own."""
-    learned = read_json(folders[0] / "rehearsal.json")
+    from lorascope.training.calibrate import calibration_file
+
+    learned = read_json(calibration_file(folders[0]))
     return [
         {"module": module, "score": score, "kept": module in learned["kept"]}
         for module, score in learned["scores"].items()

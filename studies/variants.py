@@ -138,7 +138,7 @@ def _by_rate(results):
         rows.append((name, rates[name], own.mean(), own.min(), own.max(), share(results, untuned(name))))
     columns = (
         Column("method", "Method"),
-        Column("rate", "Own rate", "float"),
+        Column("rate", "BaseParam rate", "float"),
         Column("own", "Gain at it", "percent"),
         Column("least", "Least", "percent"),
         Column("most", "Most", "percent"),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def open_cache(folder: Path | None, none: bool) -> "SvdCache":
     """The cache in `folder`; by default in the user's cache folder, beside the packaged models; or none."""
     from lorascope.errors import InputError
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights.base_svd import FOLDER, SvdCache
 
     if none and folder is not None:

@@ -200,7 +200,7 @@ class Runs:
     @cached_property
     def layers(self) -> int:
         """Numbered blocks, and one for everything outside them: how many λs SAID by layer has."""
-        from lorascope.analyses.names import depth
+        from lorascope.architectures import depth
 
         return len({depth(name) for name in self._reopen(self.first).updates})
 

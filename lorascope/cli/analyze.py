@@ -10,7 +10,7 @@ from lorascope.cli._outputs import check, to_file, write_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.against_base import AgainstBaseResult
-    from lorascope.analyses.particulars import ParticularsResult
+    from lorascope.analyses.method_specific import ParticularsResult
     from lorascope.analyses.spectrum import SpectrumResult
     from lorascope.blocks import Block, Page
     from lorascope.weights.adapter import Adapter
@@ -61,7 +61,7 @@ def analyze(
     """
     kept = None
     if base is not None:
-        from lorascope.linalg.host import prepare_process
+        from lorascope.linalg.blas import prepare_process
 
         prepare_process()
         from lorascope.cli._base_svd import open_cache
@@ -96,11 +96,12 @@ def report_on(
     from dataclasses import replace
     from functools import partial
 
-    from lorascope.linalg.host import prepare_process
+    from lorascope.linalg.blas import prepare_process
 
     check([*paths, base], html=html, json=json, csv=csv)
     prepare_process()
-    from lorascope.analyses import particulars, spectrum
+    from lorascope.analyses import method_specific as particulars
+    from lorascope.analyses import spectrum
     from lorascope.analyses.spectrum.page import SORT_KEYS
     from lorascope.errors import InputError
     from lorascope.weights import io
@@ -152,7 +153,7 @@ def _against(
 def _open_base(base: str | Path | None) -> Any:
     if base is None:
         return None
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(assets.resolve(base))

@@ -54,7 +54,7 @@ def compare(
         lorascope compare runs/seed0/adapter runs/seed1/adapter --html overlap.html
     """
     check([*paths, base], html=html, json=json, csv=csv)
-    from lorascope.linalg.host import prepare_process
+    from lorascope.linalg.blas import prepare_process
 
     if len(paths) == 2:
         prepare_process()  # many adapters are matrix products, which more threads help
@@ -85,7 +85,7 @@ def compare(
 def _open_base(base: str | None) -> Any:
     if base is None:
         return None
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(assets.resolve(base))

@@ -67,7 +67,7 @@ def delta(
     from lorascope.analyses import delta as analysis
     from lorascope.analyses.delta.page import SORT_KEYS
     from lorascope.errors import InputError
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights import io
     from lorascope.weights.checkpoint import open_checkpoint
     from lorascope.weights.delta import open_tuned

@@ -76,13 +76,13 @@ def intruders(
     import sys
 
     check([tuned, base, retain], html=html, json=json, csv=csv)
-    from lorascope.linalg.host import prepare_process
+    from lorascope.linalg.blas import prepare_process
 
     if not intervene:
         prepare_process()
     from lorascope.analyses import intruders as analysis
     from lorascope.cli._base_svd import open_cache
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights.checkpoint import open_checkpoint
     from lorascope.weights.delta import open_tuned
 

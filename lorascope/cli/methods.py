@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from lorascope.methods.describe import Description
+    from lorascope.adapt.describe import Description
 
 
 def methods(
@@ -32,14 +32,14 @@ def methods(
     """
     import sys
 
-    from lorascope.methods.describe import describe
+    from lorascope.adapt.describe import describe
     from lorascope.report.terminal import render
 
     if name is not None:
         about = describe(name)
         sys.stdout.write(_as_json([about], {}) if json else render(_page(about)))
         return
-    from lorascope.methods.base import methods as registered
+    from lorascope.adapt.method import methods as registered
 
     about_all = [describe(each) for each in registered.names()]
     counts, total = _counts([each.name for each in about_all], model, targets)
@@ -51,10 +51,10 @@ def methods(
 
 def _counts(names: list[str], model: str, targets: str) -> "tuple[dict[str, int | str], int]":
     """What each method would train, or why it cannot; and the model's own number of parameters."""
+    from lorascope.adapt.method import methods as registered
+    from lorascope.adapt.targets import WORDS, find_sites
     from lorascope.errors import InputError, some
-    from lorascope.methods.base import methods as registered
-    from lorascope.methods.targets import WORDS, find_sites
-    from lorascope.training.shapes import model_shapes
+    from lorascope.models.shapes import model_shapes
 
     base = model_shapes(model)
     sites = find_sites(base, targets if targets in WORDS else [part.strip() for part in targets.split(",")])

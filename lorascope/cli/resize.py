@@ -11,8 +11,8 @@ from lorascope.destinations import check_new_folder
 
 if TYPE_CHECKING:
     from lorascope.analyses.resize import ResizeResult
+    from lorascope.analyses.resize.truncate import Rule
     from lorascope.blocks import Page
-    from lorascope.weights.resize import Rule
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
@@ -71,7 +71,7 @@ def resize(
     import sys
 
     check([adapter, base, evaluate], html=html, json=json, csv=csv, output=output)
-    from lorascope.linalg.host import prepare_process
+    from lorascope.linalg.blas import prepare_process
 
     if evaluate is None:
         prepare_process()
@@ -111,8 +111,8 @@ def _rules(
     parameters: list[int] | None,
     by_energy: bool,
 ) -> "list[Rule]":
+    from lorascope.analyses.resize.truncate import Energy, ParameterBudget, RankBudget, Uniform
     from lorascope.errors import InputError
-    from lorascope.weights.resize import Energy, ParameterBudget, RankBudget, Uniform
 
     if by_energy and not parameters:
         raise InputError("--by-energy says how --parameters are spent", hint="give --parameters N as well")
@@ -154,7 +154,7 @@ def _dtype(name: str | None) -> str | None:
 def _open_base(base: str | None) -> Any:
     if base is None:
         return None
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(assets.resolve(base))

@@ -38,11 +38,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.layer import Site
+from lorascope.adapt.layers import check_dropout
+from lorascope.adapt.low_rank import LowRankDelta
+from lorascope.adapt.method import Method, methods
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Method, Site, methods
-from lorascope.methods.layers import check_dropout
-from lorascope.methods.lora import LowRankDelta
 
 OrthReg = Literal["squared", "mean-norm"]
 Choice = Literal["importance", "random"]

@@ -8,17 +8,15 @@ Biases that are there are trained; none is added, so Llama-like models have noth
 searches 1e-4 to 1e-3 (full fine-tuning: 1e-5 to 5e-5); 1.6e-3 on GPT-3 (Hu et al. 2021). PEFT has no BitFit.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lorascope.adapt.base_params import BaseParam, OwnMethod
+from lorascope.adapt.method import methods
+from lorascope.architectures import FEEDFORWARD_INPUTS, QUERIES, ends_with
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.own import Own, OwnMethod
 
 Biases = Literal["all", "query-and-intermediate"]
-_QUERY = re.compile(r"(?:^|\.)(?:query|q_proj|q_lin|q)\.bias$")
-_INTERMEDIATE = re.compile(r"(?:^|\.)(?:intermediate\.dense|fc1|lin1|c_fc|dense_h_to_4h|up_proj|wi)\.bias$")
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class BitFit(OwnMethod):
     Config = BitFitConfig
     config: BitFitConfig
 
-    def select(self, owns: list[Own]) -> list[Own]:
-        biases = [own for own in owns if own.attribute == "bias" or own.attribute.endswith("_bias")]
+    def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
+        biases = [own for own in base_params if own.attribute == "bias" or own.attribute.endswith("_bias")]
         if not biases:
             raise InputError(
                 "BitFit trains the biases of a model, and this one has none",
@@ -53,7 +51,10 @@ class BitFit(OwnMethod):
             )
         if self.config.biases == "all":
             return biases
-        groups = [[own for own in biases if rule.search(own.name)] for rule in (_QUERY, _INTERMEDIATE)]
+        groups = [
+            [own for own in biases if ends_with(own.name, (f"{name}.bias" for name in names))]
+            for names in (QUERIES, FEEDFORWARD_INPUTS)
+        ]
         if not all(groups):
             missing = "query" if not groups[0] else "first feed-forward"
             raise InputError(f"this model has no {missing} bias of its own", hint="say biases: all")

@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.dropout import dropped_product
+from lorascope.adapt.fused_dora import apart, folded, row_norms
+from lorascope.adapt.layer import Delta, Site
+from lorascope.adapt.layers import autocast, plain
+from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Delta, Site, methods
-from lorascope.methods.dropout import dropped_product
-from lorascope.methods.fused_dora import apart, folded, row_norms
-from lorascope.methods.layers import autocast, plain
-from lorascope.methods.lora import LoRA, LoRAConfig, LowRankDelta, LowRankEmbeddingDelta
+from lorascope.methods.lora import LoRA, LoRAConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class DoRAConfig(LoRAConfig):
     detach_norm: bool = True
 
 
-class Lengths(LowRankDelta):
+class MagnitudeMixin(LowRankDelta):
     """What a low-rank update of directions adds to one: the lengths m, and what the norms are made of."""
 
     kind = "magnitude"
@@ -85,7 +87,7 @@ class Lengths(LowRankDelta):
         return (base * (gain - 1) + update * gain).to(base.dtype)
 
 
-class DoRADelta(Lengths):
+class DoRADelta(MagnitudeMixin):
     """ΔW of a Linear or a Conv1D."""
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
@@ -93,7 +95,7 @@ class DoRADelta(Lengths):
         base = F.linear(x, self.base_weight.to(x.dtype))
         return self.changed(base, LowRankDelta.forward(self, x))
 
-    def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+    def forward_with_base(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = autocast(x)
         if not plain(base, x):
             return base(x) + self(x)
@@ -105,13 +107,13 @@ class DoRADelta(Lengths):
         return apart(x, h, b, self.m, self.norms(), self.scale, self.base_weight, base.bias)
 
 
-class DoRAEmbeddingDelta(Lengths, LowRankEmbeddingDelta):
+class DoRAEmbeddingDelta(MagnitudeMixin, LowRankEmbeddingDelta):
     """ΔW of an embedding; a row of the map is one of the width's coordinates over the whole vocabulary."""
 
     def forward(self, x: Tensor) -> Float[Tensor, "... d_out"]:
         return self.changed(F.embedding(x, self._layer[0].weight), LowRankEmbeddingDelta.forward(self, x))
 
-    onto = Delta.onto
+    onto = Delta.forward_with_base
 
 
 @methods.register("dora")
@@ -119,14 +121,14 @@ class DoRA(LoRA):
     """Trains A, B and the rows' lengths of every layer: r·(d_in + d_out) + d_out numbers each."""
 
     name, paper, kind = "dora", "Liu et al. 2024, arXiv 2402.09353", "magnitude"
-    held_constant = "the norm of W + s·B·A"
+    detached_terms = "the norm of W + s·B·A"
     Config = DoRAConfig
     config: DoRAConfig
 
-    def make(self, site: Site, generator: torch.Generator) -> Lengths:
+    def make(self, site: Site, generator: torch.Generator) -> MagnitudeMixin:
         (a, b), from_base = self.start(site, generator)
         config = self.config
-        delta: Lengths
+        delta: MagnitudeMixin
         if site.kind == "embedding":
             dtype, padding_idx = site.weight.dtype, site.layer.padding_idx
             delta = DoRAEmbeddingDelta(a, b, config.scale, dtype, padding_idx, from_base)

@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import nn
 
+from lorascope.adapt.base_params import BaseParam, OwnMethod, chosen
+from lorascope.adapt.layer import TrainedPart
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError, some
-from lorascope.methods.base import Part, methods
-from lorascope.methods.own import Own, OwnMethod, chosen
 from lorascope.patterns import Pattern
 
 
@@ -44,12 +45,12 @@ class Full(OwnMethod):
     Config = FullConfig
     config: FullConfig
 
-    def select(self, owns: list[Own]) -> list[Own]:
+    def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
         if not self.config.embeddings:
-            owns = [own for own in owns if not own.is_embedding]
-        return chosen(owns, self.config.train, self.config.freeze)
+            base_params = [own for own in base_params if not own.is_embedding]
+        return chosen(base_params, self.config.train, self.config.freeze)
 
-    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+    def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         refuse_codes(model, self.name, self.config.train, self.config.freeze)
         return super().install(model, seed)
 

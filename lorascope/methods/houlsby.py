@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.base_params import BaseParam, base_parameters, masters, own_parameters
+from lorascope.adapt.inject import layer_generator
+from lorascope.adapt.layer import Site, TrainedPart
+from lorascope.adapt.method import Method, methods
+from lorascope.adapt.sublayers import sublayer_outputs
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Method, Part, Site, methods
-from lorascope.methods.inject import layer_generator
 from lorascope.methods.layernorm import is_norm
-from lorascope.methods.own import Own, base_parameters, masters, own_parameters
-from lorascope.methods.sublayers import sublayer_outputs
 from lorascope.updates.base import Update
 
 Placement = Literal["houlsby", "pfeiffer"]
@@ -71,7 +72,7 @@ class HoulsbyConfig:
             )
 
 
-class Bottleneck(Part):
+class Bottleneck(TrainedPart):
     """One adapter, behind the layer at `path`. Its parameters are float32 or wider; it computes in h's dtype."""
 
     reason = "a bottleneck between two layers: a nonlinear map, and no change of a weight"
@@ -90,14 +91,14 @@ class Bottleneck(Part):
         self._layer = (layer,)  # in a tuple, so that the base's layer is no child of this module
         self.to(layer.weight.device)
         self._hook: Any = None
-        self.switch(on=True)
+        self.set_enabled(True)
 
     def forward(self, h: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """h + U·f(D·h + b₁) + b₂."""
         down, down_bias, up, up_bias = (p.to(h.dtype) for p in (self.down, self.down_bias, self.up, self.up_bias))
         return h + F.linear(self.nonlinearity(F.linear(h, down, down_bias)), up, up_bias).to(h.dtype)
 
-    def switch(self, on: bool) -> None:
+    def set_enabled(self, on: bool) -> None:
         if on and self._hook is None:
             self._hook = self._layer[0].register_forward_hook(lambda _, __, output: self(output))
         elif not on and self._hook is not None:
@@ -105,7 +106,7 @@ class Bottleneck(Part):
             self._hook = None
 
     def remove(self) -> None:
-        self.switch(on=False)
+        self.set_enabled(False)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{self.path}.adapter.{name}": tensor for name, tensor in self.state_dict().items()}
@@ -141,8 +142,8 @@ class Houlsby(Method):
         if not self.config.layer_norms:
             self.not_sharded = None
 
-    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
-        parts: dict[str, Part] = {}
+    def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
+        parts: dict[str, TrainedPart] = {}
         for path in self._places(model):
             layer, generator = model.get_submodule(path), layer_generator(seed, path, f"m={self.config.bottleneck}")
             parts[f"{path}.adapter"] = Bottleneck(path, layer, model.config.hidden_size, self.config, generator)
@@ -156,8 +157,8 @@ class Houlsby(Method):
     def settings(self) -> dict[str, Any]:
         return {"method": self.name, **vars(self.config)}
 
-    def _norms(self, owns: list[Own]) -> list[Own]:
-        return [own for own in owns if is_norm(own.module)] if self.config.layer_norms else []
+    def _norms(self, base_params: list[BaseParam]) -> list[BaseParam]:
+        return [own for own in base_params if is_norm(own.module)] if self.config.layer_norms else []
 
     def _places(self, model: nn.Module) -> list[str]:
         pairs = sublayer_outputs(model)

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.layer import Delta, Site
+from lorascope.adapt.layers import autocast
+from lorascope.adapt.method import Method, methods
+from lorascope.architectures import FEEDFORWARD_OUTPUTS
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Delta, Method, Site, methods
-from lorascope.methods.layers import autocast
 
 # The second map of the feed-forward layer, in the usual models: PEFT's lists, together.
-FEEDFORWARD = ("down_proj", "fc2", "wo", "w2", "fc_out", "dense_4h_to_h", "mlp.c_proj", "output.dense")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class IA3Config:
         feedforward_modules: endings of the names of those targets whose inputs are scaled, not their outputs.
     """
 
-    feedforward_modules: tuple[str, ...] = FEEDFORWARD
+    feedforward_modules: tuple[str, ...] = FEEDFORWARD_OUTPUTS
 
 
 class ScalingDelta(Delta):
@@ -55,7 +56,7 @@ class ScalingDelta(Delta):
         self._layer, self._transposed = (site.layer,), site.transposed  # in a tuple: the base's module, not ours
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """ΔW x. The change of the bias is the layer's affair: see `onto`."""
+        """ΔW x. The change of the bias is the layer's affair: see `forward_with_base`."""
         weight = self._layer[0].weight
         weight, x = (weight.t() if self._transposed else weight), autocast(x)
         less = self.l - 1
@@ -63,7 +64,7 @@ class ScalingDelta(Delta):
             return F.linear((x * less).to(x.dtype), weight.to(x.dtype))
         return (F.linear(x, weight.to(x.dtype)) * less).to(x.dtype)
 
-    def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+    def forward_with_base(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """The whole layer's output. l is a master: the product is taken in its dtype, which a narrow l would spoil."""
         if self.role == "in_scale":
             return base((x * self.l).to(x.dtype))

@@ -34,8 +34,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lorascope.adapt.layer import Site
 from lorascope.errors import InputError
-from lorascope.methods.base import Site
 
 
 class Initialisation(ABC):

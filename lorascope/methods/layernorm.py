@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from lorascope.adapt.base_params import BaseParam, OwnMethod, masters, own_parameters
+from lorascope.adapt.layer import TrainedPart
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods.base import Part, methods
-from lorascope.methods.own import Own, OwnMethod, masters, own_parameters
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class LayerNorm(OwnMethod):
     Config = LayerNormConfig
     config: LayerNormConfig
 
-    def select(self, owns: list[Own]) -> list[Own]:
+    def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
         wanted = ("weight", "bias") if self.config.bias else ("weight",)
-        found = [own for own in owns if is_norm(own.module) and own.attribute in wanted]
+        found = [own for own in base_params if is_norm(own.module) and own.attribute in wanted]
         if not found:
             raise InputError("this model has no LayerNorm or RMSNorm with parameters to train")
         return found
 
-    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+    def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         return masters(self.select(own_parameters(model)), whole=True)
 
     def settings(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ silent, what is said here.
 
 r·(d_in + d_out) numbers are trained for each layer kept and for each shape shared. A file holds the shared pair once
 for every layer that uses it, since PEFT has no sharing: it is a plain LoRA, and loads in PEFT as one. Loaded here
-again, its layers no longer share. Steps 1 to 4 are a `Method.rehearse`: without one (a method that is injected by hand)
-every layer has its own LoRA, until `recall({"kept": [...]})`.
+again, its layers no longer share. Steps 1 to 4 are a `Method.calibrate`: without one (a method that is injected by
+hand) every layer has its own LoRA, until `apply_calibration({"kept": [...]})`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.calibration import Calibration
+from lorascope.adapt.inject import Injected, layer_generator
+from lorascope.adapt.layer import AdaptedLayer, Site
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError, LorascopeError, some
-from lorascope.methods.base import AdaptedLayer, Site, methods
 from lorascope.methods.initialise import initialisation
-from lorascope.methods.inject import Injected, layer_generator
 from lorascope.methods.lora import LoRA, LoRAConfig
-from lorascope.methods.rehearsal import Rehearsal
 
 Rest = Literal["share", "drop"]
 
@@ -79,7 +80,7 @@ class LoRADrop(LoRA):
     name, paper = "lora_drop", "Zhou et al. 2024, arXiv 2402.07721"
     Config = LoRADropConfig
     config: LoRADropConfig
-    rehearses = True
+    calibrates = True
 
     def __init__(self, config: LoRADropConfig | None = None):
         super().__init__(config)
@@ -101,16 +102,16 @@ class LoRADrop(LoRA):
     def summary(self) -> dict[str, Any]:
         return {} if self.kept is None else self._learned()
 
-    def rehearse(self, rehearsal: Rehearsal) -> dict[str, Any]:
+    def calibrate(self, calibration: Calibration) -> dict[str, Any]:
         injected = self._injected()
         if self.config.keep is not None:
             return {"kept": self._named(list(injected.layers))}
-        sample = stratified(rehearsal.length, rehearsal.labels, self.config.sample_fraction, rehearsal.seed)
-        rehearsal.train(sample, self.config.sample_epochs)
-        scores = importances(output_sizes(injected, sample, rehearsal))
+        sample = stratified(calibration.length, calibration.labels, self.config.sample_fraction, calibration.seed)
+        calibration.train(sample, self.config.sample_epochs)
+        scores = importances(output_sizes(injected, sample, calibration))
         return {"kept": fewest(scores, self.config.threshold), "scores": scores}
 
-    def recall(self, learned: Mapping[str, Any]) -> None:
+    def apply_calibration(self, learned: Mapping[str, Any]) -> None:
         """Share or drop the LoRAs of the layers that are not in `learned["kept"]`.
 
         Raises:
@@ -167,7 +168,7 @@ def stratified(length: int, labels: Sequence[int] | None, fraction: float, seed:
     return sorted(int(i) for c, n in enumerate(count) for i in order[classes[order] == c][:n])
 
 
-def output_sizes(injected: Injected, sample: Sequence[int], rehearsal: Rehearsal) -> dict[str, float]:
+def output_sizes(injected: Injected, sample: Sequence[int], calibration: Calibration) -> dict[str, float]:
     """g_i = Σ_x ‖ΔW_i x_i‖² of every layer over the sample, summed in float64."""
     sums = {name: torch.zeros((), dtype=torch.float64) for name in injected.layers}
 
@@ -176,12 +177,12 @@ def output_sizes(injected: Injected, sample: Sequence[int], rehearsal: Rehearsal
 
     hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in injected.layers.items()]
     try:
-        rehearsal.look(sample)
+        calibration.look(sample)
     finally:
         for hook in hooks:
             hook.remove()
     device = next(iter(injected.trainable().values())).device
-    return dict(zip(sums, rehearsal.agree(torch.stack(list(sums.values())).to(device)).tolist(), strict=True))
+    return dict(zip(sums, calibration.agree(torch.stack(list(sums.values())).to(device)).tolist(), strict=True))
 
 
 def importances(sizes: Mapping[str, float]) -> dict[str, float]:

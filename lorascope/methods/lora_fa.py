@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lorascope.adapt.layer import Site
+from lorascope.adapt.low_rank import LowRankDelta
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods.base import Site, methods
-from lorascope.methods.lora import LoRA, LoRAConfig, LowRankDelta
+from lorascope.methods.lora import LoRA, LoRAConfig
 
 RIDGE = 1e-8
 

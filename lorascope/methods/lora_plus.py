@@ -7,7 +7,7 @@ option `loraplus_lr_ratio`; this is LoRA with it on.
 
 from dataclasses import dataclass
 
-from lorascope.methods.base import methods
+from lorascope.adapt.method import methods
 from lorascope.methods.lora import LoRA, LoRAConfig
 
 

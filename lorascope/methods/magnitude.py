@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.layer import Delta, Site
+from lorascope.adapt.layers import autocast, plain
+from lorascope.adapt.method import Method, methods
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Delta, Method, Site, methods
 from lorascope.methods.dora import row_lengths
-from lorascope.methods.layers import autocast, plain
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class MagnitudeDelta(Delta):
         x = autocast(x)
         return (self._product(x) * (self.m / self.lengths - 1)).to(x.dtype)
 
-    def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+    def forward_with_base(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """In one product, of which the gradient keeps x Wᵀ and not x. g stays in float32 on a narrow base."""
         x = autocast(x)
         if not plain(base, x):

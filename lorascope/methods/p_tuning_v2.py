@@ -12,7 +12,7 @@ In a file it is prefix tuning: PEFT's PREFIX_TUNING without a projection. Everyt
 
 from dataclasses import dataclass
 
-from lorascope.methods.base import methods
+from lorascope.adapt.method import methods
 from lorascope.methods.prefix import PrefixConfig, PrefixTuning
 
 

@@ -26,12 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorascope.errors import InputError
-from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Method, Part, Site, methods
-from lorascope.methods.inject import Injected, layer_generator
-from lorascope.methods.prompt import KEY, initial_tokens, require_init, require_virtual_tokens
-from lorascope.methods.sublayers import (
+from lorascope.adapt.inject import Injected, layer_generator
+from lorascope.adapt.layer import Site, TrainedPart
+from lorascope.adapt.method import Method, methods
+from lorascope.adapt.sublayers import (
     Heads,
     attentions,
     backbone,
@@ -42,6 +40,9 @@ from lorascope.methods.sublayers import (
     quietly,
     require_room,
 )
+from lorascope.errors import InputError
+from lorascope.linalg.arrays import Float
+from lorascope.methods.prompt import KEY, initial_tokens, require_init, require_virtual_tokens
 from lorascope.updates.base import Update
 
 Init = Literal["vocab", "text", "gaussian"]
@@ -101,7 +102,7 @@ class Prepended:
         return tuple(torch.cat(pair, 2) for pair in zip(own, (key, value), strict=True))
 
 
-class Prefix(Part):
+class Prefix(TrainedPart):
     """Keys and values of n virtual tokens in every layer, in float32 or wider."""
 
     reason = "keys and values of virtual tokens in every layer, and no change of a weight"
@@ -114,7 +115,7 @@ class Prefix(Part):
         self._limit = learned_positions(backbone(model))
         self._computed: tuple[Any, Tensor] | None = None
         self._hooks: list[Any] = []
-        self.switch(on=True)
+        self.set_enabled(True)
 
     @property
     def context_tokens(self) -> int:
@@ -146,7 +147,7 @@ class Prefix(Part):
             both = F.linear(act(first(self.table)), last.weight[own], last.bias[own])
         return both.unflatten(1, (2, heads, head_dim)).permute(1, 2, 0, 3)
 
-    def switch(self, on: bool) -> None:
+    def set_enabled(self, on: bool) -> None:
         if on and not self._hooks:
             self._hooks = _hooked_attentions(self._places[1], self._before_attention)
             self._hooks.append(_hooked_positions(self._places[0], self._moved))
@@ -156,7 +157,7 @@ class Prefix(Part):
             self._hooks = []
 
     def remove(self) -> None:
-        self.switch(on=False)
+        self.set_enabled(False)
 
     def tensors(self) -> dict[str, Tensor]:
         return {KEY: self.prompt_embeddings()}
@@ -278,7 +279,7 @@ class PrefixTuning(Method):
     uses_targets = False
     not_identity = "virtual tokens are seen by every other token, whatever they hold"
 
-    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+    def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         sizes, generator = key_value_sizes(model), layer_generator(seed, KEY, f"n={self.config.num_virtual_tokens}")
         weight = backbone(model).get_input_embeddings().weight
         dtype = torch.promote_types(weight.dtype, torch.float32)

@@ -22,11 +22,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.inject import layer_generator
+from lorascope.adapt.layer import Site, TrainedPart
+from lorascope.adapt.method import Method, methods
+from lorascope.adapt.sublayers import backbone, by_name, learned_positions, parameters, require_room
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Method, Part, Site, methods
-from lorascope.methods.inject import layer_generator
-from lorascope.methods.sublayers import backbone, by_name, learned_positions, parameters, require_room
 from lorascope.updates.base import Update
 
 Init = Literal["vocab", "text", "gaussian"]
@@ -88,7 +89,7 @@ def initial_tokens(model: nn.Module, config: Any, generator: torch.Generator) ->
     return torch.tensor([ids[i % len(ids)] for i in range(n)])
 
 
-class Prompt(Part):
+class Prompt(TrainedPart):
     """P (n, d) before the embeddings of the text. In float32 or wider; the model gets it in its own dtype."""
 
     reason = "a soft prompt: embeddings before the text's, and no change of a weight"
@@ -103,13 +104,13 @@ class Prompt(Part):
             raise InputError(f"a soft prompt cannot be put before this model: it takes no {', '.join(missing)}")
         self._hooks: list[Any] = []
         self._added = 0
-        self.switch(on=True)
+        self.set_enabled(True)
 
     @property
     def context_tokens(self) -> int:
         return self.prompt_embeddings.shape[0]
 
-    def switch(self, on: bool) -> None:
+    def set_enabled(self, on: bool) -> None:
         base = self._base[0]
         if on and not self._hooks:
             before = base.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -120,7 +121,7 @@ class Prompt(Part):
             self._hooks = []
 
     def remove(self) -> None:
-        self.switch(on=False)
+        self.set_enabled(False)
 
     @torch.no_grad()
     def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
@@ -189,7 +190,7 @@ class PromptTuning(Method):
     uses_targets = False
     not_identity = "virtual tokens are seen by every other token, whatever they hold"
 
-    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+    def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         base, generator = backbone(model), layer_generator(seed, KEY, f"n={self.config.num_virtual_tokens}")
         return {"prompt": Prompt(base, self._initial(base, generator))}
 

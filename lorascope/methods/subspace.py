@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lorascope.adapt.base_params import BaseParam, BaseParamModule, OwnMethod, Parametrization, chosen, own_parameters
+from lorascope.adapt.layer import TrainedPart
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
 from lorascope.linalg.projections import Name
-from lorascope.methods.base import Part, methods
 from lorascope.methods.full import refuse_codes
-from lorascope.methods.own import Own, OwnMethod, OwnPart, Substitute, chosen, own_parameters
 from lorascope.updates.base import Update
 from lorascope.weights.subspace import LAMBDA, THETA, Plan, Projected, Subspace, derived_seed, subspace_of
 from lorascope.weights.tensors import InMemory
@@ -98,7 +99,7 @@ class _Values(torch.autograd.Function):
             torch.add(own.parameter.to(theta.dtype), direction.view(own.parameter.shape), alpha=factor).to(
                 own.parameter.dtype
             )
-            for own, direction, factor in zip(part.owns, directions, factors, strict=True)
+            for own, direction, factor in zip(part.base_params, directions, factors, strict=True)
         )
 
     @staticmethod
@@ -115,8 +116,8 @@ class _Values(torch.autograd.Function):
         return None, part.pulled_back(gradients, part.factors(ctx.lam)), of_lam
 
 
-class RandomSubspace(OwnPart):
-    """θ_d (and λ) for the parameters `owns`, whose values it works out once for every forward pass.
+class RandomSubspace(BaseParamModule):
+    """θ_d (and λ) for the parameters `base_params`, whose values it works out once for every forward pass.
 
     Attributes:
         seed: a buffer, so that a state is all that P depends on.
@@ -125,25 +126,25 @@ class RandomSubspace(OwnPart):
     reason = "coordinates in a random subspace: the updates are made of them"
     seed: Tensor
 
-    def __init__(self, owns: list[Own], config: SubspaceConfig, seed: int):
-        super().__init__(owns)
+    def __init__(self, base_params: list[BaseParam], config: SubspaceConfig, seed: int):
+        super().__init__(base_params)
         self.config = config
-        groups = _groups(owns, config.said)
+        groups = _groups(base_params, config.said)
         m = max(groups, default=-1) + 1
         if m >= config.d:
             raise InputError(f"SAID needs more than its {m} λs", found=f"d = {config.d}", hint="raise d")
-        first = owns[0].parameter
+        first = base_params[0].parameter
         dtype = torch.promote_types(first.dtype, torch.float32)
         self.theta = nn.Parameter(torch.zeros(config.d - m, dtype=dtype, device=first.device))
         self.lam = nn.Parameter(torch.ones(m, dtype=dtype, device=first.device)) if m else None
         self.register_buffer("seed", torch.tensor(derived_seed(seed, config.projection, config.scope, config.d)))
-        parameters = tuple((own.name, tuple(own.parameter.shape)) for own in owns)
+        parameters = tuple((own.name, tuple(own.parameter.shape)) for own in base_params)
         self.plan = Plan(config.projection, config.scope, config.d - m, int(self.seed), parameters, groups)
         self.projections = self.plan.projections(config.adjoint != "exact")
         self._cached: tuple[tuple, tuple[Tensor, ...]] | None = None
 
-    def substitutes(self, own: Own) -> Substitute:
-        return _Read(self, self.owns.index(own))
+    def substitutes(self, own: BaseParam) -> Parametrization:
+        return _Read(self, self.base_params.index(own))
 
     def read(self, index: int) -> Tensor:
         """The parameter's value now, in the dtype of the base. Worked out for all of them at the first access."""
@@ -168,7 +169,7 @@ class RandomSubspace(OwnPart):
     def factors(self, lam: Tensor | None) -> list[float]:
         """λ of each parameter; 1 without SAID."""
         if lam is None:
-            return [1.0] * len(self.owns)
+            return [1.0] * len(self.base_params)
         values = lam.tolist()
         return [values[group] for group in self.plan.groups]
 
@@ -186,7 +187,7 @@ class RandomSubspace(OwnPart):
     @torch.no_grad()
     def values(self) -> Mapping[str, Tensor]:
         self._follow_seed()
-        pairs = zip(self.owns, self.directions(self.theta), self.factors(self.lam), strict=True)
+        pairs = zip(self.base_params, self.directions(self.theta), self.factors(self.lam), strict=True)
         return {o.name: o.parameter.to(v.dtype) + factor * v.view(o.parameter.shape) for o, v, factor in pairs}
 
     def updates(self) -> dict[str, Update]:
@@ -194,7 +195,7 @@ class RandomSubspace(OwnPart):
         self._follow_seed()
         subspace = Subspace(self.plan, theta, lam)
         found = {}
-        for index, own in enumerate(self.owns):
+        for index, own in enumerate(self.base_params):
             projected = Projected(subspace, index, own.matrix_shape, own.transposed)
             update = own.update("dense", "delta", projected)
             found[update.name] = update
@@ -231,7 +232,7 @@ class RandomSubspace(OwnPart):
             self.projections = self.plan.projections(self.config.adjoint != "exact")
 
 
-class _Read(Substitute):
+class _Read(Parametrization):
     """One parameter of a `RandomSubspace`, which it does not own."""
 
     def __init__(self, part: RandomSubspace, index: int):
@@ -243,11 +244,11 @@ class _Read(Substitute):
         return part.read(index)
 
 
-def _groups(owns: list[Own], said: str) -> tuple[int, ...]:
+def _groups(base_params: list[BaseParam], said: str) -> tuple[int, ...]:
     """Which λ each parameter has: by tensor, or by numbered block with one for all that is in none."""
     if said == "none":
         return ()
-    keys = [own.name if said == "tensor" else _block(own.name) for own in owns]
+    keys = [own.name if said == "tensor" else _block(own.name) for own in base_params]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return tuple(order[key] for key in keys)
 
@@ -273,16 +274,16 @@ class RandomSubspaceTraining(OwnMethod):
     Config = SubspaceConfig
     config: SubspaceConfig
 
-    def select(self, owns: list[Own]) -> list[Own]:
+    def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
         if not self.config.embeddings:
-            owns = [own for own in owns if not own.is_embedding]
-        owns = chosen(owns, self.config.train, self.config.freeze)
-        size = sum(own.parameter.numel() for own in owns)
+            base_params = [own for own in base_params if not own.is_embedding]
+        base_params = chosen(base_params, self.config.train, self.config.freeze)
+        size = sum(own.parameter.numel() for own in base_params)
         if size < self.config.d:
             raise InputError(f"a subspace of {self.config.d} dimensions has no place in {size} parameters")
-        return owns
+        return base_params
 
-    def install(self, model: nn.Module, seed: int) -> dict[str, Part]:
+    def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         refuse_codes(model, self.name, self.config.train, self.config.freeze)
         part = RandomSubspace(self.select(own_parameters(model)), self.config, seed)
         return {"subspace": part.install()}

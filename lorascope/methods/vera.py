@@ -24,14 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.fused_vera import vera
+from lorascope.adapt.layer import Delta, Site
+from lorascope.adapt.layers import autocast, check_dropout, check_rank, plain
+from lorascope.adapt.method import Method, methods
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
-from lorascope.methods.base import Delta, Method, Site, methods
-from lorascope.methods.fused_vera import vera
-from lorascope.methods.layers import autocast, check_dropout, check_rank, plain
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
-from lorascope.weights.peft.vectors import draw_projections
+from lorascope.weights.formats.peft.vectors import draw_projections
 from lorascope.weights.tensors import InMemory
 
 
@@ -106,7 +107,7 @@ class VeraDelta(Delta):
             x = F.dropout(x, self.dropout, training=True)
         return vera(x, self.d, self.b, *self.projections())
 
-    def onto(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+    def forward_with_base(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = autocast(x)
         if (self.training and self.dropout > 0) or not plain(base, x):
             return base(x) + self(x)
@@ -129,7 +130,7 @@ class VeraDelta(Delta):
 
     @torch.no_grad()
     def load_roles(self, roles: Mapping[str, Tensor], scale: float) -> None:
-        """Take d and b; A and B must be the pair's, which takes a file's before (`Vera.accept`)."""
+        """Take d and b; A and B must be the pair's, which takes a file's before (`Vera.prepare_load`)."""
         found = {name: tuple(values.shape) for name, values in roles.items()}
         rank, d_out = self.pair.A.shape[0], self.b.shape[0]
         expected = {"A": (rank, self.d_in), "B": (d_out, rank), "d": (rank,), "b": (d_out,)}
@@ -183,7 +184,7 @@ class Vera(Method):
             "d_initial": config.d_initial,
         }
 
-    def accept(self, adapter: Adapter) -> None:
+    def prepare_load(self, adapter: Adapter) -> None:
         """Take the file's pair, of which every update must have the first columns and rows."""
         updates = [update for update in adapter.updates.values() if update.kind == self.kind]
         if not updates:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorascope.methods.base import Site, methods
-from lorascope.methods.layers import check_dropout, check_rank
+from lorascope.adapt.layer import Site
+from lorascope.adapt.layers import check_dropout, check_rank
+from lorascope.adapt.method import methods
 from lorascope.methods.vera import Pair, Vera, VeraDelta
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
@@ -114,7 +115,7 @@ class VeraUnshared(Vera):
         config = self.config
         return {"r": config.rank, "vera_dropout": config.dropout, "d_initial": config.d_initial}
 
-    def accept(self, adapter: Adapter) -> None:
+    def prepare_load(self, adapter: Adapter) -> None:
         """Keep a file's draws as draws."""
         if self.injected is None:
             return

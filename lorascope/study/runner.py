@@ -332,7 +332,7 @@ def _shared(job: Job) -> str:
 
 
 def _most_together(job: Job) -> int:
-    from lorascope.methods.base import methods
+    from lorascope.adapt.method import methods
     from lorascope.training.sweep import default_parallel
 
     config = parse(job.spec["config"])

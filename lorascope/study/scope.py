@@ -83,7 +83,7 @@ def _count(n: Any, what: str) -> str:
 
 
 def _model(record: Record, layers: Any) -> str:
-    from lorascope.training.assets import ASSETS
+    from lorascope.models.assets import ASSETS
 
     name = str(record["scale"]["config"].get("model", {}).get("name"))
     title, *_, size = ASSETS[name].about.split(", ") if name in ASSETS else (name, "")

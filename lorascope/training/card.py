@@ -14,9 +14,10 @@ from torch import nn
 
 from lorascope.errors import InputError
 from lorascope.inputs import ANY, read_json
+from lorascope.models import assets
+from lorascope.models.config import ModelConfig, TaskType
 from lorascope.outputs import write_json, write_text
-from lorascope.training import assets
-from lorascope.training.config import ModelConfig, RunConfig, TaskType
+from lorascope.training.config import RunConfig
 from lorascope.training.record import WORD
 
 CARD, ADAPTER_CONFIG = "lorascope.json", "adapter_config.json"
@@ -97,7 +98,7 @@ def _origin(model: ModelConfig) -> dict[str, str]:
     if model.name not in assets.ASSETS:
         return {"name": base_name(model.name)}
     about = assets.ASSETS[model.name].about
-    where = f"lorascope.training.assets.resolve({model.name!r}) gives its folder"
+    where = f"lorascope.models.assets.resolve({model.name!r}) gives its folder"
     return {"name": model.name, "about": f"{about}; a packaged model of lorascope: {where}"}
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.targets import LeftOut
 from lorascope.errors import InputError, some
-from lorascope.methods.targets import LeftOut
+from lorascope.models.loading import embeddings
 from lorascope.training.data import Encoded
-from lorascope.training.models import embeddings
 
 PROBE = 16  # tokens
 LEAK = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the largest logit; rounding is a hundredth of it

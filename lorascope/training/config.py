@@ -18,37 +18,8 @@ from typing import Any, Literal
 
 from lorascope.errors import InputError
 from lorascope.inputs import parse_yaml, read_yaml
+from lorascope.models.config import ModelConfig
 from lorascope.training.tree import build, dotted, dump, unknown
-
-TaskType = Literal["SEQ_CLS", "CAUSAL_LM"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The base model.
-
-    Attributes:
-        name: a packaged model (minilm, smollm2, ...), a folder, or a hub name.
-        task_type: sequence classification or causal language modelling, by PEFT's names.
-        head: of a classifier, "native" (the architecture's own) or "mean-pool" (mean over tokens, one linear layer).
-        revision: of a hub name, the branch, tag or commit.
-        dropout: probability of every dropout inside the base model; null keeps the checkpoint's own.
-        num_hidden_layers: only the first so many layers of the base; null keeps all.
-        random_init: the architecture with fresh weights, drawn by the run's seed, in place of the pretrained ones: a
-            control.
-    """
-
-    name: str
-    task_type: TaskType = "SEQ_CLS"
-    head: Literal["native", "mean-pool"] = "native"
-    revision: str | None = None
-    dropout: float | None = None
-    num_hidden_layers: int | None = None
-    random_init: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self.dropout is None or 0 <= self.dropout < 1, "dropout must lie in [0, 1)")
-        _check(self.num_hidden_layers is None or self.num_hidden_layers > 0, "num_hidden_layers must be positive")
 
 
 @dataclass(frozen=True)
@@ -262,7 +233,7 @@ def _ignored(model: ModelConfig | None, data: DataConfig | None) -> list[str]:
 
 def _method(values: object, problems: list[str]) -> MethodConfig | None:
     """The method section: its own keys, and the rest by the method's `Config`."""
-    from lorascope.methods.base import methods
+    from lorascope.adapt.method import methods
 
     @dataclass(frozen=True)
     class Head:
@@ -335,7 +306,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 def resolved(config: RunConfig) -> dict[str, Any]:
     """The config with every default written out; `parse` takes it back unchanged."""
-    from lorascope.methods.base import methods
+    from lorascope.adapt.method import methods
 
     values = dump(config)
     values["method"].update(values["method"].pop("settings"))

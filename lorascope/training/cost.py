@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from lorascope.adapt.inject import Injected
 from lorascope.errors import InputError
-from lorascope.methods.inject import Injected
 from lorascope.training.data import Batch
 
 TEXTS = 4  # in the batch that is timed
@@ -65,14 +65,14 @@ def measure(injected: Injected, batch: Batch, seconds: float = SECONDS) -> Cost:
         with torch.no_grad():
             return _measure(injected, batch, seconds)
     finally:
-        injected.switch(on=True)
+        injected.enable()
         for module, training in modes.items():
             module.training = training
 
 
 def _measure(injected: Injected, batch: Batch, seconds: float) -> Cost:
     def passes(on: bool) -> Callable[[], None]:
-        injected.switch(on)
+        injected.enable() if on else injected.disable()
         return lambda: injected.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
 
     device = batch.input_ids.device
@@ -103,14 +103,14 @@ def _merged(
     injected: Injected, passes: Callable[[bool], Callable[[], None]], device: torch.device, repeats: int
 ) -> list[float] | None:
     """Seconds of passes with the updates merged and their layers plain; None where a part cannot be merged."""
-    injected.switch(on=True)
+    injected.enable()
     try:
         injected.merge()
         return [_seconds(passes(on=False), device) for _ in range(repeats)]
     except InputError:
         return None
     finally:
-        injected.switch(on=True)
+        injected.enable()
         injected.unmerge()
 
 

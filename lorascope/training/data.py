@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from lorascope.errors import InputError, some
 from lorascope.inputs import open_regular, parse_json
+from lorascope.models.config import TaskType
 from lorascope.training import wordnet
-from lorascope.training.config import DataConfig, TaskType
+from lorascope.training.config import DataConfig
 from lorascope.training.wordnet import digest
 
 IGNORE = -100  # torch's label for "no target here"

@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from lorascope.adapt.hooks import attended
+from lorascope.adapt.inject import Injected
+from lorascope.adapt.stacked import Layout, Stream, joinable, stack
 from lorascope.errors import InputError, LorascopeError
-from lorascope.methods.attendance import attended
-from lorascope.methods.inject import Injected
-from lorascope.methods.stacked import Layout, Stream, joinable, stack
 from lorascope.outputs import write_bytes
 from lorascope.training.config import OptimConfig, RunConfig
 from lorascope.training.data import IGNORE, Batch, Encoded, Order, joined

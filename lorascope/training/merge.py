@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.merging import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError, some
-from lorascope.methods.summed import MergedWeight, rounded_sum, widened
+from lorascope.models import loading as models
 from lorascope.outputs import staged, write_json
-from lorascope.training import models
 from lorascope.training.places import Places, placed, weight_name
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter, NotAnalysed, Rows
 from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_another_base
 from lorascope.weights.formats.base import lost
-from lorascope.weights.formats.peft import B_BIAS
-from lorascope.weights.peft.held import TOKENS
+from lorascope.weights.formats.peft.format import B_BIAS
+from lorascope.weights.formats.peft.held import TOKENS
 from lorascope.weights.subspace import LAMBDA, THETA, subspace_of
 
 

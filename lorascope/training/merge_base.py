@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lorascope.errors import InputError
-from lorascope.training import assets, models
+from lorascope.models import assets
+from lorascope.models import loading as models
+from lorascope.models.config import ModelConfig
 from lorascope.training.card import check_base, read_card
-from lorascope.training.config import ModelConfig
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.quantised import Decoded, Unreadable, scheme_name

@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lorascope.adapt.inject import Injected
+from lorascope.adapt.sublayers import repeated_blocks
 from lorascope.errors import InputError
-from lorascope.methods.inject import Injected
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,6 @@ def shard_base(injected: Injected, here: World) -> None:
 
     mesh = init_device_mesh(here.device.type, (here.size,))
     whole = {p for part in injected._parts().values() for p in part.parameters()}
-    for block in blocks(injected.model):
+    for block in repeated_blocks(injected.model).values():
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(injected.model, mesh=mesh, ignored_params=whole)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's repeated blocks: the children of the `ModuleList` that holds the most parameters."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda each: sum(p.numel() for p in each.parameters()), default=[]))

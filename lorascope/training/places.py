@@ -55,7 +55,7 @@ class Places:
         return [other for other, parameter in self.parameters.items() if parameter is own]
 
     def module(self, name: str) -> tuple[nn.Module, str]:
-        """The module that owns the parameter of that name, and the attribute it is."""
+        """The module that base_params the parameter of that name, and the attribute it is."""
         path, _, attribute = name.rpartition(".")
         return self.model.get_submodule(path), attribute
 

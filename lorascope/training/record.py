@@ -3,7 +3,7 @@
 config.yaml     the resolved config, every default written out
 run.json        the command, package versions, seed, device
 metrics.jsonl   one line per logged step
-rehearsal.json  what the method learned of the task before training, where it does (LoRA-drop's scores)
+calibration.json  what the method learned of the task before training, where it does (LoRA-drop's scores)
 checkpoint.pt   adapter, optimiser and step, while it runs
 adapter/        the trained adapter in PEFT's layout
 summary.json    how it ended
@@ -28,7 +28,10 @@ from lorascope.inputs import ANY, OBJECT, parse_yaml, read_json, read_json_lines
 from lorascope.outputs import append_json, finite, json_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 
-FILES = ("config.yaml", "run.json", "metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json", "adapter")
+FILES = (
+    "config.yaml", "run.json", "metrics.jsonl", "calibration.json", "rehearsal.json", "checkpoint.pt", "summary.json",
+    "adapter",
+)  # fmt: skip
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "scikit-learn")
 FACTS, SUMMARY = "run.json", "summary.json"
 
@@ -224,7 +227,7 @@ class Record:
             raise InputError(
                 f"{self.folder} holds a run already", hint="continue it with --resume, or name another --output"
             )
-        for name in ("metrics.jsonl", "rehearsal.json", "checkpoint.pt", "summary.json"):
+        for name in ("metrics.jsonl", "calibration.json", "rehearsal.json", "checkpoint.pt", "summary.json"):
             (self.folder / name).unlink(missing_ok=True)
 
 

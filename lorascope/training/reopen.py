@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.merging import widened
 from lorascope.errors import InputError, some
 from lorascope.linalg.matrix import Matrix, as_matrix
-from lorascope.methods.summed import widened
+from lorascope.models import loading as models
 from lorascope.training import config as configs
-from lorascope.training import data, merge, models
+from lorascope.training import data, merge
 from lorascope.training.card import check_config
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorascope.adapt.base_params import BaseParam, BaseParamModule
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
+from lorascope.adapt.stacked import skeleton
+from lorascope.adapt.targets import LeftOut, left_out
+from lorascope.architectures import CLASSIFIER_HEADS
 from lorascope.errors import InputError, some
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
-from lorascope.methods.own import Own, OwnPart
-from lorascope.methods.stacked import skeleton
-from lorascope.methods.targets import LeftOut, left_out
+from lorascope.models import loading as models
 from lorascope.outputs import staged, write_json
-from lorascope.training import checks, cost, data, models
+from lorascope.training import checks, cost, data
+from lorascope.training.calibrate import calibrate
 from lorascope.training.card import base_name, write_card
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.config import RunConfig
@@ -27,7 +30,6 @@ from lorascope.training.failures import in_words
 from lorascope.training.loop import Loop, Member, Score, evaluate
 from lorascope.training.parallel import World, shard_base, world
 from lorascope.training.record import SUMMARY, Record, read_summary, working_in
-from lorascope.training.rehearse import rehearse
 from lorascope.training.threads import usable_cores
 
 ROUNDING = 1e-5  # of a held-out loss: float32 sums in another order
@@ -126,7 +128,7 @@ def _passed_over(injected: Injected, config: RunConfig) -> list[LeftOut]:
 def _new_modules(injected: Injected) -> list[str]:
     """A sentence where more than a head is new."""
     new = [path for path in injected.saved if any(name.startswith(path + ".") for name in models.drawn(injected.model))]
-    more = [path for path in new if path not in models.HEADS]
+    more = [path for path in new if path not in CLASSIFIER_HEADS]
     return (
         [f"new, since the checkpoint does not hold them, and trained and stored whole: {', '.join(new)}"]
         if more
@@ -180,9 +182,11 @@ def inject_method(model: nn.Module, config: RunConfig) -> Injected:
     return injected
 
 
-def _owns(injected: Injected) -> list[tuple[Own, OwnPart]]:
+def _owns(injected: Injected) -> list[tuple[BaseParam, BaseParamModule]]:
     """The base's own parameters that the method trains, each with the part that does."""
-    return [(own, part) for part in injected.parts.values() if isinstance(part, OwnPart) for own in part.owns]
+    return [
+        (own, part) for part in injected.parts.values() if isinstance(part, BaseParamModule) for own in part.base_params
+    ]
 
 
 def not_stored(injected: Injected) -> list[str]:
@@ -273,7 +277,7 @@ def fit_together(
     members = []
     for job in jobs:
         injected, train = job.prepared.injected, job.prepared.train
-        rehearse(injected, train, job.config, here, job.record, job.folder, resume)
+        calibrate(injected, train, job.config, here, job.record, job.folder, resume)
         members.append(Member(injected, train, job.prepared.held_out, job.config, here, job.record))
     loop = Loop.together(members)
     checkpoint = jobs[0].folder / "checkpoint.pt"
@@ -331,11 +335,8 @@ def base_score(job: Job, here: World) -> Score:
     if key not in _measured:
         if len(_measured) >= 256:
             _measured.clear()
-        injected.switch(on=False)
-        try:
+        with injected.disable_adapter():
             _measured[key] = evaluate(injected.model, held_out, size, here)
-        finally:
-            injected.switch(on=True)
     return _measured[key]
 
 

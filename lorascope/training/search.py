@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.errors import InputError, LorascopeError
-from lorascope.linalg.crossing import bracket
+from lorascope.linalg.threshold import bracket
 from lorascope.training.record import read_summary, working_in
 
 FACTOR = 4  # of the geometric bracketing

@@ -28,15 +28,15 @@ import yaml
 from torch import nn
 
 from lorascope import locks
+from lorascope.adapt.inject import Injected
+from lorascope.adapt.stacked import draws
 from lorascope.destinations import check_regular
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import read_text
-from lorascope.methods.inject import Injected
-from lorascope.methods.stacked import draws
+from lorascope.models.loading import DROPOUTS
 from lorascope.outputs import csv_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
 from lorascope.training.failures import in_words
-from lorascope.training.models import DROPOUTS
 from lorascope.training.parallel import World, pick_device, world
 from lorascope.training.record import AGAIN, SUMMARY, Record, read_facts, read_summary, working_in
 from lorascope.training.run import Job, Prepared, fit_together, prepare_together, set_threads

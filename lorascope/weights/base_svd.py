@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lorascope.errors import InputError, LorascopeError
-from lorascope.linalg.known import KnownSvd, decompose
+from lorascope.linalg.cached_svd import KnownSvd, decompose
 from lorascope.weights.safetensors import open_safetensors, write_safetensors
 from lorascope.weights.tensors import InMemory
 

@@ -3,7 +3,7 @@
 import re
 
 from lorascope.weights.adapter import Adapter
-from lorascope.weights.peft.config import CHANGES_BASE
+from lorascope.weights.formats.peft.config import CHANGES_BASE
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 STARTS_IN_W = ("pissa", "olora")  # kinds of update whose formula takes the start away from W again

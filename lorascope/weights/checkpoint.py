@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.architectures import FUSED_EXPERTS, TIED, ends_with, is_vocabulary
 from lorascope.errors import InputError, some
 from lorascope.inputs import read_json
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
@@ -33,19 +34,6 @@ _FILES = (
     "diffusion_pytorch_model.safetensors.index.json",
 )
 # Modules that share one parameter in the usual models; a checkpoint stores it once, under either name.
-_TIED = (
-    "lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder", "output_projection",
-    "vocab_projector", "lm_loss", "generator_lm_head", "predictions.decoder", "proj_out",
-    "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared",
-)  # fmt: skip
-_EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
-# A fused parameter of experts, and the parts that files keep of each expert, in the order in which they are joined.
-_FUSED = {
-    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
-    "down_proj": (("down_proj",), ("w2",)),
-    "up_proj": (("up_proj",),),
-}
 _OTHER_SENSES = re.compile(r"(^|\.)(vision|visual|audio)")  # a part whose embeddings are no words
 ABSENT = "the base has no such weight"
 
@@ -155,12 +143,12 @@ class Checkpoint:
         return None
 
     def _resolve_tied(self, name: str) -> str | None:
-        if not self._may_be_tied or not _ends_with_any(name, _TIED) or _OTHER_SENSES.search(name):
+        if not self._may_be_tied or not ends_with(name, TIED) or _OTHER_SENSES.search(name):
             return None
         partners = [
             stored
             for stored in self.stored
-            if stored.endswith(".weight") and _ends_with_any(stored.removesuffix(".weight"), _TIED)
+            if stored.endswith(".weight") and ends_with(stored.removesuffix(".weight"), TIED)
         ]
         return partners[0] if len(partners) == 1 else None
 
@@ -184,10 +172,10 @@ class Checkpoint:
     def _fused(self, name: str) -> Stored | None:
         """`….experts.gate_up_proj` of a file with `….experts.0.gate_proj.weight`, ...: as transformers 5 joins them."""
         owner, _, parameter = name.rpartition(".")
-        if parameter not in _FUSED or not owner.endswith("experts"):
+        if parameter not in FUSED_EXPERTS or not owner.endswith("experts"):
             return None
         for place in (owner, owner.replace(".mlp.", ".block_sparse_moe.")):
-            for parts in _FUSED[parameter]:
+            for parts in FUSED_EXPERTS[parameter]:
                 rows: list[tuple[Stored, ...]] = []
                 while all(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts):
                     found = [self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts]
@@ -272,10 +260,6 @@ class Stacked:
         return Stacked(self.experts[start:stop])
 
 
-def _ends_with_any(name: str, endings: tuple[str, ...]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
-
-
 def _first_axis(stored: Stored, index: int) -> Stored:
     rest = tuple(stored.shape[1:])
     if isinstance(stored, OnDisk | Stacked):
@@ -302,15 +286,6 @@ def _fitted(update: Update, matrix: Stored) -> Stored | str:
     if found[1 - longer] == expected[1 - longer] and is_vocabulary(update.name):
         return f"the vocabulary was resized: {expected[longer]} tokens in the adapter, {found[longer]} in the base"
     return f"the base has another shape there: found {found}, expected {expected}"
-
-
-def is_vocabulary(module: str) -> bool:
-    """Whether a module's rows are tokens: an embedding or an output head."""
-    return _EMBEDDING.search(module) is not None or _HEAD.search(module) is not None
-
-
-def is_embedding(module: str) -> bool:
-    return _EMBEDDING.search(module) is not None
 
 
 def _ungrouped(matrix: Stored, groups: int, positions: int) -> Stored:

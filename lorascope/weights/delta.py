@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.architectures import experts_transposed, is_conv1d, is_embedding, is_vocabulary, looks_like_conv1d
 from lorascope.errors import InputError, some
 from lorascope.linalg.noise import Rounding
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, unit_roundoff
 from lorascope.updates.base import Stored, Update, dense
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, NotAnalysed
-from lorascope.weights.checkpoint import Checkpoint, is_embedding, is_vocabulary, open_checkpoint
-from lorascope.weights.orientation import experts_turned, is_conv1d, looks_like_conv1d
+from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.quantised import Unreadable, scheme_of
 from lorascope.weights.tensors import InMemory, Mapped, first_rows, reshaped, transposed
 
@@ -143,7 +143,7 @@ class _Matching:
         self.pairs: list[Pair] = []
         self.unmatched: list[NotAnalysed] = []
         self.partner: dict[str, str] = {}  # the tuned name by the base's
-        self.turned = _Turned(base)
+        self.turned = _Transposed(base)
 
     def run(self) -> Matched:
         found = {name: self.base.resolve(name) for name in self.tuned.stored}
@@ -230,7 +230,7 @@ def _tied(name: str, other: str | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Turned:
+class _Transposed:
     """Which maps the base stores as (d_in, d_out): by its config, else by GPT-2's own shapes."""
 
     base: Checkpoint
@@ -248,7 +248,7 @@ class _Turned:
 
     @property
     def experts(self) -> bool:
-        return bool(experts_turned(self.base.config))
+        return bool(experts_transposed(self.base.config))
 
 
 def _fitted(name: str, base: Stored, tuned: Stored) -> tuple[Stored, Stored, tuple[str, ...]] | None:
@@ -267,7 +267,7 @@ def _fitted(name: str, base: Stored, tuned: Stored) -> tuple[Stored, Stored, tup
     return None
 
 
-def _pairs_of(name: str, base: Stored, tuned: Stored, notes: tuple[str, ...], stores: _Turned) -> Iterator[Pair]:
+def _pairs_of(name: str, base: Stored, tuned: Stored, notes: tuple[str, ...], stores: _Transposed) -> Iterator[Pair]:
     """The pair of one parameter, or of each expert that is fused in it."""
     module = name.removesuffix(".weight")
     shape = tuple(size for size in base.shape if size != 1) if len(base.shape) != 2 else tuple(base.shape)
@@ -315,7 +315,7 @@ def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
         if found is None or tuple(base.stored[found].shape) != tuple(stored.shape):
             unmatched.append(NotAnalysed(name, adapter.parts.get(name, "only in the tuned file")))
         else:
-            pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), _Turned(base))
+            pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), _Transposed(base))
     return Matched(tuple(pairs), tuple(unmatched))
 
 

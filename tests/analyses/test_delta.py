@@ -389,7 +389,7 @@ def test_refusals():
 @pytest.mark.parametrize(("pair", "relative", "rank"), [("rxnfp-ft", 0.224, 76), ("rxnfp-ft-10k", 0.080, 49)])
 def test_a_real_pair_gives_the_figures_measured_before(pair, relative, rank):
     """assets.md, §3: means over 72 attention and MLP matrices of rxnfp, measured with another program."""
-    from lorascope.training import assets
+    from lorascope.models import assets
 
     base, tuned = (open_checkpoint(assets.folder(name)) for name in ("rxnfp-pretrained", pair))
     found = delta.run(base, tuned, modules=r"encoder\.layer").matrices
@@ -401,7 +401,7 @@ def test_a_real_pair_gives_the_figures_measured_before(pair, relative, rank):
 @pytest.mark.slow
 def test_a_real_model_merged_in_bfloat16_reads_as_the_adapters_rank_and_the_rest_as_nothing(tmp_path):
     """MiniLM, float32 on disk, loaded as bfloat16, merged and saved: elsewhere ΔW is the rounding, of rank 384."""
-    from lorascope.training import assets
+    from lorascope.models import assets
 
     base = open_checkpoint(assets.folder("minilm"))
     tuned, adapted = {}, []

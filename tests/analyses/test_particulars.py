@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lorascope.analyses.particulars import particulars, run
-from lorascope.analyses.particulars.numbers import correlation, distribution, gini, spread
+from lorascope.analyses.method_specific import particulars, run
+from lorascope.analyses.method_specific.numbers import correlation, distribution, gini, spread
 from lorascope.blocks import Heatmap, Lines
 from lorascope.errors import InputError
 from lorascope.updates.base import Update, dense, kinds
@@ -473,7 +473,7 @@ def test_a_setting_that_is_no_record_is_a_warning(record):
 
 def test_dense_of_vera_agrees_with_the_rows():
     """The energies that the overlaps are made of are those of the kind's own formula."""
-    from lorascope.analyses.particulars.vera import _eigen
+    from lorascope.analyses.method_specific.vera import _eigen
 
     a, big_b, d, b = RNG.standard_normal((3, 9)), RNG.standard_normal((7, 3)), RNG.random(3), RNG.random(7)
     energies, _ = _eigen(b, d, big_b, np.linalg.qr(a.T, mode="r").T)

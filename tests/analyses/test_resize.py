@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.resize import run
+from lorascope.analyses.resize.truncate import Energy, RankBudget, Uniform
 from lorascope.blocks import Page
 from lorascope.errors import InputError
 from lorascope.report import html, terminal
 from lorascope.updates.base import Update, dense
 from lorascope.weights.adapter import Adapter
-from lorascope.weights.resize import Energy, RankBudget, Uniform
 from lorascope.weights.tensors import InMemory
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lorascope.analyses.names import depth, module_types
 from lorascope.analyses.spectrum import run
+from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.rounding import round_to
 from lorascope.updates.base import Update

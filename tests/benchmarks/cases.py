@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
 
 RANK, ALPHA, DROPOUT = 16, 32.0, 0.05
 

@@ -61,7 +61,7 @@ def peft_model(model: str, adapter: Any) -> tuple[Any, dict[str, str]]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel
 
-    from lorascope.training import assets
+    from lorascope.models import assets
 
     plain = AutoModel.from_pretrained(assets.resolve(model)).float().eval()
     ours = {}
@@ -101,7 +101,7 @@ def peft_counts(wrapped: Any, ours: dict[str, str]) -> tuple[float, float, dict[
 
 def our_counts(model: str, folder: Path, cache: Path | None) -> tuple[float, float, dict[str, int]]:
     from lorascope.analyses.intruders import run
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights import io
     from lorascope.weights.base_svd import SvdCache
     from lorascope.weights.checkpoint import open_checkpoint
@@ -130,7 +130,7 @@ def main() -> None:
         os.environ[name] = str(arguments.threads)
     import torch
 
-    from lorascope.training import assets
+    from lorascope.models import assets
     from lorascope.weights import io
     from lorascope.weights.checkpoint import open_checkpoint
 

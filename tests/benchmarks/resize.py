@@ -25,7 +25,8 @@ Factors = dict[str, tuple[Any, Any]]  # by module: B (d_out, r), A (r, d_in)
 
 
 def ours(folder: Path, rank: int) -> Factors:
-    from lorascope.weights import io, resize
+    from lorascope.analyses.resize import truncate as resize
+    from lorascope.weights import io
 
     adapter = io.read(folder)
     ranks = resize.Uniform(rank).ranks(resize.decompose(adapter).spectra)

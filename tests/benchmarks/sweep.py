@@ -28,7 +28,7 @@ from cases import ALPHA, RANK
 from torch import nn
 from train_step import MODELS
 
-from lorascope.methods.stacked import skeleton
+from lorascope.adapt.stacked import skeleton
 from lorascope.training.config import RunConfig, parse
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Loop, Member

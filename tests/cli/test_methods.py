@@ -6,12 +6,12 @@ import pytest
 import yaml
 from transformers import AutoModel, AutoModelForCausalLM
 
+from lorascope.adapt.describe import as_yaml, describe, in_words
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.describe import as_yaml, describe, in_words
-from lorascope.methods.inject import inject
+from lorascope.models.shapes import model_shapes
 from lorascope.training.config import parse
-from lorascope.training.shapes import model_shapes
 from tests.cli.command import lorascope, refused
 from tests.training.conftest import *  # noqa: F403
 

@@ -11,17 +11,31 @@ import lorascope
 
 ROOT = Path(lorascope.__file__).parent
 # Each room and what it may import. A room may always import itself.
-GROUND = {"errors", "registry", "blocks", "inputs", "outputs", "destinations", "patterns", "locks", "__init__"}
+GROUND = {
+    "errors",
+    "registry",
+    "blocks",
+    "inputs",
+    "outputs",
+    "destinations",
+    "patterns",
+    "locks",
+    "architectures",
+    "__init__",
+}
 BELOW = {
     "linalg": GROUND,
     "updates": GROUND | {"linalg"},
     "weights": GROUND | {"linalg", "updates"},
+    "models": GROUND | {"linalg", "updates", "weights"},
     "analyses": GROUND | {"linalg", "updates", "weights"},
-    "methods": GROUND | {"linalg", "updates", "weights"},
-    "training": GROUND | {"linalg", "updates", "weights", "methods"},
+    "adapt": GROUND | {"linalg", "updates", "weights"},
+    "methods": GROUND | {"linalg", "updates", "weights", "adapt"},
+    "training": GROUND | {"linalg", "updates", "weights", "models", "adapt", "methods"},
     "report": GROUND,
-    "cli": GROUND | {"linalg", "updates", "weights", "analyses", "methods", "training", "report", "study"},
-    "study": GROUND | {"linalg", "updates", "weights", "analyses", "methods", "training", "report"},
+    "study": GROUND | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report"},
+    "cli": GROUND
+    | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report", "study"},
     "__main__": {"cli"},
 } | dict.fromkeys(GROUND, GROUND)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
 from lorascope.updates.base import kinds
 from lorascope.weights import io
 from tests.methods.models import bert, llama, tokens
@@ -209,9 +209,9 @@ def test_merged_it_is_an_ordinary_model_or_it_says_why_not(name, model):
     wanted = logits(injected.model).detach()
     if methods.get(name).kind == "":
         with pytest.raises(InputError, match="cannot be merged"):
-            injected.fold()
+            injected.merge_and_unload()
         return
-    injected.fold()
+    injected.merge_and_unload()
     plain = MODELS[model]().double()
     plain.load_state_dict(injected.model.state_dict())
     torch.testing.assert_close(logits(plain), wanted, rtol=1e-12, atol=1e-12)  # the same values, summed the same way

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
+from lorascope.analyses.resize import truncate as resize
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import inject
 from lorascope.training import merge, merge_base
 from lorascope.training.places import weight_name
 from lorascope.updates.base import dense
-from lorascope.weights import io, resize
+from lorascope.weights import io
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from tests.differential.draws import Draw, Trained, train
 
@@ -143,7 +144,7 @@ def _live(draw: Draw, trained: Trained, adapter: Any) -> str:
     except InputError as error:
         return _refused(draw, error)
     _near(draw, _logits(model, trained), trained.logits, "live layers")
-    injected.fold()
+    injected.merge_and_unload()
     _near(draw, _logits(model, trained), trained.logits, "folded layers")
     return "loaded"
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
 from lorascope.training import merge, merge_base, run
 from lorascope.training.config import parse
 from lorascope.training.loop import evaluate

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from lorascope.weights.dtypes import SIZES, encode
 from lorascope.weights.formats.base import formats
-from lorascope.weights.formats.peft import _TYPES
-from lorascope.weights.peft.prompts import REASONS
+from lorascope.weights.formats.peft.format import _TYPES
+from lorascope.weights.formats.peft.prompts import REASONS
 
 FLOATS = ("F32", "F32", "F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 STORAGE = ("safetensors", "safetensors", "safetensors", "alone", "pickle", "shards")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.weights.dtypes import SIZES, encode
-from lorascope.weights.peft.config import KNOWN
+from lorascope.weights.formats.peft.config import KNOWN
 from tests.fuzz.adapters import STORAGE, Files, Raw, Tensor, draw, write
 
 HUGE = int("9" * 400)

@@ -172,7 +172,7 @@ def _resume(scene: Scene, folder: Path, about: SimpleNamespace) -> None:
     """`lorascope train --resume`; unless what decides was changed, it ends in the bytes of a run without a break."""
     _cli(train.train, scene.root / "broken.yaml", output=folder, resume=True)
     changed = {name for name, how in about.done.items() if how != "missing"}
-    if not changed & {"checkpoint.pt", "rehearsal.json"}:
+    if not changed & {"checkpoint.pt", "calibration.json"}:
         assert adapter_bytes(folder) == scene.whole, "the adapter is another one than without the break"
     _finite(folder)
     read_summary(folder)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lorascope.linalg import changed
+from lorascope.linalg import svd_update as changed
+from lorascope.linalg.cached_svd import decompose
 from lorascope.linalg.factored import Factored
-from lorascope.linalg.known import decompose
 from lorascope.linalg.subspace import bases
 
 RNG = np.random.default_rng(3)

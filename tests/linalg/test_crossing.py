@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorascope.linalg.crossing import bracket, largest_drop
+from lorascope.linalg.threshold import bracket, largest_drop
 
 CURVES = st.dictionaries(st.integers(0, 99), st.floats(-1, 2), min_size=1)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lorascope.linalg.inside import fourth_power, random_inside
+from lorascope.linalg.random_projection import fourth_power, random_inside
 
 RNG = np.random.default_rng(2)
 

@@ -5,9 +5,9 @@ import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from lorascope.adapt.inject import Injected, inject
 from lorascope.errors import InputError
 from lorascope.methods.adalora import AdaLoRA, AdaLoRAConfig
-from lorascope.methods.inject import Injected, inject
 from lorascope.weights import io
 from tests.methods import models
 

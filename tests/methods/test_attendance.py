@@ -6,9 +6,9 @@ import warnings
 import pytest
 import torch
 
-from lorascope.methods import attendance
-from lorascope.methods.base import methods
-from lorascope.methods.inject import inject
+from lorascope.adapt import hooks as attendance
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
 from tests.methods.models import bert, tokens
 
 SILENT = {  # methods whose hooks change nothing as they are set by default: any loop trains them
@@ -56,7 +56,7 @@ def test_a_foreign_loop_is_warned_where_the_method_needs_more(name):
         ("lora_plus", {}, "parameter_groups"),
         ("dora", {"loraplus_lr_ratio": 4.0}, "parameter_groups"),
         ("lora_fa", {"gradient_correction": True}, "before_step"),
-        ("lora_drop", {}, "recall"),
+        ("lora_drop", {}, "apply_calibration"),
         ("adalora", {"init_r": 4, "target_r": 2}, "penalty, before_step, after_step"),
         ("prefix", {"prefix_projection": True, "encoder_lr_ratio": 0.1}, "parameter_groups"),
     ],

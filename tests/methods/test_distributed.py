@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from lorascope.methods.inject import Injected, inject
+from lorascope.adapt.inject import Injected, inject
 from lorascope.methods.lora import LoRA, LoRAConfig
 from tests.methods import models
 from tests.processes import leave

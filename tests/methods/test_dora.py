@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorascope.adapt.dropout import draw_seed, inflation, keep
+from lorascope.adapt.fused_dora import apart, folded, row_norms
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.targets import find_sites
 from lorascope.errors import InputError
 from lorascope.methods.dora import DoRA, DoRAConfig
-from lorascope.methods.dropout import draw_seed, inflation, keep
-from lorascope.methods.fused_dora import apart, folded, row_norms
-from lorascope.methods.inject import Injected, inject
-from lorascope.methods.targets import find_sites
 from tests.methods import models
 
 SCALE, D_IN, D_OUT, RANK = 0.7, 9, 6, 3

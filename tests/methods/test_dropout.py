@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lorascope.methods.dropout import dropped_product, inflation, keep
-from lorascope.methods.fused import low_rank
+from lorascope.adapt.dropout import dropped_product, inflation, keep
+from lorascope.adapt.fused import low_rank
 from tests.methods.test_fused import SCALE, tensors
 
 

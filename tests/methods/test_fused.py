@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorascope.methods.base import methods
-from lorascope.methods.fused import low_rank
-from lorascope.methods.inject import inject
+from lorascope.adapt.fused import low_rank
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
 
 SCALE = 0.7
 

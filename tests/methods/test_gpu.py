@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorascope.methods.base import methods
-from lorascope.methods.inject import inject
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
 from lorascope.methods.lora import LoRA, LoRAConfig
 from tests.methods import models
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
+from lorascope.adapt.sublayers import sublayer_outputs
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
-from lorascope.methods.sublayers import sublayer_outputs
 from lorascope.weights import io
 from tests.methods import models
 

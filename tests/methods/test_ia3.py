@@ -8,9 +8,9 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.ia3 import IA3Layer
 from torch import Tensor, nn
 
+from lorascope.adapt.inject import Injected, inject
 from lorascope.errors import InputError
 from lorascope.methods.ia3 import IA3, IA3Config
-from lorascope.methods.inject import Injected, inject
 from lorascope.training.merge import merge
 from lorascope.updates.base import Update
 from lorascope.weights import io
@@ -98,7 +98,7 @@ def test_merging_takes_the_bias_along_and_gives_it_back(case):
     after = {n: p for n, p in mine.model.named_parameters() if ".base." in n}
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
-    mine.fold()
+    mine.merge_and_unload()
     assert distance(logits(mine.model), wanted) < 2e-6
 
 

@@ -6,12 +6,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
+from lorascope.adapt.targets import find_sites
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
 from lorascope.methods.initialise import INITIALISATIONS, initialisation
-from lorascope.methods.inject import Injected, inject
 from lorascope.methods.lora import LoRA, LoRAConfig
-from lorascope.methods.targets import find_sites
 from lorascope.weights import io
 from tests.methods import models
 from tests.methods.test_peft import factors, loss_of

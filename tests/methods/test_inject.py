@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from lorascope.adapt.inject import inject, layer_generator
 from lorascope.errors import InputError
-from lorascope.methods.inject import inject, layer_generator
 from lorascope.methods.lora import LoRA, LoRAConfig
 from tests.methods import models
 
@@ -96,7 +96,7 @@ def test_folded_it_is_an_ordinary_model(dtype, tmp_path):
     modules = [(name, type(module)) for name, module in model.named_modules()]
     injected = trained(lora(model, targets="attention", modules_to_save=["classifier"]))
     before = model.eval()(ids).logits
-    injected.fold()
+    injected.merge_and_unload()
     assert [(name, type(module)) for name, module in model.named_modules()] == modules
     assert {p.dtype for p in model.parameters()} == {dtype}
     # float32: rounding of the sums. bfloat16: W + ΔW and the trained head rounded to 2⁻⁹ once more
@@ -111,7 +111,7 @@ def test_folding_a_trained_head_that_was_tied(tmp_path):
     model, ids = models.gpt2(), models.tokens()
     injected = trained(lora(model, targets=["c_attn"], modules_to_save=["lm_head"]))
     embedding, before = model.transformer.wte.weight.clone(), model.eval()(ids).logits
-    injected.fold()
+    injected.merge_and_unload()
     assert torch.equal(model.transformer.wte.weight, embedding)
     model.save_pretrained(tmp_path)
     reloaded = type(model).from_pretrained(tmp_path).eval()
@@ -244,7 +244,7 @@ def test_merging_one_of_two_tied_weights_leaves_the_other(target, tmp_path):
     injected.unmerge()
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.transformer.wte.weight is shared
-    injected.fold()
+    injected.merge_and_unload()
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(GPT2LMHeadModel.from_pretrained(tmp_path).eval()(ids).logits, merged)
 
@@ -319,7 +319,7 @@ def test_compiles_without_a_graph_break():
 
     script = """
 import torch
-from lorascope.methods.inject import inject
+from lorascope.adapt.inject import inject
 from lorascope.methods.lora import LoRA, LoRAConfig
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from lorascope.adapt.dropout import draw_seed, inflation, keep
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
+from lorascope.adapt.targets import find_sites
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.dropout import draw_seed, inflation, keep
-from lorascope.methods.inject import inject
 from lorascope.methods.lora import LoRA, LoRAConfig, RsLoRA, RsLoRAConfig
-from lorascope.methods.targets import find_sites
 from tests.methods import models
 
 

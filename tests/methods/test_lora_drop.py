@@ -5,11 +5,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from lorascope.adapt.calibration import Calibration
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.targets import find_sites
 from lorascope.errors import InputError, LorascopeError
-from lorascope.methods.inject import Injected, inject
 from lorascope.methods.lora_drop import LoRADrop, LoRADropConfig, fewest, importances, output_sizes, stratified
-from lorascope.methods.rehearsal import Rehearsal
-from lorascope.methods.targets import find_sites
 from lorascope.weights import io
 from tests.methods import models
 
@@ -23,7 +23,7 @@ def injected(make=models.bert, targets=TARGETS, **options) -> Injected:
 
 def chosen(**options) -> Injected:
     found = injected(**options)
-    found.method.recall({"kept": KEPT})
+    found.method.apply_calibration({"kept": KEPT})
     return found
 
 
@@ -35,9 +35,9 @@ def moved(found: Injected) -> Injected:
     return found
 
 
-def rehearsal(look) -> Rehearsal:
+def calibration(look) -> Calibration:
     """Of three texts, without training."""
-    return Rehearsal(3, None, 0, lambda *_: None, look or (lambda _: None), lambda tensor: tensor)
+    return Calibration(3, None, 0, lambda *_: None, look or (lambda _: None), lambda tensor: tensor)
 
 
 def test_a_sample_has_every_class_in_proportion():
@@ -83,7 +83,7 @@ def test_scores_are_their_formula():
         for i in indices:
             model(input_ids=texts[i])
 
-    sizes = output_sizes(found, [0, 2], rehearsal(look))
+    sizes = output_sizes(found, [0, 2], calibration(look))
     for hook in hooks:
         hook.remove()
     for name, layer in found.layers.items():
@@ -157,10 +157,10 @@ def test_dropped_layers_are_the_bases_own():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match=r"the layers to keep are not the adapted ones; found .bert\.pooler\.none."):
-        injected().method.recall({"kept": ["bert.pooler.none"]})
+        injected().method.apply_calibration({"kept": ["bert.pooler.none"]})
     with pytest.raises(InputError, match="cannot share a LoRA that starts from their weights"):
         LoRADropConfig(init="pissa")
     with pytest.raises(InputError, match="threshold is no share"):
         LoRADropConfig(threshold=1.5)
     with pytest.raises(InputError, match="keep: no adapted layer is named 'quary'"):
-        injected(keep=("quary",)).method.rehearse(rehearsal(None))
+        injected(keep=("quary",)).method.calibrate(calibration(None))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import Method
 from lorascope.errors import InputError
-from lorascope.methods.base import Method
-from lorascope.methods.inject import Injected, inject
 from lorascope.methods.lora import LoRA, LoRAConfig
 from lorascope.methods.lora_fa import LoRAFA, LoRAFAConfig
 from tests.methods import models

@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 
+from lorascope.adapt.inject import Injected, inject
 from lorascope.errors import InputError
 from lorascope.methods.dora import DoRA, DoRAConfig
-from lorascope.methods.inject import Injected, inject
 from lorascope.methods.lora import LoRA, LoRAConfig
 from lorascope.methods.lora_plus import LoRAPlus, LoRAPlusConfig
 from tests.methods import models

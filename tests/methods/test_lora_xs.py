@@ -7,8 +7,8 @@ from peft import PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorascope.adapt.inject import inject
 from lorascope.errors import InputError
-from lorascope.methods.inject import inject
 from lorascope.methods.lora_xs import LoRAXS, LoRAXSConfig
 from lorascope.weights import io
 from lorascope.weights.convert import to_low_rank

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorascope.adapt.inject import inject
 from lorascope.errors import InputError
-from lorascope.methods.inject import inject
 from lorascope.methods.magnitude import Magnitude
 
 D_IN, D_OUT = 9, 6

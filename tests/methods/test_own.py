@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
 from lorascope.analyses import spectrum
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import inject
 from lorascope.training import merge as merging
 from lorascope.weights import io
 from lorascope.weights.checkpoint import open_checkpoint
@@ -85,7 +85,7 @@ def test_full_fine_tuning_is_what_torch_does(make):
             loss_of(model).backward()
             optimiser.step()
             optimiser.zero_grad()
-    injected.fold()
+    injected.merge_and_unload()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(injected.model.get_parameter(name), parameter, rtol=1e-12, atol=1e-12)
 
@@ -165,7 +165,7 @@ def test_the_merge_command_gives_the_tuned_model(tmp_path, name):
     io.write(injected.export(), tmp_path, "lorascope")
     model = make()
     merging.merge(model, io.read(tmp_path))
-    injected.fold()
+    injected.merge_and_unload()
     for key, tensor in injected.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], tensor, rtol=0, atol=2e-7)  # one rounding of float32 each
     if make is gpt2:

@@ -6,9 +6,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
 from lorascope.weights import io
 from tests.methods import models
 from tests.methods.test_peft import factors, loss_of

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorascope.methods import products
+from lorascope.adapt import products
 
 LAYOUTS = {
     "contiguous": lambda x: x,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
+from lorascope.adapt.stacked import Layout, Stream, gather, joinable, skeleton, stack, stacked_low_rank
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import inject
-from lorascope.methods.stacked import Layout, Stream, gather, joinable, skeleton, stack, stacked_low_rank
 from tests.methods import models
 
 N, M, D_IN, D_OUT = 3, 5, 7, 6

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
 from lorascope.analyses import spectrum
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import inject
 from lorascope.updates.base import dense
 from lorascope.weights import io
 from tests.methods.models import bert, llama, tokens
@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_a_dense_projection(options):
         delta = [lam[group] * piece for group, piece in zip(part.plan.groups, delta, strict=True)]
     weights = {
         own.name: base.get_parameter(own.name).detach() + piece.view(own.parameter.shape)
-        for own, piece in zip(part.owns, delta, strict=True)
+        for own, piece in zip(part.base_params, delta, strict=True)
     }
     wanted = loss_of(base, weights)
     wanted.backward()

@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
+from lorascope.adapt.targets import find_sites
 from lorascope.errors import InputError
-from lorascope.methods.targets import find_sites
 from tests.methods import models
 
 QKV = ["q_proj", "k_proj", "v_proj"]

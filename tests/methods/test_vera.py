@@ -9,10 +9,10 @@ from peft import PeftModel, VeraConfig, get_peft_model
 from peft.tuners.vera.layer import VeraLayer
 from torch import Tensor, nn
 
+from lorascope.adapt import fused_vera
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods import fused_vera
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
 from lorascope.updates.base import dense
 from lorascope.weights import io
 from lorascope.weights.checkpoint import open_checkpoint

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
+from lorascope.adapt.sublayers import blocks
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
 from lorascope.methods.prefix import real_keys_values
-from lorascope.methods.sublayers import blocks
-from lorascope.training.models import MeanPoolClassifier
+from lorascope.models.loading import MeanPoolClassifier
 from lorascope.weights import io
 from tests.methods import models
 

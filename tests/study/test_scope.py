@@ -86,6 +86,6 @@ def test_what_studies_have_in_common():
 
 
 def test_layers_are_those_of_the_models():
-    from lorascope.training.shapes import _KNOWN
+    from lorascope.models.shapes import _KNOWN
 
     assert {name: values["num_hidden_layers"] for name, (_, values) in _KNOWN.items()} == scope.LAYERS

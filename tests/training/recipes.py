@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lorascope.methods.base import methods
+from lorascope.adapt.method import methods
 from lorascope.training import run
 from lorascope.training.config import parse
 from lorascope.training.loop import evaluate

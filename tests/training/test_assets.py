@@ -6,8 +6,8 @@ import zipfile
 import pytest
 
 from lorascope.errors import LorascopeError
-from lorascope.training import assets
-from lorascope.training.assets import Asset
+from lorascope.models import assets
+from lorascope.models.assets import Asset
 
 CONTENT = {"config.json": b"{}", "weights.bin": b"\x00" * 1000}
 
@@ -81,7 +81,7 @@ def test_a_folder_that_shares_a_packaged_name_does_not_hide_it(cache, monkeypatc
 
 
 def test_knowing_the_assets_imports_no_torch():
-    code = "import sys, lorascope.training.assets; sys.exit('torch' in sys.modules)"
+    code = "import sys, lorascope.models.assets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -4,13 +4,15 @@ import pytest
 import torch
 import transformers as T
 
+from lorascope.adapt.inject import inject
+from lorascope.adapt.method import methods
+from lorascope.adapt.targets import left_out
 from lorascope.errors import InputError, LorascopeError
-from lorascope.methods.base import methods
 from lorascope.methods.full import refuse_codes
-from lorascope.methods.inject import inject
-from lorascope.methods.targets import left_out
-from lorascope.training import checks, data, models, run
-from lorascope.training.config import ModelConfig, override, parse
+from lorascope.models import loading as models
+from lorascope.models.config import ModelConfig
+from lorascope.training import checks, data, run
+from lorascope.training.config import override, parse
 from lorascope.training.data import Encoded
 from lorascope.training.failures import in_words
 from lorascope.training.parallel import World

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from lorascope.errors import InputError
-from lorascope.training import data, merge_base, models, run
-from lorascope.training.config import DataConfig, ModelConfig, parse, resolved
+from lorascope.models import loading as models
+from lorascope.models.config import ModelConfig
+from lorascope.training import data, merge_base, run
+from lorascope.training.config import DataConfig, parse, resolved
 from lorascope.training.loop import Member, World
 from lorascope.training.wordnet import digest
 from lorascope.weights import io

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lorascope.methods.base import methods
-from lorascope.methods.inject import Injected, inject
+from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.method import methods
 from lorascope.training import cost
 from lorascope.training.data import Batch
 from tests.methods import models

@@ -13,6 +13,7 @@ import torch
 from lorascope import locks
 from lorascope.errors import InputError, LorascopeError
 from lorascope.training import run, sweep
+from lorascope.training.calibrate import calibrate
 from lorascope.training.card import read_card
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.config import load, override, parse, resolved
@@ -20,7 +21,6 @@ from lorascope.training.data import DataConfig, read_file
 from lorascope.training.loop import Loop, Member
 from lorascope.training.parallel import World
 from lorascope.training.record import Record, read_config, read_facts, read_summary
-from lorascope.training.rehearse import rehearse
 from lorascope.training.reopen import finished_config
 from tests.training.conftest import classifier_values
 
@@ -77,8 +77,8 @@ def prepared(trained):
     return run.prepare(trained[0], HERE.device)
 
 
-def recall(config, folder, prepared):
-    rehearse(prepared.injected, prepared.train, config, HERE, None, folder, resume=True)
+def apply_calibration(config, folder, prepared):
+    calibrate(prepared.injected, prepared.train, config, HERE, None, folder, resume=True)
 
 
 OPENERS = {
@@ -90,7 +90,7 @@ OPENERS = {
     "run.json": [lambda config, folder, _: read_facts(folder)],
     "summary.json": [lambda config, folder, _: read_summary(folder), lambda config, folder, _: finished_config(folder)],
     "adapter/lorascope.json": [lambda config, folder, _: read_card(folder / "adapter")],
-    "rehearsal.json": [recall],
+    "calibration.json": [recall],
     "sweep.yaml": [
         lambda config, folder, _: sweep._claim(sweep.Plan((sweep.Entry("a", {}, config),), 1), folder, True)
     ],

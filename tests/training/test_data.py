@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from lorascope.errors import InputError
-from lorascope.training import data, models
-from lorascope.training.config import DataConfig, ModelConfig
+from lorascope.models import loading as models
+from lorascope.models.config import ModelConfig
+from lorascope.training import data
+from lorascope.training.config import DataConfig
 from lorascope.training.data import IGNORE, Encoded, Order
 
 

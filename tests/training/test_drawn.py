@@ -9,9 +9,11 @@ import transformers as T
 from peft import PeftModel
 
 from lorascope.errors import InputError
-from lorascope.training import models, run
+from lorascope.models import loading as models
+from lorascope.models.config import ModelConfig
+from lorascope.training import run
 from lorascope.training.card import CARD
-from lorascope.training.config import MethodConfig, ModelConfig, override, parse
+from lorascope.training.config import MethodConfig, override, parse
 from lorascope.training.loop import evaluate
 from lorascope.training.parallel import World
 from tests.training.conftest import SPECIAL, WORDS, classifier_values, lm_values, save_tokenizer

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from lorascope.errors import InputError
+from lorascope.models import loading as models
+from lorascope.models.config import ModelConfig
+from lorascope.models.loading import MeanPoolClassifier
 from lorascope.training import merge as merging
-from lorascope.training import merge_base, models, run
-from lorascope.training.config import ModelConfig
-from lorascope.training.models import MeanPoolClassifier
+from lorascope.training import merge_base, run
 from lorascope.weights import io
 
 IDS = torch.tensor([[2, 5, 6, 7, 3], [2, 9, 8, 3, 0]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorascope.methods.base import methods
+from lorascope.adapt.method import methods
 from tests.training.recipes import RECIPES, accuracy
 
 PROBE = 0.756  # logistic regression on the frozen encoder's features, C chosen on held-out texts (the quickstart)

@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
+from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.methods.base import methods
 from lorascope.training import run
 from lorascope.training.config import override, parse, resolved
 from tests.training.conftest import classifier_values

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from lorascope.errors import InputError
-from lorascope.training import models, run, sweep
+from lorascope.models import loading as models
+from lorascope.training import run, sweep
 from lorascope.training.config import parse, read
 from lorascope.training.loop import Loop, Member
 from lorascope.training.parallel import World

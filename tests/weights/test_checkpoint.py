@@ -225,7 +225,7 @@ def test_the_models_that_transpose_experts_are_those_whose_class_says_so():
 
     import transformers
 
-    from lorascope.weights import orientation
+    from lorascope import architectures
 
     folder = Path(transformers.__file__).parent / "models"
     flagged = {
@@ -233,11 +233,11 @@ def test_the_models_that_transpose_experts_are_those_whose_class_says_so():
         for path in folder.glob("*/modeling_*.py")
         if re.search(r"use_experts_implementation\([^)]*is_transposed=True", path.read_text(encoding="utf-8"))
     }
-    assert flagged <= set(orientation._TRANSPOSED_EXPERTS)
+    assert flagged <= set(architectures._TRANSPOSED_EXPERTS)
     users = {
         path.parent.name
         for path in folder.glob("*/modeling_*.py")
         if re.search(r"import .*\bConv1D\b", path.read_text())
     }
-    known = {name.replace("openai-gpt", "openai") for name in orientation._CONV1D_MODELS}
+    known = {name.replace("openai-gpt", "openai") for name in architectures._CONV1D_MODELS}
     assert users <= known

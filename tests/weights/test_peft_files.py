@@ -17,8 +17,8 @@ from lorascope.errors import InputError
 from lorascope.updates.base import Update, dense
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import open_checkpoint
+from lorascope.weights.formats.peft.config import Pattern
 from lorascope.weights.io import read, write
-from lorascope.weights.peft.config import Pattern
 from lorascope.weights.tensors import InMemory
 from tests.weights import examples_peft as peft
 from tests.weights.examples_peft import build, merged_deltas, randomise, tiny
@@ -219,7 +219,7 @@ def test_configs_of_peft_itself_have_no_unknown_fields():
 
     from peft import IA3Config, LoHaConfig, LoKrConfig, VeraConfig
 
-    from lorascope.weights.peft.config import KNOWN
+    from lorascope.weights.formats.peft.config import KNOWN
 
     for config in (LoraConfig, AdaLoraConfig, VeraConfig, IA3Config, LoHaConfig, LoKrConfig):
         assert {field.name for field in fields(config)} <= KNOWN, config

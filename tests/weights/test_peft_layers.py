@@ -8,9 +8,10 @@ from torch import nn
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorascope.analyses import spectrum
+from lorascope.analyses.resize import truncate as resize
 from lorascope.errors import InputError
 from lorascope.updates.base import dense
-from lorascope.weights import io, resize
+from lorascope.weights import io
 from lorascope.weights.checkpoint import open_checkpoint
 
 TINY = {"vocab_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}

@@ -22,12 +22,13 @@ from peft import (
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file as save_model
 
+from lorascope.analyses.resize import truncate as resize
+from lorascope.analyses.resize.truncate import Energy, ParameterBudget, RankBudget, Spectrum, Uniform
 from lorascope.errors import InputError
 from lorascope.updates.base import Update, dense
-from lorascope.weights import io, resize
+from lorascope.weights import io
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import open_checkpoint
-from lorascope.weights.resize import Energy, ParameterBudget, RankBudget, Spectrum, Uniform
 from lorascope.weights.tensors import InMemory
 from tests.weights.examples import case_id, cases
 from tests.weights.examples_peft import build, merged_deltas, tiny

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorascope.analyses.activations.result import ActivationsResult, ModuleResponse, Similarity
-from lorascope.analyses.names import depth, module_types
+from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg import cka
 from lorascope.weights.adapter import NotAnalysed

@@ -8,8 +8,8 @@ import numpy as np
 
 from lorascope.analyses.compare.side import Side
 from lorascope.linalg import dense, haar
-from lorascope.linalg.inside import RandomInside, fourth_power, random_inside
-from lorascope.linalg.known import KnownSvd
+from lorascope.linalg.cached_svd import KnownSvd
+from lorascope.linalg.random_projection import RandomInside, fourth_power, random_inside
 from lorascope.weights.base_svd import SvdCache
 
 EXACT = 1024  # up to this shorter side W is decomposed (¼ s there), and kept; above it only where that was done before

@@ -11,10 +11,10 @@ import lorascope
 from lorascope.analyses.against_base import page
 from lorascope.analyses.against_base.module import ModuleAgainstBase, measure
 from lorascope.analyses.compare.side import read
-from lorascope.analyses.names import depth, module_types
 from lorascope.analyses.spectrum.result import selected
+from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Finding
-from lorascope.linalg.host import one_thread
+from lorascope.linalg.blas import one_thread
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.base_svd import SvdCache

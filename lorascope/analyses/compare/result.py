@@ -25,10 +25,10 @@ from lorascope.analyses.compare.pair import Row, compare
 from lorascope.analyses.compare.seeds import contrast
 from lorascope.analyses.compare.side import DIRECTIONS, Side, read
 from lorascope.analyses.compare.summary import rates, summary_of, summary_of_matrices
-from lorascope.analyses.names import depth, module_types
+from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Finding
 from lorascope.errors import InputError, some
-from lorascope.linalg.host import one_thread
+from lorascope.linalg.blas import one_thread
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint

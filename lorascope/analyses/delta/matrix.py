@@ -10,7 +10,7 @@ import numpy as np
 
 from lorascope.linalg import dense, noise, spectrum
 from lorascope.linalg.arrays import Array, to_numpy
-from lorascope.linalg.host import one_thread
+from lorascope.linalg.blas import one_thread
 from lorascope.linalg.matrix import Matrix
 from lorascope.weights.delta import Difference, Pair
 

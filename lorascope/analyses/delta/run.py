@@ -12,7 +12,7 @@ from lorascope.analyses.delta import model
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta, measure, measure_vector, threads_for
 from lorascope.analyses.delta.result import DeltaResult, Side
 from lorascope.analyses.delta.state import keeping
-from lorascope.analyses.names import depth, module_types
+from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError, some
 from lorascope.linalg.arrays import Array
 from lorascope.patterns import Pattern

@@ -13,8 +13,8 @@ import numpy as np
 
 from lorascope.analyses.dimension.facts import ScoreLike, Trained, freedom
 from lorascope.analyses.dimension.spectra import SHARES, Parts
-from lorascope.linalg.crossing import bracket, largest_drop
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.threshold import bracket, largest_drop
 
 Tick = Callable[[str], None]
 

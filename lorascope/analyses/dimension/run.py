@@ -12,7 +12,7 @@ from lorascope.analyses.dimension.functional import Baseline, Curve, Truncations
 from lorascope.analyses.dimension.result import DimensionResult, FullRun
 from lorascope.analyses.dimension.sizes import TrainedRun
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum, Parts, Split
-from lorascope.analyses.names import module_types
+from lorascope.architectures import module_types
 from lorascope.errors import InputError, some
 from lorascope.linalg.factored import Factored
 from lorascope.patterns import Pattern

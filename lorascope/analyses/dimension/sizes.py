@@ -12,7 +12,7 @@ import numpy as np
 
 from lorascope.analyses.dimension.facts import RunFacts
 from lorascope.analyses.dimension.spectra import SHARES
-from lorascope.linalg.crossing import largest_drop
+from lorascope.linalg.threshold import largest_drop
 
 RESAMPLES = 2000
 ENDS = (2.5, 97.5)  # percent

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorascope.analyses.names import depth, module_types
+from lorascope.architectures import depth, module_types
 from lorascope.linalg import noise, spectrum
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import Matrix

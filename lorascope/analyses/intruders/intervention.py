@@ -24,7 +24,7 @@ from lorascope.analyses.intruders.module import ModuleIntruders, in_bases
 from lorascope.analyses.intruders.result import IntrudersResult
 from lorascope.blocks import Block, Column, Finding, Heading, Lines, Marker, Series, Table
 from lorascope.errors import InputError
-from lorascope.linalg import changed
+from lorascope.linalg import svd_update as changed
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.weights.base_svd import SvdCache

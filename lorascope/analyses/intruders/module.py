@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.linalg import changed, deformation, dense
-from lorascope.linalg.changed import Changed
+from lorascope.linalg import deformation, dense
+from lorascope.linalg import svd_update as changed
+from lorascope.linalg.cached_svd import KnownSvd
 from lorascope.linalg.haar import largest_cosine
-from lorascope.linalg.known import KnownSvd
 from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.subspace import Bases, bases
+from lorascope.linalg.svd_update import Changed
 
 SIDES = ("left", "right")
 SPECTRUM_IN_FULL = 1024  # up to this shorter side a ΔW that is not low rank gets all of its singular values

@@ -8,9 +8,9 @@ import numpy as np
 from lorascope.analyses.delta.run import selected
 from lorascope.analyses.intruders.module import ModuleIntruders, measure
 from lorascope.analyses.intruders.result import EPSILONS, CacheUse, IntrudersResult
-from lorascope.analyses.names import depth, module_types
+from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
-from lorascope.linalg.host import one_thread
+from lorascope.linalg.blas import one_thread
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.weights.adapter import Adapter, NotAnalysed
 from lorascope.weights.base_svd import SvdCache

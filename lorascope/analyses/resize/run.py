@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lorascope.analyses.names import depth, module_types
+from lorascope.analyses.resize import truncate as resize
 from lorascope.analyses.resize.result import Plan, ResizedModule, ResizeResult
+from lorascope.analyses.resize.truncate import Energy, Rule, Spectrum, Truncated, Uniform
+from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
-from lorascope.linalg.host import one_thread
+from lorascope.linalg.blas import one_thread
 from lorascope.linalg.noise import noise_spectrum
 from lorascope.linalg.nulls import structureless_energy
-from lorascope.weights import resize
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint
-from lorascope.weights.resize import Energy, Rule, Spectrum, Truncated, Uniform
 
 Evaluate = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # ΔW by module in; loss and accuracy out
 

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import lorascope
-from lorascope.analyses.names import depth, module_types
 from lorascope.analyses.spectrum import findings as words
 from lorascope.analyses.spectrum import page
 from lorascope.analyses.spectrum.module import ModuleSpectrum, has_direction, measure
+from lorascope.architectures import depth, is_vocabulary, module_types
 from lorascope.blocks import Block, Finding
 from lorascope.errors import InputError, some
-from lorascope.linalg.host import one_thread
+from lorascope.linalg.blas import one_thread
 from lorascope.linalg.spectrum import EXTREME
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, NotAnalysed, Source
 from lorascope.weights.caveats import fewer_layers
-from lorascope.weights.checkpoint import is_vocabulary
 from lorascope.weights.pieces import is_large
 from lorascope.weights.quantised import scheme_of
 from lorascope.weights.tensors import first_rows

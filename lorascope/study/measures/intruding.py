@@ -73,8 +73,8 @@ def scaled(folders: Sequence[Path], method: str, texts: int, split: str | None) 
     """Task loss and forgetting with the top intruder of every weight scaled by λ, and with the controls."""
     from lorascope.analyses import intruders
     from lorascope.analyses.intruders.intervention import ARMS, intervene
+    from lorascope.models import assets
     from lorascope.study.measures.retention import Retention
-    from lorascope.training import assets
     from lorascope.weights.checkpoint import open_checkpoint
 
     run = opened(folders[0], texts, split)

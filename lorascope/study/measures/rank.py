@@ -40,7 +40,7 @@ def _known(name: str, delta: np.ndarray, rng: np.random.Generator) -> Row:
 def described(name: str, shape: tuple[int, int], sigma: np.ndarray, product: bool) -> Row:
     """A row on the singular values of a ΔW; of a `product` B·A, whose noise is not iid, some are None."""
     from lorascope.analyses.dimension import spectra
-    from lorascope.analyses.names import depth
+    from lorascope.architectures import depth
     from lorascope.linalg.noise import noise_measures
 
     found = spectra.measure("", name, "", shape, sigma, product)

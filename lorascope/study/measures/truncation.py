@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorascope.linalg.crossing import bracket
+from lorascope.linalg.threshold import bracket
 from lorascope.study.definition import Scalar
 from lorascope.study.measures.finished import matrices, opened
 from lorascope.study.measures.rank import part_of

@@ -22,9 +22,9 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.parts import Part, alpha_scale, comfy_extras, kernel_of, low_rank_roles
+from lorascope.weights.formats.peft.config import Config, parse_config
+from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.leftovers import changes_delta, modules_of
-from lorascope.weights.peft.config import Config, parse_config
-from lorascope.weights.peft.keys import PREFIX
 from lorascope.weights.tensors import reshaped
 
 if TYPE_CHECKING:

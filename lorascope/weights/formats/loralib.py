@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorascope.architectures import LITGPT_FUSED
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 SUFFIXES = ("lora_A", "lora_B", "lora_E", "ranknum")
 PARAMETERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "position_ids", "masked_bias")
 _LORAS = re.compile(r"\.loras\.[^.]+(?=\.)")
-LITGPT_FUSED = (".attn.attn", ".attn.qkv")
 LITGPT = (
     "litgpt's fused query, key and value: grouped-query attention makes them unequal, "
     "and their sizes are in the model's config, which the file does not hold"

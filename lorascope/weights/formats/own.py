@@ -36,7 +36,7 @@ NAME, SCHEMA = "lorascope", 1
 _PLAIN = {"kernel": (), "base_weight": None, "expert": None, "notes": (), "transposed": False, "embedding": False}
 
 
-class Own(Format):
+class BaseParam(Format):
     name = NAME
     about = "lorascope's own: adapter_config.json (format: lorascope) and adapter_model.safetensors; holds any adapter"
 
@@ -214,4 +214,4 @@ def _json(record: Mapping[str, Any]) -> str:
         raise InputError("this adapter's settings cannot be written as JSON", found=str(error)) from None
 
 
-formats.register(NAME)(Own())
+formats.register(NAME)(BaseParam())

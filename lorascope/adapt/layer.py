@@ -1,0 +1,218 @@
+"""One layer of a model with its one update: the place, the trained part, and both together.
+
+Shapes are those of the map y = W x: W (d_out, d_in). Where a layer stores its weight as (d_in, d_out), as GPT-2's
+Conv1D and every Embedding do, its `Site` says `transposed`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorascope.adapt.merging import MergedWeight, rounded_sum, widened
+from lorascope.errors import InputError
+from lorascope.linalg.arrays import Float
+from lorascope.updates.base import Stored, Update, dense, kinds
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer of the base model that can carry an update.
+
+    Attributes:
+        name: its path in the base model, `model.layers.0.self_attn.q_proj`.
+        layer: the layer itself.
+        kind: what sort of layer it is.
+        d_in, d_out: the sizes of the map; of an embedding, (vocabulary, width).
+        transposed: the weight is stored as (d_in, d_out).
+    """
+
+    name: str
+    layer: nn.Module
+    kind: Literal["linear", "conv1d", "embedding"]
+    d_in: int
+    d_out: int
+    transposed: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored weight: (d_out, d_in), or (d_in, d_out) where `transposed`."""
+        return self.layer.weight
+
+    @property
+    def master_dtype(self) -> torch.dtype:
+        """What trained parameters are kept in: float32, whatever the base is stored in; float64 on a float64 base."""
+        weight = self.weight
+        return torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
+
+
+class Delta(nn.Module, ABC):
+    """The trained part of one layer: the roles of one update, and how it acts on the layer's input.
+
+    Attributes:
+        kind: the registered name of its kind in `lorascope.updates`.
+        scale: the resolved scale, α/r and the like.
+    """
+
+    kind: str
+    scale: float
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Only the update's output, ΔW applied to x, in x's floating dtype: (..., d_in) → (..., d_out).
+
+        Of an embedding, x holds token ids (...) and the output has the dtype of the base's weight.
+        """
+
+    @abstractmethod
+    def roles(self) -> dict[str, Tensor]:
+        """The arrays by role name, in the kind's shapes, in the dtype they are trained in."""
+
+    def load_roles(self, roles: Mapping[str, Tensor], scale: float) -> None:
+        """Take these arrays and this scale, as read from a file. InputError where the method cannot hold them."""
+        raise InputError(f"{type(self).__name__} cannot be filled from a file")
+
+    def stored(self) -> dict[str, Stored]:
+        """Those of the roles that an export need not copy: views of a shared array, or a draw in place of numbers."""
+        return {}
+
+    def forward_with_base(self, base: nn.Module, x: Tensor) -> Tensor:
+        """base(x) plus the update's output. A kind that can do both in fewer passes overrides this."""
+        return base(x) + self(x)
+
+    @torch.no_grad()
+    def weight(self, base: Tensor | None = None) -> Float[Tensor, "d_out d_in"]:
+        """ΔW multiplied out, in the dtype of the roles. `base` is W (d_out, d_in), for kinds that need it."""
+        return dense(kinds.get(self.kind).delta(self.roles(), self.scale, base))
+
+
+@dataclass(frozen=True)
+class Merged(MergedWeight):
+    """What merging did to one layer; its `name` is the layer's path in the base model.
+
+    Attributes:
+        untied: paths of the layers that shared this weight and now keep the old one alone.
+    """
+
+    untied: tuple[str, ...] = ()
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen layer and its one update: forward(x) = base(x) + delta(x)."""
+
+    def __init__(self, site: Site, delta: Delta):
+        super().__init__()
+        self.base, self.delta = site.layer, delta
+        self.name, self.transposed, self.embedding = site.name, site.transposed, site.kind == "embedding"
+        # Gemma's embeddings multiply their output by √width, which the update's output must share.
+        self.output_scale = float(getattr(site.layer, "embed_scale", 1.0)) if self.embedding else 1.0
+        self._original: nn.Parameter | None = None
+        self._original_bias: nn.Parameter | None = None
+        self.train(site.layer.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight as it is now, for model code that asks a layer for its dtype or device."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @property
+    def merged(self) -> bool:
+        return self._original is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) → (..., d_out), or token ids (...) → (..., d_out)."""
+        if self._original is not None:
+            return self.base(x)
+        if self.output_scale != 1.0:
+            return self.base(x) + self.delta(x) * self.output_scale
+        return self.delta.forward_with_base(self.base, x)
+
+    @torch.no_grad()
+    def merge(self) -> Merged:
+        """Put W + ΔW in W's place, summed in float32 or wider and rounded once to W's dtype.
+
+        The base gets a new parameter and the old one is kept aside: whoever shares the old one (tied embeddings) keeps
+        it unchanged, and `unmerge` brings back the very same bits. Both are in memory until then.
+
+        Raises:
+            InputError: the layer is merged already, its weight is not stored in a floating dtype, or a number in the
+                sum is NaN or infinite.
+        """
+        original = self.base.weight
+        if self.merged:
+            raise InputError(f"{self.name} is merged already", hint="unmerge it first")
+        wide = widened(original)
+        delta = self.delta.weight(wide.t() if self.transposed else wide)
+        stored, what_it_did = rounded_sum(self.name, original, delta.t() if self.transposed else delta)
+        self.base.weight = nn.Parameter(stored, requires_grad=False)
+        self._original = original
+        self._merge_bias()
+        return Merged(**vars(what_it_did))
+
+    def _merge_bias(self) -> None:
+        """What the update does to the bias, where it acts on the output as a whole."""
+        bias = getattr(self.base, "bias", None)
+        if bias is None:
+            return
+        wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
+        change = kinds.get(self.delta.kind).bias_change(self.delta.roles(), self.delta.scale, wide)
+        if change is not None:
+            self.base.bias = nn.Parameter((wide + change).to(bias.dtype), requires_grad=False)
+            self._original_bias = bias
+
+    def unmerge(self) -> None:
+        """Put the original weight and bias back, bit for bit. Nothing happens where nothing is merged."""
+        if self._original is not None:
+            self.base.weight = self._original
+        if self._original_bias is not None:
+            self.base.bias = self._original_bias
+        self._original = self._original_bias = None
+
+
+class TrainedPart(nn.Module, ABC):
+    """A trained piece that is not the update of one layer's map: parameters of the base itself, a soft prompt, a
+    bottleneck between two layers. Its parameters and buffers are the adapter's; it must own none of the base's modules.
+
+    Attributes:
+        reason: why its tensors are no weight update, where they are none.
+        context_tokens: how many positions of the context it takes at inference.
+    """
+
+    reason: ClassVar[str] = ""
+    context_tokens: int = 0
+
+    def updates(self) -> dict[str, Update]:
+        """What it changes in weights of the base, by name; nothing by default."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it besides `updates`, by name: all of its state by default."""
+        return dict(self.state_dict())
+
+    @abstractmethod
+    def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
+        """Take what a file holds under the names of `updates` and `tensors`. InputError where it does not fit."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take it out of the model again, which then is what it was, bit for bit."""
+
+    def set_enabled(self, on: bool) -> None:
+        """Stand aside in the forward pass, so that the base alone can be run and timed, or take part in it again.
+
+        Nothing by default: whoever only changes values of the base costs what the base costs.
+        """
+
+    def merge(self) -> list[Merged]:
+        """Put it into the weights. InputError where no weight can hold it."""
+        raise InputError(f"{type(self).__name__} cannot be merged", hint="it is no change of a weight")
+
+    def unmerge(self) -> None:
+        """Undo `merge`; nothing happens where nothing is merged."""

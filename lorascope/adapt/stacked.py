@@ -1,0 +1,431 @@
+"""Several adapters on one frozen base, trained in one pass.
+
+The members' sequences lie one after another on the batch axis, so that the base runs once over all of them, and every
+adapted layer gives each member's rows that member's update. Nothing is shared between members but the base: no sum runs
+over two members' rows, so one that diverges leaves the others' numbers alone.
+
+Low-rank updates of one layer are computed together, padded with zeros to the largest rank:
+
+    Y = X Wᵀ + bias + s·(X A'ᵀ) B'ᵀ      X (n, m, d_in) for n members of m tokens, A' (n, r, d_in), B' (n, d_out, r)
+
+with the base's product over all n·m rows at once, and batched products for the rest. Padded rows of A' and columns of
+B' are zero and get no gradient, since each gradient is cut to its own rank. Any other update runs by its own code, on
+its member's rows cut to the member's own length: on what a run of its own would see, dropout's shapes included.
+
+mLoRA (arXiv 2312.02515), LoRAFusion (EuroSys 2026) and PLoRA (ICML 2026) train many adapters so on GPUs.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lorascope.adapt.inject import Injected, replace_modules
+from lorascope.adapt.layer import AdaptedLayer, Delta
+from lorascope.adapt.layers import autocast, plain
+from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
+from lorascope.adapt.products import matmul
+from lorascope.errors import InputError
+from lorascope.linalg.arrays import Float
+
+# `forward_with_base` of these is base(x) plus the update's output: the base can then run once for all members.
+ADDED = (Delta.forward_with_base, LowRankDelta.forward_with_base, LowRankEmbeddingDelta.forward_with_base)
+
+
+class Stream:
+    """One member's random numbers: inside `with stream`, torch's global generators are where its own run has them.
+
+    Args:
+        device: whose generator is kept besides the CPU's.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._seed: int | None = None
+        self._states: list[Tensor] = []
+
+    def restart(self, seed: int) -> None:
+        """Begin anew from this seed, as `torch.manual_seed` would."""
+        self._seed, self._states = seed, []
+
+    def __enter__(self) -> None:
+        if not self._states:
+            if self._seed is not None:
+                torch.manual_seed(self._seed)
+            return
+        torch.set_rng_state(self._states[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._states[1], self.device)
+
+    def __exit__(self, *_: object) -> None:
+        self._states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            self._states.append(torch.cuda.get_rng_state(self.device))
+
+
+class Layout:
+    """Whose is which row of the joint batch. The loop says so before each pass.
+
+    Attributes:
+        streams: the members' random numbers, in the order of their rows.
+        size: sequences of each member.
+        lengths: tokens of each member's longest sequence, to which its own run would pad.
+    """
+
+    def __init__(self, streams: Sequence[Stream]):
+        self.streams = list(streams)
+        self.size, self.lengths = 0, (0,) * len(self.streams)
+
+    @property
+    def members(self) -> int:
+        return len(self.streams)
+
+    def set(self, size: int, lengths: Sequence[int]) -> None:
+        self.size, self.lengths = size, tuple(lengths)
+
+    def flat(self, x: Tensor) -> bool:
+        """Whether x has one row per token and not per sequence. InputError where it has neither."""
+        sequences = self.members * self.size
+        if x.ndim and x.shape[0] == sequences:
+            return False
+        if x.ndim and x.shape[0] == sequences * max(self.lengths):
+            return True
+        raise InputError(
+            "a layer of this model mixes the sequences of a batch, so that adapters cannot share a pass",
+            found=f"an input of shape {tuple(x.shape)}",
+            expected=f"{sequences} rows, one for each sequence",
+            hint="train one after another with sweep.max_parallel=1",
+        )
+
+    def rows(self, x: Tensor) -> list[Tensor]:
+        """Each member's rows of x, padding and all."""
+        self.flat(x)
+        return list(x.split(x.shape[0] // self.members))
+
+    def cut(self, x: Tensor, member: int, flat: bool) -> Tensor:
+        """A member's rows of a layer's input, (b, S, d) or (b·S, d), cut to its own length. Others stay whole."""
+        longest, own = max(self.lengths), self.lengths[member]
+        if own == longest:
+            return x
+        if flat:
+            return x.unflatten(0, (self.size, longest))[:, :own].flatten(0, 1)
+        return x[:, :own] if self._has_tokens(x) else x
+
+    def fill(self, y: Tensor, x: Tensor, member: int, flat: bool) -> Tensor:
+        """The inverse for the layer's output: zeros where x was cut away. Nothing reads them but other padding."""
+        missing = max(self.lengths) - self.lengths[member]
+        if not missing or not (flat or self._has_tokens(x)):
+            return y
+        y = y.unflatten(0, (self.size, -1)) if flat else y
+        y = F.pad(y, (0, 0) * (y.ndim - 2) + (0, missing))
+        return y.flatten(0, 1) if flat else y
+
+    def _has_tokens(self, x: Tensor) -> bool:
+        """(b, S, ...) of floats or ids (b, S); not the (b, d) of a pooled state, whatever d is."""
+        return x.ndim >= (3 if x.is_floating_point() else 2) and x.shape[1] == max(self.lengths)
+
+
+class StackedModule(nn.Module):
+    """A module that every member has its own of, a head say: each runs on its own rows."""
+
+    def __init__(self, layout: Layout, parts: Sequence[nn.Module]):
+        super().__init__()
+        self.layout, self.parts = layout, nn.ModuleList(parts)
+        self.draws = any(_draws(part) for part in parts)
+
+    @property
+    def weight(self) -> Tensor:
+        """The first member's, for model code that asks a layer for its dtype or device."""
+        return self.parts[0].weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.parts[0].bias
+
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+        if any(isinstance(value, Tensor) for value in (*others, *named.values())):
+            raise InputError(f"{type(self.parts[0]).__name__} takes several tensors, so that adapters cannot share it")
+        rows = self.layout.rows(x)
+        outputs = [self._run(i, lambda x=x, part=part: part(x, *others, **named)) for i, part, x in self._each(rows)]
+        return torch.cat(outputs)
+
+    def _each(self, rows: Sequence[Tensor]) -> Iterator[tuple[int, nn.Module, Tensor]]:
+        return ((i, part, x) for i, (part, x) in enumerate(zip(self.parts, rows, strict=True)))
+
+    def _run(self, member: int, call: Callable[[], Tensor]) -> Tensor:
+        """The call, with the member's own random numbers where it may draw any."""
+        if not (self.training and self.draws):
+            return call()
+        with self.layout.streams[member]:
+            return call()
+
+
+class StackedLayer(StackedModule):
+    """One layer of the base with each member's update. Members that do not adapt it have the plain layer as their part.
+
+    Neighbours of one sort form a group: "stacked" low-rank updates and the base's product in one node; updates that are
+    "added" to the base's output, which runs once for the group; and layers that run "whole", base and all.
+    """
+
+    def __init__(self, layout: Layout, parts: Sequence[nn.Module]):
+        super().__init__(layout, parts)
+        # Plain attributes beside the registered modules: each pass asks for them once a member and layer.
+        self._own = tuple(parts)
+        self.__dict__["_base"] = _base(parts[0])
+        self._found: dict[bool, list[tuple[str, list[int]]]] = {}
+        deltas = [part.delta for part in parts if isinstance(part, AdaptedLayer)]
+        if len(deltas) == len(parts) and all(isinstance(delta, LowRankDelta) for delta in deltas):
+            gather([delta.A for delta in deltas])
+            gather([delta.B for delta in deltas])
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        per_member = x.shape[0] // self.layout.members
+        flat = self.layout.flat(x)
+        outputs = []
+        for sort, members in self._groups():
+            rows = x[members[0] * per_member : (members[-1] + 1) * per_member]
+            outputs.append(getattr(self, f"_{sort}")(rows, members, flat))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _groups(self) -> list[tuple[str, list[int]]]:
+        """The members in groups of neighbours, each with its sort. Found once for training and once for evaluation."""
+        if self.training not in self._found:
+            groups = groupby(range(len(self._own)), self._sort)
+            self._found[self.training] = [(sort, list(members)) for sort, members in groups]
+        return self._found[self.training]
+
+    def _sort(self, member: int) -> str:
+        part, base = self._own[member], self._base
+        if _base(part).weight is not base.weight:
+            return "whole"
+        if not isinstance(part, AdaptedLayer):
+            return "added"
+        delta = part.delta
+        dropping = delta.training and getattr(delta, "dropout", 0.0) > 0
+        if (
+            type(delta).forward_with_base is LowRankDelta.forward_with_base
+            and not dropping
+            and plain(base, base.weight)
+        ):
+            return "stacked"
+        return "added" if type(delta).forward_with_base in ADDED else "whole"
+
+    def _stacked(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
+        base, deltas = self._base, [self._own[i].delta for i in members]
+        weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
+        x = autocast(x)
+        rows = x.reshape(len(members), -1, x.shape[-1])
+        factors = [delta.factors() for delta in deltas]
+        scales = [float(delta.scale) for delta in deltas]
+        a, b = [a for a, _ in factors], [b for _, b in factors]
+        return stacked_low_rank(rows, a, b, scales, weight, base.bias).view(*x.shape[:-1], -1)
+
+    def _added(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
+        y = self._base(x)
+        if not any(isinstance(self._own[i], AdaptedLayer) for i in members):
+            return y
+        outputs = []
+        for i, rows, out in zip(members, x.chunk(len(members)), y.chunk(len(members)), strict=True):
+            if isinstance(self._own[i], AdaptedLayer):
+                out = out + self.layout.fill(self._update(i, self.layout.cut(rows, i, flat)), rows, i, flat)
+            outputs.append(out)
+        return torch.cat(outputs)
+
+    def _update(self, member: int, x: Tensor) -> Tensor:
+        layer = self._own[member]
+        y = self._run(member, lambda: layer.delta(x))
+        return y if layer.output_scale == 1.0 else y * layer.output_scale
+
+    def _whole(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
+        outputs = []
+        for i, rows in zip(members, x.chunk(len(members)), strict=True):
+            own = self.layout.cut(rows, i, flat)
+            y = self._run(i, lambda i=i, own=own: self._own[i](own))
+            outputs.append(self.layout.fill(y, rows, i, flat))
+        return torch.cat(outputs)
+
+
+def skeleton(model: nn.Module, keep: Sequence[nn.Module] = ()) -> nn.Module:
+    """A second tree of the model's modules over the same tensors. Modules in `keep` are the very same in both."""
+    memo: dict[int, Any] = {id(module): module for module in keep}
+    memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def joinable(first: Injected, other: Injected) -> bool:
+    """Whether two adapters can share a pass: outside of their own layers, both models are the same."""
+    return not first.parts and not other.parts and _differing(first, other) is not None
+
+
+def stack(members: Sequence[Injected], layout: Layout) -> nn.Module:
+    """The joint model of members that are `joinable`: it takes their batches one after another on the batch axis.
+
+    It holds the members' own layers and heads, so that whatever trains there is trained in each member.
+    """
+    first = members[0]
+    paths = {path: StackedLayer for member in members for path in member.layers}
+    paths |= {path: StackedModule for member in members for path in member.originals}
+    paths |= {path: StackedModule for member in members[1:] for path in _differing(first, member) or ()}
+    outer = {path: cls for path, cls in paths.items() if not any(path.startswith(other + ".") for other in paths)}
+    own = [first.model.get_submodule(path) for path in outer]
+    joint = skeleton(first.model, keep=own)
+    for path, cls in outer.items():
+        parts = [member.model.get_submodule(path) for member in members]
+        replace_modules(joint, [(joint.get_submodule(path), cls(layout, parts))])
+    return joint
+
+
+def draws(injected: Injected) -> bool:
+    """Whether the adapter itself draws random numbers while it trains: dropout of its own."""
+    return any(_draws(part) for part in injected._parts().values())
+
+
+def _base(part: nn.Module) -> nn.Module:
+    return part.base if isinstance(part, AdaptedLayer) else part
+
+
+def _draws(part: nn.Module) -> bool:
+    return any(_probability(each) > 0 for each in part.modules())
+
+
+def _probability(module: nn.Module) -> float:
+    """Of its dropout, whether it is a dropout layer or has it as a number."""
+    found = getattr(module, "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "dropout", 0.0)
+    return found if isinstance(found, float) else 0.0
+
+
+def _differing(first: Injected, other: Injected) -> list[str] | None:
+    """Paths of plain leaf modules with tensors of their own, frozen heads say; None where more than that differs."""
+    skipped = [*first.layers, *first.originals, *other.layers, *other.originals]
+    mine, theirs = (_outside(injected.model, skipped) for injected in (first, other))
+    if mine.keys() != theirs.keys():
+        return None
+    paths = []
+    for path, module in mine.items():
+        twin = theirs[path]
+        if type(module) is not type(twin) or _hooks(module) != _hooks(twin) or "forward" in vars(module) | vars(twin):
+            return None
+        if _tensors(module) != _tensors(twin):
+            if next(module.children(), None) is not None:
+                return None
+            paths.append(path)
+    return paths
+
+
+def _outside(model: nn.Module, skipped: Sequence[str]) -> dict[str, nn.Module]:
+    inside = tuple(f"{path}." for path in skipped)
+    return {path: m for path, m in model.named_modules() if path not in skipped and not path.startswith(inside)}
+
+
+def _tensors(module: nn.Module) -> dict[str, int]:
+    return {name: id(tensor) for name, tensor in (*module._parameters.items(), *module._buffers.items())}
+
+
+def _hooks(module: nn.Module) -> tuple[int, int]:
+    return len(module._forward_hooks), len(module._forward_pre_hooks)
+
+
+def stacked_low_rank(
+    x: Float[Tensor, "n m d_in"],
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scales: Sequence[float],
+    weight: Float[Tensor, "d_out d_in"],
+    bias: Float[Tensor, " d_out"] | None = None,
+) -> Float[Tensor, "n m d_out"]:
+    """x Wᵀ + bias + sᵢ·(xᵢ Aᵢᵀ) Bᵢᵀ for each member i, with A (rᵢ, d_in) and B (d_out, rᵢ) of any ranks; W is frozen.
+
+    In x's dtype. Gradients reach x and every A and B, each in its own dtype.
+    """
+    return _Stacked.apply(x, tuple(scales), weight, bias, *a, *b)
+
+
+class _Stacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scales, weight, bias, *factors):
+        n = len(scales)
+        scale = _column(scales, x.dtype, x.device)  # (n, 1, 1)
+        a = _padded(factors[:n], 0).to(x.dtype)  # (n, r, d_in)
+        b = _padded(factors[n:], 1).to(x.dtype)  # (n, d_out, r)
+        bias = None if bias is None else bias.to(x.dtype)
+        y = F.linear(x.flatten(0, 1), weight.to(x.dtype), bias).view(n, -1, weight.shape[0])  # (n, m, d_out)
+        h = torch.bmm(x, a.transpose(1, 2)).mul_(scale)  # (n, m, r): the scale belongs on what is smallest
+        need_a, need_b = any(ctx.needs_input_grad[4 : 4 + n]), any(ctx.needs_input_grad[4 + n :])
+        ctx.save_for_backward(x if need_a else None, h if need_b else None, a, b, weight, scale)
+        ctx.needs = need_a, need_b
+        ctx.likes = [(factor.shape, factor.dtype) for factor in factors]
+        y.baddbmm_(h, b.transpose(1, 2))
+        return torch.ops.aten._unsafe_view(y, list(y.shape))  # no view, which a model could not change in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, h, a, b, weight, scale = ctx.saved_tensors
+        grad = grad.contiguous()
+        dx = da = db = None
+        need_x, (need_a, need_b) = ctx.needs_input_grad[0], ctx.needs
+        if need_x or need_a:
+            dh = torch.bmm(grad, b).mul_(scale)  # (n, m, r)
+        if need_x:
+            dx = matmul(grad.flatten(0, 1), weight.to(grad.dtype)).view(*grad.shape[:2], -1).baddbmm_(dh, a)
+        if need_a:
+            da = torch.bmm(dh.transpose(1, 2), x)  # (n, r, d_in)
+        if need_b:
+            db = torch.bmm(grad.transpose(1, 2), h)  # (n, d_out, r)
+        wholes = (*(da.unbind() if need_a else ()), *(db.unbind() if need_b else ()))
+        n, grads = len(scale), [None] * len(ctx.likes)
+        offset = 0 if need_a else n
+        for k, ((rows, columns), dtype) in enumerate(ctx.likes):
+            if ctx.needs_input_grad[4 + k]:
+                grads[k] = wholes[k - offset][:rows, :columns].to(dtype)
+        return dx, None, None, None, *grads
+
+
+@lru_cache(maxsize=64)
+def _column(scales: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The scales as a tensor (n, 1, 1), kept: layers share them, and each copy to a GPU would wait for it."""
+    return torch.tensor(scales, dtype=dtype, device=device).view(-1, 1, 1)
+
+
+def _padded(factors: Sequence[Tensor], axis: int) -> Tensor:
+    """The factors one above another, filled up with zeros along `axis` to the largest rank; not to be written to."""
+    ranks = [factor.shape[axis] for factor in factors]
+    if min(ranks) == max(ranks):
+        return _in_place(factors) if _neighbours(factors) else torch.stack(factors)
+    shape = list(factors[0].shape)
+    shape[axis] = max(ranks)
+    padded = factors[0].new_zeros(len(factors), *shape)
+    for each, factor, rank in zip(padded, factors, ranks, strict=True):
+        each.narrow(axis, 0, rank).copy_(factor)
+    return padded
+
+
+def gather(parameters: Sequence[nn.Parameter]) -> None:
+    """Move parameters of one shape into one block of memory, where a stack of them need not be copied together."""
+    if len({(p.shape, p.dtype, p.device) for p in parameters}) == 1 and not _neighbours(parameters):
+        for parameter, place in zip(parameters, torch.stack([p.detach() for p in parameters]), strict=True):
+            parameter.data = place
+
+
+def _neighbours(tensors: Sequence[Tensor]) -> bool:
+    """Whether contiguous tensors of one shape follow each other in one block of memory."""
+    first = tensors[0]
+    start, size = first.storage_offset(), first.numel()
+    storage = first.untyped_storage().data_ptr()
+    return all(
+        t.is_contiguous() and t.untyped_storage().data_ptr() == storage and t.storage_offset() == start + i * size
+        for i, t in enumerate(tensors)
+    )
+
+
+def _in_place(tensors: Sequence[Tensor]) -> Tensor:
+    """Neighbours as one tensor, without a copy."""
+    first = tensors[0]
+    shape, stride = (len(tensors), *first.shape), (first.numel(), *first.stride())
+    return first.detach().as_strided(shape, stride, first.storage_offset())

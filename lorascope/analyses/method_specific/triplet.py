@@ -1,0 +1,194 @@
+"""AdaLoRA: ΔW = s·P diag(E) Q. Which ranks were kept, by depth and type, and are P and Q orthogonal enough?
+
+Zhang et al. 2023, arXiv 2303.10512. A triplet counts as kept where its E is not zero; PEFT drops the others from the
+file, so the rank before pruning is known from the setting `init_r` alone. The budget of the whole is `target_r` times
+the number of modules, and the schedule meets it exactly.
+
+The null of an uneven map is a budget that is handed out blindly: the same number of triplets drawn from all modules'
+init_r (multivariate hypergeometric). The Gini coefficient of the kept ranks stands beside its mean over such draws.
+
+‖PᵀP − I‖_F and ‖QQᵀ − I‖_F, per √rank, say whether E can be read as singular values; beside them the value that
+P, Q ~ N(0, 0.02²), the initialisation, would give in expectation.
+
+When it misleads: a rank that was kept need not be used (see the spectrum's stable rank); the map depends on the seed,
+and one run cannot say how much; in a file written before the schedule ended, nothing is pruned yet.
+"""
+
+import numpy as np
+
+from lorascope.analyses.method_specific import draw
+from lorascope.analyses.method_specific.base import Part, Row, Subject, particulars
+from lorascope.analyses.method_specific.numbers import gini, median
+from lorascope.blocks import Block, Definition, Finding
+from lorascope.linalg.spectrum import frobenius_norm
+
+INITIAL_STD = 0.02
+FAR_FROM_ORTHOGONAL = 0.3  # ‖PᵀP − I‖_F / √rank at which E is no longer near the singular values
+_DRAWS = 1000
+MOST_DRAWN = 10**9  # of ranks; numpy's own limit
+
+DEFINITIONS = (
+    Definition("Kept rank", "the number of triplets with E ≠ 0", "Zhang et al. 2023, arXiv 2303.10512, §3.3"),
+    Definition(
+        "Gini coefficient", "Σ_ij |x_i − x_j| / (2 n² mean)", "null: mean over 1000 random allocations of the budget"
+    ),
+    Definition(
+        "Off orthogonal", "‖PᵀP − I‖_F/√k and ‖QQᵀ − I‖_F/√k, k the kept rank",
+        "null: in expectation at the initialisation N(0, 0.02²)",
+    ),
+)  # fmt: skip
+
+
+@particulars.register("triplet")
+def triplet(subject: Subject) -> Part:
+    start = subject.setting("init_r", "init_rank")
+    rows = [subject.row(update) | _measured(update.read(), start) for update in subject.updates]
+    summary = _summary(subject, rows)
+    return Part(
+        "AdaLoRA", tuple(rows), summary, tuple(_findings(rows, summary)), tuple(_blocks(rows, summary)), DEFINITIONS
+    )
+
+
+def _measured(roles: dict[str, np.ndarray], start: int | None) -> Row:
+    e = roles["E"].reshape(-1)
+    keep = e != 0
+    left, right = roles["B"][:, keep], roles["A"][keep].T
+    kept = int(keep.sum())
+    largest = float(np.max(np.abs(e), initial=0.0))
+    return {
+        "shape": [roles["B"].shape[0], roles["A"].shape[1]],
+        "kept_rank": kept,
+        "initial_rank": start if isinstance(start, int) else len(e),
+        "largest_e": largest if np.isfinite(largest) else None,
+        "norm_e": frobenius_norm(np.abs(e)) if np.all(np.isfinite(e)) else None,
+        "off_orthogonal": {"P": _off_orthogonal(left), "Q": _off_orthogonal(right)},
+        "null": {
+            "off_orthogonal": {
+                "P": _at_initialisation(left.shape[0], kept),
+                "Q": _at_initialisation(right.shape[0], kept),
+            }
+        },
+    }
+
+
+def _off_orthogonal(tall: np.ndarray) -> float | None:
+    """‖TᵀT − I‖_F / √k of T (d, k)."""
+    k = tall.shape[1]
+    if k == 0 or not np.all(np.isfinite(tall)):
+        return None
+    return float(np.linalg.norm(tall.T @ tall - np.eye(k)) / k**0.5)
+
+
+def _at_initialisation(d: int, k: int) -> float | None:
+    """The root of E‖TᵀT − I‖²/k for T (d, k) with entries N(0, σ²): (dσ² − 1)² + 2dσ⁴ + (k − 1)dσ⁴."""
+    variance = INITIAL_STD**2
+    return float(((d * variance - 1) ** 2 + (k + 1) * d * variance**2) ** 0.5) if k else None
+
+
+def _summary(subject: Subject, rows: list[Row]) -> Row:
+    kept = np.array([row["kept_rank"] for row in rows])
+    target = subject.setting("target_r", "target_rank")
+    return {
+        "total_kept": int(kept.sum()),
+        "total_initial": int(sum(row["initial_rank"] for row in rows)),
+        "budget": target * len(subject.adapter.updates) if isinstance(target, int) else None,
+        "modules_asked": len(rows),
+        "modules_in_file": len(subject.adapter.updates),
+        "pruned_away": int(np.sum(kept == 0)),
+        "gini": gini(kept),
+        "null": _blind(kept, [row["initial_rank"] for row in rows]),
+        "median_off_orthogonal": {side: median([row["off_orthogonal"][side] for row in rows]) for side in ("P", "Q")},
+    }
+
+
+def _blind(kept: np.ndarray, initial: list[int]) -> Row:
+    """Gini coefficients where the kept triplets are drawn blindly, and the share of draws as uneven as this one."""
+    total = int(kept.sum())
+    impossible = any(k > most for k, most in zip(kept, initial, strict=True))
+    if total == 0 or impossible or not total <= sum(initial) < MOST_DRAWN:
+        return {"gini": None, "p": None}
+    rng = np.random.default_rng([total, len(initial)])
+    draws = rng.multivariate_hypergeometric(initial, total, size=_DRAWS, method="marginals")
+    found = np.array([gini(row) or 0.0 for row in draws])
+    as_uneven = int(np.sum(found >= (gini(kept) or 0.0) - 1e-12))
+    return {"gini": float(found.mean()), "p": (as_uneven + 1) / (_DRAWS + 1)}
+
+
+def _findings(rows: list[Row], summary: Row) -> list[Finding]:
+    total, budget = summary["total_kept"], summary["budget"]
+    if total == 0:
+        return [Finding("warning", "every E is zero: this adapter changes nothing")]
+    found = []
+    text = f"{total} of {summary['total_initial']} ranks were kept"
+    if budget is None or summary["modules_asked"] < summary["modules_in_file"]:
+        found.append(Finding("note", text))
+    elif total == budget:
+        found.append(Finding("note", f"{text}: the budget of target_r = {budget // len(rows)} a module, exactly"))
+    else:
+        off, why = ("over", "the schedule had not ended") if total > budget else ("under", "PEFT cuts all that tie")
+        text += f", {abs(total - budget)} {off} the budget of {budget}: {why}"
+        found.append(Finding("warning", text))
+    null = summary["null"]
+    if null["gini"] is not None and total < summary["total_initial"]:
+        text = (
+            f"the ranks are spread with a Gini coefficient of {summary['gini']:.2g}; a budget handed out blindly gives"
+            f" {null['gini']:.2g} (as uneven by chance: p = {null['p']:.2g})"
+        )
+        found.append(Finding("note", text))
+    groups = {name: float(np.mean([r["kept_rank"] for r in group])) for name, group in draw.by_type(rows).items()}
+    if len(groups) > 1:
+        most, least = max(groups, key=groups.__getitem__), min(groups, key=groups.__getitem__)
+        text = f"{most} kept most, {groups[most]:.3g} ranks a module on average; {least} least, {groups[least]:.3g}"
+        found.append(Finding("note", text))
+    if summary["pruned_away"]:
+        found.append(Finding("note", f"{summary['pruned_away']} of {len(rows)} modules have no rank left"))
+    return found + _orthogonality(rows)
+
+
+def _orthogonality(rows: list[Row]) -> list[Finding]:
+    known = [row for row in rows if _worse_side(row) is not None]
+    if not known:
+        return []
+    worst = max(known, key=lambda row: row["off_orthogonal"][_worse_side(row)])
+    side = _worse_side(worst)
+    size, untrained = worst["off_orthogonal"][side], worst["null"]["off_orthogonal"][side]
+    most = f"at most by {size:.2g} per √rank ({side} here; {untrained:.2g} untrained)"
+    far = [row for row in known if row["off_orthogonal"][_worse_side(row)] > FAR_FROM_ORTHOGONAL]
+    if not far:
+        return [
+            Finding("note", f"P and Q are near orthogonal, off {most}: s·|E| is close to the singular values of ΔW")
+        ]
+    text = (
+        f"P or Q is far from orthogonal in {len(far)} of {len(rows)} modules, {most}: there E is not the singular"
+        " values of ΔW; read those from the spectrum"
+    )
+    return [Finding("warning", text, worst["name"])]
+
+
+def _worse_side(row: Row) -> str | None:
+    """P or Q, whichever is further from orthogonal; None where no triplet is left."""
+    known = {side: off for side, off in row["off_orthogonal"].items() if off is not None}
+    return max(known, key=known.__getitem__) if known else None
+
+
+_QUANTITIES = (
+    ("kept_rank", "kept rank", "int", "triplets with E ≠ 0"),
+    ("initial_rank", "of", "int", "triplets before pruning (init_r)"),
+    ("largest_e", "max |E|", "float", "largest weight of a triplet"),
+    ("norm_e", "‖E‖", "float", "Euclidean norm of the triplets' weights"),
+    ("off_orthogonal.P", "P off", "float", "‖PᵀP − I‖_F/√rank"),
+    ("null.off_orthogonal.P", "untrained", "float", "the same at N(0, 0.02²)"),
+    ("off_orthogonal.Q", "Q off", "float", "‖QQᵀ − I‖_F/√rank"),
+    ("null.off_orthogonal.Q", "untrained", "float", "the same at N(0, 0.02²)"),
+)
+
+
+def _blocks(rows: list[Row], summary: Row) -> list[Block]:
+    caption = f"{summary['total_kept']} ranks in all." + (f" Budget {summary['budget']}." if summary["budget"] else "")
+    medians = [("kept_rank", "kept rank", "float", _QUANTITIES[0][3]), *_QUANTITIES[1:]]
+    mapped = [_QUANTITIES[0], *_QUANTITIES[2:5], _QUANTITIES[6]]
+    return [
+        draw.type_table(rows, medians),
+        *draw.depth_map("Ranks kept, depth × module type", rows, mapped, caption),
+        draw.module_table("AdaLoRA, all modules", rows, _QUANTITIES),
+    ]

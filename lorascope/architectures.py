@@ -1,0 +1,130 @@
+"""How models name their blocks, projections, experts, heads and embeddings: the one place that knows.
+
+Names alone: no torch, no model. What a live model is asked for is in `adapt/sublayers.py` and `adapt/targets.py`.
+Orientation (transformers 5.23): GPT-2 and its kin store a Conv1D as (d_in, d_out), and so do fused experts whose class
+says `is_transposed`; the module's class decides it, and of a square no shape can tell.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Task heads, direct children of a model, by the names that transformers' classes give them, and our own (mean pooling).
+MEAN_POOL_HEAD = "mean_pool_head"
+CLASSIFIER_HEADS = ("classifier", "score", "pre_classifier", "classification_head", "logits_proj", MEAN_POOL_HEAD)
+TASK_HEADS = ("score", "classifier", "classification_head", "logits_proj", "qa_outputs", MEAN_POOL_HEAD)
+# PEFT saves these with a task's adapter, by its task type (PEFT 0.21.2).
+PEFT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+LINEAR_HEADS = ("lm_head", "score", "classifier", "qa_outputs")  # a Linear in every model
+
+# A feed-forward layer's last projection: (IA)³ scales its input (Liu et al. 2022), and PEFT's config must name it.
+FEEDFORWARD_OUTPUTS = ("down_proj", "fc2", "wo", "w2", "fc_out", "dense_4h_to_h", "mlp.c_proj", "output.dense")
+FEEDFORWARD_INPUTS = ("intermediate.dense", "fc1", "lin1", "c_fc", "dense_h_to_4h", "up_proj", "wi")
+QUERIES = ("query", "q_proj", "q_lin", "q")
+# A sublayer's last projection, which brings its output back to the width of the residual stream.
+SUBLAYER_OUTPUTS = frozenset(
+    "dense o_proj out_proj c_proj out_lin o wo proj lin2 fc2 down_proj dense_4h_to_h w2 fc_out output".split()  # noqa: SIM905
+)
+# Projections that read the hidden state in every common architecture, so that they all have one input width.
+READ_HIDDEN = frozenset(
+    {"q_proj", "k_proj", "v_proj", "query", "key", "value", "qkv_proj", "qkv", "query_key_value", "c_attn", "Wqkv"}
+    | {"gate_proj", "up_proj", "gate_up_proj"}
+)
+
+# A fused parameter of experts, and the parts that files keep of each expert, in the order in which they are joined.
+FUSED_EXPERTS = {
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
+    "down_proj": (("down_proj",), ("w2",)),
+    "up_proj": (("up_proj",),),
+}
+EXPERT_PARAMETERS = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "down_proj", "w2")  # in a block's order
+LITGPT_FUSED = (".attn.attn", ".attn.qkv")  # litgpt's query, key and value in one
+
+# An output head or an embedding, one of which a model may tie to the other, by any model's name for it.
+TIED = (
+    "lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder", "output_projection",
+    "vocab_projector", "lm_loss", "generator_lm_head", "predictions.decoder", "proj_out",
+    "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared",
+)  # fmt: skip
+# PEFT stores an embedding's factors under keys of their own; modules by these names are embeddings.
+EMBEDDINGS = ("embed_tokens", "wte", "wpe", "shared", "tok_embeddings", "embed_in", "word_embeddings")
+_EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
+_OUTPUT_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
+
+_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)$")
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+_TRANSPOSED_EXPERTS = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
+
+
+def is_conv1d(module: str, config: Mapping[str, Any]) -> bool | None:
+    """Whether a module is transformers' Conv1D; None where the base's config does not say which model it is."""
+    kind = config.get("model_type")
+    return None if kind is None else kind in _CONV1D_MODELS and _CONV1D.search(module) is not None
+
+
+def looks_like_conv1d(module: str) -> bool:
+    """Whether a module has one of the names that Conv1D has in GPT-2."""
+    return _CONV1D.search(module) is not None
+
+
+def experts_transposed(config: Mapping[str, Any]) -> bool | None:
+    """Whether fused experts are stored (experts, d_in, d_out); None where the config does not say which model it is."""
+    kinds = [config.get("model_type")]
+    if isinstance(config.get("text_config"), Mapping):
+        kinds.append(config["text_config"].get("model_type"))
+    known = [kind for kind in kinds if kind is not None]
+    return any(kind in _TRANSPOSED_EXPERTS for kind in known) if known else None
+
+
+def in_attention(path: str) -> bool:
+    """Whether a module lies below one that has "attn" or "attention" in its name."""
+    return any("attn" in part or "attention" in part for part in path.lower().split("."))
+
+
+def is_vocabulary(module: str) -> bool:
+    """Whether a module's rows are tokens: an embedding or an output head."""
+    return _EMBEDDING.search(module) is not None or _OUTPUT_HEAD.search(module) is not None
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module is an embedding, by its name."""
+    return _EMBEDDING.search(module) is not None
+
+
+def ends_with(path: str, names: Iterable[str]) -> bool:
+    """Whether a module's path is one of these names or ends with "." and one."""
+    return any(path == name or path.endswith("." + name) for name in names)
+
+
+_INDEX = re.compile(r"(?:^|[._])(\d+)(?=[._]|$)")
+
+
+def depth(name: str) -> int | None:
+    """The first index in the path: `model.layers.7.mlp.experts.3.up_proj` lies at 7; None where there is none."""
+    found = _INDEX.search(name)
+    return int(found[1]) if found else None
+
+
+def module_types(names: Iterable[str]) -> dict[str, str]:
+    """Module path to type: what follows the layer index, as short as stays unambiguous.
+
+    `…layer.0.attention.self.query` is "query", but BERT's two kinds of `output.dense` keep their full tails. Later
+    indices (experts) become `*`.
+    """
+    tails = {name: _tail(name) for name in names}
+    last: dict[str, set[str]] = {}
+    for tail in tails.values():
+        last.setdefault(_short(tail), set()).add(tail)
+    return {name: _short(tail) if len(last[_short(tail)]) == 1 else tail for name, tail in tails.items()}
+
+
+def _tail(name: str) -> str:
+    found = _INDEX.search(name)
+    tail = name[found.end() :].lstrip("._") if found else name
+    return re.sub(r"(?<![^._\[])\d+(?![^._\]])", "*", tail) or name
+
+
+def _short(tail: str) -> str:
+    parts = tail.split(".")
+    meaningful = [part for part in parts if part != "*"]
+    return meaningful[-1] if meaningful else tail

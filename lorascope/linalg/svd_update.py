@@ -1,0 +1,245 @@
+"""The leading singular triplets of T = W + ΔW where W's decomposition is known, and their cosines with W's vectors.
+
+In W's singular basis of the shorter side, T Tᵀ is a diagonal matrix and little else. With W = U S Vᵀ (turned so that
+its rows are the shorter side, p), ΔW = L diag(s) Rᵀ of rank r, P = Uᵀ L and Q = Uᵀ W R diag(s),
+
+    Uᵀ T Tᵀ U = S² + P Qᵀ + Q Pᵀ + P diag(s²) Pᵀ = S² + F H Fᵀ,   F = [P Q] (p, 2r):
+
+one product with it costs O(p r), and its eigenvectors are the cosines that are asked for. The leading ones come from a
+block Davidson iteration (Davidson 1975, J. Comput. Phys. 17) whose preconditioner (θ − S²)⁻¹ is exact here: each step
+adds (θ − S²)⁻¹ F w, which has the very form of an eigenvector. That none was missed is proved by counting: by
+Haynsworth's inertia additivity the number of eigenvalues above μ is that of diag(S² − μ) and of a 2r × 2r matrix. What
+does not converge, does not count right, or is not low rank is decomposed densely; the residual is stated.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lorascope.linalg.cached_svd import EPS, KnownSvd
+from lorascope.linalg.subspace import Bases
+
+GUARD = 2  # more triplets than are asked for: a gap to count in, and whole clusters
+CONVERGED = 1e-10  # residual of an eigenpair, of the largest eigenvalue: its vector is then good to 1e-10/gap
+ROUGHLY = 1e-5  # the same of the guards, which are counted only
+EQUAL = 1e-8  # of σ₁²: singular values of T whose squares are nearer are one
+DEPENDENT = 1e-8  # a column of unit length with less than this beyond the others is rounding
+NEARLY = 1e-2  # with less than this it is orthogonalised once more
+MOST_STEPS = 12
+_DENSE = 320  # up to this shorter side LAPACK needs no longer
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The k leading singular triplets of T = W + ΔW, the largest first.
+
+    Attributes:
+        sigma: (k,).
+        left: (p, k) the left vectors' coefficients in W's left singular vectors, zero past W's rank where these are
+            the longer side.
+        right: (p, k) the same on the right.
+        change_left, change_right: (r, k) the vectors' coefficients in ΔW's singular vectors where it is low rank.
+        energy: ‖T‖_F².
+        error: bound on the absolute error of each σ: the residual's, and rounding's.
+        method: "low rank" or "dense".
+    """
+
+    sigma: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    change_left: np.ndarray | None
+    change_right: np.ndarray | None
+    energy: float
+    error: float
+    method: str
+
+
+def leading(known: KnownSvd, weight: np.ndarray, delta: Any, k: int) -> Changed:
+    """The k leading triplets of weight + delta.
+
+    Within equal singular values of T the vectors are those that diagonalise W Wᵀ (Wᵀ W where the input is the shorter
+    side), so that nothing depends on the basis LAPACK picked.
+
+    Args:
+        known: the decomposition of `weight`.
+        weight: W (m, n), float64.
+        delta: ΔW (m, n), in its singular bases (`subspace.bases`) where it is low rank, else a dense array.
+        k: at most min(m, n) are returned.
+
+    Raises:
+        ValueError: an entry of a dense ΔW is NaN or infinite, or the shape is not W's.
+    """
+    shape = (delta.left.shape[0], delta.right.shape[0]) if isinstance(delta, Bases) else tuple(delta.shape)
+    if shape != known.shape:
+        raise ValueError(f"ΔW is {shape} and W {known.shape}")
+    k = min(k, min(known.shape))
+    wide = weight.T if known.turned else weight
+    if isinstance(delta, Bases):
+        found = _of_low_rank(known, wide, _turned(delta) if known.turned else delta, k)
+    else:
+        found = _of_dense(known, wide, delta.T if known.turned else delta, k)
+    if not known.turned:
+        return found
+    return Changed(
+        found.sigma, found.right, found.left, found.change_right, found.change_left,
+        found.energy, found.error, found.method,
+    )  # fmt: skip
+
+
+def vectors(known: KnownSvd, weight: np.ndarray, delta: Any, found: Changed) -> tuple[np.ndarray, np.ndarray]:
+    """The left (m, k) and right (n, k) singular vectors of T themselves, with `delta` as `leading` took it."""
+    wide = weight.T if known.turned else weight
+    short = known.short @ (found.right if known.turned else found.left)
+    image = wide.T @ short
+    if isinstance(delta, Bases):
+        change = _turned(delta) if known.turned else delta
+        image = image + (change.right * change.sigma) @ (change.left.T @ short)
+    else:
+        image = image + (delta if known.turned else delta.T) @ short
+    long = image / np.where(found.sigma > 0, found.sigma, 1.0)
+    return (long, short) if known.turned else (short, long)
+
+
+def _turned(delta: Bases) -> Bases:
+    return Bases(delta.right, delta.sigma, delta.left)
+
+
+def _of_low_rank(known: KnownSvd, wide: np.ndarray, change: Bases, k: int) -> Changed:
+    s, rank = change.sigma, change.rank
+    p_side = known.short.T @ change.left
+    q_side = known.short.T @ (wide @ (change.right * s))
+    diagonal, factor = known.sigma**2, np.concatenate([p_side, q_side], axis=1)
+    core = np.block([[np.diag(s**2), np.eye(rank)], [np.eye(rank), np.zeros((rank, rank))]])
+    quick = len(diagonal) > _DENSE and 4 * rank < len(diagonal)
+    pairs = _davidson(diagonal, factor, core, k) if quick else None
+    method = "low rank" if pairs is not None else "dense"
+    squares, short = _canonical(*(pairs or _top(np.diag(diagonal) + (factor @ core) @ factor.T, k)), diagonal, k)
+    residual = _apply(diagonal, factor, core, short) - short * squares
+    sigma = np.sqrt(np.maximum(squares, 0.0))
+    safe = np.where(sigma > 0, sigma, 1.0)
+    on_short = p_side.T @ short
+    on_long = ((q_side / s).T @ short + s[:, None] * on_short) / safe
+    long = _scaled_down(known, diagonal[:, None] * short + q_side @ on_short) / safe
+    energy = float(np.sum(diagonal) + 2 * np.sum(p_side * q_side) + np.sum(s**2))
+    return Changed(sigma, short, long, on_short, on_long, energy, _error(known, sigma, residual), method)
+
+
+def _of_dense(known: KnownSvd, wide: np.ndarray, change: np.ndarray, k: int) -> Changed:
+    tuned = wide + change
+    if not np.isfinite(tuned).all():
+        raise ValueError("ΔW holds NaN or infinite entries")
+    gram = tuned @ tuned.T
+    squares, own = _top(gram, k)
+    squares, short = _canonical(squares, known.short.T @ own, known.sigma**2, k)
+    own = known.short @ short
+    residual = gram @ own - own * squares
+    sigma = np.sqrt(np.maximum(squares, 0.0))
+    image = tuned.T @ own / np.where(sigma > 0, sigma, 1.0)
+    long = _scaled_down(known, known.short.T @ (wide @ image))
+    return Changed(sigma, short, long, None, None, float(np.trace(gram)), _error(known, sigma, residual), "dense")
+
+
+def _scaled_down(known: KnownSvd, image: np.ndarray) -> np.ndarray:
+    """Coefficients in W's singular vectors of the longer side, from S times them: none past W's rank."""
+    found = np.zeros_like(image)
+    found[: known.rank] = image[: known.rank] / known.sigma[: known.rank, None]
+    return found
+
+
+def _error(known: KnownSvd, sigma: np.ndarray, residual: np.ndarray) -> float:
+    """Of each σ: an eigenvalue is at most the residual's norm away, and rounding moves σ² by about eps·σ₁²."""
+    moved = float(np.linalg.norm(residual, axis=0).max(initial=0.0))
+    moved += math.sqrt(sum(known.shape)) * EPS * float(max(sigma[0], known.sigma[0])) ** 2
+    return moved / (float(sigma[-1]) + math.sqrt(moved)) if moved else 0.0
+
+
+def _top(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The leading eigenpairs of a symmetric matrix, k and some more, the largest first."""
+    p = len(matrix)
+    count = min(k + GUARD, p)
+    if 4 * count < p:
+        from scipy.linalg import eigh
+
+        values, vectors = eigh(matrix, subset_by_index=(p - count, p - 1), check_finite=False)
+    else:
+        values, vectors = np.linalg.eigh(matrix)
+    return values[::-1][:count], vectors[:, ::-1][:, :count]
+
+
+def _canonical(values: np.ndarray, vectors: np.ndarray, diagonal: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k leading pairs; equal eigenvalues get the basis that diagonalises `diagonal` in their subspace."""
+    vectors = vectors.copy()
+    starts = np.flatnonzero(np.concatenate([[True], -np.diff(values) > EQUAL * max(float(values[0]), 0.0)]))
+    for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
+        if start < k and stop - start > 1:
+            inside = vectors[:, start:stop]
+            turn = np.linalg.eigh(inside.T @ (diagonal[:, None] * inside))[1][:, ::-1]
+            vectors[:, start:stop] = inside @ turn
+    return values[:k], vectors[:, :k]
+
+
+def _davidson(
+    diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The leading eigenpairs of D + F H Fᵀ; None where they do not converge, or one was missed."""
+    p, wanted = len(diagonal), k + GUARD
+    asked = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
+    basis = _orthonormal(np.eye(p, wanted + GUARD), factor[:, : factor.shape[1] // 2])
+    image = _apply(diagonal, factor, core, basis)
+    for _ in range(MOST_STEPS):
+        values, turn = np.linalg.eigh(basis.T @ image)
+        values, turn = values[::-1][:wanted], turn[:, ::-1][:, :wanted]
+        vectors = basis @ turn
+        residual = image @ turn - vectors * values
+        open_ones = np.linalg.norm(residual, axis=0) > asked * values[0]
+        if not open_ones.any():
+            return (values, vectors) if _all_found(diagonal, factor, core, values, k) else None
+        if basis.shape[1] + open_ones.sum() > p // 2:
+            return None
+        step = values[open_ones] - diagonal[:, None]
+        least = 1e-9 * values[0]
+        step = np.where(np.abs(step) < least, np.copysign(least, step), step)
+        new = _orthonormal(basis, residual[:, open_ones] / step)[:, basis.shape[1] :]
+        basis = np.concatenate([basis, new], axis=1)
+        image = np.concatenate([image, _apply(diagonal, factor, core, new)], axis=1)
+    return None
+
+
+def _apply(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, block: np.ndarray) -> np.ndarray:
+    return diagonal[:, None] * block + factor @ (core @ (factor.T @ block))
+
+
+def _orthonormal(basis: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """`basis`, whose columns are orthonormal, and an orthonormal basis of what `more` adds: twice is enough."""
+    for _ in range(2):
+        more = more - basis @ (basis.T @ more)
+        lengths = np.sqrt(np.einsum("ij,ij->j", more, more))
+        more = more[:, lengths > 0] / lengths[lengths > 0]
+    new, triangle = np.linalg.qr(more)
+    beyond = np.abs(np.diagonal(triangle))
+    new = new[:, beyond > DEPENDENT]
+    if beyond.min(initial=1.0) < NEARLY:  # what was left of `basis` in these columns has been magnified by that
+        new = np.linalg.qr(new - basis @ (basis.T @ new))[0]
+    return np.concatenate([basis, new], axis=1)
+
+
+def _all_found(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, values: np.ndarray, k: int) -> bool:
+    """Whether as many eigenvalues lie above some μ below the k-th as were found there: then none was missed.
+
+    With H the core, the signs of diag(D − μ) and of −H⁻¹ − Fᵀ(D − μ)⁻¹F together are those of D + FHFᵀ − μ and of −H⁻¹
+    (Haynsworth 1968); the core here has as many positive eigenvalues as negative ones.
+    """
+    best, above = 0.0, 0
+    shift = float(values[k - 1])
+    for count in range(k, len(values)):  # the widest gap below the k-th, away from W's own values
+        middle = float(values[count - 1] + values[count]) / 2
+        room = min(float(np.abs(diagonal - middle).min()), float(values[count - 1] - values[count]) / 2)
+        if room > best:
+            best, shift, above = room, middle, count
+    if best <= 100 * ROUGHLY**2 * values[0]:  # an eigenvalue is as good as its residual's square
+        return False
+    inner = -np.linalg.inv(core) - factor.T @ (factor / (diagonal - shift)[:, None])
+    counted = int(np.sum(diagonal > shift)) + int(np.sum(np.linalg.eigvalsh(inner) > 0)) - len(core) // 2
+    return counted == above

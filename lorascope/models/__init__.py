@@ -1,0 +1,1 @@
+"""Base models: packaged and pinned ones, how they are loaded with tokenizer and head, and their shapes alone."""

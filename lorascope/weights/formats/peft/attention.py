@@ -1,0 +1,74 @@
+"""LoRA on `nn.MultiheadAttention`, as PEFT's own layer computes it, and layers that PEFT replicates.
+
+PEFT puts one pair of factors on `in_proj_weight` (query, key and value fused) and one on `out_proj`, whose keys lie
+below `.base_layer.out_proj`. Its layer adds out_proj's update twice, in training as in merging: once itself, once by
+merging the wrapped out_proj (`lora.MultiheadAttention.merge` of PEFT 0.21.2). What it computes is the update.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lorascope.errors import InputError
+from lorascope.updates.base import Update
+from lorascope.weights.formats.peft.lora import Group
+
+_DOUBLED = "nn.MultiheadAttention: PEFT's layer adds out_proj's update twice, so the scale here is 2·α/r"
+_LAYER = re.compile(r"^((?:.*?\.)?(?:layers|layer|h)\.)(\d+)(?=\.)")
+
+
+def attention(updates: Mapping[str, Update], groups: Sequence[Group]) -> dict[str, Update]:
+    """The updates with those of torch's attention under the names and at the scale of its parameters."""
+    inside = {
+        group.module
+        for group in groups
+        if group.wrapped == 1 and all(".base_layer.out_proj." in key.text for key in group.keys.values())
+    }
+    owners = {module.removesuffix(".out_proj") for module in inside} & updates.keys()
+    found: dict[str, Update] = {}
+    for name, update in updates.items():
+        if name in owners:
+            update = replace(update, name=f"{name}.in_proj_weight", base_weight=f"{name}.in_proj_weight")
+        elif name in inside and name.removesuffix(".out_proj") in owners:
+            update = replace(update, scale=2 * update.scale, notes=(*update.notes, _DOUBLED))
+        found[update.name] = update
+    return found
+
+
+def replicated(updates: Mapping[str, Update], ranges: Any) -> dict[str, Update]:
+    """The updates with the base's weight of each replicated layer: `layer_replication` [[0, 2], [1, 3]] makes layers 0
+    to 3 of the base's 0, 1, 1, 2.
+
+    Raises:
+        InputError: `ranges` is no list of ranges, or a module lies in a layer that they do not make.
+    """
+    if not ranges:
+        return dict(updates)
+    pairs = ranges if isinstance(ranges, list) else []
+    fine = all(
+        isinstance(p, list | tuple) and len(p) == 2 and all(type(n) is int and 0 <= n < 10_000 for n in p)
+        for p in pairs
+    )
+    if not pairs or not fine:
+        raise InputError(
+            "adapter_config.json: layer_replication is no list of ranges",
+            found=repr(ranges)[:200],
+            expected="[[0, 2], …]",
+        )
+    source = [layer for start, stop in pairs for layer in range(start, stop)]
+    found = {}
+    for name, update in updates.items():
+        match = _LAYER.match(name)
+        if match is None:
+            found[name] = update
+            continue
+        if int(match[2]) >= len(source):
+            raise InputError(
+                f"{name} lies in a layer that layer_replication does not make",
+                expected=f"layers 0 to {len(source) - 1}",
+            )
+        origin = f"{match[1]}{source[int(match[2])]}{(update.base_weight or name)[match.end() :]}"
+        note = f"a replica of the base's layer {source[int(match[2])]}"
+        found[name] = replace(update, base_weight=origin, notes=(*update.notes, note))
+    return found

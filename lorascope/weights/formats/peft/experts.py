@@ -1,0 +1,139 @@
+"""`target_parameters`: LoRA on a parameter itself, usually one that fuses the weights of all experts of a layer.
+
+For E experts PEFT keeps one A (E·r, d_in) and one B (d_out, r·E). Expert e owns the rows e·r … (e+1)·r of A, and the
+columns e, E+e, 2E+e, … of B: B is read as (d_out, r, E). The parameter's name is not in the keys: wrappers of several
+parameters of one module are nested, the first registered innermost, and show as `.base_layer`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lorascope.architectures import EXPERT_PARAMETERS, experts_transposed
+from lorascope.errors import InputError, some
+from lorascope.updates.base import Stored, Update
+from lorascope.weights.formats.peft.config import Config
+from lorascope.weights.formats.peft.lora import Group
+from lorascope.weights.safetensors import OnDisk
+from lorascope.weights.tensors import Recent, Slice
+
+if TYPE_CHECKING:
+    from lorascope.weights.checkpoint import Checkpoint
+
+# The order in which the usual models register the parameters of their experts.
+
+
+def parameters_of(module: str, config: Config) -> list[str]:
+    """The parameters of a module that `target_parameters` names: the last component of each entry that fits."""
+    found = []
+    for target in config.names("target_parameters"):
+        owner, _, parameter = target.rpartition(".")
+        if not owner or f".{module}".endswith(f".{owner}"):
+            found.append(parameter)
+    return list(dict.fromkeys(found))
+
+
+def assign(
+    groups: Sequence[Group], config: Config, base: "Checkpoint | None", notes: list[str]
+) -> list[tuple[Group, str]]:
+    """Each wrapper of one module with the parameter it wraps, innermost first.
+
+    With one wrapper and one name there is no choice. Otherwise the base's shapes decide, and without a base the order
+    in which the usual models register these parameters, which a note then says.
+    """
+    module = groups[0].module
+    names = parameters_of(module, config)
+    inner_first = sorted(groups, key=lambda group: -group.wrapped)
+    if len(names) != len(inner_first):
+        raise InputError(
+            f"{module} has {len(inner_first)} wrapped parameters, and target_parameters names {len(names)}",
+            found=some(names) or "none",
+            expected="the config that was saved with these weights",
+        )
+    order = {name: place for place, name in enumerate(EXPERT_PARAMETERS)}
+    names.sort(key=lambda name: (order.get(name, len(order)), name))
+    if len(names) > 1 and base is not None:
+        names = _by_shape(inner_first, names, base)
+    elif len(names) > 1:
+        notes.append(
+            f"fused parameters: the keys do not name them, so {' and '.join(names)} are told apart by the order in "
+            "which models register them; --base confirms it by their shapes"
+        )
+    return list(zip(inner_first, names, strict=True))
+
+
+def _by_shape(groups: Sequence[Group], names: list[str], base: "Checkpoint") -> list[str]:
+    """`names` in the order of the wrappers, by the shapes in the base; as they were where shapes do not decide."""
+    fits = {}
+    for name in names:
+        stored = base.find(f"{groups[0].module}.{name}")
+        sides = set(stored.shape[-2:]) if stored is not None else None
+        fits[name] = [sides in (None, {_d_out(group), _d_in(group)}) for group in groups]
+    ordered = sorted(names, key=lambda name: fits[name].index(True) if True in fits[name] else len(groups))
+    for index, name in enumerate(ordered):
+        if not fits[name][index]:
+            raise InputError(
+                f"the base's {groups[0].module}.{name} does not fit the adapter",
+                found=f"A {groups[index].shape('lora_A')} and B {groups[index].shape('lora_B')}",
+            )
+    return ordered if all(sum(row) == 1 for row in fits.values()) else names
+
+
+def _d_in(group: Group) -> int:
+    return group.shape("lora_A")[1]
+
+
+def _d_out(group: Group) -> int:
+    return group.shape("lora_B")[0]
+
+
+def experts(group: Group, parameter: str, config: Config, base: "Checkpoint | None", recent: Recent) -> list[Update]:
+    """One update for each expert, `module.parameter[e]`; or one for a parameter that is a single matrix."""
+    group.need("lora_A", "lora_B")
+    a, b = group.stored["lora_A"], group.stored["lora_B"]
+    path = f"{group.module}.{parameter}"
+    rank = config.rank_of(path)
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0 or a.shape[0] % rank:
+        raise InputError(
+            f"the factors of {path} do not fit together",
+            found=f"{group.keys['lora_A'].text} {tuple(a.shape)} and {group.keys['lora_B'].text} {tuple(b.shape)}",
+            expected=f"A (experts · {rank}, d_in) and B (d_out, {rank} · experts)",
+        )
+    count = a.shape[0] // rank
+    transposed = _stored_turned(path, (b.shape[0], a.shape[1]), base)
+    scale = config.scale_of(path, rank)
+    if count == 1:
+        name = group.module if parameter == "weight" else path
+        return [Update(name, "low_rank", {"A": a, "B": b}, scale, transposed, base_weight=path)]
+    return [
+        Update(
+            name=f"{path}[{expert}]",
+            kind="low_rank",
+            roles={"A": _rows(a, expert, rank, recent), "B": _columns(b, expert, rank, count, recent)},
+            scale=scale,
+            transposed=transposed,
+            base_weight=path,
+            expert=expert,
+        )
+        for expert in range(count)
+    ]
+
+
+def _rows(a: Stored, expert: int, rank: int, recent: Recent) -> Stored:
+    start, stop = expert * rank, (expert + 1) * rank
+    if isinstance(a, OnDisk):
+        return a.rows(start, stop)
+    return Slice(a, (rank, a.shape[1]), lambda values: values[start:stop], recent)
+
+
+def _columns(b: Stored, expert: int, rank: int, count: int, recent: Recent) -> Stored:
+    return Slice(b, (b.shape[0], rank), lambda values: values.reshape(-1, rank, count)[:, :, expert], recent)
+
+
+def _stored_turned(path: str, shape: tuple[int, int], base: "Checkpoint | None") -> bool:
+    """Whether the base stores each expert as (d_in, d_out): by its shape, and of a square by the model's class."""
+    stored = base.find(path) if base is not None else None
+    if base is None or stored is None:
+        return False
+    if shape[0] == shape[1]:
+        return len(stored.shape) == 3 and bool(experts_transposed(base.config))
+    return tuple(stored.shape[-2:]) == shape[::-1]

@@ -1,0 +1,44 @@
+"""LayerNorm tuning in PEFT's files: the tuned gain and offset of every norm, stored whole."""
+
+import re
+
+from lorascope.errors import InputError
+from lorascope.updates.base import Stored, Update
+from lorascope.weights.formats.base import Ledger
+from lorascope.weights.formats.peft.keys import PREFIX, body
+from lorascope.weights.tensors import reshaped
+
+_KEY = re.compile(r"^(?P<module>.+)\.ln_tuning_layers(?:\.(?P<adapter>[^.]+))?\.(?P<parameter>weight|bias)$")
+
+
+def norms(ledger: Ledger) -> dict[str, Update]:
+    """Updates of shape (d, 1) by the parameter's name, `layers.0.norm.weight`; their keys are taken.
+
+    Raises:
+        InputError: a key holds no vector, or the file holds several adapters.
+    """
+    found: dict[str, Update] = {}
+    for key in ledger.left():
+        match = _KEY.match(body(key))
+        if match is None:
+            continue
+        name, shape = f"{match['module']}.{match['parameter']}", tuple(ledger.peek(key).shape)
+        if len(shape) != 1:
+            raise InputError(f"{key} is no vector", found=shape, expected="(d,)")
+        if name in found:
+            raise InputError(f"the file holds {name} twice", found=key, expected="one adapter")
+        found[name] = Update(name, "tuned", {"tuned": reshaped(ledger.take(key), shape[0], 1)}, base_weight=name)
+    return found
+
+
+def norm_keys(updates: dict[str, Update]) -> tuple[dict[str, Stored], list[str]]:
+    """Tensors by PEFT's keys, and the modules they belong to. InputError where an update is no norm's vector."""
+    tensors: dict[str, Stored] = {}
+    for update in updates.values():
+        module, _, parameter = (update.base_weight or update.name).rpartition(".")
+        if update.shape[1] != 1 or parameter not in ("weight", "bias") or update.scale != 1:
+            raise InputError(
+                f"{update.name}: PEFT stores tuned weights of norms only", hint="write lorascope's own layout"
+            )
+        tensors[f"{PREFIX}{module}.ln_tuning_layers.{parameter}"] = reshaped(update.roles["tuned"], update.shape[0])
+    return tensors, list(dict.fromkeys((u.base_weight or u.name).rpartition(".")[0] for u in updates.values()))
