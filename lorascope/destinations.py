@@ -19,7 +19,7 @@ _READ = (
 )  # fmt: skip
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 _NAMED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 # How a page, a JSON and a CSV of ours begin: what an earlier call wrote into an input's folder may be written again.
 _OURS = re.compile(
     rb'<!DOCTYPE html>.*<meta name="generator" content="lorascope">|\s*\{\s*"schema":\s*\d|'
@@ -32,7 +32,7 @@ def descriptor(path: Path) -> int | None:
     """The open file of this process that a path names, through links too: /dev/stdout, /dev/fd/63, or the file that
     stdout or stderr goes to. Its content is not ours to replace."""
     at = path
-    for _ in range(_MOST_LINKS):
+    for _ in range(_MAX_LINKS):
         text = os.path.normpath(str(at)).replace("//", "/", 1)
         if match := _DESCRIPTOR.fullmatch(text):
             return int(match[1])

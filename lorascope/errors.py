@@ -50,7 +50,7 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} … {text[len(text) - (most - most // 2 - 3) :]}"
 
 
-def some(items, most: int = 5) -> str:
+def preview(items, most: int = 5) -> str:
     """The first few of `items`, quoted, and how many more there are: for naming keys in a sentence."""
     items = [str(item) for item in items]
     shown = ", ".join(repr(cut(item, 200)) for item in items[:most])

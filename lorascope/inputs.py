@@ -19,12 +19,12 @@ from lorascope.errors import InputError
 
 ANY = None
 OBJECT = {str: ANY}
-MOST_JSON = 64 << 20  # bytes; the index of the largest models has some ten million
-MOST_YAML = 1 << 20  # bytes of a config
-MOST_NODES = 100_000  # of a YAML file, each alias counted as what it stands for
+MAX_JSON = 64 << 20  # bytes; the index of the largest models has some ten million
+MAX_YAML = 1 << 20  # bytes of a config
+MAX_NODES = 100_000  # of a YAML file, each alias counted as what it stands for
 DEEPEST = 100  # levels of a YAML file
-MOST_LINE = 1 << 24  # bytes of one line in a log
-LARGEST = 1 << 64  # an integer beyond it is no size, seed or count
+MAX_LINE = 1 << 24  # bytes of one line in a log
+MAX = 1 << 64  # an integer beyond it is no size, seed or count
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
@@ -52,7 +52,7 @@ def cannot_read(path: Path | str, error: Exception) -> InputError:
     return InputError(f"cannot read {path}: {reason}")
 
 
-def read_text(path: Path, most: int = MOST_JSON) -> str:
+def read_text(path: Path, most: int = MAX_JSON) -> str:
     """A whole text file in UTF-8, with or without a byte order mark.
 
     Raises:
@@ -110,9 +110,9 @@ def read_json_lines(path: Path) -> Iterator[Any]:
         InputError: as of `open_regular`; or a line is longer than any that is written.
     """
     with open_regular(path) as file:
-        while line := file.readline(MOST_LINE):
-            if len(line) == MOST_LINE:
-                raise InputError(f"{path} is damaged", found=f"a line of {MOST_LINE:,} bytes or more")
+        while line := file.readline(MAX_LINE):
+            if len(line) == MAX_LINE:
+                raise InputError(f"{path} is damaged", found=f"a line of {MAX_LINE:,} bytes or more")
             try:
                 yield parse_json(line.decode()) if line.strip() else None
             except ValueError:
@@ -125,7 +125,7 @@ def read_yaml(path: Path, shape: Any = OBJECT) -> Any:
     Raises:
         InputError: as of `read_text`; or it is not YAML, holds more than a config can, or has another shape.
     """
-    value = parse_yaml(read_text(path, MOST_YAML), str(path))
+    value = parse_yaml(read_text(path, MAX_YAML), str(path))
     if not isinstance(value, dict) and isinstance(shape, dict):
         raise InputError(f"{path} holds no config", found=type(value).__name__, expected="sections of keys")
     if wrong := misfit(value, shape):
@@ -164,13 +164,13 @@ def _check_depth(events: Iterator[Any]) -> None:
 
 def _check_plain(value: Any) -> None:
     """ValueError where a value is not of JSON's types, or an alias repeats too much."""
-    left = MOST_NODES
+    left = MAX_NODES
 
     def look(each: Any, where: str = "") -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            raise ValueError(f"more than {MOST_NODES:,} values")
+            raise ValueError(f"more than {MAX_NODES:,} values")
         if isinstance(each, dict):
             for key, inner in each.items():
                 look(key)
@@ -195,7 +195,7 @@ def _integer(digits: str) -> int:
 
 
 def _bounded(number: int, where: str = "") -> int:
-    if abs(number) >= LARGEST:
+    if abs(number) >= MAX:
         raise ValueError("an integer beyond 64 bits" + (f" as {where}" if where else ""))
     return number
 

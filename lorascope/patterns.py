@@ -15,7 +15,7 @@ from lorascope.errors import InputError
 
 LONGEST = 20_000  # characters of one pattern; PEFT's own for all linear layers of a large model take some thousand
 DEEPEST = 12  # groups inside groups: what `regex` compiles grows as 2^depth
-MOST_REPEATS = 100_000  # of {n}, all multiplied: `regex` writes them out
+MAX_REPEATS = 100_000  # of {n}, all multiplied: `regex` writes them out
 SECONDS = 2.0  # of matching, over all names that one pattern is asked for
 _PLAIN = re.compile(r"(?:[\w ,:/-]|\\?\.)*\$?")  # nothing in it can be matched in two ways
 
@@ -47,8 +47,8 @@ class Pattern:
         self._budget = budget or Budget()
         if len(text) > LONGEST:
             raise InputError(f"{where} is too long a regular expression", found=f"{len(text):,} characters")
-        if _repeats(text) > MOST_REPEATS:
-            raise InputError(f"{where} repeats something over {MOST_REPEATS:,} times", found=_shown(text))
+        if _repeats(text) > MAX_REPEATS:
+            raise InputError(f"{where} repeats something over {MAX_REPEATS:,} times", found=_shown(text))
         if _depth(text) > DEEPEST:
             raise InputError(f"{where} has groups nested more than {DEEPEST} deep", found=_shown(text))
         try:
@@ -113,7 +113,7 @@ def _no_pattern(where: str, text: str, error: Exception) -> InputError:
 def _repeats(text: str) -> int:
     """At least as often as any part of it must occur."""
     counts = [int(digits[:9]) for digits in re.findall(r"\{(\d+)", text)]
-    return math.prod(min(max(count, 1), MOST_REPEATS + 1) for count in counts[:1000])
+    return math.prod(min(max(count, 1), MAX_REPEATS + 1) for count in counts[:1000])
 
 
 def _depth(text: str) -> int:

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from lorascope.adapt.layer import Merged, TrainedPart
 from lorascope.adapt.merging import measured, widened
 from lorascope.adapt.method import Method
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.tensors import InMemory
@@ -164,7 +164,9 @@ def chosen(base_params: list[BaseParam], train: Sequence[str] | None, freeze: Se
     wanted = set(names) if train is None else {name for each in train for name in _found(each, names, "train")}
     wanted -= {name for each in freeze for name in _found(each, names, "freeze")}
     if not wanted and train != ():
-        raise InputError("train and freeze leave nothing to train", found=f"{some(train or ['everything'])} to train")
+        raise InputError(
+            "train and freeze leave nothing to train", found=f"{preview(train or ['everything'])} to train"
+        )
     return [own for own in base_params if own.name in wanted]
 
 
@@ -174,7 +176,9 @@ def _found(pattern: str, names: list[str], option: str) -> list[str]:
     if not found:
         near = get_close_matches(pattern, list(dict.fromkeys(part for name in names for part in name.split("."))), n=1)
         hint = f"did you mean {near[0]!r}?" if near else None
-        raise InputError(f"{option}: {pattern!r} is found in no parameter's name", expected=some(names, 4), hint=hint)
+        raise InputError(
+            f"{option}: {pattern!r} is found in no parameter's name", expected=preview(names, 4), hint=hint
+        )
     return found
 
 

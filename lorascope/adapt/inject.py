@@ -20,7 +20,7 @@ from lorascope.adapt.hooks import watch
 from lorascope.adapt.layer import AdaptedLayer, Delta, Merged, TrainedPart
 from lorascope.adapt.method import Method
 from lorascope.adapt.targets import CARRIES, find_sites, match_modules, refuse_adapted
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.tensors import InMemory
@@ -57,7 +57,7 @@ def inject(
     sites = find_sites(model, targets, excluded=saved) if method.uses_targets else []
     wrong = [site.name for site in sites if site.kind not in method.layer_kinds]
     if wrong:
-        raise InputError(f"{method.name} cannot adapt {some(wrong, 3)}", expected=f"layers of {method.layer_kinds}")
+        raise InputError(f"{method.name} cannot adapt {preview(wrong, 3)}", expected=f"layers of {method.layer_kinds}")
     method.prepare(model, sites)
     layers = {}
     for site in sites:
@@ -150,7 +150,7 @@ class Injected:
         if strict and (missing or unknown):
             raise InputError(
                 "the state is not of this adapter",
-                found=f"unknown {some(unknown, 3)}" if unknown else f"no {some(missing, 3)}",
+                found=f"unknown {preview(unknown, 3)}" if unknown else f"no {preview(missing, 3)}",
                 expected=f"the {len(own)} keys of {self.method.name}",
                 hint="use the targets and the method it was saved with",
             )
@@ -284,9 +284,9 @@ class Injected:
             InputError: the file's modules are not the ones injected, a kind differs, a shape does not fit, or the file
                 holds something that is no update.
         """
-        lost = [item for item in adapter.not_analysed if not _is_copy_of_the_base(item.name)]
+        lost = [item for item in adapter.skipped if not _is_copy_of_the_base(item.name)]
         if lost:
-            raise InputError(f"loading would lose {some([item.name for item in lost], 3)}", found=lost[0].reason)
+            raise InputError(f"loading would lose {preview([item.name for item in lost], 3)}", found=lost[0].reason)
         own_saved = {f"{path}.{n}": t for path, part in self.saved.items() for n, t in part.state_dict().items()}
         of_parts = {name for part in self.parts.values() for name in part.updates()}
         tensors_of_parts = {name for part in self.parts.values() for name in part.tensors()}
@@ -389,7 +389,7 @@ def _same_names(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]
     if extra or missing:
         raise InputError(
             f"the adapter's {what} are not the model's",
-            found=some(extra, 3) if extra else f"none for {some(missing, 3)}",
-            expected=some(expected, 3),
+            found=preview(extra, 3) if extra else f"none for {preview(missing, 3)}",
+            expected=preview(expected, 3),
             hint="inject with the modules of the file as targets and modules_to_save",
         )

@@ -18,7 +18,7 @@ from torch import nn
 
 from lorascope.adapt.layer import AdaptedLayer, Site
 from lorascope.architectures import TASK_HEADS, ends_with, in_attention
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.patterns import Pattern
 
 CARRIES = "_lorascope_parts"  # where `inject` notes the names of a model's parts that are no layer's update
@@ -44,7 +44,7 @@ def find_sites(model: nn.Module, targets: str | Sequence[str], excluded: Sequenc
     inside = [name for name in chosen if any(_within(name, path) for path in excluded)]
     if inside:
         raise InputError(
-            f"{some(inside)} cannot be both adapted and trained as a whole",
+            f"{preview(inside)} cannot be both adapted and trained as a whole",
             hint="take the name out of targets or out of modules_to_save; a new head or pooler is trained as a whole "
             "without being named",
         )
@@ -181,7 +181,7 @@ def _nothing(what: str, wanted: str, paths: list[str], hint: str | None = None) 
     """An error that says what could have been named: the distinct last parts of the paths, near ones first."""
     names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths if not path.rpartition(".")[2].isdigit()))
     near = get_close_matches(wanted.rpartition(".")[2], names, n=2)
-    available = some([*near, *(name for name in names if name not in near)], most=20)
+    available = preview([*near, *(name for name in names if name not in near)], most=20)
     if hint is None and near:
         hint = f"did you mean {near[0]!r}?"
     return InputError(what, expected=f"one of {available}" if names else "a model with linear layers", hint=hint)
@@ -192,4 +192,6 @@ def refuse_adapted(model: nn.Module) -> None:
     adapted = [path for path, module in model.named_modules() if isinstance(module, AdaptedLayer)]
     adapted += getattr(model, CARRIES, ())
     if adapted:
-        raise InputError("the model carries an adapter already", found=some(adapted, 2), hint="load a fresh base model")
+        raise InputError(
+            "the model carries an adapter already", found=preview(adapted, 2), hint="load a fresh base model"
+        )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lorascope.training.data import Encoded
     from lorascope.training.reopen import Reopened
 
-FEWEST_TEXTS = 16
+MIN_TEXTS = 16
 
 
 def find(paths: Iterable[Path], resumed: Path | None = None) -> list[Path]:
@@ -136,7 +136,7 @@ class Runs:
         seen = self._trained_on()
         kept = [i for i, tokens in enumerate(texts.tokens) if tuple(tokens) not in seen]
         self.left_out = len(texts) - len(kept)
-        if len(kept) < min(FEWEST_TEXTS, len(texts)):
+        if len(kept) < min(MIN_TEXTS, len(texts)):
             raise InputError(
                 f"only {len(kept)} of {len(texts)} held-out texts were not trained on by another run",
                 hint="give the data an eval_path, so that every seed holds out the same",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorascope.training.data import Encoded
     from lorascope.training.reopen import Reopened
 
-MOST_SHARE_TOKENS = 8192  # that the shares are measured on: enough for a 5 % quantile to 0.3 % of tokens
+MAX_SHARE_TOKENS = 8192  # that the shares are measured on: enough for a 5 % quantile to 0.3 % of tokens
 SAME_BASE = 1e-3  # relative difference of hidden states that device and batches may make
 
 
@@ -121,7 +121,7 @@ def _choose(opened: "Reopened", texts: "Encoded", samples: int, seed: int) -> "t
     from lorascope.training.activations import choose
 
     size = opened.config.training.per_device_eval_batch_size
-    return choose(texts, samples, size, seed), choose(texts, MOST_SHARE_TOKENS, size, seed)
+    return choose(texts, samples, size, seed), choose(texts, MAX_SHARE_TOKENS, size, seed)
 
 
 def _base_states(opened: "Reopened", texts: "Encoded", tokens: "Tokens", pooled: bool) -> list[Any]:
@@ -148,7 +148,7 @@ def _input(
 
     from lorascope.analyses.activations import ModuleInput, RunInput
     from lorascope.training.activations import hidden_states, responses
-    from lorascope.weights.adapter import NotAnalysed
+    from lorascope.weights.adapter import Skipped
 
     seen = responses(opened, texts, shares)
     modules = []
@@ -158,7 +158,7 @@ def _input(
         weight = float(np.linalg.norm(opened.base_weight(name)))
         short, uses = name.removesuffix(".weight"), seen.uses[name]
         modules.append(ModuleInput(short, values, uses, tuple(change.shape), norm, weight))
-    left_out = tuple(NotAnalysed(name, reason) for name, reason in seen.left_out.items())
+    left_out = tuple(Skipped(name, reason) for name, reason in seen.left_out.items())
     states = hidden_states(opened, texts, tokens, pooled=pooled)
     method = f"{opened.config.method.name}, {len(opened.updates)} updates"
     return RunInput(label, method, tuple(modules), left_out, tuple(states))

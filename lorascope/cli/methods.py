@@ -53,7 +53,7 @@ def _counts(names: list[str], model: str, targets: str) -> "tuple[dict[str, int 
     """What each method would train, or why it cannot; and the model's own number of parameters."""
     from lorascope.adapt.method import methods as registered
     from lorascope.adapt.targets import WORDS, find_sites
-    from lorascope.errors import InputError, some
+    from lorascope.errors import InputError, preview
     from lorascope.models.shapes import model_shapes
 
     base = model_shapes(model)
@@ -63,7 +63,7 @@ def _counts(names: list[str], model: str, targets: str) -> "tuple[dict[str, int 
         method = registered.get(name)()
         wrong = [site.name for site in sites if method.uses_targets and site.kind not in method.layer_kinds]
         try:
-            found[name] = f"cannot adapt {some(wrong, 1)}" if wrong else method.total_parameter_count(base, sites)
+            found[name] = f"cannot adapt {preview(wrong, 1)}" if wrong else method.total_parameter_count(base, sites)
         except InputError as error:
             found[name] = error.what
         except NotImplementedError:

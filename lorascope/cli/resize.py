@@ -164,7 +164,7 @@ def _scorer(
     run: Path | None, adapter: Any, device: str, max_samples: int | None
 ) -> tuple[Callable[[Any], dict[str, Any]] | None, str]:
     """A function that scores a ΔW in the run's model, and on what it does."""
-    from lorascope.errors import InputError, some
+    from lorascope.errors import InputError, preview
 
     if run is None:
         if max_samples is not None:
@@ -176,8 +176,8 @@ def _scorer(
     if strange := [name for name in adapter.updates if name not in opened.updates]:
         raise InputError(
             f"{run} has no such modules",
-            found=some(strange, 3),
-            expected=f"those of its own adapter: {some(opened.updates, 3)}",
+            found=preview(strange, 3),
+            expected=f"those of its own adapter: {preview(opened.updates, 3)}",
         )
     own = opened.adapter.source.sha256 == adapter.source.sha256
     head = "" if own else ", under the head and biases of that run"

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEAST_SAMPLES = 4  # the estimator divides by n − 3
+MIN_SAMPLES = 4  # the estimator divides by n − 3
 GROUPS = 20  # left out one by one for the interval
 # Quantiles 0.975 of Student's t with 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -79,8 +79,8 @@ class Sums:
     def hsic(self) -> float:
         """The unbiased HSIC. ValueError with fewer than 4 samples."""
         n = self.n
-        if n < LEAST_SAMPLES:
-            raise ValueError(f"HSIC takes at least {LEAST_SAMPLES} samples, and there are {n}")
+        if n < MIN_SAMPLES:
+            raise ValueError(f"HSIC takes at least {MIN_SAMPLES} samples, and there are {n}")
         trace = float(np.sum(self.cross**2)) - self.kl
         rows_k, rows_l = float(self.x @ self.x) - self.k, float(self.y @ self.y) - self.l
         both = float(self.x @ self.cross @ self.y) - float(self.x @ self.lx) - float(self.y @ self.ky) + self.kl
@@ -145,7 +145,7 @@ class Features:
 
 def _without(a: Features, b: Features, whole: Sums) -> list[float]:
     """HSIC without each group in turn; empty where that leaves too few samples."""
-    if any(whole.n - len(rows) < LEAST_SAMPLES for rows in a.rows):
+    if any(whole.n - len(rows) < MIN_SAMPLES for rows in a.rows):
         return []
     return [(whole - Sums.of(a.x[rows], b.x[rows])).hsic() for rows in a.rows]
 
@@ -171,7 +171,7 @@ def cka(a: Features, b: Features, units: int | None = None) -> Cka:
     squares = a.sums.biased(), b.sums.biased()
     (kh, lh), biased = cross.traces(), _ratio(cross.biased(), *squares)
     low, high = (None, None) if value is None else _interval(value, a, b, cross)
-    spread = chance_sd(max(n if units is None else units, LEAST_SAMPLES))
+    spread = chance_sd(max(n if units is None else units, MIN_SAMPLES))
     return Cka(value, low, high, spread, biased, _ratio(kh * lh / (n - 1), *squares), n)
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from lorascope.linalg.arrays import Array, Float
 
 RADIX = 16  # products with a 16 × 16 Hadamard matrix: five times faster than butterflies of numpy calls
-LEAST_BLOCK = 1 << 12  # entries of a stacked block: below this a call costs more than its arithmetic
+MIN_BLOCK = 1 << 12  # entries of a stacked block: below this a call costs more than its arithmetic
 GROUP = 1 << 18  # entries that are drawn, and worked on, at a time
 KEEP = 1 << 27  # up to so many entries are kept in memory between calls (8 bytes each); more are drawn again
 
@@ -109,7 +109,7 @@ class Fastfood(Projection):
     def __init__(self, rows: int, columns: int, seed: int, *, whole: bool = False, as_published: bool = False):
         self.rows, self.columns, self.seed, self.as_published = rows, columns, seed, as_published
         self.inner = next_power_of_two(columns)
-        least = max(columns, rows if whole else min(LEAST_BLOCK, rows))
+        least = max(columns, rows if whole else min(MIN_BLOCK, rows))
         self.block = next_power_of_two(least)
         self.blocks = -(-rows // self.block)
         self.together = max(1, GROUP // self.block)  # blocks of one group

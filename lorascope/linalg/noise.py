@@ -20,7 +20,7 @@ TRACY_WIDOM_99 = 2.0234  # 99 % point of the Tracy–Widom law of order 1 (Bejan
 _ANGLES = 1 << 14  # midpoints of the quadrature: quantiles are good to about 1e-8
 # Digits of the significand and the spacing of the smallest numbers, by safetensors' names.
 _SIGNIFICAND = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
-_LEAST_SPACING = {"F16": 2.0**-24, "F8_E4M3": 2.0**-9, "F8_E5M2": 2.0**-16}
+_MIN_SPACING = {"F16": 2.0**-24, "F8_E4M3": 2.0**-9, "F8_E5M2": 2.0**-16}
 _LOWEST, _BINADES = -44, 72  # exponents kept apart: 2^-44 to 2^28; what lies beyond counts at the nearer end
 
 
@@ -155,7 +155,7 @@ class Rounding:
         if dtype not in _SIGNIFICAND:
             return 0.0
         spacing = np.exp2(np.arange(_LOWEST, _LOWEST + _BINADES) - float(_SIGNIFICAND[dtype]))
-        spacing = np.maximum(spacing, _LEAST_SPACING.get(dtype, 0.0))
+        spacing = np.maximum(spacing, _MIN_SPACING.get(dtype, 0.0))
         lengths = [
             math.sqrt((np.minimum(number / 6, moved) @ spacing**2).max(initial=0.0))
             for number, moved in ((self._rows, self._moved_in_rows), (self._columns, self._moved_in_columns))

@@ -7,7 +7,7 @@ import numpy as np
 
 from lorascope.linalg.spectrum import effective_rank, energy_rank, participation_ratio, stable_rank
 
-MOST_DRAWS, FEWEST_DRAWS = 32, 2  # one draw of rank r averages over r values already: the error stays about 1 %
+MAX_DRAWS, MIN_DRAWS = 32, 2  # one draw of rank r averages over r values already: the error stays about 1 %
 
 
 @lru_cache(maxsize=512)
@@ -48,7 +48,7 @@ def structureless_energy(m: int, n: int, r: int) -> tuple[float, ...]:
 def _spectra(m: int, n: int, r: int) -> np.ndarray:
     """(draws, min(m, n, r)) singular values of draws of B A."""
     rng = np.random.default_rng([m, n, r])
-    draws = int(np.clip(2048 // r, FEWEST_DRAWS, MOST_DRAWS))
+    draws = int(np.clip(2048 // r, MIN_DRAWS, MAX_DRAWS))
     cores = _bartlett(rng, draws, m, r) @ np.swapaxes(_bartlett(rng, draws, n, r), 1, 2)
     return np.linalg.svd(cores, compute_uv=False)
 

@@ -27,7 +27,7 @@ ROUGHLY = 1e-5  # the same of the guards, which are counted only
 EQUAL = 1e-8  # of σ₁²: singular values of T whose squares are nearer are one
 DEPENDENT = 1e-8  # a column of unit length with less than this beyond the others is rounding
 NEARLY = 1e-2  # with less than this it is orthogonalised once more
-MOST_STEPS = 12
+MAX_STEPS = 12
 _DENSE = 320  # up to this shorter side LAPACK needs no longer
 
 
@@ -188,7 +188,7 @@ def _davidson(
     asked = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
     basis = _orthonormal(np.eye(p, wanted + GUARD), factor[:, : factor.shape[1] // 2])
     image = _apply(diagonal, factor, core, basis)
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         values, turn = np.linalg.eigh(basis.T @ image)
         values, turn = values[::-1][:wanted], turn[:, ::-1][:, :wanted]
         vectors = basis @ turn

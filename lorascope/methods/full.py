@@ -17,7 +17,7 @@ from torch import nn
 from lorascope.adapt.base_params import BaseParam, OwnMethod, chosen
 from lorascope.adapt.layer import TrainedPart
 from lorascope.adapt.method import methods
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.patterns import Pattern
 
 
@@ -79,6 +79,6 @@ def refuse_codes(model: nn.Module, method: str, train: Sequence[str] | None, fre
     if wanted:
         raise InputError(
             f"{method} cannot train a quantised base",
-            found=f"{len(wanted)} parameters stored as codes, {some(wanted, 2)} ({codes[wanted[0]]})",
+            found=f"{len(wanted)} parameters stored as codes, {preview(wanted, 2)} ({codes[wanted[0]]})",
             hint="name the model as it was before it was quantised, or use method: lora, which trains beside the codes",
         )

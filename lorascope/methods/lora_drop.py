@@ -33,7 +33,7 @@ from lorascope.adapt.calibration import Calibration
 from lorascope.adapt.inject import Injected, layer_generator
 from lorascope.adapt.layer import AdaptedLayer, Site
 from lorascope.adapt.method import methods
-from lorascope.errors import InputError, LorascopeError, some
+from lorascope.errors import InputError, LorascopeError, preview
 from lorascope.methods.initialise import initialisation
 from lorascope.methods.lora import LoRA, LoRAConfig
 
@@ -119,11 +119,11 @@ class LoRADrop(LoRA):
         """
         injected = self._injected()
         self.kept, self.scores = tuple(learned["kept"]), learned.get("scores")
-        strangers = [name for name in self.kept if name not in injected.layers]
-        if strangers or not (self.kept or self.config.rest == "share"):
+        unknown_keys = [name for name in self.kept if name not in injected.layers]
+        if unknown_keys or not (self.kept or self.config.rest == "share"):
             raise InputError(
-                "the layers to keep are not the adapted ones", found=some(strangers or ["none"]),
-                expected=some(injected.layers),
+                "the layers to keep are not the adapted ones", found=preview(unknown_keys or ["none"]),
+                expected=preview(injected.layers),
             )  # fmt: skip
         rest = {name: layer for name, layer in injected.layers.items() if name not in self.kept}
         if self.config.rest == "drop":
@@ -145,7 +145,7 @@ class LoRADrop(LoRA):
             return list(layers)
         for name in keep:
             if not any(_ends(layer, name) for layer in layers):
-                raise InputError(f"keep: no adapted layer is named {name!r}", expected=some(layers))
+                raise InputError(f"keep: no adapted layer is named {name!r}", expected=preview(layers))
         return [layer for layer in layers if any(_ends(layer, name) for name in keep)]
 
     def _injected(self) -> Injected:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorascope.architectures import CLASSIFIER_HEADS
-from lorascope.errors import InputError, LorascopeError, some
+from lorascope.errors import InputError, LorascopeError, preview
 from lorascope.inputs import read_json
 from lorascope.models import assets, mean_pool
 from lorascope.models.config import ModelConfig
@@ -103,7 +103,7 @@ def _refuse_more_layers(config: ModelConfig) -> None:
 def _from_checkpoint(auto: Any, config: ModelConfig, **settings: Any) -> nn.Module:
     """The model as the checkpoint has it; what that did not hold is remembered for `drawn`."""
     model, info = _from_pretrained(auto, config, "model", output_loading_info=True, **settings)
-    setattr(model, NOTES, tuple(_strangers(config, info["unexpected_keys"])))
+    setattr(model, NOTES, tuple(_unknown_keys(config, info["unexpected_keys"])))
     return _remember(model, [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
 
 
@@ -208,9 +208,9 @@ def _own_words() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _strangers(config: ModelConfig, unexpected: Iterable[str]) -> list[str]:
+def _unknown_keys(config: ModelConfig, unexpected: Iterable[str]) -> list[str]:
     """A sentence where the checkpoint holds tensors of blocks that the model does not have: it may be of another
-    architecture. Another task's head, and blocks that `num_hidden_layers` cuts away, are no strangers.
+    architecture. Another task's head, and blocks that `num_hidden_layers` cuts away, are no unknown_keys.
     """
     most = config.num_hidden_layers
     numbers = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in unexpected}
@@ -219,7 +219,7 @@ def _strangers(config: ModelConfig, unexpected: Iterable[str]) -> list[str]:
         return []
     return [
         f"the checkpoint {config.name} holds {len(strange)} tensors of its blocks for which {config.task_type}'s model "
-        f"has no place, and which are left out: {some(strange, 3)}"
+        f"has no place, and which are left out: {preview(strange, 3)}"
     ]
 
 
@@ -266,7 +266,7 @@ def _owner(model: nn.Module, name: str) -> str:
         if (leaf or own <= new) and _trainable_whole(module) and not any(part.isdigit() for part in parts):
             return path
     raise InputError(
-        f"the checkpoint does not hold {some([name, *sorted(new - {name})], 3)}, and {name} is no part of a new head",
+        f"the checkpoint does not hold {preview([name, *sorted(new - {name})], 3)}, and {name} is not in a new head",
         found="random values in its place",
         hint="name a checkpoint of this architecture, or list what is missing in method.modules_to_save",
     )

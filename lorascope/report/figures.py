@@ -22,8 +22,8 @@ from lorascope.report.svg import PLACEHOLDER, Styles, tidy
 from lorascope.report.text import number, shorten, visible
 
 WIDTH = 1040
-MOST_PANELS, MOST_POINTS, MOST_THIN_POINTS = 24, 200, 12_000
-MOST_DECADES = 8
+MAX_PANELS, MAX_POINTS, MAX_THIN_POINTS = 24, 200, 12_000
+MAX_DECADES = 8
 _DPI = 72
 
 _RC = {
@@ -102,16 +102,16 @@ def _capped(block: Lines) -> tuple[list[Series], list[str]]:
     """The series to draw, and a sentence for each thing that is left out."""
     notes = []
     panels = list(dict.fromkeys(s.panel for s in block.series))
-    kept = [s for s in block.series if s.panel in set(panels[:MOST_PANELS])]
-    if len(panels) > MOST_PANELS:
-        notes.append(f"The first {MOST_PANELS} of {len(panels)} panels are drawn.")
-    if any(len(s.x) > MOST_POINTS for s in kept):
-        notes.append(f"Lines of more than {MOST_POINTS} points are drawn through {MOST_POINTS} of them.")
+    kept = [s for s in block.series if s.panel in set(panels[:MAX_PANELS])]
+    if len(panels) > MAX_PANELS:
+        notes.append(f"The first {MAX_PANELS} of {len(panels)} panels are drawn.")
+    if any(len(s.x) > MAX_POINTS for s in kept):
+        notes.append(f"Lines of more than {MAX_POINTS} points are drawn through {MAX_POINTS} of them.")
         kept = [_thinned(s) for s in kept]
     thin = [s for s in kept if s.weight == "thin"]
     points = sum(len(s.x) for s in thin)
-    if points > MOST_THIN_POINTS:
-        step = math.ceil(points / MOST_THIN_POINTS)
+    if points > MAX_THIN_POINTS:
+        step = math.ceil(points / MAX_THIN_POINTS)
         chosen = {id(s) for panel in panels for s in [s for s in thin if s.panel == panel][::step]}
         notes.append(f"{len(chosen)} of the {len(thin)} thin lines are drawn, one in {step} of each panel.")
         kept = [s for s in kept if s.weight != "thin" or id(s) in chosen]
@@ -119,10 +119,10 @@ def _capped(block: Lines) -> tuple[list[Series], list[str]]:
 
 
 def _thinned(s: Series) -> Series:
-    if len(s.x) <= MOST_POINTS:
+    if len(s.x) <= MAX_POINTS:
         return s
     last = len(s.x) - 1
-    at = sorted({round(i * last / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
+    at = sorted({round(i * last / (MAX_POINTS - 1)) for i in range(MAX_POINTS)})
 
     def pick(values: Sequence[Number]) -> tuple:
         return tuple(values[i] for i in at)
@@ -145,7 +145,7 @@ class _Limits:
 
 
 def _limits(block: Lines, series: list[Series]) -> _Limits | None:
-    """One pair of limits for all panels, so that they can be compared; at most MOST_DECADES on a log axis."""
+    """One pair of limits for all panels, so that they can be compared; at most MAX_DECADES on a log axis."""
     xs = [v for s in series for v in _clean(s.x, block.log_x)]
     ys = [v for s in series for values in (s.y, s.low or (), s.high or ()) for v in _clean(values, block.log_y)]
     xs += [m.value for m in block.markers if m.axis == "x"]
@@ -161,7 +161,7 @@ def _limits(block: Lines, series: list[Series]) -> _Limits | None:
 def _span(values: list[float], log: bool, margin: float) -> tuple[float, float]:
     lo, hi = min(values), max(values)
     if log:
-        lo = max(lo, hi * 10.0**-MOST_DECADES)
+        lo = max(lo, hi * 10.0**-MAX_DECADES)
         grow = (hi / lo) ** margin if hi > lo else 2.0
         return lo / grow, hi * grow
     grow = (hi - lo) * margin if hi > lo else max(abs(hi), 1.0) * 0.5
@@ -364,6 +364,6 @@ def _legend(block: Lines, series: list[Series]) -> tuple[Key, ...]:
 
 def _describe(block: Lines) -> str:
     panels = [p for p in dict.fromkeys(s.panel for s in block.series) if p]
-    within = f" Panels: {', '.join(panels[:MOST_PANELS])}." if panels else ""
+    within = f" Panels: {', '.join(panels[:MAX_PANELS])}." if panels else ""
     sort = "Scatter plot" if any(s.points for s in block.series) else "Line chart"
     return visible(f"{sort} of {block.y_label} against {block.x_label}.{within}")

@@ -9,7 +9,7 @@ from lorascope.report.palette import MAKO
 
 WIDTH = 1040
 LEVELS = len(MAKO)
-MOST_CELLS_A_SIDE = 160
+MAX_CELLS_A_SIDE = 160
 _LETTER = 7  # pixels that a letter of a label takes, at most, on average
 
 
@@ -67,9 +67,9 @@ class Grid:
 
 
 def layout(block: Heatmap) -> Grid:
-    """`block` as geometry. The first MOST_CELLS_A_SIDE rows and columns are drawn; a note says so where that cuts."""
-    rows = [t.visible(row) for row in block.rows[:MOST_CELLS_A_SIDE]]
-    columns = [t.visible(column) for column in block.columns[:MOST_CELLS_A_SIDE]]
+    """`block` as geometry. The first MAX_CELLS_A_SIDE rows and columns are drawn; a note says so where that cuts."""
+    rows = [t.visible(row) for row in block.rows[:MAX_CELLS_A_SIDE]]
+    columns = [t.visible(column) for column in block.columns[:MAX_CELLS_A_SIDE]]
     row_label, column_label = t.visible(block.row_label), t.visible(block.column_label)
     left = min(260, max(len(label) for label in [*rows, row_label and row_label + " ↓"]) * _LETTER + 14)
     width = max(5, min(120, (WIDTH - left - 2) // max(len(columns), 1)))
@@ -96,9 +96,7 @@ def layout(block: Heatmap) -> Grid:
 
 def _notes(block: Heatmap) -> tuple[str, ...]:
     sides = (("rows", len(block.rows)), ("columns", len(block.columns)))
-    return tuple(
-        f"The first {MOST_CELLS_A_SIDE} of {n} {what} are drawn." for what, n in sides if n > MOST_CELLS_A_SIDE
-    )
+    return tuple(f"The first {MAX_CELLS_A_SIDE} of {n} {what} are drawn." for what, n in sides if n > MAX_CELLS_A_SIDE)
 
 
 def _layer(

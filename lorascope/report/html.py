@@ -23,7 +23,7 @@ from lorascope.outputs import write_text
 from lorascope.report import figures, heatmap, palette
 from lorascope.report import text as t
 
-MOST_CELLS, MOST_ROWS = 30_000, 2_000  # of one table
+MAX_CELLS, MAX_ROWS = 30_000, 2_000  # of one table
 LONGEST_NAME = 300
 LONGEST_PROSE, LONGEST_WORD = 2000, 60  # of a cell in sentences, which breaks between words
 LONG_CELL = 64  # characters from which on a column of text breaks its lines
@@ -250,7 +250,7 @@ def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View
 
 
 def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
-    most = min(MOST_ROWS, MOST_CELLS // max(len(block.columns), 1))
+    most = min(MAX_ROWS, MAX_CELLS // max(len(block.columns), 1))
     rows = block.rows[:most]
     columns = tuple(_column(c, j, rows, len(block.columns)) for j, c in enumerate(block.columns))
     notes = (f"The first {most:,} of {len(block.rows):,} rows.",) if len(block.rows) > most else ()
@@ -300,7 +300,7 @@ def _named_rows(page: Page) -> dict[str, str]:
     wanted = {f.module for b in page.blocks if isinstance(b, blocks.Findings) for f in b.items if f.module}
     found: dict[str, str] = {}
     for table in (b for b in page.blocks if isinstance(b, Table) and b.interactive and b.where != "terminal"):
-        for row in table.rows[: min(MOST_ROWS, MOST_CELLS // max(len(table.columns), 1))]:
+        for row in table.rows[: min(MAX_ROWS, MAX_CELLS // max(len(table.columns), 1))]:
             if row and row[0] in wanted and row[0] not in found:
                 found[str(row[0])] = f"row-{len(found) + 1}"
     return found

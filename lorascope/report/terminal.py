@@ -15,7 +15,7 @@ from lorascope.report import text as t
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 SEVERITIES = ("error", "warning", "note")
-MOST_FINDINGS = 12
+MAX_FINDINGS = 12
 _STYLES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "1;33", "note": "2"}
 _STYLES |= {"held": "1;32", "not held": "1;31", "undecided": "1;33", "withdrawn": "1", "cannot tell": "1"}
 _WIDEST, _NARROWEST = 140, 40
@@ -123,13 +123,13 @@ def _facts(block: blocks.Facts, screen: Screen) -> list[str]:
 def _findings(block: blocks.Findings, screen: Screen) -> list[str]:
     lines = _title(block.title, screen)
     ordered = sorted(block.items, key=lambda f: SEVERITIES.index(f.severity))
-    for finding in ordered[:MOST_FINDINGS]:
+    for finding in ordered[:MAX_FINDINGS]:
         mark = MARKS[finding.severity]
         name = t.shorten(t.visible(finding.module), screen.width - 4) + ": " if finding.module else ""
         first, *more = screen.wrap(name + finding.text, mark + " ", "  ")
         lines += [screen.style(mark, finding.severity) + first[len(mark) :], *more]
-    if len(ordered) > MOST_FINDINGS:
-        rest = ordered[MOST_FINDINGS:]
+    if len(ordered) > MAX_FINDINGS:
+        rest = ordered[MAX_FINDINGS:]
         counts = [(sum(f.severity == s for f in rest), s) for s in SEVERITIES]
         named = ", ".join(f"{n} {s}{'s' if n > 1 else ''}" for n, s in counts if n)
         lines.append(screen.style(f"  … and {len(rest)} more ({named})", "dim"))
@@ -161,7 +161,7 @@ def _definitions(block: blocks.Definitions, screen: Screen) -> list[str]:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 _GAP = 2
-_LEAST_TEXT = 12  # a text column is shortened down to this before columns are left out
+_MIN_TEXT = 12  # a text column is shortened down to this before columns are left out
 
 
 def _table(block: Table, screen: Screen) -> list[str]:
@@ -190,9 +190,9 @@ def _fit(columns: list[Column], grid: list[list[str]], room: int) -> tuple[list[
     text = [j for j, column in enumerate(columns) if not t.is_numeric(column)]
     while sum(widths) + _GAP * (len(widths) - 1) > room:
         widest = max((j for j in text if j < len(widths)), key=widths.__getitem__, default=None)
-        if widest is not None and widths[widest] > _LEAST_TEXT:
+        if widest is not None and widths[widest] > _MIN_TEXT:
             excess = sum(widths) + _GAP * (len(widths) - 1) - room
-            widths[widest] = max(_LEAST_TEXT, widths[widest] - excess)
+            widths[widest] = max(_MIN_TEXT, widths[widest] - excess)
         elif len(widths) > 1:
             widths.pop()
         else:

@@ -27,7 +27,7 @@ from lorascope.study import scope
 from lorascope.study.verdict import MARKS, VERDICTS
 
 Record = Mapping[str, Any]
-MOST_FAILURES = 20
+MAX_FAILURES = 20
 FAR = 0.1  # nats: differences below it are no sign of a run that broke
 INTERVAL = Definitions(
     (
@@ -201,9 +201,9 @@ def _warnings(record: Record) -> list[Block]:
         items.append(Finding("warning", f"the best learning rate stayed at an end of its sweep: {'; '.join(edges)}"))
     items += [Finding("warning", each) for each in _apart(record["runs"])]
     failures = record["failures"]
-    items += [Finding("error", f"{each['title']}: {each['message']}") for each in failures[:MOST_FAILURES]]
-    if len(failures) > MOST_FAILURES:
-        items.append(Finding("error", f"and {len(failures) - MOST_FAILURES} more runs failed; the JSON names them"))
+    items += [Finding("error", f"{each['title']}: {each['message']}") for each in failures[:MAX_FAILURES]]
+    if len(failures) > MAX_FAILURES:
+        items.append(Finding("error", f"and {len(failures) - MAX_FAILURES} more runs failed; the JSON names them"))
     return [Findings(tuple(items), "What to know first")] if items else []
 
 

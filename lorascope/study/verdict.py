@@ -25,7 +25,7 @@ from lorascope.study.definition import Claim, Criterion, Results
 VERDICTS = HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
 MARKS = WITHDRAWN, CANNOT_TELL = "withdrawn", "cannot tell"  # shown in a verdict's place: see `marks`
 LEVEL = 0.95
-MOST_ENUMERATED = 2000  # resamples of up to 7 replicates
+MAX_ENUMERATED = 2000  # resamples of up to 7 replicates
 DRAWN = 5000  # resamples of more, or of several strata: some twenty lie beyond each end of an interval
 SHOWN = 200  # of a scale that decides nothing
 SEED = 20210617
@@ -175,7 +175,7 @@ def _parts(statistic: Callable[[Draws], float | None], strata: Draws) -> dict[in
 def _resamples(units: Sequence[int], most: int) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """All multisets of as many units with their probabilities, or `most` random ones of equal weight."""
     n = len(units)
-    if math.comb(2 * n - 1, n) <= MOST_ENUMERATED:
+    if math.comb(2 * n - 1, n) <= MAX_ENUMERATED:
         every = list(itertools.combinations_with_replacement(units, n))
         ways = [math.factorial(n) / math.prod(map(math.factorial, Counter(each).values())) for each in every]
         return every, np.array(ways) / n**n

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.targets import LeftOut
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.models.loading import embeddings
 from lorascope.training.data import Encoded
 
@@ -132,7 +132,7 @@ def left_out_in_words(each: LeftOut) -> str:
     several = len(each.paths) > 1
     fused = ", and these experts are fused into parameters of their own" * ("expert" in each.sort.lower())
     return (
-        f"{len(each.paths)} module{'s' * several} of the class {each.sort} ({some(each.paths, 2)}) "
+        f"{len(each.paths)} module{'s' * several} of the class {each.sort} ({preview(each.paths, 2)}) "
         f"{'are' if several else 'is'} not adapted, {each.parameters:,} parameters: an update goes into Linear, "
         f"Conv1D and Embedding layers{fused}"
     )

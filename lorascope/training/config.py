@@ -258,9 +258,9 @@ def _method(values: object, problems: list[str]) -> MethodConfig | None:
         problems.append(f"method.targets: {name} does not work layer by layer and takes no targets")
     known = [*own, *(f.name for f in fields(cls) if f.init)]
     rest = {key: value for key, value in values.items() if key not in own}
-    strangers = [key for key in rest if key not in known]
-    problems.extend(unknown(dotted("method", key), key, known) for key in strangers)
-    settings = build(cls, {key: value for key, value in rest.items() if key not in strangers}, "method", problems)
+    unknown_keys = [key for key in rest if key not in known]
+    problems.extend(unknown(dotted("method", key), key, known) for key in unknown_keys)
+    settings = build(cls, {key: value for key, value in rest.items() if key not in unknown_keys}, "method", problems)
     return head and MethodConfig(head.name, head.targets, head.modules_to_save, settings)
 
 

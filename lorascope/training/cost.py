@@ -23,7 +23,7 @@ from lorascope.training.data import Batch
 
 TEXTS = 4  # in the batch that is timed
 SECONDS = 1.0  # what all timed passes together should take
-MOST = 10  # turns
+MAX = 10  # turns
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _measure(injected: Injected, batch: Batch, seconds: float) -> Cost:
     device = batch.input_ids.device
     one = [_seconds(passes(on=True), device) for _ in range(2)][-1]  # the first one warms up
     flops = {on: _flops(passes(on)) for on in (False, True)}
-    repeats = max(2, min(MOST, int(seconds / (4 * one))))
+    repeats = max(2, min(MAX, int(seconds / (4 * one))))
     times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(repeats):
         for on in (False, True):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.inputs import open_regular, parse_json
 from lorascope.models.config import TaskType
 from lorascope.training import wordnet
@@ -185,7 +185,7 @@ def encode_classes(rows: Sequence[Row], names: tuple[str, ...], tokenizer: Any, 
     if None in labels:
         row = rows[labels.index(None)]
         label = row.get(config.label_column)
-        raise InputError(f"the held-out label {label!r} is not in the training data", expected=some(names, 10))
+        raise InputError(f"the held-out label {label!r} is not in the training data", expected=preview(names, 10))
     return Encoded(encoded["input_ids"], labels, tokenizer.pad_token_id, names)
 
 
@@ -253,7 +253,7 @@ def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
     if missing:
         raise InputError(
             f"row {missing[0] + 1} of {config.path} has no {column!r}",
-            found=f"the columns {some(rows[missing[0]], 10)}",
+            found=f"the columns {preview(rows[missing[0]], 10)}",
             hint="name the column with data.label_column",
         )
     listed = next((row[column] for row in rows if isinstance(row[column], list | tuple | dict)), None)
@@ -302,7 +302,7 @@ def _texts(rows: Sequence[Row], config: DataConfig, column: str | None = None) -
             joint = {str(name).lower() for name in row} & {*PIECES, *CHATS}
             raise InputError(
                 f"row {i + 1} of {config.path} has no text in the column {column!r}",
-                found=f"the columns {some(row, 10)}" if column not in row else repr(row[column])[:60],
+                found=f"the columns {preview(row, 10)}" if column not in row else repr(row[column])[:60],
                 hint=JOIN if joint and config.text_pair_column is None else "name the column with data.text_column",
             )
     return [row[column] for row in rows]
@@ -335,7 +335,7 @@ def _refuse_pieces(rows: Sequence[Row], config: DataConfig) -> None:
             if any(words.strip() not in text for words in _words(value)):
                 raise InputError(
                     f"{config.path} would be trained on its column {used!r} alone, without what {column!r} says",
-                    found=f"the columns {some(row, 10)}",
+                    found=f"the columns {preview(row, 10)}",
                     hint=JOIN,
                 )
 
@@ -361,7 +361,7 @@ def _rows(config: DataConfig, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
         return train, held_out
     there = {str(row.get(config.label_column)) for row in train}
     if missing := [name for name in config.classes if name not in there]:
-        raise InputError(f"{config.path} has no class {missing[0]!r}", expected=some(sorted(there), 10))
+        raise InputError(f"{config.path} has no class {missing[0]!r}", expected=preview(sorted(there), 10))
     return tuple(
         [row for row in rows if str(row.get(config.label_column)) in config.classes] for rows in (train, held_out)
     )

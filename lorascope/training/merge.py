@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.merging import MergedWeight, rounded_sum, widened
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
 from lorascope.outputs import staged, write_json
 from lorascope.training.places import Places, placed, weight_name
 from lorascope.updates.base import Stored, Update, dense, kinds
-from lorascope.weights.adapter import Adapter, NotAnalysed, Rows
+from lorascope.weights.adapter import Adapter, Rows, Skipped
 from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_another_base
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft.format import B_BIAS
@@ -53,7 +53,7 @@ class Merge:
     base: list[str] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
     grown: tuple[int, int] | None = None
-    left_out: tuple[NotAnalysed, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -74,7 +74,7 @@ def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> M
     """
     refuse(adapter)
     unsure = fewer_layers(adapter, getattr(getattr(model, "config", None), "num_hidden_layers", None))
-    done = Merge(left_out=adapter.not_analysed, notes=(*adapter.notes, *([unsure] if unsure else [])))
+    done = Merge(left_out=adapter.skipped, notes=(*adapter.notes, *([unsure] if unsure else [])))
     _with_vocabulary(model, adapter, done)
     places = Places(model)
     _check_names(places, adapter)
@@ -119,7 +119,7 @@ def refuse(adapter: Adapter) -> None:
     if gone := lost(adapter, kept=(B_BIAS, TOKENS)):
         raise InputError(
             f"merging {where} would lose what lorascope does not understand or cannot compute",
-            found=f"{some((item.name for item in gone), 3)}: {gone[0].reason}",
+            found=f"{preview((item.name for item in gone), 3)}: {gone[0].reason}",
         )
 
 
@@ -145,7 +145,7 @@ def _with_vocabulary(model: nn.Module, adapter: Adapter, done: Merge) -> None:
     if others or missing:
         raise InputError(
             f"the adapter has {after} tokens, and this base {before}",
-            found=f"no new rows for {some(missing)}" if missing else "several sizes",
+            found=f"no new rows for {preview(missing)}" if missing else "several sizes",
             hint="resize the base's vocabulary as it was resized before training, save it, and pass that folder",
         )
     model.resize_token_embeddings(after, mean_resizing=False)
@@ -174,8 +174,8 @@ def _check_names(places: Places, adapter: Adapter) -> None:
     if missing:
         raise InputError(
             "the adapter is not of this model",
-            found=f"{len(missing)} of its {len(wanted)} parameters are not there: {some(missing, 3)}",
-            expected=some(places.parameters, 3),
+            found=f"{len(missing)} of its {len(wanted)} parameters are not there: {preview(missing, 3)}",
+            expected=preview(places.parameters, 3),
         )
 
 
@@ -315,7 +315,7 @@ def _check_drawn(model: nn.Module, places: Places, filled: Collection[str]) -> N
     random = [name for name in models.drawn(model) if places.name(name) not in filled]
     if random:
         raise InputError(
-            f"the base does not hold {some(random, 3)}, and neither does the adapter",
+            f"the base does not hold {preview(random, 3)}, and neither does the adapter",
             found="random values in their place",
             hint="give a base that holds them, or an adapter that was trained with them in modules_to_save",
         )
@@ -370,7 +370,7 @@ def _check_reloaded(model: nn.Module, stage: Path) -> None:
     if wrong or models.drawn(again):
         raise InputError(
             "transformers cannot hold this merged model: loaded again, it has other weights",
-            found=some([*wrong, *models.drawn(again)], 3),
+            found=preview([*wrong, *models.drawn(again)], 3),
             hint="its embeddings are tied by its class; train an adapter that leaves them alone, or use it unmerged",
         )
 

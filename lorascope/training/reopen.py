@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.merging import widened
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.matrix import Matrix, as_matrix
 from lorascope.models import loading as models
 from lorascope.training import config as configs
@@ -94,7 +94,9 @@ class Reopened:
         """
         unknown = deltas.keys() - self.updates.keys()
         if unknown:
-            raise InputError("no such update in the run", found=some(sorted(unknown), 3), expected=some(self.updates))
+            raise InputError(
+                "no such update in the run", found=preview(sorted(unknown), 3), expected=preview(self.updates)
+            )
         for name, update in self.updates.items():
             weight, base = self._weight(update), self._base[name]
             if name not in deltas:

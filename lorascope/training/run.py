@@ -17,7 +17,7 @@ from lorascope.adapt.method import methods
 from lorascope.adapt.stacked import skeleton
 from lorascope.adapt.targets import LeftOut, left_out
 from lorascope.architectures import CLASSIFIER_HEADS
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
 from lorascope.outputs import staged, write_json
 from lorascope.training import checks, cost, data
@@ -173,8 +173,8 @@ def inject_method(model: nn.Module, config: RunConfig) -> Injected:
     if lost := [name for name in models.untrained(model, list(injected.saved)) if name not in trained]:
         modules = dict.fromkeys(name.rpartition(".")[0] for name in lost)
         raise InputError(
-            f"the checkpoint does not hold {some(lost, 4)}: random values that would be trained by nothing and be in "
-            "no file",
+            f"the checkpoint does not hold {preview(lost, 4)}: random values that nothing would train and "
+            "no file would hold",
             hint=f"add {', '.join(modules)} to method.modules_to_save, or leave that key out"
             if config.model.task_type == "SEQ_CLS"
             else f"name a checkpoint that has them, or train them: method.modules_to_save: [{', '.join(modules)}]",

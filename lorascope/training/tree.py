@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from lorascope.errors import LorascopeError
 
-LARGEST = 2**31 - 1  # of sizes, steps and counts
-LARGEST_SEED = 2**63 - 1
+MAX = 2**31 - 1  # of sizes, steps and counts
+MAX_SEED = 2**63 - 1
 
 
 class Wrong(ValueError):
@@ -72,7 +72,7 @@ def _check_bounded(value: Any, path: str) -> None:
     """`Wrong` where a number is not finite, or an integer is larger than any size can be."""
     if isinstance(value, float) and not math.isfinite(value):
         raise Wrong("a finite number")
-    most = LARGEST_SEED if path.endswith(("seed", "key")) else LARGEST
+    most = MAX_SEED if path.endswith(("seed", "key")) else MAX
     if isinstance(value, int) and abs(value) > most:
         raise Wrong(f"a whole number of at most {most:,}")
     for each in value if isinstance(value, tuple) else ():

@@ -21,10 +21,10 @@ from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import Matrix
 from lorascope.registry import Registry
 
-MOST_ENTRIES = 1 << 28  # of one array in memory: 2 GiB in float64
-MOST_EXPANDED = 1 << 22  # of one that is four times larger than what the file holds of it
-MOST_DRAWN = 1 << 25  # of a frozen projection that a file tells by its seed alone
-MOST_RANK = 1 << 14  # of factors: their core is (r, r), and its SVD takes r³
+MAX_ENTRIES = 1 << 28  # of one array in memory: 2 GiB in float64
+MAX_EXPANDED = 1 << 22  # of one that is four times larger than what the file holds of it
+MAX_DRAWN = 1 << 25  # of a frozen projection that a file tells by its seed alone
+MAX_RANK = 1 << 14  # of factors: their core is (r, r), and its SVD takes r³
 
 kinds: Registry["Kind"] = Registry("kind of update", "lorascope.updates")
 
@@ -176,13 +176,13 @@ class Update:
         """
         kind, shapes = kinds.get(self.kind), self._shapes
         most = max(kind.largest(shapes), math.prod(base.shape) if base is not None and kind.needs_base else 0)
-        if (rank := shapes.get("A", (0,))[0]) > MOST_RANK:
-            return f"its rank of {rank:,} is more than the {MOST_RANK:,} that lorascope decomposes"
+        if (rank := shapes.get("A", (0,))[0]) > MAX_RANK:
+            return f"its rank of {rank:,} is more than the {MAX_RANK:,} that lorascope decomposes"
         for name, stored in self.roles.items():
-            if math.prod(stored.shape) > max(MOST_EXPANDED, 4 * _entries(stored)):
+            if math.prod(stored.shape) > max(MAX_EXPANDED, 4 * _entries(stored)):
                 return f"{name} is too large to write out: {tuple(stored.shape)}, of {_entries(stored):,} entries"
-        if most > MOST_ENTRIES:
-            return f"too large to decompose: an array of {most:,} entries, and {MOST_ENTRIES:,} are the most"
+        if most > MAX_ENTRIES:
+            return f"too large to decompose: an array of {most:,} entries, and {MAX_ENTRIES:,} are the most"
         return None
 
     def read(self) -> dict[str, np.ndarray]:

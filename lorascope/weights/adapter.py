@@ -19,7 +19,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class NotAnalysed:
+class Skipped:
     """A key, or a module's key, that was recognised and yields no update, and why."""
 
     name: str
@@ -43,7 +43,7 @@ class Adapter:
         settings: what the writer's config said, resolved: rank, alpha, patterns, flags. JSON types only.
         source: path, hash, format, method.
         saved: full tensors stored beside the updates (`modules_to_save`, trained biases), by parameter name.
-        not_analysed: everything recognised that is not an update, with the reason. With `updates` and `saved` this
+        skipped: everything recognised that is not an update, with the reason. With `updates` and `saved` this
             accounts for every key in the file.
         notes: what the reader wants said about the whole, such as projections redrawn from a seed.
         parts: of `saved`, the tensors that are known to be no weight update (a soft prompt, a bottleneck between two
@@ -56,7 +56,7 @@ class Adapter:
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: Source = Source()
     saved: Mapping[str, Stored] = field(default_factory=dict)
-    not_analysed: tuple[NotAnalysed, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from lorascope.architectures import FUSED_EXPERTS, TIED, ends_with, is_vocabulary
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.inputs import read_json
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
-from lorascope.updates.base import MOST_EXPANDED, Stored, Update
+from lorascope.updates.base import MAX_EXPANDED, Stored, Update
 from lorascope.weights import names as naming
 from lorascope.weights import quantised
 from lorascope.weights.conversion import names_in_memory
@@ -191,7 +191,7 @@ class Checkpoint:
         if found is None:
             raise InputError(
                 f"{self.path} has no parameter for {name!r}",
-                found=some(self.names(), 3),
+                found=preview(self.names(), 3),
                 hint="is it the base model that this adapter was trained on?",
             )
         return found
@@ -277,7 +277,7 @@ def _fitted(update: Update, matrix: Stored) -> Stored | str:
     if found == expected:
         return matrix
     if update.kernel and found[0] == expected[0] and 0 < found[1] < expected[1] and expected[1] % found[1] == 0:
-        if math.prod(expected) > MOST_EXPANDED:
+        if math.prod(expected) > MAX_EXPANDED:
             return f"the base's grouped convolution is too large to write out: {math.prod(expected):,} entries"
         return _ungrouped(matrix, expected[1] // found[1], math.prod(update.kernel))
     if update.kind == "tuned" and found[1] == expected[1] and found[0] > expected[0]:
@@ -330,11 +330,11 @@ def _weights_of(folder: Path) -> Path:
             return folder / name
     present = sorted(entry.name for entry in folder.iterdir())
     if any(name.startswith("adapter_") for name in present):
-        raise InputError(f"{folder} holds an adapter, not a full model", found=some(present))
+        raise InputError(f"{folder} holds an adapter, not a full model", found=preview(present))
     candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES))]
     if len(candidates) == 1:
         return folder / candidates[0]
-    raise InputError(f"{folder} holds no model", found=some(present) or "an empty folder", expected=_FILES[0])
+    raise InputError(f"{folder} holds no model", found=preview(present) or "an empty folder", expected=_FILES[0])
 
 
 def _cached(name: str) -> Path:

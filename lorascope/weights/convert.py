@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.tensors import InMemory
@@ -23,10 +23,10 @@ def to_low_rank(adapter: Adapter) -> Adapter:
     updates = {} if wrong else {name: _low_rank(update) for name, update in adapter.updates.items()}
     wrong += [name for name, update in updates.items() if update is None]
     if wrong:
-        raise InputError("not every update is a product of two factors", found=some(wrong, 3))
+        raise InputError("not every update is a product of two factors", found=preview(wrong, 3))
     settings = {key: adapter.settings[key] for key in KEPT if key in adapter.settings}
     made = {name: update for name, update in updates.items() if update is not None}
-    return Adapter(made, settings, adapter.source, adapter.saved, adapter.not_analysed, adapter.notes, adapter.parts)
+    return Adapter(made, settings, adapter.source, adapter.saved, adapter.skipped, adapter.notes, adapter.parts)
 
 
 def _low_rank(update: Update) -> Update | None:

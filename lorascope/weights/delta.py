@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from lorascope.architectures import experts_transposed, is_conv1d, is_embedding, is_vocabulary, looks_like_conv1d
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.noise import Rounding
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, unit_roundoff
 from lorascope.updates.base import Stored, Update, dense
 from lorascope.weights import io
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.quantised import Unreadable, scheme_of
 from lorascope.weights.tensors import InMemory, Mapped, first_rows, reshaped, transposed
@@ -78,7 +78,7 @@ class Matched:
     """Every parameter of both sides: in a pair, or not, and why."""
 
     pairs: tuple[Pair, ...]
-    unmatched: tuple[NotAnalysed, ...]
+    unmatched: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def match(base: Checkpoint, tuned: Checkpoint | Adapter) -> Matched:
         theirs = list(tuned.updates) if isinstance(tuned, Adapter) else tuned.names()
         raise InputError(
             "the two checkpoints have no parameter in common",
-            found=f"{some(base.names(), 2)} and {some(theirs, 2)}",
+            found=f"{preview(base.names(), 2)} and {preview(theirs, 2)}",
             hint="give the base model that the other was tuned from",
         )
     return matched
@@ -141,7 +141,7 @@ class _Matching:
     def __init__(self, base: Checkpoint, tuned: Checkpoint):
         self.base, self.tuned = base, tuned
         self.pairs: list[Pair] = []
-        self.unmatched: list[NotAnalysed] = []
+        self.unmatched: list[Skipped] = []
         self.partner: dict[str, str] = {}  # the tuned name by the base's
         self.turned = _Transposed(base)
 
@@ -158,7 +158,7 @@ class _Matching:
         return Matched(tuple(_ask_numbers(p) if turned else p for p in pairs), tuple(self.unmatched))
 
     def _set_aside(self, name: str, reason: str) -> None:
-        self.unmatched.append(NotAnalysed(name, reason))
+        self.unmatched.append(Skipped(name, reason))
 
     def _tuned(self, name: str, of_base: str | None) -> None:
         stored = self.tuned.stored[name]
@@ -295,11 +295,11 @@ def _ask_numbers(pair: Pair) -> Pair:
 
 def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
     """Each update of an adapter file, and each tensor saved whole that the base has in the same shape."""
-    pairs, unmatched = [], list(adapter.not_analysed)
+    pairs, unmatched = [], list(adapter.skipped)
     for update in adapter.updates.values():
         weight = base.lookup(update)
         if isinstance(weight, str):
-            unmatched.append(NotAnalysed(update.name, weight))
+            unmatched.append(Skipped(update.name, weight))
             continue
         path = update.base_weight or update.name
         tuned = update.roles["tuned"] if update.kind == "tuned" and update.scale == 1 else None
@@ -313,7 +313,7 @@ def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
     for name, stored in adapter.saved.items():
         found = base.resolve(name) if name not in adapter.parts else None
         if found is None or tuple(base.stored[found].shape) != tuple(stored.shape):
-            unmatched.append(NotAnalysed(name, adapter.parts.get(name, "only in the tuned file")))
+            unmatched.append(Skipped(name, adapter.parts.get(name, "only in the tuned file")))
         else:
             pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), _Transposed(base))
     return Matched(tuple(pairs), tuple(unmatched))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.errors import InputError
-from lorascope.updates.base import MOST_DRAWN
+from lorascope.updates.base import MAX_DRAWN
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Drawn:
         try:
             shape, bound, seed = values["shape"], values["bound"], values["seed"]
             fine = set(values) == {"shape", "bound", "seed"} and isinstance(shape, list)
-            fine = fine and all(type(size) is int and size >= 0 for size in shape) and math.prod(shape) <= MOST_DRAWN
+            fine = fine and all(type(size) is int and size >= 0 for size in shape) and math.prod(shape) <= MAX_DRAWN
             fine = fine and type(bound) in (int, float) and 0 < bound < math.inf and type(seed) is int
             fine = fine and 0 <= seed < 1 << 63 and bound <= np.finfo(np.float32).max
         except (TypeError, KeyError, IndexError, OverflowError):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.inputs import misfit, open_regular, read_json
 from lorascope.updates.base import Stored
 from lorascope.weights.foreign import refuse_by_name
@@ -73,10 +73,10 @@ def _open_shards(index: Path) -> Tensors:
     outside = [name for name in names if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
     outside += [name for name in names if len(os.fsencode(name)) > 255 or "\0" in name]
     if outside:
-        raise InputError(f"{index} names files outside its folder, which is refused", found=some(outside))
+        raise InputError(f"{index} names files outside its folder, which is refused", found=preview(outside))
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
-        raise InputError(f"{len(absent)} of {len(names)} shards that {index} names are missing", found=some(absent))
+        raise InputError(f"{len(absent)} of {len(names)} shards that {index} names are missing", found=preview(absent))
     parts = {name: _open_file(index.parent / name) for name in names}
     stored: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
@@ -92,5 +92,5 @@ def _open_shards(index: Path) -> Tensors:
                 raise InputError(f"{index}: {key!r} lies in {name} and in {owner}", expected="one shard for each key")
     missing = [key for key in weight_map if key not in stored]
     if missing:
-        raise InputError(f"{index} promises keys that its shards do not hold", found=some(missing))
+        raise InputError(f"{index} promises keys that its shards do not hold", found=preview(missing))
     return Tensors(stored, metadata, tuple(index.parent / name for name in names))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 
 _PEFT = "save it with PEFT's save_pretrained"
 _TORCH = "load it there, and save the tensors by name as safetensors"
@@ -84,16 +84,16 @@ def refuse_unclaimed(path: Path, keys: Iterable[str], config: Mapping[str, Any] 
     """
     keys = list(keys)
     if said := _by_config(config or {}):
-        raise InputError(f"{path} is {said[0]}", found=some(keys, 3), hint=said[1])
+        raise InputError(f"{path} is {said[0]}", found=preview(keys, 3), hint=said[1])
     for pattern, what, hint in _KEYS:
         known = [key for key in keys if pattern.search(key)]
         if known:
             raise InputError(
-                f"{path} is {what}", found=some(known, 3), hint=hint or "lorascope does not read these yet"
+                f"{path} is {what}", found=preview(known, 3), hint=hint or "lorascope does not read these yet"
             )
     if _is_model(keys):
         raise InputError(
-            f"{path} is a full model checkpoint, not an adapter", found=some(keys, 3), hint=two_checkpoints
+            f"{path} is a full model checkpoint, not an adapter", found=preview(keys, 3), hint=two_checkpoints
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.inputs import read_json
 from lorascope.outputs import staged
 from lorascope.updates.base import Stored, Update, kinds
@@ -60,19 +60,19 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
     parsed = format.read(bundle, ledger, base)
     notes = (*bundle.notes, *parsed.notes)
     if skipped := skip_what_stands_elsewhere(ledger):
-        notes += (f"{len(skipped)} keys are not understood and were skipped: {some(skipped)}",)
+        notes += (f"{len(skipped)} keys are not understood and were skipped: {preview(skipped)}",)
     left = ledger.left()
     if left:
         raise InputError(
             f"{bundle.path} is of the {name} format, and {len(left)} of its keys are not understood",
-            found=some(left),
+            found=preview(left),
             hint="they stand beside an update, and might change it: nothing is read; please report these keys",
         )
     if not parsed.updates and not parsed.saved and not parsed.rows:
-        reasons = dict.fromkeys(item.reason for item in ledger.not_analysed)
+        reasons = dict.fromkeys(item.reason for item in ledger.skipped)
         raise InputError(
             f"{bundle.path} ({parsed.method or name}) holds no weight update that can be analysed",
-            found="; ".join(list(reasons)[:3]) or some(bundle.tensors),
+            found="; ".join(list(reasons)[:3]) or preview(bundle.tensors),
         )
     for update in parsed.updates.values():
         _check_shapes(bundle.path, update)
@@ -81,7 +81,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
         settings=parsed.settings,
         source=Source(str(path), sha256, name, parsed.method),
         saved=parsed.saved,
-        not_analysed=tuple(ledger.not_analysed),
+        skipped=tuple(ledger.skipped),
         notes=notes,
         parts=parsed.parts,
         rows=parsed.rows,
@@ -123,7 +123,7 @@ def _open(path: Path) -> tuple[Bundle, str]:
         stored, notes = without_wrappers(stored, path)
     bundle = Bundle(path, stored, tensors.metadata, config, notes)
     if weights.name in MODELS and not _holds_adapter(bundle):
-        raise InputError(f"{path} is a full model, not an adapter", found=some(stored, 3), hint=_TWO_CHECKPOINTS)
+        raise InputError(f"{path} is a full model, not an adapter", found=preview(stored, 3), hint=_TWO_CHECKPOINTS)
     return bundle, tensors.sha256()
 
 
@@ -141,7 +141,7 @@ def _refuse_shells(path: Path, tensors: Mapping[str, Stored]) -> None:
         raise InputError(
             f"{path} holds {len(shells)} empty or flat tensors of {len(tensors)}: the shards of a model that was"
             " trained with DeepSpeed ZeRO-3 or FSDP were not gathered when it was saved",
-            found=some([f"{key} {tuple(tensors[key].shape)}" for key in shells], 3),
+            found=preview([f"{key} {tuple(tensors[key].shape)}" for key in shells], 3),
             hint="gather the weights and save again: zero_to_fp32.py, GatheredParameters or summon_full_params",
         )
 
@@ -160,14 +160,14 @@ def _weights_of(folder: Path) -> Path:
     if len(indices) == 1 or len(candidates) == 1:
         return folder / (indices or candidates)[0]
     if candidates:
-        raise InputError(f"{folder} holds several weights files", found=some(candidates), hint="name one of them")
+        raise InputError(f"{folder} holds several weights files", found=preview(candidates), hint="name one of them")
     foreign = [name for name in present if is_foreign(name)]
     if foreign:
         return folder / foreign[0]  # which is refused for what it is
     below = sorted({str(found.parent) for name in _ADAPTERS for found in folder.glob(f"*/{name}")})
     raise InputError(
         f"{folder} holds no adapter",
-        found=some(present) or "an empty folder",
+        found=preview(present) or "an empty folder",
         expected=_ADAPTERS[0],
         hint=f"did you mean {below[0]}?" if below else None,
     )
@@ -180,13 +180,13 @@ def _claimant(bundle: Bundle) -> tuple[str, Format]:
     if claims:
         raise InputError(
             f"{bundle.path} is claimed by more than one format",
-            found=f"{', '.join(name for name, _ in claims)} for {some(bundle.tensors)}",
+            found=f"{', '.join(name for name, _ in claims)} for {preview(bundle.tensors)}",
             hint="add the adapter_config.json it was written with",
         )
     refuse_unclaimed(bundle.path, bundle.tensors, bundle.config, _TWO_CHECKPOINTS)
     raise InputError(
         f"{bundle.path} is in no format that lorascope knows",
-        found=some(bundle.tensors),
+        found=preview(bundle.tensors),
         expected=f"keys of one of {', '.join(formats.names())}",
     )
 
@@ -198,7 +198,7 @@ def _check_shapes(path: Path, update: Update) -> None:
         sizes = kinds.get(update.kind).dimensions(shapes)
         pruned = update.kind == "triplet" and sizes["r"] == 0  # AdaLoRA may leave a module without a direction
         if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in (() if pruned else shape)]:
-            raise InputError("a factor has no entries", found=some(empty), hint="save the adapter again")
+            raise InputError("a factor has no entries", found=preview(empty), hint="save the adapter again")
     except InputError as error:
         what = f"{path}, {update.name}: {error.what}"
         raise InputError(what, found=error.found, expected=error.expected, hint=error.hint) from None

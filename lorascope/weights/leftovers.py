@@ -54,5 +54,5 @@ def skip_what_stands_elsewhere(ledger: Ledger) -> list[str]:
     modules = modules_of(ledger.taken)
     elsewhere = [key for key in ledger.left() if not changes_delta(key, modules)]
     for key in elsewhere:
-        ledger.set_aside(key, SKIPPED)
+        ledger.skip(key, SKIPPED)
     return elsewhere

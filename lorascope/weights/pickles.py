@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.inputs import open_regular
 from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import of_torch
@@ -24,7 +24,7 @@ from lorascope.weights.dtypes import of_torch
 STATE_DICTS = ("state_dict", "model", "module", "model_state_dict")
 
 
-LARGEST_SIDE = 1 << 48  # of a tensor, empty ones too: an address fits
+MAX_SIDE = 1 << 48  # of a tensor, empty ones too: an address fits
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def open_pickle(path: Path) -> dict[str, Stored]:
         dtype = of_torch(getattr(value, "dtype", None))
         if isinstance(key, str) and dtype and _is_plain(value):
             stored = value.untyped_storage().nbytes()
-            if math.prod(value.shape) * value.element_size() > stored or max(value.shape, default=0) >= LARGEST_SIDE:
+            if math.prod(value.shape) * value.element_size() > stored or max(value.shape, default=0) >= MAX_SIDE:
                 raise InputError(
                     f"{path}: {key} claims more than is stored",
                     found=f"{tuple(value.shape)} in {stored:,} bytes",
@@ -80,7 +80,7 @@ def open_pickle(path: Path) -> dict[str, Stored]:
     if others:
         raise InputError(
             f"{path} holds more than tensors by name",
-            found=some(others),
+            found=preview(others),
             hint="save the state dict alone, best as safetensors",
         )
     return tensors
@@ -95,7 +95,7 @@ def _inner(path: Path, loaded: Any) -> Any:
         return loaded
     named = [name for name in STATE_DICTS if isinstance(loaded.get(name), Mapping) and loaded[name]]
     if len(named) > 1 and any(loaded[name] is not loaded[named[0]] for name in named):
-        raise InputError(f"{path} holds several state dicts", found=some(named), hint="save the adapter's alone")
+        raise InputError(f"{path} holds several state dicts", found=preview(named), hint="save the adapter's alone")
     return loaded[named[0]] if named else loaded
 
 

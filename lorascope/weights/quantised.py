@@ -198,18 +198,18 @@ class _Schemes:
         for decode in (self._int8, self._four_bits, self._by_block, self._scaled):
             if (found := decode(name, module, stored)) is not None:
                 return found
-        if stored.dtype in _FP8 and not self.method and not self._strangers(name, module):
+        if stored.dtype in _FP8 and not self.method and not self._unknown_keys(name, module):
             return stored  # a plain cast: the code is the number
         if self.name:
             return self._unreadable(name, self.name)
-        beside = self._strangers(name, module)
+        beside = self._unknown_keys(name, module)
         what = f"codes of type {stored.dtype}" + (f" beside {beside[0]!r}" if beside else " and no scale")
         reason = f"the base stores {what} for {name}, in no scheme that lorascope knows"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
     def _is_weight(self, name: str, leaf: str, stored: Stored) -> bool:
         """Whether a tensor of codes stands in a weight's place: by its name, or by what stands beside it."""
-        if stored.dtype in _FP8 or self._strangers(name, name.rpartition(".")[0]):
+        if stored.dtype in _FP8 or self._unknown_keys(name, name.rpartition(".")[0]):
             return True
         return len(stored.shape) > 1 and leaf.endswith(("weight", "proj", "kernel"))
 
@@ -217,12 +217,12 @@ class _Schemes:
         """A matrix in a floating dtype, unless something beside it may change what it means."""
         if self.said.get("transform_config") and leaf == "weight" and len(stored.shape) == 2:
             return self._unreadable(name, f"{self.name}, its weights rotated")
-        if len(stored.shape) < 2 or not (beside := self._strangers(name, module)):
+        if len(stored.shape) < 2 or not (beside := self._unknown_keys(name, module)):
             return stored
         reason = f"{name} stands beside {beside[0]!r} in the base, which lorascope does not understand"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
-    def _strangers(self, name: str, module: str) -> list[str]:
+    def _unknown_keys(self, name: str, module: str) -> list[str]:
         """Tensors of the same stem whose meaning is not known."""
         own = [f"{name}{leaf}" for leaf in ("_scale_inv", "_scale", "_zero_point") if f"{name}{leaf}" in self.tensors]
         own += [f"{name}.{leaf}" for leaf in self.leaves.get(name, ())]
@@ -278,7 +278,11 @@ class _Schemes:
         comfy = self.tensors.get(f"{module}.scale_weight")
         scale = self.tensors.get(f"{name}_scale") if comfy is None else comfy
         known = {f"{name}_scale", f"{name}_zero_point", f"{module}.scale_weight", f"{name}_shape"}
-        if scale is None or set(self._strangers(name, module)) - known or (self.method and self.method not in _SCALED):
+        if (
+            scale is None
+            or set(self._unknown_keys(name, module)) - known
+            or (self.method and self.method not in _SCALED)
+        ):
             return None
         block = self._strategy(tuple(stored.shape), tuple(scale.shape))
         if stored.dtype not in (*_FP8, "I8") or scale.dtype not in _PLAIN or block is None:

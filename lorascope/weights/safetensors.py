@@ -20,15 +20,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lorascope.errors import InputError, LorascopeError, some
+from lorascope.errors import InputError, LorascopeError, preview
 from lorascope.inputs import cannot_read, open_regular
 from lorascope.outputs import json_text, write_bytes
 from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import SIZES, decode_into, encode
 
-MOST_HEADER = 32 << 20  # bytes, in memory some ten times that; a header of 10,000 tensors has 1 MB
-MOST_TENSORS = 250_000
-MOST_AXES = 32
+MAX_HEADER = 32 << 20  # bytes, in memory some ten times that; a header of 10,000 tensors has 1 MB
+MAX_TENSORS = 250_000
+MAX_AXES = 32
 LONGEST_KEY = 2_000  # characters
 PIECE = 1 << 18  # bytes read and decoded at a time: small enough for the second-level cache
 
@@ -178,8 +178,8 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     if start[8:9] != b"{":
         _refuse_other_kinds(path, bytes(start))
     length = int.from_bytes(start[:8], "little")
-    if MOST_HEADER < length < file.size:
-        _too_much(path, "a larger header", f"{length:,} bytes", MOST_HEADER)
+    if MAX_HEADER < length < file.size:
+        _too_much(path, "a larger header", f"{length:,} bytes", MAX_HEADER)
     if 8 + length > file.size:
         raise InputError(
             f"{path} is not a safetensors file, or is truncated",
@@ -188,8 +188,8 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
         )
     text = bytearray(length)
     file.read_into(memoryview(text), 8)
-    if (count := text.count(b'"dtype"')) > MOST_TENSORS:
-        _too_much(path, "more tensors", f"{count:,}", MOST_TENSORS)
+    if (count := text.count(b'"dtype"')) > MAX_TENSORS:
+        _too_much(path, "more tensors", f"{count:,}", MAX_TENSORS)
     try:
         header = json.loads(bytes(text).decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -224,7 +224,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"duplicate keys {some(name for name, count in counts.items() if count > 1)}")
+        raise ValueError(f"duplicate keys {preview(name for name, count in counts.items() if count > 1)}")
     return found
 
 
@@ -243,7 +243,7 @@ def _entry(path: Path, key: str, value: Any) -> tuple[str, str, tuple[int, ...],
         raise InputError(
             f"{path} holds {key!r} in a type lorascope cannot read", found=dtype, expected=", ".join(SIZES)
         )
-    if not _sizes(shape) or len(shape) > MOST_AXES:
+    if not _sizes(shape) or len(shape) > MAX_AXES:
         raise _corrupt(path, f"the shape of {key!r} is {shape}")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _corrupt(path, f"the data_offsets of {key!r} are {offsets}")

@@ -10,7 +10,7 @@ from lorascope.analyses.activations.run import response
 from lorascope.blocks import Page
 from lorascope.errors import InputError
 from lorascope.report import html, terminal
-from lorascope.weights.adapter import NotAnalysed
+from lorascope.weights.adapter import Skipped
 
 RNG = np.random.default_rng(0)
 M, N, K = 24, 32, 500
@@ -87,7 +87,7 @@ def made(**how):
     base, other = states(), states(seed=2)
     turn = np.linalg.qr(RNG.standard_normal((10, 10)))[0]
     rotated = [state @ turn * 3 for state in base]
-    left = (NotAnalysed("embeddings.LayerNorm.weight", "a vector, not a map of inputs"),)
+    left = (Skipped("embeddings.LayerNorm.weight", "a vector, not a map of inputs"),)
     modules = (seen(W / 4), seen(W / 8, name="layers.1.q"), seen(W / 2, name="layers.1.v", uses=2))
     runs = [RunInput("turned", "lora", modules, left, tuple(rotated)), RunInput("far", "full", (), (), tuple(other))]
     return run(runs, base, np.arange(120), tokens=K, source="texts", **how)

@@ -144,7 +144,7 @@ def test_what_cannot_be_measured_is_listed_and_the_rest_drawn():
     base = checkpoint(**dict.fromkeys(("layers.0.q", "layers.1.q", "zero"), weight))
     result = against_base.run(whole, base)
     assert [m.name for m in result.modules] == ["layers.0.q", "layers.1.q"]
-    assert {item.name: item.reason.split(":")[0] for item in result.set_aside} == {
+    assert {item.name: item.reason.split(":")[0] for item in result.skipped} == {
         "zero": "ΔW is zero", "gone": "the base has no such weight",
     }  # fmt: skip
     json.dumps(result.to_json(), allow_nan=False)

@@ -255,7 +255,7 @@ def test_large_dense_updates_by_their_leading_directions(monkeypatch):
         for k, x in enumerate(noise)
     ]
     exact = compare.run([one, *full], directions=3)
-    monkeypatch.setattr(side, "LARGEST_SVD", 10)
+    monkeypatch.setattr(side, "MAX_SVD", 10)
     leading = compare.run([one, *full], directions=3)
     np.testing.assert_allclose(leading.matrices.cosine, exact.matrices.cosine, atol=1e-12)
     for found, expected in zip(leading.pairs, exact.pairs, strict=True):
@@ -314,7 +314,7 @@ def test_many_adapters_in_float32_without_records(monkeypatch):
 
     monkeypatch.setattr(matrices, "STRIP", 10)
     monkeypatch.setattr(matrices, "SINGLE_FROM", 6)
-    monkeypatch.setattr(result, "MOST_RECORDS", 10)
+    monkeypatch.setattr(result, "MAX_RECORDS", 10)
     assert SINGLE_FROM > 6
     made = [lora(str(k), k, rank=2 + k, init=k % 2) for k in range(7)]
     found = compare.run(made)

@@ -241,7 +241,7 @@ def test_refusals_and_what_is_set_aside():
     assert broken.modules[0].non_finite
     assert broken.findings[0].severity == "error"
     other = intruders.run(adapter(lora("q", b, a), lora("other", b, a)), base)
-    assert [item.name for item in other.set_aside] == ["other"]
+    assert [item.name for item in other.skipped] == ["other"]
 
 
 def test_json_table_and_page():

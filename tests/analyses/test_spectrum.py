@@ -8,7 +8,7 @@ from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.rounding import round_to
 from lorascope.updates.base import Update
-from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.tensors import InMemory
 
 RNG = np.random.default_rng(7)
@@ -121,9 +121,9 @@ def test_selection_by_regex():
 
 def test_kinds_that_depend_on_the_base_say_so_without_it():
     scaling = Update("layers.0.k_proj", "scaling", {"out_scale": InMemory(np.ones(6) * 1.5)})
-    result = run(adapter(planted("layers.0.q_proj", [1.0]), scaling, not_analysed=(NotAnalysed("x", "y"),)))
-    assert [item.name for item in result.not_analysed] == ["x", "layers.0.k_proj"]
-    assert "--base" in result.not_analysed[1].reason
+    result = run(adapter(planted("layers.0.q_proj", [1.0]), scaling, skipped=(Skipped("x", "y"),)))
+    assert [item.name for item in result.skipped] == ["x", "layers.0.k_proj"]
+    assert "--base" in result.skipped[1].reason
     with pytest.raises(InputError, match=r"could be analysed.*--base"):
         run(adapter(scaling))
 
@@ -201,10 +201,10 @@ def test_saved_modules_are_measured_with_the_base_only(base):
         planted("model.layers.0.q", [1.0]),
         saved={"model.layers.0.up.weight": InMemory(tuned), "score.bias": InMemory(np.ones(3))},
     )
-    assert "--base" in run(whole).not_analysed[0].reason
+    assert "--base" in run(whole).skipped[0].reason
     result = run(whole, base=checkpoint)
     assert result.modules[1].spectral_norm == pytest.approx(0.1 * (32 * 48) ** 0.5)  # a constant matrix
-    assert [item.name for item in result.not_analysed] == ["score.bias"]
+    assert [item.name for item in result.skipped] == ["score.bias"]
 
 
 def test_types_and_depths_from_paths():

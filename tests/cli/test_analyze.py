@@ -32,7 +32,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder):
     assert found["lorascope"] == package.__version__
     assert found["source"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (found["source"]["format"], found["source"]["method"]) == ("peft", "LoRA")
-    assert found["not_analysed"] == []
+    assert found["skipped"] == []
     assert {f["severity"] for f in found["findings"]} <= {"error", "warning", "note"}
     tensors = load_file(weights)
     assert len(found["modules"]) == 4

@@ -82,7 +82,7 @@ def test_a_tuned_model_in_the_adapters_place(base, tmp_path):
     done = lorascope("intruders", tmp_path / "t.safetensors", "--base", base, "--no-cache", "--json", "-")
     found = json.loads(done.stdout)
     assert [m["method"] for m in found["modules"]] == ["dense"] * 4
-    assert [item["name"] for item in found["set_aside"]] == ["model.norm"]
+    assert [item["name"] for item in found["skipped"]] == ["model.norm"]
 
 
 def test_refusals(base, lora_folder, tmp_path):

@@ -28,7 +28,7 @@ BELOW = {
     "updates": GROUND | {"linalg"},
     "weights": GROUND | {"linalg", "updates"},
     "models": GROUND | {"linalg", "updates", "weights"},
-    "analyses": GROUND | {"linalg", "updates", "weights"},
+    "analyses": GROUND | {"linalg", "updates", "weights", "report"},
     "adapt": GROUND | {"linalg", "updates", "weights"},
     "methods": GROUND | {"linalg", "updates", "weights", "adapt"},
     "training": GROUND | {"linalg", "updates", "weights", "models", "adapt", "methods"},

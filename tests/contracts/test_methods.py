@@ -18,7 +18,7 @@ from lorascope.updates.base import dense, kinds
 from lorascope.weights import io
 
 D_IN, D_OUT = 12, 20
-LARGEST_RANK = 8  # VeRA's default is 256, and finite differences go number by number
+MAX_RANK = 8  # VeRA's default is 256, and finite differences go number by number
 LAYERS = {
     "linear": lambda: nn.Linear(D_IN, D_OUT),
     "linear without bias": lambda: nn.Linear(D_IN, D_OUT, bias=False),
@@ -51,8 +51,8 @@ class Block(nn.Module):
 def adapted(name: str, layer: str, dtype=torch.float64, seed: int = 0) -> Injected:
     method = methods.get(name)
     config = method.Config()
-    if getattr(config, "rank", 0) > LARGEST_RANK:
-        config = dataclasses.replace(config, rank=LARGEST_RANK)
+    if getattr(config, "rank", 0) > MAX_RANK:
+        config = dataclasses.replace(config, rank=MAX_RANK)
     return inject(Block(layer, dtype).train(), method(config), targets=["first", "second"], seed=seed)
 
 

@@ -22,7 +22,7 @@ from lorascope.weights.formats.peft.config import KNOWN
 from tests.fuzz.adapters import STORAGE, Files, Raw, Tensor, draw, write
 
 HUGE = int("9" * 400)
-MOST = 1 << 16  # entries of an array that is really written
+MAX = 1 << 16  # entries of an array that is really written
 DEEP = Raw("[" * 20_000 + "]" * 20_000)
 REGEXES = (
     "(a+)+$", "((a|a)*)*$", "(.*)*x$", "(\\w+\\.?)+!", "(.*.*)*(.*.*)*=", "(?:(?:(?:a?){30}){30}){30}b", "(", "[",
@@ -139,7 +139,7 @@ def set_shape(files: Files, chance: random.Random) -> None:
             shape = [0, chance.choice([1, 1 << 30, (1 << 48) - 1])][:: chance.choice([1, -1])]
         else:
             shape = chance.choice([[], [1], [1, 1], [0], [0, 0], [1] * 6, [2] * 6])
-        if math.prod(shape) > MOST:
+        if math.prod(shape) > MAX:
             return tensor
         dtype = tensor.dtype if tensor.dtype in SIZES else "F32"
         return _filled(tuple(shape), dtype, 0.5) if all(shape) else Tensor(dtype, tuple(shape), b"")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lorascope import inputs, patterns
-from lorascope.errors import LONGEST, InputError, LorascopeError, some
+from lorascope.errors import LONGEST, InputError, LorascopeError
 
 DEEP = "[" * 200_000
 
@@ -163,6 +163,6 @@ def test_patterns_are_pythons(text, name, how):
 
 @pytest.mark.parametrize("text", ["x" * 10_000, "\u202e" * 5_000, "\x1b" * 5_000])
 def test_a_message_has_a_length(text):
-    error = LorascopeError(text, found=[text] * 9, expected=some([text] * 9), hint=text)
+    error = LorascopeError(text, found=[text] * 9, expected=preview([text] * 9), hint=text)
     assert len(str(error)) <= LONGEST + 1
     assert str(error).isprintable()

@@ -38,7 +38,7 @@ def test_only_powers_of_two_can_be_transformed():
 @pytest.mark.parametrize(("rows", "columns"), [(50, 5), (100, 64), (13, 30)])
 def test_fastfood_is_its_formula(monkeypatch, rows, columns, whole):
     """H G Π H B, multiplied out from the draws with a dense H, rows cut off, columns of the padding left away."""
-    monkeypatch.setattr(fastfood, "LEAST_BLOCK", 16)
+    monkeypatch.setattr(fastfood, "MIN_BLOCK", 16)
     p = Fastfood(rows, columns, 3, whole=whole)
     n, k = p.block, p.inner
     h = hadamard(n).astype(float)

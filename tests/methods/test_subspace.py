@@ -124,7 +124,7 @@ def test_a_file_is_small_and_gives_every_update(tmp_path):
         torch.testing.assert_close(native.reshape(change.shape).float(), change, rtol=0, atol=2e-6)
     result = spectrum.run(adapter)
     assert {m.name for m in result.modules} == set(adapter.updates)
-    assert {item.name for item in result.not_analysed} == {"subspace.theta", "subspace.lambda"}
+    assert {item.name for item in result.skipped} == {"subspace.theta", "subspace.lambda"}
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ OPENERS = {
     "run.json": [lambda config, folder, _: read_facts(folder)],
     "summary.json": [lambda config, folder, _: read_summary(folder), lambda config, folder, _: finished_config(folder)],
     "adapter/lorascope.json": [lambda config, folder, _: read_card(folder / "adapter")],
-    "calibration.json": [recall],
+    "calibration.json": [apply_calibration],
     "sweep.yaml": [
         lambda config, folder, _: sweep._claim(sweep.Plan((sweep.Entry("a", {}, config),), 1), folder, True)
     ],

@@ -27,7 +27,7 @@ class Example:
     deltas: Mapping[str, np.ndarray]
     base: Path | None = None
     tolerance: float = 1e-12
-    not_analysed: frozenset[str] = field(default=frozenset())
+    skipped: frozenset[str] = field(default=frozenset())
 
 
 Builder = Callable[[Path], Example]

@@ -293,7 +293,7 @@ def modules_to_save(folder: Path) -> Example:
 def lora_bias(folder: Path) -> Example:
     path, deltas, *_ = build(folder, LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True))
     names = frozenset(f"base_model.model.layers.{n}.q_proj.lora_B.bias" for n in range(2))
-    return Example(path, deltas, not_analysed=names)
+    return Example(path, deltas, skipped=names)
 
 
 EXAMPLES = [

@@ -51,7 +51,7 @@ def test_dora(key, shape, tmp_path):
     expected = double(m).reshape(6, 1) * turned / np.sqrt((turned**2).sum(axis=1, keepdims=True)) - w
     np.testing.assert_allclose(adapter.updates["unet.q"].delta(w), expected, rtol=1e-12, atol=1e-13)
     assert adapter.source.method == "DoRA"
-    assert [item.name for item in adapter.not_analysed] == ["unet.q.lora_B.bias"]
+    assert [item.name for item in adapter.skipped] == ["unet.q.lora_B.bias"]
 
 
 def test_norms_trained_beside_are_kept(tmp_path):

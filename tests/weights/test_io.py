@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from lorascope.errors import InputError
 from lorascope.updates.base import dense
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.io import read, write
 from tests.weights import examples_peft as peft
 
@@ -281,7 +281,7 @@ def test_a_script_in_a_key_stays_text(made, tmp_path):
 
 def test_writing_what_was_not_analysed_is_refused(made, tmp_path):
     adapter = read(made[0])
-    partial = Adapter(adapter.updates, adapter.settings, not_analysed=(NotAnalysed("x.lora_B.bias", "a bias"),))
+    partial = Adapter(adapter.updates, adapter.settings, skipped=(Skipped("x.lora_B.bias", "a bias"),))
     with pytest.raises(InputError, match=r"would lose what was not analysed; found 'x\.lora_B\.bias'"):
         write(partial, tmp_path)
     assert list(tmp_path.iterdir()) == []

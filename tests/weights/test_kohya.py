@@ -103,5 +103,5 @@ def test_bundled_embeddings_are_set_aside(tmp_path):
     example = examples()[1]
     tensors = {**example.tensors, "bundle_emb.cat.string_to_param.*": np.zeros((2, 8), np.float32)}
     save_file(tensors, tmp_path / "a.safetensors")
-    (aside,) = read(tmp_path / "a.safetensors").not_analysed
+    (aside,) = read(tmp_path / "a.safetensors").skipped
     assert aside.name.startswith("bundle_emb.cat")

@@ -92,7 +92,7 @@ def test_everything_else_in_a_whole_state_dict_is_accounted_for(tmp_path):
     torch.save(model.state_dict(), tmp_path / "a.pt")
     adapter = read(tmp_path / "a.pt")
     assert set(adapter.updates) == {"0"}
-    assert [item.name for item in adapter.not_analysed] == ["0.weight"]
+    assert [item.name for item in adapter.skipped] == ["0.weight"]
     rest = {key for key in model.state_dict() if "lora_" not in key} - {"0.weight"}
     assert set(adapter.saved) == rest
 
@@ -119,7 +119,7 @@ def test_litgpts_fused_projection_is_set_aside(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     adapter = read(tmp_path / "a.safetensors")
     assert set(adapter.updates) == {"lm_head"}
-    assert {item.name.rpartition(".")[0] for item in adapter.not_analysed} == {"transformer.h.0.attn.qkv"}
+    assert {item.name.rpartition(".")[0] for item in adapter.skipped} == {"transformer.h.0.attn.qkv"}
 
 
 @pytest.mark.parametrize(

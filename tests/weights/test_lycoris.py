@@ -143,7 +143,7 @@ def test_delta_that_needs_the_base(options, tmp_path):
 @by_lycoris
 def test_norms_and_biases_are_set_aside_with_the_reason(tmp_path):
     adapter = read(write(tmp_path, "full", train_norm=True).path)
-    aside = {item.name: item.reason for item in adapter.not_analysed}
+    aside = {item.name: item.reason for item in adapter.skipped}
     assert {"lycoris_norm.w_norm", "lycoris_norm.b_norm", "lycoris_block_proj.diff_b"} <= set(aside)
     assert all("vector" in reason for reason in aside.values())
 
@@ -187,7 +187,7 @@ def test_what_is_not_modelled_says_so(options, said, tmp_path):
     save_file({**tensors, **extra}, tmp_path / "mixed.safetensors")
     adapter = read(tmp_path / "mixed.safetensors")
     assert list(adapter.updates) == ["lycoris_x"]
-    assert {item.name for item in adapter.not_analysed} == set(tensors)
+    assert {item.name for item in adapter.skipped} == set(tensors)
 
 
 def test_a_stored_scalar_multiplies(tmp_path):

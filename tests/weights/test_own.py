@@ -9,7 +9,7 @@ import torch
 from lorascope.analyses.spectrum import run
 from lorascope.errors import InputError
 from lorascope.updates.base import Update
-from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.drawn import Drawn
 from lorascope.weights.io import read, write
@@ -23,7 +23,7 @@ def test_it_holds_what_every_other_format_holds(format, builder, tmp_path):
     example = builder(tmp_path)
     base = open_checkpoint(example.base) if example.base else None
     adapter = read(example.path, base)
-    if any("cop" not in item.reason for item in adapter.not_analysed):  # copies are no loss
+    if any("cop" not in item.reason for item in adapter.skipped):  # copies are no loss
         with pytest.raises(InputError, match="would lose"):
             write(adapter, tmp_path / "own", "lorascope")
         return
@@ -54,7 +54,7 @@ def _same(found: Update, wanted: Update) -> None:
 
 def test_parts_are_named_with_their_reason(tmp_path):
     result = run(read(every_sort(tmp_path).path))
-    assert NotAnalysed("head.weight.prompt", "a soft prompt") in result.not_analysed
+    assert Skipped("head.weight.prompt", "a soft prompt") in result.skipped
 
 
 def test_a_file_of_parts_alone_is_read_and_the_analysis_says_so(tmp_path):
@@ -72,7 +72,7 @@ def test_parts_must_be_saved_tensors():
 
 def test_what_was_not_understood_is_not_dropped_in_silence(tmp_path):
     with pytest.raises(InputError, match=r"would lose.*'x'"):
-        write(Adapter({}, not_analysed=(NotAnalysed("x", "strange"),)), tmp_path, "lorascope")
+        write(Adapter({}, skipped=(Skipped("x", "strange"),)), tmp_path, "lorascope")
 
 
 @pytest.mark.parametrize("setting", [float("nan"), {1, 2}])

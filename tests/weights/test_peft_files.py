@@ -101,7 +101,7 @@ def test_a_raw_state_dict_with_the_adapters_name_in_it_reads_the_same(tmp_path):
     adapter = read(path)
     assert set(adapter.updates) == set(deltas)
     assert set(adapter.saved) == {"classifier.weight", "classifier.bias"}
-    assert {item.name for item in adapter.not_analysed} == {
+    assert {item.name for item in adapter.skipped} == {
         "base_model.model.classifier.original_module.weight",
         "base_model.model.classifier.original_module.bias",
     }
@@ -243,7 +243,7 @@ def test_trained_tokens_are_set_aside_and_named(tmp_path):
     )
     adapter = read(path)
     assert len(adapter.updates) == 2
-    (item,) = adapter.not_analysed
+    (item,) = adapter.skipped
     assert item.name.endswith("trainable_tokens_delta")
     assert adapter.source.method == "LoRA + trainable tokens"
 

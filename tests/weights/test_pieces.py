@@ -181,7 +181,7 @@ def test_a_header_has_limits(tmp_path):
     from lorascope.errors import InputError
     from lorascope.weights import safetensors
 
-    many = {f"{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(safetensors.MOST_TENSORS + 1)}
+    many = {f"{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(safetensors.MAX_TENSORS + 1)}
     large = {"__metadata__": {"x": "y" * (67 << 20)}}
     long = {"k" * 5000: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}
     for header, said in ((many, "more tensors"), (large, "larger header"), (long, "longer key")):

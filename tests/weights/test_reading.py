@@ -116,7 +116,7 @@ def test_what_might_change_the_update_refuses_the_file(key, tmp_path):
 def test_what_stands_elsewhere_is_skipped_by_name(key, tmp_path):
     adapter = read(saved(tmp_path, {**pair("base_model.model.h.0.q"), key: one(2)}, LORA))
     assert_deltas(adapter, {"h.0.q": 2 * BA})
-    assert key in {item.name for item in adapter.not_analysed}
+    assert key in {item.name for item in adapter.skipped}
     assert any(key in note and "skipped" in note for note in adapter.notes)
 
 
@@ -304,7 +304,7 @@ def test_wan(prefix, pairs, tmp_path):
     adapter = read(saved(tmp_path, tensors, name="wan.safetensors"))
     assert_deltas(adapter, {f"{start}q": BA, f"{prefix}head": BA.astype(np.float32).astype(np.float64)})
     aside = {key for key in tensors if "diff" in key.rpartition(".")[2]} - {f"{prefix}head.diff"}
-    assert {item.name for item in adapter.not_analysed} == aside
+    assert {item.name for item in adapter.skipped} == aside
 
 
 @pytest.mark.parametrize("mark", ["diff_b", "w_norm", "b_norm"])

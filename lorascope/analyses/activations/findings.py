@@ -6,7 +6,7 @@ import numpy as np
 
 from lorascope.analyses.delta.findings import percent
 from lorascope.blocks import Finding
-from lorascope.errors import some
+from lorascope.errors import preview
 
 if TYPE_CHECKING:
     from lorascope.analyses.activations.result import ActivationsResult, ModuleResponse
@@ -34,7 +34,7 @@ def _left_out(result: "ActivationsResult") -> list[Finding]:
         for item in items:
             reasons.setdefault(item.reason, []).append(item.name)
         for reason, names in reasons.items():
-            found.append(Finding("note", f"{label}: {len(names)} updates left out ({some(names, 1)}): {reason}"))
+            found.append(Finding("note", f"{label}: {len(names)} updates left out ({preview(names, 1)}): {reason}"))
     return found
 
 

@@ -41,7 +41,7 @@ MEASURES = (
     ("uses", "uses", "int", "how often one pass calls the layer"),
 )
 NOT_MAPPED = ("uses", "chance_cosine")  # the same in every layer of a type
-MOST_PAIRS = 6  # columns on the terminal
+MAX_PAIRS = 6  # columns on the terminal
 TERMINAL = ("share.mean", "chance_share", "weight_ratio", "update_gain", "base_gain", "cosine.mean", "chance_cosine")
 
 DEFINITIONS = (
@@ -210,7 +210,7 @@ def _grid(result: "ActivationsResult") -> Heatmap:
 
 def _short(result: "ActivationsResult") -> Table:
     """For the terminal: a row for each layer, a column for each pair."""
-    pairs = result.pairs[:MOST_PAIRS]
+    pairs = result.pairs[:MAX_PAIRS]
     columns = (Column("layer", "after layer"),)
     columns += tuple(Column(f"pair{i}", f"{a} · {b}", "float", 4) for i, (a, b) in enumerate(pairs))
     found = [result.similarity(a, b) for a, b in pairs]

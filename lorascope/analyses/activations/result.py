@@ -12,7 +12,7 @@ from lorascope.analyses.activations import findings as words
 from lorascope.analyses.activations import page
 from lorascope.blocks import Block, Finding
 from lorascope.linalg.cka import Cka
-from lorascope.weights.adapter import NotAnalysed
+from lorascope.weights.adapter import Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ class ActivationsResult:
     methods: Mapping[str, str]
     modules: tuple[ModuleResponse, ...]
     similarities: tuple[Similarity, ...]
-    left_out: Mapping[str, tuple[NotAnalysed, ...]]
+    left_out: Mapping[str, tuple[Skipped, ...]]
     samples: int
     texts: int
     tokens: int

@@ -11,7 +11,7 @@ from lorascope.analyses.activations.result import ActivationsResult, ModuleRespo
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg import cka
-from lorascope.weights.adapter import NotAnalysed
+from lorascope.weights.adapter import Skipped
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _NAMES = tuple(f"q{100 * quantile:02.0f}" for quantile in QUANTILES)
@@ -43,7 +43,7 @@ class RunInput:
     label: str
     method: str
     modules: tuple[ModuleInput, ...]
-    left_out: tuple[NotAnalysed, ...]
+    left_out: tuple[Skipped, ...]
     hidden: tuple[np.ndarray, ...]
 
 

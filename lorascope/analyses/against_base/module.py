@@ -14,7 +14,7 @@ from lorascope.weights.base_svd import SvdCache
 
 EXACT = 1024  # up to this shorter side W is decomposed (¼ s there), and kept; above it only where that was done before
 TOP_SHARE = 0.1  # of W's singular directions: the paper's figure 8
-MOST_LEADING = 128  # directions of W by randomised iteration
+MAX_LEADING = 128  # directions of W by randomised iteration
 LEFT_OUT = (
     "W is too large to be decomposed on the way: its top 10 % is left out (`lorascope intruders` decomposes it, and"
     " keeps that for the next time)"
@@ -146,7 +146,7 @@ def _base_directions(weight: np.ndarray, r: int, cache: SvdCache) -> _Directions
         return _Directions(
             left, known.sigma, right, float(squares.sum()), float(np.sum(squares**2)), "exact", 0.0, known
         )
-    found = dense.leading(weight, min(r, MOST_LEADING))
+    found = dense.leading(weight, min(r, MAX_LEADING))
     energy = float(np.linalg.norm(weight) ** 2)
     error = float(found.spectrum.error[-1])
     return _Directions(found.u, found.s, found.vh.T, energy, fourth_power(weight), "randomised", error, None)

@@ -32,7 +32,7 @@ MEASURES = (
 )
 BY_TYPE = ("inside", "random", "ratio", "top_ratio", "amplification", "amplification_random", "left.tenth.phi",
            "left.tenth.chance", "right.tenth.phi", "right.tenth.chance")  # fmt: skip
-MOST_TYPES = 12
+MAX_TYPES = 12
 
 DEFINITIONS = (
     Definition(
@@ -71,10 +71,10 @@ def blocks(result: "AgainstBaseResult") -> tuple[Block, ...]:
         Heading("ΔW against W", where="page"), Findings(result.findings, title="ΔW against W"), _by_type(result),
         _norms(result), _all(result),
     )  # fmt: skip
-    if not result.set_aside:
+    if not result.skipped:
         return made
     columns = (Column("name", "module", "code"), Column("reason", "why"))
-    rows = tuple((item.name, item.reason) for item in result.set_aside)
+    rows = tuple((item.name, item.reason) for item in result.skipped)
     return (*made, Table(columns, rows, title="Not set against W", where="page"))
 
 
@@ -100,7 +100,7 @@ def _by_type(result: "AgainstBaseResult") -> Table:
 def _norms(result: "AgainstBaseResult") -> Lines:
     """‖UᵀWV‖ by depth for W's own, ΔW's and random directions, a panel for each type."""
     series = []
-    for name, modules in list(groups(result).items())[:MOST_TYPES]:
+    for name, modules in list(groups(result).items())[:MAX_TYPES]:
         layers: dict[float, list] = {}
         for i, module in enumerate(modules):
             layers.setdefault(float(module.depth if module.depth is not None else i), []).append(module)

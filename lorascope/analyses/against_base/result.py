@@ -16,7 +16,7 @@ from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Finding
 from lorascope.linalg.blas import one_thread
 from lorascope.updates.base import Update
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.base_svd import SvdCache
 from lorascope.weights.checkpoint import Checkpoint
 
@@ -34,11 +34,11 @@ class AgainstBaseResult:
 
     Attributes:
         modules: one record each, in the file's order.
-        set_aside: what could not be measured, and why.
+        skipped: what could not be measured, and why.
     """
 
     modules: tuple[ModuleAgainstBase, ...]
-    set_aside: tuple[NotAnalysed, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -114,7 +114,7 @@ class AgainstBaseResult:
             "lorascope": lorascope.__version__,
             "summary": self.summary(),
             "modules": [asdict(module) for module in self.modules],
-            "set_aside": [asdict(item) for item in self.set_aside],
+            "skipped": [asdict(item) for item in self.skipped],
             "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
         }
 
@@ -156,15 +156,15 @@ def run(
     updates, _ = selected(adapter, base, modules)
     types = module_types(update.name for update in updates)
     cache = cache if cache is not None else SvdCache(None)
-    found, set_aside = [], []
+    found, skipped = [], []
     with one_thread():
         for update in progress(updates):
             one = _one(update, types[update.name], base, cache)
             if isinstance(one, str):
-                set_aside.append(NotAnalysed(update.name, one))
+                skipped.append(Skipped(update.name, one))
             else:
                 found.append(one)
-    return AgainstBaseResult(tuple(found), tuple(set_aside))
+    return AgainstBaseResult(tuple(found), tuple(skipped))
 
 
 def _one(update: Update, type: str, base: Checkpoint, cache: SvdCache) -> ModuleAgainstBase | str:

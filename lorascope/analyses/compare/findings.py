@@ -9,7 +9,7 @@ from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE, median
 from lorascope.analyses.spectrum.module import PARTIAL
 from lorascope.blocks import Finding
-from lorascope.errors import some
+from lorascope.errors import preview
 
 if TYPE_CHECKING:
     from lorascope.analyses.compare.pair import Row
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SAME = 0.9999  # cosine from which on two updates are one
 ALIKE = 0.1  # an effect on the left from which on it is not called untouched
 CROWDED = 0.25  # a chance level of φ from which on φ by itself says little
-MOST_PAIRS = 3  # spoken of one by one
+MAX_PAIRS = 3  # spoken of one by one
 FROZEN = ("vera", "core")
 
 
@@ -37,7 +37,7 @@ def _readers(result: "CompareResult") -> list[Finding]:
             said.setdefault(note, []).append(adapter["label"])
     whole = len(result.adapters)
     return [
-        Finding("warning", f"{'all adapters' if len(labels) == whole else some(labels, 2)}: {note}")
+        Finding("warning", f"{'all adapters' if len(labels) == whole else preview(labels, 2)}: {note}")
         for note, labels in said.items()
     ]
 
@@ -109,7 +109,7 @@ def _groups(result: "CompareResult", pairs: int) -> Finding:
 
 def _agreement(result: "CompareResult") -> list[Finding]:
     found: list[Finding] = []
-    for pair in result.pairs if len(result.pairs) <= MOST_PAIRS else ():
+    for pair in result.pairs if len(result.pairs) <= MAX_PAIRS else ():
         names = f"{result.label(pair.a)} and {result.label(pair.b)}: " if len(result.pairs) > 1 else ""
         if same_update(pair):
             text = f"{names}the two are the same update: cosine {pair.summary['cosine']:.6f} over all modules"
@@ -117,7 +117,7 @@ def _agreement(result: "CompareResult") -> list[Finding]:
         elif pair.modules:
             found += [Finding("note", names + text) for text in (_cosines(pair), *map(_of_side(pair), _SIDES)) if text]
             found += _strongest(pair)
-    if len(result.pairs) > MOST_PAIRS:
+    if len(result.pairs) > MAX_PAIRS:
         found += _many(result)
     return found
 
@@ -223,7 +223,7 @@ def _ranged(about: "Row") -> str:
 def _limits(result: "CompareResult") -> list[Finding]:
     found = []
     if result.unmatched:
-        names = some([item["name"] for item in result.unmatched], 2)
+        names = preview([item["name"] for item in result.unmatched], 2)
         text = f"{len(result.unmatched)} modules are on one side only, or differ in shape ({names}); all are listed"
         found.append(Finding("warning", text))
     if result.not_compared:
@@ -237,7 +237,7 @@ def _limits(result: "CompareResult") -> list[Finding]:
     records = [row for pair in result.pairs for row in pair.modules or ()]
     zero = {row["name"] for row in records if 0.0 in row["frobenius_norm"]}
     if zero:
-        text = f"ΔW is zero in {len(zero)} module{'s' * (len(zero) != 1)} of one adapter ({some(sorted(zero), 2)})"
+        text = f"ΔW is zero in {len(zero)} module{'s' * (len(zero) != 1)} of one adapter ({preview(sorted(zero), 2)})"
         found.append(Finding("warning", text))
     if any(PARTIAL in row["notes"] for row in records):
         found.append(Finding("warning", f"DoRA is compared by {PARTIAL}; pass --base"))

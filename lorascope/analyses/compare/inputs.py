@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.analyses.spectrum.result import selected
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights import names as naming
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint
 
 
@@ -21,11 +21,11 @@ class Modules:
 
     Attributes:
         names: module to its update by the index of the adapter, in the order of first appearance.
-        set_aside: by the index of the adapter, what yields no update, and why.
+        skipped: by the index of the adapter, what yields no update, and why.
     """
 
     names: Mapping[str, Mapping[int, Update]]
-    set_aside: Mapping[int, tuple[NotAnalysed, ...]] = field(default_factory=dict)
+    skipped: Mapping[int, tuple[Skipped, ...]] = field(default_factory=dict)
 
 
 def labels(inputs: Sequence[Adapter | Checkpoint]) -> list[str]:
@@ -67,13 +67,13 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
     if base is None and any(isinstance(one, Checkpoint) for one in inputs):
         raise InputError("a full model is compared by ΔW = W' − W", hint="pass the base model with --base")
     names: dict[str, dict[int, Update]] = {}
-    set_aside: dict[int, tuple[NotAnalysed, ...]] = {}
+    skipped: dict[int, tuple[Skipped, ...]] = {}
     index = _Names(base)
     for number, one in enumerate(inputs):
         if isinstance(one, Checkpoint):
             continue
         updates, aside = selected(one, base, pattern)
-        set_aside[number] = tuple(aside)
+        skipped[number] = tuple(aside)
         for name, update in index.place(updates).items():
             names.setdefault(name, {})[number] = update
     full = {number: one for number, one in enumerate(inputs) if isinstance(one, Checkpoint)}
@@ -84,7 +84,7 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
             for updates_of in names.values():
                 if (update := _difference(checkpoint, next(iter(updates_of.values())))) is not None:
                     updates_of[number] = update
-    return Modules(names, set_aside)
+    return Modules(names, skipped)
 
 
 class _Names:
@@ -181,5 +181,5 @@ def _whole(
         if found:
             names[module] = found
     if not names:
-        raise InputError("the full models have no matrix in common with the base", found=some(base.names(), 3))
+        raise InputError("the full models have no matrix in common with the base", found=preview(base.names(), 3))
     return names

@@ -17,9 +17,9 @@ from lorascope.linalg import haar
 
 STRIP = 512  # columns of the Gram matrix at once
 SINGLE_FROM = 64  # adapters: from here on the bases are kept in float32, whose overlaps are good to 1e-6
-MOST_ROW_ENTRIES = 1 << 14  # of each A, for the comparison of initialisations: the cosine is good to 1/128
-MOST_CLUSTERS = 12
-LEAST_SILHOUETTE = 0.15  # below this the clusters are no better than one
+MAX_ROW_ENTRIES = 1 << 14  # of each A, for the comparison of initialisations: the cosine is good to 1/128
+MAX_CLUSTERS = 12
+MIN_SILHOUETTE = 0.15  # below this the clusters are no better than one
 SHARED_MODULES = 0.5  # of the modules of a pair, for the pair to be of one group
 
 
@@ -100,7 +100,7 @@ class Sums:
             return
         rows = [ordered[k].rows for k in known]
         width = rows[0].shape[1]
-        height = min(min(map(len, rows)), max(1, MOST_ROW_ENTRIES // width))
+        height = min(min(map(len, rows)), max(1, MAX_ROW_ENTRIES // width))
         unit = [(a[:height] / np.linalg.norm(a[:height], axis=1, keepdims=True)).ravel() for a in rows]
         stacked = np.array(unit, dtype=np.float32 if self.count >= SINGLE_FROM else np.float64)
         cosines = np.clip(stacked @ stacked.T / height, -1, 1)
@@ -233,12 +233,12 @@ def cluster(matrices: Matrices) -> dict[str, Any] | None:
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "average")
     best, score = np.ones(count, dtype=int), None
-    for k in range(2, min(MOST_CLUSTERS, count - 1) + 1):
+    for k in range(2, min(MAX_CLUSTERS, count - 1) + 1):
         cut = fcluster(tree, k, "maxclust")
         value = _silhouette(distance, cut)
         if value is not None and (score is None or value > score):
             best, score = cut, value
-    if score is None or score < LEAST_SILHOUETTE:
+    if score is None or score < MIN_SILHOUETTE:
         best = np.ones(count, dtype=int)
     parts = [np.flatnonzero(best == one).tolist() for one in np.unique(best)]
     return {

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 TITLES = {"left": "left (output) side of ΔW", "right": "right (input) side of ΔW", "a_alone": "A alone, as in Hu 2021"}
 ROWS_AT_EACH_END = 4
-MOST_TYPES = 12
-MOST_PAIR_PAGES = 3
-MOST_PAIRS_LISTED = 40
+MAX_TYPES = 12
+MAX_PAIR_PAGES = 3
+MAX_PAIRS_LISTED = 40
 
 # Of a module: dotted key, title, unit, help.
 QUANTITIES = (
@@ -89,10 +89,10 @@ def blocks(result: "CompareResult") -> tuple[Block, ...]:
     if len(result.adapters) > 2:
         made += [_pairs(result), *_by_label(result), *_matrices(result)]
     detailed = [pair for pair in result.pairs if pair.modules]
-    for pair in detailed[:MOST_PAIR_PAGES]:
+    for pair in detailed[:MAX_PAIR_PAGES]:
         made += _pair(result, pair)
-    if len(detailed) > MOST_PAIR_PAGES:
-        text = f"The first {MOST_PAIR_PAGES} of {len(detailed)} pairs are drawn module by module; --json has all."
+    if len(detailed) > MAX_PAIR_PAGES:
+        text = f"The first {MAX_PAIR_PAGES} of {len(detailed)} pairs are drawn module by module; --json has all."
         made.append(Text(text, where="page"))
     return (*made, *_left_out(result), Definitions(DEFINITIONS, where="page"))
 
@@ -100,10 +100,10 @@ def blocks(result: "CompareResult") -> tuple[Block, ...]:
 def _facts(result: "CompareResult") -> Facts:
     items = [
         (one["label"], f"{one['method']} ({one['format']}), sha256 {(one['sha256'] or 'not hashed')[:12]}")
-        for one in result.adapters[:MOST_PAIRS_LISTED]
+        for one in result.adapters[:MAX_PAIRS_LISTED]
     ]
-    if len(result.adapters) > MOST_PAIRS_LISTED:
-        items.append(("and", f"{len(result.adapters) - MOST_PAIRS_LISTED} more"))
+    if len(result.adapters) > MAX_PAIRS_LISTED:
+        items.append(("and", f"{len(result.adapters) - MAX_PAIRS_LISTED} more"))
     items.append(("base model", result.base or "not given"))
     return Facts(tuple(items), title="What is compared", where="page")
 
@@ -181,7 +181,7 @@ def _grids(records: Sequence["Row"], side: str, a: str, b: str) -> list[Block]:
     if size is None:
         return []
     rows, columns = size
-    for name, group in groups[: MOST_TYPES + 1]:
+    for name, group in groups[: MAX_TYPES + 1]:
         known = [row[side] for row in group if row[side]]
         if not known:
             continue
@@ -250,7 +250,7 @@ def _by_depth(records: Sequence["Row"]) -> list[Block]:
     series: list[Series] = []
     for side in SIDES:
         known = [row for row in records if row[side] and row["depth"] is not None]
-        for name, group in list(by_type(known).items())[:MOST_TYPES]:
+        for name, group in list(by_type(known).items())[:MAX_TYPES]:
             x, y = _mean_by_depth(group, lambda row, side=side: row[side]["phi_whole"])
             series.append(Series(name, x, y, TITLES[side]))
         if known:
@@ -298,11 +298,11 @@ def _pairs(result: "CompareResult") -> Table:
     ordered = sorted(result.pairs, key=lambda pair: -_known(result.matrices.left_effect[pair.a, pair.b], -2.0))
     rows = tuple(
         (result.label(p.a), result.label(p.b), *(_known(getattr(result.matrices, k)[p.a, p.b]) for k in keys))
-        for p in ordered[:MOST_PAIRS_LISTED]
+        for p in ordered[:MAX_PAIRS_LISTED]
     )
     caption = "φ is the mean over modules, z pooled over them."
-    if len(ordered) > MOST_PAIRS_LISTED:
-        caption += f" The first {MOST_PAIRS_LISTED} of {len(ordered)} pairs."
+    if len(ordered) > MAX_PAIRS_LISTED:
+        caption += f" The first {MAX_PAIRS_LISTED} of {len(ordered)} pairs."
     return Table(columns, rows, title="Pairs, most alike on the left first", caption=caption)
 
 

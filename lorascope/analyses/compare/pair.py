@@ -9,7 +9,7 @@ from lorascope.analyses.compare.side import Side
 from lorascope.linalg import haar, subspace
 
 Row = dict[str, Any]
-MOST_SHOWN = 64  # sides of a φ grid, in the record
+MAX_SHOWN = 64  # sides of a φ grid, in the record
 SHARED_ROWS, SHARED_Z = 0.3, 6.0  # mean cosine of A's rows, one by one, and its z: published groups split at 0.15–0.6
 FEW_ROWS, SHARED_FEW = 4, 0.8  # below so many rows training alone may align them: the start must still be there itself
 SHARED_SPACE, SHARED_P = 0.5, 1e-6  # of A's row spaces, above chance, where the rows themselves were turned
@@ -97,8 +97,8 @@ def _overlap(n: int, cross: np.ndarray, angles: np.ndarray, ties: list[list[bool
 
 def _grid(n: int, cross: np.ndarray, ties: list[list[bool]]) -> Row:
     """φ(i, j), and z of each; null where i or j cuts through equal singular values."""
-    cross = cross[:MOST_SHOWN, :MOST_SHOWN]
-    rows, columns = (np.array(one[:MOST_SHOWN], dtype=bool) for one in ties)
+    cross = cross[:MAX_SHOWN, :MAX_SHOWN]
+    rows, columns = (np.array(one[:MAX_SHOWN], dtype=bool) for one in ties)
     known = rows[:, None] & columns[None, :]
     values = subspace.overlap_grid(cross)
     i, j = np.arange(1, len(rows) + 1)[:, None], np.arange(1, len(columns) + 1)[None, :]

@@ -13,7 +13,7 @@ from lorascope.analyses.compare import findings as words
 from lorascope.analyses.compare import page
 from lorascope.analyses.compare.inputs import Modules, align, labels, source, source_path
 from lorascope.analyses.compare.matrices import (
-    MOST_ROW_ENTRIES,
+    MAX_ROW_ENTRIES,
     SINGLE_FROM,
     Matrices,
     Sums,
@@ -27,7 +27,7 @@ from lorascope.analyses.compare.side import DIRECTIONS, Side, read
 from lorascope.analyses.compare.summary import rates, summary_of, summary_of_matrices
 from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Finding
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.blas import one_thread
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-MOST_RECORDS = 4000  # modules × pairs that are recorded one by one; beyond, matrices alone
-MOST_WORK = 4e13  # twice the multiplications in the Gram matrices: minutes; beyond, evenly chosen modules of each type
+MAX_RECORDS = 4000  # modules × pairs that are recorded one by one; beyond, matrices alone
+MAX_WORK = 4e13  # twice the multiplications in the Gram matrices: minutes; beyond, evenly chosen modules of each type
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class CompareResult:
         return {
             "adapters": len(self.adapters),
             "pairs": [
-                {"a": self.label(pair.a), "b": self.label(pair.b), **pair.summary} for pair in self.pairs[:MOST_RECORDS]
+                {"a": self.label(pair.a), "b": self.label(pair.b), **pair.summary} for pair in self.pairs[:MAX_RECORDS]
             ],
             "groups": [[self.label(k) for k in group] for group in self.groups],
         }
@@ -170,7 +170,9 @@ def run(
     if not common:
         raise InputError(
             "the adapters have no module in common",
-            found="; ".join(f"{label}: {some(_names_of(found, k), 2) or 'none'}" for k, label in enumerate(named[:3])),
+            found="; ".join(
+                f"{label}: {preview(_names_of(found, k), 2) or 'none'}" for k, label in enumerate(named[:3])
+            ),
             hint="names of other dialects are understood with --base",
         )
     chosen = common if all_modules else _sampled(found, common)
@@ -186,7 +188,7 @@ def _names_of(found: Modules, index: int) -> list[str]:
 
 
 def _detailed(adapters: int, modules: int) -> bool:
-    return adapters == 2 or adapters * (adapters - 1) // 2 * modules <= MOST_RECORDS
+    return adapters == 2 or adapters * (adapters - 1) // 2 * modules <= MAX_RECORDS
 
 
 def _sampled(found: Modules, common: list[str]) -> list[str]:
@@ -201,7 +203,7 @@ def _sampled(found: Modules, common: list[str]) -> list[str]:
         return float(ranks) ** 2 * sizes
 
     total = sum(map(work, common))
-    if total <= MOST_WORK:
+    if total <= MAX_WORK:
         return common
     types = module_types(common)
     by_type: dict[str, list[str]] = {}
@@ -209,7 +211,7 @@ def _sampled(found: Modules, common: list[str]) -> list[str]:
         by_type.setdefault(types[name], []).append(name)
     kept: set[str] = set()
     for members in by_type.values():
-        count = max(1, int(len(members) * MOST_WORK / total))
+        count = max(1, int(len(members) * MAX_WORK / total))
         kept |= {members[round(k)] for k in np.linspace(0, len(members) - 1, count)}
     return [name for name in common if name in kept]
 
@@ -224,7 +226,7 @@ class _Run:
         self.records: dict[tuple[int, int], list[Row]] | None = {} if detailed else None
         self.not_compared: list[Row] = [
             {"adapter": named[k], "name": item.name, "reason": item.reason}
-            for k, items in found.set_aside.items()
+            for k, items in found.skipped.items()
             for item in items
         ]
         self.unmatched: list[Row] = []
@@ -247,7 +249,7 @@ class _Run:
         for index, update in self.found.names[name].items():
             side = self._side(index, name, update)
             if side is not None:
-                sides[index] = side if len(self.named) < SINGLE_FROM else side.single(MOST_ROW_ENTRIES)
+                sides[index] = side if len(self.named) < SINGLE_FROM else side.single(MAX_ROW_ENTRIES)
         self._shapes(name, sides)
         return sides
 

@@ -11,13 +11,13 @@ from lorascope.linalg.kronecker import Kronecker
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.rounding import unit_roundoff
 from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, cosine, row_basis
-from lorascope.updates.base import MOST_ENTRIES, Stored, Update, kinds
+from lorascope.updates.base import MAX_ENTRIES, Stored, Update, kinds
 from lorascope.weights.caveats import STARTS_IN_W
 
 ROUNDING = 2.0  # times the unit roundoff of the stored dtype: what rank-deficient factors get from being stored
-LARGEST_SVD = 1024  # smaller side up to which a matrix that is not low rank is decomposed whole
+MAX_SVD = 1024  # smaller side up to which a matrix that is not low rank is decomposed whole
 RANDOMISED = "of its singular directions the leading ones only, by a randomised block Krylov space"
-MOST_FILLERS = 256
+MAX_FILLERS = 256
 DIRECTIONS = 64  # of an update that is not low rank, so many leading ones make its subspace, and at most a quarter
 
 
@@ -63,7 +63,7 @@ class Side:
         rest = self.norm() ** 2 - float(np.sum(known**2))
         if self.whole is None or not len(known) or rest <= 0:
             return known
-        count = min(int(np.ceil(rest / known[-1] ** 2)), MOST_FILLERS)
+        count = min(int(np.ceil(rest / known[-1] ** 2)), MAX_FILLERS)
         return np.append(known, np.full(count, np.sqrt(rest / count)))
 
     def single(self, most_row_entries: int) -> "Side":
@@ -97,10 +97,10 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
     low_rank = delta.factors() is not None
     most = min(directions, max(min(shape) // 4, 1))
     whole = None
-    if not low_rank and math.prod(shape) > MOST_ENTRIES:
+    if not low_rank and math.prod(shape) > MAX_ENTRIES:
         return f"too large to compare: {shape[0]:,} × {shape[1]:,} entries, and no product of two factors"
     try:
-        if low_rank or min(shape) <= LARGEST_SVD:
+        if low_rank or min(shape) <= MAX_SVD:
             found = bases(delta, tolerance)
         else:
             whole, found = delta, _leading(delta, most, tolerance)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.blocks import Finding
-from lorascope.errors import some
+from lorascope.errors import preview
 from lorascope.weights.delta import DEQUANTISED
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _files(result: "DeltaResult") -> list[Finding]:
     found = []
     if result.unmatched:
         total = len(result.unmatched) + len(result.matrices) + len(result.vectors)
-        names = some([item.name for item in result.unmatched], 2)
+        names = preview([item.name for item in result.unmatched], 2)
         text = f"not compared: {len(result.unmatched)} of {total} parameters ({names}); the reasons are listed"
         found.append(Finding("warning" if _missing(result) else "note", text))
     zero = [m for m in result.matrices if m.frobenius_norm == 0]
@@ -206,7 +206,7 @@ def _vectors(result: "DeltaResult") -> list[Finding]:
 def _extracted(result: "DeltaResult") -> list[Finding]:
     if result.extract is None or not result.left_out:
         return []
-    names = some([item.name for item in result.left_out], 2)
+    names = preview([item.name for item in result.left_out], 2)
     text = f"the extracted adapter leaves out {len(result.left_out)} changed parameters ({names}): vectors and the like"
     return [Finding("warning", text)]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorascope.weights.adapter import NotAnalysed
+from lorascope.weights.adapter import Skipped
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair
 
@@ -34,7 +34,7 @@ def task_type(config: Mapping[str, Any]) -> str | None:
     return next((task for ending, task in _TASKS if name.endswith(ending)), None)
 
 
-def halves(base: Checkpoint, pairs: Iterable[Pair], unmatched: Iterable[NotAnalysed]) -> dict[str, str]:
+def halves(base: Checkpoint, pairs: Iterable[Pair], unmatched: Iterable[Skipped]) -> dict[str, str]:
     """Modules that share the weight of a pair, and are in no pair themselves: the pair's name by theirs.
 
     The output layer of a tied model is not in its file, or is there with the same numbers: a LoRA on the embedding

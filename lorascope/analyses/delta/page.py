@@ -49,9 +49,9 @@ MEASURES = (
 )
 SORT_KEYS = tuple(key for key, *_ in MEASURES)
 ROWS_AT_EACH_END = 4
-MOST_TYPES = 12  # panels of the figure of spectra
-MOST_POINTS = 120  # of a line: enough for a log axis
-LEAST_DRAWN = 1e-4  # of the largest singular value in the figure
+MAX_TYPES = 12  # panels of the figure of spectra
+MAX_POINTS = 120  # of a line: enough for a log axis
+MIN_DRAWN = 1e-4  # of the largest singular value in the figure
 
 DEFINITIONS = (
     Definition("ΔW", "tuned − base, in float64; energy ‖ΔW‖_F² = Σσ²", "Eckart and Young 1936"),
@@ -225,7 +225,7 @@ def _all_matrices(result: "DeltaResult") -> Table:
 def _spectra(result: "DeltaResult") -> Lines:
     """σ against its index, a panel for each type: ΔW, noise of its energy, and the adapters' own updates."""
     series: list[Series] = []
-    for name, matrices in list(groups(result).items())[:MOST_TYPES]:
+    for name, matrices in list(groups(result).items())[:MAX_TYPES]:
         if len(matrices) > 1:
             series += [_line(m.name, m.singular_values, name, "thin") for m in matrices]
         series.append(_line("ΔW, median", _middle([m.singular_values for m in matrices]), name, "normal"))
@@ -237,13 +237,13 @@ def _spectra(result: "DeltaResult") -> Lines:
             own = [c["singular_values"] for m in matrices if (c := m.captured.get(side.label)) and c["rank"]]
             if own:
                 series.append(_line(f"B·A, {side.label}", _middle(own), name, "normal"))
-    least = LEAST_DRAWN * max(v for s in series for v in s.y if v is not None)
+    least = MIN_DRAWN * max(v for s in series for v in s.y if v is not None)
     series = [replace(s, y=tuple(v if v is not None and v >= least else None for v in s.y)) for s in series]
     return Lines(
         "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σ_i",
         log_x=True, log_y=True, where="page", shade="depth, first to last",
         caption="One thin line for each matrix; bold and dashed lines are medians at each index. Values below"
-        f" {LEAST_DRAWN:g} of the largest are not drawn.",
+        f" {MIN_DRAWN:g} of the largest are not drawn.",
     )  # fmt: skip
 
 
@@ -254,14 +254,14 @@ def _middle(spectra: list) -> tuple[float, ...]:
 
 def _line(label: str, sigma: Any, panel: str, weight: Any) -> Series:
     """The values against their index; of a long list those at about equal distances on a log axis."""
-    at = np.unique(np.round(np.geomspace(1, len(sigma), MOST_POINTS)).astype(int))
+    at = np.unique(np.round(np.geomspace(1, len(sigma), MAX_POINTS)).astype(int))
     return Series(label, tuple(at.tolist()), tuple(float(sigma[i - 1]) or None for i in at), panel, weight)
 
 
 def _kept(result: "DeltaResult") -> Lines:
     """The Eckart–Young curve of each type, that of noise, and where the adapters stand at their own rank."""
     series: list[Series] = []
-    for name, matrices in list(groups(result).items())[:MOST_TYPES]:
+    for name, matrices in list(groups(result).items())[:MAX_TYPES]:
         curves = [np.cumsum(np.square(m.singular_values)) / m.energy for m in matrices]
         series.append(_line("best of rank k, median", _middle(curves), name, "normal"))
         noise = [np.cumsum(noise_spectrum(*m.shape) ** 2) / (m.shape[0] * m.shape[1]) for m in matrices]

@@ -12,7 +12,7 @@ from lorascope.analyses.delta import findings as words
 from lorascope.analyses.delta import page
 from lorascope.analyses.delta.matrix import RANKS, MatrixDelta, VectorDelta
 from lorascope.blocks import Block, Finding
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,10 +49,10 @@ class DeltaResult:
     base: Side
     tuned: Side
     adapters: tuple[Side, ...] = ()
-    unmatched: tuple[NotAnalysed, ...] = ()
+    unmatched: tuple[Skipped, ...] = ()
     top: int | None = None
     extract: int | None = None
-    left_out: tuple[NotAnalysed, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
     extracted: Adapter | None = None
 
     @cached_property

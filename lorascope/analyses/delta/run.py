@@ -13,11 +13,11 @@ from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta, measure, m
 from lorascope.analyses.delta.result import DeltaResult, Side
 from lorascope.analyses.delta.state import keeping
 from lorascope.architectures import depth, module_types
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.arrays import Array
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair, difference, match
 
@@ -115,7 +115,7 @@ def selected(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
     wanted = Pattern(pattern, "--modules")
     chosen = [pair for pair in pairs if wanted.search(pair.name)]
     if not chosen:
-        names = some(pair.name for pair in pairs)
+        names = preview(pair.name for pair in pairs)
         raise InputError(f"--modules {pattern!r} matches none of the {len(pairs)} parameters", found=names)
     return chosen
 
@@ -145,7 +145,7 @@ def _one(
 
 def _left_out(
     pairs: Sequence[Pair], found: Mapping[str, MatrixDelta | VectorDelta], further: set[str]
-) -> list[NotAnalysed]:
+) -> list[Skipped]:
     """What changed and is not in the extracted adapter."""
     left = []
     for pair in pairs:
@@ -154,9 +154,9 @@ def _left_out(
             reason = "its weight is shared by other layers, which a LoRA on it alone would not change"
         size = record.change_norm if isinstance(record, VectorDelta) else record.frobenius_norm
         if record.non_finite:
-            left.append(NotAnalysed(pair.name, "not finite"))
+            left.append(Skipped(pair.name, "not finite"))
         elif reason is not None and size:
-            left.append(NotAnalysed(pair.name, reason))
+            left.append(Skipped(pair.name, reason))
     return left
 
 
@@ -205,18 +205,18 @@ class _Beside:
                 notes.append(f"{label} has another shape here, {tuple(delta.shape)}")
         return found, tuple(notes)
 
-    def unmatched(self, pairs: Sequence[Pair]) -> list[NotAnalysed]:
+    def unmatched(self, pairs: Sequence[Pair]) -> list[Skipped]:
         """Modules of the adapters that no pair is about."""
         there = {(pair.parameter, pair.expert) for pair in pairs}
         absent = [
-            NotAnalysed(update.name, f"adapted by {label}; no such pair of weights")
+            Skipped(update.name, f"adapted by {label}; no such pair of weights")
             for label, updates in self._updates.items()
             for key, own in updates.items()
             if key not in there
             for update in own
         ]
         several = [
-            NotAnalysed(update.name, f"adapted by {label}; one of several updates of one weight ({REPLICAS})")
+            Skipped(update.name, f"adapted by {label}; one of several updates of one weight ({REPLICAS})")
             for label, updates in self._updates.items()
             for key, own in updates.items()
             if key in there and len(own) > 1

@@ -6,7 +6,7 @@ import numpy as np
 
 from lorascope.analyses.delta.findings import percent
 from lorascope.blocks import Finding
-from lorascope.errors import some
+from lorascope.errors import preview
 
 if TYPE_CHECKING:
     from lorascope.analyses.dimension.functional import Curve
@@ -69,7 +69,7 @@ def _comparable(result: "DimensionResult") -> list[Finding]:
 def _diverged(result: "DimensionResult") -> list[Finding]:
     if not result.diverged:
         return []
-    count, names = len(result.diverged), some([run.label for run in result.diverged], 3)
+    count, names = len(result.diverged), preview([run.label for run in result.diverged], 3)
     text = "1 run diverged and is" if count == 1 else f"{count} runs diverged and are"
     return [Finding("warning", f"{text} in no figure: {names}")]
 

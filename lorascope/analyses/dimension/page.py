@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from lorascope.analyses.dimension.sizes import Family, Reach
     from lorascope.analyses.dimension.spectra import MatrixSpectrum
 
-MOST_TYPES = 12
-MOST_POINTS = 120
-LEAST_DRAWN = 1e-4  # of the largest singular value in the figure
+MAX_TYPES = 12
+MAX_POINTS = 120
+MIN_DRAWN = 1e-4  # of the largest singular value in the figure
 KINDS = {
     "top": "largest k",
     "threshold": "one threshold on σ",
@@ -257,7 +257,7 @@ def _spectra(result: "DimensionResult") -> Lines:
     """σ against its index by type: ΔW of the first full run, noise, what the seeds do not share, and the adapters'."""
     first = result.full[0].facts.label
     series: list[Series] = []
-    for name, matrices in list(_groups([e for e in result.spectra if e.run == first]).items())[:MOST_TYPES]:
+    for name, matrices in list(_groups([e for e in result.spectra if e.run == first]).items())[:MAX_TYPES]:
         if len(matrices) > 1:
             series += [_line(each.name, each.singular_values, name, "thin") for each in matrices]
         series.append(_line("full ΔW, median", _middle([e.singular_values for e in matrices]), name, "normal"))
@@ -271,13 +271,13 @@ def _spectra(result: "DimensionResult") -> Lines:
             own = [e.singular_values for e in spectra if e.name in names and e.frobenius_norm > 0]
             if own:
                 series.append(_line(f"B·A, {label}", _middle(own), name, "normal"))
-    least = LEAST_DRAWN * max((v for s in series for v in s.y if v is not None), default=1.0)
+    least = MIN_DRAWN * max((v for s in series for v in s.y if v is not None), default=1.0)
     series = [replace(s, y=tuple(v if v is not None and v >= least else None for v in s.y)) for s in series]
     return Lines(
         "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σ_i",
         log_x=True, log_y=True, where="page", shade="depth, first to last",
         caption=f"One thin line for each matrix of {first}; other lines are medians at each index. Values below"
-        f" {LEAST_DRAWN:g} of the largest are not drawn.",
+        f" {MIN_DRAWN:g} of the largest are not drawn.",
     )  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def _middle(spectra: Sequence[Any]) -> tuple[float, ...]:
 
 
 def _line(label: str, sigma: Any, panel: str, weight: Any) -> Series:
-    at = np.unique(np.round(np.geomspace(1, len(sigma), MOST_POINTS)).astype(int))
+    at = np.unique(np.round(np.geomspace(1, len(sigma), MAX_POINTS)).astype(int))
     return Series(label, tuple(at.tolist()), tuple(float(sigma[i - 1]) or None for i in at), panel, weight)
 
 

@@ -13,7 +13,7 @@ from lorascope.analyses.dimension.result import DimensionResult, FullRun
 from lorascope.analyses.dimension.sizes import TrainedRun
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum, Parts, Split
 from lorascope.architectures import module_types
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.factored import Factored
 from lorascope.patterns import Pattern
 
@@ -169,7 +169,9 @@ class _Work:
         wanted = Pattern(self.modules, "--modules")
         chosen = {name: shape for name, shape in found.items() if wanted.search(name)}
         if not chosen:
-            raise InputError(f"--modules {self.modules!r} matches none of {len(found)} matrices", found=some(found, 3))
+            raise InputError(
+                f"--modules {self.modules!r} matches none of {len(found)} matrices", found=preview(found, 3)
+            )
         return chosen
 
     def splits(self) -> tuple[Split, ...]:

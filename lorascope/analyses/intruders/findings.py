@@ -6,7 +6,7 @@ import numpy as np
 
 from lorascope.analyses.delta.findings import percent
 from lorascope.blocks import Finding
-from lorascope.errors import some
+from lorascope.errors import preview
 from lorascope.weights.delta import DEQUANTISED
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def _files(result: "IntrudersResult") -> list[Finding]:
         found.append(
             Finding("note", f"W is {note.partition(':')[0]}, in {len(coded)} of {len(result.modules)} weights")
         )
-    if result.set_aside:
-        names = some([item.name for item in result.set_aside], 2)
-        found.append(Finding("note", f"not looked at: {len(result.set_aside)} ({names}); the reasons are listed"))
+    if result.skipped:
+        names = preview([item.name for item in result.skipped], 2)
+        found.append(Finding("note", f"not looked at: {len(result.skipped)} ({names}); the reasons are listed"))
     tied = [m for m in result.modules if m.equal_singular_values]
     if tied:
         text = f"W has equal singular values in {len(tied)} weights, such as {tied[0].name}: each set is one subspace"

@@ -41,7 +41,7 @@ MEASURES = (
 )
 SHOWN_K = (1, 2, 5, 10, 20, 50)
 ROWS = 8
-MOST_TYPES = 12
+MAX_TYPES = 12
 
 DEFINITIONS = (
     Definition(
@@ -185,7 +185,7 @@ def _against_epsilon(result: "IntrudersResult") -> Lines:
     grid = np.linspace(0.02, 1, 50)
     series = []
     for side, panel in (("left", "left (outputs)"), ("right", "right (inputs)")):
-        for name, modules in list(groups(result).items())[:MOST_TYPES]:
+        for name, modules in list(groups(result).items())[:MAX_TYPES]:
             cosines = np.array([v.cosine[side] for m in modules for v in m.vectors])
             line = tuple(float(np.mean(cosines < e)) for e in grid)
             series.append(Series(name, tuple(grid.tolist()), line, panel))
@@ -204,7 +204,7 @@ def _against_epsilon(result: "IntrudersResult") -> Lines:
 
 def _by_position(result: "IntrudersResult") -> Lines:
     series: list[Series] = []
-    for name, modules in list(groups(result).items())[:MOST_TYPES]:
+    for name, modules in list(groups(result).items())[:MAX_TYPES]:
         lines = [(m.name, [v.cosine["left"] for v in m.vectors]) for m in modules]
         if len(lines) > 1:
             series += [
@@ -301,8 +301,8 @@ def _vectors(result: "IntrudersResult") -> list[Block]:
 
 
 def _set_aside(result: "IntrudersResult") -> list[Block]:
-    if not result.set_aside:
+    if not result.skipped:
         return [Text("Every weight was looked at.", where="page")]
     columns = (Column("name", "parameter", "code"), Column("reason", "why"))
-    rows = tuple((item.name, item.reason) for item in result.set_aside)
+    rows = tuple((item.name, item.reason) for item in result.skipped)
     return [Table(columns, rows, title="Not looked at", where="page")]

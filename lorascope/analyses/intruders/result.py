@@ -12,7 +12,7 @@ from lorascope.analyses.intruders import findings as words
 from lorascope.analyses.intruders import page
 from lorascope.analyses.intruders.module import SIDES, ModuleIntruders
 from lorascope.blocks import Block, Finding
-from lorascope.weights.adapter import NotAnalysed
+from lorascope.weights.adapter import Skipped
 from lorascope.weights.base_svd import SvdCache
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class IntrudersResult:
         k: how many leading vectors of each weight were looked at.
         epsilon: an intruder's largest |cos| is below this.
         epsilons: the grid of the counts.
-        set_aside: what was not looked at, and why.
+        skipped: what was not looked at, and why.
         cache: what was read from the cache of decompositions, and what computed.
         intervention: what scaling the intruders did to the scores, where that was asked for.
     """
@@ -61,7 +61,7 @@ class IntrudersResult:
     k: int
     epsilon: float
     epsilons: tuple[float, ...]
-    set_aside: tuple[NotAnalysed, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     cache: CacheUse | None = None
     intervention: "Intervention | None" = None
 
@@ -158,7 +158,7 @@ class IntrudersResult:
             "counts": self.counts(),
             "modules": [self._record(module) for module in self.modules],
             "intervention": self.intervention.to_json() if self.intervention is not None else None,
-            "set_aside": [asdict(item) for item in self.set_aside],
+            "skipped": [asdict(item) for item in self.skipped],
             "cache": asdict(self.cache) if self.cache is not None else None,
             "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
         }

@@ -12,7 +12,7 @@ from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.blas import one_thread
 from lorascope.linalg.matrix import Dense, Matrix
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.base_svd import SvdCache
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair, base_matrix, difference, match
@@ -51,10 +51,10 @@ def run(
     if wrong:
         raise InputError("ε is a cosine", found=wrong[0], expected="more than 0 and at most 1")
     matched = match(base, tuned)
-    set_aside = list(matched.unmatched)
+    skipped = list(matched.unmatched)
     pairs = selected([pair for pair in matched.pairs if not pair.is_vector], modules)
-    set_aside += [
-        NotAnalysed(pair.name, "a vector: it has no singular directions") for pair in matched.pairs if pair.is_vector
+    skipped += [
+        Skipped(pair.name, "a vector: it has no singular directions") for pair in matched.pairs if pair.is_vector
     ]
     cache = cache if cache is not None else SvdCache(None)
     types = module_types(pair.name for pair in pairs)
@@ -62,8 +62,8 @@ def run(
     with one_thread():
         for pair in progress(pairs):
             one = _one(pair, types[pair.name], k, cache)
-            if isinstance(one, NotAnalysed):
-                set_aside.append(one)
+            if isinstance(one, Skipped):
+                skipped.append(one)
             else:
                 found.append(one)
     sides: dict[str, Any] = {
@@ -73,10 +73,10 @@ def run(
     if isinstance(tuned, Adapter):
         sides["tuned"] |= {"sha256": tuned.source.sha256, "method": tuned.source.method, "notes": list(tuned.notes)}
     grid = tuple(sorted({*epsilons, epsilon}))
-    return IntrudersResult(tuple(found), sides, k, epsilon, grid, tuple(set_aside), CacheUse.of(cache))
+    return IntrudersResult(tuple(found), sides, k, epsilon, grid, tuple(skipped), CacheUse.of(cache))
 
 
-def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | NotAnalysed:
+def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | Skipped:
     weight, delta = weight_and_delta(pair)
     facts: Mapping[str, Any] = {
         "name": pair.name,
@@ -90,7 +90,7 @@ def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | No
     try:
         known = cache.of(weight)
     except ValueError:
-        return NotAnalysed(pair.name, "the base weight holds NaN or infinite entries")
+        return Skipped(pair.name, "the base weight holds NaN or infinite entries")
     return measure(facts, known, weight, delta, k)
 
 

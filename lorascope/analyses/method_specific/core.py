@@ -25,7 +25,7 @@ from lorascope.analyses.method_specific.numbers import median
 from lorascope.blocks import Block, Definition, Finding, Heatmap, Lines, Measure, Series
 from lorascope.linalg.spectrum import effective_rank, stable_rank
 
-MOST_SHOWN = 64  # of a core's sides, in the map of mean |R|
+MAX_SHOWN = 64  # of a core's sides, in the map of mean |R|
 _DRAWS = 64
 
 DEFINITIONS = (
@@ -164,7 +164,7 @@ def _mean_core(rows: list[Row], cores: dict[str, np.ndarray]) -> list[Block]:
     """Mean |R_ij| over modules, each core scaled to norm 1: a diagonal shows as one."""
     ranks = {row["rank"] for row in rows}
     known = [cores[row["name"]] / row["norm"] for row in rows if row["norm"]]
-    if len(ranks) != 1 or not known or max(ranks) > MOST_SHOWN:
+    if len(ranks) != 1 or not known or max(ranks) > MAX_SHOWN:
         return []
     mean = np.mean(np.abs(known), axis=0)
     numbers = tuple(str(i + 1) for i in range(len(mean)))

@@ -25,7 +25,7 @@ from lorascope.linalg.spectrum import frobenius_norm
 INITIAL_STD = 0.02
 FAR_FROM_ORTHOGONAL = 0.3  # ‖PᵀP − I‖_F / √rank at which E is no longer near the singular values
 _DRAWS = 1000
-MOST_DRAWN = 10**9  # of ranks; numpy's own limit
+MAX_DRAWN = 10**9  # of ranks; numpy's own limit
 
 DEFINITIONS = (
     Definition("Kept rank", "the number of triplets with E ≠ 0", "Zhang et al. 2023, arXiv 2303.10512, §3.3"),
@@ -105,7 +105,7 @@ def _blind(kept: np.ndarray, initial: list[int]) -> Row:
     """Gini coefficients where the kept triplets are drawn blindly, and the share of draws as uneven as this one."""
     total = int(kept.sum())
     impossible = any(k > most for k, most in zip(kept, initial, strict=True))
-    if total == 0 or impossible or not total <= sum(initial) < MOST_DRAWN:
+    if total == 0 or impossible or not total <= sum(initial) < MAX_DRAWN:
         return {"gini": None, "p": None}
     rng = np.random.default_rng([total, len(initial)])
     draws = rng.multivariate_hypergeometric(initial, total, size=_DRAWS, method="marginals")

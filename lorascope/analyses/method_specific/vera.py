@@ -35,7 +35,7 @@ from lorascope.weights.drawn import Drawn
 from lorascope.weights.pieces import condensed
 from lorascope.weights.tensors import InMemory
 
-MOST_COMPARED = 24
+MAX_COMPARED = 24
 WORTH_SAYING = 1.25  # an overlap this many times what sharing alone forces
 
 DEFINITIONS = (
@@ -114,13 +114,13 @@ def vera(subject: Subject) -> Part:
 
 
 def _chosen(updates: tuple[Update, ...]) -> set[str]:
-    """At most MOST_COMPARED modules of each input width, evenly over the file: comparing takes a decomposition each."""
+    """At most MAX_COMPARED modules of each input width, evenly over the file: comparing takes a decomposition each."""
     widths: dict[tuple[int, ...], list[str]] = {}
     for update in updates:
         widths.setdefault(tuple(update.roles["A"].shape), []).append(update.name)
     kept: set[str] = set()
     for names in widths.values():
-        at = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_COMPARED)).round().astype(int))
+        at = np.unique(np.linspace(0, len(names) - 1, min(len(names), MAX_COMPARED)).round().astype(int))
         kept |= {names[i] for i in at}
     return kept
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorascope.analyses.delta.findings import percent
 from lorascope.blocks import Finding
-from lorascope.errors import some
+from lorascope.errors import preview
 
 if TYPE_CHECKING:
     from lorascope.analyses.resize.result import Plan, ResizeResult
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 LIKE_NOISE = 0.85  # of the null's lost energy: above it the spectrum is flat, and no rank stands out
 ROUNDING_WORTH_SAYING = 0.3  # of the truncation's own error
 GAIN_WORTH_HAVING = 0.95
-MOST_PLANS = 3  # described one by one
+MAX_PLANS = 3  # described one by one
 
 
 def findings(result: "ResizeResult") -> tuple[Finding, ...]:
     """Errors, then warnings, then notes."""
     order = {"error": 0, "warning": 1, "note": 2}
     found = [*_left_out(result)]
-    for plan in result.plans[:MOST_PLANS] if len(result.plans) <= MOST_PLANS else ():
+    for plan in result.plans[:MAX_PLANS] if len(result.plans) <= MAX_PLANS else ():
         found += [*_dropped(result, plan), *_error(result, plan), *_rounding(plan)]
     found += [*_kinds(result), *_curve(result), *_scores(result)]
     found += [Finding("note", note) for note in result.notes]
@@ -29,7 +29,7 @@ def findings(result: "ResizeResult") -> tuple[Finding, ...]:
 def _left_out(result: "ResizeResult") -> list[Finding]:
     if not result.left_out:
         return []
-    names = some([item.name for item in result.left_out], 2)
+    names = preview([item.name for item in result.left_out], 2)
     text = f"{len(result.left_out)} updates have no rank to reduce, and a resized adapter does not hold them: {names}"
     return [Finding("warning", text)]
 
@@ -41,7 +41,7 @@ def _dropped(result: "ResizeResult", plan: "Plan") -> list[Finding]:
     share = sum(m.norm**2 for m in plan.dropped) / energy if energy else 0.0
     text = (
         f"{plan.label}: {len(plan.dropped)} of {len(plan.modules)} modules get no direction and are dropped, as PEFT"
-        f" holds no rank 0 ({some([m.name for m in plan.dropped], 2)}); they hold {percent(share)} of ‖ΔW‖²"
+        f" holds no rank 0 ({preview([m.name for m in plan.dropped], 2)}); they hold {percent(share)} of ‖ΔW‖²"
     )
     return [Finding("warning" if share else "note", text)]
 
@@ -111,7 +111,7 @@ def _scores(result: "ResizeResult") -> list[Finding]:
         return [*found, Finding("warning", "with all of ΔW the held-out loss is no lower than without it")]
     kept = [(plan, share) for plan in result.plans if (share := result.gain(plan)) is not None]
     said = ""
-    if len(kept) > MOST_PLANS:
+    if len(kept) > MAX_PLANS:
         good = [one for one in kept if one[1] >= GAIN_WORTH_HAVING]
         kept = [min(good or kept, key=lambda one: one[0].parameters if good else -one[1])]
         said = f"the smallest plan that keeps {percent(GAIN_WORTH_HAVING)} of the gain is " if good else "the best is "

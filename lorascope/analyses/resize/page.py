@@ -33,7 +33,7 @@ MEASURES = (
     ("error_null", "null", "percent", "the same of a product B·A of this shape without structure"),
     ("rounding", "rounding", "float", "‖stored − ΔW_r‖_F/‖ΔW‖_F"),
 )
-MOST_LISTED = 8  # modules on the terminal
+MAX_LISTED = 8  # modules on the terminal
 
 DEFINITIONS = (
     Definition(
@@ -142,7 +142,7 @@ def _table(modules: list["ResizedModule"], shown: list[tuple[str, str, Any, str]
 def _terminal(plan: "Plan") -> list[Block]:
     """The modules that lose most of themselves."""
     known = [module for module in plan.modules if module.error is not None]
-    worst = sorted(known, key=lambda module: -(module.error or 0.0))[:MOST_LISTED]
+    worst = sorted(known, key=lambda module: -(module.error or 0.0))[:MAX_LISTED]
     if not worst:
         return []
     left = len(plan.modules) - len(worst)

@@ -12,7 +12,7 @@ import lorascope
 from lorascope.analyses.resize import findings as words
 from lorascope.analyses.resize import page
 from lorascope.blocks import Block, Finding
-from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+from lorascope.weights.adapter import Adapter, Skipped, Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +146,7 @@ class ResizeResult:
     kind: str
     plans: tuple[Plan, ...]
     parameters_before: int
-    left_out: tuple[NotAnalysed, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
     dtype: str | None = None
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scored_on: str = ""

@@ -11,13 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.factored import RANK_FLOOR, Factored
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 from lorascope.linalg.spectrum import energy_rank, frobenius_norm
 from lorascope.updates.base import Update, kinds
-from lorascope.weights.adapter import Adapter, NotAnalysed
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.caveats import not_for_all_tokens, of_another_base
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.convert import KEPT
@@ -185,7 +185,7 @@ class Decomposed:
     """What an adapter's updates are made of, and which of them have no rank to reduce."""
 
     spectra: tuple[Spectrum, ...]
-    left_out: tuple[NotAnalysed, ...]
+    left_out: tuple[Skipped, ...]
 
 
 def decompose(
@@ -208,14 +208,16 @@ def decompose(
             change = delta(update, base)
             low_rank = not isinstance(change, Dense)
             if not low_rank and 1 in change.shape:
-                left_out.append(NotAnalysed(update.name, "a vector: there is no rank to reduce"))
+                left_out.append(Skipped(update.name, "a vector: there is no rank to reduce"))
                 continue
             values = change.singular_values()
         except ValueError as error:
             raise InputError(f"{update.name} cannot be decomposed", found=error) from None
         spectra.append(Spectrum(update.name, change.shape, np.asarray(values), low_rank))
     if not spectra:
-        raise InputError("the adapter has no ΔW whose rank could be reduced", found=some([i.reason for i in left_out]))
+        raise InputError(
+            "the adapter has no ΔW whose rank could be reduced", found=preview([i.reason for i in left_out])
+        )
     return Decomposed(tuple(spectra), tuple(left_out))
 
 
@@ -231,7 +233,7 @@ def _check(adapter: Adapter, base: Checkpoint | None) -> None:
     if needy and base is None:
         raise InputError(
             f"ΔW of {adapter.source.method or 'this adapter'} is known with the base only",
-            found=some(needy.values(), 3),
+            found=preview(needy.values(), 3),
             hint="pass --base MODEL, and ΔW itself is truncated",
         )
     if why := not_for_all_tokens(adapter):
@@ -304,7 +306,7 @@ def _refuse_unknown_kernels(adapter: Adapter) -> None:
     if hidden or any(_sided(update) for update in adapter.updates.values()):
         raise InputError(
             "the kernels of convolutions are not in the file, and LoRA's factors have them",
-            found=some(
+            found=preview(
                 [update.name for update in hidden] or [u.name for u in adapter.updates.values() if _sided(u)], 3
             ),
             hint="pass --base MODEL",
@@ -341,7 +343,7 @@ def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = No
     if len(saved) > len(adapter.saved):
         settings["bias"] = "lora_only"
     return Adapter(
-        truncated.updates, settings, adapter.source, saved, adapter.not_analysed, adapter.notes, adapter.parts,
+        truncated.updates, settings, adapter.source, saved, adapter.skipped, adapter.notes, adapter.parts,
         adapter.rows, adapter.base,
     )  # fmt: skip
 

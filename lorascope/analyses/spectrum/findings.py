@@ -7,7 +7,7 @@ import numpy as np
 
 from lorascope.analyses.spectrum.module import PARTIAL
 from lorascope.blocks import Finding
-from lorascope.errors import some
+from lorascope.errors import preview
 from lorascope.weights.checkpoint import ABSENT
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ def _broken(result: "SpectrumResult") -> list[Finding]:
 def _reader(result: "SpectrumResult") -> list[Finding]:
     found = [Finding("warning", note) for note in result.notes]
     if not result.modules:
-        needy = any("depends on W" in item.reason for item in result.not_analysed)
+        needy = any("depends on W" in item.reason for item in result.skipped)
         text = "no singular values: ΔW depends on W in every module; pass --base MODEL"
-        found.append(Finding("warning", text if needy else f"no weight update: {result.not_analysed[0].reason}"))
+        found.append(Finding("warning", text if needy else f"no weight update: {result.skipped[0].reason}"))
     partial = [m.name for m in result.modules if PARTIAL in m.notes]
     if partial:
         more = "pass --base for the whole ΔW" if result.base is None else "W is needed for the whole ΔW"
         text = f"in {_count(partial, result)} the numbers are those of s·B·A alone, which is not ΔW; {more}"
         found.append(Finding("warning", text))
-    if result.not_analysed:
-        names = some([item.name for item in result.not_analysed], 2)
-        found.append(Finding("note", f"not analysed: {len(result.not_analysed)} ({names}); the reasons are listed"))
+    if result.skipped:
+        names = preview([item.name for item in result.skipped], 2)
+        found.append(Finding("note", f"not analysed: {len(result.skipped)} ({names}); the reasons are listed"))
     return found
 
 

@@ -294,8 +294,8 @@ def _not_compared(result: "SpectrumResult") -> list[Block]:
 
 
 def _not_analysed(result: "SpectrumResult") -> list[Block]:
-    if not result.not_analysed:
+    if not result.skipped:
         return [Text("Every key of the file was analysed.", where="page")]
     columns = (Column("name", "key", "code"), Column("reason", "why it was not analysed"))
-    rows = tuple((item.name, item.reason) for item in result.not_analysed)
+    rows = tuple((item.name, item.reason) for item in result.skipped)
     return [Table(columns, rows, title="Not analysed", where="page")]

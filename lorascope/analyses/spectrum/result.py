@@ -13,12 +13,12 @@ from lorascope.analyses.spectrum import page
 from lorascope.analyses.spectrum.module import ModuleSpectrum, has_direction, measure
 from lorascope.architectures import depth, is_vocabulary, module_types
 from lorascope.blocks import Block, Finding
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.linalg.blas import one_thread
 from lorascope.linalg.spectrum import EXTREME
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
-from lorascope.weights.adapter import Adapter, NotAnalysed, Source
+from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.caveats import fewer_layers
 from lorascope.weights.pieces import is_large
 from lorascope.weights.quantised import scheme_of
@@ -38,7 +38,7 @@ class SpectrumResult:
 
     Attributes:
         modules: one record each, in the file's order.
-        not_analysed: what the reader set aside and what this analysis could not do, with reasons.
+        skipped: what the reader set aside and what this analysis could not do, with reasons.
         base: the path of the base model, where one was given.
         not_compared: with a base, the modules that could not be compared with W, and why.
     """
@@ -46,10 +46,10 @@ class SpectrumResult:
     modules: tuple[ModuleSpectrum, ...]
     source: Source
     settings: dict[str, Any]
-    not_analysed: tuple[NotAnalysed, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     base: str | None = None
-    not_compared: tuple[NotAnalysed, ...] = ()
+    not_compared: tuple[Skipped, ...] = ()
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -135,7 +135,7 @@ class SpectrumResult:
             "base": self.base,
             "summary": self.summary(),
             "modules": [self._record(module) for module in self.modules],
-            "not_analysed": [asdict(item) for item in self.not_analysed],
+            "skipped": [asdict(item) for item in self.skipped],
             "not_compared": [asdict(item) for item in self.not_compared],
             "notes": list(self.notes),
             "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
@@ -170,22 +170,22 @@ def run(
     Raises:
         InputError: fewer modules are left to analyse, or `modules` is not a regular expression.
     """
-    updates, set_aside = selected(adapter, base, modules)
+    updates, skipped = selected(adapter, base, modules)
     types = module_types(update.name for update in updates)
     measured: list[ModuleSpectrum] = []
-    not_compared: list[NotAnalysed] = []
+    not_compared: list[Skipped] = []
     with one_thread():
         for update in progress(updates):
             stored = base.lookup(update) if base is not None else None
             if isinstance(stored, str):
-                not_compared.append(NotAnalysed(update.name, stored))
+                not_compared.append(Skipped(update.name, stored))
                 update = replace(update, notes=(*update.notes, stored))
                 stored = None
             if not is_large(update, stored is not None) and (reason := update.excess(stored)) is not None:
-                set_aside.append(NotAnalysed(update.name, reason))
+                skipped.append(Skipped(update.name, reason))
                 continue
             if stored is None and update.needs_base and not has_direction(update):
-                set_aside.append(NotAnalysed(update.name, _why_incomplete(update, not_compared if base else None)))
+                skipped.append(Skipped(update.name, _why_incomplete(update, not_compared if base else None)))
                 continue
             if (scheme := scheme_of(stored)) is not None:
                 update = replace(update, notes=(*update.notes, f"W is dequantised: {scheme}"))
@@ -193,61 +193,59 @@ def run(
     if len(measured) < at_least:
         raise InputError(
             f"no module of {adapter.source.path} could be analysed",
-            found=f"{len(set_aside)} set aside, the first because {set_aside[0].reason}" if set_aside else "none",
+            found=f"{len(skipped)} set aside, the first because {skipped[0].reason}" if skipped else "none",
             hint="pass the base model with --base" if any(u.needs_base for u in updates) else None,
         )
     return SpectrumResult(
         tuple(measured),
         adapter.source,
         dict(adapter.settings),
-        tuple(set_aside),
+        tuple(skipped),
         (*adapter.notes, *([unsure] if base and (unsure := fewer_layers(adapter, base.layers)) else [])),
         str(base.path) if base else None,
         tuple(not_compared),
     )
 
 
-def _why_incomplete(update: Update, not_compared: list[NotAnalysed] | None) -> str:
+def _why_incomplete(update: Update, not_compared: list[Skipped] | None) -> str:
     if not_compared is None:
         return f"ΔW of a {update.kind} update depends on W: pass --base"
     return f"ΔW of a {update.kind} update depends on W, and {not_compared[-1].reason}"
 
 
-def selected(
-    adapter: Adapter, base: "Checkpoint | None", pattern: str | None
-) -> tuple[list[Update], list[NotAnalysed]]:
+def selected(adapter: Adapter, base: "Checkpoint | None", pattern: str | None) -> tuple[list[Update], list[Skipped]]:
     """The updates that `pattern` finds, full weights saved beside them among these, and what is no update, and why.
 
     Raises:
         InputError: `pattern` is not a regular expression, or finds nothing.
     """
-    updates, set_aside = list(adapter.updates.values()), list(adapter.not_analysed)
+    updates, skipped = list(adapter.updates.values()), list(adapter.skipped)
     for name in sorted(adapter.saved, key=lambda name: name not in adapter.parts):  # what the method is about, first
         stored, part = adapter.saved[name], adapter.parts.get(name)
-        tuned = NotAnalysed(name, part) if part else _saved_update(name, stored, base)
+        tuned = Skipped(name, part) if part else _saved_update(name, stored, base)
         if isinstance(tuned, Update):
             updates.append(tuned)
         else:
-            set_aside.append(tuned)
+            skipped.append(tuned)
     if pattern is None:
-        return updates, set_aside
+        return updates, skipped
     wanted = Pattern(pattern, "--modules")
     chosen = [update for update in updates if wanted.search(update.name)]
     if not chosen:
         raise InputError(
-            f"--modules {pattern!r} matches none of the {len(updates)} modules", found=some(u.name for u in updates)
+            f"--modules {pattern!r} matches none of the {len(updates)} modules", found=preview(u.name for u in updates)
         )
-    return chosen, set_aside
+    return chosen, skipped
 
 
-def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update | NotAnalysed:
+def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update | Skipped:
     """A full tensor stored beside the updates: W' − W where the base has W, else a line that says why not."""
     if len(stored.shape) != 2:
-        return NotAnalysed(name, f"a full tensor of {len(stored.shape)} axes, saved whole: it has no spectrum")
+        return Skipped(name, f"a full tensor of {len(stored.shape)} axes, saved whole: it has no spectrum")
     if base is None:
-        return NotAnalysed(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
+        return Skipped(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
     if (weight := base.find(name)) is None:
-        return NotAnalysed(name, "a full weight, saved whole, and the base has none of that name (a new head?)")
+        return Skipped(name, "a full weight, saved whole, and the base has none of that name (a new head?)")
     module, notes = name.removesuffix(".weight"), ("saved whole (modules_to_save)",)
     shapes = tuple(stored.shape), tuple(weight.shape)
     if shapes[0] != shapes[1] and len(shapes[1]) == 2 and shapes[0][1] == shapes[1][1] and is_vocabulary(module):
@@ -257,5 +255,5 @@ def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update |
         stored = first_rows(stored, both)
     elif shapes[0] != shapes[1]:
         found = f"{list(shapes[0])} in the adapter, {list(shapes[1])} in the base"
-        return NotAnalysed(name, f"a full weight, saved whole, and of another shape: {found}")
+        return Skipped(name, f"a full weight, saved whole, and of another shape: {found}")
     return Update(module, "tuned", {"tuned": stored}, base_weight=name, notes=notes)

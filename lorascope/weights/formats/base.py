@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.registry import Registry
 from lorascope.updates.base import Stored, Update
-from lorascope.weights.adapter import Adapter, NotAnalysed, Rows
+from lorascope.weights.adapter import Adapter, Rows, Skipped
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ class Ledger:
         self._tensors = dict(tensors)
         self._open = dict.fromkeys(tensors)
         self.taken: list[str] = []
-        self.not_analysed: list[NotAnalysed] = []
+        self.skipped: list[Skipped] = []
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is there and not yet accounted for."""
@@ -67,10 +67,10 @@ class Ledger:
         self.taken.append(key)
         return self._tensors[key]
 
-    def set_aside(self, key: str, reason: str) -> None:
+    def skip(self, key: str, reason: str) -> None:
         """`key` is recognised and makes no update, for `reason`."""
         del self._open[key]
-        self.not_analysed.append(NotAnalysed(key, reason))
+        self.skipped.append(Skipped(key, reason))
 
     def left(self) -> list[str]:
         """The keys nobody has accounted for, in file order."""
@@ -91,21 +91,21 @@ class Parsed:
     base: Mapping[str, Stored] = field(default_factory=dict)
 
 
-# What may be in `not_analysed` without being lost: the base has it, or nothing but training reads it.
+# What may be in `skipped` without being lost: the base has it, or nothing but training reads it.
 _REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is enough", "a buffer of training alone")
 
 
-def lost(adapter: Adapter, kept: tuple[str, ...] = ()) -> list[NotAnalysed]:
+def lost(adapter: Adapter, kept: tuple[str, ...] = ()) -> list[Skipped]:
     """What its reader set aside and the base does not have either. `kept`: reasons by which it is not lost."""
     fine = (*_REDUNDANT, *kept)
-    return [item for item in adapter.not_analysed if not any(reason in item.reason for reason in fine)]
+    return [item for item in adapter.skipped if not any(reason in item.reason for reason in fine)]
 
 
 def refuse_loss(adapter: Adapter) -> None:
     """InputError where writing the adapter would lose what its reader set aside."""
     if gone := lost(adapter):
         raise InputError(
-            "writing this adapter would lose what was not analysed", found=some(item.name for item in gone)
+            "writing this adapter would lose what was not analysed", found=preview(item.name for item in gone)
         )
 
 

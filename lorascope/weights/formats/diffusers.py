@@ -197,7 +197,7 @@ def _update(part: Part, ledger: Ledger, settings: Settings) -> Update:
     kind = "low_rank"
     if "lora_magnitude_vector" in part:
         kind, roles = "magnitude", {**roles, "m": _magnitude(part, ledger, d_out)}
-    part.set_aside(ledger, B_BIAS, ("lora_B.bias", "lora_B.default.bias"))
+    part.skip(ledger, B_BIAS, ("lora_B.bias", "lora_B.default.bias"))
     return Update(part.module, kind, roles, scale, kernel=kernel_of(down))
 
 

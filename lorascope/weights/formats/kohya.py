@@ -81,7 +81,7 @@ def claimed_by_lycoris(keys: Iterable[str]) -> bool:
 def read_pair(part: Part, ledger: Ledger) -> Update | None:
     """The update of a down/up pair; None where DoRA's magnitude lies along the inputs and all of it is set aside."""
     if "dora_scale" in part and _along_inputs(ledger.peek(part.keys["dora_scale"])):
-        part.set_aside(
+        part.skip(
             ledger,
             "DoRA with its norm along the inputs (LyCORIS wd_on_output=False): "
             "lorascope has DoRA along the outputs, as in PEFT and the paper",
@@ -121,7 +121,7 @@ def set_aside_embeddings(keys: Iterable[str], ledger: Ledger) -> None:
     """sd-scripts can bundle textual-inversion embeddings with an adapter."""
     for key in keys:
         if key.startswith("bundle_emb.") and key in ledger:
-            ledger.set_aside(key, "a textual-inversion embedding bundled with the adapter: new tokens, not an update")
+            ledger.skip(key, "a textual-inversion embedding bundled with the adapter: new tokens, not an update")
 
 
 def settings(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _base_weight(module: str, tensors: Mapping[str, Stored], base: "Checkpoint |
 def _read(part: Part, ledger: Ledger, weight: Stored | None) -> Update | None:
     a_key, b_key = f"{part.module}.lora_A", f"{part.module}.lora_B"
     if part.module.endswith(LITGPT_FUSED) and {"lora_A", "lora_B"} <= set(part.keys):
-        part.set_aside(ledger, LITGPT)
+        part.skip(ledger, LITGPT)
         return None
     a, b = part.take(ledger, "lora_A"), part.take(ledger, "lora_B")
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in (*a.shape, *b.shape):
@@ -226,7 +226,7 @@ def _saved(tensors: Mapping[str, Stored], ledger: Ledger, adapted: set[str]) -> 
         if key not in ledger or parameter not in PARAMETERS or _is_within(module, adapted):
             continue
         if parameter == "weight" and (module in adapted or module.removesuffix(".conv") in adapted):
-            ledger.set_aside(key, "the frozen weight of an adapted layer (loralib merges ΔW into it in eval mode)")
+            ledger.skip(key, "the frozen weight of an adapted layer (loralib merges ΔW into it in eval mode)")
         else:
             saved[key] = ledger.take(key)
     return saved

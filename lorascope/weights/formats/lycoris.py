@@ -87,7 +87,7 @@ class Lycoris(Format):
         lokr = _LokrRanks.of(bundle)
         for part in map(_without_stray_weight, map(_one_spelling, parts.values())):
             for suffix, reason in VECTORS.items():
-                part.set_aside(ledger, reason, (suffix,))
+                part.skip(ledger, reason, (suffix,))
             family = _family(part)
             if family is None:
                 continue
@@ -263,10 +263,10 @@ def _full(part: Part, ledger: Ledger) -> Update | None:
     """ΔW itself. A difference of a vector, or of a table (1, n, d) that is a parameter and no kernel, is set aside."""
     shape = tuple(ledger.peek(part.keys["diff"]).shape)
     if len(shape) <= 1:
-        part.set_aside(ledger, "a difference of a vector (a norm's weight), not of a matrix")
+        part.skip(ledger, "a difference of a vector (a norm's weight), not of a matrix")
         return None
     if (len(shape) == 3 and shape[0] == 1) or len(shape) > 5:
-        part.set_aside(ledger, f"a difference of shape {shape}: of a table of vectors or the like, not of a matrix")
+        part.skip(ledger, f"a difference of shape {shape}: of a table of vectors or the like, not of a matrix")
         return None
     diff = part.take_matrix(ledger, "diff")
     return Update(part.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))
@@ -283,7 +283,7 @@ def _ia3(part: Part, ledger: Ledger) -> Update | None:
         raise InputError(f"{part.keys['weight']!r} is not a vector", found=tuple(weight.shape))
     on_input = number(ledger.peek(part.keys["on_input"]), part.keys["on_input"]) != 0
     if on_input and len(weight.shape) > 2:
-        part.set_aside(ledger, "(IA)³ on a convolution's input channels, which the flattened kernel repeats")
+        part.skip(ledger, "(IA)³ on a convolution's input channels, which the flattened kernel repeats")
         return None
     part.take(ledger, "on_input")
     factor = Mapped(part.take(ledger, "weight"), (size,), lambda values: values.reshape(-1) + 1)
@@ -293,7 +293,7 @@ def _ia3(part: Part, ledger: Ledger) -> Update | None:
 def _with_magnitude(part: Part, ledger: Ledger) -> bool:
     """Whether this LoHa or LoKr module has DoRA's magnitude on top: then all of it is set aside."""
     if "dora_scale" in part:
-        part.set_aside(ledger, "DoRA's magnitude on top of LoHa or LoKr: ΔW depends on the base, and is not modelled")
+        part.skip(ledger, "DoRA's magnitude on top of LoHa or LoKr: ΔW depends on the base, and is not modelled")
     return "dora_scale" in part
 
 
@@ -314,7 +314,7 @@ def _folded(part: Part, core: Stored, right: Stored) -> Stored:
 
 
 def _aside(reason: str) -> Callable[[Part, Ledger], None]:
-    return lambda part, ledger: part.set_aside(ledger, reason)
+    return lambda part, ledger: part.skip(ledger, reason)
 
 
 FAMILIES = (

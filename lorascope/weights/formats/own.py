@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.outputs import write_text
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.adapter import Adapter
@@ -109,7 +109,7 @@ def _update(name: str, entry: Any, ledger: Ledger, subspace: Subspace | None = N
     here = f"modules.{name}"
     if not isinstance(entry, dict) or entry.keys() - {"kind", "scale", "roles", "drawn", "projected", *_PLAIN}:
         raise _wrong(
-            here, some(entry) if isinstance(entry, dict) else entry, "kind, scale, roles and what belongs to them"
+            here, preview(entry) if isinstance(entry, dict) else entry, "kind, scale, roles and what belongs to them"
         )
     kind, scale = _typed(entry, "kind", str, here), entry.get("scale")
     if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not math.isfinite(scale):
@@ -117,7 +117,7 @@ def _update(name: str, entry: Any, ledger: Ledger, subspace: Subspace | None = N
     known = kinds.get(kind).roles
     unknown = [role for role in _strings(entry, "roles", here) if role not in known]
     if unknown:
-        raise _wrong(f"{here}.roles", some(unknown), f"roles of a {kind} update: {', '.join(known)}")
+        raise _wrong(f"{here}.roles", preview(unknown), f"roles of a {kind} update: {', '.join(known)}")
     drawn = _typed(entry, "drawn", dict, here) if "drawn" in entry else {}
     projected = _typed(entry, "projected", dict, here) if "projected" in entry else {}
     if projected and subspace is None:
@@ -139,7 +139,7 @@ def _subspace(record: Mapping[str, Any], saved: Mapping[str, Stored]) -> Subspac
     if "subspace" not in record:
         return None
     if THETA not in saved:
-        raise _wrong("parts", some(saved), f"{THETA}, of which the record's subspace speaks")
+        raise _wrong("parts", preview(saved), f"{THETA}, of which the record's subspace speaks")
     return Subspace(Plan.of_json(record["subspace"]), saved[THETA], saved.get(LAMBDA))
 
 
@@ -198,7 +198,7 @@ def _strings(values: Mapping[str, Any], key: str, here: str = "") -> tuple[str, 
     """A list of different strings."""
     value = _typed(values, key, list, here)
     if not all(type(item) is str for item in value) or len(set(value)) < len(value):
-        raise _wrong(f"{here}.{key}".lstrip("."), some(value), "different strings")
+        raise _wrong(f"{here}.{key}".lstrip("."), preview(value), "different strings")
     return tuple(value)
 
 

@@ -49,11 +49,11 @@ class Part:
     def optional(self, ledger: Ledger, suffix: str) -> Stored | None:
         return ledger.take(self.keys[suffix]) if suffix in self.keys else None
 
-    def set_aside(self, ledger: Ledger, reason: str, suffixes: Iterable[str] | None = None) -> None:
+    def skip(self, ledger: Ledger, reason: str, suffixes: Iterable[str] | None = None) -> None:
         """Set these keys aside: all that are not yet accounted for (None), or those of them among `suffixes`."""
         for suffix, key in self.keys.items():
             if key in ledger and (suffixes is None or suffix in suffixes):
-                ledger.set_aside(key, reason)
+                ledger.skip(key, reason)
 
 
 def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, Part]:
@@ -77,7 +77,7 @@ def comfy_extras(ledger: Ledger) -> dict[str, Stored]:
     saved = {}
     for key in ledger.left():
         if key.endswith(RESHAPE):
-            ledger.set_aside(key, WIDENED)
+            ledger.skip(key, WIDENED)
         elif key.endswith(SET):
             saved[key.removesuffix(SET)] = ledger.take(key)
     return saved

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorascope import patterns
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.weights.names import ALWAYS
 
 # Every field that a PEFT config of the analysed methods can have; another one is named in the notes. `lora_drop` is
@@ -174,7 +174,7 @@ def notes_of(config: Config) -> list[str]:
     notes = []
     unknown = sorted(set(config.raw) - KNOWN)
     if unknown:
-        notes.append(f"adapter_config.json has fields lorascope does not know, and does not apply: {some(unknown)}")
+        notes.append(f"adapter_config.json has fields lorascope does not know, and does not apply: {preview(unknown)}")
     init = config.raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
         more = "ΔW of the original base needs that base" if init in ("pissa", "olora") else "ΔW here is relative to it"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorascope.architectures import EXPERT_PARAMETERS, experts_transposed
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.lora import Group
@@ -46,7 +46,7 @@ def assign(
     if len(names) != len(inner_first):
         raise InputError(
             f"{module} has {len(inner_first)} wrapped parameters, and target_parameters names {len(names)}",
-            found=some(names) or "none",
+            found=preview(names) or "none",
             expected="the config that was saved with these weights",
         )
     order = {name: place for place, name in enumerate(EXPERT_PARAMETERS)}

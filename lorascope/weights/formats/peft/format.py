@@ -165,7 +165,7 @@ class _Reader:
         own = next(family for family in _FAMILIES if group.stored.keys() & (set(family) - {"lora_magnitude_vector"}))
         for role, key in group.keys.items():
             if role.endswith(".bias"):
-                self.ledger.set_aside(key.text, B_BIAS)
+                self.ledger.skip(key.text, B_BIAS)
             elif role in own:
                 self.ledger.take(key.text)
             else:
@@ -173,7 +173,7 @@ class _Reader:
 
     def _set_aside(self, group: lora.Group, reason: str) -> None:
         for key in group.keys.values():
-            self.ledger.set_aside(key.text, reason)
+            self.ledger.skip(key.text, reason)
 
 
 B_BIAS = "the bias of B: it adds scale · bias to the output, beside the weight"
@@ -228,8 +228,8 @@ def _method(config: Config, updates: dict[str, Update], ledger: Ledger, parts: d
     names = {**_NAMES, "low_rank": "rsLoRA" if config.rslora else "LoRA"}
     found = dict.fromkeys(names.get(update.kind, update.kind) for update in updates.values())
     found |= dict.fromkeys(reason.partition(":")[0] for reason in parts.values())
-    others = dict.fromkeys(filter(None, (other_method(item.name) for item in ledger.not_analysed)))
-    if any(is_trained_tokens(item.name) for item in ledger.not_analysed):
+    others = dict.fromkeys(filter(None, (other_method(item.name) for item in ledger.skipped)))
+    if any(is_trained_tokens(item.name) for item in ledger.skipped):
         others["trainable tokens"] = None
     return " + ".join([*found, *others]) or config.peft_type
 

@@ -31,10 +31,10 @@ def token_rows(ledger: Ledger, config: Config) -> dict[str, Rows]:
             continue
         text = body(key)
         if "trainable_tokens_delta" not in text:
-            ledger.set_aside(key, "the base's own copy of the rows of trainable tokens")
+            ledger.skip(key, "the base's own copy of the rows of trainable tokens")
             continue
         stored = ledger.peek(key)
-        ledger.set_aside(key, TOKENS)
+        ledger.skip(key, TOKENS)
         module = text.partition(".trainable_tokens_delta")[0].removesuffix(".token_adapter")
         indices = _indices(config, module)
         if len(stored.shape) != 2 or len(indices) != stored.shape[0]:

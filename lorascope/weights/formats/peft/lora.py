@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.architectures import LINEAR_HEADS, is_conv1d
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.keys import Key
@@ -38,7 +38,7 @@ class Group:
         missing = [role for role in roles if role not in self]
         if missing:
             raise InputError(
-                f"{self.module} has {some(key.text for key in self.keys.values())} without its partner",
+                f"{self.module} has {preview(key.text for key in self.keys.values())} without its partner",
                 found=", ".join(self.stored),
                 expected=", ".join(roles),
             )

@@ -11,7 +11,7 @@ the tensor is one of the adapter's `parts`, which can be loaded and not analysed
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.outputs import write_json
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
@@ -71,7 +71,7 @@ def write_prompt(adapter: Adapter, folder: Path) -> list[Path]:
     if adapter.updates or KEY not in adapter.saved:
         raise InputError(
             f"PEFT's {adapter.settings['peft_type']} holds virtual tokens and no updates",
-            found=some(adapter.updates) or "no virtual tokens",
+            found=preview(adapter.updates) or "no virtual tokens",
         )
     heads = {name: stored for name, stored in adapter.saved.items() if name != KEY}
     announced = list(adapter.settings.get("modules_to_save") or [])

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import numpy as np
 
 from lorascope.architectures import PEFT_HEADS
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored
 from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.diffusers import NORM
@@ -58,9 +58,9 @@ def take_saved(
         name = plain_parameter(key, adapter)
         trained = ".modules_to_save." in text or _announced(name, announced) or _is_bias(name, config)
         if reason := _no_parameter(key, text):
-            ledger.set_aside(key, reason)
+            ledger.skip(key, reason)
         elif whole and not trained and (NORM.fullmatch(text) or _is_plain(text) or _BUFFER.fullmatch(text)):
-            ledger.set_aside(key, BASE_COPY)
+            ledger.skip(key, BASE_COPY)
         elif not _is_whole(key, text, announced) or _is_within(name, text, modules):
             continue
         elif name in saved:
@@ -128,7 +128,7 @@ def _same(name: str, first: Stored, key: str, ledger: Ledger) -> None:
     other = ledger.peek(key)
     if tuple(first.shape) != tuple(other.shape) or not np.array_equal(first.read(), other.read(), equal_nan=True):
         raise InputError(f"two keys mean the parameter {name!r}, and hold different values", found=key)
-    ledger.set_aside(key, f"the same tensor as {name}: one copy is enough")
+    ledger.skip(key, f"the same tensor as {name}: one copy is enough")
 
 
 def _announced(parameter: str, announced: tuple[str, ...]) -> bool:
@@ -145,7 +145,7 @@ def _said(unannounced: list[str]) -> list[str]:
     others = [name for name in unannounced if name not in embeddings]
     notes = []
     if embeddings:
-        notes.append(f"embeddings stored whole, as PEFT does by itself for a resized vocabulary: {some(embeddings)}")
+        notes.append(f"embeddings stored whole, as PEFT does by itself for a resized vocabulary: {preview(embeddings)}")
     if others:
-        notes.append(f"stored whole, though the config does not name them in modules_to_save: {some(others)}")
+        notes.append(f"stored whole, though the config does not name them in modules_to_save: {preview(others)}")
     return notes

@@ -11,7 +11,7 @@ from lorascope.architectures import READ_HIDDEN
 from lorascope.errors import InputError
 from lorascope.inputs import parse_json
 from lorascope.patterns import Pattern
-from lorascope.updates.base import MOST_DRAWN, Stored, Update
+from lorascope.updates.base import MAX_DRAWN, Stored, Update
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.lora import Group
 from lorascope.weights.quantised import HINT, Unreadable
@@ -160,10 +160,10 @@ def draw_projections(key: int, rank: int, d_in: int, d_out: int) -> tuple[np.nda
     """
     import torch
 
-    if rank * max(d_in, d_out) > MOST_DRAWN:
+    if rank * max(d_in, d_out) > MAX_DRAWN:
         raise InputError(
             "VeRA's projections are too large to draw", found=f"({rank}, {d_in}) and ({d_out}, {rank})",
-            expected=f"at most {MOST_DRAWN:,} entries",
+            expected=f"at most {MAX_DRAWN:,} entries",
         )  # fmt: skip
     generator = torch.Generator(device="cpu").manual_seed(key)
     bounds = [math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns)) for columns in (d_in, rank)]  # PEFT's rounding

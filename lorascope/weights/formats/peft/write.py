@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.architectures import EMBEDDINGS
-from lorascope.errors import InputError, some
+from lorascope.errors import InputError, preview
 from lorascope.outputs import write_json
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored, Update
@@ -171,7 +171,7 @@ def _adalora(adapter: Adapter) -> Part:
     scales = {update.scale for update in updates}
     if len(scales) > 1 or init < max(ranks.values()) or min(scales) <= 0:
         raise InputError(
-            "PEFT's AdaLoRA has one positive scale, and one initial rank, for all modules", found=some(scales)
+            "PEFT's AdaLoRA has one positive scale, and one initial rank, for all modules", found=preview(scales)
         )
     tensors: dict[str, Stored] = {}
     for update in updates:

@@ -1,0 +1,295 @@
+"""What analyses share: rows by key, groups, small statistics, the `--modules` filter, findings in order, and the tables
+and maps that most pages have. Each stands here once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from lorascope.blocks import Block, Cell, Column, Finding, Heatmap, Lines, Marker, Measure, Number, Series, Table
+from lorascope.errors import InputError, preview
+from lorascope.patterns import Pattern
+from lorascope.weights.adapter import Skipped
+
+Row = dict[str, Any]
+T = TypeVar("T")
+SEVERITIES = ("error", "warning", "note")  # in the order in which findings are read
+LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
+GAUSSIAN_SPREAD = 1 / 3  # participation of many independent Gaussian entries: (E x²)² / E x⁴
+_DRAWS = 2000
+
+
+class Shown(Protocol):
+    """What a table or a map shows in a column or a layer; `base.Metric` is one."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def unit(self) -> Any: ...
+
+    @property
+    def help(self) -> str: ...
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def value(row: Any, key: str) -> Any:
+    """What a row, a dictionary or a record, has at a key, dotted into nested ones; None where it or a part is absent."""
+    if isinstance(row, Mapping):
+        if key in row:
+            return row[key]
+    elif hasattr(row, key):
+        return getattr(row, key)
+    head, dot, rest = key.partition(".")
+    if not dot:
+        return None
+    inner = row.get(head) if isinstance(row, Mapping) else getattr(row, head, None)
+    return None if inner is None else value(inner, rest)
+
+
+def group(rows: Iterable[T], key: str = "type") -> dict[Any, list[T]]:
+    """Rows by their value at `key`, in order of first appearance."""
+    groups: dict[Any, list[T]] = {}
+    for row in rows:
+        groups.setdefault(value(row, key), []).append(row)
+    return groups
+
+
+def extreme(rows: Sequence[T], key: str, pick: Callable = max) -> T | None:
+    """The row with the largest (or, with `min`, smallest) value at `key`; None where no row has one."""
+    known = [row for row in rows if value(row, key) is not None]
+    return pick(known, key=lambda row: value(row, key)) if known else None
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> Row:
+    """A record for a table: nested ones with dotted keys, a shape as d_out and d_in, texts joined, other lists left out."""
+    row: Row = {}
+    for key, found in record.items():
+        if isinstance(found, Mapping):
+            row.update(flat(found, f"{prefix}{key}."))
+        elif key == "shape" and len(found) == 2:
+            row.update({f"{prefix}d_out": found[0], f"{prefix}d_in": found[1]})
+        elif isinstance(found, list | tuple):
+            if all(isinstance(each, str) for each in found):
+                row[prefix + key] = "; ".join(found)
+        else:
+            row[prefix + key] = found
+    return row
+
+
+def choose(items: Iterable[T], pattern: str | None, name: Callable[[T], str] = str) -> list[T]:
+    """Those of the items whose name `--modules` matches; all where there is no pattern.
+
+    Raises:
+        InputError: the pattern is not a regular expression, or matches none.
+    """
+    items = list(items)
+    if pattern is None:
+        return items
+    wanted = Pattern(pattern, "--modules")
+    chosen = [item for item in items if wanted.search(name(item))]
+    if not chosen:
+        what = f"--modules {pattern!r} matches none of the {len(items)} modules"
+        raise InputError(what, found=preview([name(item) for item in items]))
+    return chosen
+
+
+# --- numbers and words -----------------------------------------------------------------------------------------------
+
+
+def median(values: Iterable[Any]) -> float | None:
+    """The median of the values that there are; None where there is none."""
+    known = [each for each in values if each is not None]
+    return float(np.median(known)) if known else None
+
+
+def finite(number: float) -> float | None:
+    return float(number) if np.isfinite(number) else None
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """`digits` significant digits, never in exponents: 0.2912 is "29 %"."""
+    return f"{np.format_float_positional(100 * share, digits, fractional=False, trim='-')} %"
+
+
+def counted(some: int, total: int, noun: str = "module") -> str:
+    """ "all 12 modules" or "3 of 12 modules"."""
+    plural = noun if total == 1 else f"{noun}s"
+    return f"all {total} {plural}" if some == total and total > 1 else f"{some} of {total} {plural}"
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors, then warnings, then notes, each in the order given."""
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def finding_record(finding: Finding) -> Row:
+    return {"severity": finding.severity, "module": finding.module, "text": finding.text}
+
+
+def spread(values: np.ndarray) -> float | None:
+    """(Σx²)² / (n·Σx⁴): 1 where all entries are equally large, 1/n where one entry is everything; None for zeros."""
+    top = float(np.max(np.abs(values), initial=0.0))
+    if top == 0 or not np.isfinite(top):
+        return None
+    squares = (values / top) ** 2
+    return float(squares.sum() ** 2 / (squares.size * np.sum(squares**2)))
+
+
+def distribution(values: np.ndarray) -> Row | None:
+    """Moments and 21 quantiles (0, 5, ..., 100 %) of a vector; None where it is empty or not finite."""
+    if values.size == 0 or not np.all(np.isfinite(values)):
+        return None
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "max": float(values.max()),
+        "negative": float(np.mean(values < 0)),
+        "quantiles": np.quantile(values, LEVELS).tolist(),
+    }
+
+
+def gini(values: np.ndarray) -> float | None:
+    """Σ_ij |x_i − x_j| / (2 n² mean): 0 where all are equal, near 1 where one has everything; None for zeros."""
+    total = float(values.sum())
+    if total == 0:
+        return None
+    ordered, n = np.sort(values), len(values)
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
+    """Pearson's r, and the share of random re-pairings whose |r| is as large; None below four points or for constants.
+
+    The pairings are drawn from a fixed seed: the same data give the same share.
+    """
+    if len(x) < 4:
+        return None
+    a, b = x - x.mean(), y - y.mean()
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if norm == 0 or not np.isfinite(norm):
+        return None
+    r = float(a @ b) / norm
+    rng = np.random.default_rng(len(x))
+    drawn = np.abs(rng.permuted(np.tile(b, (_DRAWS, 1)), axis=1) @ a) / norm
+    # The observed pairing counts as one of the draws, so that no share is 0 by lack of draws.
+    return r, float((np.sum(drawn >= abs(r) - 1e-12) + 1) / (_DRAWS + 1))
+
+
+# --- tables and maps -------------------------------------------------------------------------------------------------
+
+
+def column(shown: Shown, digits: int = 3) -> Column:
+    return Column(shown.key, shown.title, shown.unit, digits, shown.help)
+
+
+def type_table(
+    rows: Sequence[Any], metrics: Sequence[Shown], caption: str = "Medians over the modules of a type."
+) -> Table:
+    """Medians over the modules of each type."""
+    columns = (Column("type", "module type"), Column("modules", "n", "int"), *map(column, metrics))
+    body = tuple(
+        (name, len(members), *(median(value(row, m.key) for row in members) for m in metrics))
+        for name, members in group(rows).items()
+    )
+    return Table(columns, body, title="By module type", caption=caption)
+
+
+def module_table(title: str, rows: Sequence[Any], metrics: Sequence[Shown], caption: str = "") -> Table:
+    """Every module, for the page."""
+    columns = (Column("name", "module", "code"), *map(column, metrics))
+    body = tuple((value(row, "name"), *(_cell(value(row, m.key)) for m in metrics)) for row in rows)
+    return Table(columns, body, title=title, caption=caption, interactive=True, where="page")
+
+
+def skipped_table(skipped: Sequence[Skipped], title: str = "Skipped", what: str = "tensor") -> Table:
+    """What was left out, and why."""
+    columns = (Column("name", what, "code"), Column("reason", "reason"))
+    rows = tuple((item.name, item.reason) for item in skipped)
+    return Table(columns, rows, title=title, interactive=True, where="page")
+
+
+def _cell(found: Any) -> Cell:
+    return "×".join(map(str, found)) if isinstance(found, list | tuple) else found
+
+
+def depth_map(
+    rows: Sequence[Any],
+    metrics: Sequence[Shown],
+    *,
+    title: str = "Depth × module type",
+    caption: str = "",
+    types: Sequence[str] | None = None,
+    place: Callable[[Any], tuple[int | None, str]] = lambda row: (value(row, "depth"), value(row, "type")),
+    number: Callable[[Any, str], Number] = value,
+) -> Heatmap | None:
+    """Every metric by depth and module type, the mean where several modules share a cell.
+
+    None where the rows lie at fewer than two depths or have no numbers.
+
+    Args:
+        types: columns in order; those of the rows, in order of appearance, by default.
+        place: a row's depth and type; rows without a depth are left out.
+        number: a row's value by a metric's key.
+    """
+    cells: dict[tuple[int | None, str], list[Any]] = {}
+    for row in rows:
+        if place(row)[0] is not None:
+            cells.setdefault(place(row), []).append(row)
+    depths = sorted({depth for depth, _ in cells if depth is not None})
+    if len(depths) < 2:
+        return None
+    there = list(dict.fromkeys(each for _, each in cells))
+    columns = there if types is None else [each for each in types if each in there]
+    layers = []
+    for m in metrics:
+        grid = tuple(
+            tuple(_mean([number(row, m.key) for row in cells.get((d, c), ())]) for c in columns) for d in depths
+        )
+        if any(each is not None for line in grid for each in line):
+            unit = m.unit if m.unit in ("percent", "int") else "float"
+            layers.append(Measure(m.key, m.title, grid, unit, help=m.help))
+    if not layers:
+        return None
+    names = tuple(map(str, depths))
+    return Heatmap(title, names, tuple(columns), tuple(layers), "layer", "module type", caption, where="page")
+
+
+def _mean(values: Sequence[Number]) -> float | None:
+    known = [each for each in values if each is not None]
+    return sum(known) / len(known) if known else None
+
+
+def cumulative(
+    title: str, rows: Sequence[Any], key: str, x_label: str, markers: tuple[Marker, ...] = (), caption: str = ""
+) -> list[Block]:
+    """The share of a vector's entries at or below each value, a thin line for each module and a panel for each type.
+
+    `key` leads to a `distribution`. Nothing where no row has one.
+    """
+    y = tuple(LEVELS.tolist())
+    series = []
+    for name, members in group(rows).items():
+        known = [row for row in members if value(row, key)]
+        for row in known:
+            weight = "thin" if len(known) > 1 else "normal"
+            label = value(row, "name") if len(known) > 1 else "the one module"
+            series.append(Series(label, tuple(value(row, key)["quantiles"]), y, name, weight))
+        if len(known) > 1:
+            middle = np.median([value(row, key)["quantiles"] for row in known], axis=0)
+            series.append(Series("median", tuple(middle.tolist()), y, name))
+    if not series:
+        return []
+    text = f"One thin line for each module, through its 21 quantiles; the bold line is their median. {caption}".strip()
+    return [
+        Lines(title, tuple(series), x_label, "share of entries at or below", markers=markers, where="page",
+              caption=text, shade="depth, first to last")
+    ]  # fmt: skip
