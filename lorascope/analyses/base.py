@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 SCHEMA_NOTE = (
-    "schema 2 has one key for what was left out, `skipped`, and one spelling of every metric; schema 1 had not_analysed,"
-    " set_aside, unmatched, not_compared and left_out"
+    "schema 2 has one key for what was left out, `skipped`, and one spelling of every metric; schema 1 had"
+    " not_analysed, set_aside, unmatched, not_compared and left_out"
 )
 Takes = Literal["adapter", "adapters", "checkpoints", "runs", "run and texts"]
 
@@ -211,3 +211,4 @@ class Analysis:
 
 
 analyses: Registry[Analysis] = Registry("analysis", "lorascope.analyses")
+comparisons: Registry[Any] = Registry("comparison", "lorascope.analyses")  # goes when compare is an `Analysis`

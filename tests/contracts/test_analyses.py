@@ -1,24 +1,25 @@
 """What every registered analysis promises, covered by its registration alone."""
 
 import dataclasses
-import importlib
 import json
 
 import pandas as pd
 import pytest
 
-from lorascope.analyses.base import analyses, comparisons
-from lorascope.blocks import Block, Finding, Page
+from lorascope.analyses.base import Analysis, Metric, analyses
+from lorascope.blocks import Block, Finding
 from lorascope.report import html, terminal
 from lorascope.weights import io
 
+NAMES = [name for name, each in analyses.items() if isinstance(each, Analysis)]
+OF_ADAPTERS = [name for name in NAMES if analyses.get(name).takes in ("adapter", "adapters")]
 
-@pytest.fixture(scope="module", params=[*analyses.names(), *comparisons.names()])
+
+@pytest.fixture(scope="module", params=OF_ADAPTERS)
 def result(request, lora_folder):
-    """Of one adapter; of a comparison, of three."""
-    if request.param in analyses.names():
-        return analyses.get(request.param)(io.read(lora_folder))
-    return comparisons.get(request.param)([io.read(lora_folder)] * 3)
+    analysis = analyses.get(request.param)
+    adapter = io.read(lora_folder)
+    return analysis.run(adapter if analysis.takes == "adapter" else [adapter] * 3)
 
 
 def test_the_result_is_frozen(result):
@@ -34,23 +35,46 @@ def test_table_summary_and_json(result):
     assert len(table)
     for whole in (result.summary(), result.to_json()):
         json.dumps(whole, allow_nan=False)
-    assert result.to_json()["schema"] == 1
+    assert result.to_json()["schema"] == 2
+    assert isinstance(result.to_json()["skipped"], list)
 
 
-def test_findings_and_blocks_can_be_drawn(result):
+def test_findings_and_page_can_be_drawn(result, tmp_path):
     assert all(isinstance(finding, Finding) for finding in result.findings)
-    blocks = result.blocks()
-    assert blocks
-    assert all(isinstance(block, Block) for block in blocks)
-    page = Page("contract", blocks)
-    assert terminal.render(page, width=100, color=False).startswith("contract")
+    page = result.page()
+    assert page.blocks
+    assert all(isinstance(block, Block) for block in page.blocks)
+    assert page.title in terminal.render(page, width=100, color=False)
     assert "<h1" in html.render(page)
+    assert result.to_html(tmp_path / "page.html").stat().st_size
+    assert "\n" not in repr(result)
 
 
-@pytest.mark.parametrize("name", [*analyses.names(), *comparisons.names()])
+def test_a_pattern_that_is_none_or_matches_nothing_is_refused(result, lora_folder):
+    from lorascope.errors import InputError
+
+    analysis = analyses.get(result.analysis)
+    adapter = io.read(lora_folder)
+    inputs = adapter if analysis.takes == "adapter" else [adapter] * 2
+    for pattern in ("(", "no_such_module"):
+        with pytest.raises(InputError, match="--modules"):
+            analysis.run(inputs, modules=pattern)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_docstring_says_what_it_asks_and_when_it_misleads(name):
-    run = (analyses if name in analyses.names() else comparisons).get(name)
-    package = importlib.import_module(f"lorascope.analyses.{name}")
-    assert "?" in package.__doc__.splitlines()[0]
-    assert "misleads" in package.__doc__
-    assert "Raises" in run.__doc__
+    analysis = analyses.get(name)
+    assert "?" in analysis.question.splitlines()[0]
+    assert "misleads" in analysis.question
+    assert "Raises" in analysis.run.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics_are_declared_once(name):
+    metrics = analyses.get(name).metrics
+    assert all(isinstance(metric, Metric) for metric in metrics)
+    keys = [metric.key for metric in metrics]
+    assert len(keys) == len(set(keys))
+    assert all(metric.help for metric in metrics)
+    for metric in metrics:
+        assert bool(metric.formula) <= bool(metric.source), f"{metric.key} has a formula and no source"
