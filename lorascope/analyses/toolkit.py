@@ -40,7 +40,7 @@ class Shown(Protocol):
 
 
 def value(row: Any, key: str) -> Any:
-    """What a row, a dictionary or a record, has at a key, dotted into nested ones; None where it or a part is absent."""
+    """What a row (a dictionary or a record) has at a key, dotted into nested ones; None where it is absent."""
     if isinstance(row, Mapping):
         if key in row:
             return row[key]
@@ -68,7 +68,7 @@ def extreme(rows: Sequence[T], key: str, pick: Callable = max) -> T | None:
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> Row:
-    """A record for a table: nested ones with dotted keys, a shape as d_out and d_in, texts joined, other lists left out."""
+    """A record for a table: nested ones with dotted keys, a shape as d_out and d_in, texts joined, no other lists."""
     row: Row = {}
     for key, found in record.items():
         if isinstance(found, Mapping):
