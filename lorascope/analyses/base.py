@@ -76,8 +76,12 @@ class Result:
     """
 
     analysis: ClassVar[str]
-    rows: tuple[Any, ...]
-    skipped: tuple[Skipped, ...]
+    if TYPE_CHECKING:  # a field or a property of the subclass, as fits
+
+        @property
+        def rows(self) -> tuple[Any, ...]: ...
+        @property
+        def skipped(self) -> tuple[Skipped, ...]: ...
 
     def summary(self) -> Row:
         """The few numbers that answer the question. JSON types only."""
@@ -114,7 +118,7 @@ class Result:
             "lorascope": lorascope.__version__,
             "analysis": self.analysis,
             **self.record(),
-            "skipped": [dict(vars(item)) for item in self.skipped],
+            "skipped": [item.record() for item in self.skipped],
             "findings": [finding_record(finding) for finding in self.findings],
         }
 

@@ -3,6 +3,7 @@ and maps that most pages have. Each stands here once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -124,6 +125,12 @@ def counted(some: int, total: int, noun: str = "module") -> str:
     return f"all {total} {plural}" if some == total and total > 1 else f"{some} of {total} {plural}"
 
 
+def short_path(path: str, parts: int = 2) -> str:
+    """The last components of a path, to name what was read in titles: "lora-0/adapter"."""
+    whole = PurePath(path)
+    return "/".join(part for part in whole.parts[-parts:] if part != whole.anchor) or path
+
+
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors, then warnings, then notes, each in the order given."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
@@ -211,9 +218,10 @@ def module_table(title: str, rows: Sequence[Any], metrics: Sequence[Shown], capt
 
 
 def skipped_table(skipped: Sequence[Skipped], title: str = "Skipped", what: str = "tensor") -> Table:
-    """What was left out, and why."""
-    columns = (Column("name", what, "code"), Column("reason", "reason"))
-    rows = tuple((item.name, item.reason) for item in skipped)
+    """What was skipped and why; where several adapters or stages were at work, in which."""
+    extra = [key for key in ("adapter", "stage") if any(getattr(item, key) for item in skipped)]
+    columns = (Column("name", what, "code"), *(Column(key, key) for key in extra), Column("reason", "reason"))
+    rows = tuple((item.name, *(getattr(item, key) for key in extra), item.reason) for item in skipped)
     return Table(columns, rows, title=title, interactive=True, where="page")
 
 

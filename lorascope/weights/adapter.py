@@ -20,10 +20,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A key, or a module's key, that was recognised and yields no update, and why."""
+    """A key, or a module's key, that was recognised and yields no update, and why.
+
+    Attributes:
+        stage: which part of the work skipped it, where there are several, such as "extract".
+        adapter: the label of the adapter it is of, where there are several.
+    """
 
     name: str
     reason: str
+    stage: str = ""
+    adapter: str = ""
+
+    def record(self) -> dict[str, str]:
+        """For JSON: what is empty is left out."""
+        return {key: text for key, text in vars(self).items() if text or key in ("name", "reason")}
 
 
 @dataclass(frozen=True)
