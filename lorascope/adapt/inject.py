@@ -271,7 +271,7 @@ class Injected:
             reasons |= {name: part.reason for name in part.tensors() if part.reason}
         shared = {"modules_to_save": list(self.saved)} if self.saved else {}
         whole = {**self.method.settings(), **shared, **settings}
-        return Adapter(updates, whole, Source(method=self.method.name), saved, parts=reasons)
+        return Adapter(updates, whole, Source(method=self.method.name), saved, non_weight_tensors=reasons)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:

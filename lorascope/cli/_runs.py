@@ -220,7 +220,9 @@ class Opened:
         import math
 
         adapter = self._run.adapter
-        return sum(math.prod(stored.shape) for name, stored in adapter.saved.items() if name not in adapter.parts)
+        return sum(
+            math.prod(stored.shape) for name, stored in adapter.saved.items() if name not in adapter.non_weight_tensors
+        )
 
     def delta(self, name: str) -> Any:
         return self._run.delta(name)

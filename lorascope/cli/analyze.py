@@ -114,7 +114,7 @@ def report_on(
         adapter = io.read(path, checkpoint)
         particular = particulars.run(adapter, base=checkpoint, modules=modules)
         # IA³'s scales can be told without the base, its spectra cannot; of a prompt, that it is no update of a weight.
-        least = 0 if particular.parts or adapter.parts else 1
+        least = 0 if particular.parts or adapter.non_weight_tensors else 1
         measured = spectrum.run(adapter, base=checkpoint, modules=modules, progress=_bar(path), at_least=least)
         special.append(particular)
         results.append(measured)

@@ -112,10 +112,12 @@ def refuse(adapter: Adapter) -> None:
             found=f"layer_replication {adapter.settings['layer_replication']}",
             hint="merge it with PEFT, into the replicated model",
         )
-    if parts := [name for name in adapter.saved if name in adapter.parts]:
+    if parts := [name for name in adapter.saved if name in adapter.non_weight_tensors]:
         apart = [name for name in parts if not _makes_updates(name, adapter)]
         if apart:
-            raise InputError(f"{apart[0]} cannot be merged into the weights", found=adapter.parts[apart[0]])
+            raise InputError(
+                f"{apart[0]} cannot be merged into the weights", found=adapter.non_weight_tensors[apart[0]]
+            )
     if gone := lost(adapter, kept=(B_BIAS, TOKENS)):
         raise InputError(
             f"merging {where} would lose what lorascope does not understand or cannot compute",

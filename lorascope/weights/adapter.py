@@ -57,8 +57,8 @@ class Adapter:
         skipped: everything recognised that is not an update, with the reason. With `updates` and `saved` this
             accounts for every key in the file.
         notes: what the reader wants said about the whole, such as projections redrawn from a seed.
-        parts: of `saved`, the tensors that are known to be no weight update (a soft prompt, a bottleneck between two
-            layers), by name, and why.
+        non_weight_tensors: of `saved`, the tensors that are known to be no weight update (a soft prompt, a bottleneck
+            between two layers): the reason by the tensor's name.
         rows: trained rows of embeddings, by the embedding's parameter.
         base: weights of the base that the file holds besides, by parameter: what the updates are added to.
     """
@@ -69,12 +69,12 @@ class Adapter:
     saved: Mapping[str, Stored] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
-    parts: Mapping[str, str] = field(default_factory=dict)
+    non_weight_tensors: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
     base: Mapping[str, Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("updates", "settings", "saved", "parts", "rows", "base"):
+        for name in ("updates", "settings", "saved", "non_weight_tensors", "rows", "base"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-        if unknown := self.parts.keys() - self.saved.keys():
-            raise ValueError(f"parts are some of the saved tensors, and {sorted(unknown)} are not")
+        if unknown := self.non_weight_tensors.keys() - self.saved.keys():
+            raise ValueError(f"non_weight_tensors name saved tensors, and {sorted(unknown)} are not saved")

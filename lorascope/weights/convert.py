@@ -26,7 +26,9 @@ def to_low_rank(adapter: Adapter) -> Adapter:
         raise InputError("not every update is a product of two factors", found=preview(wrong, 3))
     settings = {key: adapter.settings[key] for key in KEPT if key in adapter.settings}
     made = {name: update for name, update in updates.items() if update is not None}
-    return Adapter(made, settings, adapter.source, adapter.saved, adapter.skipped, adapter.notes, adapter.parts)
+    return Adapter(
+        made, settings, adapter.source, adapter.saved, adapter.skipped, adapter.notes, adapter.non_weight_tensors
+    )
 
 
 def _low_rank(update: Update) -> Update | None:

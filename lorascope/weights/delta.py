@@ -311,9 +311,9 @@ def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
             )
         )  # fmt: skip
     for name, stored in adapter.saved.items():
-        found = base.resolve(name) if name not in adapter.parts else None
+        found = base.resolve(name) if name not in adapter.non_weight_tensors else None
         if found is None or tuple(base.stored[found].shape) != tuple(stored.shape):
-            unmatched.append(Skipped(name, adapter.parts.get(name, "only in the tuned file")))
+            unmatched.append(Skipped(name, adapter.non_weight_tensors.get(name, "only in the tuned file")))
         else:
             pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), _Transposed(base))
     return Matched(tuple(pairs), tuple(unmatched))

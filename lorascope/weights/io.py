@@ -83,7 +83,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
         saved=parsed.saved,
         skipped=tuple(ledger.skipped),
         notes=notes,
-        parts=parsed.parts,
+        non_weight_tensors=parsed.non_weight_tensors,
         rows=parsed.rows,
         base=parsed.base,
     )

@@ -108,7 +108,7 @@ def test_written_and_read_it_gives_the_same_outputs(tmp_path):
     io.write(injected.export(), tmp_path, injected.method.format)
     adapter = io.read(tmp_path)
     assert all("ln_" in name for name in adapter.updates)
-    assert set(adapter.parts.values()) == {
+    assert set(adapter.non_weight_tensors.values()) == {
         "a bottleneck between two layers: a nonlinear map, and no change of a weight"
     }
     other.load(adapter)

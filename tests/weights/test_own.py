@@ -30,7 +30,8 @@ def test_it_holds_what_every_other_format_holds(format, builder, tmp_path):
     write(adapter, tmp_path / "own", "lorascope")
     again = read(tmp_path / "own")
     assert again.source.format == "lorascope"
-    assert (again.settings, again.notes, again.parts) == (adapter.settings, adapter.notes, adapter.parts)
+    assert (again.settings, again.notes) == (adapter.settings, adapter.notes)
+    assert again.non_weight_tensors == adapter.non_weight_tensors
     assert again.source.method == adapter.source.method
     assert list(again.updates) == list(adapter.updates)
     for name, update in adapter.updates.items():
@@ -59,15 +60,15 @@ def test_parts_are_named_with_their_reason(tmp_path):
 
 def test_a_file_of_parts_alone_is_read_and_the_analysis_says_so(tmp_path):
     adapter = read(only_parts(tmp_path).path)
-    assert dict(adapter.parts) == {"prompt": "a soft prompt"}
+    assert dict(adapter.non_weight_tensors) == {"prompt": "a soft prompt"}
     assert adapter.saved["prompt"].shape == (5, 8)
     with pytest.raises(InputError, match=r"no module of .* could be analysed; found 1 set aside.*a soft prompt"):
         run(adapter)
 
 
-def test_parts_must_be_saved_tensors():
+def test_non_weight_tensors_must_be_saved():
     with pytest.raises(ValueError, match="prompt"):
-        Adapter({}, parts={"prompt": "a soft prompt"})
+        Adapter({}, non_weight_tensors={"prompt": "a soft prompt"})
 
 
 def test_what_was_not_understood_is_not_dropped_in_silence(tmp_path):

@@ -343,7 +343,7 @@ def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = No
     if len(saved) > len(adapter.saved):
         settings["bias"] = "lora_only"
     return Adapter(
-        truncated.updates, settings, adapter.source, saved, adapter.skipped, adapter.notes, adapter.parts,
+        truncated.updates, settings, adapter.source, saved, adapter.skipped, adapter.notes, adapter.non_weight_tensors,
         adapter.rows, adapter.base,
     )  # fmt: skip
 

@@ -220,8 +220,10 @@ def selected(adapter: Adapter, base: "Checkpoint | None", pattern: str | None) -
         InputError: `pattern` is not a regular expression, or finds nothing.
     """
     updates, skipped = list(adapter.updates.values()), list(adapter.skipped)
-    for name in sorted(adapter.saved, key=lambda name: name not in adapter.parts):  # what the method is about, first
-        stored, part = adapter.saved[name], adapter.parts.get(name)
+    for name in sorted(
+        adapter.saved, key=lambda name: name not in adapter.non_weight_tensors
+    ):  # what the method is about, first
+        stored, part = adapter.saved[name], adapter.non_weight_tensors.get(name)
         tuned = Skipped(name, part) if part else _saved_update(name, stored, base)
         if isinstance(tuned, Update):
             updates.append(tuned)

@@ -86,7 +86,7 @@ class Parsed:
     settings: Mapping[str, Any] = field(default_factory=dict)
     saved: Mapping[str, Stored] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    parts: Mapping[str, str] = field(default_factory=dict)
+    non_weight_tensors: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
     base: Mapping[str, Stored] = field(default_factory=dict)
 

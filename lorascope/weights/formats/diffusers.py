@@ -21,7 +21,7 @@ from lorascope.inputs import parse_json
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.parts import Part, alpha_scale, comfy_extras, kernel_of, low_rank_roles
+from lorascope.weights.formats.key_groups import KeyGroup, alpha_scale, comfy_extras, kernel_of, low_rank_roles
 from lorascope.weights.formats.peft.config import Config, parse_config
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.leftovers import changes_delta, modules_of
@@ -64,9 +64,9 @@ class Diffusers(Format):
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         settings = Settings.of(bundle.metadata)
-        parts = _parts(bundle.tensors)
-        updates = {module: _update(part, ledger, settings) for module, part in parts.items()}
-        bare = [] if settings.raw else [module for module, part in parts.items() if "alpha" not in part]
+        groups = _groups(bundle.tensors)
+        updates = {module: _update(group, ledger, settings) for module, group in groups.items()}
+        bare = [] if settings.raw else [module for module, group in groups.items() if "alpha" not in group]
         saved = comfy_extras(ledger)
         adapted = modules_of(ledger.taken)
         norms = [key for key in ledger.left() if NORM.fullmatch(key) and not changes_delta(key, adapted)]
@@ -76,7 +76,7 @@ class Diffusers(Format):
             method=_method(updates, settings),
             settings=settings.raw,
             saved=saved,
-            notes=(f"{NO_ALPHA}: {len(bare)} of {len(parts)} modules",) if bare else (),
+            notes=(f"{NO_ALPHA}: {len(bare)} of {len(groups)} modules",) if bare else (),
         )
 
 
@@ -148,20 +148,20 @@ def _config(raw: Mapping[str, Any], component: str) -> Config:
         raise InputError(what, found=error.found, expected=error.expected, hint=error.hint) from None
 
 
-def _parts(tensors: Mapping[str, Stored]) -> dict[str, Part]:
+def _groups(tensors: Mapping[str, Stored]) -> dict[str, KeyGroup]:
     """The keys by module, under one spelling. InputError where two keys mean the same."""
     found: dict[str, dict[str, str]] = {}
     for key in tensors:
         match = next((m for spelling in _SPELLINGS if (m := spelling.fullmatch(key))), None)
         if match is None:
             continue
-        parts = match.groupdict()
-        role = SIDES[parts["side"]] if parts.get("side") else parts["other"]
-        roles = found.setdefault(_module(parts["module"], parts.get("projection")), {})
+        matched = match.groupdict()
+        role = SIDES[matched["side"]] if matched.get("side") else matched["other"]
+        roles = found.setdefault(_module(matched["module"], matched.get("projection")), {})
         if role in roles:
             raise InputError(f"two keys mean the same: {roles[role]!r} and {key!r}")
         roles[role] = key
-    return {module: Part(module, roles) for module, roles in found.items()}
+    return {module: KeyGroup(module, roles) for module, roles in found.items()}
 
 
 def _module(path: str, projection: str | None) -> str:
@@ -177,35 +177,35 @@ def _module(path: str, projection: str | None) -> str:
     return f"{path}.{projection}" + (".0" if projection == "to_out" else "")
 
 
-def _update(part: Part, ledger: Ledger, settings: Settings) -> Update:
-    missing = [side for side in ("down", "up") if side not in part]
+def _update(group: KeyGroup, ledger: Ledger, settings: Settings) -> Update:
+    missing = [side for side in ("down", "up") if side not in group]
     if missing:
         raise InputError(
-            f"{part.module} is incomplete: its {' and '.join(missing)} tensor is missing",
-            found=", ".join(part.keys.values()),
+            f"{group.module} is incomplete: its {' and '.join(missing)} tensor is missing",
+            found=", ".join(group.keys.values()),
             hint="the file was cut or filtered; save it again",
         )
-    down, up = part.take(ledger, "down"), part.take(ledger, "up")
-    roles = low_rank_roles(down, up, None, (part.keys["down"], part.keys["up"]))
+    down, up = group.take(ledger, "down"), group.take(ledger, "up")
+    roles = low_rank_roles(down, up, None, (group.keys["down"], group.keys["up"]))
     rank, d_out = down.shape[0], up.shape[0]
-    if "alpha" in part and settings.raw:
+    if "alpha" in group and settings.raw:
         raise InputError(
-            f"two sources for one scale: {part.keys['alpha']!r} and {METADATA} in the file's metadata",
+            f"two sources for one scale: {group.keys['alpha']!r} and {METADATA} in the file's metadata",
             expected="one of the two, as diffusers demands",
         )
-    scale = alpha_scale(part, ledger, rank) if "alpha" in part else settings.scale(part.module, rank)
+    scale = alpha_scale(group, ledger, rank) if "alpha" in group else settings.scale(group.module, rank)
     kind = "low_rank"
-    if "lora_magnitude_vector" in part:
-        kind, roles = "magnitude", {**roles, "m": _magnitude(part, ledger, d_out)}
-    part.skip(ledger, B_BIAS, ("lora_B.bias", "lora_B.default.bias"))
-    return Update(part.module, kind, roles, scale, kernel=kernel_of(down))
+    if "lora_magnitude_vector" in group:
+        kind, roles = "magnitude", {**roles, "m": _magnitude(group, ledger, d_out)}
+    group.skip(ledger, B_BIAS, ("lora_B.bias", "lora_B.default.bias"))
+    return Update(group.module, kind, roles, scale, kernel=kernel_of(down))
 
 
-def _magnitude(part: Part, ledger: Ledger, d_out: int) -> Stored:
-    stored = part.take(ledger, "lora_magnitude_vector")
+def _magnitude(group: KeyGroup, ledger: Ledger, d_out: int) -> Stored:
+    stored = group.take(ledger, "lora_magnitude_vector")
     if sorted(stored.shape)[-1:] != [d_out] or sum(side != 1 for side in stored.shape) > 1:
         raise InputError(
-            f"{part.keys['lora_magnitude_vector']!r} does not fit", found=tuple(stored.shape), expected=f"({d_out},)"
+            f"{group.keys['lora_magnitude_vector']!r} does not fit", found=tuple(stored.shape), expected=f"({d_out},)"
         )
     return reshaped(stored, d_out)
 

@@ -15,8 +15,8 @@ from lorascope.errors import InputError
 from lorascope.inputs import parse_json
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.parts import (
-    Part,
+from lorascope.weights.formats.key_groups import (
+    KeyGroup,
     alpha_scale,
     by_module,
     comfy_extras,
@@ -53,16 +53,16 @@ class Kohya(Format):
         )
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
-        parts = by_module(bundle.tensors, SUFFIXES)
-        found = [update for part in parts.values() if (update := read_pair(part, ledger))]
+        groups = by_module(bundle.tensors, SUFFIXES)
+        found = [update for group in groups.values() if (update := read_pair(group, ledger))]
         set_aside_embeddings(bundle.tensors, ledger)
-        names = resolve(parts, base, PREFIXES)
+        names = resolve(groups, base, PREFIXES)
         return Parsed(
             updates=rename(found, names),
             method="DoRA" if any(u.kind == "magnitude" for u in found) else "LoRA",
             settings=settings(bundle.metadata),
             saved=comfy_extras(ledger),
-            notes=name_notes(parts, names, base is not None),
+            notes=name_notes(groups, names, base is not None),
         )
 
 
@@ -78,37 +78,37 @@ def claimed_by_lycoris(keys: Iterable[str]) -> bool:
     )
 
 
-def read_pair(part: Part, ledger: Ledger) -> Update | None:
+def read_pair(group: KeyGroup, ledger: Ledger) -> Update | None:
     """The update of a down/up pair; None where DoRA's magnitude lies along the inputs and all of it is set aside."""
-    if "dora_scale" in part and _along_inputs(ledger.peek(part.keys["dora_scale"])):
-        part.skip(
+    if "dora_scale" in group and _along_inputs(ledger.peek(group.keys["dora_scale"])):
+        group.skip(
             ledger,
             "DoRA with its norm along the inputs (LyCORIS wd_on_output=False): "
             "lorascope has DoRA along the outputs, as in PEFT and the paper",
         )
         return None
-    down, up = part.take(ledger, "lora_down.weight"), part.take(ledger, "lora_up.weight")
-    mid = part.optional(ledger, "lora_mid.weight")
-    roles = low_rank_roles(down, up, mid, (part.keys["lora_down.weight"], part.keys["lora_up.weight"]))
-    scale = alpha_scale(part, ledger, down.shape[0]) * scalar(part, ledger)
+    down, up = group.take(ledger, "lora_down.weight"), group.take(ledger, "lora_up.weight")
+    mid = group.optional(ledger, "lora_mid.weight")
+    roles = low_rank_roles(down, up, mid, (group.keys["lora_down.weight"], group.keys["lora_up.weight"]))
+    scale = alpha_scale(group, ledger, down.shape[0]) * scalar(group, ledger)
     kind = "low_rank"
-    if "dora_scale" in part:
-        kind, roles = "magnitude", {**roles, "m": magnitude(part, ledger, up.shape[0])}
-    return Update(part.module, kind, roles, scale, kernel=kernel_of(mid or down))
+    if "dora_scale" in group:
+        kind, roles = "magnitude", {**roles, "m": magnitude(group, ledger, up.shape[0])}
+    return Update(group.module, kind, roles, scale, kernel=kernel_of(mid or down))
 
 
-def scalar(part: Part, ledger: Ledger) -> float:
+def scalar(group: KeyGroup, ledger: Ledger) -> float:
     """LyCORIS's trained factor on ΔW, which its current files have folded into a tensor and its first ones stored."""
-    stored = part.optional(ledger, "scalar")
-    return 1.0 if stored is None else number(stored, part.keys["scalar"])
+    stored = group.optional(ledger, "scalar")
+    return 1.0 if stored is None else number(stored, group.keys["scalar"])
 
 
-def magnitude(part: Part, ledger: Ledger, d_out: int) -> Stored:
+def magnitude(group: KeyGroup, ledger: Ledger, d_out: int) -> Stored:
     """`dora_scale` (d_out, 1, ...) as m (d_out,)."""
-    stored = part.take(ledger, "dora_scale")
+    stored = group.take(ledger, "dora_scale")
     if tuple(stored.shape[:1]) != (d_out,) or any(side != 1 for side in stored.shape[1:]):
         raise InputError(
-            f"{part.keys['dora_scale']!r} does not fit", found=tuple(stored.shape), expected=f"({d_out}, 1)"
+            f"{group.keys['dora_scale']!r} does not fit", found=tuple(stored.shape), expected=f"({d_out}, 1)"
         )
     return reshaped(stored, d_out)
 

@@ -25,7 +25,7 @@ from lorascope.architectures import LITGPT_FUSED
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.parts import Part, by_module, number
+from lorascope.weights.formats.key_groups import KeyGroup, by_module, number
 from lorascope.weights.tensors import Combined, Mapped
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Loralib(Format):
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         hub = _adapterhub(bundle)
-        parts = by_module(bundle.tensors, SUFFIXES)
-        weights = {module: _base_weight(module, bundle.tensors, base) for module in parts}
-        read = (_read(part, ledger, weights[module]) for module, part in parts.items())
+        groups = by_module(bundle.tensors, SUFFIXES)
+        weights = {module: _base_weight(module, bundle.tensors, base) for module in groups}
+        read = (_read(group, ledger, weights[module]) for module, group in groups.items())
         updates = {update.name: update for update in read if update}
         if hub is not None:
             updates = _of_adapterhub(updates, *hub)
@@ -65,7 +65,7 @@ class Loralib(Format):
         return Parsed(
             updates=updates,
             method="AdaLoRA" if adalora else "LoRA",
-            saved=_saved(bundle.tensors, ledger, set(parts)),
+            saved=_saved(bundle.tensors, ledger, set(groups)),
             settings=dict((bundle.config or {}).get("config") or {}) if hub is not None else {},
             notes=(NO_ALPHA,) if hub is None else (),
         )
@@ -113,26 +113,26 @@ def _base_weight(module: str, tensors: Mapping[str, Stored], base: "Checkpoint |
     return base.find(module) if base is not None else None
 
 
-def _read(part: Part, ledger: Ledger, weight: Stored | None) -> Update | None:
-    a_key, b_key = f"{part.module}.lora_A", f"{part.module}.lora_B"
-    if part.module.endswith(LITGPT_FUSED) and {"lora_A", "lora_B"} <= set(part.keys):
-        part.skip(ledger, LITGPT)
+def _read(group: KeyGroup, ledger: Ledger, weight: Stored | None) -> Update | None:
+    a_key, b_key = f"{group.module}.lora_A", f"{group.module}.lora_B"
+    if group.module.endswith(LITGPT_FUSED) and {"lora_A", "lora_B"} <= set(group.keys):
+        group.skip(ledger, LITGPT)
         return None
-    a, b = part.take(ledger, "lora_A"), part.take(ledger, "lora_B")
+    a, b = group.take(ledger, "lora_A"), group.take(ledger, "lora_B")
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in (*a.shape, *b.shape):
         raise InputError(f"{a_key!r} and {b_key!r} are not matrices", found=f"{tuple(a.shape)} and {tuple(b.shape)}")
     blocks, rest = divmod(a.shape[0], b.shape[1])
-    if rest or b.shape[0] % blocks or (blocks > 1 and "lora_E" in part):
+    if rest or b.shape[0] % blocks or (blocks > 1 and "lora_E" in group):
         raise InputError(
             f"{a_key!r} and {b_key!r} disagree on the rank",
             found=f"{tuple(a.shape)} and {tuple(b.shape)}",
             expected="(r, d_in) and (d_out, r), or (k·r, d_in) and (k·d, r) for k fused blocks",
         )
-    if "lora_E" in part or "ranknum" in part:
-        return _triplet(part, ledger, a, b, weight)
+    if "lora_E" in group or "ranknum" in group:
+        return _triplet(group, ledger, a, b, weight)
     if weight is not None and len(weight.shape) > 2:
-        return _convolution(part.module, a, b, tuple(weight.shape))
-    return _linear(part.module, a, b, blocks, weight)
+        return _convolution(group.module, a, b, tuple(weight.shape))
+    return _linear(group.module, a, b, blocks, weight)
 
 
 def _linear(module: str, a: Stored, b: Stored, blocks: int, weight: Stored | None) -> Update:
@@ -202,15 +202,15 @@ def _repeated(values: np.ndarray, times: int) -> np.ndarray:
     return out
 
 
-def _triplet(part: Part, ledger: Ledger, a: Stored, b: Stored, weight: Stored | None) -> Update:
+def _triplet(group: KeyGroup, ledger: Ledger, a: Stored, b: Stored, weight: Stored | None) -> Update:
     """AdaLoRA's own repository, with its default alpha = r."""
-    e = part.take(ledger, "lora_E")
-    ranknum = number(part.take(ledger, "ranknum"), part.keys["ranknum"])
+    e = group.take(ledger, "lora_E")
+    ranknum = number(group.take(ledger, "ranknum"), group.keys["ranknum"])
     if ranknum <= 0:
-        raise InputError(f"{part.keys['ranknum']!r} is not a rank", found=ranknum, expected="a positive number")
+        raise InputError(f"{group.keys['ranknum']!r} is not a rank", found=ranknum, expected="a positive number")
     sides = tuple(weight.shape) if weight is not None else ()
     return Update(
-        part.module,
+        group.module,
         "triplet",
         {"A": a, "B": b, "E": e},
         a.shape[0] / (ranknum + 1e-5),

@@ -17,8 +17,8 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.diffusers import B_BIAS, NO_ALPHA, Settings
-from lorascope.weights.formats.parts import (
-    Part,
+from lorascope.weights.formats.key_groups import (
+    KeyGroup,
     alpha_scale,
     by_module,
     comfy_extras,
@@ -69,7 +69,7 @@ class Family:
     name: str
     marks: tuple[str, ...]
     others: tuple[str, ...]
-    read: Callable[[Part, Ledger], Update | None]
+    read: Callable[[KeyGroup, Ledger], Update | None]
 
 
 class Lycoris(Format):
@@ -82,44 +82,44 @@ class Lycoris(Format):
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         settings = Settings.of(bundle.metadata)
         known = {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)}
-        parts = by_module(bundle.tensors, known | {*VECTORS} | {*PAIRS})
+        groups = by_module(bundle.tensors, known | {*VECTORS} | {*PAIRS})
         updates, methods = [], []
         lokr = _LokrRanks.of(bundle)
-        for part in map(_without_stray_weight, map(_one_spelling, parts.values())):
+        for group in map(_without_stray_weight, map(_one_spelling, groups.values())):
             for suffix, reason in VECTORS.items():
-                part.skip(ledger, reason, (suffix,))
-            family = _family(part)
+                group.skip(ledger, reason, (suffix,))
+            family = _family(group)
             if family is None:
                 continue
             methods.append(family.name)
-            if update := family.read(part, ledger):
-                updates.append(_scaled_by(settings, part, lokr.rescaled(part, update, ledger)))
+            if update := family.read(group, ledger):
+                updates.append(_scaled_by(settings, group, lokr.rescaled(group, update, ledger)))
         kohya.set_aside_embeddings(bundle.tensors, ledger)
-        names = resolve(parts, base, kohya.PREFIXES)
+        names = resolve(groups, base, kohya.PREFIXES)
         bare = (
             {}
             if settings.raw
-            else {m: part for m, part in parts.items() if "alpha" not in part and part.keys.keys() & PAIRS.keys()}
+            else {m: group for m, group in groups.items() if "alpha" not in group and group.keys.keys() & PAIRS.keys()}
         )
-        notes = (f"{NO_ALPHA}: {len(bare)} of {len(parts)} modules",) if bare else ()
+        notes = (f"{NO_ALPHA}: {len(bare)} of {len(groups)} modules",) if bare else ()
         return Parsed(
             updates=rename(updates, names),
             method=" + ".join(sorted(set(methods))),
             settings={**kohya.settings(bundle.metadata), **settings.raw},
             saved=comfy_extras(ledger),
-            notes=(*kohya.name_notes(parts, names, base is not None), *notes, *lokr.notes(updates)),
+            notes=(*kohya.name_notes(groups, names, base is not None), *notes, *lokr.notes(updates)),
         )
 
 
-def _family(part: Part) -> Family | None:
+def _family(group: KeyGroup) -> Family | None:
     """The algorithm of a module; None where it holds vectors only. InputError where it is none, or several."""
-    rest = [suffix for suffix in part.keys if suffix not in VECTORS]
-    found = [family for family in FAMILIES if any(mark in part for mark in family.marks)]
-    strange = [part.keys[s] for s in rest if not any(s in (*f.marks, *f.others) for f in found)]
+    rest = [suffix for suffix in group.keys if suffix not in VECTORS]
+    found = [family for family in FAMILIES if any(mark in group for mark in family.marks)]
+    strange = [group.keys[s] for s in rest if not any(s in (*f.marks, *f.others) for f in found)]
     if len(found) > 1 or strange:
         raise InputError(
-            f"{part.module} mixes the keys of several LyCORIS algorithms, or has keys of none",
-            found=", ".join(part.keys.values()),
+            f"{group.module} mixes the keys of several LyCORIS algorithms, or has keys of none",
+            found=", ".join(group.keys.values()),
             expected="the keys of one algorithm",
         )
     return found[0] if found else None
@@ -148,12 +148,12 @@ class _LokrRanks:
         dim = bundle.metadata.get("ss_network_dim", "")
         return cls(said, frozenset(ranks | ({int(dim)} if dim.isdecimal() else set())))
 
-    def rescaled(self, part: Part, update: Update, ledger: Ledger) -> Update:
+    def rescaled(self, group: KeyGroup, update: Update, ledger: Ledger) -> Update:
         """The update with √r where it was trained with `rs_lora`; with a note where nothing tells."""
-        if update.notes != (WHOLE_SCALE,) or "alpha" not in part:
+        if update.notes != (WHOLE_SCALE,) or "alpha" not in group:
             return update
-        stored = ledger.peek(part.keys["alpha"])
-        factor, note = self._factor(number(stored, part.keys["alpha"]), _ROUNDED.get(stored.dtype, 1e-6))
+        stored = ledger.peek(group.keys["alpha"])
+        factor, note = self._factor(number(stored, group.keys["alpha"]), _ROUNDED.get(stored.dtype, 1e-6))
         return replace(update, scale=update.scale * factor, notes=(note,))
 
     def _factor(self, alpha: float, tolerance: float) -> tuple[float, str]:
@@ -171,18 +171,18 @@ class _LokrRanks:
         return (f"{AMBIGUOUS}: {doubtful} of {len(updates)} modules",) if doubtful else ()
 
 
-def _one_spelling(part: Part) -> Part:
+def _one_spelling(group: KeyGroup) -> KeyGroup:
     """The module's keys under the suffixes of LyCORIS. InputError where two of them mean the same."""
     keys: dict[str, str] = {}
-    for suffix, key in part.keys.items():
+    for suffix, key in group.keys.items():
         suffix = PAIRS.get(suffix, suffix)
         if suffix in keys:
             raise InputError(f"two keys mean the same: {keys[suffix]!r} and {key!r}")
         keys[suffix] = key
-    return Part(part.module, keys)
+    return KeyGroup(group.module, keys)
 
 
-def _scaled_by(settings: Settings, part: Part, update: Update) -> Update:
+def _scaled_by(settings: Settings, group: KeyGroup, update: Update) -> Update:
     """diffusers keeps PEFT's config in the metadata of its LoKr files, and PEFT's scale holds: α/r, whole or not.
 
     InputError where the file's own alpha says another scale.
@@ -192,129 +192,129 @@ def _scaled_by(settings: Settings, part: Part, update: Update) -> Update:
         return update
     config, path = found
     scale = config.scale_of(path, config.rank_of(path))
-    if "alpha" in part and update.kind != "kronecker" and not math.isclose(scale, update.scale):
+    if "alpha" in group and update.kind != "kronecker" and not math.isclose(scale, update.scale):
         raise InputError(
-            f"two sources for one scale: {part.keys['alpha']!r} and lora_adapter_metadata in the file's metadata",
+            f"two sources for one scale: {group.keys['alpha']!r} and lora_adapter_metadata in the file's metadata",
             found=f"{update.scale:g} and {scale:g}",
             expected="one of the two, as diffusers demands",
         )
     return replace(update, scale=scale, notes=())
 
 
-def _without_stray_weight(part: Part) -> Part:
+def _without_stray_weight(group: KeyGroup) -> KeyGroup:
     """`.weight` is (IA)³'s beside `.on_input`; alone it is somebody else's key, left for the ledger to report."""
-    if "on_input" in part or "weight" not in part:
-        return part
-    return Part(part.module, {suffix: key for suffix, key in part.keys.items() if suffix != "weight"})
+    if "on_input" in group or "weight" not in group:
+        return group
+    return KeyGroup(group.module, {suffix: key for suffix, key in group.keys.items() if suffix != "weight"})
 
 
-def _loha(part: Part, ledger: Ledger) -> Update | None:
+def _loha(group: KeyGroup, ledger: Ledger) -> Update | None:
     """ΔW = s·(w1_a w1_b) ∘ (w2_a w2_b); with Tucker cores, w_a is stored (r, d_out) and t (r, r, *kernel)."""
-    if _with_magnitude(part, ledger):
+    if _with_magnitude(group, ledger):
         return None
-    factors = {name: part.take_matrix(ledger, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    factors = {name: group.take_matrix(ledger, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
     rank, kernel = factors["w1_b"].shape[0], kernel_of(factors["w1_b"])
-    if "hada_t1" in part or "hada_t2" in part:
+    if "hada_t1" in group or "hada_t2" in group:
         for i in "12":
-            core = part.take_matrix(ledger, f"hada_t{i}")
+            core = group.take_matrix(ledger, f"hada_t{i}")
             left, right = factors[f"w{i}_a"], factors[f"w{i}_b"]
-            factors |= {f"w{i}_a": _turned(part, left), f"w{i}_b": _folded(part, core, right)}
+            factors |= {f"w{i}_a": _turned(group, left), f"w{i}_b": _folded(group, core, right)}
             kernel = kernel_of(core)
     return Update(
-        part.module,
+        group.module,
         "hadamard",
         {name: flattened(stored) for name, stored in factors.items()},
-        alpha_scale(part, ledger, rank) * kohya.scalar(part, ledger),
+        alpha_scale(group, ledger, rank) * kohya.scalar(group, ledger),
         kernel=kernel,
     )
 
 
-def _lokr(part: Part, ledger: Ledger) -> Update | None:
+def _lokr(group: KeyGroup, ledger: Ledger) -> Update | None:
     """ΔW = s·w1 ⊗ w2. Of a convolution w2 is (c, d, *kernel), w2_b (r, d·k), or w2_a (r, c) with a core t2."""
-    if _with_magnitude(part, ledger):
+    if _with_magnitude(group, ledger):
         return None
     roles: dict[str, Stored] = {}
     for operand in ("w1", "w2"):
         whole, halves = f"lokr_{operand}", (f"lokr_{operand}_a", f"lokr_{operand}_b")
-        if whole in part and any(half in part for half in halves):
-            raise InputError(f"{part.module} stores {operand} both whole and factored", found=", ".join(part.keys))
-        for suffix in (whole,) if not any(half in part for half in halves) else halves:
-            roles[suffix.removeprefix("lokr_")] = part.take_matrix(ledger, suffix)
+        if whole in group and any(half in group for half in halves):
+            raise InputError(f"{group.module} stores {operand} both whole and factored", found=", ".join(group.keys))
+        for suffix in (whole,) if not any(half in group for half in halves) else halves:
+            roles[suffix.removeprefix("lokr_")] = group.take_matrix(ledger, suffix)
     kernel = kernel_of(roles["w2"] if "w2" in roles else roles["w2_b"])
     ranks = [roles[name].shape[0] for name in ("w1_b", "w2_b") if name in roles]
-    if "lokr_t2" in part:
-        core, left, right = part.take_matrix(ledger, "lokr_t2"), roles.get("w2_a"), roles.get("w2_b")
+    if "lokr_t2" in group:
+        core, left, right = group.take_matrix(ledger, "lokr_t2"), roles.get("w2_a"), roles.get("w2_b")
         if left is None or right is None:
-            raise InputError(f"{part.keys['lokr_t2']!r} has no lokr_w2_a and lokr_w2_b to act on")
-        roles |= {"w2_a": _turned(part, left), "w2_b": _folded(part, core, right)}
+            raise InputError(f"{group.keys['lokr_t2']!r} has no lokr_w2_a and lokr_w2_b to act on")
+        roles |= {"w2_a": _turned(group, left), "w2_b": _folded(group, core, right)}
         kernel = kernel_of(core)
     scale, notes = 1.0, [WHOLE_SCALE]
     if ranks:
-        scale, notes = alpha_scale(part, ledger, ranks[0]), []
+        scale, notes = alpha_scale(group, ledger, ranks[0]), []
     else:
-        part.optional(ledger, "alpha")
+        group.optional(ledger, "alpha")
     roles = {name: flattened(stored) for name, stored in roles.items()}
     return Update(
-        part.module, "kronecker", roles, scale * kohya.scalar(part, ledger), kernel=kernel, notes=tuple(notes)
+        group.module, "kronecker", roles, scale * kohya.scalar(group, ledger), kernel=kernel, notes=tuple(notes)
     )
 
 
-def _full(part: Part, ledger: Ledger) -> Update | None:
+def _full(group: KeyGroup, ledger: Ledger) -> Update | None:
     """ΔW itself. A difference of a vector, or of a table (1, n, d) that is a parameter and no kernel, is set aside."""
-    shape = tuple(ledger.peek(part.keys["diff"]).shape)
+    shape = tuple(ledger.peek(group.keys["diff"]).shape)
     if len(shape) <= 1:
-        part.skip(ledger, "a difference of a vector (a norm's weight), not of a matrix")
+        group.skip(ledger, "a difference of a vector (a norm's weight), not of a matrix")
         return None
     if (len(shape) == 3 and shape[0] == 1) or len(shape) > 5:
-        part.skip(ledger, f"a difference of shape {shape}: of a table of vectors or the like, not of a matrix")
+        group.skip(ledger, f"a difference of shape {shape}: of a table of vectors or the like, not of a matrix")
         return None
-    diff = part.take_matrix(ledger, "diff")
-    return Update(part.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))
+    diff = group.take_matrix(ledger, "diff")
+    return Update(group.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))
 
 
-def _ia3(part: Part, ledger: Ledger) -> Update | None:
+def _ia3(group: KeyGroup, ledger: Ledger) -> Update | None:
     """ΔW = w ⊙ W along the outputs, or the inputs where `on_input` is 1. LyCORIS stores w, the others' l is 1 + w."""
     for suffix in ("weight", "on_input"):
-        if suffix not in part:
-            part.take(ledger, suffix)
-    weight = ledger.peek(part.keys["weight"])
+        if suffix not in group:
+            group.take(ledger, suffix)
+    weight = ledger.peek(group.keys["weight"])
     size = math.prod(weight.shape)
     if max(weight.shape, default=0) != size:
-        raise InputError(f"{part.keys['weight']!r} is not a vector", found=tuple(weight.shape))
-    on_input = number(ledger.peek(part.keys["on_input"]), part.keys["on_input"]) != 0
+        raise InputError(f"{group.keys['weight']!r} is not a vector", found=tuple(weight.shape))
+    on_input = number(ledger.peek(group.keys["on_input"]), group.keys["on_input"]) != 0
     if on_input and len(weight.shape) > 2:
-        part.skip(ledger, "(IA)³ on a convolution's input channels, which the flattened kernel repeats")
+        group.skip(ledger, "(IA)³ on a convolution's input channels, which the flattened kernel repeats")
         return None
-    part.take(ledger, "on_input")
-    factor = Mapped(part.take(ledger, "weight"), (size,), lambda values: values.reshape(-1) + 1)
-    return Update(part.module, "scaling", {"in_scale" if on_input else "out_scale": factor})
+    group.take(ledger, "on_input")
+    factor = Mapped(group.take(ledger, "weight"), (size,), lambda values: values.reshape(-1) + 1)
+    return Update(group.module, "scaling", {"in_scale" if on_input else "out_scale": factor})
 
 
-def _with_magnitude(part: Part, ledger: Ledger) -> bool:
+def _with_magnitude(group: KeyGroup, ledger: Ledger) -> bool:
     """Whether this LoHa or LoKr module has DoRA's magnitude on top: then all of it is set aside."""
-    if "dora_scale" in part:
-        part.skip(ledger, "DoRA's magnitude on top of LoHa or LoKr: ΔW depends on the base, and is not modelled")
-    return "dora_scale" in part
+    if "dora_scale" in group:
+        group.skip(ledger, "DoRA's magnitude on top of LoHa or LoKr: ΔW depends on the base, and is not modelled")
+    return "dora_scale" in group
 
 
-def _turned(part: Part, stored: Stored) -> Stored:
+def _turned(group: KeyGroup, stored: Stored) -> Stored:
     if len(stored.shape) != 2:
-        raise InputError(f"a factor of {part.module} is not a matrix", found=tuple(stored.shape))
+        raise InputError(f"a factor of {group.module} is not a matrix", found=tuple(stored.shape))
     return transposed(stored)
 
 
-def _folded(part: Part, core: Stored, right: Stored) -> Stored:
+def _folded(group: KeyGroup, core: Stored, right: Stored) -> Stored:
     if len(core.shape) < 3 or len(right.shape) != 2 or core.shape[1] != right.shape[0]:
         raise InputError(
-            f"the Tucker core of {part.module} does not fit its factor",
+            f"the Tucker core of {group.module} does not fit its factor",
             found=f"{tuple(core.shape)} and {tuple(right.shape)}",
             expected="(r, r, *kernel) and (r, d_in)",
         )
     return fold(core, right)
 
 
-def _aside(reason: str) -> Callable[[Part, Ledger], None]:
-    return lambda part, ledger: part.skip(ledger, reason)
+def _aside(reason: str) -> Callable[[KeyGroup, Ledger], None]:
+    return lambda group, ledger: group.skip(ledger, reason)
 
 
 FAMILIES = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lorascope.errors import InputError
 from lorascope.updates.base import Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.parts import Part, by_module, low_rank_roles
+from lorascope.weights.formats.key_groups import KeyGroup, by_module, low_rank_roles
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -38,19 +38,19 @@ class Nemo(Format):
         return any(map(_LORA.fullmatch, by_module(bundle.tensors, SUFFIXES)))
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
-        parts = {
-            module: part for module, part in by_module(bundle.tensors, SUFFIXES).items() if _LORA.fullmatch(module)
+        groups = {
+            module: group for module, group in by_module(bundle.tensors, SUFFIXES).items() if _LORA.fullmatch(module)
         }
-        updates = [_update(part, ledger) for part in parts.values()]
+        updates = [_update(group, ledger) for group in groups.values()]
         return Parsed({update.name: update for update in updates}, "LoRA", notes=NOTES)
 
 
-def _update(part: Part, ledger: Ledger) -> Update:
-    inner, outer = part.take(ledger, SUFFIXES[0]), part.take(ledger, SUFFIXES[1])
+def _update(group: KeyGroup, ledger: Ledger) -> Update:
+    inner, outer = group.take(ledger, SUFFIXES[0]), group.take(ledger, SUFFIXES[1])
     if len(inner.shape) != 2:
-        raise InputError(f"{part.keys[SUFFIXES[0]]!r} is no matrix", found=tuple(inner.shape), expected="(r, d_in)")
-    roles = low_rank_roles(inner, outer, None, (part.keys[SUFFIXES[0]], part.keys[SUFFIXES[1]]))
-    return Update(part.module.removesuffix(".adapter"), "low_rank", roles)
+        raise InputError(f"{group.keys[SUFFIXES[0]]!r} is no matrix", found=tuple(inner.shape), expected="(r, d_in)")
+    roles = low_rank_roles(inner, outer, None, (group.keys[SUFFIXES[0]], group.keys[SUFFIXES[1]]))
+    return Update(group.module.removesuffix(".adapter"), "low_rank", roles)
 
 
 formats.register("nemo")(Nemo())

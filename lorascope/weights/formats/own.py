@@ -47,15 +47,15 @@ class BaseParam(Format):
         record = _record(bundle)
         modules = _typed(record, "modules", dict)
         saved = {name: _take(ledger, f"saved.{name}") for name in _strings(record, "saved")}
-        parts = _typed(record, "parts", dict)
-        for name, reason in parts.items():
+        non_weight_tensors = _typed(record, "parts", dict)
+        for name, reason in non_weight_tensors.items():
             if type(reason) is not str or name in saved:
                 raise _wrong(f"parts.{name}", reason, "a reason, under a name that nothing else has")
             saved[name] = _take(ledger, f"parts.{name}")
         subspace = _subspace(record, saved)
         updates = {name: _update(name, entry, ledger, subspace) for name, entry in modules.items()}
         settings, method = _typed(record, "settings", dict), _typed(record, "method", str)
-        return Parsed(updates, method, settings, saved, _strings(record, "notes"), parts)
+        return Parsed(updates, method, settings, saved, _strings(record, "notes"), non_weight_tensors)
 
     def write(self, adapter: Adapter, folder: Path) -> list[Path]:
         """Write the two files.
@@ -72,15 +72,15 @@ class BaseParam(Format):
             held = {role: stored for role, stored in update.roles.items() if not isinstance(stored, (Drawn, Projected))}
             tensors |= {f"updates.{name}.{role}": stored for role, stored in held.items()}
         for name, stored in adapter.saved.items():
-            tensors[f"{'parts' if name in adapter.parts else 'saved'}.{name}"] = stored
+            tensors[f"{'parts' if name in adapter.non_weight_tensors else 'saved'}.{name}"] = stored
         record = {
             "format": NAME,
             "schema": SCHEMA,
             "method": adapter.source.method,
             "settings": dict(sorted(adapter.settings.items())),
             "modules": modules,
-            "saved": [name for name in adapter.saved if name not in adapter.parts],
-            "parts": dict(adapter.parts),
+            "saved": [name for name in adapter.saved if name not in adapter.non_weight_tensors],
+            "parts": dict(adapter.non_weight_tensors),
             "notes": list(adapter.notes),
         }
         if subspace := subspace_of(adapter.updates):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lorascope.errors import InputError
 from lorascope.updates.base import Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.parts import Part, by_module, low_rank_roles
+from lorascope.weights.formats.key_groups import KeyGroup, by_module, low_rank_roles
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -32,22 +32,22 @@ class Torchtune(Format):
         return any(key.endswith((".lora_a.weight", ".lora_b.weight")) for key in bundle.tensors)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
-        updates = {module: _update(part, ledger) for module, part in by_module(bundle.tensors, SUFFIXES).items()}
+        updates = {module: _update(group, ledger) for module, group in by_module(bundle.tensors, SUFFIXES).items()}
         dora = any(update.kind == "magnitude" for update in updates.values())
         return Parsed(updates, "DoRA" if dora else "LoRA", notes=NOTES)
 
 
-def _update(part: Part, ledger: Ledger) -> Update:
-    a, b = part.take(ledger, "lora_a.weight"), part.take(ledger, "lora_b.weight")
-    roles = low_rank_roles(a, b, None, (part.keys["lora_a.weight"], part.keys["lora_b.weight"]))
-    if "magnitude" not in part:
-        return Update(part.module, "low_rank", roles)
-    magnitude = part.take(ledger, "magnitude")
+def _update(group: KeyGroup, ledger: Ledger) -> Update:
+    a, b = group.take(ledger, "lora_a.weight"), group.take(ledger, "lora_b.weight")
+    roles = low_rank_roles(a, b, None, (group.keys["lora_a.weight"], group.keys["lora_b.weight"]))
+    if "magnitude" not in group:
+        return Update(group.module, "low_rank", roles)
+    magnitude = group.take(ledger, "magnitude")
     if tuple(magnitude.shape) != (b.shape[0],):
         raise InputError(
-            f"{part.keys['magnitude']!r} does not fit", found=tuple(magnitude.shape), expected=f"({b.shape[0]},)"
+            f"{group.keys['magnitude']!r} does not fit", found=tuple(magnitude.shape), expected=f"({b.shape[0]},)"
         )
-    return Update(part.module, "magnitude", {**roles, "m": magnitude})
+    return Update(group.module, "magnitude", {**roles, "m": magnitude})
 
 
 formats.register("torchtune")(Torchtune())

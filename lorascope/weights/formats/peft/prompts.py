@@ -5,7 +5,7 @@ Whatever trained them, a file holds what came out, under one key without a prefi
 - MULTITASK_PROMPT_TUNING: besides, `prefix_task_cols` and `prefix_task_rows`, a low-rank factor for each task;
 - PREFIX_TUNING: `prompt_embeddings` (n, layers · 2 · heads · head_dim), keys and values put before the text's.
 The model is not wrapped, so that a classifier's head is `base_model.<parameter>`. None of it is an update of a weight:
-the tensor is one of the adapter's `parts`, which can be loaded and not analysed.
+the tensor is one of the adapter's `non_weight_tensors`, which can be loaded and not analysed.
 """
 
 from pathlib import Path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class KeyGroup:
     """The keys of one module: what follows its name -> the whole key."""
 
     module: str
@@ -56,7 +56,7 @@ class Part:
                 ledger.skip(key, reason)
 
 
-def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, Part]:
+def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, KeyGroup]:
     """The keys that end in `.` and one of `suffixes`, by module in file order; the longest suffix that fits wins."""
     ordered = sorted(suffixes, key=len, reverse=True)
     found: dict[str, dict[str, str]] = {}
@@ -64,7 +64,7 @@ def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, Part]:
         suffix = next((s for s in ordered if key.endswith("." + s)), None)
         if suffix is not None:
             found.setdefault(key[: -len(suffix) - 1], {})[suffix] = key
-    return {module: Part(module, parts) for module, parts in found.items()}
+    return {module: KeyGroup(module, groups) for module, groups in found.items()}
 
 
 # What ComfyUI reads beside a pair: the shape to which it widens the base's weight, and parameters that it replaces.
@@ -93,10 +93,10 @@ def number(stored: Stored, key: str) -> float:
     return value
 
 
-def alpha_scale(part: Part, ledger: Ledger, rank: int, suffix: str = "alpha") -> float:
+def alpha_scale(group: KeyGroup, ledger: Ledger, rank: int, suffix: str = "alpha") -> float:
     """alpha / rank; 1 where alpha is absent or 0, which sd-scripts and LyCORIS both read as "alpha is the rank"."""
-    stored = part.optional(ledger, suffix)
-    alpha = number(stored, part.keys[suffix]) if stored is not None else 0.0
+    stored = group.optional(ledger, suffix)
+    alpha = number(stored, group.keys[suffix]) if stored is not None else 0.0
     return alpha / rank if alpha else 1.0
 
 
