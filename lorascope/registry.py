@@ -38,7 +38,8 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The member of that name; InputError with near names where there is none."""
-        self._load()
+        if name not in self._members:  # one that is imported needs no import of the whole folder
+            self._load()
         if name in self._members:
             return self._members[name]
         near = difflib.get_close_matches(name, self._members, n=3)

@@ -68,6 +68,18 @@ def definitions(metrics: Sequence[Metric]) -> tuple[Definition, ...]:
     return tuple(found.values())
 
 
+def metric_to_sort_by(metrics: Sequence[Metric], key: str) -> Metric:
+    """The metric that `--sort` names by its key; where it is clear, the key's last part is enough.
+
+    Raises:
+        InputError: there is none of that key.
+    """
+    matching = [m for m in metrics if m.key == key] or [m for m in metrics if m.key.endswith(f".{key}")]
+    if len(matching) != 1:
+        raise InputError(f"--sort {key!r} is not a metric", expected=f"one of {', '.join(m.key for m in metrics)}")
+    return matching[0]
+
+
 class Result:
     """What an analysis found: frozen data that does not know how it is drawn.
 

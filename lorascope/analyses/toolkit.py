@@ -68,6 +68,14 @@ def extreme(rows: Sequence[T], key: str, pick: Callable = max) -> T | None:
     return pick(known, key=lambda row: value(row, key)) if known else None
 
 
+def both_ends(rows: Sequence[T], key: str, top: int) -> tuple[list[T], int]:
+    """The `top` rows with the largest values at `key` and those with the smallest, descending, and how many rows lie
+    between. Rows without a value are left out."""
+    known = sorted((row for row in rows if value(row, key) is not None), key=lambda row: -value(row, key))
+    chosen = known if len(known) <= 2 * top else [*known[:top], *known[len(known) - top :]]
+    return chosen, len(known) - len(chosen)
+
+
 def flat(record: Mapping[str, Any], prefix: str = "") -> Row:
     """A record for a table: nested ones with dotted keys, a shape as d_out and d_in, texts joined, no other lists."""
     row: Row = {}

@@ -18,7 +18,7 @@ def to_file(help: str, metavar: str = "FILE") -> Any:
 
 
 Html = Annotated[Path | None, to_file("Write one self-contained HTML page.")]
-Json = Annotated[Path | None, to_file("Write JSON (schema 1); - is stdout, and then nothing else is.", "FILE|-")]
+Json = Annotated[Path | None, to_file("Write JSON; use - for stdout (suppresses the text report).", "FILE|-")]
 
 
 def check(

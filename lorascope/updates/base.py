@@ -45,6 +45,7 @@ class Kind(ABC):
     formula: ClassVar[str]
     roles: ClassVar[Mapping[str, Role]]
     needs_base: ClassVar[bool] = False
+    has_direction: ClassVar[bool] = False  # without the base, a file with A and B still gives the part s·B·A
     by_triangles: ClassVar[bool] = False  # ΔW is B·C·A, with no more of A and B in it than their products
 
     @abstractmethod
@@ -56,6 +57,10 @@ class Kind(ABC):
             scale: the resolved scale (α/r, α/√r, ...).
             base: W (d_out, d_in), for kinds with `needs_base`.
         """
+
+    def direction(self, roles: Mapping[str, Array], scale: float = 1.0) -> Matrix | None:
+        """The part s·B·A, of a kind that needs the base for the whole; None where the file has no such part."""
+        return None
 
     def bias_change(self, roles: Mapping[str, Array], scale: float, bias: Array) -> Array | None:
         """What the update adds to the layer's bias (d_out,), for a kind that acts on the output; else None."""
@@ -168,6 +173,11 @@ class Update:
     @property
     def needs_base(self) -> bool:
         return kinds.get(self.kind).needs_base
+
+    @property
+    def has_direction(self) -> bool:
+        """Whether the file alone gives a low-rank part s·B·A of this update (DoRA's direction)."""
+        return kinds.get(self.kind).has_direction and "A" in self.roles
 
     def excess(self, base: Stored | None = None) -> str | None:
         """Why the update's arrays are too large to be held, in words; None where they are not.

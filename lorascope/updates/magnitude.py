@@ -22,6 +22,7 @@ class Magnitude(Kind):
     name = "magnitude"
     formula = "ΔW = m ⊙ (W + s·B·A) / ‖W + s·B·A‖_row − W"
     needs_base = True
+    has_direction = True
     by_triangles = True
     roles = {
         "A": Role(("r", "d_in"), "projection down", optional=True),

@@ -23,6 +23,7 @@ class Residual(Kind):
     """What both have in common."""
 
     needs_base = True
+    has_direction = True
     by_triangles = True
     roles = {"A": Role(("r", "d_in"), "projection down"), "B": Role(("d_out", "r"), "projection up")}
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import lorascope
+from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.against_base import page
 from lorascope.analyses.against_base.module import ModuleAgainstBase, measure
 from lorascope.analyses.compare.side import read
-from lorascope.analyses.spectrum.result import selected
 from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Finding
 from lorascope.linalg.blas import one_thread

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.compare.matrices import within_and_between
 from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE, median
-from lorascope.analyses.spectrum.module import PARTIAL
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorascope.analyses.spectrum.result import selected
+from lorascope.analyses.adapter_updates import selected
 from lorascope.errors import InputError, preview
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.patterns import Pattern

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.spectrum.module import PARTIAL, has_direction
+from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.linalg.kronecker import Kronecker
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.rounding import unit_roundoff
@@ -85,7 +85,7 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
         with_a: whether A alone is wanted as well.
     """
     kind: Any = kinds.get(update.kind)
-    if kind.needs_base and base is None and (update.kind in STARTS_IN_W or not has_direction(update)):
+    if kind.needs_base and base is None and (update.kind in STARTS_IN_W or not update.has_direction):
         return f"ΔW of a {update.kind} update depends on W: pass --base"
     roles, notes = update.read(), update.notes
     if kind.needs_base and base is None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorascope.analyses.spectrum.module import PARTIAL
+from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.checkpoint import ABSENT

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.linalg import spectrum
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.nulls import structureless_product
@@ -15,7 +16,6 @@ from lorascope.weights.pieces import PIECE, WHOLE, Change, condensed, is_large, 
 
 SHARES = (0.9, 0.95, 0.99)
 PRODUCTS = ("low_rank", "triplet", "vera", "magnitude")  # kinds whose null is a product of two random matrices
-PARTIAL = "the part s·B·A only: the rest needs the base"
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ class ModuleSpectrum:
     non_finite: int = 0
     against_base: AgainstBase | None = None
     notes: tuple[str, ...] = ()
-
-
-def has_direction(update: Update) -> bool:
-    """Whether the file alone gives a low-rank part s·B·A of this update (DoRA's direction)."""
-    return hasattr(kinds.get(update.kind), "direction") and "A" in update.roles
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows or is NaN is said in words

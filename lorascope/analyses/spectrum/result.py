@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import lorascope
+from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.spectrum import findings as words
 from lorascope.analyses.spectrum import page
-from lorascope.analyses.spectrum.module import ModuleSpectrum, has_direction, measure
-from lorascope.architectures import depth, is_vocabulary, module_types
+from lorascope.analyses.spectrum.module import ModuleSpectrum, measure
+from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Finding
-from lorascope.errors import InputError, preview
+from lorascope.errors import InputError
 from lorascope.linalg.blas import one_thread
 from lorascope.linalg.spectrum import EXTREME
-from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.caveats import fewer_layers
 from lorascope.weights.pieces import is_large
 from lorascope.weights.quantised import scheme_of
-from lorascope.weights.tensors import first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,7 +183,7 @@ def run(
             if not is_large(update, stored is not None) and (reason := update.excess(stored)) is not None:
                 skipped.append(Skipped(update.name, reason))
                 continue
-            if stored is None and update.needs_base and not has_direction(update):
+            if stored is None and update.needs_base and not update.has_direction:
                 skipped.append(Skipped(update.name, _why_incomplete(update, not_compared if base else None)))
                 continue
             if (scheme := scheme_of(stored)) is not None:
@@ -211,51 +210,3 @@ def _why_incomplete(update: Update, not_compared: list[Skipped] | None) -> str:
     if not_compared is None:
         return f"ΔW of a {update.kind} update depends on W: pass --base"
     return f"ΔW of a {update.kind} update depends on W, and {not_compared[-1].reason}"
-
-
-def selected(adapter: Adapter, base: "Checkpoint | None", pattern: str | None) -> tuple[list[Update], list[Skipped]]:
-    """The updates that `pattern` finds, full weights saved beside them among these, and what is no update, and why.
-
-    Raises:
-        InputError: `pattern` is not a regular expression, or finds nothing.
-    """
-    updates, skipped = list(adapter.updates.values()), list(adapter.skipped)
-    for name in sorted(
-        adapter.saved, key=lambda name: name not in adapter.non_weight_tensors
-    ):  # what the method is about, first
-        stored, part = adapter.saved[name], adapter.non_weight_tensors.get(name)
-        tuned = Skipped(name, part) if part else _saved_update(name, stored, base)
-        if isinstance(tuned, Update):
-            updates.append(tuned)
-        else:
-            skipped.append(tuned)
-    if pattern is None:
-        return updates, skipped
-    wanted = Pattern(pattern, "--modules")
-    chosen = [update for update in updates if wanted.search(update.name)]
-    if not chosen:
-        raise InputError(
-            f"--modules {pattern!r} matches none of the {len(updates)} modules", found=preview(u.name for u in updates)
-        )
-    return chosen, skipped
-
-
-def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update | Skipped:
-    """A full tensor stored beside the updates: W' − W where the base has W, else a line that says why not."""
-    if len(stored.shape) != 2:
-        return Skipped(name, f"a full tensor of {len(stored.shape)} axes, saved whole: it has no spectrum")
-    if base is None:
-        return Skipped(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
-    if (weight := base.find(name)) is None:
-        return Skipped(name, "a full weight, saved whole, and the base has none of that name (a new head?)")
-    module, notes = name.removesuffix(".weight"), ("saved whole (modules_to_save)",)
-    shapes = tuple(stored.shape), tuple(weight.shape)
-    if shapes[0] != shapes[1] and len(shapes[1]) == 2 and shapes[0][1] == shapes[1][1] and is_vocabulary(module):
-        both = min(shapes[0][0], shapes[1][0])
-        sizes = f"{shapes[0][0]} rows in the adapter, {shapes[1][0]} in the base"
-        notes += (f"the vocabulary was resized: {sizes}; the first {both} are compared",)
-        stored = first_rows(stored, both)
-    elif shapes[0] != shapes[1]:
-        found = f"{list(shapes[0])} in the adapter, {list(shapes[1])} in the base"
-        return Skipped(name, f"a full weight, saved whole, and of another shape: {found}")
-    return Update(module, "tuned", {"tuned": stored}, base_weight=name, notes=notes)

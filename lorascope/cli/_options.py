@@ -1,0 +1,32 @@
+"""Options that several commands share: one spelling, one help text. No command itself."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorascope.cli._outputs import Html, Json, to_file
+
+
+def csv_of(rows: str) -> Any:
+    """The option `--csv`; `rows` says what a row is, such as "module"."""
+    return to_file(f"Write CSV, one row per {rows}.")
+
+
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Base model (folder or name). Required for DoRA and (IA)³; enables comparisons of ΔW with W.",
+    ),
+]
+Modules = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Analyse only modules whose path matches this regex.")
+]
+Sort = Annotated[str, typer.Option(metavar="METRIC", help="Metric used to rank the modules in the terminal table.")]
+Top = Annotated[int, typer.Option(min=1, metavar="N", help="List the N largest and N smallest modules.")]
+Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="With --base: cache directory for base-weight SVDs.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="With --base: do not use the SVD cache.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, or a torch device such as cuda.")]
+
+__all__ = ["Base", "Cache", "Device", "Html", "Json", "Modules", "NoCache", "Sort", "Top", "csv_of", "to_file"]
