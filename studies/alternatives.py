@@ -55,7 +55,7 @@ def inference(folders, texts, times):
     """
     from dataclasses import replace
 
-    from lorascope.training import cost
+    from lorascope.adapt import inference_cost
     from lorascope.training.parallel import pick_device
     from lorascope.training.reopen import finished_config
     from lorascope.training.run import prepare
@@ -64,7 +64,7 @@ def inference(folders, texts, times):
     device = pick_device(config.training.device)
     prepared = prepare(replace(config, data=replace(config.data, max_train_samples=None)), device)
     batch = prepared.held_out.batch(prepared.held_out.by_length(texts)[0]).to(device)  # the longest ones
-    found = [cost.measure(prepared.injected, batch) for _ in range(times)]
+    found = [inference_cost.measure(prepared.injected, batch) for _ in range(times)]
     merged = [one.merged_seconds / one.base_seconds - 1 for one in found if one.merged_seconds is not None]
     first, room = found[0], prepared.model.config.max_position_embeddings
     return [{

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorascope.adapt.layer import Merged, TrainedPart
-from lorascope.adapt.merging import measured, widened
 from lorascope.adapt.method import Method
+from lorascope.adapt.weight_sum import measured, widened
 from lorascope.errors import InputError, preview
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored, Update

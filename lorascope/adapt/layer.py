@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lorascope.adapt.merging import MergedWeight, rounded_sum, widened
+from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.updates.base import Stored, Update, dense, kinds

@@ -83,9 +83,9 @@ def dimension(
     import sys
 
     check([*paths, search], html=html, json=json, csv=csv)
-    from lorascope.training.threads import wait_patiently
+    from lorascope.training.threads import limit_omp_spin
 
-    wait_patiently()
+    limit_omp_spin()
     from lorascope.analyses import dimension as analysis
     from lorascope.cli._runs import Runs, find
 

@@ -8,7 +8,7 @@ import typer
 from lorascope.cli._outputs import to_file
 
 if TYPE_CHECKING:
-    from lorascope.training.merge import Merge
+    from lorascope.adapt.merge import Merge
 
 
 def merge(
@@ -37,16 +37,16 @@ def merge(
         raise InputError(f"--dtype {dtype!r} is not offered", expected="auto, float32, float16 or bfloat16")
     check_new_folder(output)
 
-    from lorascope.training import merge as merging
-    from lorascope.training import merge_base
+    from lorascope.adapt import merge as merging
+    from lorascope.models import adapter_base
 
-    read = io.read(adapter, merge_base.checkpoint_of(base))
+    read = io.read(adapter, adapter_base.checkpoint_of(base))
     merging.refuse(read)
 
     import torch
 
-    model, tokenizer = merge_base.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
-    merged = merging.merge(model, read, merge_base.seeded(adapter))
+    model, tokenizer = adapter_base.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
+    merged = merging.merge(model, read, adapter_base.seeded(adapter))
     merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
     print(summary(merged, str(merging.dtype_of(model))))
     print(f"merged model: {output}")

@@ -28,9 +28,9 @@ def quickstart(
     if model not in ("minilm", "smollm2"):
         raise InputError(f"--model {model!r} is not offered", expected="minilm or smollm2")
 
-    from lorascope.training.threads import wait_patiently
+    from lorascope.training.threads import limit_omp_spin
 
-    wait_patiently()  # before torch is loaded
+    limit_omp_spin()  # before torch is loaded
     from lorascope.training import quickstart as steps
 
     config = steps.config_for(model, seed, device)

@@ -43,9 +43,9 @@ def train(
     import shlex
     import sys
 
-    from lorascope.training.threads import wait_patiently
+    from lorascope.training.threads import limit_omp_spin
 
-    wait_patiently()  # before torch is loaded
+    limit_omp_spin()  # before torch is loaded
     from lorascope.training.config import override, parse, read
     from lorascope.training.parallel import pick_device
 
@@ -58,7 +58,8 @@ def train(
     settings = parse(values, str(config))
     pick_device(device or settings.training.device)  # before anything slow is loaded
 
-    from lorascope.training import cost, run
+    from lorascope.adapt import inference_cost
+    from lorascope.training import run
 
     finished = run.train(run.with_device(settings, device), folder, resume=resume, command=full_command, say=_say)
     if not finished.first:
@@ -73,7 +74,7 @@ def train(
     if summary["status"] == "worse_than_base":
         print("warning: the adapter is worse than the base model; lower optim.learning_rate, or train longer")
     if "inference" in summary:
-        print(cost.in_words(summary["inference"]))
+        print(inference_cost.in_words(summary["inference"]))
     print(f"adapter: {finished.adapter}")
     print(f"look into it: lorascope analyze {shlex.quote(str(finished.adapter))}")
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.model_parameters import weight_name
 from lorascope.linalg.matrix import Matrix
 from lorascope.training.data import Encoded
-from lorascope.training.places import weight_name
 from lorascope.training.reopen import Reopened
 from lorascope.updates.base import Update
 

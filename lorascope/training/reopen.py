@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorascope.adapt.merging import widened
+from lorascope.adapt import merge
+from lorascope.adapt.model_parameters import ModelParameters, in_model_layout, weight_name
+from lorascope.adapt.weight_sum import widened
 from lorascope.errors import InputError, preview
 from lorascope.linalg.matrix import Matrix, as_matrix
 from lorascope.models import loading as models
+from lorascope.models.card import check_config
 from lorascope.training import config as configs
-from lorascope.training import data, merge
-from lorascope.training.card import check_config
+from lorascope.training import data
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
 from lorascope.training.loop import Score, evaluate
 from lorascope.training.parallel import World, pick_device
-from lorascope.training.places import Places, placed, weight_name
 from lorascope.training.record import SUMMARY, read_config, read_summary
 from lorascope.training.run import load_base
 from lorascope.updates.base import Update
@@ -147,7 +148,7 @@ def reopen(
     if split is not None or max_samples is not None:
         held_out = other_texts(config, train, tokenizer, split or config.data.eval_split, max_samples)
     model = load_base(config, len(train.label_names), here.device)
-    adapter = placed(Places(model), io.read(folder / "adapter"))
+    adapter = in_model_layout(ModelParameters(model), io.read(folder / "adapter"))
     base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
     merge.merge(model, adapter, models.drawn(model))  # drawn by the seed of the run, as they were then
     model.eval().requires_grad_(False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorascope.adapt import inference_cost
 from lorascope.adapt.base_params import BaseParam, BaseParamModule
 from lorascope.adapt.inject import Injected, inject
 from lorascope.adapt.method import methods
@@ -19,10 +20,10 @@ from lorascope.adapt.targets import LeftOut, left_out
 from lorascope.architectures import CLASSIFIER_HEADS
 from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
+from lorascope.models.card import base_name, write_card
 from lorascope.outputs import staged, write_json
-from lorascope.training import checks, cost, data
+from lorascope.training import checks, data
 from lorascope.training.calibrate import calibrate
-from lorascope.training.card import base_name, write_card
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.config import RunConfig
 from lorascope.training.data import Encoded
@@ -352,8 +353,8 @@ def _inference(job: Job, here: World) -> dict[str, Any]:
     training, held_out = job.config.training, job.prepared.held_out
     if not training.measure_cost or (here.size > 1 and training.parallel == "fsdp"):
         return {}
-    batch = held_out.batch(range(min(cost.TEXTS, len(held_out)))).to(here.device)
-    return {"inference": cost.measure(job.prepared.injected, batch).to_json()}
+    batch = held_out.batch(range(min(inference_cost.TEXTS, len(held_out)))).to(here.device)
+    return {"inference": inference_cost.measure(job.prepared.injected, batch).to_json()}
 
 
 def _conclude(job: Job, member: Member, base: Score, facts: Mapping[str, Any], here: World | None) -> None:
@@ -394,7 +395,7 @@ def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[s
     facts = {"drawn": {"seed": config.training.seed, "parameters": drawn}} if drawn else {}
     with staged(folder, replace=True) as stage:
         io.write(adapter, stage, injected.method.format)
-        write_card(stage, config, label_names, injected.model, injected.method.name, facts)
+        write_card(stage, config.model, label_names, injected.model, injected.method.name, facts)
 
 
 def with_device(config: RunConfig, device: str | None) -> RunConfig:

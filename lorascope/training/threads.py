@@ -3,7 +3,7 @@
 import os
 
 
-def wait_patiently() -> None:
+def limit_omp_spin() -> None:
     """Let OpenMP's threads spin briefly, then sleep, while they wait; call it before torch is first imported.
 
     By default they spin for milliseconds. Beside another busy process that costs a factor: a step of MiniLM on two

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from lorascope.adapt import merge
 from lorascope.adapt.inject import inject
 from lorascope.adapt.method import methods
+from lorascope.adapt.model_parameters import weight_name
 from lorascope.analyses.resize import truncate as resize
 from lorascope.errors import InputError
-from lorascope.training import merge, merge_base
-from lorascope.training.places import weight_name
+from lorascope.models import adapter_base
 from lorascope.updates.base import dense
 from lorascope.weights import io
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
@@ -116,7 +117,7 @@ def _plain(trained: Trained, draw: Draw) -> Any:
 def _merge(draw: Draw, trained: Trained, adapter: Any) -> str:
     """The merged folder, loaded by transformers, against the live model."""
     try:
-        model, tokenizer = merge_base.load_base(adapter, trained.adapter, str(trained.base))
+        model, tokenizer = adapter_base.load_base(adapter, trained.adapter, str(trained.base))
         done = merge.merge(model, adapter)
     except InputError as error:
         return _refused(draw, error)

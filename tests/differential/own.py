@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import transformers
 
+from lorascope.adapt import merge
 from lorascope.adapt.method import methods
 from lorascope.errors import InputError
-from lorascope.training import merge, merge_base, run
+from lorascope.models import adapter_base
+from lorascope.training import run
 from lorascope.training.config import parse
 from lorascope.training.loop import evaluate
 from lorascope.training.parallel import World
@@ -126,10 +128,10 @@ def _loss(model: Any, texts: Any) -> float:
 
 
 def _merged(config: Any, adapter: Path, base: Path, folder: Path, texts: Any) -> float | str:
-    read = io.read(adapter, merge_base.checkpoint_of(str(base)))
+    read = io.read(adapter, adapter_base.checkpoint_of(str(base)))
     dtype = torch.bfloat16 if config.training.bf16 else "auto"
-    model, tokenizer = merge_base.load_base(read, adapter, str(base), dtype)
-    done = merge.merge(model, read, merge_base.seeded(adapter))
+    model, tokenizer = adapter_base.load_base(read, adapter, str(base), dtype)
+    done = merge.merge(model, read, adapter_base.seeded(adapter))
     merge.save(model, tokenizer, folder / "merged", done, {})
     lm = config.model.task_type == "CAUSAL_LM"
     auto = transformers.AutoModelForCausalLM if lm else transformers.AutoModelForSequenceClassification

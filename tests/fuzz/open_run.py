@@ -20,12 +20,12 @@ import torch
 
 from lorascope.cli import _runs, activations, delta, merge, resize, study, train
 from lorascope.errors import LorascopeError
+from lorascope.models.card import read_card
 from lorascope.report import serial
 from lorascope.study import record as study_record
 from lorascope.study.store import Store
 from lorascope.study.work import ROWS, TEST, Chunk, execute, read_rows, read_score
 from lorascope.training import run, sweep
-from lorascope.training.card import read_card
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.loop import Loop, Member
 from lorascope.training.parallel import World

@@ -25,8 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from lorascope import locks
 from lorascope.errors import InputError
+from lorascope.models.card import read_card
 from lorascope.training import run
-from lorascope.training.card import read_card
 from lorascope.training.record import read_facts, read_summary
 from lorascope.training.reopen import finished_config
 from lorascope.weights import io

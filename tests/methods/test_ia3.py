@@ -9,9 +9,9 @@ from peft.tuners.ia3 import IA3Layer
 from torch import Tensor, nn
 
 from lorascope.adapt.inject import Injected, inject
+from lorascope.adapt.merge import merge
 from lorascope.errors import InputError
 from lorascope.methods.ia3 import IA3, IA3Config
-from lorascope.training.merge import merge
 from lorascope.updates.base import Update
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lorascope.adapt import merge as merging
 from lorascope.adapt.inject import inject
 from lorascope.adapt.method import methods
 from lorascope.analyses import spectrum
 from lorascope.errors import InputError
-from lorascope.training import merge as merging
 from lorascope.weights import io
 from lorascope.weights.checkpoint import open_checkpoint
 from tests.methods.models import bert, gpt2, llama, tokens

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lorascope.errors import InputError
+from lorascope.models import adapter_base
 from lorascope.models import loading as models
 from lorascope.models.config import ModelConfig
-from lorascope.training import data, merge_base, run
+from lorascope.training import data, run
 from lorascope.training.config import DataConfig, parse, resolved
 from lorascope.training.loop import Member, World
 from lorascope.training.wordnet import digest
@@ -54,7 +55,7 @@ def test_a_base_of_its_first_layers(tiny_bert, classifier, tmp_path):
         found = cut.eval().bert(input_ids=ids).last_hidden_state
     torch.testing.assert_close(found, expected)
     finished = run.train(classifier("model.num_hidden_layers=1"), tmp_path / "run")
-    again, _ = merge_base.load_base(io.read(finished.adapter), finished.adapter, str(tiny_bert))
+    again, _ = adapter_base.load_base(io.read(finished.adapter), finished.adapter, str(tiny_bert))
     assert len(again.bert.encoder.layer) == 1
 
 
@@ -71,7 +72,7 @@ def test_a_base_of_random_weights_depends_on_the_seed_alone(tiny_bert, classifie
     assert not torch.equal(first, trained)
     finished = run.train(classifier("model.random_init=true"), tmp_path / "run")
     with pytest.raises(InputError, match="random weights"):
-        merge_base.load_base(io.read(finished.adapter), finished.adapter, str(tiny_bert))
+        adapter_base.load_base(io.read(finished.adapter), finished.adapter, str(tiny_bert))
 
 
 def test_random_labels_belong_to_the_text(labelled, tiny_bert):

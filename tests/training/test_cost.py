@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lorascope.adapt import inference_cost
 from lorascope.adapt.inject import Injected, inject
 from lorascope.adapt.method import methods
-from lorascope.training import cost
 from lorascope.training.data import Batch
 from tests.methods import models
 
@@ -26,8 +26,8 @@ def adapted(name: str, **options) -> Injected:
     return injected
 
 
-def measured(injected: Injected) -> cost.Cost:
-    return cost.measure(injected, batch(), seconds=0.01)
+def measured(injected: Injected) -> inference_cost.Cost:
+    return inference_cost.measure(injected, batch(), seconds=0.01)
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -75,15 +75,17 @@ def test_a_prefix_costs_attention_to_it_and_context(name):
 def test_a_prompt_costs_what_longer_texts_cost():
     found = measured(adapted("prompt", num_virtual_tokens=6))
     longer = torch.cat([models.tokens(TEXTS, 6), batch().input_ids], 1)
-    plain = cost.measure(adapted("lora"), Batch(longer, torch.ones_like(longer), torch.zeros(TEXTS)), seconds=0.01)
+    plain = inference_cost.measure(
+        adapted("lora"), Batch(longer, torch.ones_like(longer), torch.zeros(TEXTS)), seconds=0.01
+    )
     assert found.unmerged_flops == plain.base_flops
     assert (found.context_tokens, found.extra_parameters) == (6, 6 * WIDTH)
 
 
 def test_in_words():
-    found = cost.Cost(4, 27, 5, 0.1, 0.11, 0.101, 1000, 1100, 1234, 20).to_json()
-    assert cost.in_words(found) == (
-        "at inference: +10.0 % latency, +1.0 % merged, +10.0 % operations, 1,234 numbers more, 20 tokens of context "
+    found = inference_cost.Cost(4, 27, 5, 0.1, 0.11, 0.101, 1000, 1100, 1234, 20).to_json()
+    assert inference_cost.in_words(found) == (
+        "at inference: +10.0 % latency, +1.0 % latency when merged, +10.0 % FLOPs, 1,234 extra parameters, 20 tokens of context "
         "(base 100.0 ms for 4 × 27 tokens)"
     )
-    assert "cannot be merged" in cost.in_words({**found, "merged_seconds": None})
+    assert "cannot be merged" in inference_cost.in_words({**found, "merged_seconds": None})

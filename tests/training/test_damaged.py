@@ -12,9 +12,9 @@ import torch
 
 from lorascope import locks
 from lorascope.errors import InputError, LorascopeError
+from lorascope.models.card import read_card
 from lorascope.training import run, sweep
 from lorascope.training.calibrate import calibrate
-from lorascope.training.card import read_card
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.config import load, override, parse, resolved
 from lorascope.training.data import DataConfig, read_file

@@ -10,9 +10,9 @@ from peft import PeftModel
 
 from lorascope.errors import InputError
 from lorascope.models import loading as models
+from lorascope.models.card import CARD
 from lorascope.models.config import ModelConfig
 from lorascope.training import run
-from lorascope.training.card import CARD
 from lorascope.training.config import MethodConfig, override, parse
 from lorascope.training.loop import evaluate
 from lorascope.training.parallel import World

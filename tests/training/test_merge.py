@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from lorascope.adapt import merge as merging
 from lorascope.errors import InputError
+from lorascope.models import adapter_base
 from lorascope.models import loading as models
 from lorascope.models.config import ModelConfig
 from lorascope.models.loading import MeanPoolClassifier
-from lorascope.training import merge as merging
-from lorascope.training import merge_base, run
+from lorascope.training import run
 from lorascope.weights import io
 
 IDS = torch.tensor([[2, 5, 6, 7, 3], [2, 9, 8, 3, 0]])
@@ -37,7 +38,7 @@ MODES = ["method.targets=all-linear", "method.targets=[query]", "model.head=mean
 def test_merged_logits_equal_unmerged_ones(classifier, tiny_bert, tmp_path, mode):
     adapter, expected = trained(classifier(mode), tmp_path / "run")
     read = io.read(adapter)
-    model, tokenizer = merge_base.load_base(read, adapter, str(tiny_bert))
+    model, tokenizer = adapter_base.load_base(read, adapter, str(tiny_bert))
     reports = merging.merge(model, read)
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-6)  # float32, one more rounding of W
     assert max(one.rounding_loss for one in reports.weights) < 1e-4
@@ -52,7 +53,7 @@ def test_a_tied_embedding_is_untied_and_stays_so(language_model, tiny_llama, tmp
     config = language_model("method.targets=[embed_tokens, q_proj]")
     adapter, expected = trained(config, tmp_path / "run")
     read = io.read(adapter)
-    model, tokenizer = merge_base.load_base(read, adapter, str(tiny_llama))
+    model, tokenizer = adapter_base.load_base(read, adapter, str(tiny_llama))
     reports = merging.merge(model, read)
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-6)
     merging.save(model, tokenizer, tmp_path / "merged", reports, {})
@@ -64,7 +65,7 @@ def test_rounding_to_bfloat16_is_measured(language_model, tiny_llama, tmp_path):
     """Against the definition, in float64, from the two weights themselves."""
     adapter, _ = trained(language_model("training.max_steps=1"), tmp_path / "run")
     read = io.read(adapter)
-    model, _ = merge_base.load_base(read, adapter, str(tiny_llama), torch.bfloat16)
+    model, _ = adapter_base.load_base(read, adapter, str(tiny_llama), torch.bfloat16)
     before = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
     reports = {one.name: one for one in merging.merge(model, read).weights}
     after = {name: p.detach().double().numpy() for name, p in model.named_parameters()}

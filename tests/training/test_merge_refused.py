@@ -7,8 +7,9 @@ import torch
 from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lorascope.adapt import merge
 from lorascope.errors import InputError
-from lorascope.training import merge, merge_base
+from lorascope.models import adapter_base
 from lorascope.weights import io
 
 IDS = torch.tensor([[5, 9, 11, 3, 4, 7]])
@@ -38,9 +39,9 @@ def adapter(base, folder, config):
 
 
 def merged(base, folder):
-    read = io.read(folder, merge_base.checkpoint_of(str(base)))
+    read = io.read(folder, adapter_base.checkpoint_of(str(base)))
     merge.refuse(read)
-    model, tokenizer = merge_base.load_base(read, folder, str(base))
+    model, tokenizer = adapter_base.load_base(read, folder, str(base))
     return model, tokenizer, merge.merge(model, read)
 
 
@@ -96,7 +97,7 @@ def test_a_sum_beyond_the_range_of_the_dtype(tmp_path):
     base = llama(tmp_path / "base")
     folder = adapter(base, tmp_path / "a", lora(lora_alpha=1e6))
     read = io.read(folder)
-    model, _ = merge_base.load_base(read, folder, str(base), torch.float16)
+    model, _ = adapter_base.load_base(read, folder, str(base), torch.float16)
     with pytest.raises(InputError, match="beyond the range of float16"):
         merge.merge(model, read)
 
@@ -174,14 +175,14 @@ def test_a_base_of_other_sizes_than_the_card_says(classifier, tmp_path):
     )
     transformers.BertForSequenceClassification(other).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="was trained on; found num_hidden_layers 3"):
-        merge_base.load_base(io.read(finished.adapter), finished.adapter, str(tmp_path / "other"))
+        adapter_base.load_base(io.read(finished.adapter), finished.adapter, str(tmp_path / "other"))
 
 
 def test_the_merged_config_names_the_classes(classifier, tiny_bert, tmp_path):
     from lorascope.training import run
 
     finished = run.train(classifier(), tmp_path / "run", say=lambda note: None)
-    model, _ = merge_base.load_base(io.read(finished.adapter), finished.adapter, str(tiny_bert))
+    model, _ = adapter_base.load_base(io.read(finished.adapter), finished.adapter, str(tiny_bert))
     assert model.config.id2label == {0: "no", 1: "yes"}
 
 

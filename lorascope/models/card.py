@@ -17,21 +17,19 @@ from lorascope.inputs import ANY, read_json
 from lorascope.models import assets
 from lorascope.models.config import ModelConfig, TaskType
 from lorascope.outputs import write_json, write_text
-from lorascope.training.config import RunConfig
-from lorascope.training.record import WORD
 
 CARD, ADAPTER_CONFIG = "lorascope.json", "adapter_config.json"
 SHAPE = {
     "model": {
         "task_type": frozenset(get_args(TaskType)),
         "head": frozenset(("native", "mean-pool")),
-        "name?": WORD,
+        "name?": (str,),
         "num_hidden_layers?": lambda value: value is None or (type(value) is int and value > 0),
         "random_init?": (bool,),
     },
-    "labels": [WORD],
+    "labels": [(str,)],
     "base?": {str: ANY},
-    "drawn?": {"seed": lambda value: type(value) is int and 0 <= value < 1 << 63, "parameters": [WORD]},
+    "drawn?": {"seed": lambda value: type(value) is int and 0 <= value < 1 << 63, "parameters": [(str,)]},
 }
 # Sizes that tell one model from another, by transformers' names; the first of each line that a config has.
 _SIZES = (("model_type",), ("hidden_size", "n_embd", "d_model"), ("num_hidden_layers", "n_layer", "num_layers"))
@@ -46,12 +44,20 @@ def base_name(name: str) -> str:
 
 
 def write_card(
-    folder: Path, config: RunConfig, labels: Sequence[str], model: nn.Module, method: str, facts: Mapping[str, Any]
+    folder: Path, config: ModelConfig, labels: Sequence[str], model: nn.Module, method: str, facts: Mapping[str, Any]
 ) -> None:
-    """Write `lorascope.json` and README.md into an adapter's folder. `facts` are added to the former."""
-    said = {"model": asdict(config.model), "labels": list(labels), "base": {**_origin(config.model), **sizes_of(model)}}
-    write_json(folder / CARD, {**said, **facts})
-    write_text(folder / "README.md", _readme(config.model, labels, method))
+    """Write `lorascope.json` and README.md into an adapter's folder.
+
+    Args:
+        config: of the base model.
+        labels: the classes' names, in their order.
+        model: the base model with the adapter in it, whose sizes are recorded.
+        method: the method's name.
+        facts: further keys of `lorascope.json`.
+    """
+    card = {"model": asdict(config), "labels": list(labels), "base": {**_origin(config), **sizes_of(model)}}
+    write_json(folder / CARD, {**card, **facts})
+    write_text(folder / "README.md", _readme(config, labels, method))
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from lorascope.weights.adapter import Adapter
 
 
 @dataclass(frozen=True)
-class Places:
+class ModelParameters:
     """The parameters of a model, by their own names and by those that differ by a root (`weights.names`)."""
 
     model: nn.Module
@@ -55,7 +55,7 @@ class Places:
         return [other for other, parameter in self.parameters.items() if parameter is own]
 
     def module(self, name: str) -> tuple[nn.Module, str]:
-        """The module that base_params the parameter of that name, and the attribute it is."""
+        """The module that holds the parameter of that name, and the attribute it is."""
         path, _, attribute = name.rpartition(".")
         return self.model.get_submodule(path), attribute
 
@@ -96,14 +96,14 @@ def weight_name(update: Update) -> str:
     return update.base_weight or f"{update.name}.weight"
 
 
-def oriented(places: Places, update: Update, name: str) -> Update:
+def oriented(params: ModelParameters, update: Update, name: str) -> Update:
     """The update in the layout that the module at hand stores its weight in. Its shape tells where it can; of a square
     the module's class does: Conv1D and Embedding store (d_in, d_out), and experts that say `is_transposed`.
     """
     from transformers.pytorch_utils import Conv1D
 
-    module, attribute = places.module(name)
-    weight = places.current(name)
+    module, attribute = params.module(name)
+    weight = params.current(name)
     fused = update.expert is not None or (weight.ndim == 3 and attribute != "weight")
     if weight.ndim > 2 and not fused:  # a convolution, whose kernel may be flattened into the input axis
         return replace(update, transposed=False)
@@ -119,14 +119,14 @@ def oriented(places: Places, update: Update, name: str) -> Update:
     return update
 
 
-def placed(places: Places, adapter: Adapter) -> Adapter:
+def in_model_layout(params: ModelParameters, adapter: Adapter) -> Adapter:
     """The adapter with every update in the layout of the module it belongs to. Our own files say it themselves."""
     if adapter.source.format in ("", "lorascope"):
         return adapter
     updates = {}
     for name, update in adapter.updates.items():
-        there = places.name(weight_name(update))
-        updates[name] = update if there is None else oriented(places, update, there)
+        there = params.name(weight_name(update))
+        updates[name] = update if there is None else oriented(params, update, there)
     return replace(adapter, updates=updates)
 
 

@@ -1,11 +1,11 @@
-"""What an adapter costs at inference, measured: latency, floating-point operations, numbers to keep, context taken.
+"""What an adapter costs at inference, measured: latency, FLOPs, extra parameters, context tokens.
 
-The base is the same model with the updates standing aside; a head that was trained whole is in both. Forward passes of
+The base is the same model with the updates disabled; a head that was trained whole is in both. Forward passes of
 base and adapted model take turns on one batch, in evaluation mode and without gradients, and medians are compared, so
 that a machine that slows down slows both. Where every update can be merged into its weight, the merged model is timed
 too: its passes stand between two groups of the base's. Differences below a few percent are noise on a shared machine.
 
-Operations are counted, not estimated: two for each multiplication with an addition, in matrix products alone.
+FLOPs are counted, not estimated: two for each multiplication with an addition, in matrix products alone.
 """
 
 import math
@@ -13,17 +13,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from lorascope.adapt.inject import Injected
 from lorascope.errors import InputError
-from lorascope.training.data import Batch
 
 TEXTS = 4  # in the batch that is timed
 SECONDS = 1.0  # what all timed passes together should take
 MAX = 10  # turns
+
+
+class Batch(Protocol):
+    """What is passed to the model; `training.data.Batch` is one."""
+
+    @property
+    def input_ids(self) -> Tensor: ...
+
+    @property
+    def attention_mask(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,8 @@ class Cost:
         base_seconds: a forward pass of the base model.
         unmerged_seconds: of the adapted model as it was trained.
         merged_seconds: of the model with the updates in its weights; None where no weight can hold them.
-        base_flops, unmerged_flops: operations of a pass.
-        extra_parameters: numbers to keep beside the base's while the adapter is unmerged, frozen ones included.
+        base_flops, unmerged_flops: floating-point operations of one forward pass.
+        extra_parameters: parameters kept in addition to the base's while the adapter is unmerged, frozen ones included.
         context_tokens: positions that virtual tokens take from the text.
     """
 
@@ -115,7 +125,7 @@ def _merged(
 
 
 def extra_parameters(injected: Injected) -> int:
-    """How many numbers an unmerged adapter keeps beside the base. An array that several layers share counts once."""
+    """Parameters that an unmerged adapter adds to the base. An array that several layers share counts once."""
     storages = {}
     for layer in injected.layers.values():
         for tensor in layer.delta.roles().values():
@@ -136,7 +146,7 @@ def _flops(forward: Callable[[], None]) -> int:
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Operations, from shapes, of the products that our own code uses and torch's counter leaves out."""
+    """FLOPs, from shapes, of the products that our own code uses and torch's counter leaves out."""
 
     def linear(x: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
         return 2 * math.prod(out_shape) * x[-1]
@@ -166,9 +176,9 @@ def in_words(cost: Mapping[str, Any]) -> str:
     extra = cost["unmerged_flops"] / cost["base_flops"] - 1 if cost["base_flops"] else 0.0
     facts = [
         f"{_percent(cost['unmerged_seconds'] / base - 1)} latency",
-        "cannot be merged" if merged is None else f"{_percent(merged / base - 1)} merged",
-        f"{_percent(extra)} operations",
-        f"{cost['extra_parameters']:,} numbers more",
+        "cannot be merged" if merged is None else f"{_percent(merged / base - 1)} latency when merged",
+        f"{_percent(extra)} FLOPs",
+        f"{cost['extra_parameters']:,} extra parameters",
     ]
     if cost["context_tokens"]:
         facts.append(f"{cost['context_tokens']} tokens of context")

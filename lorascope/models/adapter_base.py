@@ -10,8 +10,8 @@ from torch import nn
 from lorascope.errors import InputError
 from lorascope.models import assets
 from lorascope.models import loading as models
+from lorascope.models.card import check_base, read_card
 from lorascope.models.config import ModelConfig
-from lorascope.training.card import check_base, read_card
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.quantised import Decoded, Unreadable, scheme_name

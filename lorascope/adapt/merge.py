@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorascope.adapt.merging import MergedWeight, rounded_sum, widened
+from lorascope.adapt.model_parameters import ModelParameters, in_model_layout, weight_name
+from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
 from lorascope.outputs import staged, write_json
-from lorascope.training.places import Places, placed, weight_name
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter, Rows, Skipped
 from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_another_base
@@ -76,22 +76,22 @@ def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> M
     unsure = fewer_layers(adapter, getattr(getattr(model, "config", None), "num_hidden_layers", None))
     done = Merge(left_out=adapter.skipped, notes=(*adapter.notes, *([unsure] if unsure else [])))
     _with_vocabulary(model, adapter, done)
-    places = Places(model)
-    _check_names(places, adapter)
-    adapter = placed(places, adapter)
+    params = ModelParameters(model)
+    _check_names(params, adapter)
+    adapter = in_model_layout(params, adapter)
     for name, stored in adapter.base.items():
-        _set(places, done.base, name, stored, keep_ties=True)
+        _set(params, done.base, name, stored, keep_ties=True)
     keep_ties = adapter.settings.get("ties") == "kept"  # PEFT's tied adapters are in the file twice, one for each half
     saved = {name: stored for name, stored in adapter.saved.items() if not _makes_updates(name, adapter)}
     for name, stored in saved.items():
-        _set(places, done.whole, name, stored, keep_ties or _all_alike(places, name, saved), done.untied)
+        _set(params, done.whole, name, stored, keep_ties or _all_alike(params, name, saved), done.untied)
     for name, rows in adapter.rows.items():  # before the updates: PEFT puts LoRA around what has the rows
-        _set_rows(model, places, name, rows, len(adapter.rows) == 1, done)
+        _set_rows(model, params, name, rows, len(adapter.rows) == 1, done)
     for update in adapter.updates.values():
-        _merge_one(places, update, places.name(weight_name(update)) or "", keep_ties, done)
+        _merge_one(params, update, params.name(weight_name(update)) or "", keep_ties, done)
     for update in adapter.updates.values():
-        _merge_bias(places, update, adapter.source.format, done)
-    _check_drawn(model, places, {*done.whole, *done.base, *seeded})
+        _merge_bias(params, update, adapter.source.format, done)
+    _check_drawn(model, params, {*done.whole, *done.base, *seeded})
     return done
 
 
@@ -128,21 +128,21 @@ def refuse(adapter: Adapter) -> None:
 def _with_vocabulary(model: nn.Module, adapter: Adapter, done: Merge) -> None:
     """Give the model as many tokens as the adapter's, where that has more. InputError where the adapter does not hold
     the rows that the base lacks."""
-    places = Places(model)
+    params = ModelParameters(model)
     whole = {**adapter.base, **adapter.saved}
     sizes = {}
     for name, stored in whole.items():
-        own = places.name(name)
+        own = params.name(name)
         if own is not None and _is_vocabulary(model, own):
-            sizes[own] = (places.parameters[own].shape[0], stored.shape[0])
+            sizes[own] = (params.parameters[own].shape[0], stored.shape[0])
     grown = {before_after for before_after in sizes.values() if before_after[0] < before_after[1]}
     if not grown:
         return
     ((before, after), *others) = grown
-    tables = [n for n in places.parameters if n.endswith(".weight") and _is_vocabulary(model, n) and n not in sizes]
-    shared = {other for name in adapter.base if (own := places.name(name)) for other in places.sharers(own)}
+    tables = [n for n in params.parameters if n.endswith(".weight") and _is_vocabulary(model, n) and n not in sizes]
+    shared = {other for name in adapter.base if (own := params.name(name)) for other in params.sharers(own)}
     apart = adapter.settings.get("modules_to_save") or ()
-    shared |= {o for n in sizes if n.split(".")[-2] not in apart for o in places.sharers(n)}
+    shared |= {o for n in sizes if n.split(".")[-2] not in apart for o in params.sharers(n)}
     missing = [name for name in tables if name not in shared]
     if others or missing:
         raise InputError(
@@ -168,16 +168,16 @@ def _table(model: nn.Module, which: str) -> nn.Module | None:
         return None
 
 
-def _check_names(places: Places, adapter: Adapter) -> None:
+def _check_names(params: ModelParameters, adapter: Adapter) -> None:
     wanted = [weight_name(update) for update in adapter.updates.values()]
     wanted += [name for name in adapter.saved if not _makes_updates(name, adapter)]
     wanted += [*adapter.rows, *adapter.base]
-    missing = [name for name in wanted if places.name(name) is None and places.buffer(name) is None]
+    missing = [name for name in wanted if params.name(name) is None and params.buffer(name) is None]
     if missing:
         raise InputError(
             "the adapter is not of this model",
             found=f"{len(missing)} of its {len(wanted)} parameters are not there: {preview(missing, 3)}",
-            expected=preview(places.parameters, 3),
+            expected=preview(params.parameters, 3),
         )
 
 
@@ -189,8 +189,8 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
 # --- one parameter ----------------------------------------------------------------------------------------------------
 
 
-def _merge_one(places: Places, update: Update, name: str, keep_ties: bool, done: Merge) -> None:
-    whole = places.current(name)
+def _merge_one(params: ModelParameters, update: Update, name: str, keep_ties: bool, done: Merge) -> None:
+    whole = params.current(name)
     fused = update.expert is not None and whole.ndim == 3
     if fused and update.expert >= whole.shape[0]:  # type: ignore[operator]
         raise InputError(f"{name} has {whole.shape[0]} experts", found=update.name)
@@ -200,7 +200,7 @@ def _merge_one(places: Places, update: Update, name: str, keep_ties: bool, done:
     done.weights.append(what_it_did)
     if fused or keep_ties:
         weight.copy_(stored)
-    elif places.put(name, stored):
+    elif params.put(name, stored):
         done.untied.append(name)
 
 
@@ -228,16 +228,16 @@ def _delta(update: Update, weight: Tensor) -> Tensor:
     return values.reshape(weight.shape)
 
 
-def _merge_bias(places: Places, update: Update, source: str, done: Merge) -> None:
+def _merge_bias(params: ModelParameters, update: Update, source: str, done: Merge) -> None:
     """What the update does to the bias: (IA)³ scales the output as a whole, and B may have a bias of its own."""
-    name = places.name(weight_name(update).rpartition(".")[0] + ".bias")
+    name = params.name(weight_name(update).rpartition(".")[0] + ".bias")
     if update.bias is not None and name is None:
         raise InputError(
             f"{update.name} has no bias in the base", found="lora_bias: a bias of B, which would have to be added to it"
         )
     if name is None or (update.bias is None and not update.needs_base):  # what acts on the output depends on it
         return
-    bias = places.current(name)
+    bias = params.current(name)
     change = torch.zeros_like(widened(bias))
     if update.bias is not None:
         change += torch.from_numpy(update.scale * update.bias.read()).to(change).reshape(change.shape)
@@ -245,17 +245,22 @@ def _merge_bias(places: Places, update: Update, source: str, done: Merge) -> Non
         own = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.double().cpu().numpy())
         change += 0 if own is None else torch.from_numpy(own).to(change)
     if bool(change.any()):
-        places.put(name, rounded_sum(name, bias, change)[0])
+        params.put(name, rounded_sum(name, bias, change)[0])
         done.biases.append(name)
 
 
 def _set(
-    places: Places, record: list[str], name: str, stored: Stored, keep_ties: bool, untied: list[str] | None = None
+    params: ModelParameters,
+    record: list[str],
+    name: str,
+    stored: Stored,
+    keep_ties: bool,
+    untied: list[str] | None = None,
 ) -> None:
     """A parameter that the file holds whole, put in place."""
-    own = places.name(name) or name
-    buffer = places.buffer(name) if places.name(name) is None else None
-    values, parameter = torch.from_numpy(stored.read()), places.current(own) if buffer is None else buffer
+    own = params.name(name) or name
+    buffer = params.buffer(name) if params.name(name) is None else None
+    values, parameter = torch.from_numpy(stored.read()), params.current(own) if buffer is None else buffer
     if values.shape != parameter.shape:
         raise InputError(f"{name} has another shape", found=tuple(values.shape), expected=tuple(parameter.shape))
     rounded = values.to(parameter)
@@ -265,27 +270,27 @@ def _set(
         )
     if keep_ties or buffer is not None:
         parameter.copy_(rounded)
-    elif places.put(own, rounded) and untied is not None:
+    elif params.put(own, rounded) and untied is not None:
         untied.append(own)
     record.append(own)
 
 
-def _all_alike(places: Places, name: str, saved: Mapping[str, Stored]) -> bool:
+def _all_alike(params: ModelParameters, name: str, saved: Mapping[str, Stored]) -> bool:
     """Whether every module that shares this parameter was stored whole with the same numbers: then it stays shared."""
-    own = places.name(name)
-    sharers = places.sharers(own) if own else []
-    theirs = {places.name(other): stored for other, stored in saved.items()}
+    own = params.name(name)
+    sharers = params.sharers(own) if own else []
+    theirs = {params.name(other): stored for other, stored in saved.items()}
     if len(sharers) < 2 or not all(other in theirs for other in sharers):
         return False
     values = [theirs[other].read() for other in sharers]
     return all(np.array_equal(values[0], other) for other in values[1:])
 
 
-def _set_rows(model: nn.Module, places: Places, name: str, rows: Rows, alone: bool, done: Merge) -> None:
+def _set_rows(model: nn.Module, params: ModelParameters, name: str, rows: Rows, alone: bool, done: Merge) -> None:
     """Trained rows, in the place of the base's. Whatever is tied to the input embedding has them as well, unless the
     file has other rows for that: so PEFT's `trainable_token_indices`. Any other module's are its own."""
-    own = places.name(name) or ""
-    table, indices = places.current(own), rows.indices
+    own = params.name(name) or ""
+    table, indices = params.current(own), rows.indices
     values = torch.from_numpy(rows.stored.read()).to(table)
     if max(indices, default=0) >= table.shape[0] or values.shape[1:] != table.shape[1:]:
         raise InputError(
@@ -295,9 +300,9 @@ def _set_rows(model: nn.Module, places: Places, name: str, rows: Rows, alone: bo
         )
     if not bool(torch.isfinite(values).all()):
         raise InputError(f"merging would write NaN or infinity into {own}", found="such entries in the trained rows")
-    for_all = alone and places.module(own)[0] is _table(model, "input")
-    tied = [other for other in places.sharers(own) if other != own]
-    biased = [other for other in tied if getattr(places.module(other)[0], "bias", None) is not None]
+    for_all = alone and params.module(own)[0] is _table(model, "input")
+    tied = [other for other in params.sharers(own) if other != own]
+    biased = [other for other in tied if getattr(params.module(other)[0], "bias", None) is not None]
     if for_all and biased:
         raise InputError(
             f"the trained rows of {own} cannot be merged",
@@ -307,14 +312,14 @@ def _set_rows(model: nn.Module, places: Places, name: str, rows: Rows, alone: bo
     changed[list(indices)] = values
     if for_all:
         table.copy_(changed)
-    elif places.put(own, changed):
+    elif params.put(own, changed):
         done.untied.append(own)
     done.rows[own] = len(indices)
 
 
-def _check_drawn(model: nn.Module, places: Places, filled: Collection[str]) -> None:
+def _check_drawn(model: nn.Module, params: ModelParameters, filled: Collection[str]) -> None:
     """InputError where the base lacks a parameter, and the adapter does not bring it."""
-    random = [name for name in models.drawn(model) if places.name(name) not in filled]
+    random = [name for name in models.drawn(model) if params.name(name) not in filled]
     if random:
         raise InputError(
             f"the base does not hold {preview(random, 3)}, and neither does the adapter",

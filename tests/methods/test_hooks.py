@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from lorascope.adapt import hooks as attendance
+from lorascope.adapt import hooks
 from lorascope.adapt.inject import inject
 from lorascope.adapt.method import methods
 from tests.methods.models import bert, tokens
@@ -64,7 +64,7 @@ def test_a_foreign_loop_is_warned_where_the_method_needs_more(name):
 def test_the_warning_names_the_hook_and_what_to_call(name, options, hook):
     (message,) = foreign_steps(injected(name, **options))
     assert f"does not call {hook} of its method" in message
-    assert all(attendance.HOOKS[each] in message for each in hook.split(", "))
+    assert all(hooks.HOOKS[each] in message for each in hook.split(", "))
 
 
 def test_a_loop_that_calls_the_hooks_is_not_warned():
@@ -89,15 +89,15 @@ def test_each_of_several_models_is_watched_by_itself():
 
 def test_a_model_that_is_gone_is_watched_no_more():
     gc.collect()
-    before = len(attendance._watched)
+    before = len(hooks._watched)
     adapted = injected("lora_plus")
-    assert len(attendance._watched) == before + 1
+    assert len(hooks._watched) == before + 1
     del adapted
     gc.collect()
-    assert len(attendance._watched) <= before
+    assert len(hooks._watched) <= before
 
 
 def test_our_own_loop_is_not_watched():
     adapted = injected("lora_plus")
-    attendance.attended(adapted)
+    hooks.attended(adapted)
     assert foreign_steps(adapted) == []
