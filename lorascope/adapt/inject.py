@@ -109,7 +109,7 @@ class Injected:
         self.parts = parts or {}
         self._untied_config = False
         self._on = True
-        self.stepped = False  # whether an optimiser has stepped what is in here; see `attendance.py`
+        self.stepped = False  # whether an optimiser has stepped what is in here; see `adapt/hooks.py`
 
     @property
     def saved(self) -> dict[str, nn.Module]:

@@ -68,7 +68,7 @@ class Method(ABC):
 
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config
-        self.called: set[str] = set()  # hooks that somebody called; see `attendance.py`
+        self.called: set[str] = set()  # hooks that somebody called; see `adapt/hooks.py`
 
     def make(self, site: Site, generator: torch.Generator) -> Delta:
         """A fresh, initialised update for this layer. All randomness comes from `generator`, a CPU one."""

@@ -10,7 +10,7 @@ its sum divided by the step's count of targets, and gradients are summed.
 
 Several adapters can train at once on one base (`sweep:` in the YAML). Each is a `Member` with its own order of the
 data, random numbers, loss, clipping, optimiser, held-out scores and end; they share nothing but the pass through the
-base (`methods/stacked.py`), so that a member's numbers are those of its own run up to rounding, whatever the others do.
+base (`adapt/stacked.py`), so that a member's numbers are those of its own run up to rounding, whatever the others do.
 """
 
 import io
