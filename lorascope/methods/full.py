@@ -1,8 +1,8 @@
 """Full fine-tuning: every parameter of the base is trained, or those that `train` and `freeze` leave.
 
-Masters are float32, also of a base in bfloat16, which then sees them rounded. The file holds them, so that ΔW = T − W
-is exact; of a base narrower than float32 it holds ΔW itself (`adapt/base_params.py` says why). As large as the model: the
-`lorascope merge` of such a file is an ordinary model folder.
+Master weights are float32, also of a base in bfloat16, which then sees them rounded. The file holds them, so that
+ΔW = T − W is exact; of a base narrower than float32 it holds ΔW itself (`adapt/base_params.py` says why). As large as
+the model: the `lorascope merge` of such a file is an ordinary model folder.
 
 Learning rates lie far below an adapter's: 5e-6 on GPT-3 (Hu et al. 2021, arXiv 2106.09685, §5), 1e-5 to 5e-5 on
 BERT-like models; AdamW's weight decay, 0 by default, pulls towards zero and not towards the base.
