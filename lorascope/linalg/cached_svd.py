@@ -1,4 +1,4 @@
-"""A large matrix whose singular value decomposition is known: what a base weight is decomposed into, once.
+"""The singular value decomposition of a base weight, computed once and kept.
 
 Of W (m, n) only the singular vectors of the shorter side, p = min(m, n), are kept, and the singular values: the other
 side's follow from them and W, so that a decomposition is p² numbers. They come from the Gram matrix of the shorter side
@@ -20,7 +20,7 @@ _PROBE = 1e-9  # of ‖WWᵀ‖: what a decomposition may miss a random vector b
 
 
 @dataclass(frozen=True)
-class KnownSvd:
+class CachedSVD:
     """W = U diag(sigma) Vᵀ.
 
     Attributes:
@@ -34,7 +34,7 @@ class KnownSvd:
     sigma: np.ndarray
 
     @property
-    def turned(self) -> bool:
+    def transposed(self) -> bool:
         """Whether the shorter side is the input: then everything is done to Wᵀ."""
         return self.shape[0] > self.shape[1]
 
@@ -61,10 +61,10 @@ class KnownSvd:
 
     def leading(self, weight: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k leading left (m, k) and right (n, k) singular vectors; k ≤ rank."""
-        wide = weight.T if self.turned else weight
+        wide = weight.T if self.transposed else weight
         short = self.short[:, :k]
         long = wide.T @ short / self.sigma[:k]
-        return (long, short) if self.turned else (short, long)
+        return (long, short) if self.transposed else (short, long)
 
     def cosines(self, coefficients: np.ndarray) -> np.ndarray:
         """(clusters, k): for unit vectors given by their coefficients (p, k) in W's singular vectors, the |cos| with
@@ -77,21 +77,22 @@ class KnownSvd:
 
     def is_of(self, weight: np.ndarray) -> bool:
         """Whether this decomposes `weight`, by a random vector in O(mn): a damaged or a foreign one fails."""
-        wide = weight.T if self.turned else weight
+        wide = weight.T if self.transposed else weight
         p = wide.shape[0]
         if weight.shape != self.shape or self.short.shape != (p, p) or self.sigma.shape != (p,):
             return False
         if not p:
             return True
         z = np.random.default_rng(p).standard_normal(p)
-        inside = self.short.T @ z
+        coefficients = self.short.T @ z
         with np.errstate(all="ignore"):
-            turned = np.abs(self.short @ inside - z).max()
-            missed = np.abs(self.short @ (self.sigma**2 * inside) - wide @ (wide.T @ z)).max()
-            return bool(turned <= _PROBE * math.sqrt(p) and missed <= _PROBE * math.sqrt(p) * self.sigma[0] ** 2)
+            not_orthonormal = np.abs(self.short @ coefficients - z).max()
+            residual = np.abs(self.short @ (self.sigma**2 * coefficients) - wide @ (wide.T @ z)).max()
+            tolerance = _PROBE * math.sqrt(p)
+            return bool(not_orthonormal <= tolerance and residual <= tolerance * self.sigma[0] ** 2)
 
 
-def decompose(weight: np.ndarray) -> KnownSvd:
+def decompose(weight: np.ndarray) -> CachedSVD:
     """The decomposition of a float64 matrix (m, n), through the Gram matrix of its shorter side.
 
     Raises:
@@ -103,4 +104,4 @@ def decompose(weight: np.ndarray) -> KnownSvd:
     wide = weight.T if shape[0] > shape[1] else weight
     squares, vectors = np.linalg.eigh(wide @ wide.T)
     sigma = np.sqrt(np.maximum(squares[::-1], 0.0))
-    return KnownSvd(shape, np.ascontiguousarray(vectors[:, ::-1]), sigma)
+    return CachedSVD(shape, np.ascontiguousarray(vectors[:, ::-1]), sigma)

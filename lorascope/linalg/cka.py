@@ -188,10 +188,10 @@ def _interval(value: float, a: Features, b: Features, cross: Sums) -> tuple[floa
     """Around `value`, with Student's t; the upper end is at most 1."""
     parts = zip(_without(a, b, cross), a.own_without, b.own_without, strict=False)
     left_out = [_ratio(*part) for part in parts]
-    known = np.array([ratio for ratio in left_out if ratio is not None])
-    count = len(known)
+    estimates = np.array([ratio for ratio in left_out if ratio is not None])
+    count = len(estimates)
     if count < 2 or count < len(left_out):
         return None, None
-    error = math.sqrt((count - 1) / count * float(np.sum((known - known.mean()) ** 2)))
+    error = math.sqrt((count - 1) / count * float(np.sum((estimates - estimates.mean()) ** 2)))
     reach = (_T[count - 2] if count - 2 < len(_T) else 1.96) * error
     return value - reach, min(value + reach, 1.0)

@@ -158,30 +158,38 @@ def _times(values: Array, units: tuple[float, float]) -> Array:
     return values
 
 
-def _triangle(tall: Array) -> Array:
-    """R (min(m, k), k) of the QR of tall (m, k), up to signs.
+def cholesky_triangle(tall: Float[Array, "m k"]) -> Float[Array, "k k"] | None:
+    """R of the QR of tall (m, k), m ≥ k, by Cholesky of the Gram matrix; None where the columns are near dependent.
 
-    Where the columns, scaled to unit length, are far from dependent, Cholesky of the Gram matrix gives R several times
-    faster. Its error is a factor (I + E) beside `tall` with ‖E‖ ≤ eps · cond(Gram), so it moves every singular value by
-    that *relative* amount at most (Ostrowski's theorem), whatever the other factor is. Everything else takes the QR.
+    With the columns scaled to unit length, the error is a factor (I + E) next to `tall` with ‖E‖ ≤ eps · cond(Gram), so
+    that every singular value of a product moves by that *relative* amount at most (Ostrowski's theorem), whatever the
+    other factor is. Several times faster than QR.
     """
     xp = namespace(tall)
-    rows, width = tall.shape
-    if rows >= width:
-        gram = tall.T @ tall
-        lengths = xp.sqrt(xp.linalg.diagonal(gram))
-        if bool(xp.all(xp.isfinite(lengths) & (lengths > TINY))):
-            scaled = gram / lengths[:, None] / lengths[None, :]
-            spread = xp.linalg.eigvalsh(scaled)
-            if float(spread[-1]) <= GRAM_CONDITION * float(spread[0]):
-                return xp.linalg.cholesky(scaled).T * lengths[None, :]
+    gram = tall.T @ tall
+    lengths = xp.sqrt(xp.linalg.diagonal(gram))
+    if not bool(xp.all(xp.isfinite(lengths) & (lengths > TINY))):
+        return None
+    scaled = gram / lengths[:, None] / lengths[None, :]
+    eigenvalues = xp.linalg.eigvalsh(scaled)
+    if float(eigenvalues[-1]) <= GRAM_CONDITION * float(eigenvalues[0]):
+        return xp.linalg.cholesky(scaled).T * lengths[None, :]
+    return None
+
+
+def _triangle(tall: Array) -> Array:
+    """R (min(m, k), k) of the QR of tall (m, k), up to signs: by Cholesky where that is as accurate, else by QR."""
+    xp = namespace(tall)
+    quick = cholesky_triangle(tall) if tall.shape[0] >= tall.shape[1] else None
+    if quick is not None:
+        return quick
     return np.linalg.qr(tall, mode="r") if xp is np else xp.linalg.qr(tall)[1]
 
 
 def _core_values(left: Array, right_t: Array) -> tuple[Array, bool]:
     """Singular values of left · right_tᵀ, and whether the bound says each is good to ACCURACY."""
     xp = namespace(left)
-    with np.errstate(invalid="ignore", over="ignore"):  # said in words below
+    with np.errstate(invalid="ignore", over="ignore"):  # a ValueError below says it
         r_left, r_right = _triangle(left), _triangle(right_t)
         core = r_left @ r_right.T
     if not bool(xp.all(xp.isfinite(core))):
@@ -207,11 +215,11 @@ def _balanced(left: Array, right_t: Array) -> tuple[Array, Array]:
         return left, right_t
     r_left, r_right = _triangle(left), _triangle(right_t)
     _, s, vh = xp.linalg.svd(r_left @ r_right.T)
-    known = int(xp.sum(xp.astype(s > RANK_FLOOR * s[0], xp.int64)))
-    gauge = (r_right.T @ vh[:known].T) / xp.sqrt(s[:known])
-    if known < width:
+    rank = int(xp.sum(xp.astype(s > RANK_FLOOR * s[0], xp.int64)))
+    gauge = (r_right.T @ vh[:rank].T) / xp.sqrt(s[:rank])
+    if rank < width:
         basis, _, _ = xp.linalg.svd(gauge, full_matrices=True)
-        gauge = xp.concat([gauge, basis[:, known:]], axis=1)
+        gauge = xp.concat([gauge, basis[:, rank:]], axis=1)
     if xp is np and _cancellation(r_left, r_right, gauge) > ILL_CONDITIONED:
         return _extended_gauge(left, right_t, gauge)
     return left @ gauge, xp.linalg.solve(gauge, right_t.T).T

@@ -152,13 +152,13 @@ def _saddlepoint(squares: np.ndarray, x: float) -> float:
 
 def false_discovery(p: Sequence[float | None]) -> list[float | None]:
     """q-values over the tests of one family (Benjamini and Hochberg 1995); None stays None and counts as no test."""
-    known = [index for index, value in enumerate(p) if value is not None]
-    values = np.array([p[index] for index in known], dtype=float)
+    tested = [index for index, value in enumerate(p) if value is not None]
+    values = np.array([p[index] for index in tested], dtype=float)
     order = np.argsort(values)[::-1]
     ranked = values[order] * len(values) / np.arange(len(values), 0, -1)
     q: list[float | None] = [None] * len(p)
     for index, value in zip(order, np.minimum.accumulate(np.minimum(ranked, 1.0)), strict=True):
-        q[known[index]] = float(value)
+        q[tested[index]] = float(value)
     return q
 
 

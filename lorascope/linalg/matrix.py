@@ -121,8 +121,8 @@ class Dense:
 
     def leading(self, count: int) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
         """By a randomised block Krylov space (`linalg.dense.leading`)."""
-        found = spectra.leading(self.values, count)
-        return found.u, found.s, found.vh
+        triplets = spectra.leading(self.values, count)
+        return triplets.u, triplets.s, triplets.vh
 
     def truncated(self, rank: int) -> "Factored":
         from lorascope.linalg.factored import Factored

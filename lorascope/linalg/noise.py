@@ -97,8 +97,8 @@ def gavish_donoho(sigma: np.ndarray, m: int, n: int) -> float:
     ω(β) = λ*(β)/√μ_β with λ*(β) = √(2(β+1) + 8β/((β+1) + √(β²+14β+1))) and μ_β the law's median: 2.858 for a square.
     """
     beta = min(m, n) / max(m, n)
-    known = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
-    return known * math.sqrt(max(m, n)) * noise_level(sigma, m, n)
+    factor = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
+    return factor * math.sqrt(max(m, n)) * noise_level(sigma, m, n)
 
 
 class Rounding:

@@ -1,4 +1,4 @@
-"""How much of a matrix lies within random subspaces: the moments of ‖UᵀWV‖_F² for Haar U (m, i) and V (n, j).
+"""The random baseline of a projected norm: the moments of ‖UᵀWV‖_F² for Haar U (m, i) and V (n, j).
 
 From E P_ab P_cd = α δ_ab δ_cd + β (δ_ac δ_bd + δ_ad δ_bc) of a random projection of rank r in R^n, with
 α = r((n + 1)r − 2)/(n(n − 1)(n + 2)) and β = r(n − r)/(n(n − 1)(n + 2)) (Collins and Śniady 2006).
@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class RandomInside:
+class RandomProjectionNorm:
     """‖UᵀWV‖_F² for random U and V: `mean` and `sd`. `norm` is √mean, and `spread` the deviation of ‖UᵀWV‖_F."""
 
     mean: float
@@ -27,14 +27,14 @@ class RandomInside:
         return self.sd / (2 * self.norm) if self.mean > 0 else 0.0
 
 
-def random_inside(m: int, n: int, i: int, j: int, energy: float, fourth: float) -> RandomInside:
+def random_projection_norm(m: int, n: int, i: int, j: int, energy: float, fourth: float) -> RandomProjectionNorm:
     """Exact moments for W (m, n) with Σσ² = energy and Σσ⁴ = fourth: mean ij·energy/(mn)."""
     a, b = _moments(m, i)
     c, d = _moments(n, j)
     mean = i * j * energy / (m * n)
     # With A = W Q Wᵀ: E (tr PA)² = a E(tr A)² + 2b E tr A², over P; then both over Q.
     square = a * (c * energy**2 + 2 * d * fourth) + 2 * b * ((c + d) * fourth + d * energy**2)
-    return RandomInside(mean, math.sqrt(max(square - mean**2, 0.0)))
+    return RandomProjectionNorm(mean, math.sqrt(max(square - mean**2, 0.0)))
 
 
 def _moments(n: int, r: int) -> tuple[float, float]:

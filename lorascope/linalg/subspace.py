@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from lorascope.linalg.arrays import Array, Float, namespace
-from lorascope.linalg.factored import GRAM_CONDITION, TINY, Factored
+from lorascope.linalg.factored import Factored, cholesky_triangle
 from lorascope.linalg.matrix import Matrix, as_matrix
 
 TIE = 1e-8  # of σ₁: singular values nearer than this are one, since rounding in float64 turns their vectors freely
@@ -61,10 +61,10 @@ def row_basis(matrix: Float[Array, "r n"], tolerance: float = RANK_FLOOR) -> tup
     """V (n, k) and σ (k,): the right-singular side of a wide matrix, such as A alone in the LoRA paper's §7.2."""
     xp = namespace(matrix)
     if matrix.shape[0] > matrix.shape[1]:
-        found = bases(matrix, tolerance)
+        of_matrix = bases(matrix, tolerance)
     else:
-        found = bases(Factored(xp.eye(matrix.shape[0], dtype=xp.float64), matrix), tolerance)
-    return found.right, found.sigma
+        of_matrix = bases(Factored(xp.eye(matrix.shape[0], dtype=xp.float64), matrix), tolerance)
+    return of_matrix.right, of_matrix.sigma
 
 
 def _decomposed(delta: Matrix) -> tuple[Array, Array, Array]:
@@ -90,26 +90,12 @@ def _by_cholesky(delta: Factored) -> tuple[Array, Array, Array] | None:
     left, right_t = (xp.astype(side, xp.float64) for side in (delta.left, delta.right.T))
     if 0 in left.shape or 0 in right_t.shape or left.shape[1] > min(left.shape[0], right_t.shape[0]):
         return None
-    with np.errstate(invalid="ignore", over="ignore"):  # `svd` says it in words
-        r_left, r_right = _triangle(left), _triangle(right_t)
+    with np.errstate(invalid="ignore", over="ignore"):  # `svd` raises for it
+        r_left, r_right = cholesky_triangle(left), cholesky_triangle(right_t)
     if r_left is None or r_right is None:
         return None
     u, s, vh = xp.linalg.svd(r_left @ r_right.T)
     return left @ xp.linalg.solve(r_left, u), s, right_t @ xp.linalg.solve(r_right, vh.T)
-
-
-def _triangle(tall: Array) -> Array | None:
-    """R (k, k) of the QR of a tall matrix by Cholesky; None where its columns are not far from dependent."""
-    xp = namespace(tall)
-    gram = tall.T @ tall
-    lengths = xp.sqrt(xp.linalg.diagonal(gram))
-    if not bool(xp.all(xp.isfinite(lengths) & (lengths > TINY))):
-        return None
-    scaled = gram / lengths[:, None] / lengths[None, :]
-    spread = xp.linalg.eigvalsh(scaled)
-    if float(spread[-1]) > GRAM_CONDITION * float(spread[0]):
-        return None
-    return xp.linalg.cholesky(scaled).T * lengths[None, :]
 
 
 def cuts(sigma: Float[Array, " k"]) -> list[bool]:

@@ -1,11 +1,11 @@
-"""The leading singular triplets of T = W + ΔW where W's decomposition is known, and their cosines with W's vectors.
+"""The leading singular triplets of T = W + ΔW where W's decomposition is cached, and their cosines with W's vectors.
 
-In W's singular basis of the shorter side, T Tᵀ is a diagonal matrix and little else. With W = U S Vᵀ (turned so that
-its rows are the shorter side, p), ΔW = L diag(s) Rᵀ of rank r, P = Uᵀ L and Q = Uᵀ W R diag(s),
+In W's singular basis of the shorter side, T Tᵀ is a diagonal matrix and little else. With W = U S Vᵀ (transposed where its
+columns are the shorter side, so that it has p rows), ΔW = L diag(s) Rᵀ of rank r, P = Uᵀ L and Q = Uᵀ W R diag(s),
 
     Uᵀ T Tᵀ U = S² + P Qᵀ + Q Pᵀ + P diag(s²) Pᵀ = S² + F H Fᵀ,   F = [P Q] (p, 2r):
 
-one product with it costs O(p r), and its eigenvectors are the cosines that are asked for. The leading ones come from a
+one product with it costs O(p r), and its eigenvectors are the cosines that are wanted. The leading ones come from a
 block Davidson iteration (Davidson 1975, J. Comput. Phys. 17) whose preconditioner (θ − S²)⁻¹ is exact here: each step
 adds (θ − S²)⁻¹ F w, which has the very form of an eigenvector. That none was missed is proved by counting: by
 Haynsworth's inertia additivity the number of eigenvalues above μ is that of diag(S² − μ) and of a 2r × 2r matrix. What
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.linalg.cached_svd import EPS, KnownSvd
+from lorascope.linalg.cached_svd import EPS, CachedSVD
 from lorascope.linalg.subspace import Bases
 
 GUARD = 2  # more triplets than are asked for: a gap to count in, and whole clusters
@@ -32,7 +32,7 @@ _DENSE = 320  # up to this shorter side LAPACK needs no longer
 
 
 @dataclass(frozen=True)
-class Changed:
+class UpdatedSVD:
     """The k leading singular triplets of T = W + ΔW, the largest first.
 
     Attributes:
@@ -56,14 +56,14 @@ class Changed:
     method: str
 
 
-def leading(known: KnownSvd, weight: np.ndarray, delta: Any, k: int) -> Changed:
+def leading(cached: CachedSVD, weight: np.ndarray, delta: Any, k: int) -> UpdatedSVD:
     """The k leading triplets of weight + delta.
 
     Within equal singular values of T the vectors are those that diagonalise W Wᵀ (Wᵀ W where the input is the shorter
     side), so that nothing depends on the basis LAPACK picked.
 
     Args:
-        known: the decomposition of `weight`.
+        cached: the decomposition of `weight`.
         weight: W (m, n), float64.
         delta: ΔW (m, n), in its singular bases (`subspace.bases`) where it is low rank, else a dense array.
         k: at most min(m, n) are returned.
@@ -72,45 +72,45 @@ def leading(known: KnownSvd, weight: np.ndarray, delta: Any, k: int) -> Changed:
         ValueError: an entry of a dense ΔW is NaN or infinite, or the shape is not W's.
     """
     shape = (delta.left.shape[0], delta.right.shape[0]) if isinstance(delta, Bases) else tuple(delta.shape)
-    if shape != known.shape:
-        raise ValueError(f"ΔW is {shape} and W {known.shape}")
-    k = min(k, min(known.shape))
-    wide = weight.T if known.turned else weight
+    if shape != cached.shape:
+        raise ValueError(f"ΔW is {shape} and W {cached.shape}")
+    k = min(k, min(cached.shape))
+    wide = weight.T if cached.transposed else weight
     if isinstance(delta, Bases):
-        found = _of_low_rank(known, wide, _turned(delta) if known.turned else delta, k)
+        updated = _of_low_rank(cached, wide, _transposed(delta) if cached.transposed else delta, k)
     else:
-        found = _of_dense(known, wide, delta.T if known.turned else delta, k)
-    if not known.turned:
-        return found
-    return Changed(
-        found.sigma, found.right, found.left, found.change_right, found.change_left,
-        found.energy, found.error, found.method,
+        updated = _of_dense(cached, wide, delta.T if cached.transposed else delta, k)
+    if not cached.transposed:
+        return updated
+    return UpdatedSVD(
+        updated.sigma, updated.right, updated.left, updated.change_right, updated.change_left,
+        updated.energy, updated.error, updated.method,
     )  # fmt: skip
 
 
-def vectors(known: KnownSvd, weight: np.ndarray, delta: Any, found: Changed) -> tuple[np.ndarray, np.ndarray]:
+def vectors(cached: CachedSVD, weight: np.ndarray, delta: Any, updated: UpdatedSVD) -> tuple[np.ndarray, np.ndarray]:
     """The left (m, k) and right (n, k) singular vectors of T themselves, with `delta` as `leading` took it."""
-    wide = weight.T if known.turned else weight
-    short = known.short @ (found.right if known.turned else found.left)
+    wide = weight.T if cached.transposed else weight
+    short = cached.short @ (updated.right if cached.transposed else updated.left)
     image = wide.T @ short
     if isinstance(delta, Bases):
-        change = _turned(delta) if known.turned else delta
+        change = _transposed(delta) if cached.transposed else delta
         image = image + (change.right * change.sigma) @ (change.left.T @ short)
     else:
-        image = image + (delta if known.turned else delta.T) @ short
-    long = image / np.where(found.sigma > 0, found.sigma, 1.0)
-    return (long, short) if known.turned else (short, long)
+        image = image + (delta if cached.transposed else delta.T) @ short
+    long = image / np.where(updated.sigma > 0, updated.sigma, 1.0)
+    return (long, short) if cached.transposed else (short, long)
 
 
-def _turned(delta: Bases) -> Bases:
+def _transposed(delta: Bases) -> Bases:
     return Bases(delta.right, delta.sigma, delta.left)
 
 
-def _of_low_rank(known: KnownSvd, wide: np.ndarray, change: Bases, k: int) -> Changed:
+def _of_low_rank(cached: CachedSVD, wide: np.ndarray, change: Bases, k: int) -> UpdatedSVD:
     s, rank = change.sigma, change.rank
-    p_side = known.short.T @ change.left
-    q_side = known.short.T @ (wide @ (change.right * s))
-    diagonal, factor = known.sigma**2, np.concatenate([p_side, q_side], axis=1)
+    p_side = cached.short.T @ change.left
+    q_side = cached.short.T @ (wide @ (change.right * s))
+    diagonal, factor = cached.sigma**2, np.concatenate([p_side, q_side], axis=1)
     core = np.block([[np.diag(s**2), np.eye(rank)], [np.eye(rank), np.zeros((rank, rank))]])
     quick = len(diagonal) > _DENSE and 4 * rank < len(diagonal)
     pairs = _davidson(diagonal, factor, core, k) if quick else None
@@ -121,37 +121,37 @@ def _of_low_rank(known: KnownSvd, wide: np.ndarray, change: Bases, k: int) -> Ch
     safe = np.where(sigma > 0, sigma, 1.0)
     on_short = p_side.T @ short
     on_long = ((q_side / s).T @ short + s[:, None] * on_short) / safe
-    long = _scaled_down(known, diagonal[:, None] * short + q_side @ on_short) / safe
+    long = _scaled_down(cached, diagonal[:, None] * short + q_side @ on_short) / safe
     energy = float(np.sum(diagonal) + 2 * np.sum(p_side * q_side) + np.sum(s**2))
-    return Changed(sigma, short, long, on_short, on_long, energy, _error(known, sigma, residual), method)
+    return UpdatedSVD(sigma, short, long, on_short, on_long, energy, _error(cached, sigma, residual), method)
 
 
-def _of_dense(known: KnownSvd, wide: np.ndarray, change: np.ndarray, k: int) -> Changed:
+def _of_dense(cached: CachedSVD, wide: np.ndarray, change: np.ndarray, k: int) -> UpdatedSVD:
     tuned = wide + change
     if not np.isfinite(tuned).all():
         raise ValueError("ΔW holds NaN or infinite entries")
     gram = tuned @ tuned.T
-    squares, own = _top(gram, k)
-    squares, short = _canonical(squares, known.short.T @ own, known.sigma**2, k)
-    own = known.short @ short
-    residual = gram @ own - own * squares
+    squares, leading_left = _top(gram, k)
+    squares, short = _canonical(squares, cached.short.T @ leading_left, cached.sigma**2, k)
+    left = cached.short @ short
+    residual = gram @ left - left * squares
     sigma = np.sqrt(np.maximum(squares, 0.0))
-    image = tuned.T @ own / np.where(sigma > 0, sigma, 1.0)
-    long = _scaled_down(known, known.short.T @ (wide @ image))
-    return Changed(sigma, short, long, None, None, float(np.trace(gram)), _error(known, sigma, residual), "dense")
+    image = tuned.T @ left / np.where(sigma > 0, sigma, 1.0)
+    long = _scaled_down(cached, cached.short.T @ (wide @ image))
+    return UpdatedSVD(sigma, short, long, None, None, float(np.trace(gram)), _error(cached, sigma, residual), "dense")
 
 
-def _scaled_down(known: KnownSvd, image: np.ndarray) -> np.ndarray:
+def _scaled_down(cached: CachedSVD, image: np.ndarray) -> np.ndarray:
     """Coefficients in W's singular vectors of the longer side, from S times them: none past W's rank."""
-    found = np.zeros_like(image)
-    found[: known.rank] = image[: known.rank] / known.sigma[: known.rank, None]
-    return found
+    coefficients = np.zeros_like(image)
+    coefficients[: cached.rank] = image[: cached.rank] / cached.sigma[: cached.rank, None]
+    return coefficients
 
 
-def _error(known: KnownSvd, sigma: np.ndarray, residual: np.ndarray) -> float:
+def _error(cached: CachedSVD, sigma: np.ndarray, residual: np.ndarray) -> float:
     """Of each σ: an eigenvalue is at most the residual's norm away, and rounding moves σ² by about eps·σ₁²."""
     moved = float(np.linalg.norm(residual, axis=0).max(initial=0.0))
-    moved += math.sqrt(sum(known.shape)) * EPS * float(max(sigma[0], known.sigma[0])) ** 2
+    moved += math.sqrt(sum(cached.shape)) * EPS * float(max(sigma[0], cached.sigma[0])) ** 2
     return moved / (float(sigma[-1]) + math.sqrt(moved)) if moved else 0.0
 
 
@@ -174,9 +174,9 @@ def _canonical(values: np.ndarray, vectors: np.ndarray, diagonal: np.ndarray, k:
     starts = np.flatnonzero(np.concatenate([[True], -np.diff(values) > EQUAL * max(float(values[0]), 0.0)]))
     for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
         if start < k and stop - start > 1:
-            inside = vectors[:, start:stop]
-            turn = np.linalg.eigh(inside.T @ (diagonal[:, None] * inside))[1][:, ::-1]
-            vectors[:, start:stop] = inside @ turn
+            cluster = vectors[:, start:stop]
+            rotation = np.linalg.eigh(cluster.T @ (diagonal[:, None] * cluster))[1][:, ::-1]
+            vectors[:, start:stop] = cluster @ rotation
     return values[:k], vectors[:, :k]
 
 
@@ -185,23 +185,23 @@ def _davidson(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The leading eigenpairs of D + F H Fᵀ; None where they do not converge, or one was missed."""
     p, wanted = len(diagonal), k + GUARD
-    asked = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
+    tolerance = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
     basis = _orthonormal(np.eye(p, wanted + GUARD), factor[:, : factor.shape[1] // 2])
     image = _apply(diagonal, factor, core, basis)
     for _ in range(MAX_STEPS):
-        values, turn = np.linalg.eigh(basis.T @ image)
-        values, turn = values[::-1][:wanted], turn[:, ::-1][:, :wanted]
-        vectors = basis @ turn
-        residual = image @ turn - vectors * values
-        open_ones = np.linalg.norm(residual, axis=0) > asked * values[0]
-        if not open_ones.any():
+        values, rotation = np.linalg.eigh(basis.T @ image)
+        values, rotation = values[::-1][:wanted], rotation[:, ::-1][:, :wanted]
+        vectors = basis @ rotation
+        residual = image @ rotation - vectors * values
+        unconverged = np.linalg.norm(residual, axis=0) > tolerance * values[0]
+        if not unconverged.any():
             return (values, vectors) if _all_found(diagonal, factor, core, values, k) else None
-        if basis.shape[1] + open_ones.sum() > p // 2:
+        if basis.shape[1] + unconverged.sum() > p // 2:
             return None
-        step = values[open_ones] - diagonal[:, None]
+        step = values[unconverged] - diagonal[:, None]
         least = 1e-9 * values[0]
         step = np.where(np.abs(step) < least, np.copysign(least, step), step)
-        new = _orthonormal(basis, residual[:, open_ones] / step)[:, basis.shape[1] :]
+        new = _orthonormal(basis, residual[:, unconverged] / step)[:, basis.shape[1] :]
         basis = np.concatenate([basis, new], axis=1)
         image = np.concatenate([image, _apply(diagonal, factor, core, new)], axis=1)
     return None

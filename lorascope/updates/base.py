@@ -211,8 +211,8 @@ class Update:
 
 def _entries(stored: Any) -> int:
     """How many entries an array was made from: it may be a view of others that repeats them, or fills in zeros."""
-    own = getattr(stored, "source", None)
-    sources = getattr(stored, "sources", ()) if own is None else (own,)
+    source = getattr(stored, "source", None)
+    sources = getattr(stored, "sources", ()) if source is None else (source,)
     return sum(map(_entries, sources)) if sources else math.prod(stored.shape)
 
 

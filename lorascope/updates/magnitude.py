@@ -63,10 +63,10 @@ class Magnitude(Kind):
         if tuple(base.shape) != tuple(expected):
             raise InputError("the base weight has another shape", found=tuple(base.shape), expected=tuple(expected))
         direction = self.direction(roles, scale)
-        turned = base if direction is None else base + direction.dense()
-        norms = namespace(turned).linalg.vector_norm(turned, axis=1)
+        tuned = base if direction is None else base + direction.dense()
+        norms = namespace(tuned).linalg.vector_norm(tuned, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return Dense(turned * (roles["m"] / norms)[:, None] - base)
+            return Dense(tuned * (roles["m"] / norms)[:, None] - base)
 
 
 kinds.register("magnitude")(Magnitude())

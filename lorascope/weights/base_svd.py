@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lorascope.errors import InputError, LorascopeError
-from lorascope.linalg.cached_svd import KnownSvd, decompose
+from lorascope.linalg.cached_svd import CachedSVD, decompose
 from lorascope.weights.safetensors import open_safetensors, write_safetensors
 from lorascope.weights.tensors import InMemory
 
@@ -49,21 +49,21 @@ class SvdCache:
     read_bytes: int = field(default=0, init=False)
     written_bytes: int = field(default=0, init=False)
 
-    def of(self, weight: np.ndarray) -> KnownSvd:
+    def of(self, weight: np.ndarray) -> CachedSVD:
         """The decomposition of a float64 matrix (m, n): read, or else computed and kept.
 
         Raises:
             ValueError: the matrix is empty, or holds NaN or infinite entries.
         """
         path = self._path(weight)
-        found = self._read(path, weight)
-        if found is None:
-            found = decompose(weight)
+        decomposition = self._read(path, weight)
+        if decomposition is None:
+            decomposition = decompose(weight)
             self.computed += 1
-            self._write(path, found)
-        return found
+            self._write(path, decomposition)
+        return decomposition
 
-    def kept(self, weight: np.ndarray) -> KnownSvd | None:
+    def kept(self, weight: np.ndarray) -> CachedSVD | None:
         """The decomposition where it is there already; nothing is computed."""
         return self._read(self._path(weight), weight)
 
@@ -73,15 +73,15 @@ class SvdCache:
         name = f"{_VERSION}-{weight.shape[0]}x{weight.shape[1]}-{_fingerprint(weight)}.safetensors"
         return self.folder / name
 
-    def _read(self, path: Path | None, weight: np.ndarray) -> KnownSvd | None:
+    def _read(self, path: Path | None, weight: np.ndarray) -> CachedSVD | None:
         if path is None or not path.is_file():
             return None
         try:
             stored, _ = open_safetensors(path)
-            found = KnownSvd(
+            decomposition = CachedSVD(
                 (int(weight.shape[0]), int(weight.shape[1])), stored["short"].read(), stored["sigma"].read()
             )
-            sound = found.is_of(weight)
+            sound = decomposition.is_of(weight)
         except (InputError, LorascopeError, KeyError, ValueError, OSError):
             sound = False
         if not sound:
@@ -90,15 +90,15 @@ class SvdCache:
             return None
         self.hits += 1
         self.read_bytes += path.stat().st_size
-        return found
+        return decomposition
 
-    def _write(self, path: Path | None, found: KnownSvd) -> None:
+    def _write(self, path: Path | None, decomposition: CachedSVD) -> None:
         """Keep it, whole or not at all. Where the folder cannot be written the run goes on, and says so once."""
         if path is None or self.folder is None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            stored = {"short": InMemory(found.short, "F64"), "sigma": InMemory(found.sigma, "F64")}
+            stored = {"short": InMemory(decomposition.short, "F64"), "sigma": InMemory(decomposition.sigma, "F64")}
             write_safetensors(path, stored, {"lorascope": f"singular value decomposition, version {_VERSION}"})
             self.written_bytes += path.stat().st_size
         except (OSError, LorascopeError) as error:

@@ -8,8 +8,8 @@ import numpy as np
 
 from lorascope.analyses.compare.side import Side
 from lorascope.linalg import dense, haar
-from lorascope.linalg.cached_svd import KnownSvd
-from lorascope.linalg.random_projection import RandomInside, fourth_power, random_inside
+from lorascope.linalg.cached_svd import CachedSVD
+from lorascope.linalg.random_projection import RandomProjectionNorm, fourth_power, random_projection_norm
 from lorascope.weights.base_svd import SvdCache
 
 EXACT = 1024  # up to this shorter side W is decomposed (¼ s there), and kept; above it only where that was done before
@@ -89,7 +89,7 @@ class _Directions:
     fourth: float
     method: str
     error: float
-    known: KnownSvd | None
+    known: CachedSVD | None
 
 
 def measure(
@@ -109,7 +109,7 @@ def measure(
         return "the base weight holds NaN or infinite entries"
     u, v = side.bases.left[:, :r], side.bases.right[:, :r]
     known = _base_directions(weight, r, cache)
-    chance = random_inside(*side.shape, r, r, known.energy, known.fourth)
+    chance = random_projection_norm(*side.shape, r, r, known.energy, known.fourth)
     inside, norm = float(np.linalg.norm((u.T @ weight) @ v)), side.norm()
     tops = {"r": min(r, len(known.sigma))}
     if known.method == "exact":
@@ -128,7 +128,7 @@ def measure(
     )  # fmt: skip
 
 
-def ratios(inside: float, top: float, norm: float, chance: RandomInside) -> dict[str, float | None]:
+def ratios(inside: float, top: float, norm: float, chance: RandomProjectionNorm) -> dict[str, float | None]:
     """The quotients of table 7: None where one would divide by zero."""
     return {
         "ratio": inside / chance.norm if chance.norm > 0 else None,

@@ -10,11 +10,11 @@ import numpy as np
 
 from lorascope.linalg import deformation, dense
 from lorascope.linalg import svd_update as changed
-from lorascope.linalg.cached_svd import KnownSvd
+from lorascope.linalg.cached_svd import CachedSVD
 from lorascope.linalg.haar import largest_cosine
 from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.subspace import Bases, bases
-from lorascope.linalg.svd_update import Changed
+from lorascope.linalg.svd_update import UpdatedSVD
 
 SIDES = ("left", "right")
 SPECTRUM_IN_FULL = 1024  # up to this shorter side a ΔW that is not low rank gets all of its singular values
@@ -113,7 +113,7 @@ class ModuleIntruders:
         return tuple(vector for vector in self.vectors[:k] if vector.cosine[side] < epsilon)
 
 
-def measure(facts: Mapping[str, Any], known: KnownSvd, weight: np.ndarray, delta: Matrix, k: int) -> ModuleIntruders:
+def measure(facts: Mapping[str, Any], known: CachedSVD, weight: np.ndarray, delta: Matrix, k: int) -> ModuleIntruders:
     """Measure one weight.
 
     Args:
@@ -168,7 +168,7 @@ def in_bases(delta: Matrix) -> Bases | np.ndarray:
 
 
 def _directions(
-    known: KnownSvd, weight: np.ndarray, change: Bases | np.ndarray, found: Changed
+    known: CachedSVD, weight: np.ndarray, change: Bases | np.ndarray, found: UpdatedSVD
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """ΔW's singular values, and the cosines (k,) of its first left and right vector with those of W + ΔW."""
     if isinstance(change, Bases):
@@ -186,7 +186,7 @@ def _directions(
     return spectrum, (first.u[:, 0] @ u, first.vh[0] @ v)
 
 
-def _vectors(known: KnownSvd, found: Changed) -> tuple[TunedVector, ...]:
+def _vectors(known: CachedSVD, found: UpdatedSVD) -> tuple[TunedVector, ...]:
     cosines = {"left": known.cosines(found.left), "right": known.cosines(found.right)}
     firsts = np.flatnonzero(np.diff(known.clusters, prepend=-1)) + 1
     top = known.cut(2 * len(found.sigma))
@@ -211,7 +211,7 @@ def _vectors(known: KnownSvd, found: Changed) -> tuple[TunedVector, ...]:
     return tuple(made)
 
 
-def _chance(known: KnownSvd) -> dict[str, float]:
+def _chance(known: CachedSVD) -> dict[str, float]:
     sizes = Counter(np.bincount(known.clusters).tolist()) if known.rank else Counter()
     dimensions = tuple(sorted(sizes.items()))
     return {side: _median_of_chance(n, dimensions) for side, n in zip(SIDES, known.shape, strict=True)}
@@ -222,7 +222,9 @@ def _median_of_chance(n: int, dimensions: tuple[tuple[int, int], ...]) -> float:
     return largest_cosine(n, dict(dimensions)) if dimensions else 0.0
 
 
-def _predict(known: KnownSvd, found: Changed, spectrum: np.ndarray, seen: tuple[np.ndarray, np.ndarray]) -> Prediction:
+def _predict(
+    known: CachedSVD, found: UpdatedSVD, spectrum: np.ndarray, seen: tuple[np.ndarray, np.ndarray]
+) -> Prediction:
     spike = float(spectrum[0])
     levels = deformation.levels_of(known.sigma, known.shape, len(found.sigma))
     expected = deformation.outlier(known.sigma, known.shape, spike, levels)
@@ -236,7 +238,7 @@ def _predict(known: KnownSvd, found: Changed, spectrum: np.ndarray, seen: tuple[
         float(found.sigma[at]) if there else None,
         at + 1 if there else None,
         float(seen[0][at] ** 2) if there else None,
-        expected.cos2_long if known.turned else expected.cos2_short,
+        expected.cos2_long if known.transposed else expected.cos2_short,
         thresholds[-1],
         thresholds[-1] / spike,
         _in_top(spectrum, thresholds),

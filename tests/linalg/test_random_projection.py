@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lorascope.linalg.random_projection import fourth_power, random_inside
+from lorascope.linalg.random_projection import fourth_power, random_projection_norm
 
 RNG = np.random.default_rng(2)
 
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(2)
 def test_mean_and_deviation_against_simulation(m, n, i, j):
     weight = RNG.standard_normal((m, n)) * np.linspace(2, 0.1, n)
     sigma = np.linalg.svd(weight, compute_uv=False)
-    found = random_inside(m, n, i, j, float(np.sum(sigma**2)), float(np.sum(sigma**4)))
+    found = random_projection_norm(m, n, i, j, float(np.sum(sigma**2)), float(np.sum(sigma**4)))
     draws = 20_000
     u, v = (np.linalg.qr(RNG.standard_normal((draws, size, width)))[0] for size, width in ((m, i), (n, j)))
     seen = np.sum((np.swapaxes(u, 1, 2) @ weight @ v) ** 2, axis=(1, 2))
@@ -31,7 +31,7 @@ def test_table_7_of_the_lora_paper(r, norm, inside, random, ratio, amplification
     """GPT-3's W_q, 12288 × 12288 with ‖W‖_F = 61.95; the derived figures that its table 7 gives no chance level for."""
     from lorascope.analyses.against_base.module import ratios
 
-    chance = random_inside(12288, 12288, r, r, 61.95**2, 0.0)
+    chance = random_projection_norm(12288, 12288, r, r, 61.95**2, 0.0)
     found = ratios(inside, 61.95, norm, chance)
     assert chance.norm == pytest.approx(random, rel=0.003)  # the digits given
     assert found["ratio"] == pytest.approx(ratio, rel=0.005)
