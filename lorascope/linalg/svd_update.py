@@ -1,8 +1,8 @@
 """The leading singular triplets of T = W + ΔW where W's decomposition is cached, and their cosines with W's vectors.
 
-In W's singular basis of the shorter side, T Tᵀ is a diagonal matrix and little else. With W = U S Vᵀ (transposed where it
-has more rows than columns, so that p is its number of rows), ΔW = L diag(s) Rᵀ of rank r,
-P = Uᵀ L and Q = Uᵀ W R diag(s),
+In W's singular basis of the shorter side, T Tᵀ is a diagonal matrix and little else. With W = U S Vᵀ (transposed where
+it has more rows than columns, so that p is its number of rows), ΔW = L diag(s) Rᵀ of rank r, P = Uᵀ L and
+Q = Uᵀ W R diag(s),
 
     Uᵀ T Tᵀ U = S² + P Qᵀ + Q Pᵀ + P diag(s²) Pᵀ = S² + F H Fᵀ,   F = [P Q] (p, 2r):
 
