@@ -1,7 +1,8 @@
 """Put a method's updates into a model, and take them out again: wrap, freeze, merge, export, load.
 
-injected = inject(model, LoRA(LoRA.Config(rank=8)), targets=["q_proj", "v_proj"], seed=0)
-...train injected.trainable()...
+injected = inject(model, "lora_plus", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+optimizer = torch.optim.AdamW(injected.parameter_groups(lr=1e-3))
+...train...
 io.write(injected.export(), folder)
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from lorascope.adapt.hooks import watch
 from lorascope.adapt.layer import AdaptedLayer, Delta, Merged, TrainedPart
-from lorascope.adapt.method import Method
+from lorascope.adapt.method import Method, methods
 from lorascope.adapt.targets import CARRIES, find_sites, match_modules, refuse_adapted
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
@@ -30,11 +31,12 @@ STORED_AS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", t
 
 def inject(
     model: nn.Module,
-    method: Method,
+    method: str | type[Method] | Method,
     *,
-    targets: str | Sequence[str] = "all-linear",
-    modules_to_save: Sequence[str] = (),
+    targets: str | Collection[str] | None = None,
+    modules_to_save: str | Collection[str] | None = None,
     seed: int = 0,
+    **settings: Any,
 ) -> "Injected":
     """Freeze `model`, give every target layer a fresh update of `method`, and make trained copies of whole modules.
 
@@ -42,16 +44,27 @@ def inject(
 
     Args:
         model: the base model; changed in place.
-        method: one instance for one model.
-        targets: names, a regular expression, or attention / mlp / all-linear (`targets.py`).
+        method: a registered name ("lora"), its class, or an instance, which serves one model.
+        targets: names, a regular expression, or attention / mlp / all-linear (`targets.py`), which is the default; by
+            PEFT's name, `target_modules`.
         modules_to_save: names of modules to train as a whole, a classification head say. The model gets a trained
             copy, in float32 where the base is narrower; the original stays aside, untouched.
         seed: every layer draws from its own stream, made from this seed and its name.
+        settings: of a method given by name or class, the fields of its `Config`: `rank=8`, or by PEFT's names `r`,
+            `lora_alpha`, `lora_dropout`.
 
     Raises:
-        InputError: nothing matches, the method cannot adapt such a layer, or the model carries an adapter already.
+        InputError: a setting is wrong, nothing matches, the method cannot adapt such a layer, or the model carries an
+            adapter already.
     """
     refuse_adapted(model)
+    targets = _targets(targets, settings)
+    is_new = not isinstance(method, Method)
+    method = make_method(method, settings)
+    if is_new and targets is not None and not method.uses_targets:
+        raise InputError(f"{method.name} does not work layer by layer and takes no targets", found=targets)
+    targets = "all-linear" if targets is None else targets
+    modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save or ())
     saved = match_modules(model, modules_to_save, "modules_to_save")
     saved = [path for path in saved if not any(path.startswith(other + ".") for other in saved)]
     sites = find_sites(model, targets, excluded=saved) if method.uses_targets else []
@@ -73,6 +86,39 @@ def inject(
     method.injected = injected
     watch(injected)
     return injected
+
+
+def _targets(targets: str | Collection[str] | None, settings: dict[str, Any]) -> str | list[str] | None:
+    """The targets under either of their names; PEFT's is taken out of `settings`."""
+    by_peft = settings.pop("target_modules", None)
+    if targets is not None and by_peft is not None:
+        raise InputError("targets and target_modules are the same setting", hint="give one of them")
+    chosen = by_peft if targets is None else targets
+    return chosen if chosen is None or isinstance(chosen, str) else list(chosen)
+
+
+def make_method(method: str | type[Method] | Method, settings: Mapping[str, Any]) -> Method:
+    """The method by its registered name, its class, or itself; the first two with `settings`.
+
+    Raises:
+        InputError: no method has that name, a setting is wrong, or there are settings beside an instance.
+    """
+    if isinstance(method, str):
+        method = methods.get(method)
+    if isinstance(method, type) and issubclass(method, Method):
+        return method(**settings)
+    if not isinstance(method, Method):
+        raise InputError(
+            "inject takes a method's name, its class or an instance",
+            found=type(method).__name__,
+            hint='write inject(model, "lora", r=8, target_modules=["q_proj", "v_proj"])',
+        )
+    if settings:
+        raise InputError(
+            f"{', '.join(settings)} cannot be set on a method that is made already",
+            hint=f"write inject(model, {method.name!r}, ...) or put the settings into {type(method).__name__}(...)",
+        )
+    return method
 
 
 def layer_generator(seed: int, name: str, salt: str = "") -> torch.Generator:
@@ -111,6 +157,10 @@ class Injected:
         self._on = True
         self.stepped = False  # whether an optimiser has stepped what is in here; see `adapt/hooks.py`
 
+    def __repr__(self) -> str:
+        layers = f"{len(self.layers)} layers, " if self.layers else ""
+        return f"<{type(self.model).__name__} with {self.method.name}: {layers}{self.parameter_count():,} trainable>"
+
     @property
     def saved(self) -> dict[str, nn.Module]:
         """The modules trained as a whole, by path."""
@@ -130,6 +180,10 @@ class Injected:
                 if parameter.requires_grad:
                     found.setdefault(id(parameter), (f"{path}.{name}", parameter))
         return dict(found.values())
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """What a torch optimiser is made of, by the method's rule: LoRA+ gives B a higher rate than A."""
+        return self.method.parameter_groups(self, lr, weight_decay)
 
     def parameter_count(self) -> int:
         """How many numbers train: updates and saved modules."""

@@ -25,6 +25,7 @@ from lorascope.adapt.calibration import Calibration
 from lorascope.adapt.hooks import HOOKS, noted
 from lorascope.adapt.layer import Delta, Site, TrainedPart
 from lorascope.adapt.protocols import AdaptedModel
+from lorascope.adapt.settings import settings_of
 from lorascope.errors import InputError
 from lorascope.registry import Registry
 from lorascope.weights.adapter import Adapter
@@ -66,9 +67,26 @@ class Method(ABC):
             setattr(cls, name, noted(name, vars(cls)[name]))
         cls.overridden = cls.overridden | set(own)
 
-    def __init__(self, config: Any = None):
-        self.config = self.Config() if config is None else config
+    def __init__(self, config: Any = None, **settings: Any):
+        """With its `Config`, or with settings as keywords, PEFT's names included: `LoRA(r=4)` is
+        `LoRA(LoRA.Config(rank=4))`.
+
+        Raises:
+            InputError: a setting is unknown or ill-typed, or `config` is none of this method.
+        """
+        if config is None:
+            config = settings_of(self.name, self.Config, settings)
+        elif settings or not isinstance(config, self.Config):
+            raise InputError(
+                f"{self.name} takes a {self.Config.__name__} or settings as keywords",
+                found="both" if settings else f"{config!r}",
+                hint=f"write {type(self).__name__}(name=value, ...)",
+            )
+        self.config = config
         self.called: set[str] = set()  # hooks that somebody called; see `adapt/hooks.py`
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
 
     def make(self, site: Site, generator: torch.Generator) -> Delta:
         """A fresh, initialised update for this layer. All randomness comes from `generator`, a CPU one."""

@@ -188,7 +188,17 @@ def _nothing(what: str, wanted: str, paths: list[str], hint: str | None = None) 
 
 
 def refuse_adapted(model: nn.Module) -> None:
-    """InputError where the model carries adapters already: a layer has one update here."""
+    """InputError where this is no model, or carries adapters already, ours or PEFT's: a layer has one update here."""
+    if not isinstance(model, nn.Module):
+        raise InputError("an adapter goes into a torch module", found=type(model).__name__, expected="a base model")
+    of_peft = [path for path, module in model.named_modules() if type(module).__module__.startswith("peft.")]
+    if of_peft:
+        plain = "model.unload()" if hasattr(model, "unload") else "a fresh base model"
+        raise InputError(
+            f"this {type(model).__name__} carries an adapter of PEFT's already",
+            found=preview([path for path in of_peft if path], 2),
+            hint=f"inject into {plain}, or call lorascope.read(model) to analyse the adapter that it carries",
+        )
     adapted = [path for path, module in model.named_modules() if isinstance(module, AdaptedLayer)]
     adapted += getattr(model, CARRIES, ())
     if adapted:

@@ -169,8 +169,8 @@ class AdaLoRA(Method):
     config: AdaLoRAConfig
     layer_kinds = ("linear", "conv1d")
 
-    def __init__(self, config: AdaLoRAConfig | None = None):
-        super().__init__(config)
+    def __init__(self, config: AdaLoRAConfig | None = None, **settings: Any):
+        super().__init__(config, **settings)
         self.total_steps: int | None = None
         # Ī and Ū of every trained number, by `<layer>.<role>`; empty before the first step and once ranks are final.
         self.sensitivity: dict[str, Tensor] = {}

@@ -137,8 +137,8 @@ class Houlsby(Method):
     not_sharded = "it trains the LayerNorms, which every process must hold whole, unless layer_norms is false"
     not_identity = "the bottlenecks start near the identity, not at it"
 
-    def __init__(self, config: HoulsbyConfig | None = None):
-        super().__init__(config)
+    def __init__(self, config: HoulsbyConfig | None = None, **settings: Any):
+        super().__init__(config, **settings)
         if not self.config.layer_norms:
             self.not_sharded = None
 

@@ -82,8 +82,8 @@ class LoRADrop(LoRA):
     config: LoRADropConfig
     calibrates = True
 
-    def __init__(self, config: LoRADropConfig | None = None):
-        super().__init__(config)
+    def __init__(self, config: LoRADropConfig | None = None, **settings: Any):
+        super().__init__(config, **settings)
         self.kept: tuple[str, ...] | None = None  # None: not chosen yet, every layer has its own
         self.scores: dict[str, float] | None = None  # I by layer
 

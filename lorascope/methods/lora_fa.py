@@ -15,6 +15,7 @@ The file is a plain LoRA. An embedding, whose A starts at zero, cannot learn thi
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,8 +58,8 @@ class LoRAFA(LoRA):
     config: LoRAFAConfig
     layer_kinds = ("linear", "conv1d")
 
-    def __init__(self, config: LoRAFAConfig | None = None):
-        super().__init__(config)
+    def __init__(self, config: LoRAFAConfig | None = None, **settings: Any):
+        super().__init__(config, **settings)
         self._factored: dict[str, tuple[Tensor, int, Tensor]] = {}  # A, its version, the Cholesky factor of A Aᵀ + εI
 
     def make(self, site: Site, generator: torch.Generator) -> LowRankDelta:

@@ -6,20 +6,21 @@
     optim: {learning_rate: 2e-3}
     training: {max_steps: 250}
 
-Names are those of transformers' `TrainingArguments` and PEFT where these have one. The keys of `method` besides `name`,
-`targets` and `modules_to_save` are the fields of that method's own `Config`. A section `sweep` makes many runs of one
-config; see `sweep.py`.
+Names are those of transformers' `TrainingArguments` where these have one. The keys of `method` besides `name`, `targets`
+and `modules_to_save` are the fields of that method's own `Config`; PEFT's names for them (`r`, `lora_alpha`,
+`lora_dropout`, `target_modules`) are accepted. A section `sweep` makes many runs of one config; see `sweep.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lorascope.adapt.settings import ALIASES
 from lorascope.errors import InputError
 from lorascope.inputs import parse_yaml, read_yaml
 from lorascope.models.config import ModelConfig
-from lorascope.training.tree import build, dotted, dump, unknown
+from lorascope.schema import build, build_together, dump, unknown
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(0 < self.eval_fraction < 1, "eval_fraction must lie between 0 and 1")
         _check(self.max_length >= 2, "max_length must be at least 2")
+
+
+@dataclass(frozen=True)
+class MethodSection:
+    """The keys of `method` that every method has; see `MethodConfig`."""
+
+    name: str = "lora"
+    targets: str | tuple[str, ...] = "all-linear"
+    modules_to_save: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,10 +173,11 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sizes = ("max_steps", "eval_steps", "save_steps", "logging_steps", "num_threads", "num_train_epochs")
-        sizes += ("early_stopping_patience",)
-        sizes += ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        for name in sizes:
+        for name in (
+            *("max_steps", "eval_steps", "save_steps", "logging_steps", "num_threads", "num_train_epochs"),
+            *("early_stopping_patience", "gradient_accumulation_steps"),
+            *("per_device_train_batch_size", "per_device_eval_batch_size"),
+        ):
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} must be positive")
         _check(self.seed >= 0, "seed must not be negative")
@@ -207,7 +218,7 @@ def parse(values: Mapping[str, Any], source: str = "the config") -> RunConfig:
             problems.append(unknown(str(key), key, [*sections, "method"]))
     built = {name: build(cls, values.get(name) or {}, name, problems) for name, cls in sections.items()}
     problems += _ignored(built["model"], built["data"])
-    if problems:
+    if problems or method is None:
         raise InputError(
             f"{source} has {len(problems)} wrong or missing key{'s'[: len(problems) > 1]}: {'; '.join(problems)}"
         )
@@ -233,35 +244,24 @@ def _ignored(model: ModelConfig | None, data: DataConfig | None) -> list[str]:
 
 def _method(values: object, problems: list[str]) -> MethodConfig | None:
     """The method section: its own keys, and the rest by the method's `Config`."""
-    from lorascope.adapt.method import methods
-
-    @dataclass(frozen=True)
-    class Head:
-        name: str = "lora"
-        targets: str | tuple[str, ...] = "all-linear"
-        modules_to_save: tuple[str, ...] | None = None
+    from lorascope.adapt.method import methods  # imports torch
 
     values = {"name": values} if isinstance(values, str) else {} if values is None else values
     if not isinstance(values, Mapping):
         problems.append("method is not a section of keys")
         return None
-    own = {f.name for f in fields(Head)}
-    head = build(Head, {key: value for key, value in values.items() if key in own}, "method", problems)
-    name = values.get("name", Head.name)
+    name = str(values.get("name", MethodSection.name))
     try:
-        method = methods.get(str(name))
+        method = methods.get(name)
     except InputError as error:
         problems.append(f"method.name: {str(error).rstrip('.')}")
+        shared = {key: values[key] for key in ("targets", "modules_to_save") if key in values}
+        build(MethodSection, shared, "method", problems)
         return None
-    cls = method.Config
-    if "targets" in values and not method.uses_targets:
-        problems.append(f"method.targets: {name} does not work layer by layer and takes no targets")
-    known = [*own, *(f.name for f in fields(cls) if f.init)]
-    rest = {key: value for key, value in values.items() if key not in own}
-    unknown_keys = [key for key in rest if key not in known]
-    problems.extend(unknown(dotted("method", key), key, known) for key in unknown_keys)
-    settings = build(cls, {key: value for key, value in rest.items() if key not in unknown_keys}, "method", problems)
-    return head and MethodConfig(head.name, head.targets, head.modules_to_save, settings)
+    section, settings = build_together([MethodSection, method.Config], values, "method", problems, ALIASES)
+    for key in {"targets", "target_modules"} & values.keys() if not method.uses_targets else ():
+        problems.append(f"method.{key}: {name} does not work layer by layer and takes no targets")
+    return section and MethodConfig(section.name, section.targets, section.modules_to_save, settings)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -288,7 +288,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `values` with every `section.key=value` put in. InputError where one is not of that form."""
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    changes = {}
     for text in overrides:
         path, equals, value = text.partition("=")
         section, dot, key = path.strip().partition(".")
@@ -296,11 +296,24 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             raise InputError(
                 f"cannot understand --set {text!r}", expected="section.key=value, as optim.learning_rate=1e-3"
             )
-        if isinstance(result.get(section), str) and section == "method":
-            result[section] = {"name": result[section]}
-        if not isinstance(result.get(section), dict):
-            result[section] = {}
-        result[section][key] = parse_yaml(value, f"the value in --set {text!r}")
+        changes[f"{section}.{key}"] = parse_yaml(value, f"the value in --set {text!r}")
+    return changed(values, changes)
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the nested dictionaries `values` with other values of the fields `section.key`.
+
+    A change of a method's setting takes the place of the same setting under PEFT's name, and the other way round.
+    """
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        before = result.get(section)
+        before = {"name": before} if isinstance(before, str) and section == "method" else before
+        kept = before if isinstance(before, Mapping) else {}
+        if section == "method":
+            kept = {name: each for name, each in kept.items() if ALIASES.get(name, name) != ALIASES.get(key, key)}
+        result[section] = {**kept, key: value}
     return result
 
 

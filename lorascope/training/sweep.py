@@ -35,7 +35,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import read_text
 from lorascope.models.loading import DROPOUTS
 from lorascope.outputs import csv_text, write_json, write_text
-from lorascope.training.config import RunConfig, parse, resolved
+from lorascope.training.config import RunConfig, changed, parse, resolved
 from lorascope.training.failures import in_words
 from lorascope.training.parallel import World, pick_device, world
 from lorascope.training.record import AGAIN, SUMMARY, Record, read_facts, read_summary, working_in
@@ -84,7 +84,7 @@ def plan(values: Mapping[str, Any], source: str = "the config") -> Plan:
     names = _names(changes)
     entries = []
     for name, own in zip(names, changes, strict=True):
-        entries.append(Entry(name, own, parse(_changed(rest, own), f"{source}, for {name},")))
+        entries.append(Entry(name, own, parse(changed(rest, own), f"{source}, for {name},")))
     for entry in entries[1:]:
         _agree(entries[0], entry)
     return Plan(tuple(entries), most or default_parallel(entries[0].config))
@@ -117,16 +117,6 @@ def _section(section: object) -> tuple[list[dict[str, Any]], int | None]:
         if not re.fullmatch(r"\w+\.\w+", str(key)):
             raise InputError(f"sweep: {key!r} names no field", expected="section.key, as method.rank")
     return changes, most
-
-
-def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for path, value in changes.items():
-        section, _, key = path.partition(".")
-        before = result.get(section) or {}
-        before = {"name": before} if isinstance(before, str) else before
-        result[section] = {**before, key: value}
-    return result
 
 
 def _names(changes: Sequence[Mapping[str, Any]]) -> list[str]:

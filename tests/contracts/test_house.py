@@ -21,6 +21,7 @@ GROUND = {
     "patterns",
     "locks",
     "architectures",
+    "schema",
     "__init__",
 }
 BELOW = {

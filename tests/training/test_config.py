@@ -108,3 +108,44 @@ def test_what_the_task_would_not_look_at_is_refused(task, key, value):
     values[section][name] = value
     with pytest.raises(InputError, match=f"{key} has no meaning under {task}"):
         parse(values)
+
+
+def test_the_method_section_takes_names_of_peft_and_the_resolved_config_keeps_ours():
+    ours = {"name": "lora", "rank": 4, "alpha": 16, "dropout": 0.1, "targets": ["query"]}
+    peft = {"name": "lora", "r": 4, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["query"]}
+    assert parse({**GOOD, "method": peft}) == parse({**GOOD, "method": ours})
+    method = resolved(parse({**GOOD, "method": peft}))["method"]
+    assert method["rank"] == 4
+    assert method["targets"] == ["query"]
+    assert not {"r", "lora_alpha", "lora_dropout", "target_modules"} & method.keys()
+
+
+def test_both_names_of_one_setting_are_refused_and_an_override_takes_its_place():
+    both = {**GOOD, "method": {"name": "lora", "rank": 4, "r": 4}}
+    with pytest.raises(InputError, match=r"method\.rank and method\.r are the same setting"):
+        parse(both)
+    with pytest.raises(InputError, match=r"method\.lora_alpha is 'high' and must be a number"):
+        parse({**GOOD, "method": {"name": "lora", "lora_alpha": "high"}})
+    assert parse(override(GOOD, ["method.r=2"])).method.settings.rank == 2
+    assert parse(override({**GOOD, "method": {"name": "lora", "r": 4}}, ["method.rank=2"])).method.settings.rank == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("optim.learning_rate", "1e999", "a finite number"),
+        ("optim.learning_rate", 10**400, "a number"),
+        ("optim.learning_rate", True, "a number"),
+        ("optim.head_learning_rate", "fast", "a number or null"),
+        ("training.max_steps", 10**12, "a whole number of at most 2,147,483,647"),
+        ("training.max_steps", "3", "a whole number or null"),
+        ("data.classes", "noun.act", "a list of strings or null"),
+        ("method.targets", [1], "a string or a list of strings"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_words(key, value, said):
+    section, _, name = key.partition(".")
+    with pytest.raises(InputError) as error:
+        parse({**GOOD, section: {**GOOD.get(section, {}), name: value}})
+    assert f"{key} is" in str(error.value)
+    assert f"must be {said}" in str(error.value)
