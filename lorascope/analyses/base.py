@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lorascope
 from lorascope.analyses.toolkit import Row, finding_record, flat, in_order
-from lorascope.blocks import Block, Column, Definition, Finding, Page
+from lorascope.blocks import Block, Column, Definition, Finding, Heatmap, Lines, Page
 from lorascope.errors import InputError
 from lorascope.registry import Registry
 from lorascope.weights.adapter import Skipped
@@ -143,7 +143,7 @@ class Result:
         import numpy
 
         title, summary = self._analysis.heading(self)
-        made_by = (("command", shlex.join(command)),) if command else ()
+        made_by: tuple[tuple[str, str], ...] = (("command", shlex.join(command)),) if command else ()
         made_by += (
             ("lorascope", lorascope.__version__),
             ("python", platform.python_version()),
@@ -164,15 +164,16 @@ class Result:
         write_text(Path(path), html.render(self.page(**options)))
         return Path(path)
 
-    def plot(self, name: str, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, name: str, ax: "Axes | None" = None, *, metric: str | None = None) -> "Axes":
         """Draw one figure on matplotlib axes, with seaborn's style of the moment: for notebooks and papers.
 
         Args:
             name: one of the analysis's `plots`.
             ax: where to draw; the current axes by default.
+            metric: of a heatmap, the key of the metric to show; its first by default.
 
         Raises:
-            InputError: there is no such figure, or nothing to draw in it.
+            InputError: there is no such figure or metric, or nothing to draw.
         """
         from lorascope.report import plots
 
@@ -182,7 +183,7 @@ class Result:
         block = made[name](self)
         if block is None:
             raise InputError(f"there is nothing to draw for {name!r}", hint="see result.findings and result.skipped")
-        return plots.draw(block, ax)
+        return plots.draw(block, ax, metric)
 
     def __repr__(self) -> str:
         title, summary = self._analysis.heading(self)
@@ -190,9 +191,9 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The page's first screen, for notebooks."""
-        from lorascope.report import html
+        from lorascope.report import notebook
 
-        return html.first_screen(self.page())
+        return notebook.first_screen(self.page())
 
     @property
     def _analysis(self) -> "Analysis":
@@ -223,7 +224,7 @@ class Analysis:
     heading: Callable[[Any], tuple[str, str]]
     command: str
     metrics: tuple[Metric, ...] = ()
-    plots: Mapping[str, Callable[[Any], Block | None]] = field(default_factory=dict)
+    plots: Mapping[str, Callable[[Any], Lines | Heatmap | None]] = field(default_factory=dict)
 
 
 analyses: Registry[Analysis] = Registry("analysis", "lorascope.analyses")

@@ -271,7 +271,7 @@ def depth_map(
             tuple(_mean([number(row, m.key) for row in cells.get((d, c), ())]) for c in columns) for d in depths
         )
         if any(each is not None for line in grid for each in line):
-            unit = m.unit if m.unit in ("percent", "int") else "float"
+            unit: Any = m.unit if m.unit in ("percent", "int") else "float"
             layers.append(Measure(m.key, m.title, grid, unit, help=m.help))
     if not layers:
         return None
@@ -296,7 +296,7 @@ def cumulative(
     for name, members in group(rows).items():
         known = [row for row in members if value(row, key)]
         for row in known:
-            weight = "thin" if len(known) > 1 else "normal"
+            weight: Any = "thin" if len(known) > 1 else "normal"
             label = value(row, "name") if len(known) > 1 else "the one module"
             series.append(Series(label, tuple(value(row, key)["quantiles"]), y, name, weight))
         if len(known) > 1:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ MAX_PANELS, MAX_POINTS, MAX_THIN_POINTS = 24, 200, 12_000
 MAX_DECADES = 8
 _DPI = 72
 
-_RC = {
+_RC: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lorascope",
     "text.parse_math": False,  # a module may be called "$x$"
@@ -325,7 +326,9 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
             low, high = _clean(s.low, block.log_y), _clean(s.high, block.log_y)
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         repeat = list(colours).index(s.label) // len(COLORBLIND)
-        ax.plot(x, y, color=colour, linewidth=2.2, **({"dashes": (6, 1 + repeat)} if repeat else {}))
+        (line,) = ax.plot(x, y, color=colour, linewidth=2.2)
+        if repeat:
+            line.set_dashes((6, 1 + repeat))
 
 
 def _points(ax: Axes, s: Series, xy: tuple[list[float], list[float]], colour: str, names: dict[str, str]) -> None:
@@ -339,7 +342,8 @@ def _points(ax: Axes, s: Series, xy: tuple[list[float], list[float]], colour: st
 
 
 def _marker(ax: Axes, marker: Marker, named: bool) -> None:
-    line = {"color": PLACEHOLDER["fg"], "linewidth": 1, "dashes": (1.5, 2.5)}
+    line: dict[str, Any] = {"color": PLACEHOLDER["fg"], "linewidth": 1, "dashes": (1.5, 2.5)}
+    place: dict[str, Any]
     label = visible(marker.label)
     if marker.axis == "x":
         ax.axvline(marker.value, **line)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lorascope.blocks import Heatmap, Measure, Number
+from lorascope.blocks import Heatmap, Measure
 from lorascope.report import text as t
 from lorascope.report.palette import MAKO
 
@@ -103,8 +103,9 @@ def _layer(
     measure: Measure, block: Heatmap, rows: list[str], columns: list[str], box: tuple[int, int, int, int]
 ) -> Layer:
     left, top, width, height = box
-    values = [v for row in measure.values for v in row if _drawable(v, measure.log)]
-    scale = _Scale(*(measure.limits or (min(values), max(values))), measure.log) if values else None
+    values = [v for row in measure.values for v in row if v is not None and _drawable(v, measure.log)]
+    least, greatest = measure.limits or (min(values, default=0.0), max(values, default=0.0))
+    scale = _Scale(least, greatest, measure.log) if values else None
     column_label = t.visible(block.column_label)
     cells = []
     for i, row in enumerate(rows):
@@ -115,7 +116,10 @@ def _layer(
             place = f"{row}, {column_label} {column}".replace("  ", " ")
             fits = len(shown) * 6.5 + 6 <= width and value is not None
             cells.append(Cell(left + j * width, top + i * height, level, f"{place}: {shown}", shown if fits else ""))
-    ticks = tuple(t.cell(v, measure.unit) for v in scale.ticks()) if scale else None
+    ticks = None
+    if scale is not None:
+        low, middle, high = (t.cell(v, measure.unit) for v in scale.ticks())
+        ticks = (low, middle, high)
     marks = tuple(
         Mark(scale.share(at) * LEVELS, f"{t.visible(name)} {t.cell(at, measure.unit)}")
         for at, name in measure.marks
@@ -124,8 +128,8 @@ def _layer(
     return Layer(t.visible(measure.title), t.visible(measure.help), tuple(cells), ticks, measure.log, marks)
 
 
-def _drawable(value: Number, log: bool) -> bool:
-    return value is not None and math.isfinite(value) and (value > 0 or not log)
+def _drawable(value: float, log: bool) -> bool:
+    return math.isfinite(value) and (value > 0 or not log)
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,7 @@ def _definitions(d: _Drawing, block: blocks.Definitions, previous: Block | None)
 
 
 def _code(d: _Drawing, block: blocks.Code, previous: Block | None) -> View:
-    title = {"title": block.title, "level": 3} if block.title else {}
-    return View("code", block, **title)
+    return View("code", block, title=block.title, level=3) if block.title else View("code", block)
 
 
 def _findings(d: _Drawing, block: blocks.Findings, previous: Block | None) -> View:
@@ -275,8 +274,8 @@ def _column(column: Column, j: int, rows: tuple[tuple[Cell, ...], ...], many: in
     breaks its lines early."""
     css = ""
     if not t.is_numeric(column):
-        words = [cell.text if isinstance(cell := row[j], blocks.Link) else cell for row in rows]
-        words = [word for word in words if isinstance(word, str)]
+        cells = [cell.text if isinstance(cell := row[j], blocks.Link) else cell for row in rows]
+        words = [word for word in cells if isinstance(word, str)]
         names = [w for w in words if ("." in w or "_" in w) and " " not in w]
         is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
         room = LONG_CELL if is_code or many < 6 else LONG_CELL // 2

@@ -81,4 +81,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if hint is float:
         return type(value) in (int, float) and math.isfinite(value)
-    return isinstance(value, hint) if dataclasses.is_dataclass(hint) else type(value) is (hint or type(None))
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return isinstance(value, hint)
+    return type(value) is (hint or type(None))

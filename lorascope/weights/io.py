@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
 CONFIG = "adapter_config.json"
+NOWHERE = Source()
 _ADAPTERS = (
     "adapter_model.safetensors",
     "adapter_model.safetensors.index.json",
@@ -55,6 +56,11 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
             settings that contradict each other, or nothing in it that could be used.
     """
     bundle, sha256 = _open(Path(path))
+    return read_bundle(bundle, base, Source(str(path), sha256))
+
+
+def read_bundle(bundle: Bundle, base: "Checkpoint | None" = None, source: Source = NOWHERE) -> Adapter:
+    """The adapter in a bundle, of a file or of memory; `source` says where it is from. Raises as `read` does."""
     name, format = _claimant(bundle)
     ledger = Ledger(bundle.tensors)
     parsed = format.read(bundle, ledger, base)
@@ -79,7 +85,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
     return Adapter(
         updates=parsed.updates,
         settings=parsed.settings,
-        source=Source(str(path), sha256, name, parsed.method),
+        source=Source(source.path or str(bundle.path), source.sha256, name, parsed.method),
         saved=parsed.saved,
         skipped=tuple(ledger.skipped),
         notes=notes,

@@ -37,6 +37,7 @@ BELOW = {
     "study": GROUND | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report"},
     "cli": GROUND
     | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report", "study"},
+    "api": GROUND | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report"},
     "__main__": {"cli"},
 } | dict.fromkeys(GROUND, GROUND)
 

@@ -1,0 +1,236 @@
+"""The public functions, `import lorascope as ls`: the command line and notebooks go through them.
+
+Whatever takes an adapter takes a path (file, folder, index), a `PeftModel` or a transformers model with an adapter, a
+state dict (with `config=`), an injected model, or an `Adapter` that was read before. Whatever takes a base model takes
+a folder, a file, a packaged or cached hub name, or an `nn.Module`. torch is imported only where a model is touched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from lorascope.analyses.base import Result, analyses
+from lorascope.errors import InputError
+from lorascope.weights import io, memory
+from lorascope.weights.adapter import Adapter
+from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorascope.adapt.inject import Injected
+    from lorascope.adapt.method import Method
+
+AdapterLike = Union[str, Path, Adapter, "Injected", "nn.Module", Mapping[str, Any]]
+ModelLike = Union[str, Path, Checkpoint, "nn.Module"]
+
+__all__ = ["analyze", "compare", "delta", "inject", "intruders", "open_model", "read", "resize", "save"]
+
+
+def read(source: AdapterLike, *, config: Any = None, base: ModelLike | None = None, name: str | None = None) -> Adapter:
+    """The adapter in a file or in memory: one update per module, its settings, and what was skipped.
+
+    A model in memory gives the numbers of the files that PEFT would write.
+
+    Args:
+        source: a path, a model with an adapter in it, a state dict, or an adapter.
+        config: of a state dict, its `adapter_config.json`: a dictionary, a path or a PEFT config.
+        base: the base model, which helps where a format's names or shapes are lossy (kohya, VeRA).
+        name: of a model with several adapters, which; the active one by default.
+
+    Raises:
+        InputError: there is no adapter in it, or it cannot be read; see `weights.io.read`.
+    """
+    if isinstance(source, Adapter):
+        return source
+    opened = None if base is None else open_model(base)
+    if isinstance(source, str | Path):
+        return io.read(source, opened)
+    if callable(export := getattr(source, "export", None)):  # an injected model
+        return export()
+    if memory.is_peft(source):
+        return io.read_bundle(memory.bundle_of_peft(source, name), opened)
+    if isinstance(source, Mapping):
+        return io.read_bundle(memory.bundle_of_state(source, config), opened)
+    if memory.is_model(source):
+        raise InputError(
+            f"the {type(source).__name__} carries no adapter that can be read from the model alone",
+            expected="a PeftModel, or what lorascope.inject returned",
+            hint="two full models are compared by lorascope.delta(base, tuned)",
+        )
+    raise InputError(
+        "this cannot be read as an adapter",
+        found=f"a {type(source).__name__}",
+        expected="a path, a model with an adapter, a state dict or an Adapter",
+    )
+
+
+def open_model(model: ModelLike) -> Checkpoint:
+    """A full model's weights, read one at a time when they are used.
+
+    Args:
+        model: a folder, a file, a packaged or cached hub name, or an `nn.Module` without adapters.
+
+    Raises:
+        InputError: there is no such model, or the module carries an adapter.
+    """
+    if isinstance(model, Checkpoint):
+        return model
+    if isinstance(model, str | Path):
+        from lorascope.models import assets
+
+        return open_checkpoint(assets.resolve(str(model)))
+    return memory.checkpoint_of(model)
+
+
+def analyze(
+    source: AdapterLike,
+    *,
+    base: ModelLike | None = None,
+    modules: str | None = None,
+    config: Any = None,
+    progress: Callable[[list], Any] = iter,
+) -> Result:
+    """What is in an adapter: rank use, singular values, where it changes the model, problems. `lorascope analyze`.
+
+    Args:
+        source: as for `read`.
+        base: the base model: required for DoRA and (IA)³; enables comparisons of ΔW with W.
+        modules: a regular expression; only modules whose path it matches are analysed.
+        config: as for `read`.
+        progress: wraps the list of modules, such as `tqdm.tqdm`.
+
+    Raises:
+        InputError: `source` or `base` cannot be read, or nothing is left to analyse.
+    """
+    opened = None if base is None else open_model(base)
+    adapter = read(source, config=config, base=opened)
+    return analyses.get("analyze").run(adapter, base=opened, modules=modules, progress=progress)
+
+
+def compare(
+    *sources: AdapterLike | Sequence[AdapterLike],
+    base: ModelLike | None = None,
+    modules: str | None = None,
+    groups: Sequence[str] | None = None,
+    **options: Any,
+) -> Result:
+    """Whether adapters share subspaces, compared with chance and a shared initialisation. `lorascope compare`.
+
+    Args:
+        sources: two or more, as for `read`; or one list of them.
+        base: the base model; kinds whose ΔW depends on W need it.
+        modules: a regular expression; only modules whose path it matches are compared.
+        groups: the group of each adapter (its task, say), to compare agreement within and between groups.
+        options: further arguments of `analyses.compare.run`.
+
+    Raises:
+        InputError: fewer than two adapters, or no module in common.
+    """
+    if len(sources) == 1 and isinstance(sources[0], list | tuple):
+        sources = tuple(sources[0])
+    opened = None if base is None else open_model(base)
+    adapters = [read(source, base=opened) for source in sources]  # type: ignore[arg-type]  # a list was taken apart
+    return analyses.get("compare").run(adapters, base=opened, modules=modules, named_groups=groups, **options)
+
+
+def delta(
+    base: ModelLike,
+    tuned: ModelLike,
+    *,
+    adapters: Sequence[AdapterLike] = (),
+    modules: str | None = None,
+    **options: Any,
+) -> Result:
+    """What full fine-tuning changed: the spectrum of every ΔW = tuned − base, compared with noise. `lorascope delta`.
+
+    Args:
+        base, tuned: two models, as for `open_model`.
+        adapters: trained adapters to compare with ΔW.
+        modules: a regular expression; only parameters whose name it matches are measured.
+        options: further arguments of `analyses.delta.run`, such as `top`.
+
+    Raises:
+        InputError: the two have no parameter in common, or a model cannot be read.
+    """
+    before = open_model(base)
+    after = open_tuned(tuned, before)
+    others = [read(adapter, base=before) for adapter in adapters]
+    return analyses.get("delta").run(before, after, adapters=others, modules=modules, **options)
+
+
+def open_tuned(tuned: ModelLike, base: Checkpoint) -> Any:
+    """A tuned model; of a path, also the adapter folder of a full fine-tuning run."""
+    if isinstance(tuned, str | Path):
+        from lorascope.models import assets
+        from lorascope.weights.delta import open_tuned
+
+        return open_tuned(assets.resolve(str(tuned)), base)
+    return open_model(tuned)
+
+
+def intruders(source: AdapterLike, base: ModelLike, *, modules: str | None = None, **options: Any) -> Result:
+    """Which leading singular directions of W + ΔW the base did not have. `lorascope intruders`.
+
+    Args:
+        source: an adapter as for `read`, or a tuned model.
+        base: the base model.
+        modules: a regular expression; only weights whose name it matches are measured.
+        options: further arguments of `analyses.intruders.run`, such as `k` and `epsilon`.
+
+    Raises:
+        InputError: the two do not belong together, or one cannot be read.
+    """
+    before = open_model(base)
+    whole = isinstance(source, Checkpoint) or (memory.is_model(source) and not memory.is_peft(source))
+    after = open_model(source) if whole else read(source, base=before)  # type: ignore[arg-type]
+    return analyses.get("intruders").run(after, before, modules=modules, **options)
+
+
+def resize(source: AdapterLike, *, base: ModelLike | None = None, **options: Any) -> Result:
+    """The best adapter of lower rank, by one rule for the ranks, and what it loses. `lorascope resize`.
+
+    Args:
+        source: as for `read`.
+        base: the base model, where ΔW depends on it.
+        options: the rule and further arguments of `analyses.resize.run`, such as `rank=4` or `energy=0.99`.
+
+    Raises:
+        InputError: no ΔW of it can be reduced, or the rule asks for what cannot be.
+    """
+    opened = None if base is None else open_model(base)
+    return analyses.get("resize").run(read(source, base=opened), base=opened, **options)
+
+
+def inject(model: "nn.Module", method: "str | Method | type[Method]" = "lora", **settings: Any) -> "Injected":
+    """Freeze a model and give every target layer a fresh, trainable update. See `adapt.inject.inject`.
+
+    Args:
+        model: the base model; changed in place.
+        method: a registered name such as "lora", "dora" or "vera"; or a method.
+        settings: `target_modules`, `modules_to_save`, `seed`, and the method's own settings, such as `r` and
+            `lora_alpha`.
+
+    Raises:
+        InputError: there is no such method or setting, nothing matches, or the model carries an adapter already.
+    """
+    from lorascope.adapt.inject import inject as put
+
+    return put(model, method, **settings)
+
+
+def save(source: AdapterLike, folder: str | Path, *, format: str | None = None) -> list[Path]:
+    """Write an adapter into a folder, as PEFT would where PEFT can hold it; the files written.
+
+    Args:
+        source: as for `read`; or the result of `resize`.
+        folder: created where it is not there.
+        format: a registered format that is written, "peft" or "lorascope".
+
+    Raises:
+        InputError: the format cannot hold this adapter.
+        LorascopeError: the folder cannot be written; nothing half-written is left.
+    """
+    chosen = format or getattr(getattr(source, "method", None), "format", None) or "peft"
+    adapter = getattr(source, "adapter", None)
+    return io.write(adapter if isinstance(adapter, Adapter) else read(source), folder, chosen)

@@ -1,0 +1,31 @@
+"""`import lorascope` is the public API, costs nothing, and names nothing that is not there."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lorascope as ls
+
+
+def test_every_public_name_is_there():
+    for name in ls.__all__:
+        assert getattr(ls, name) is not None
+    assert set(ls.__all__) <= set(dir(ls))
+
+
+def test_importing_is_cheap():
+    code = "import sys, lorascope; print(sum('lorascope' in m for m in sys.modules), 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
+
+
+def test_reading_a_file_imports_no_torch(lora_folder):
+    code = f"import sys, lorascope as ls; ls.read({str(lora_folder)!r}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="analyse"):
+        ls.analyse  # noqa: B018
