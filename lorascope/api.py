@@ -216,7 +216,7 @@ def inject(model: "nn.Module", method: "str | Method | type[Method]" = "lora", *
     """
     from lorascope.adapt.inject import inject as put
 
-    return put(model, method, **settings)
+    return put(model, method, **settings)  # type: ignore[arg-type]
 
 
 def save(source: AdapterLike, folder: str | Path, *, format: str | None = None) -> list[Path]:

@@ -81,7 +81,8 @@ def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
         return Drawing("", (), ("There is no finite value to draw.",))
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+        settings: Any = matplotlib.rcParams  # whose type knows the names of settings, which are ours
+        settings.update(_RC)
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
         figure, names = _figure(block, series, limits)
         buffer = io.StringIO()

@@ -11,7 +11,9 @@ from lorascope import blocks
 from lorascope.blocks import Block
 from lorascope.errors import InputError
 
-_TYPES = {name: cls for name, cls in vars(blocks).items() if dataclasses.is_dataclass(cls)}
+_TYPES: dict[str, type] = {
+    name: cls for name, cls in vars(blocks).items() if isinstance(cls, type) and dataclasses.is_dataclass(cls)
+}
 
 
 def to_json(items: Iterable[Block]) -> list[Any]:
