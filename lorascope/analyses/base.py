@@ -6,6 +6,7 @@ how they are told and drawn is in its `Analysis`, under the same name in the reg
 
 import platform
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -149,6 +150,8 @@ class Result:
             ("python", platform.python_version()),
             ("numpy", numpy.__version__),
         )
+        if torch := sys.modules.get("torch"):  # where a model was evaluated
+            made_by += (("torch", torch.__version__),)
         kicker = f"lorascope {self._analysis.command}"
         return Page(title, self.blocks(**options), kicker=kicker, summary=summary, made_by=made_by)
 

@@ -118,6 +118,12 @@ def median(values: Iterable[Any]) -> float | None:
     return float(np.median(known)) if known else None
 
 
+def mean(values: Iterable[Any]) -> float | None:
+    """The mean of the values that there are; None where there is none."""
+    known = [each for each in values if each is not None]
+    return sum(known) / len(known) if known else None
+
+
 def finite(number: float) -> float | None:
     return float(number) if np.isfinite(number) else None
 
@@ -267,9 +273,7 @@ def depth_map(
     columns = there if types is None else [each for each in types if each in there]
     layers = []
     for m in metrics:
-        grid = tuple(
-            tuple(_mean([number(row, m.key) for row in cells.get((d, c), ())]) for c in columns) for d in depths
-        )
+        grid = tuple(tuple(mean(number(row, m.key) for row in cells.get((d, c), ())) for c in columns) for d in depths)
         if any(each is not None for line in grid for each in line):
             unit: Any = m.unit if m.unit in ("percent", "int") else "float"
             layers.append(Measure(m.key, m.title, grid, unit, help=m.help))
@@ -277,11 +281,6 @@ def depth_map(
         return None
     names = tuple(map(str, depths))
     return Heatmap(title, names, tuple(columns), tuple(layers), "layer", "module type", caption, where="page")
-
-
-def _mean(values: Sequence[Number]) -> float | None:
-    known = [each for each in values if each is not None]
-    return sum(known) / len(known) if known else None
 
 
 def cumulative(

@@ -29,4 +29,13 @@ Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="With --base: ca
 NoCache = Annotated[bool, typer.Option("--no-cache", help="With --base: do not use the SVD cache.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, or a torch device such as cuda.")]
 
-__all__ = ["Base", "Cache", "Device", "Html", "Json", "Modules", "NoCache", "Sort", "Top", "csv_of", "to_file"]
+Evaluated = Annotated[str, typer.Option(help="Where models are evaluated: auto, cpu, or a torch device such as cuda.")]
+Split = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Dataset split to evaluate on, such as test (default: the held-out examples)."),
+]
+
+__all__ = [
+    "Base", "Cache", "Device", "Evaluated", "Html", "Json", "Modules", "NoCache", "Sort", "Split", "Top", "csv_of",
+    "to_file",
+]  # fmt: skip

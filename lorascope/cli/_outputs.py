@@ -9,6 +9,7 @@ import typer
 from lorascope.destinations import STDOUT, check_outputs
 
 if TYPE_CHECKING:
+    from lorascope.analyses.base import Result
     from lorascope.blocks import Page
 
 
@@ -53,6 +54,18 @@ def _data_of(folders: Iterable[Path]) -> list[str]:
         named = [data.get("path"), data.get("eval_path")] if isinstance(data, dict) else []
         found += [each for each in named if isinstance(each, str)]
     return found
+
+
+def show(result: "Result", *, html: Path | None, json: Path | None, csv: Path | None) -> None:
+    """Print the summary of a result, unless JSON goes to stdout, and write what was named."""
+    import sys
+
+    page = result.page(command=["lorascope", *sys.argv[1:]])
+    if str(json) != STDOUT:
+        from lorascope.report import terminal
+
+        sys.stdout.write(terminal.render(page))
+    write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
 
 
 def write_outputs(

@@ -6,19 +6,24 @@ evenly over the texts as it goes. Padding is never among them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.model_parameters import weight_name
+from lorascope.errors import InputError
 from lorascope.linalg.matrix import Matrix
+from lorascope.run_data import LayerActivations, Recorded, RunActivations, labels_of
 from lorascope.training.data import Encoded
-from lorascope.training.reopen import Reopened
+from lorascope.training.reopen import Reopened, reopen
 from lorascope.updates.base import Update
+from lorascope.weights.adapter import Skipped
 
-MEASURES = ("update", "base", "total", "inner", "input")  # the columns of a response
+MAX_SHARE_TOKENS = 8192  # that the responses are recorded on: enough for a 5 % quantile to 0.3 % of tokens
+SAME_BASE = 1e-3  # relative difference of hidden states that device and batches may make
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,12 @@ class Responses:
         by_module: by the update's name, one row per token and use of the module, with the columns ‖ΔW x‖², ‖W x‖²,
             ‖(W + ΔW) x‖², ⟨ΔW x, W x⟩ and ‖x‖².
         uses: how often one pass calls the module.
-        left_out: updates that have no such numbers, and why.
+        skipped: updates that have no such numbers: the reason by name.
     """
 
     by_module: Mapping[str, np.ndarray]
     uses: Mapping[str, int]
-    left_out: Mapping[str, str]
+    skipped: Mapping[str, str]
 
 
 @torch.no_grad()
@@ -108,30 +113,31 @@ def responses(run: Reopened, texts: Encoded, tokens: Tokens) -> Responses:
 
     W x is (W + ΔW) x, from the weight in the model, less ΔW x, from the factors: nothing is stored twice.
     """
-    left_out = {name: why for name, update in run.updates.items() if (why := _why_not(run.model, update))}
+    skipped = {name: why for name, update in run.updates.items() if (why := _why_not(run.model, update))}
     watches = {}
     for name, update in run.updates.items():
-        if name not in left_out:
+        if name not in skipped:
             module = run.model.get_submodule(weight_name(update).rpartition(".")[0])
             watches[name] = _Watch(module, _applied(run.delta(name), run.world.device), update.transposed)
     handles = [watch.module.register_forward_pre_hook(watch) for watch in watches.values()]
     try:
         for batch, rows, places in zip(tokens.batches, tokens.rows, tokens.places, strict=True):
             given = texts.batch(batch).to(run.world.device)
+            count, longest = given.input_ids.shape
             for watch in watches.values():
-                watch.expect(tuple(given.input_ids.shape), _index(rows), _index(places))
+                watch.expect((count, longest), _index(rows), _index(places))
             run.model(input_ids=given.input_ids, attention_mask=given.attention_mask)
     finally:
         for handle in handles:
             handle.remove()
     for name, watch in watches.items():
         if watch.trouble or not watch.seen:
-            left_out[name] = watch.trouble or "the model does not call this module"
-    kept = {name: watch for name, watch in watches.items() if name not in left_out}
+            skipped[name] = watch.trouble or "the model does not call this module"
+    kept = {name: watch for name, watch in watches.items() if name not in skipped}
     return Responses(
         {name: np.concatenate(watch.seen) for name, watch in kept.items()},
         {name: len(watch.seen) // len(tokens.batches) for name, watch in kept.items()},
-        left_out,
+        skipped,
     )
 
 
@@ -183,7 +189,7 @@ class _Watch:
             self.trouble = "its input has not one row for each token, or for each text"
             return
         x = x.float()
-        weight = module.weight.float()
+        weight = cast(Tensor, module.weight).float()
         changed = self.update(x)
         total = x @ (weight if self.transposed else weight.t())
         base = total - changed
@@ -198,3 +204,111 @@ class _Watch:
         if x.ndim == 2 and len(x) == texts * longest:
             return x[self.rows * longest + self.places]
         return x if x.ndim == 2 and len(x) == texts else None
+
+
+# --- several runs on the same texts ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which texts and tokens are recorded.
+
+    Attributes:
+        split: another split than the one held out; None is the held-out one.
+        max_samples: at most so many texts.
+        samples: tokens of the hidden states, spread evenly over the texts.
+        pooled: a sample of hidden states is the mean over a text's tokens, and not one token.
+        seed: chooses the tokens.
+    """
+
+    split: str | None = None
+    max_samples: int = 512
+    samples: int = 2048
+    pooled: bool = False
+    seed: int = 0
+
+
+def record(
+    folders: Sequence[Path],
+    sampling: Sampling = Sampling(),
+    device: str = "auto",
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Recorded:
+    """What `analyses.activations` takes: the models of finished runs, opened one after another, on the same texts.
+
+    Args:
+        folders: of runs of one base model; the texts are those that the first holds out.
+        on_note: told what a reopened run differs in from the trained model.
+
+    Raises:
+        InputError: a folder holds no finished run, or the runs are of several base models.
+    """
+    labels = labels_of([str(folder.absolute()) for folder in folders])
+    recorder: _Recorder | None = None
+    runs: list[RunActivations] = []
+    notes: list[str] = []
+    base: list[np.ndarray] = []
+    for folder, label in zip(folders, labels, strict=True):
+        run = reopen(folder, device, sampling.split, sampling.max_samples)
+        for note in run.notes:
+            on_note(note)
+        notes += run.notes
+        if recorder is None:
+            recorder = _Recorder(run, sampling)
+        elif run.held_out.tokens != recorder.texts.tokens:
+            notes.append(f"{label} was held out on other texts; all runs see those of {labels[0]}")
+        states = recorder.base_states(run)
+        if base and _differ(states, base):
+            raise InputError(f"{folder} has another base model than {folders[0]}", hint="compare runs of one base")
+        base = base or states
+        runs.append(recorder.activations(run, label))
+        del run  # before the next model is opened
+    assert recorder is not None
+    source = f"{len(recorder.texts.tokens):,} {sampling.split or 'held-out'} texts of {folders[0]}"
+    tokens = len(recorder.share_tokens)
+    return Recorded(tuple(runs), tuple(base), recorder.units, sampling.pooled, tokens, source, tuple(notes))
+
+
+class _Recorder:
+    """Records each run on the texts and tokens that were chosen on the first."""
+
+    def __init__(self, run: Reopened, sampling: Sampling):
+        self.texts, self.pooled = run.held_out, sampling.pooled
+        size = run.config.training.per_device_eval_batch_size
+        self.tokens = choose(self.texts, sampling.samples, size, sampling.seed)
+        self.share_tokens = choose(self.texts, MAX_SHARE_TOKENS, size, sampling.seed)
+
+    @property
+    def units(self) -> np.ndarray:
+        """(n,) the text of each sample of hidden states."""
+        if self.pooled:
+            return np.concatenate([np.asarray(batch) for batch in self.tokens.batches])
+        return self.tokens.texts
+
+    def base_states(self, run: Reopened) -> list[np.ndarray]:
+        """Hidden states of the base model, with no ΔW in it."""
+        run.put({})
+        states = hidden_states(run, self.texts, self.tokens, pooled=self.pooled)
+        run.restore()
+        return states
+
+    def activations(self, run: Reopened, label: str) -> RunActivations:
+        recorded = responses(run, self.texts, self.share_tokens)
+        layers = []
+        for name, values in recorded.by_module.items():
+            change = run.delta(name)
+            norms = change.frobenius_norm(), float(np.linalg.norm(run.base_weight(name)))
+            layers.append(
+                LayerActivations(name.removesuffix(".weight"), values, recorded.uses[name], change.shape, *norms)
+            )
+        skipped = tuple(Skipped(name, reason, adapter=label) for name, reason in recorded.skipped.items())
+        states = hidden_states(run, self.texts, self.tokens, pooled=self.pooled)
+        method = f"{run.config.method.name}, {len(run.updates)} updates"
+        return RunActivations(label, method, tuple(layers), skipped, tuple(states))
+
+
+def _differ(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
+    """Whether two base models' hidden states differ by more than device and batches may make."""
+    if [x.shape for x in a] != [y.shape for y in b]:
+        return True
+    return any(np.linalg.norm(x - y) > SAME_BASE * np.linalg.norm(y) for x, y in zip(a, b, strict=True))

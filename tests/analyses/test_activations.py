@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from lorascope.analyses.activations import ModuleInput, RunInput, run
-from lorascope.analyses.activations.run import response
-from lorascope.blocks import Page
+from lorascope.analyses.activations import run
+from lorascope.analyses.activations.measure import response
 from lorascope.errors import InputError
 from lorascope.report import html, terminal
+from lorascope.run_data import LayerActivations, Recorded, RunActivations
 from lorascope.weights.adapter import Skipped
 
 RNG = np.random.default_rng(0)
@@ -18,12 +18,14 @@ W = RNG.standard_normal((M, N))
 X = RNG.standard_normal((K, N)) @ np.diag(np.geomspace(3, 0.1, N))  # inputs with large and small directions
 
 
-def seen(delta: np.ndarray, x: np.ndarray = X, name: str = "layers.0.q", uses: int = 1) -> ModuleInput:
+def seen(delta: np.ndarray, x: np.ndarray = X, name: str = "layers.0.q", uses: int = 1) -> LayerActivations:
     """What the hooks would have handed over: squares and products by token, computed densely."""
     update, base = x @ delta.T, x @ W.T
     squares = [np.sum(a * b, axis=1) for a, b in ((update, update), (base, base), (update + base, update + base),
                                                   (update, base), (x, x))]  # fmt: skip
-    return ModuleInput(name, np.stack(squares, axis=1), uses, delta.shape, np.linalg.norm(delta), np.linalg.norm(W))
+    return LayerActivations(
+        name, np.stack(squares, axis=1), uses, delta.shape, np.linalg.norm(delta), np.linalg.norm(W)
+    )
 
 
 @pytest.mark.parametrize("c", [0.25, -0.5])
@@ -87,10 +89,13 @@ def made(**how):
     base, other = states(), states(seed=2)
     turn = np.linalg.qr(RNG.standard_normal((10, 10)))[0]
     rotated = [state @ turn * 3 for state in base]
-    left = (Skipped("embeddings.LayerNorm.weight", "a vector, not a map of inputs"),)
+    left = (Skipped("embeddings.LayerNorm.weight", "a vector, not a map of inputs", adapter="turned"),)
     modules = (seen(W / 4), seen(W / 8, name="layers.1.q"), seen(W / 2, name="layers.1.v", uses=2))
-    runs = [RunInput("turned", "lora", modules, left, tuple(rotated)), RunInput("far", "full", (), (), tuple(other))]
-    return run(runs, base, np.arange(120), tokens=K, source="texts", **how)
+    runs = [
+        RunActivations("turned", "lora", modules, left, tuple(rotated)),
+        RunActivations("far", "full", (), (), tuple(other)),
+    ]
+    return run(Recorded(tuple(runs), tuple(base), np.arange(120), tokens=K, source="texts", **how))
 
 
 def test_rotated_states_are_the_same_and_independent_ones_as_by_chance():
@@ -102,21 +107,22 @@ def test_rotated_states_are_the_same_and_independent_ones_as_by_chance():
         assert abs(one.cka.value) < 4 * one.cka.chance_sd
         assert one.cka.biased > one.cka.value
         assert one.cka.low < one.cka.value < one.cka.high
-    assert any("as by chance" in finding.text for finding in result.findings)
+    assert any("(chance level)" in finding.text for finding in result.findings)
 
 
 def test_tokens_of_one_text_count_as_one_unit():
     base, other = states(), states(seed=2)
-    runs = [RunInput("far", "full", (), (), tuple(other))]
-    result = run(runs, base, np.repeat(np.arange(30), 4))
+    runs = (RunActivations("far", "full", (), (), tuple(other)),)
+    result = run(Recorded(runs, tuple(base), np.repeat(np.arange(30), 4)))
     assert (result.samples, result.texts) == (120, 30)
     assert result.similarities[0].cka.chance_sd == pytest.approx((2 / (30 * 27)) ** 0.5)
-    assert any("tokens of one text are no independent samples" in finding.text for finding in result.findings)
+    assert any("tokens of the same text are not independent" in finding.text for finding in result.findings)
 
 
 def test_few_samples_are_named_with_what_the_biased_estimator_would_say():
     base, other = states(30, 200), states(30, 200, seed=2)
-    result = run([RunInput("far", "full", (), (), tuple(other))], base, np.arange(30))
+    far = RunActivations("far", "full", (), (), tuple(other))
+    result = run(Recorded((far,), tuple(base), np.arange(30)))
     assert result.similarities[0].cka.biased > 0.8  # unrelated states
     assert abs(result.similarities[0].cka.value) < 4 * result.similarities[0].cka.chance_sd
     assert any(f.severity == "warning" and "biased CKA of unrelated states" in f.text for f in result.findings)
@@ -126,22 +132,37 @@ def test_few_samples_are_named_with_what_the_biased_estimator_would_say():
 def test_it_can_be_drawn_and_written(pooled):
     result = made(pooled=pooled)
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert len(found["modules"]) == 3
     assert len(found["cka"]) == 9
-    assert found["left_out"]["turned"][0]["reason"].startswith("a vector")
-    page = Page("activations", result.blocks())
+    assert [item["adapter"] for item in found["skipped"]] == ["turned"]
+    assert found["skipped"][0]["reason"].startswith("a vector")
+    page = result.page()
     text = terminal.render(page, width=120, color=False)
     assert "CKA of hidden states" in text
     assert "<h1" in html.render(page)
     assert len(result.table()) == 12
 
 
+def test_modules_chooses_the_layers():
+    base = states()
+    turned = RunActivations("turned", "lora", (seen(W / 4), seen(W / 2, name="layers.1.v")), (), tuple(base))
+    recorded = Recorded((turned,), tuple(base), np.arange(120))
+    assert [module.name for module in run(recorded, modules="v$").modules] == ["layers.1.v"]
+    for pattern in ("(", "nothing"):
+        with pytest.raises(InputError, match="--modules"):
+            run(recorded, modules=pattern)
+
+
 def test_what_does_not_belong_together_is_refused():
+    def of(hidden: list[np.ndarray], base: list[np.ndarray], times: int = 1) -> Recorded:
+        one = RunActivations("a", "lora", (), (), tuple(hidden))
+        return Recorded((one,) * times, tuple(base), np.arange(len(base[0])))
+
     base = states()
     with pytest.raises(InputError, match="do not belong together"):
-        run([RunInput("a", "lora", (), (), tuple(states(60)))], base, np.arange(120))
+        run(of(states(60), base))
     with pytest.raises(InputError, match="two runs go by one name"):
-        run([RunInput("a", "lora", (), (), tuple(base))] * 2, base, np.arange(120))
+        run(of(base, base, 2))
     with pytest.raises(InputError, match=r"cannot be compared.*at least 4"):
-        run([RunInput("a", "lora", (), (), tuple(states(3)))], states(3), np.arange(3))
+        run(of(states(3), states(3)))

@@ -7,7 +7,6 @@ import pytest
 
 from lorascope.analyses.resize import run
 from lorascope.analyses.resize.truncate import Energy, RankBudget, Uniform
-from lorascope.blocks import Page
 from lorascope.errors import InputError
 from lorascope.report import html, terminal
 from lorascope.updates.base import Update, dense
@@ -46,7 +45,7 @@ def test_a_structureless_update_loses_what_its_null_says():
     result = run(Adapter({"m": Update("m", "low_rank", roles)}), [Uniform(4)])
     module = result.plans[0].modules[0]
     assert module.error == pytest.approx(module.error_null, rel=0.05)  # one draw against a mean of draws
-    assert any("used up" in finding.text for finding in result.findings)
+    assert any("uses its full rank" in finding.text for finding in result.findings)
     full = Adapter({"m": Update("m", "dense", {"delta": InMemory(rng.standard_normal((200, 300)))})})
     module = run(full, [Uniform(40)]).plans[0].modules[0]
     assert module.error == pytest.approx(module.error_null, rel=0.01)  # against Marchenko and Pastur
@@ -56,9 +55,7 @@ def test_dropped_modules_are_listed_with_what_they_held():
     result = run(ADAPTER, [RankBudget(2 / 3)], build=True)
     assert [module.name for module in result.plans[0].dropped] == ["layers.1.q", "layers.1.v"]
     assert list(result.resized.updates) == ["layers.0.q"]
-    assert any(
-        "2 of 3 modules get no direction and are dropped" in f.text and "22 %" in f.text for f in result.findings
-    )
+    assert any("2 of 3 modules get rank 0 and are dropped" in f.text and "22 %" in f.text for f in result.findings)
     assert result.plans[0].uniform_rank == 0  # even rank 1 in every module takes more
 
 
@@ -90,9 +87,9 @@ def test_scores_are_asked_for_what_will_be_written():
 def test_it_can_be_drawn_and_written(rules):
     result = run(ADAPTER, rules)
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert len(found["plans"]) == len(result.plans) == (len(rules) or 3 + 4)
-    page = Page("resize", result.blocks())
+    page = result.page()
     assert "Plans" in terminal.render(page, width=100, color=False)
     assert "<h1" in html.render(page)
     assert len(result.table()) == 3 * len(result.plans)

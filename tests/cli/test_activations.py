@@ -40,7 +40,7 @@ def test_numbers_files_and_streams(runs, tmp_path, page_in_browser):
     assert "CKA of hidden states" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, out))
     found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert all(set(module) == MODULE for module in found["modules"])
     assert all(set(one) == CKA for one in found["cka"])
     assert {module["run"] for module in found["modules"]} == {"lora", "full"}

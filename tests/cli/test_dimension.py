@@ -62,7 +62,7 @@ def test_numbers_files_and_streams(runs, tmp_path):
     assert "Intrinsic dimension, by its meanings" in done.stdout
     assert done.stderr.split()[1::2] == list(map(str, out))
     found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert [each["run"] for each in found["full"]] == ["full-0", "full-1"]
     assert [each["run"] for each in found["diverged"]] == ["gone"]
     families = {group["label"]: group for group in found["families"]}

@@ -24,7 +24,7 @@ def test_numbers_files_and_streams(lora_folder, tmp_path):
     assert "budget-rank 2: ranks" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, [*out, tmp_path / "small"]))
     found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     (plan,) = found["plans"]
     assert all(set(module) == MODULE for module in plan["modules"])
     assert sum(module["rank"] for module in plan["modules"]) == 8
@@ -58,7 +58,7 @@ def test_refusals(lora_folder, tmp_path):
     both = lorascope("resize", lora_folder, "--rank", 1, "--energy", 0.9, "--output", tmp_path / "x")
     assert "exactly one rule" in refused(both)
     assert "is there already" in refused(lorascope("resize", lora_folder, "--rank", 1, "--output", lora_folder))
-    assert "is not offered" in refused(lorascope("resize", lora_folder, "--dtype", "int4"))
+    assert "is not supported" in refused(lorascope("resize", lora_folder, "--dtype", "int4"))
     assert "--by-energy" in refused(lorascope("resize", lora_folder, "--by-energy"))
     assert "belongs to --evaluate" in refused(lorascope("resize", lora_folder, "--max-samples", 3))
     assert not (tmp_path / "x").exists()

@@ -24,20 +24,21 @@ GROUND = {
     "schema",
     "__init__",
 }
+ANALYSING = {"linalg", "updates", "weights", "models", "run_data", "analyses", "report"}
 BELOW = {
     "linalg": GROUND,
     "updates": GROUND | {"linalg"},
     "weights": GROUND | {"linalg", "updates"},
     "models": GROUND | {"linalg", "updates", "weights"},
-    "analyses": GROUND | {"linalg", "updates", "weights", "report"},
+    "run_data": GROUND | {"linalg", "updates", "weights"},  # what passes between `training` and `analyses`
+    "analyses": GROUND | {"linalg", "updates", "weights", "run_data", "report"},
     "adapt": GROUND | {"linalg", "updates", "weights", "models"},
     "methods": GROUND | {"linalg", "updates", "weights", "models", "adapt"},
-    "training": GROUND | {"linalg", "updates", "weights", "models", "adapt", "methods"},
+    "training": GROUND | {"linalg", "updates", "weights", "models", "run_data", "adapt", "methods"},
     "report": GROUND,
-    "study": GROUND | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report"},
-    "cli": GROUND
-    | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report", "study"},
-    "api": GROUND | {"linalg", "updates", "weights", "models", "analyses", "adapt", "methods", "training", "report"},
+    "study": GROUND | ANALYSING | {"adapt", "methods", "training"},
+    "cli": GROUND | ANALYSING | {"adapt", "methods", "training", "study"},
+    "api": GROUND | ANALYSING | {"adapt", "methods", "training"},
     "__main__": {"cli"},
 } | dict.fromkeys(GROUND, GROUND)
 

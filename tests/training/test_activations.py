@@ -82,10 +82,10 @@ def test_linear_layers_of_an_encoder(opened, classifier):
     again = opened(classifier, method={"name": "lora", "targets": "all-linear", "rank": 2, "alpha": 4})
     tokens = choose(again.held_out, 20, size=4)
     found = responses(again, again.held_out, tokens)
-    assert set(found.by_module) | set(found.left_out) == set(again.updates)
-    assert all("does not call" in why or "one row" in why for why in found.left_out.values())
+    assert set(found.by_module) | set(found.skipped) == set(again.updates)
+    assert all("does not call" in why or "one row" in why for why in found.skipped.values())
     pooled = [name for name in found.by_module if "pooler" in name]  # one row for each text, not for each token
-    found = type(found)({n: v for n, v in found.by_module.items() if n not in pooled}, found.uses, found.left_out)
+    found = type(found)({n: v for n, v in found.by_module.items() if n not in pooled}, found.uses, found.skipped)
     check(again, found, tokens)
 
 
@@ -93,8 +93,8 @@ def test_full_fine_tuning_leaves_out_vectors_and_embeddings(opened, classifier):
     again = opened(classifier, method={"name": "full"})
     tokens = choose(again.held_out, 20, size=4)
     found = responses(again, again.held_out, tokens)
-    assert set(found.by_module) | set(found.left_out) == set(again.updates)
-    for name, why in found.left_out.items():
+    assert set(found.by_module) | set(found.skipped) == set(again.updates)
+    for name, why in found.skipped.items():
         assert ("embedding:" in why) == ("embeddings" in name and "LayerNorm" not in name)
         assert ("vector" in why) == (again.updates[name].shape[1] == 1)
 

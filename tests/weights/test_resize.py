@@ -117,7 +117,7 @@ def test_every_kind_becomes_a_plain_lora(config, tmp_path):
 
 def test_what_needs_a_base_says_so(tmp_path):
     path, *_ = build(tmp_path, LoraConfig(use_dora=True, target_modules=["q_proj"]))
-    with pytest.raises(InputError, match=r"known with the base only.*--base MODEL"):
+    with pytest.raises(InputError, match=r"depends on the base weights.*--base MODEL"):
         resize.decompose(io.read(path))
 
 

@@ -24,6 +24,7 @@ from lorascope.weights.convert import KEPT
 from lorascope.weights.tensors import InMemory
 
 _CONVOLUTION = re.compile(r"conv|patch_emb|downsampl|upsampl|(^|[._])stem([._]|$)", re.I)
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 WRITABLE = ("F64", "F32", "F16", "BF16")  # what factors are rounded to
 _SCALING = ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_drop")
 
@@ -59,7 +60,7 @@ class Spectrum:
         return frobenius_norm(self.values)
 
     def lost(self, rank: int) -> float:
-        """‖ΔW − ΔW_rank‖_F, exactly (Eckart and Young): the norm of the values that are left out."""
+        """‖ΔW − ΔW_rank‖_F, exactly (Eckart and Young): the norm of the values beyond that rank."""
         return frobenius_norm(self.values[rank:])
 
 
@@ -134,7 +135,7 @@ class RankBudget:
 
 @dataclass(frozen=True)
 class ParameterBudget:
-    """At most `total` numbers in all factors: a direction of a (d_out, d_in) module costs d_out + d_in.
+    """At most `total` parameters in all factors: a direction of a (d_out, d_in) module costs d_out + d_in.
 
     The largest singular values come first; with `per_parameter` the largest σ²/(d_out + d_in), which loses least of
     Σ‖ΔW‖_F² up to the last direction (the greedy of the fractional knapsack, Dantzig 1957). Where all modules have one
@@ -150,7 +151,7 @@ class ParameterBudget:
 
     @property
     def counts(self) -> str:
-        return "numbers in all factors, d_out + d_in for each direction"
+        return "parameters of all factors, d_out + d_in for each direction"
 
     def ranks(self, spectra: Sequence[Spectrum]) -> dict[str, int]:
         return _spend(spectra, [one.cost for one in spectra], self.total, per_cost=self.per_parameter)
@@ -180,12 +181,57 @@ def _spend(spectra: Sequence[Spectrum], costs: Sequence[int], total: int, *, per
     return ranks
 
 
+def rules(
+    *,
+    rank: int | Sequence[int] | None = None,
+    energy: float | Sequence[float] | None = None,
+    budget_rank: float | Sequence[float] | None = None,
+    parameters: int | Sequence[int] | None = None,
+    by_energy: bool = False,
+) -> list[Rule]:
+    """The rules by the names of the command line, one or several of each: `rules(rank=4)`, `rules(energy=(0.9, 0.95))`.
+
+    Args:
+        by_energy: of `parameters`, first what keeps most energy per parameter.
+
+    Raises:
+        InputError: a number is not positive, or `by_energy` without `parameters`.
+    """
+    ranks, shares, means, totals = (
+        [given] if isinstance(given, int | float) else list(given or ())
+        for given in (rank, energy, budget_rank, parameters)
+    )
+    if by_energy and not totals:
+        raise InputError("--by-energy says how --parameters are spent", hint="give --parameters N as well")
+    wrong = [each for each in means if not 0 < each < float("inf")] + [each for each in shares if not 0 < each <= 1]
+    wrong += [each for each in (*ranks, *totals) if each < 1]
+    if wrong:
+        raise InputError("ranks, budgets and shares of the energy are positive", found=wrong[0])
+    return [
+        *(Uniform(int(each)) for each in ranks),
+        *map(Energy, shares),
+        *map(RankBudget, means),
+        *(ParameterBudget(int(each), by_energy) for each in totals),
+    ]
+
+
+def dtype_named(name: str | None) -> str | None:
+    """safetensors' name of a dtype of `DTYPES`; None stays None.
+
+    Raises:
+        InputError: factors are not stored in it.
+    """
+    if name is not None and name not in DTYPES:
+        raise InputError(f"dtype {name!r} is not supported", expected=", ".join(DTYPES))
+    return None if name is None else DTYPES[name]
+
+
 @dataclass(frozen=True)
 class Decomposed:
     """What an adapter's updates are made of, and which of them have no rank to reduce."""
 
     spectra: tuple[Spectrum, ...]
-    left_out: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
 
 
 def decompose(
@@ -202,13 +248,13 @@ def decompose(
             B belong to a base from which their beginning was taken away (PiSSA).
     """
     _check(adapter, base)
-    spectra, left_out = [], []
+    spectra, skipped = [], []
     for update in progress(list(adapter.updates.values())):
         try:
             change = delta(update, base)
             low_rank = not isinstance(change, Dense)
             if not low_rank and 1 in change.shape:
-                left_out.append(Skipped(update.name, "a vector: there is no rank to reduce"))
+                skipped.append(Skipped(update.name, "a vector: no rank to reduce"))
                 continue
             values = change.singular_values()
         except ValueError as error:
@@ -216,9 +262,9 @@ def decompose(
         spectra.append(Spectrum(update.name, change.shape, np.asarray(values), low_rank))
     if not spectra:
         raise InputError(
-            "the adapter has no ΔW whose rank could be reduced", found=preview([i.reason for i in left_out])
+            "the adapter has no ΔW whose rank could be reduced", found=preview([item.reason for item in skipped])
         )
-    return Decomposed(tuple(spectra), tuple(left_out))
+    return Decomposed(tuple(spectra), tuple(skipped))
 
 
 def delta(update: Update, base: Checkpoint | None) -> Matrix:
@@ -232,12 +278,12 @@ def _check(adapter: Adapter, base: Checkpoint | None) -> None:
     needy = {update.kind: name for name, update in adapter.updates.items() if update.needs_base}
     if needy and base is None:
         raise InputError(
-            f"ΔW of {adapter.source.method or 'this adapter'} is known with the base only",
+            f"ΔW of {adapter.source.method or 'this adapter'} depends on the base weights",
             found=preview(needy.values(), 3),
-            hint="pass --base MODEL, and ΔW itself is truncated",
+            hint="pass --base MODEL",
         )
     if why := not_for_all_tokens(adapter):
-        raise InputError(f"{adapter.source.path or 'the adapter'} is no fixed ΔW", found=why)
+        raise InputError(f"{adapter.source.path or 'the adapter'} is not one fixed ΔW", found=why)
     if why := of_another_base(adapter):
         raise InputError(
             why,
@@ -271,13 +317,13 @@ def truncate(
     for name in progress([name for name, rank in ranks.items() if rank > 0]):
         update = adapter.updates[name]
         kept = delta(update, base).truncated(ranks[name])
-        own = dtype or storage(update)
-        stored = Factored(round_to(kept.left, own), round_to(kept.right, own))
+        stored_as = dtype or storage(update)
+        stored = Factored(round_to(kept.left, stored_as), round_to(kept.right, stored_as))
         if not (np.isfinite(stored.left).all() and np.isfinite(stored.right).all()):
-            raise InputError(f"{name} does not fit into {own}", hint="choose another --dtype")
-        both = np.concatenate([kept.left, -stored.left], axis=1), np.concatenate([kept.right, stored.right])
-        rounding[name] = Factored(*both).frobenius_norm()
-        roles = {"A": InMemory(stored.right, own), "B": InMemory(stored.left, own)}
+            raise InputError(f"{name} does not fit into {stored_as}", hint="choose another --dtype")
+        difference = np.concatenate([kept.left, -stored.left], axis=1), np.concatenate([kept.right, stored.right])
+        rounding[name] = Factored(*difference).frobenius_norm()
+        roles = {"A": InMemory(stored.right, stored_as), "B": InMemory(stored.left, stored_as)}
         updates[name] = Update(
             name, "low_rank", roles, 1.0, update.transposed, kernel_of(update, base), update.base_weight, update.expert,
             update.notes, update.embedding,
@@ -350,12 +396,12 @@ def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = No
 
 def _changed_biases(adapter: Adapter, base: Checkpoint | None) -> dict[str, InMemory]:
     """Biases that an update changes with the weight, as (IA)³'s scaling of the output does."""
-    found = {}
+    biases = {}
     for name, update in adapter.updates.items():
         bias = base.find(f"{name}.bias") if base is not None and update.needs_base else None
         if bias is None:
             continue
         change = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.read())
         if change is not None:
-            found[f"{name}.bias"] = InMemory(bias.read() + change, bias.dtype)
-    return found
+            biases[f"{name}.bias"] = InMemory(bias.read() + change, bias.dtype)
+    return biases

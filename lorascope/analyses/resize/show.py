@@ -1,0 +1,331 @@
+"""The result in words and drawn: what is lost or skipped first, then what each plan keeps, next to its baseline."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lorascope.analyses.base import definitions
+from lorascope.analyses.resize.measure import METRICS, Plan, ResizeResult
+from lorascope.analyses.toolkit import depth_map, module_table, percent, skipped_table
+from lorascope.blocks import (
+    Block,
+    Cell,
+    Column,
+    Definition,
+    Definitions,
+    Facts,
+    Finding,
+    Findings,
+    Heading,
+    Heatmap,
+    Lines,
+    Marker,
+    Series,
+    Table,
+    Text,
+)
+from lorascope.errors import preview
+from lorascope.weights.adapter import Skipped
+
+LIKE_NOISE = 0.85  # of the energy that the random baseline loses: above it the spectrum is flat
+ROUNDING_REPORT_THRESHOLD = 0.3  # of the truncation's own error
+GAIN_WORTH_HAVING = 0.95
+MAX_PLANS = 3  # described one by one
+MAX_LISTED = 8  # modules on the terminal
+NOT_MAPPED = ("rank_before", "parameters", "rounding")
+
+RULES = (
+    Definition("rank R", "R directions in every module", "uniform truncation"),
+    Definition("energy p", "the smallest r of each module with Σ_{i≤r} σ² ≥ p Σσ²", "Eckart and Young 1936"),
+    Definition(
+        "budget-rank R", "R times the modules, as directions: the largest singular values of all modules first",
+        "no other choice of as many directions loses less of Σ‖ΔW‖²",
+    ),
+    Definition(
+        "parameters N", "at most N parameters in the factors, d_out + d_in for a direction; the largest σ first, or"
+        " (by energy) the largest σ²/(d_out + d_in)", "the greedy of the fractional knapsack, Dantzig 1957",
+    ),
+)  # fmt: skip
+
+
+def heading(result: ResizeResult) -> tuple[str, str]:
+    if len(result.plans) > 1:
+        modules = len(result.plans[0].modules)
+        summary = f"{len(result.plans)} plans for {modules} modules, {result.parameters_before:,} parameters as B·A"
+        return result.source.path, summary
+    plan = result.plans[0]
+    summary = f"{plan.label}: {plan.parameters:,} of {result.parameters_before:,} parameters"
+    if plan.error is not None:
+        summary += f", ‖ΔW − ΔW_r‖ = {100 * plan.error:.3g} % of ‖ΔW‖"
+    return result.source.path, summary
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def findings(result: ResizeResult) -> list[Finding]:
+    items = _skipped(result)
+    for plan in result.plans if len(result.plans) <= MAX_PLANS else ():
+        items += [*_dropped(plan), *_error(result, plan), *_rounding(plan)]
+    items += [*_kinds(result), *_curve(result), *_scores(result)]
+    return items + [Finding("note", note) for note in result.notes]
+
+
+def _skipped(result: ResizeResult) -> list[Finding]:
+    if not result.skipped:
+        return []
+    names = preview([item.name for item in result.skipped], 2)
+    text = f"{len(result.skipped)} updates are not low-rank and are dropped from the resized adapter: {names}"
+    return [Finding("warning", text)]
+
+
+def _dropped(plan: Plan) -> list[Finding]:
+    if not plan.dropped:
+        return []
+    energy = sum(m.norm**2 for m in plan.modules)
+    share = sum(m.norm**2 for m in plan.dropped) / energy if energy else 0.0
+    text = (
+        f"{plan.label}: {len(plan.dropped)} of {len(plan.modules)} modules get rank 0 and are dropped because PEFT"
+        f" cannot store it ({preview([m.name for m in plan.dropped], 2)}); they hold {percent(share)} of ‖ΔW‖²"
+    )
+    return [Finding("warning" if share else "note", text)]
+
+
+def _error(result: ResizeResult, plan: Plan) -> list[Finding]:
+    if plan.error is None:
+        return [Finding("error", "ΔW is zero in every module: there is nothing to truncate")]
+    ranks = [module.rank for module in plan.modules]
+    low, high = min(ranks), max(ranks)
+    text = (
+        f"{plan.label}: ranks {low if low == high else f'{low} to {high}'}, {plan.parameters:,} parameters"
+        f" ({_of_original(result, plan)}), ‖ΔW − ΔW_r‖/‖ΔW‖ = {plan.error:.3g}"
+    )
+    if plan.error_null:
+        text += f" (random baseline {plan.error_null:.3g})"
+    items = [Finding("note", text)]
+    if plan.error_null and plan.error > LIKE_NOISE**0.5 * plan.error_null:
+        text = f"{plan.label} loses about as much as truncating random factors would: the adapter uses its full rank,"
+        items.append(Finding("warning", f"{text} do not truncate"))
+    if low == high:
+        return items
+    if plan.uniform_error is not None and plan.uniform_rank:
+        text = f"rank {plan.uniform_rank} in every module, at no more parameters, would lose {plan.uniform_error:.3g}"
+        items.append(Finding("note", text))
+    if plan.worst is not None and plan.worst.error is not None:
+        text = f"{plan.label}: largest relative error: {plan.worst.name} loses {percent(plan.worst.error)} of its norm"
+        items.append(Finding("note", text))
+    return items
+
+
+def _of_original(result: ResizeResult, plan: Plan) -> str:
+    what = "the original adapter" if result.kind == "low_rank" else "ΔW as B·A"
+    return f"{percent(plan.parameters / result.parameters_before)} of {what}"
+
+
+def _rounding(plan: Plan) -> list[Finding]:
+    if plan.rounding is None or plan.error is None:
+        return []
+    text = f"{plan.label}: rounding to the storage dtype adds {plan.rounding:.2g} of ‖ΔW‖"
+    large = plan.rounding > ROUNDING_REPORT_THRESHOLD * max(plan.error, 1e-3)
+    return [Finding("warning" if large else "note", text)]
+
+
+def _kinds(result: ResizeResult) -> list[Finding]:
+    if result.kind == "low_rank":
+        return []
+    text = f"the updates are of the kind {result.kind}; resized, each is a plain LoRA, with d_out + d_in parameters"
+    return [Finding("note", f"{text} per rank")]
+
+
+def _curve(result: ResizeResult) -> list[Finding]:
+    """Of several plans, which is the smallest that loses little."""
+    if len(result.plans) <= 1:
+        return []
+    if all(plan.error is None for plan in result.plans):
+        return _error(result, result.plans[0])
+    best = result.smallest
+    if best is None:
+        return [Finding("note", "no plan keeps 90 % of ‖ΔW‖²")]
+    text = f"smallest plan with ≥ 90 % of ‖ΔW‖² in total: {best.label} ({best.parameters:,} parameters,"
+    return [Finding("note", f"{text} {_of_original(result, best)})")]
+
+
+def _scores(result: ResizeResult) -> list[Finding]:
+    if not result.scores:
+        return []
+    base, before = result.scores["base"], result.scores["before"]
+    text = f"on {result.scored_on}: loss {base['loss']:.4g} without ΔW, {before['loss']:.4g} with the full adapter"
+    items = [Finding("note", text)]
+    if result.gained is None:
+        text = "the full adapter does not reduce the held-out loss, so plans cannot be scored by retained gain"
+        return [*items, Finding("warning", text)]
+    scored = [(plan, share) for plan in result.plans if (share := result.gain(plan)) is not None]
+    lead = ""
+    if len(scored) > MAX_PLANS:
+        good = [each for each in scored if each[1] >= GAIN_WORTH_HAVING]
+        scored = [min(good or scored, key=lambda each: each[0].parameters if good else -each[1])]
+        lead = f"the smallest plan that keeps {percent(GAIN_WORTH_HAVING)} of the gain is " if good else "the best is "
+    for plan, share in scored:
+        score = plan.score or {}
+        text = f"{lead}{plan.label}: held-out loss {score['loss']:.4g}, {percent(share)} of the gain"
+        accuracy = score.get("accuracy")
+        items.append(Finding("note", text + ("" if accuracy is None else f", accuracy {accuracy:.3f}")))
+    return items
+
+
+# --- drawn -----------------------------------------------------------------------------------------------------------
+
+
+def blocks(result: ResizeResult) -> tuple[Block, ...]:
+    """The page in reading order."""
+    drawn: list[Block] = [_facts(result), Findings(result.findings), _plans(result)]
+    if len(result.plans) == 1:
+        drawn += _worst(result.plans[0])
+    curves = [each for each in (error_curve(result), gain_curve(result)) if each]
+    text = "Pass several --rank/--energy values to draw the trade-off curve."
+    drawn += curves or [Text(text, where="page")]
+    chosen = _chosen(result)
+    drawn += [Heading(f"By module: {chosen.label}", where="page")]
+    drawn += [each] if (each := heatmap(result)) else []
+    drawn += [module_table("All modules", chosen.modules, _shown(chosen))]
+    return (*drawn, *_not_kept(result), Definitions((*definitions(METRICS), *RULES), where="page"))
+
+
+def _facts(result: ResizeResult) -> Facts:
+    items = [
+        ("adapter", f"{result.source.path}, sha256 {result.source.sha256}"),
+        ("format", f"{result.source.format}, {result.source.method}"),
+        ("modules", str(len(result.plans[0].modules))),
+        ("parameters as B·A", f"{result.parameters_before:,}"),
+        ("stored as", result.dtype or "each module's own dtype"),
+    ]
+    if result.scored_on:
+        items.append(("scored on", result.scored_on))
+    return Facts(tuple(items), title="Adapter", where="page")
+
+
+def _plans(result: ResizeResult) -> Table:
+    """One row per plan; the scores' columns only where there are scores."""
+    scored = bool(result.scores)
+    accurate = any((score.get("accuracy") is not None) for score in result.scores.values())
+    columns = [
+        Column("plan", "plan", "code"), Column("rank", "ranks", help="min – median – max over modules"),
+        Column("parameters", "parameters", "int"), Column("share", "of B·A", "percent"),
+        Column("error", "error", "percent", help="‖ΔW − ΔW_r‖/‖ΔW‖ over all modules"),
+        Column("null", "random", "percent", help="random baseline: the same of Gaussian factors"),
+    ]  # fmt: skip
+    if scored:
+        columns += [Column("loss", "held-out loss", "float", 4), Column("gain", "of the gain", "percent")]
+        columns += [Column("accuracy", "accuracy", "percent")] * accurate
+    columns += [
+        Column("worst", "worst module", "percent", help="the largest error of one module"),
+        Column("dropped", "dropped", "int", help="modules of rank 0"),
+    ]
+    rows = [_plan_row(result, plan, scored, accurate) for plan in result.plans]
+    for name, title, share in (("before", "all of ΔW", 1.0), ("base", "without ΔW", 0.0)) if scored else ():
+        score = result.scores[name]
+        blank: tuple[Cell, ...] = ("", None, None, None, None)
+        accuracy = [score.get("accuracy")] * accurate
+        rows.append((title, *blank, score["loss"], share if result.gained else None, *accuracy, None, None))
+    caption = "Error: ‖ΔW − ΔW_r‖/‖ΔW‖ (30 % error = 91 % of the energy kept); random: error for Gaussian factors"
+    return Table(tuple(columns), tuple(rows), title="Plans", caption=f"{caption} truncated to the same ranks.")
+
+
+def _plan_row(result: ResizeResult, plan: Plan, scored: bool, accurate: bool) -> tuple[Cell, ...]:
+    summary = plan.summary()
+    low, middle, high = (summary["rank"][key] for key in ("min", "median", "max"))
+    ranks = str(low) if low == high else f"{low} – {middle:g} – {high}"
+    share = plan.parameters / result.parameters_before
+    row: tuple[Cell, ...] = (plan.label, ranks, plan.parameters, share, plan.error, plan.error_null)
+    if scored:
+        score = plan.score or {}
+        row = (*row, score.get("loss"), result.gain(plan), *([score.get("accuracy")] * accurate))
+    return (*row, summary["worst_error"], len(plan.dropped))
+
+
+def _shown(plan: Plan) -> list[Any]:
+    """The shape, and the metrics that any module has."""
+    known = [m for m in METRICS if any(getattr(module, m.key) is not None for module in plan.modules)]
+    return [Column("shape", "shape"), *known]
+
+
+def _worst(plan: Plan) -> list[Block]:
+    """The modules with the largest relative error, for the terminal."""
+    known = [module for module in plan.modules if module.error is not None]
+    worst = sorted(known, key=lambda module: -(module.error or 0.0))[:MAX_LISTED]
+    if not worst:
+        return []
+    hidden = len(plan.modules) - len(worst)
+    caption = f"{hidden} others are not shown (--csv)" if hidden else ""
+    table = module_table("Modules with the largest relative error", worst, _shown(plan), caption)
+    return [replace(table, interactive=False, where="terminal")]
+
+
+def _chosen(result: ResizeResult) -> Plan:
+    """The plan whose modules are shown: the smallest that keeps 90 % of ‖ΔW‖², or the largest where none does."""
+    if len(result.plans) == 1:
+        return result.plans[0]
+    return result.smallest or max(result.plans, key=lambda plan: plan.parameters)
+
+
+def _families(result: ResizeResult) -> dict[str, list[Plan]]:
+    """Plans by rule, ascending in parameters; none where there is only one."""
+    known = [plan for plan in result.plans if plan.error is not None and plan.parameters]
+    if len(known) < 2:
+        return {}
+    families: dict[str, list[Plan]] = {}
+    for plan in sorted(known, key=lambda plan: plan.parameters):
+        families.setdefault(plan.label.split(" ")[0], []).append(plan)
+    return families
+
+
+def error_curve(result: ResizeResult) -> Lines | None:
+    """Error against parameters, with its random baseline."""
+    families = _families(result)
+    if not families:
+        return None
+    series = [_series(name, plans, [plan.error for plan in plans]) for name, plans in families.items()]
+    if uniform := families.get("rank"):
+        baseline = _series("random baseline at these ranks", uniform, [plan.error_null for plan in uniform])
+        series.append(replace(baseline, weight="reference"))
+    return Lines(
+        "Truncation error against size", tuple(series), "parameters", "‖ΔW − ΔW_r‖/‖ΔW‖", log_x=True, where="page",
+        caption="Exact by Eckart and Young; the dashed line is the random baseline. Lower left is better.",
+    )  # fmt: skip
+
+
+def gain_curve(result: ResizeResult) -> Lines | None:
+    """The share of the gain in held-out loss that is left, where it was scored."""
+    families = _families(result)
+    series = [_series(name, plans, [result.gain(plan) for plan in plans]) for name, plans in families.items()]
+    if all(each is None for line in series for each in line.y):
+        return None
+    return Lines(
+        "Retained gain against size", tuple(series), "parameters", "share of the gain in held-out loss", log_x=True,
+        where="page", markers=(Marker("y", 1.0, "all of ΔW"),),
+        caption="Gain: the held-out loss without ΔW minus the loss with all of it. Upper left is better.",
+    )  # fmt: skip
+
+
+def _series(name: str, plans: Sequence[Plan], y: Sequence[float | None]) -> Series:
+    """A line; a point where a family has one plan."""
+    points = (plans[0].label,) if len(plans) == 1 else ()
+    return Series(name, tuple(float(plan.parameters) for plan in plans), tuple(y), points=points)
+
+
+def heatmap(result: ResizeResult) -> Heatmap | None:
+    """Rank and error of one plan by depth and type."""
+    plan = _chosen(result)
+    metrics = [metric for metric in _shown(plan)[1:] if metric.key not in NOT_MAPPED]
+    return depth_map(plan.modules, metrics, caption="Where several modules share a cell, the mean.")
+
+
+def _not_kept(result: ResizeResult) -> list[Block]:
+    items = list(result.skipped)
+    if len(result.plans) == 1:
+        reason = f"dropped: rank 0 under {result.plans[0].label}; ‖ΔW‖_F was"
+        items += [Skipped(m.name, f"{reason} {m.norm:.3g}") for m in result.plans[0].dropped]
+    return [skipped_table(items, "Skipped or dropped", "module")] if items else []
+
+
+PLOTS = {"error": error_curve, "gain": gain_curve, "heatmap": heatmap}
