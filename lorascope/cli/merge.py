@@ -12,19 +12,17 @@ if TYPE_CHECKING:
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter: a file or a folder.")],
-    base: Annotated[
-        str, typer.Option(metavar="MODEL", help="Its base model: a packaged name, a folder or a hub name.")
-    ],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter (file or folder).")],
+    base: Annotated[str, typer.Option(metavar="MODEL", help="Its base model (packaged name, folder or hub name).")],
     output: Annotated[Path, to_file("New folder for the merged model.", "DIR")],
     dtype: Annotated[
-        str, typer.Option(help="Store as float32, float16 or bfloat16; auto keeps the base checkpoint's dtype.")
+        str, typer.Option(help="Storage dtype: float32, float16, bfloat16, or auto (the base checkpoint's).")
     ] = "auto",
 ) -> None:
     """Write the base model with an adapter merged into its weights, as transformers saves models.
 
     Sums are formed in float32 and rounded once to the storage dtype; the output says how much of the update that
-    rounding took away, and DIR/merge.json says it for every weight, beside what else was put in and what was left out.
+    rounding took away. DIR/merge.json lists it for every weight, with what else was replaced and what was skipped.
     Whatever cannot be merged without losing something is refused, and then nothing is written. Example:
 
         lorascope merge quickstart/adapter --base minilm --output merged
@@ -34,7 +32,7 @@ def merge(
     from lorascope.weights import io
 
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
-        raise InputError(f"--dtype {dtype!r} is not offered", expected="auto, float32, float16 or bfloat16")
+        raise InputError(f"--dtype {dtype!r} is not supported", expected="auto, float32, float16 or bfloat16")
     check_new_folder(output)
 
     from lorascope.adapt import merge as merging
@@ -53,7 +51,7 @@ def merge(
 
 
 def summary(merged: "Merge", dtype: str) -> str:
-    """What happened, in a few lines: sizes, what rounding took, what else was put in, what was left out."""
+    """In a few lines: sizes, the rounding loss, what else was replaced, what was skipped."""
     lines = [*(f"note: {note}" for note in merged.notes), *_weights(merged, dtype)]
     if merged.biases:
         lines.append(f"biases changed by an update: {len(merged.biases)}")
@@ -66,7 +64,9 @@ def summary(merged: "Merge", dtype: str) -> str:
         lines.append(f"no longer tied to another weight: {', '.join(merged.untied)}")
     if merged.left_out:
         reasons = dict.fromkeys(item.reason for item in merged.left_out)
-        lines.append(f"keys of the file that make no update: {len(merged.left_out)} ({'; '.join(list(reasons)[:3])})")
+        lines.append(
+            f"tensors of the file that are not weight updates: {len(merged.left_out)} ({'; '.join(list(reasons)[:3])})"
+        )
     return "\n".join(lines)
 
 
@@ -74,11 +74,11 @@ def _weights(merged: "Merge", dtype: str) -> list[str]:
     if not merged.weights:
         return [f"no updates, stored as {dtype}"]
     worst = max(merged.weights, key=lambda one: one.rounding_loss)
-    middle = sorted(one.rounding_loss for one in merged.weights)[len(merged.weights) // 2]
+    median = sorted(one.rounding_loss for one in merged.weights)[len(merged.weights) // 2]
     sizes = sorted(one.relative_size for one in merged.weights)
     return [
         f"merged {len(merged.weights)} updates, ‖ΔW‖/‖W‖ from {sizes[0]:.2g} to {sizes[-1]:.2g}, stored as {dtype}",
-        f"rounded away by {dtype}: {100 * middle:.2g} % of the update in the median weight, "
-        f"{100 * worst.rounding_loss:.2g} % in the worst ({worst.name}; "
-        f"{100 * worst.unchanged:.2g} % of its changed entries stay as they were)",
+        f"merge rounding loss ({dtype}): median {100 * median:.2g} % of the update, "
+        f"maximum {100 * worst.rounding_loss:.2g} % ({worst.name}; "
+        f"{100 * worst.unchanged:.2g} % of its modified entries unchanged after rounding)",
     ]

@@ -9,17 +9,17 @@ if TYPE_CHECKING:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one method in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Describe one method in full.")] = None,
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Count on this model: a packaged one, a folder, or a hub name.")
+        str, typer.Option(metavar="MODEL", help="Count parameters on this model (packaged name, folder or hub name).")
     ] = "minilm",
     targets: Annotated[
         str,
-        typer.Option(metavar="TARGETS", help="attention, mlp, all-linear, or names of layers with commas between."),
+        typer.Option(metavar="TARGETS", help="attention, mlp, all-linear, or comma-separated layer names."),
     ] = "all-linear",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """List the methods, with the number of parameters each trains; or show one in full.
+    """List training methods and their trainable parameters, or describe one.
 
     Example:
 
@@ -58,17 +58,17 @@ def _counts(names: list[str], model: str, targets: str) -> "tuple[dict[str, int 
 
     base = model_shapes(model)
     sites = find_sites(base, targets if targets in WORDS else [part.strip() for part in targets.split(",")])
-    found: dict[str, int | str] = {}
+    counts: dict[str, int | str] = {}
     for name in names:
         method = registered.get(name)()
         wrong = [site.name for site in sites if method.uses_targets and site.kind not in method.layer_kinds]
         try:
-            found[name] = f"cannot adapt {preview(wrong, 1)}" if wrong else method.total_parameter_count(base, sites)
+            counts[name] = f"cannot adapt {preview(wrong, 1)}" if wrong else method.total_parameter_count(base, sites)
         except InputError as error:
-            found[name] = error.what
+            counts[name] = error.what
         except NotImplementedError:
-            found[name] = "has no formula"
-    return found, sum(parameter.numel() for parameter in base.parameters())
+            counts[name] = "has no formula"
+    return counts, sum(parameter.numel() for parameter in base.parameters())
 
 
 def _listing(

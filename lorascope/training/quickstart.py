@@ -161,12 +161,13 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
 def table(outcome: Outcome, config: RunConfig) -> str:
     """The results as lines of text, the baselines first."""
     adapter = f"LoRA, r = {LORA['rank']} on {' and '.join(config.method.targets)}"
-    cost = f"{outcome.trained:,} numbers trained in {outcome.finished.seconds:.0f} s"
+    cost = f"{outcome.trained:,} trainable parameters, {outcome.finished.seconds:.0f} s"
     if outcome.base is not None:
         head = f"next-token loss in nats on {outcome.held_out} held-out blocks of WordNet glosses:"
         rows = [("base model", f"{outcome.base.loss:.3f}", ""), (adapter, f"{outcome.score.loss:.3f}", cost)]
     else:
-        head = f"accuracy on {outcome.held_out:,} held-out WordNet glosses, 25 classes, {outcome.train:,} trained on:"
+        examples = f"25 classes ({outcome.train:,} training examples)"
+        head = f"accuracy on {outcome.held_out:,} held-out WordNet glosses, {examples}:"
         rows = [
             ("majority class", f"{100 * outcome.majority:.1f} %", ""),
             ("linear probe on the frozen encoder", f"{100 * outcome.probe:.1f} %", ""),

@@ -322,15 +322,15 @@ def table(rows: Sequence[Mapping[str, Any]], accuracy: bool) -> str:
     """The rows as lines of text, the lowest held-out loss marked."""
     best = min((row["eval_loss"] for row in rows if row["eval_loss"] is not None), default=None)
     width = max(len("adapter"), *(len(row["name"]) for row in rows))
-    lines = [f"{'adapter':<{width}}  {'parameters':>10}  {'steps':>6}  held-out loss" + "  right" * accuracy]
+    lines = [f"{'adapter':<{width}}  {'parameters':>10}  {'steps':>6}  held-out loss" + "  accuracy" * accuracy]
     for row in rows:
         start = f"{row['name']:<{width}}  {row['trained_parameters']:>10,}  {row['steps']:>6}  "
         if row["diverged"]:
             lines.append(start + f"{'diverged':>13}")
             continue
-        right = f"  {100 * row['eval_accuracy']:.1f} %" * accuracy
+        share = f"  {100 * row['eval_accuracy']:>6.1f} %" * accuracy
         worse = "  worse than the base" * (row["status"] == "worse_than_base")
-        lines.append(start + f"{row['eval_loss']:13.4f}{right}" + "  best" * (row["eval_loss"] == best) + worse)
+        lines.append(start + f"{row['eval_loss']:13.4f}{share}" + "  best" * (row["eval_loss"] == best) + worse)
     bases = {f"{row['base_loss']:.4f}" for row in rows if row["base_loss"] is not None}
     if bases:
         lines.append(f"the base model's held-out loss: {min(bases)}" + f" to {max(bases)}" * (len(bases) > 1))

@@ -33,7 +33,7 @@ def test_the_table_puts_the_baselines_beside_the_result(tmp_path):
     assert "25 classes" in lines[0]
     assert [line.split("  ")[-1].strip().split("   ")[0] for line in lines[1:3]] == ["14.8 %", "76.0 %"]
     assert "79.0 %" in lines[3]
-    assert "83,353 numbers trained in 40 s" in lines[3]
+    assert "83,353 trainable parameters, 40 s" in lines[3]
 
 
 def test_another_model_is_refused():
