@@ -15,8 +15,9 @@ from typing import Any
 __version__ = "0.2.0"
 
 _WHERE = {
-    "analyze": "api", "compare": "api", "delta": "api", "inject": "api", "intruders": "api", "open_model": "api",
-    "read": "api", "resize": "api", "save": "api",
+    "activations": "api", "analyze": "api", "compare": "api", "delta": "api", "dimension": "api", "inject": "api",
+    "intruders": "api", "load": "api", "merge": "api", "open_model": "api", "read": "api", "resize": "api",
+    "save": "api",
     "Adapter": "weights.adapter", "Result": "analyses.base", "Injected": "adapt.inject", "InputError": "errors",
     "LorascopeError": "errors",
 }  # fmt: skip

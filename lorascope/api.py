@@ -6,6 +6,7 @@ a folder, a file, a packaged or cached hub name, or an `nn.Module`. torch is imp
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorascope.adapt.inject import Injected
+    from lorascope.adapt.merge import Merge
     from lorascope.adapt.method import Method
 
 AdapterLike = Union[str, Path, Adapter, "Injected", "nn.Module", Mapping[str, Any]]
 ModelLike = Union[str, Path, Checkpoint, "nn.Module"]
 
-__all__ = ["analyze", "compare", "delta", "inject", "intruders", "open_model", "read", "resize", "save"]
+__all__ = [
+    "activations", "analyze", "compare", "delta", "dimension", "inject", "intruders", "load", "merge", "open_model",
+    "read", "resize", "save",
+]  # fmt: skip
 
 
 def read(source: AdapterLike, *, config: Any = None, base: ModelLike | None = None, name: str | None = None) -> Adapter:
@@ -187,19 +192,38 @@ def intruders(source: AdapterLike, base: ModelLike, *, modules: str | None = Non
     return analyses.get("intruders").run(after, before, modules=modules, **options)
 
 
-def resize(source: AdapterLike, *, base: ModelLike | None = None, **options: Any) -> Result:
-    """The best adapter of lower rank, by one rule for the ranks, and what it loses. `lorascope resize`.
+def resize(
+    source: AdapterLike,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget_rank: float | None = None,
+    parameters: int | None = None,
+    base: ModelLike | None = None,
+    modules: str | None = None,
+) -> Result:
+    """The best adapter of lower rank, and what it loses. `lorascope resize`.
+
+    Without a rule it compares plans; with one, `result.resized` is the smaller adapter, which `save` writes.
 
     Args:
         source: as for `read`.
+        rank: one rank for all modules.
+        energy: for each module, the smallest rank that retains this share of ‖ΔW‖².
+        budget_rank: the average rank, allocated to the largest singular values.
+        parameters: at most so many parameters in total.
         base: the base model, where ΔW depends on it.
-        options: the rule and further arguments of `analyses.resize.run`, such as `rank=4` or `energy=0.99`.
+        modules: a regular expression; modules whose path it does not match keep their rank.
 
     Raises:
-        InputError: no ΔW of it can be reduced, or the rule asks for what cannot be.
+        InputError: no ΔW of it can be reduced, or a rule asks for what cannot be.
     """
+    from lorascope.analyses.resize.truncate import rules
+
+    chosen = rules(rank=rank, energy=energy, budget_rank=budget_rank, parameters=parameters)
     opened = None if base is None else open_model(base)
-    return analyses.get("resize").run(read(source, base=opened), base=opened, **options)
+    adapter = read(source, base=opened)
+    return analyses.get("resize").run(adapter, chosen, base=opened, modules=modules, build=len(chosen) == 1)
 
 
 def inject(model: "nn.Module", method: "str | Method | type[Method]" = "lora", **settings: Any) -> "Injected":
@@ -232,5 +256,122 @@ def save(source: AdapterLike, folder: str | Path, *, format: str | None = None) 
         LorascopeError: the folder cannot be written; nothing half-written is left.
     """
     chosen = format or getattr(getattr(source, "method", None), "format", None) or "peft"
-    adapter = getattr(source, "adapter", None)
+    adapter = getattr(source, "resized", None)
     return io.write(adapter if isinstance(adapter, Adapter) else read(source), folder, chosen)
+
+
+def dimension(
+    *runs: str | Path,
+    modules: str | None = None,
+    baseline: float | str | Path | None = None,
+    split: str | None = None,
+    max_samples: int = 1000,
+    device: str = "auto",
+) -> Result:
+    """What rank and dimension full fine-tuning's ΔW needs, compared with trained B·A. `lorascope dimension`.
+
+    Args:
+        runs: folders of finished runs of one model on one set of data, or folders that hold such; one is full
+            fine-tuning.
+        modules: a regular expression; only matrices whose name it matches are measured and truncated.
+        baseline: the loss that gain is measured from: None for the full run's with its matrices at W, "prior", a run's
+            folder, or a loss.
+        split: another split to score on than the held-out texts.
+        max_samples: at most so many texts.
+        device: where models are evaluated.
+
+    Raises:
+        InputError: a folder holds no finished run, or the runs do not belong together.
+    """
+    from lorascope.training.runs import Runs, find
+
+    opened = Runs(find([Path(run) for run in runs]), split, max_samples, device)
+    start = opened.start(Path(baseline) if isinstance(baseline, str) and baseline != "prior" else baseline)
+    return analyses.get("dimension").run(
+        opened.candidates, modules=modules, baseline=start, prior=opened.prior, texts=opened.texts_record
+    )
+
+
+def activations(*runs: str | Path, modules: str | None = None, device: str = "auto", **sampling: Any) -> Result:
+    """What ΔW does on real inputs, and how far hidden states move. `lorascope activations`.
+
+    Args:
+        runs: folders of finished runs of one base model and dataset.
+        modules: a regular expression; only layers whose path it matches are measured.
+        device: where the models run.
+        sampling: fields of `training.activations.Sampling`: `split`, `max_samples`, `samples`, `pooled`, `seed`.
+
+    Raises:
+        InputError: a folder holds no finished run, or the runs are of several base models.
+    """
+    from lorascope.training.activations import Sampling, record
+
+    recorded = record([Path(run) for run in runs], Sampling(**sampling), device)
+    return analyses.get("activations").run(recorded, modules=modules)
+
+
+def load(model: "nn.Module", source: AdapterLike, *, config: Any = None) -> "Injected":
+    """Put a trained adapter into its base model, to train it further, run it or merge it.
+
+    Args:
+        model: the base model; changed in place.
+        source: as for `read`.
+        config: as for `read`.
+
+    Raises:
+        InputError: no method here trains such updates, or the adapter does not fit the model. `merge` puts any ΔW into
+            the weights.
+    """
+    from lorascope.adapt.load import load as put
+
+    return put(model, read(source, config=config))
+
+
+@dataclass(frozen=True, repr=False)
+class Merged:
+    """What `merge` made.
+
+    Attributes:
+        model: with W + ΔW in its weights.
+        tokenizer: the base's, where it was opened here and has one.
+        report: what rounding took from each weight, what else was put in, what was left out.
+    """
+
+    model: "nn.Module"
+    tokenizer: Any
+    report: "Merge"
+
+    def __repr__(self) -> str:
+        losses = [one.rounding_loss for one in self.report.weights]
+        lost = f", at most {100 * max(losses):.2g} % of an update lost to rounding" if losses else ""
+        return f"<Merged {type(self.model).__name__}: {len(losses)} updates{lost}>"
+
+
+def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | Path | None = None) -> Merged:
+    """Put an adapter's ΔW into its base model's weights for good. `lorascope merge`.
+
+    Args:
+        base: a folder or name, opened in its own dtype; or a model, changed in place.
+        source: as for `read`; of a path, the card in its folder says which head the model has.
+        output: a new folder for the merged model.
+
+    Raises:
+        InputError: the adapter is more than a change of weights, belongs to another base, or something would be lost.
+        LorascopeError: the folder cannot be written; nothing half-written is left.
+    """
+    from lorascope.adapt import merge as merging
+    from lorascope.models import adapter_base
+
+    folder = Path(source) if isinstance(source, str | Path) else Path()
+    if isinstance(base, str | Path):
+        adapter = read(source, base=adapter_base.checkpoint_of(str(base)))
+        merging.refuse(adapter)
+        model, tokenizer = adapter_base.load_base(adapter, folder, str(base))
+    else:
+        adapter, model, tokenizer = read(source), base, None
+    seeded = adapter_base.seeded(folder) if isinstance(source, str | Path) else ()
+    report = merging.merge(model, adapter, seeded)
+    if output is not None:
+        facts = {"adapter": adapter.source.path, "base": str(base) if isinstance(base, str | Path) else ""}
+        merging.save(model, tokenizer, Path(output), report, facts)
+    return Merged(model, tokenizer, report)
