@@ -7,11 +7,12 @@ a folder, a file, a packaged or cached hub name, or an `nn.Module`. torch is imp
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from lorascope.analyses.base import Result, analyses
-from lorascope.errors import InputError
+from lorascope.errors import InputError, needs_train
 from lorascope.weights import io, memory
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
@@ -226,6 +227,12 @@ def resize(
     return analyses.get("resize").run(adapter, chosen, base=opened, modules=modules, build=len(chosen) == 1)
 
 
+def _needs_torch() -> None:
+    """LorascopeError where torch is not installed."""
+    if find_spec("torch") is None:
+        raise needs_train("torch")
+
+
 def inject(model: "nn.Module", method: "str | Method | type[Method]" = "lora", **settings: Any) -> "Injected":
     """Freeze a model and give every target layer a fresh, trainable update. See `adapt.inject.inject`.
 
@@ -238,6 +245,7 @@ def inject(model: "nn.Module", method: "str | Method | type[Method]" = "lora", *
     Raises:
         InputError: there is no such method or setting, nothing matches, or the model carries an adapter already.
     """
+    _needs_torch()
     from lorascope.adapt.inject import inject as put
 
     return put(model, method, **settings)  # type: ignore[arg-type]
@@ -283,6 +291,7 @@ def dimension(
     Raises:
         InputError: a folder holds no finished run, or the runs do not belong together.
     """
+    _needs_torch()
     from lorascope.training.runs import Runs, find
 
     opened = Runs(find([Path(run) for run in runs]), split, max_samples, device)
@@ -304,6 +313,7 @@ def activations(*runs: str | Path, modules: str | None = None, device: str = "au
     Raises:
         InputError: a folder holds no finished run, or the runs are of several base models.
     """
+    _needs_torch()
     from lorascope.training.activations import Sampling, record
 
     recorded = record([Path(run) for run in runs], Sampling(**sampling), device)
@@ -322,6 +332,7 @@ def load(model: "nn.Module", source: AdapterLike, *, config: Any = None) -> "Inj
         InputError: no method here trains such updates, or the adapter does not fit the model. `merge` puts any ΔW into
             the weights.
     """
+    _needs_torch()
     from lorascope.adapt.load import load as put
 
     return put(model, read(source, config=config))
@@ -359,6 +370,7 @@ def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | 
         InputError: the adapter is more than a change of weights, belongs to another base, or something would be lost.
         LorascopeError: the folder cannot be written; nothing half-written is left.
     """
+    _needs_torch()
     from lorascope.adapt import merge as merging
     from lorascope.models import adapter_base
 

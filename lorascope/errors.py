@@ -4,6 +4,7 @@
 raised is a bug of ours and keeps its traceback.
 """
 
+TRAIN = ("torch", "transformers", "datasets", "gguf", "sklearn")  # imported where a model is opened: the extra `train`
 LONGEST_PART = 600  # characters of one part of a message: a file's key or value may be as long as it likes
 LONGEST = 1_400  # of the whole
 
@@ -32,6 +33,12 @@ class LorascopeError(Exception):
         most = LONGEST if len(parts) == 1 else LONGEST_PART  # alone, it may list all that is wrong with a config
         text = "; ".join(cut(printable(cut(part, 4 * most)), most) for part in parts)
         super().__init__(cut(text, LONGEST) + ".")
+
+
+def needs_train(module: str | None) -> LorascopeError:
+    """The error for a missing package of the extra `train`; `module` is what could not be imported."""
+    hint = "pip install 'lorascope[train]'"
+    return LorascopeError(f"this opens a model and needs {module}, which is not installed", hint=hint)
 
 
 class InputError(LorascopeError):

@@ -12,7 +12,7 @@ import typer
 
 import lorascope
 from lorascope.cli import _streams as streams
-from lorascope.errors import LorascopeError, printable
+from lorascope.errors import TRAIN, LorascopeError, needs_train, printable
 
 app = typer.Typer(
     help="Train low-rank adapters, and see what they did to the weights.",
@@ -71,6 +71,11 @@ def main() -> None:
             sys.stdout.flush()  # here, where a full disk or a reader that has gone is still ours to say
     except LorascopeError as error:
         fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAIN:
+            raise
+        missing = needs_train(error.name)
+        fail(str(missing), missing.exit_code)
     except BrokenPipeError:
         streams.drop()  # the reader (head, less) has gone; that is not an error
         sys.exit(0)

@@ -31,3 +31,27 @@ def test_reading_a_file_imports_no_torch(lora_folder):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="analyse"):
         ls.analyse  # noqa: B018
+
+
+WITHOUT_TORCH = "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'datasets', 'sklearn', 'gguf'))\n"
+
+
+def test_files_are_analysed_without_the_extra_train(lora_folder, tmp_path):
+    page = tmp_path / "page.html"
+    code = (
+        f"{WITHOUT_TORCH}from lorascope.cli.app import main\n"
+        f"sys.argv = ['lorascope', 'analyze', {str(lora_folder)!r}, '--html', {str(page)!r}]\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert page.stat().st_size
+
+
+def test_what_opens_a_model_names_the_extra(tmp_path):
+    for line in ("sys.argv = ['lorascope', 'quickstart']; from lorascope.cli.app import main; main()",):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH + line], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 1
+        assert "pip install 'lorascope[train]'" in done.stderr
+        assert "Traceback" not in done.stderr
