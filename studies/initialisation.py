@@ -24,13 +24,15 @@ def gradients(folders, start):
     """The largest entry of the adapter's gradients at the first step, and of ΔW after the last one."""
     import torch
 
-    from lorascope.training import config, loop, run
+    from lorascope.training import config, loop, member, run
     from lorascope.updates.base import dense
     from lorascope.weights import io
 
     settings = config.load(folders[0] / "config.yaml")
     prepared = run.prepare(settings, torch.device("cpu"))
-    member = loop.Member(prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu")))
+    member = member.Member(
+        prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu"))
+    )
     single = loop.Pass([member])
     ((loss, _),) = single.losses([list(range(min(32, len(prepared.train))))])
     loss.backward()

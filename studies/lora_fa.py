@@ -32,7 +32,7 @@ def saved(folders, method):
     """
     import torch
 
-    from lorascope.training import config, loop, run
+    from lorascope.training import config, loop, member, run
 
     settings = config.load(folders[0] / "config.yaml")
     prepared = run.prepare(settings, torch.device("cpu"))
@@ -43,7 +43,9 @@ def saved(folders, method):
     if method == HEAD_ALONE:
         first = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))[0]
         first.register_forward_pre_hook(lambda module, inputs: (inputs[0].requires_grad_(), *inputs[1:]))
-    member = loop.Member(prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu")))
+    member = member.Member(
+        prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu"))
+    )
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     sizes = {}
 

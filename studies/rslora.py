@@ -56,9 +56,11 @@ def gradients(folders, scaling, rank):
 def norm(prepared, settings):
     import torch
 
-    from lorascope.training import loop, run
+    from lorascope.training import loop, member, run
 
-    member = loop.Member(prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu")))
+    member = member.Member(
+        prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu"))
+    )
     texts = list(range(min(64, len(prepared.train))))
     ((loss, _),) = loop.Pass([member]).losses([texts])
     trained = {name: each for name, each in prepared.injected.trainable().items() if name.endswith((".A", ".B"))}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorascope.analyses.dimension import Candidate, RunFacts, Trained
-    from lorascope.training.data import Encoded
+    from lorascope.training.batches import Encoded
     from lorascope.training.reopen import Reopened
 
 MIN_TEXTS = 16
@@ -130,7 +130,7 @@ class Runs:
     def texts(self) -> "Encoded":
         """What every run is scored on: held out by the first full run, and not trained on by any other."""
         from lorascope.errors import InputError
-        from lorascope.training.data import permutation
+        from lorascope.training.batches import permutation
 
         texts = self._reopen(self.first).held_out
         seen = self._trained_on()

@@ -98,8 +98,8 @@ def _train(jobs: Sequence[Job], store: Store) -> None:
 
 def _test(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
     """The score on texts that neither training nor any choice has seen."""
-    from lorascope.training.loop import evaluate
     from lorascope.training.reopen import other_texts
+    from lorascope.training.scores import evaluate
 
     texts = other_texts(member.config, member.train, tokenizer, job.spec["test_split"], job.spec["test_samples"])
     size = member.config.training.per_device_eval_batch_size

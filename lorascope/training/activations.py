@@ -17,7 +17,7 @@ from lorascope.adapt.model_parameters import weight_name
 from lorascope.errors import InputError
 from lorascope.linalg.matrix import Matrix
 from lorascope.run_data import LayerActivations, Recorded, RunActivations, labels_of
-from lorascope.training.data import Encoded
+from lorascope.training.batches import Encoded
 from lorascope.training.reopen import Reopened, reopen
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Skipped

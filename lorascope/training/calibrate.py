@@ -17,8 +17,8 @@ from lorascope.adapt.method import Method
 from lorascope.errors import InputError
 from lorascope.inputs import read_json
 from lorascope.outputs import write_json
+from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig
-from lorascope.training.data import Encoded
 from lorascope.training.loop import Loop
 from lorascope.training.parallel import World
 from lorascope.training.record import Record

@@ -16,7 +16,8 @@ from lorascope.inputs import ANY, misfit, open_regular
 from lorascope.training.record import COUNT, MAYBE_WORD, WORD
 
 if TYPE_CHECKING:
-    from lorascope.training.loop import Loop, Member
+    from lorascope.training.loop import Loop
+    from lorascope.training.member import Member
 
 ENDS = frozenset(("finished", "stopped", "diverged"))
 ERROR = {"what": WORD, "found": MAYBE_WORD, "expected": MAYBE_WORD, "hint": MAYBE_WORD}

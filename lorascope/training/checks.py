@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorascope.adapt.targets import LeftOut
 from lorascope.errors import InputError, preview
 from lorascope.models.loading import embeddings
-from lorascope.training.data import Encoded
+from lorascope.training.batches import Encoded
 
 PROBE = 16  # tokens
 LEAK = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the largest logit; rounding is a hundredth of it

@@ -15,11 +15,12 @@ import torch
 
 from lorascope.outputs import write_json
 from lorascope.training import data, run
+from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig, parse
-from lorascope.training.data import Encoded
-from lorascope.training.loop import Score, evaluate
 from lorascope.training.parallel import World, pick_device
 from lorascope.training.record import Record, working_in
+from lorascope.training.rows import packaged
+from lorascope.training.scores import Score, evaluate
 
 LORA = {"name": "lora", "rank": 8, "alpha": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -121,7 +122,7 @@ def _classifier(prepared: run.Prepared, config: RunConfig, here: World, record: 
 def test_set(prepared: run.Prepared, config: RunConfig) -> Encoded:
     """The texts that neither training nor the choice of anything sees."""
     only = replace(config.data, train_split="test", max_train_samples=None)
-    rows = data.packaged(config.data.path, "test")
+    rows = packaged(config.data.path, "test")
     return data.encode_classes(rows, prepared.train.label_names, prepared.tokenizer, only)
 
 

@@ -21,12 +21,13 @@ from lorascope.models import loading as models
 from lorascope.models.card import check_config
 from lorascope.training import config as configs
 from lorascope.training import data
+from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig
-from lorascope.training.data import Encoded
-from lorascope.training.loop import Score, evaluate
 from lorascope.training.parallel import World, pick_device
 from lorascope.training.record import SUMMARY, read_config, read_summary
+from lorascope.training.rows import has_split
 from lorascope.training.run import load_base
+from lorascope.training.scores import Score, evaluate
 from lorascope.updates.base import Update
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter
@@ -178,7 +179,7 @@ def other_texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, m
     Raises:
         InputError: the data have no such split.
     """
-    there = data.has_split(config.data, split)
+    there = has_split(config.data, split)
     if not there and split != config.data.eval_split:
         raise InputError(
             f"{config.data.path} has no split {split!r}", hint="name a set that has, or take the run's own"

@@ -23,14 +23,16 @@ from lorascope.models import loading as models
 from lorascope.models.card import base_name, write_card
 from lorascope.outputs import staged, write_json
 from lorascope.training import checks, data
+from lorascope.training.batches import Encoded
 from lorascope.training.calibrate import calibrate
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.config import RunConfig
-from lorascope.training.data import Encoded
 from lorascope.training.failures import in_words
-from lorascope.training.loop import Loop, Member, Score, evaluate
+from lorascope.training.loop import Loop
+from lorascope.training.member import Member
 from lorascope.training.parallel import World, shard_base, world
 from lorascope.training.record import SUMMARY, Record, read_summary, working_in
+from lorascope.training.scores import Score, evaluate
 from lorascope.training.threads import usable_cores
 
 ROUNDING = 1e-5  # of a held-out loss: float32 sums in another order

@@ -23,7 +23,7 @@ from lorascope.run_data import FULL, Candidate, RunFacts, ScoreLike, check_same_
 from lorascope.training.record import read_config, read_facts, read_summary
 
 if TYPE_CHECKING:  # torch is loaded when the first run is opened: whatever is refused before is refused quickly
-    from lorascope.training.data import Encoded
+    from lorascope.training.batches import Encoded
     from lorascope.training.reopen import Reopened
     from lorascope.weights.adapter import Adapter
 
@@ -152,7 +152,7 @@ class Runs:
     @cached_property
     def texts(self) -> "Encoded":
         """What every run is scored on: held out by the first full run, and not trained on by any other."""
-        from lorascope.training.data import permutation
+        from lorascope.training.batches import permutation
 
         texts = self._reopen(self.first).held_out
         seen = self._trained_on()

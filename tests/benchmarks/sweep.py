@@ -29,9 +29,10 @@ from torch import nn
 from train_step import MODELS
 
 from lorascope.adapt.stacked import skeleton
+from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig, parse
-from lorascope.training.data import Encoded
-from lorascope.training.loop import Loop, Member
+from lorascope.training.loop import Loop
+from lorascope.training.member import Member
 from lorascope.training.parallel import World
 from lorascope.training.run import inject_method
 from lorascope.training.sweep import default_parallel

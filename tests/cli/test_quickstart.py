@@ -23,8 +23,8 @@ def test_the_same_seed_gives_the_same_adapter_bytes_on_the_real_encoder(tmp_path
 
 
 def test_the_table_puts_the_baselines_beside_the_result(tmp_path):
-    from lorascope.training.loop import Score
     from lorascope.training.run import Finished
+    from lorascope.training.scores import Score
 
     config = quickstart.config_for("minilm", 0, "cpu")
     finished = Finished(tmp_path / "adapter", Score(0.7, 0.79, 2000), 40.0, 200)

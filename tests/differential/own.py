@@ -16,9 +16,9 @@ from lorascope.errors import InputError
 from lorascope.models import adapter_base
 from lorascope.training import run
 from lorascope.training.config import parse
-from lorascope.training.loop import evaluate
 from lorascope.training.parallel import World
 from lorascope.training.reopen import reopen
+from lorascope.training.scores import evaluate
 from lorascope.weights import io
 from tests.training.conftest import SPECIAL, WORDS, save_tokenizer, sentences
 

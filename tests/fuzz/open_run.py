@@ -27,7 +27,8 @@ from lorascope.study.store import Store
 from lorascope.study.work import ROWS, TEST, Chunk, execute, read_rows, read_score
 from lorascope.training import run, sweep
 from lorascope.training.checkpoint import resume_from
-from lorascope.training.loop import Loop, Member
+from lorascope.training.loop import Loop
+from lorascope.training.member import Member
 from lorascope.training.parallel import World
 from lorascope.training.record import Record, read_config, read_facts, read_summary
 from lorascope.training.reopen import finished_config, reopen

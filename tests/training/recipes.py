@@ -17,9 +17,9 @@ from typing import Any
 from lorascope.adapt.method import methods
 from lorascope.training import run
 from lorascope.training.config import parse
-from lorascope.training.loop import evaluate
 from lorascope.training.parallel import World, pick_device
 from lorascope.training.quickstart import CONFIGS, test_set
+from lorascope.training.scores import evaluate
 from lorascope.weights import io
 
 ATTENTION = {"targets": ["query", "value"]}

@@ -7,8 +7,8 @@ from transformers import AlbertConfig, AlbertForSequenceClassification, GPT2Conf
 
 from lorascope.training import run
 from lorascope.training.activations import choose, hidden_states, responses
+from lorascope.training.batches import Encoded
 from lorascope.training.config import parse, resolved
-from lorascope.training.data import Encoded
 from lorascope.training.reopen import reopen
 from lorascope.updates.base import dense
 from tests.training.conftest import SPECIAL, WORDS, save_tokenizer

@@ -12,8 +12,8 @@ from lorascope.methods.full import refuse_codes
 from lorascope.models import loading as models
 from lorascope.models.config import ModelConfig
 from lorascope.training import checks, data, run
+from lorascope.training.batches import Encoded
 from lorascope.training.config import override, parse
-from lorascope.training.data import Encoded
 from lorascope.training.failures import in_words
 from lorascope.training.parallel import World
 from tests.training.conftest import SPECIAL, WORDS, lm_values, save_tokenizer

@@ -11,7 +11,9 @@ from lorascope.models import loading as models
 from lorascope.models.config import ModelConfig
 from lorascope.training import data, run
 from lorascope.training.config import DataConfig, parse, resolved
-from lorascope.training.loop import Member, World
+from lorascope.training.loop import World
+from lorascope.training.member import Member
+from lorascope.training.rows import read_file
 from lorascope.training.wordnet import digest
 from lorascope.weights import io
 
@@ -79,7 +81,7 @@ def test_random_labels_belong_to_the_text(labelled, tiny_bert):
     tokenizer = models.load_tokenizer(ModelConfig(str(tiny_bert)))
     config = DataConfig(str(labelled), random_labels=True, max_length=16)
     train, held_out = data.load(config, "SEQ_CLS", tokenizer, 0)
-    texts = {row["text"]: int(digest(row["text"]), 16) % 2 for row in data.read_file(labelled)}
+    texts = {row["text"]: int(digest(row["text"]), 16) % 2 for row in read_file(labelled)}
     assert sorted([*train.labels, *held_out.labels]) == sorted(texts.values())
     assert train.label_names == ("no", "yes")
     assert data.load(config, "SEQ_CLS", tokenizer, 0)[0].labels == train.labels

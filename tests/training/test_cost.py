@@ -6,7 +6,7 @@ import torch
 from lorascope.adapt import inference_cost
 from lorascope.adapt.inject import Injected, inject
 from lorascope.adapt.method import methods
-from lorascope.training.data import Batch
+from lorascope.training.batches import Batch
 from tests.methods import models
 
 TEXTS, TOKENS, WIDTH, LAYERS = 2, 12, 32, 2

@@ -17,11 +17,13 @@ from lorascope.training import run, sweep
 from lorascope.training.calibrate import calibrate
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.config import load, override, parse, resolved
-from lorascope.training.data import DataConfig, read_file
-from lorascope.training.loop import Loop, Member
+from lorascope.training.data import DataConfig
+from lorascope.training.loop import Loop
+from lorascope.training.member import Member
 from lorascope.training.parallel import World
 from lorascope.training.record import Record, read_config, read_facts, read_summary
 from lorascope.training.reopen import finished_config
+from lorascope.training.rows import read_file
 from tests.training.conftest import classifier_values
 
 HERE = World(torch.device("cpu"))

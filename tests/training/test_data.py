@@ -6,9 +6,10 @@ import pytest
 from lorascope.errors import InputError
 from lorascope.models import loading as models
 from lorascope.models.config import ModelConfig
-from lorascope.training import data
+from lorascope.training import batches, data
+from lorascope.training.batches import IGNORE, Encoded, Order
 from lorascope.training.config import DataConfig
-from lorascope.training.data import IGNORE, Encoded, Order
+from lorascope.training.rows import load_rows, read_file
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def test_each_epoch_uses_every_text_once_in_an_order_of_its_own():
     stream = [order[i] for i in range(20)]
     assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
     assert stream[:10] != stream[10:]
-    assert stream[:10] == data.permutation(10, 3, 0).tolist()
+    assert stream[:10] == batches.permutation(10, 3, 0).tolist()
     assert stream != [Order(10, seed=4)[i] for i in range(20)]
 
 
@@ -164,7 +165,7 @@ def test_a_conversation_in_the_texts_place_says_what_to_do(tmp_path, tokenizer):
 def test_files_of_each_kind_give_the_same_rows(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content)
-    assert data.read_file(path) == [{"text": "red, apple", "label": "yes"}, {"text": "stone", "label": "no"}]
+    assert read_file(path) == [{"text": "red, apple", "label": "yes"}, {"text": "stone", "label": "no"}]
 
 
 def test_a_hub_dataset_folder_is_read_through_datasets(tmp_path, tokenizer):
@@ -177,7 +178,7 @@ def test_a_hub_dataset_folder_is_read_through_datasets(tmp_path, tokenizer):
 def test_the_held_out_share_is_never_trained_on(tmp_path, tokenizer):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"apple {i}", "label": i % 3}) + "\n" for i in range(40)))
-    rows = data._rows(DataConfig(str(path), eval_fraction=0.25), 0)
+    rows = load_rows(DataConfig(str(path), eval_fraction=0.25), 0)
     train, held_out = ({row["text"] for row in part} for part in rows)
     assert (len(train), len(held_out)) == (30, 10)
     assert not train & held_out
@@ -241,13 +242,13 @@ def test_a_label_that_training_never_saw_is_named(tmp_path, tokenizer):
 def test_keys_of_other_kinds_of_data_are_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\na,b\n")
     with pytest.raises(InputError, match=r"eval_path goes with a data.path that is a file"):
-        data._rows(DataConfig("wordnet-classes", eval_path="x.csv"), 0)
+        load_rows(DataConfig("wordnet-classes", eval_path="x.csv"), 0)
     with pytest.raises(InputError, match=r"data.name is of a hub dataset"):
-        data._rows(DataConfig(str(tmp_path / "rows.csv"), name="sst2"), 0)
+        load_rows(DataConfig(str(tmp_path / "rows.csv"), name="sst2"), 0)
 
 
 def test_a_missing_file_and_an_unknown_split_are_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.csv"):
-        data._rows(DataConfig(str(tmp_path / "gone.csv")), 0)
+        load_rows(DataConfig(str(tmp_path / "gone.csv")), 0)
     with pytest.raises(InputError, match="no split 'dev'; expected train, validation, test"):
-        data._rows(DataConfig("wordnet-classes", eval_split="dev"), 0)
+        load_rows(DataConfig("wordnet-classes", eval_split="dev"), 0)

@@ -14,8 +14,8 @@ from lorascope.models.card import CARD
 from lorascope.models.config import ModelConfig
 from lorascope.training import run
 from lorascope.training.config import MethodConfig, override, parse
-from lorascope.training.loop import evaluate
 from lorascope.training.parallel import World
+from lorascope.training.scores import evaluate
 from tests.training.conftest import SPECIAL, WORDS, classifier_values, lm_values, save_tokenizer
 
 HERE = World(torch.device("cpu"))

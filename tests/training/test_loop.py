@@ -7,9 +7,11 @@ import torch
 from lorascope.errors import LorascopeError
 from lorascope.training import run
 from lorascope.training.config import OptimConfig
-from lorascope.training.loop import Loop, Score, evaluate, learning_rate_factor
+from lorascope.training.loop import Loop
+from lorascope.training.member import learning_rate_factor
 from lorascope.training.parallel import World
 from lorascope.training.record import Record
+from lorascope.training.scores import Score, evaluate
 
 HERE = World(torch.device("cpu"))
 

@@ -13,7 +13,8 @@ from lorascope.errors import InputError
 from lorascope.models import loading as models
 from lorascope.training import run, sweep
 from lorascope.training.config import parse, read
-from lorascope.training.loop import Loop, Member
+from lorascope.training.loop import Loop
+from lorascope.training.member import Member
 from lorascope.training.parallel import World
 from tests.training.conftest import classifier_values, lm_values
 

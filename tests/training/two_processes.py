@@ -8,8 +8,9 @@ import yaml
 
 from lorascope.training import run
 from lorascope.training.config import parse
-from lorascope.training.loop import Loop, evaluate
+from lorascope.training.loop import Loop
 from lorascope.training.parallel import World, shard_base, world
+from lorascope.training.scores import evaluate
 from tests.processes import leave
 
 

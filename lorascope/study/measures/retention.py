@@ -58,7 +58,7 @@ class Retention:
         return (glosses @ glosses.T)[self.pairs].argsort().argsort()
 
     def _encoded(self, texts: list[str]):
-        from lorascope.training.data import Encoded
+        from lorascope.training.batches import Encoded
 
         limit = self.run.config.data.max_length
         tokens = self.run.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
