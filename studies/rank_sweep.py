@@ -30,12 +30,12 @@ def arms(scale):
 
 
 def spectra(folders):
-    """Mean over the modules of one run: stable rank, energy rank, and the stable rank of a structureless B·A."""
+    """Mean over the modules of one run: stable rank, energy rank, and the stable rank of the random baseline."""
     from lorascope.analyses import spectrum
     from lorascope.weights import io
 
     table = spectrum.run(io.read(folders[0] / "adapter")).table()
-    columns = {"stable_rank": "stable_rank", "energy_rank": "energy_rank.0.9", "effective_rank": "effective_rank"}
+    columns = {"stable_rank": "stable_rank", "energy_rank": "energy_rank_0.9", "effective_rank": "effective_rank"}
     row = {name: float(table[column].mean()) for name, column in columns.items()}
     return [{**row, "stable_rank_of_null": float(table["null.stable_rank"].mean())}]
 

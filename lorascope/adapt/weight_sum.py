@@ -1,4 +1,4 @@
-"""W + ΔW, rounded once to what W is stored in, and what that rounding took: the one place where weights are merged."""
+"""W + ΔW, rounded once to what W is stored in, and what that rounding took, for the weights of a model."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lorascope.errors import InputError
+from lorascope.linalg import rounding as rounding_of
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,23 @@ def rounded_sum(name: str, weight: Tensor, delta: Tensor) -> tuple[Tensor, Merge
     if not weight.is_floating_point():
         raise InputError(f"{name} cannot be merged", found=f"a {weight.dtype} weight", expected="floats")
     wide = widened(weight)
-    stored = (wide + delta.to(wide)).to(weight.dtype)
-    return stored, measured(name, weight, delta, stored)
+    delta = delta.to(wide)
+    stored, rounding = rounding_of.rounded_sum(wide, delta, weight.dtype)
+    return stored, _report(name, wide, delta, stored, rounding)
 
 
 def measured(name: str, weight: Tensor, delta: Tensor, stored: Tensor) -> MergedWeight:
     """What storing W + ΔW as `stored` did. InputError where a number in it is NaN or infinite."""
     wide = widened(weight)
     delta = delta.to(wide)
+    return _report(name, wide, delta, stored, rounding_of.sum_rounding(wide, delta, stored))
+
+
+def _report(name: str, wide: Tensor, delta: Tensor, stored: Tensor, rounding: rounding_of.SumRounding) -> MergedWeight:
     if not bool(torch.isfinite(stored).all()):
-        raise InputError(f"merging would write NaN or infinity into {name}", found=_where(wide, delta, weight.dtype))
-    kept, moved = stored.to(wide.dtype) - wide, delta != 0
-    size, own = float(delta.norm()), float(wide.norm())
-    return MergedWeight(
-        name,
-        size / own if own else 0.0,
-        float((kept - delta).norm()) / size if size else 0.0,
-        float(((kept == 0) & moved).sum() / moved.sum()) if bool(moved.any()) else 0.0,
-    )
+        raise InputError(f"merging would write NaN or infinity into {name}", found=_where(wide, delta, stored.dtype))
+    unchanged = rounding.updated_unchanged / rounding.updated if rounding.updated else 0.0
+    return MergedWeight(name, rounding.relative_norm or 0.0, rounding.loss or 0.0, unchanged)
 
 
 def _where(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> str:

@@ -29,7 +29,7 @@ SCHEMA_NOTE = (
     "schema 2 has one key for what was left out, `skipped`, and one spelling of every metric; schema 1 had"
     " not_analysed, set_aside, unmatched, not_compared and left_out"
 )
-Takes = Literal["adapter", "adapters", "checkpoints", "runs", "run and texts"]
+Takes = Literal["adapter", "adapter and base", "adapters", "checkpoints", "runs", "run and texts"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Metric:
 
     key: str
     title: str
-    unit: Literal["float", "int", "percent"] = "float"
+    unit: Literal["float", "int", "percent", "text"] = "float"
     help: str = ""
     formula: str = ""
     source: str = ""

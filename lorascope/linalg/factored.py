@@ -59,6 +59,13 @@ class Factored:
     def factors(self) -> "Factored":
         return self
 
+    def rows(self, start: int, stop: int) -> Float[Array, "k n"]:
+        return self.left[start:stop] @ self.right
+
+    @property
+    def structured(self) -> bool:
+        return True
+
     def scaled(self, factor: float) -> "Factored":
         return Factored(self.left * factor, self.right)
 
@@ -68,7 +75,7 @@ class Factored:
     def __rmatmul__(self, other: Array) -> Array:
         return (other @ self.left) @ self.right
 
-    def singular_values(self) -> Float[Array, " p"]:
+    def singular_values(self, overwrite: bool = False) -> Float[Array, " p"]:
         """min(m, n, k) singular values, descending."""
         left, right_t = _double(self.left), _double(self.right.T)
         if 0 in left.shape or 0 in right_t.shape:

@@ -43,6 +43,13 @@ class Kronecker:
     def factors(self) -> None:
         return None
 
+    def rows(self, start: int, stop: int) -> Float[Array, "k n"]:
+        return self.dense()[start:stop]
+
+    @property
+    def structured(self) -> bool:
+        return True
+
     def scaled(self, factor: float) -> "Kronecker":
         return Kronecker(self.first.scaled(factor), self.second)
 
@@ -58,7 +65,7 @@ class Kronecker:
     def __rmatmul__(self, other: Array) -> Array:
         return (self.T @ other.T).T if other.ndim == 2 else self.T @ other
 
-    def singular_values(self) -> Float[Array, " p"]:
+    def singular_values(self, overwrite: bool = False) -> Float[Array, " p"]:
         """All p = p₁·p₂ products of the two spectra, descending; p₁ = min(a, b) or the inner size of a `Factored`.
 
         p can be less than min(m, n) = min(a·c, b·d), where the operands are oblong in opposite ways or factored: the

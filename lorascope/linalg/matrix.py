@@ -40,9 +40,21 @@ class Matrix(Protocol):
         """left (m, k) and right (k, n), where it is kept as their product; None where it is not."""
         ...
 
+    def rows(self, start: int, stop: int) -> Float[Array, "k n"]:
+        """The entries of some rows, where it can be done without making the others."""
+        ...
+
+    @property
+    def structured(self) -> bool:
+        """Whether its form holds fewer numbers than it has entries, and gives `leading` exactly."""
+        ...
+
     def frobenius_norm(self) -> float: ...
-    def singular_values(self) -> Float[Array, " p"]:
-        """Descending; those that are zero by the form alone are left out."""
+    def singular_values(self, overwrite: bool = False) -> Float[Array, " p"]:
+        """Descending; those that are zero by the form alone are left out.
+
+        `overwrite`: what it is made of is not needed afterwards, and may be worked on in place.
+        """
         ...
 
     def svd(self) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:
@@ -98,6 +110,13 @@ class Dense:
     def factors(self) -> None:
         return None
 
+    def rows(self, start: int, stop: int) -> Float[Array, "k n"]:
+        return self.values[start:stop]
+
+    @property
+    def structured(self) -> bool:
+        return False
+
     def frobenius_norm(self) -> float:
         """‖·‖_F, where the squares overflow or vanish too."""
         xp, values = namespace(self.values), self.values
@@ -109,7 +128,7 @@ class Dense:
         return float(xp.linalg.vector_norm(values / unit if unit != 1.0 else values)) * unit
 
     def singular_values(self, overwrite: bool = False) -> Float[Array, " p"]:
-        """`overwrite`: the entries are not needed afterwards, and may be worked on in place."""
+        """min(m, n) of them. `overwrite`: numpy's entries may be worked on in place, which halves the memory."""
         return spectra.singular_values(self.values, overwrite)
 
     def svd(self) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:

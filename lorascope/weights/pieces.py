@@ -55,8 +55,9 @@ class Change:
     scale: float
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.matrix.shape)
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.matrix.shape
+        return rows, columns
 
     def rows(self, start: int, stop: int) -> InMemory:
         return self._part(start, stop, 0)

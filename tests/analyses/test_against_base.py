@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lorascope.analyses import against_base
-from lorascope.analyses.against_base import module as measures
 from lorascope.blocks import Page
 from lorascope.report import html, terminal
 from lorascope.updates.base import Update
@@ -34,7 +33,7 @@ def adapter(**factors) -> Adapter:
 
 
 def one(weight, b, a, **options):
-    (found,) = against_base.run(adapter(q=(b, a)), checkpoint(q=weight), **options).modules
+    (found,) = against_base.run(adapter(q=(b, a)), checkpoint(q=weight), **options).rows
     return found
 
 
@@ -83,14 +82,14 @@ def test_the_factors_gauge_the_layout_and_the_rank_that_is_there_decide():
     roles = {"A": InMemory(a, "F64"), "B": InMemory(b, "F64")}
     for more in ({"transposed": True}, {"transposed": True, "embedding": True}):
         turned = Adapter({"q": Update("q", "low_rank", roles, 1.0, **more)}, {}, Source("x"))
-        (found,) = against_base.run(turned, checkpoint(q=weight.T)).modules
+        (found,) = against_base.run(turned, checkpoint(q=weight.T)).rows
         assert found.inside == pytest.approx(plain.inside)
         assert found.left["r"].phi == pytest.approx(plain.left["r"].phi)
     kernel = Adapter({"q": Update("q", "low_rank", roles, 1.0, kernel=(2, 3))}, {}, Source("x"))
-    (found,) = against_base.run(kernel, checkpoint(q=weight.reshape(20, 5, 2, 3))).modules
+    (found,) = against_base.run(kernel, checkpoint(q=weight.reshape(20, 5, 2, 3))).rows
     assert found.inside == pytest.approx(plain.inside)
     fused = Adapter({"e": Update("e", "low_rank", roles, 1.0, base_weight="q.weight", expert=1)}, {}, Source("x"))
-    (found,) = against_base.run(fused, checkpoint(q=np.stack([weight + 1, weight]))).modules
+    (found,) = against_base.run(fused, checkpoint(q=np.stack([weight + 1, weight]))).rows
     assert found.inside == pytest.approx(plain.inside)
 
 
@@ -99,7 +98,7 @@ def test_dora_takes_the_whole_change():
     m = np.linalg.norm(weight, axis=1) * np.linspace(0.5, 2, 20)
     roles = {"A": InMemory(a, "F64"), "B": InMemory(b, "F64"), "m": InMemory(m, "F64")}
     dora = Update("q", "magnitude", roles, 0.1)
-    (found,) = against_base.run(Adapter({"q": dora}, {}, Source("x")), checkpoint(q=weight)).modules
+    (found,) = against_base.run(Adapter({"q": dora}, {}, Source("x")), checkpoint(q=weight)).rows
     u, _, vh = np.linalg.svd(dora.delta(weight))
     r = found.directions
     assert found.delta_norm == pytest.approx(np.linalg.norm(dora.delta(weight)))
@@ -120,7 +119,7 @@ def test_equal_singular_values_of_w_are_not_divided():
 
 
 def test_a_large_weight_is_not_decomposed_unless_it_was(monkeypatch, tmp_path):
-    monkeypatch.setattr(measures, "EXACT", 50)
+    monkeypatch.setattr(against_base, "EXACT", 50)
     weight, b, a = RNG.standard_normal((120, 100)), RNG.standard_normal((120, 2)), RNG.standard_normal((2, 100))
     weight += 60 * np.outer(RNG.standard_normal(120), RNG.standard_normal(100)) / 110
     cache = SvdCache(tmp_path)
@@ -143,7 +142,7 @@ def test_what_cannot_be_measured_is_listed_and_the_rest_drawn():
     whole = adapter(**{"layers.0.q": (b, a), "layers.1.q": (b, 2 * a), "zero": (0 * b, a), "gone": (b, a)})
     base = checkpoint(**dict.fromkeys(("layers.0.q", "layers.1.q", "zero"), weight))
     result = against_base.run(whole, base)
-    assert [m.name for m in result.modules] == ["layers.0.q", "layers.1.q"]
+    assert [m.name for m in result.rows] == ["layers.0.q", "layers.1.q"]
     assert {item.name: item.reason.split(":")[0] for item in result.skipped} == {
         "zero": "ΔW is zero", "gone": "the base has no such weight",
     }  # fmt: skip

@@ -32,7 +32,7 @@ def adapter(*updates: Update, **more) -> Adapter:
 
 
 def one(update: Update, **options):
-    return run(adapter(update), **options).modules[0]
+    return run(adapter(update), **options).rows[0]
 
 
 def texts(result, severity: str) -> str:
@@ -49,7 +49,8 @@ def test_planted_singular_values_and_their_measures():
     assert module.stable_rank == pytest.approx(30 / 16)
     assert module.rank_utilisation == pytest.approx(30 / 64)
     assert module.participation_ratio == pytest.approx(900 / (256 + 81 + 16 + 1))
-    assert module.energy_rank == {"0.9": 3, "0.95": 3, "0.99": 4}  # 25/30 and 29/30 of the energy
+    # 25/30 and 29/30 of the energy
+    assert module.energy_ranks == {"energy_rank_0.9": 3, "energy_rank_0.95": 3, "energy_rank_0.99": 4}
     assert module.negligible_share == 0
     assert module.b_zero is False
 
@@ -57,10 +58,10 @@ def test_planted_singular_values_and_their_measures():
 def test_energy_shares_and_the_uniform_rank_is_the_worst_modules():
     flat, steep = planted("layers.0.a", [1.0] * 4), planted("layers.1.b", [3.0, 1e-3, 1e-4, 1e-5])
     result = run(adapter(flat, steep))
-    assert [result.energy_share(m) for m in result.modules] == pytest.approx([4 / 13, 9 / 13], rel=1e-6)
+    assert [result.energy_share(m) for m in result.rows] == pytest.approx([4 / 13, 9 / 13], rel=1e-6)
     assert result.uniform_rank(0.95) == 4
-    assert "layers.0.a: asks for the highest rank: 4" in texts(result, "note")
-    assert result.summary()["uniform_rank"] == {"0.95": 4, "0.99": 4}
+    assert "layers.0.a: needs the highest rank of all modules: 4 for 95 % of its energy" in texts(result, "note")
+    assert [result.summary()[f"uniform_rank_{share}"] for share in (0.95, 0.99)] == [4, 4]
 
 
 def test_zero_b_is_named_and_says_nothing_else():
@@ -70,7 +71,8 @@ def test_zero_b_is_named_and_says_nothing_else():
     module = one(zero)
     assert module.b_zero
     assert module.frobenius_norm == 0
-    assert module.stable_rank is module.effective_rank is module.energy_rank["0.9"] is module.negligible_share is None
+    assert module.stable_rank is module.effective_rank is module.negligible_share is None
+    assert set(module.energy_ranks.values()) == {None}
     assert "changes nothing" in texts(run(adapter(zero)), "error")
     assert "exactly zero in 1 of 2 modules" in texts(run(adapter(zero, planted("layers.1.q", [1.0]))), "warning")
 
@@ -81,10 +83,10 @@ def test_non_finite_modules_are_reported_and_the_rest_is_analysed(bad):
     a[0, 3] = bad
     broken = Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((6, 2)))})
     result = run(adapter(broken, planted("layers.1.q", [2.0, 1.0])))
-    assert result.modules[0].non_finite == 1
-    assert result.modules[0].singular_values is None
-    assert "layers.0.q: 1 entries are NaN or infinite" in texts(result, "error")
-    assert result.modules[1].spectral_norm == pytest.approx(2)
+    assert result.rows[0].non_finite == 1
+    assert result.rows[0].singular_values is None
+    assert "layers.0.q: 1 NaN or Inf value; this module is excluded" in texts(result, "error")
+    assert result.rows[1].spectral_norm == pytest.approx(2)
     assert result.total_energy == pytest.approx(5)
 
 
@@ -107,12 +109,12 @@ def test_an_a_that_never_left_its_initialisation(moved, expected):
 def test_an_outlying_module_is_named():
     normal = [planted(f"layers.{i}.q", [1.0, 0.5]) for i in range(6)]
     result = run(adapter(*normal, planted("layers.6.q", [40.0, 0.5])))
-    assert "layers.6.q: ‖ΔW‖₂ = 40, 40.0 times" in texts(result, "warning")
+    assert "layers.6.q: ‖ΔW‖₂ = 40, 40.0 times the median of all modules" in texts(result, "warning")
 
 
 def test_selection_by_regex():
     both = adapter(planted("layers.0.q_proj", [1.0]), planted("layers.0.v_proj", [1.0]))
-    assert [m.name for m in run(both, modules="v_").modules] == ["layers.0.v_proj"]
+    assert [m.name for m in run(both, modules="v_").rows] == ["layers.0.v_proj"]
     with pytest.raises(InputError, match=r"matches none of the 2 modules.*q_proj"):
         run(both, modules="k_proj")
     with pytest.raises(InputError, match="not a regular expression"):
@@ -155,7 +157,7 @@ def test_against_the_base_with_formulas_written_out(base):
         m[:, None] * direction / np.linalg.norm(direction, axis=1, keepdims=True) - w,
         weights["model.layers.0.up"] * (scale - 1),
     ]
-    for module, delta in zip(result.modules, expected, strict=True):
+    for module, delta in zip(result.rows, expected, strict=True):
         sigma = np.linalg.svd(delta, compute_uv=False)
         np.testing.assert_allclose(module.singular_values, sigma[: len(module.singular_values)], atol=1e-12 * sigma[0])
         w = weights[module.name]
@@ -170,8 +172,8 @@ def test_dora_without_the_base_measures_the_direction_and_warns():
     dora = Update("layers.0.k", "magnitude", {"A": InMemory(a), "B": InMemory(b), "m": InMemory(np.ones(32))}, 0.5)
     result = run(adapter(dora))
     expected = np.linalg.svd(0.5 * b @ a, compute_uv=False)[:2]
-    np.testing.assert_allclose(result.modules[0].singular_values, expected, rtol=1e-12)
-    assert "s·B·A alone, which is not ΔW" in texts(result, "warning")
+    np.testing.assert_allclose(result.rows[0].singular_values, expected, rtol=1e-12)
+    assert "s·B·A, which is not the full ΔW" in texts(result, "warning")
 
 
 def test_bf16_rounding_of_a_small_update_is_a_finding(tmp_path):
@@ -187,11 +189,11 @@ def test_bf16_rounding_of_a_small_update_is_a_finding(tmp_path):
     factor = 1e-3 * float(w.norm()) / np.linalg.norm(b @ a)
     update = Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(b)}, factor)
     result = run(adapter(update), base=open_checkpoint(tmp_path))
-    beside = result.modules[0].against_base
+    beside = result.rows[0].against_base
     assert beside.relative_norm == pytest.approx(1e-3, rel=1e-2)
     assert 0.7 < beside.unchanged < 0.85
     assert 0.7 < beside.rounding_loss < 0.85
-    assert "merging into BF16 rounds away" in texts(result, "warning")
+    assert "merging into BF16 loses" in texts(result, "warning")
 
 
 def test_saved_modules_are_measured_with_the_base_only(base):
@@ -203,7 +205,7 @@ def test_saved_modules_are_measured_with_the_base_only(base):
     )
     assert "--base" in run(whole).skipped[0].reason
     result = run(whole, base=checkpoint)
-    assert result.modules[1].spectral_norm == pytest.approx(0.1 * (32 * 48) ** 0.5)  # a constant matrix
+    assert result.rows[1].spectral_norm == pytest.approx(0.1 * (32 * 48) ** 0.5)  # a constant matrix
     assert [item.name for item in result.skipped] == ["score.bias"]
 
 
@@ -225,6 +227,6 @@ def test_table_rows_match_the_json():
     result = run(adapter(planted("layers.0.q", [2.0, 1.0]), planted("layers.1.q", [1.0, 1.0])))
     frame = result.table()
     assert list(frame["name"]) == ["layers.0.q", "layers.1.q"]
-    assert frame["energy_rank.0.95"].tolist() == [2, 2]
+    assert frame["energy_rank_0.95"].tolist() == [2, 2]
     assert frame["d_out"].tolist() == [32, 32]
     assert frame["frobenius_norm"].tolist() == [m["frobenius_norm"] for m in result.to_json()["modules"]]

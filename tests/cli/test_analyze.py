@@ -17,7 +17,8 @@ from tests.cli.command import lorascope, refused
 MODULE_KEYS = {
     "name", "kind", "type", "depth", "shape", "rank", "scale", "dtype", "transposed", "singular_values",
     "frobenius_norm", "spectral_norm", "nuclear_norm", "stable_rank", "effective_rank", "energy_effective_rank",
-    "participation_ratio", "energy_rank", "rank_utilisation", "null", "rank_utilisation_of_null", "negligible_share",
+    "participation_ratio", "energy_rank_0.9", "energy_rank_0.95", "energy_rank_0.99", "rank_utilisation", "null",
+    "rank_utilisation_of_null", "negligible_share",
     "energy_share", "b_zero", "a_at_initialisation", "non_finite", "against_base", "notes",
 }  # fmt: skip
 
@@ -28,7 +29,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder):
     assert done.stderr == ""
     found = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
     weights = lora_folder / "adapter_model.safetensors"
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found["lorascope"] == package.__version__
     assert found["source"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (found["source"]["format"], found["source"]["method"]) == ("peft", "LoRA")
@@ -44,7 +45,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder):
         np.testing.assert_allclose(module["singular_values"], sigma, rtol=1e-12)
         assert module["frobenius_norm"] == pytest.approx(np.linalg.norm(sigma), rel=1e-12)
         assert module["shape"] == [16, 24]
-        assert set(module["energy_rank"]) == {"0.9", "0.95", "0.99"}
+        assert set(module["null"]) >= {"stable_rank", "energy_rank_0.9", "energy_rank_0.95", "energy_rank_0.99"}
 
 
 def test_a_file_and_its_folder_give_the_same_modules(lora_folder):
@@ -61,7 +62,9 @@ def test_terminal_fits_a_screen_and_files_are_named(lora_folder, tmp_path):
     done = lorascope("analyze", lora_folder, "--html", outputs[0], "--json", outputs[1], "--csv", outputs[2])
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 45
-    assert done.stdout.index("Findings") < done.stdout.index("By module type") < done.stdout.index("both ends")
+    assert (
+        done.stdout.index("Findings") < done.stdout.index("By module type") < done.stdout.index("Largest and smallest")
+    )
     for path in outputs:
         assert f"wrote {path}" in done.stderr
     rows = list(csv.DictReader(outputs[2].open()))
@@ -89,11 +92,11 @@ def test_selection_order_and_length_of_the_list(lora_folder):
     assert "matches none" in refused(lorascope("analyze", lora_folder, "--modules", "k_proj"))
 
 
-def test_help_names_every_measure_to_sort_by():
-    from lorascope.analyses.spectrum.page import SORT_KEYS
+def test_help_names_every_metric_to_sort_by():
+    from lorascope.analyses.spectrum import METRICS
 
     listed = " ".join(lorascope("analyze", "--help").stdout.split())
-    assert f"Measures to sort by: {', '.join(SORT_KEYS)}." in listed
+    assert f"Metrics to sort by: {', '.join(metric.key for metric in METRICS)}." in listed
 
 
 def test_unfinished_output_leaves_nothing(lora_folder, tmp_path):
@@ -209,7 +212,7 @@ def test_the_page_in_a_real_browser(lora_folder, tmp_path, page_in_browser):
     assert names.all_text_contents() in (ascending, ascending[::-1])
     shown = opened.page.locator(".heatmap .layer:visible .measure")
     first = shown.all_text_contents()
-    opened.page.locator(".switch label", has_text="stable rank").click()
+    opened.page.locator(".switch").get_by_text("stable rank", exact=True).click()
     assert shown.all_text_contents() != first
     assert opened.troubles == []
     assert opened.others_asked_for() == []

@@ -24,7 +24,7 @@ def test_a_terminal_without_unicode(env, lora_folder):
     assert done.returncode == 0, done.stderr
     assert "||dW||_F" in done.stdout
     assert done.stdout.isascii()
-    assert json.loads(lorascope("analyze", lora_folder, "--json", "-", env=env).stdout)["schema"] == 1
+    assert json.loads(lorascope("analyze", lora_folder, "--json", "-", env=env).stdout)["schema"] == 2
 
 
 def test_closed_streams(lora_folder, tmp_path):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,16 +12,29 @@ from lorascope.analyses.base import Analysis, Metric, analyses
 from lorascope.blocks import Block, Finding
 from lorascope.report import html, terminal
 from lorascope.weights import io
+from lorascope.weights.checkpoint import Checkpoint
+from lorascope.weights.files import Tensors
+from lorascope.weights.tensors import InMemory
 
 NAMES = [name for name, each in analyses.items() if isinstance(each, Analysis)]
-OF_ADAPTERS = [name for name in NAMES if analyses.get(name).takes in ("adapter", "adapters")]
+OF_ADAPTERS = [name for name in NAMES if "adapter" in analyses.get(name).takes]
 
 
 @pytest.fixture(scope="module", params=OF_ADAPTERS)
 def result(request, lora_folder):
     analysis = analyses.get(request.param)
-    adapter = io.read(lora_folder)
-    return analysis.run(adapter if analysis.takes == "adapter" else [adapter] * 3)
+    return analysis.run(*inputs_of(analysis, io.read(lora_folder)))
+
+
+def inputs_of(analysis: Analysis, adapter) -> tuple:
+    """What an analysis of adapters is run on."""
+    if analysis.takes == "adapters":
+        return ([adapter] * 3,)
+    if analysis.takes == "adapter":
+        return (adapter,)
+    rng = np.random.default_rng(0)
+    weights = {f"{name}.weight": InMemory(rng.standard_normal(u.shape), "F64") for name, u in adapter.updates.items()}
+    return adapter, Checkpoint(Path("base"), Tensors(weights, {}, ()), {})
 
 
 def test_the_result_is_frozen(result):
@@ -54,11 +69,10 @@ def test_a_pattern_that_is_none_or_matches_nothing_is_refused(result, lora_folde
     from lorascope.errors import InputError
 
     analysis = analyses.get(result.analysis)
-    adapter = io.read(lora_folder)
-    inputs = adapter if analysis.takes == "adapter" else [adapter] * 2
+    inputs = inputs_of(analysis, io.read(lora_folder))
     for pattern in ("(", "no_such_module"):
         with pytest.raises(InputError, match="--modules"):
-            analysis.run(inputs, modules=pattern)
+            analysis.run(*inputs, modules=pattern)
 
 
 @pytest.mark.parametrize("name", NAMES)

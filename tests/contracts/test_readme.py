@@ -39,10 +39,10 @@ def test_every_command_is_shown(commands):
 
 
 def test_the_schema_is_documented(lora_folder):
-    from lorascope.analyses import spectrum
+    from lorascope.analyses import analyze
     from lorascope.weights import io
 
-    whole = spectrum.run(io.read(lora_folder)).to_json()
+    whole = analyze.run(io.read(lora_folder)).to_json()
     for key in {*whole, *whole["source"], *whole["summary"], *MODULE_KEYS}:
         assert f"`{key}`" in README, f"the README does not document {key}"
 

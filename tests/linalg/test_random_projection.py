@@ -29,7 +29,7 @@ def test_mean_and_deviation_against_simulation(m, n, i, j):
 )
 def test_table_7_of_the_lora_paper(r, norm, inside, random, ratio, amplification, of_random):
     """GPT-3's W_q, 12288 × 12288 with ‖W‖_F = 61.95; the derived figures that its table 7 gives no chance level for."""
-    from lorascope.analyses.against_base.module import ratios
+    from lorascope.analyses.against_base import ratios
 
     chance = random_projection_norm(12288, 12288, r, r, 61.95**2, 0.0)
     found = ratios(inside, 61.95, norm, chance)

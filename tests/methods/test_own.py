@@ -152,8 +152,8 @@ def test_a_file_gives_the_change_exactly(tmp_path, name, make, dtype):
         # T − W in float32, of a bfloat16 base; else the float64 difference of two float32 numbers
         np.testing.assert_allclose(delta, truth, rtol=2**-23 if dtype == torch.bfloat16 else 0, atol=0)
     result = spectrum.run(adapter, base=checkpoint)
-    assert {module.name for module in result.modules} == set(adapter.updates)
-    vector = next(m for m in result.modules if m.name.endswith("bias"))
+    assert {module.name for module in result.rows} == set(adapter.updates)
+    vector = next(m for m in result.rows if m.name.endswith("bias"))
     assert vector.shape[1] == 1
     assert vector.stable_rank == pytest.approx(1)
 

@@ -123,7 +123,7 @@ def test_a_file_is_small_and_gives_every_update(tmp_path):
         # a float32 transform, and W + ΔW rounded to float32 against |W| up to 4
         torch.testing.assert_close(native.reshape(change.shape).float(), change, rtol=0, atol=2e-6)
     result = spectrum.run(adapter)
-    assert {m.name for m in result.modules} == set(adapter.updates)
+    assert {m.name for m in result.rows} == set(adapter.updates)
     assert {item.name for item in result.skipped} == {"subspace.theta", "subspace.lambda"}
 
 

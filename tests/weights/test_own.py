@@ -62,7 +62,7 @@ def test_a_file_of_parts_alone_is_read_and_the_analysis_says_so(tmp_path):
     adapter = read(only_parts(tmp_path).path)
     assert dict(adapter.non_weight_tensors) == {"prompt": "a soft prompt"}
     assert adapter.saved["prompt"].shape == (5, 8)
-    with pytest.raises(InputError, match=r"no module of .* could be analysed; found 1 set aside.*a soft prompt"):
+    with pytest.raises(InputError, match=r"no module of .* could be analysed; found 1 skipped.*a soft prompt"):
         run(adapter)
 
 

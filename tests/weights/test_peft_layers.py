@@ -55,7 +55,7 @@ def test_a_start_that_was_taken_from_w_is_taken_away_again(init, tmp_path):
     with pytest.raises(InputError, match="depends on the base weights"):
         resize.decompose(io.read(tmp_path / "a"))
     alone = spectrum.run(io.read(tmp_path / "a"))
-    assert any("s·B·A alone, which is not ΔW" in finding.text for finding in alone.findings)
+    assert any("s·B·A, which is not the full ΔW" in finding.text for finding in alone.findings)
 
 
 def test_torch_s_attention_is_what_peft_s_layer_computes(tmp_path):

@@ -67,7 +67,7 @@ def test_the_record_is_the_one_of_the_whole(kind, tmp_path, monkeypatch):
     assert pieces.is_large(update)
     found = spectrum.measure(update, type="x", depth=None, base=None)
     np.testing.assert_allclose(found.singular_values, whole.singular_values, rtol=1e-11)
-    same = ("shape", "rank", "dtype", "b_zero", "a_at_initialisation", "notes", "non_finite", "energy_rank", "null")
+    same = ("shape", "rank", "dtype", "b_zero", "a_at_initialisation", "notes", "non_finite", "energy_ranks", "null")
     assert {name: getattr(found, name) for name in same} == {name: getattr(whole, name) for name in same}
 
 

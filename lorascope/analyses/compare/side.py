@@ -8,7 +8,7 @@ import numpy as np
 
 from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.linalg.kronecker import Kronecker
-from lorascope.linalg.matrix import Dense, Matrix
+from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.rounding import unit_roundoff
 from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, cosine, row_basis
 from lorascope.updates.base import MAX_ENTRIES, Stored, Update, kinds
@@ -104,7 +104,7 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
             found = bases(delta, tolerance)
         else:
             whole, found = delta, _leading(delta, most, tolerance)
-            notes = (*notes, RANDOMISED) if isinstance(delta, Dense) else notes
+            notes = notes if delta.structured else (*notes, RANDOMISED)
         alone = row_basis(roles["A"], tolerance) if with_a and "A" in roles else None
     except ValueError:
         return "its entries are NaN or infinite"

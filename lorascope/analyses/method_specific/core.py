@@ -5,53 +5,63 @@ singular values of W by 1 + s·R_ii, and everything off the diagonal maps one of
 another. R stands for s·R below.
 
 - `on_diagonal` is Σ R_ii² / ‖R‖²; 1/r where the entries have no structure.
-- `dominant_rows` is the share of rows with |R_ii| > Σ_{j≠i} |R_ij|: where all are, R is near a rescaling. Its null is
-  that of Gaussian cores of the same size.
+- `dominant_rows` is the share of rows with |R_ii| > Σ_{j≠i} |R_ij|: where all are, R is near a rescaling. Its random
+  baseline is that of Gaussian cores of the same size.
 - `symmetric` is ‖(R + Rᵀ)/2‖² / ‖R‖²; (r + 1)/(2r) where the entries have no structure.
-- The ranks are of R, beside a Gaussian R; those of ΔW, in which W's singular values weigh the columns of R, are in the
-  spectrum.
+- The ranks are of R, compared with a Gaussian R; those of ΔW, in which W's singular values weigh the columns of R, are
+  in the spectrum.
 
 When it misleads: the diagonal means what is said only if A and B come from one decomposition of W and in its order;
 with random bases R is a core in an arbitrary frame, and only its singular values say anything.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from lorascope.analyses.method_specific import draw
-from lorascope.analyses.method_specific.base import Part, Row, Subject, particulars
-from lorascope.analyses.method_specific.numbers import median
-from lorascope.blocks import Block, Definition, Finding, Heatmap, Lines, Measure, Series
+from lorascope.analyses.base import Metric
+from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
+from lorascope.analyses.toolkit import Row, extreme, group, median, module_table, percent, type_table
+from lorascope.blocks import Block, Finding, Heatmap, Lines, Measure, Series
 from lorascope.linalg.spectrum import effective_rank, stable_rank
 
 MAX_SHOWN = 64  # of a core's sides, in the map of mean |R|
 _DRAWS = 64
 
-DEFINITIONS = (
-    Definition("On the diagonal", "Σ R_ii² / ‖R‖_F²", "null: 1/r; Bałazy et al. 2024, arXiv 2405.17604, has R"),
-    Definition("Dominant rows", "share of i with |R_ii| > Σ_{j≠i} |R_ij|", "null: Gaussian R of the same size"),
-    Definition("Symmetric part", "‖(R + Rᵀ)/2‖_F² / ‖R‖_F²", "null: (r + 1)/(2r)"),
-)
+METRICS = (
+    Metric("norm", "‖R‖_F", "float", "Frobenius norm of the core"),
+    Metric("rescaling", "rms R_ii", "percent", "√mean(R_ii²): by how much W's own singular values change"),
+    Metric(
+        "on_diagonal", "diagonal", "percent", "Σ R_ii²/‖R‖²", "Σ R_ii² / ‖R‖_F²",
+        "random baseline: 1/r; Bałazy et al. 2024, arXiv 2405.17604, has R", "null.on_diagonal", "On the diagonal",
+    ),
+    Metric("null.on_diagonal", "random", "percent", "1/r"),
+    Metric(
+        "dominant_rows", "dominant", "percent", "share of rows with |R_ii| > Σ_{j≠i} |R_ij|",
+        "share of i with |R_ii| > Σ_{j≠i} |R_ij|", "random baseline: Gaussian R of the same size",
+        "null.dominant_rows", "Dominant rows",
+    ),
+    Metric(
+        "symmetric", "symmetric", "percent", "‖(R + Rᵀ)/2‖²/‖R‖²", "‖(R + Rᵀ)/2‖_F² / ‖R‖_F²",
+        "random baseline: (r + 1)/(2r)", "null.symmetric", "Symmetric part",
+    ),
+    Metric("null.symmetric", "random", "percent", "(r + 1)/(2r)"),
+    Metric("stable_rank", "stable", "float", "Σσ²/σ₁² of R", null="null.stable_rank"),
+    Metric("null.stable_rank", "random", "float", "of a Gaussian R"),
+    Metric("effective_rank", "effective", "float", "exp H(σ/Σσ) of R", null="null.effective_rank"),
+)  # fmt: skip
 
 
-@particulars.register("core")
-def core(subject: Subject) -> Part:
+def measure(subject: Subject) -> Section:
     cores = {update.name: update.scale * update.roles["R"].read() for update in subject.updates}
-    rows = [subject.named(name) | _measured(matrix) for name, matrix in cores.items()]
+    rows = [subject.row(name) | _measured(matrix) for name, matrix in cores.items()]
     keys = ("on_diagonal", "dominant_rows", "symmetric", "stable_rank", "effective_rank")
     summary = {
-        **{f"median_{key}": median([row[key] for row in rows]) for key in keys},
-        "null": {f"median_{key}": median([row["null"][key] for row in rows]) for key in keys},
+        **{f"median_{key}": median(row[key] for row in rows) for key in keys},
+        "null": {f"median_{key}": median(row["null"][key] for row in rows) for key in keys},
     }
-    return Part(
-        "LoRA-XS",
-        tuple(rows),
-        summary,
-        tuple(_findings(rows, summary)),
-        tuple(_blocks(rows, cores)),
-        DEFINITIONS,
-    )
+    return Section(tuple(rows), summary, {"mean_core": _mean_core(rows, cores)})
 
 
 def _measured(matrix: np.ndarray) -> Row:
@@ -94,63 +104,50 @@ def _null(r: int) -> Row:
     }
 
 
-def _findings(rows: list[Row], summary: Row) -> list[Finding]:
+def findings(section: Section) -> list[Finding]:
+    rows, summary = section.rows, section.summary
     zero = [row for row in rows if row["norm"] == 0]
-    found = []
+    made = []
     if zero:
-        found.append(Finding("warning", f"R is zero in {len(zero)} of {len(rows)} modules: they change nothing"))
+        made.append(Finding("warning", f"R is zero in {len(zero)} of {len(rows)} modules: they change nothing"))
     if summary["median_on_diagonal"] is None:
-        return found
+        return made
     null = summary["null"]
     text = (
-        f"{draw.percent(summary['median_on_diagonal'])} of ‖R‖² is on the diagonal in the median module (no structure:"
-        f" {draw.percent(null['median_on_diagonal'])}), and {draw.percent(summary['median_dominant_rows'])} of the rows"
-        f" are dominated by it (no structure: {draw.percent(null['median_dominant_rows'])})"
+        f"{percent(summary['median_on_diagonal'])} of ‖R‖² is on the diagonal in the median module (random:"
+        f" {percent(null['median_on_diagonal'])}), and {percent(summary['median_dominant_rows'])} of the rows"
+        f" are dominated by it (random: {percent(null['median_dominant_rows'])})"
     )
-    found.append(Finding("note", text))
+    made.append(Finding("note", text))
     text = (
         f"median stable rank of R {summary['median_stable_rank']:.3g} (Gaussian: {null['median_stable_rank']:.3g}),"
         f" effective rank {summary['median_effective_rank']:.3g} (Gaussian: {null['median_effective_rank']:.3g})"
     )
-    found.append(Finding("note", text))
-    most = draw.extreme(rows, "on_diagonal")
+    made.append(Finding("note", text))
+    most = extreme(rows, "on_diagonal")
     assert most is not None
-    found.append(Finding("note", f"most on the diagonal, {draw.percent(most['on_diagonal'])}, here", most["name"]))
-    return found
+    made.append(Finding("note", f"most on the diagonal, {percent(most['on_diagonal'])}, here", most["name"]))
+    return made
 
 
-_QUANTITIES = (
-    ("norm", "‖R‖_F", "float", "Frobenius norm of the core"),
-    ("rescaling", "rms R_ii", "percent", "√mean(R_ii²): by how much W's own singular values change"),
-    ("on_diagonal", "diagonal", "percent", "Σ R_ii²/‖R‖²"),
-    ("null.on_diagonal", "null", "percent", "1/r"),
-    ("dominant_rows", "dominant", "percent", "share of rows with |R_ii| > Σ_{j≠i} |R_ij|"),
-    ("symmetric", "symmetric", "percent", "‖(R + Rᵀ)/2‖²/‖R‖²"),
-    ("null.symmetric", "null", "percent", "(r + 1)/(2r)"),
-    ("stable_rank", "stable", "float", "Σσ²/σ₁² of R"),
-    ("null.stable_rank", "null", "float", "of a Gaussian R"),
-    ("effective_rank", "effective", "float", "exp H(σ/Σσ) of R"),
-)
-
-
-def _blocks(rows: list[Row], cores: dict[str, np.ndarray]) -> list[Block]:
-    mapped = [q for q in _QUANTITIES if not q[0].startswith("null.")]
+def blocks(section: Section) -> list[Block]:
+    rows = section.rows
     return [
-        draw.type_table(rows, _QUANTITIES),
+        type_table(rows, METRICS),
         *_spectra(rows),
-        *_mean_core(rows, cores),
-        *draw.depth_map("Cores, depth × module type", rows, mapped),
-        draw.module_table("LoRA-XS, all modules", rows, _QUANTITIES),
+        *_core_map(section.extra["mean_core"]),
+        *maps("Cores, depth × module type", rows, [m for m in METRICS if not m.key.startswith("null.")]),
+        module_table("LoRA-XS, all modules", rows, METRICS),
     ]
 
 
-def _spectra(rows: list[Row]) -> list[Block]:
+def _spectra(rows: Sequence[Row]) -> list[Block]:
     series = []
-    for name, group in draw.by_type(rows).items():
-        for row in group:
+    for name, members in group(rows).items():
+        for row in members:
             sigma = row["singular_values"] or ()
             positive = tuple(s if s > 0 else None for s in sigma)
-            weight = "thin" if len(group) > 1 else "normal"
+            weight = "thin" if len(members) > 1 else "normal"
             series.append(Series(row["name"], tuple(range(1, len(sigma) + 1)), positive, name, weight))
     if not any(s.x for s in series):
         return []
@@ -160,16 +157,24 @@ def _spectra(rows: list[Row]) -> list[Block]:
     ]  # fmt: skip
 
 
-def _mean_core(rows: list[Row], cores: dict[str, np.ndarray]) -> list[Block]:
-    """Mean |R_ij| over modules, each core scaled to norm 1: a diagonal shows as one."""
+def _mean_core(rows: Sequence[Row], cores: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Mean |R_ij| over modules, each core scaled to norm 1: a diagonal shows as one. None of cores unequal or large."""
     ranks = {row["rank"] for row in rows}
     known = [cores[row["name"]] / row["norm"] for row in rows if row["norm"]]
     if len(ranks) != 1 or not known or max(ranks) > MAX_SHOWN:
+        return None
+    return np.mean(np.abs(known), axis=0)
+
+
+def _core_map(mean: np.ndarray | None) -> list[Block]:
+    if mean is None:
         return []
-    mean = np.mean(np.abs(known), axis=0)
     numbers = tuple(str(i + 1) for i in range(len(mean)))
     values = tuple(tuple(line) for line in mean.tolist())
     return [
         Heatmap("Mean |R_ij| over all modules", numbers, numbers, (Measure("core", "|R_ij|/‖R‖", values),), "row",
                 "column", caption="Each core is scaled to norm 1 first.", where="page")
     ]  # fmt: skip
+
+
+kind_metrics.register("core")(KindMetrics("LoRA-XS", measure, findings, blocks, METRICS))

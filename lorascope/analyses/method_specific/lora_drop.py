@@ -4,40 +4,47 @@ Zhou et al. 2024, arXiv 2402.07721: the importance of a layer is g_i = Σ_x ‖�
 fewest layers whose importances add up to the threshold T keep a LoRA of their own, and the others share one. The scores
 are read from the setting `lora_drop`: {"scores": {module: I}, "kept": [module, ...], "threshold": T, "rest": "share"}.
 
-The null is equal importance, 1/n each: then ⌈T·n⌉ layers would be kept. The Gini coefficient says how far from equal.
+The random baseline is equal importance, 1/n each: then ⌈T·n⌉ layers would be kept. The Gini coefficient says how far
+from equal.
 
 When it misleads: an output norm favours wide layers and those with large inputs, whatever their use; scores are of the
 short first training on the sample and not of the adapter in this file.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.method_specific import draw
-from lorascope.analyses.method_specific.base import Part, Row, Subject, particulars
-from lorascope.analyses.method_specific.numbers import gini
+from lorascope.analyses.base import Metric
+from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
+from lorascope.analyses.toolkit import Row, gini, module_table, percent, type_table
 from lorascope.blocks import Block, Definition, Finding, Lines, Marker, Series
 
-DEFINITIONS = (
-    Definition("Score", "I_i = g_i/Σg, g_i = Σ_x ‖ΔW_i x‖²", "Zhou et al. 2024, arXiv 2402.07721"),
-    Definition("Equal importance (null)", "I_i = 1/n, so that ⌈T·n⌉ modules are kept", "computed here"),
+METRICS = (
+    Metric(
+        "score", "score", "percent", "g_i/Σg", "I_i = g_i/Σg, g_i = Σ_x ‖ΔW_i x‖²",
+        "Zhou et al. 2024, arXiv 2402.07721", term="Score",
+    ),
+    Metric("kept", "kept", "percent", "share of the modules that keep a LoRA of their own"),
+)  # fmt: skip
+MORE_DEFINITIONS = (
+    Definition("Equal importance (random baseline)", "I_i = 1/n, so that ⌈T·n⌉ modules are kept", "computed here"),
 )
 
 
-@particulars.register("lora_drop")
-def lora_drop(subject: Subject) -> Part:
+def measure(subject: Subject) -> Section:
     record = subject.setting("lora_drop")
     wrong = _wrong(record)
     if wrong:
-        finding = Finding("warning", f"the setting lora_drop cannot be read: {wrong}")
-        return Part("LoRA-drop", (), {}, (finding,))
+        return Section((), {}, {"wrong": wrong})
     scores, kept, threshold = record.get("scores"), set(record["kept"]), record.get("threshold")
     total = sum(scores.values()) if scores else 0.0
     shares = {name: score / total for name, score in scores.items()} if total else {}
     names = sorted(scores, key=lambda name: -scores[name]) if scores else [update.name for update in subject.updates]
-    rows = [{**subject.named(name), "score": shares.get(name), "kept": name in kept} for name in names]
+    rows = [{**subject.row(name), "score": shares.get(name), "kept": name in kept} for name in names]
     summary = {
         "modules": len(rows),
         "kept": sum(row["kept"] for row in rows),
@@ -48,7 +55,7 @@ def lora_drop(subject: Subject) -> Part:
         "gini": gini(np.array(list(shares.values()))) if shares else None,
         "null": {"kept": math.ceil(threshold * len(rows) - 1e-9) if threshold is not None else None, "gini": 0.0},
     }
-    return Part("LoRA-drop", tuple(rows), summary, _findings(rows, summary), tuple(_blocks(rows, summary)), DEFINITIONS)
+    return Section(tuple(rows), summary)
 
 
 def _wrong(record: Any) -> str:
@@ -66,41 +73,41 @@ def _is_share(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
-def _findings(rows: list[Row], summary: Row) -> tuple[Finding, ...]:
+def findings(section: Section) -> tuple[Finding, ...]:
+    rows, summary = section.rows, section.summary
+    if wrong := section.extra.get("wrong"):
+        return (Finding("warning", f"the setting lora_drop cannot be read: {wrong}"),)
     rest = "have none" if summary["rest"] == "drop" else "share one for each shape"
     text = f"{summary['kept']} of {summary['modules']} modules keep a LoRA of their own; the others {rest}"
     if not summary["scored"]:
-        return (Finding("note", f"{text}. They were named, not scored"),)
+        return (Finding("note", f"{text}. These layers were given by name, not chosen by score"),)
     if summary["kept_score"] is None:
         return (Finding("warning", f"{text}. Every score is zero: the modules could not be told apart"),)
-    text += f". The kept hold {draw.percent(summary['kept_score'])} of the importance"
+    text += f". The kept hold {percent(summary['kept_score'])} of the importance"
     if summary["null"]["kept"] is not None:
         text += f"; equal importances would keep {summary['null']['kept']} (threshold {summary['threshold']:g})"
     ratio = rows[0]["score"] * summary["modules"]
-    leading = f"the most important, {draw.percent(rows[0]['score'])} of the whole, {ratio:.2g} times its equal share"
+    leading = f"the most important, {percent(rows[0]['score'])} of the whole, {ratio:.2g} times its equal share"
     return (Finding("note", text), Finding("note", leading, rows[0]["name"]))
 
 
-_QUANTITIES = (
-    ("score", "score", "percent", "g_i/Σg"),
-    ("kept", "kept", "percent", "share of the modules that keep a LoRA of their own"),
-)
-
-
-def _blocks(rows: list[Row], summary: Row) -> list[Block]:
-    table = (("score", "score", "percent", "g_i/Σg"), ("kept", "kept", "text", "keeps a LoRA of its own"))
+def blocks(section: Section) -> list[Block]:
+    rows, summary = section.rows, section.summary
+    if not summary:
+        return []
+    score, kept = METRICS[0], replace(METRICS[1], unit="text", help="keeps a LoRA of its own")
     if summary["kept_score"] is None:
-        return [draw.module_table("LoRA-drop, all modules", rows, table[1:])]
+        return [module_table("LoRA-drop, all modules", rows, [kept])]
     return [
-        draw.type_table(rows, _QUANTITIES[:1], "Median scores of a type."),
+        type_table(rows, [score], "Median scores of a type."),
         _cumulative(rows, summary),
-        *draw.depth_map("Scores, depth × module type", rows, _QUANTITIES, "Shares of the whole importance."),
-        draw.module_table("LoRA-drop, all modules by score", rows, table),
+        *maps("Scores, depth × module type", rows, METRICS, "Shares of the whole importance."),
+        module_table("LoRA-drop, all modules by score", rows, [score, kept]),
     ]
 
 
-def _cumulative(rows: list[Row], summary: Row) -> Lines:
-    """The importance that the first k modules hold, beside the straight line of equal importances."""
+def _cumulative(rows: Sequence[Row], summary: Row) -> Lines:
+    """The importance that the first k modules hold, and the straight line of equal importances."""
     held = np.cumsum([row["score"] or 0.0 for row in rows])
     n = tuple(range(1, len(rows) + 1))
     equal = tuple((np.arange(1, len(rows) + 1) / len(rows)).tolist())
@@ -115,3 +122,6 @@ def _cumulative(rows: list[Row], summary: Row) -> Lines:
         "Importance held by the first k modules", series, "modules, most important first", "share of the importance",
         markers=tuple(markers), where="page",
     )  # fmt: skip
+
+
+kind_metrics.register("lora_drop")(KindMetrics("LoRA-drop", measure, findings, blocks, METRICS, MORE_DEFINITIONS))

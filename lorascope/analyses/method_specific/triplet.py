@@ -4,21 +4,24 @@ Zhang et al. 2023, arXiv 2303.10512. A triplet counts as kept where its E is not
 file, so the rank before pruning is known from the setting `init_r` alone. The budget of the whole is `target_r` times
 the number of modules, and the schedule meets it exactly.
 
-The null of an uneven map is a budget that is handed out blindly: the same number of triplets drawn from all modules'
-init_r (multivariate hypergeometric). The Gini coefficient of the kept ranks stands beside its mean over such draws.
+The random baseline of an uneven map is a budget that is handed out blindly: the same number of triplets drawn from all
+modules' init_r (multivariate hypergeometric). The Gini coefficient of the kept ranks is given with its mean over such
+draws.
 
-‖PᵀP − I‖_F and ‖QQᵀ − I‖_F, per √rank, say whether E can be read as singular values; beside them the value that
+‖PᵀP − I‖_F and ‖QQᵀ − I‖_F, per √rank, say whether E can be read as singular values; with them the value that
 P, Q ~ N(0, 0.02²), the initialisation, would give in expectation.
 
 When it misleads: a rank that was kept need not be used (see the spectrum's stable rank); the map depends on the seed,
 and one run cannot say how much; in a file written before the schedule ended, nothing is pruned yet.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from lorascope.analyses.method_specific import draw
-from lorascope.analyses.method_specific.base import Part, Row, Subject, particulars
-from lorascope.analyses.method_specific.numbers import gini, median
+from lorascope.analyses.base import Metric
+from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, as_float, kind_metrics, maps
+from lorascope.analyses.toolkit import Row, gini, group, median, module_table, type_table
 from lorascope.blocks import Block, Definition, Finding
 from lorascope.linalg.spectrum import frobenius_norm
 
@@ -27,26 +30,42 @@ FAR_FROM_ORTHOGONAL = 0.3  # ‖PᵀP − I‖_F / √rank at which E is no long
 _DRAWS = 1000
 MAX_DRAWN = 10**9  # of ranks; numpy's own limit
 
-DEFINITIONS = (
-    Definition("Kept rank", "the number of triplets with E ≠ 0", "Zhang et al. 2023, arXiv 2303.10512, §3.3"),
-    Definition(
-        "Gini coefficient", "Σ_ij |x_i − x_j| / (2 n² mean)", "null: mean over 1000 random allocations of the budget"
+_ORTHOGONALITY = "‖PᵀP − I‖_F/√k and ‖QQᵀ − I‖_F/√k, k the kept rank"
+_UNTRAINED = "random baseline: in expectation at the initialisation N(0, 0.02²)"
+
+METRICS = (
+    Metric(
+        "kept_rank", "kept rank", "int", "triplets with E ≠ 0", "the number of triplets with E ≠ 0",
+        "Zhang et al. 2023, arXiv 2303.10512, §3.3", term="Kept rank",
     ),
-    Definition(
-        "Off orthogonal", "‖PᵀP − I‖_F/√k and ‖QQᵀ − I‖_F/√k, k the kept rank",
-        "null: in expectation at the initialisation N(0, 0.02²)",
+    Metric("initial_rank", "of", "int", "triplets before pruning (init_r)"),
+    Metric("largest_e", "max |E|", "float", "largest weight of a triplet"),
+    Metric("norm_e", "‖E‖", "float", "Euclidean norm of the triplets' weights"),
+    *(
+        metric
+        for side, product in (("P", "PᵀP"), ("Q", "QQᵀ"))
+        for metric in (
+            Metric(
+                f"off_orthogonal.{side}", f"{side} off", "float", f"‖{product} − I‖_F/√rank", _ORTHOGONALITY,
+                _UNTRAINED, f"null.off_orthogonal.{side}", "Off orthogonal",
+            ),
+            Metric(f"null.off_orthogonal.{side}", "untrained", "float", "the same at N(0, 0.02²)"),
+        )
     ),
 )  # fmt: skip
+MORE_DEFINITIONS = (
+    Definition(
+        "Gini coefficient",
+        "Σ_ij |x_i − x_j| / (2 n² mean)",
+        "random baseline: mean over 1000 random allocations of the budget",
+    ),
+)
 
 
-@particulars.register("triplet")
-def triplet(subject: Subject) -> Part:
+def measure(subject: Subject) -> Section:
     start = subject.setting("init_r", "init_rank")
-    rows = [subject.row(update) | _measured(update.read(), start) for update in subject.updates]
-    summary = _summary(subject, rows)
-    return Part(
-        "AdaLoRA", tuple(rows), summary, tuple(_findings(rows, summary)), tuple(_blocks(rows, summary)), DEFINITIONS
-    )
+    rows = [subject.row(update.name) | _measured(update.read(), start) for update in subject.updates]
+    return Section(tuple(rows), _summary(subject, rows))
 
 
 def _measured(roles: dict[str, np.ndarray], start: int | None) -> Row:
@@ -114,38 +133,41 @@ def _blind(kept: np.ndarray, initial: list[int]) -> Row:
     return {"gini": float(found.mean()), "p": (as_uneven + 1) / (_DRAWS + 1)}
 
 
-def _findings(rows: list[Row], summary: Row) -> list[Finding]:
+def findings(section: Section) -> list[Finding]:
+    rows, summary = section.rows, section.summary
     total, budget = summary["total_kept"], summary["budget"]
     if total == 0:
         return [Finding("warning", "every E is zero: this adapter changes nothing")]
-    found = []
+    made = []
     text = f"{total} of {summary['total_initial']} ranks were kept"
     if budget is None or summary["modules_asked"] < summary["modules_in_file"]:
-        found.append(Finding("note", text))
+        made.append(Finding("note", text))
     elif total == budget:
-        found.append(Finding("note", f"{text}: the budget of target_r = {budget // len(rows)} a module, exactly"))
+        made.append(Finding("note", f"{text}: the budget of target_r = {budget // len(rows)} a module, exactly"))
     else:
-        off, why = ("over", "the schedule had not ended") if total > budget else ("under", "PEFT cuts all that tie")
+        unfinished = "training stopped before AdaLoRA reached its target rank (tfinal); ranks are not final"
+        off, why = ("over", unfinished) if total > budget else ("under", "PEFT cuts all that tie")
         text += f", {abs(total - budget)} {off} the budget of {budget}: {why}"
-        found.append(Finding("warning", text))
+        made.append(Finding("warning", text))
     null = summary["null"]
     if null["gini"] is not None and total < summary["total_initial"]:
         text = (
             f"the ranks are spread with a Gini coefficient of {summary['gini']:.2g}; a budget handed out blindly gives"
             f" {null['gini']:.2g} (as uneven by chance: p = {null['p']:.2g})"
         )
-        found.append(Finding("note", text))
-    groups = {name: float(np.mean([r["kept_rank"] for r in group])) for name, group in draw.by_type(rows).items()}
+        made.append(Finding("note", text))
+    by_type = group(rows)
+    groups = {name: float(np.mean([r["kept_rank"] for r in members])) for name, members in by_type.items()}
     if len(groups) > 1:
         most, least = max(groups, key=groups.__getitem__), min(groups, key=groups.__getitem__)
         text = f"{most} kept most, {groups[most]:.3g} ranks a module on average; {least} least, {groups[least]:.3g}"
-        found.append(Finding("note", text))
+        made.append(Finding("note", text))
     if summary["pruned_away"]:
-        found.append(Finding("note", f"{summary['pruned_away']} of {len(rows)} modules have no rank left"))
-    return found + _orthogonality(rows)
+        made.append(Finding("note", f"{summary['pruned_away']} of {len(rows)} modules have no rank left"))
+    return made + _orthogonality(rows)
 
 
-def _orthogonality(rows: list[Row]) -> list[Finding]:
+def _orthogonality(rows: Sequence[Row]) -> list[Finding]:
     known = [row for row in rows if _worse_side(row) is not None]
     if not known:
         return []
@@ -159,8 +181,8 @@ def _orthogonality(rows: list[Row]) -> list[Finding]:
             Finding("note", f"P and Q are near orthogonal, off {most}: s·|E| is close to the singular values of ΔW")
         ]
     text = (
-        f"P or Q is far from orthogonal in {len(far)} of {len(rows)} modules, {most}: there E is not the singular"
-        " values of ΔW; read those from the spectrum"
+        f"P or Q is far from orthogonal in {len(far)} of {len(rows)} modules, {most}: there E does not equal the"
+        " singular values of ΔW; read those from the spectrum"
     )
     return [Finding("warning", text, worst["name"])]
 
@@ -171,24 +193,15 @@ def _worse_side(row: Row) -> str | None:
     return max(known, key=known.__getitem__) if known else None
 
 
-_QUANTITIES = (
-    ("kept_rank", "kept rank", "int", "triplets with E ≠ 0"),
-    ("initial_rank", "of", "int", "triplets before pruning (init_r)"),
-    ("largest_e", "max |E|", "float", "largest weight of a triplet"),
-    ("norm_e", "‖E‖", "float", "Euclidean norm of the triplets' weights"),
-    ("off_orthogonal.P", "P off", "float", "‖PᵀP − I‖_F/√rank"),
-    ("null.off_orthogonal.P", "untrained", "float", "the same at N(0, 0.02²)"),
-    ("off_orthogonal.Q", "Q off", "float", "‖QQᵀ − I‖_F/√rank"),
-    ("null.off_orthogonal.Q", "untrained", "float", "the same at N(0, 0.02²)"),
-)
-
-
-def _blocks(rows: list[Row], summary: Row) -> list[Block]:
+def blocks(section: Section) -> list[Block]:
+    rows, summary = section.rows, section.summary
     caption = f"{summary['total_kept']} ranks in all." + (f" Budget {summary['budget']}." if summary["budget"] else "")
-    medians = [("kept_rank", "kept rank", "float", _QUANTITIES[0][3]), *_QUANTITIES[1:]]
-    mapped = [_QUANTITIES[0], *_QUANTITIES[2:5], _QUANTITIES[6]]
+    mapped = [m for m in METRICS if m.key != "initial_rank" and not m.key.startswith("null.")]
     return [
-        draw.type_table(rows, medians),
-        *draw.depth_map("Ranks kept, depth × module type", rows, mapped, caption),
-        draw.module_table("AdaLoRA, all modules", rows, _QUANTITIES),
+        type_table(rows, [as_float(METRICS[0]), *METRICS[1:]]),
+        *maps("Ranks kept, depth × module type", rows, mapped, caption),
+        module_table("AdaLoRA, all modules", rows, METRICS),
     ]
+
+
+kind_metrics.register("triplet")(KindMetrics("AdaLoRA", measure, findings, blocks, METRICS, MORE_DEFINITIONS))

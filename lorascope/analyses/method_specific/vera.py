@@ -6,8 +6,9 @@ does b, and the subspace question is split into what can be answered.
 - *Reach.* Every row of ΔW lies in the row space of A, by construction: that overlap is 1 and says nothing. What says
   something is how much of the input space that is: min(r, d_in)/d_in.
 - *Left.* The columns of ΔW lie in diag(b)·span(B), which b bends away from the shared span(B). `in_span_b` is
-  ‖P_B ΔW‖²/‖ΔW‖²: 1 for a constant b, about r/d_out for one of random signs. Its null is the same b in random order, in
-  closed form. Above it, b follows the shared matrix; at it, b's values do not know which output they belong to.
+  ‖P_B ΔW‖²/‖ΔW‖²: 1 for a constant b, about r/d_out for one of random signs. Its random baseline is the same b
+  in random order, in closed form. Above it, b follows the shared matrix; at it, b's values do not know which output
+  they belong to.
 - *Right.* Two modules share A, so their leading input directions overlap for three reasons: by chance (k/d_in), because
   both lie in the r-dimensional row space (k/r), and because A and B have leading directions of their own. The last is
   measured: the same modules with the entries of d and of b shuffled. Only the excess over that was learned.
@@ -21,13 +22,26 @@ modules of a width are compared. Where the projections were drawn again from a s
 everything about ΔW holds only if that draw is the one that was trained on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from lorascope.analyses.method_specific import draw
-from lorascope.analyses.method_specific.base import Part, Row, Subject, particulars
-from lorascope.analyses.method_specific.numbers import GAUSSIAN_SPREAD, distribution, finite, median, spread
+from lorascope.analyses.base import Metric
+from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps, there
+from lorascope.analyses.toolkit import (
+    GAUSSIAN_SPREAD,
+    Row,
+    cumulative,
+    distribution,
+    extreme,
+    finite,
+    median,
+    module_table,
+    percent,
+    spread,
+    type_table,
+)
 from lorascope.blocks import Block, Definition, Finding, Heatmap, Marker, Measure
 from lorascope.linalg.spectrum import EXTREME, effective_rank, energy_rank
 from lorascope.updates.base import Stored, Update
@@ -36,16 +50,40 @@ from lorascope.weights.pieces import condensed
 from lorascope.weights.tensors import InMemory
 
 MAX_COMPARED = 24
-WORTH_SAYING = 1.25  # an overlap this many times what sharing alone forces
+OVERLAP_REPORT_THRESHOLD = 1.25  # times the overlap that the shared matrices alone cause
 
-DEFINITIONS = (
-    Definition("Change of d", "‖d − d₀‖ / ‖d₀‖", "d₀ is d_initial everywhere; Kopiczko et al. 2024, arXiv 2310.11454"),
-    Definition("Spread", "(Σx²)² / (n·Σx⁴)", "the share of entries that carry the change; 1/3 for Gaussian entries"),
-    Definition("In span(B)", "‖P_B ΔW‖² / ‖ΔW‖²", "null: the mean over all orders of the entries of b, in closed form"),
+_SPREAD = "share of the entries that carry"
+_SPREAD_FORMULA = ("(Σx²)² / (n·Σx⁴)", "the share of entries that carry the change; 1/3 for Gaussian entries")
+
+METRICS = (
+    Metric(
+        "d_change", "change of d", "percent", "‖d − d₀‖/‖d₀‖", "‖d − d₀‖ / ‖d₀‖",
+        "d₀ is d_initial everywhere; Kopiczko et al. 2024, arXiv 2310.11454", term="Change of d",
+    ),
+    Metric("d.median", "median d", "float", "of the entries of d"),
+    Metric("d.std", "std d", "float", "of the entries of d"),
+    Metric("d.negative", "d < 0", "percent", "share of entries below zero"),
+    Metric(
+        "d_spread", "spread d−d₀", "percent", f"{_SPREAD} the change; 33.3 % for Gaussian entries", *_SPREAD_FORMULA,
+        "null.spread", "Spread",
+    ),
+    Metric("b_rms", "rms b", "float", "√mean(b²); b starts at zero"),
+    Metric(
+        "b_spread", "spread b", "percent", f"{_SPREAD} b; 33.3 % for Gaussian entries", *_SPREAD_FORMULA,
+        "null.spread", "Spread",
+    ),
+    Metric(
+        "in_span_b", "in span(B)", "percent", "‖P_B ΔW‖²/‖ΔW‖²", "‖P_B ΔW‖² / ‖ΔW‖²",
+        "random baseline: the mean over all orders of the entries of b, in closed form", "null.in_span_b", "In span(B)",
+    ),
+    Metric("null.in_span_b", "random", "percent", "in span(B) with b in random order"),
+    Metric("reach", "reach", "percent", "min(r, d_in)/d_in: the share of the input space that A reads"),
+)  # fmt: skip
+MORE_DEFINITIONS = (
     Definition(
         "Overlap of inputs",
         "‖V_iᵀ V_j‖_F² / k, the k leading right singular vectors of two modules' ΔW",
-        "nulls: k/d_in, k/rank(A), and the same modules with d and b shuffled",
+        "random baselines: k/d_in, k/rank(A), and the same modules with d and b shuffled",
     ),
 )
 
@@ -85,32 +123,25 @@ class _Directions:
     shuffled_vectors: np.ndarray
 
 
-@particulars.register("vera")
-def vera(subject: Subject) -> Part:
+def measure(subject: Subject) -> Section:
     initial = subject.setting("d_initial")
     initial = float(initial) if isinstance(initial, int | float) and not isinstance(initial, bool) else None
-    groups: list[_Shared] = []
+    shared: list[_Shared] = []
     rows = []
     chosen = _chosen(subject.updates)
     for update in subject.updates:
         roles = update.read()
-        row = subject.row(update) | _vectors(roles, initial)
+        row = subject.row(update.name) | _vectors(roles, initial)
         if all(np.all(np.isfinite(array)) for array in roles.values()) and roles["A"].size:
-            group = _group(groups, roles["A"], update.name)
-            row |= _left(roles, group)
+            sharing = _sharing(shared, roles["A"], update.name)
+            row |= _left(roles, sharing)
             if update.name in chosen and np.any(roles["b"]):
-                group.compared.append(_directions(update.name, roles, group))
+                sharing.compared.append(_directions(update.name, roles, sharing))
         rows.append(row)
-    inputs = [_overlaps(group) for group in groups if len(group.compared) > 1]
-    summary = _summary(rows, inputs, groups, initial)
-    return Part(
-        "VeRA",
-        tuple(rows),
-        summary,
-        tuple(_findings(subject, rows, summary)),
-        tuple(_blocks(rows, inputs, initial)),
-        DEFINITIONS,
-    )
+    inputs = [_overlaps(each) for each in shared if len(each.compared) > 1]
+    drawn = any(_is_drawn(update.roles["A"]) for update in subject.updates)
+    drawn = drawn or subject.setting("save_projection") is False
+    return Section(tuple(rows), _summary(rows, inputs, shared, initial), {"drawn": drawn})
 
 
 def _chosen(updates: tuple[Update, ...]) -> set[str]:
@@ -146,14 +177,14 @@ def _vectors(roles: dict[str, np.ndarray], initial: float | None) -> Row:
     }
 
 
-def _group(groups: list[_Shared], a: np.ndarray, name: str) -> _Shared:
-    """The group of the modules that share this A, a new one where there is none."""
-    for group in groups:
-        if group.A.shape == a.shape and np.array_equal(group.A, a):
-            group.names.append(name)
-            return group
-    groups.append(_Shared(a, condensed(InMemory(a, "F64"), 1).triangle, [name]))
-    return groups[-1]
+def _sharing(shared: list[_Shared], a: np.ndarray, name: str) -> _Shared:
+    """The modules that share this A, with this one; new ones where there are none."""
+    for sharing in shared:
+        if sharing.A.shape == a.shape and np.array_equal(sharing.A, a):
+            sharing.names.append(name)
+            return sharing
+    shared.append(_Shared(a, condensed(InMemory(a, "F64"), 1).triangle, [name]))
+    return shared[-1]
 
 
 def _left(roles: dict[str, np.ndarray], group: _Shared) -> Row:
@@ -202,7 +233,7 @@ def _eigen(b: np.ndarray, d: np.ndarray, big_b: np.ndarray, right: np.ndarray) -
 
 
 def _overlaps(group: _Shared) -> Row:
-    """Mean overlap of every two modules' leading k input directions, beside its three nulls."""
+    """Mean overlap of every two modules' leading k input directions, with its three random baselines."""
     members = group.compared
     ranks = [energy_rank(np.sqrt(m.energies), 0.5) or 1 for m in members]
     p, d_in = group.right.shape[1], group.A.shape[1]
@@ -235,53 +266,53 @@ def _pairs(bases: list[np.ndarray]) -> np.ndarray:
     return np.array([[float(np.sum((x.T @ y) ** 2)) / k for y in bases] for x in bases])
 
 
-def _summary(rows: list[Row], inputs: list[Row], groups: list[_Shared], initial: float | None) -> Row:
+def _summary(rows: list[Row], inputs: list[Row], shared: list[_Shared], initial: float | None) -> Row:
     return {
         "d_initial": initial,
-        "median_d_change": median([row["d_change"] for row in rows]),
-        "median_d_spread": median([row["d_spread"] for row in rows]),
-        "median_b_rms": median([row["b_rms"] for row in rows]),
-        "median_b_spread": median([row["b_spread"] for row in rows]),
-        "median_in_span_b": median([row["in_span_b"] for row in rows]),
+        "median_d_change": median(row["d_change"] for row in rows),
+        "median_d_spread": median(row["d_spread"] for row in rows),
+        "median_b_rms": median(row["b_rms"] for row in rows),
+        "median_b_spread": median(row["b_spread"] for row in rows),
+        "median_in_span_b": median(row["in_span_b"] for row in rows),
         "null": {
             "spread": GAUSSIAN_SPREAD,
-            "median_in_span_b": median([row["null"]["in_span_b"] for row in rows]),
+            "median_in_span_b": median(row["null"]["in_span_b"] for row in rows),
         },
-        "pairs_of_projections": len(groups),
+        "pairs_of_projections": len(shared),
         "inputs": inputs,
     }
 
 
-def _findings(subject: Subject, rows: list[Row], summary: Row) -> list[Finding]:
-    found = []
-    drawn = any(_is_drawn(update.roles["A"]) for update in subject.updates)
-    if drawn or subject.setting("save_projection") is False:
+def findings(section: Section) -> list[Finding]:
+    rows, summary = section.rows, section.summary
+    made = []
+    if section.extra["drawn"]:
         text = (
             "the file holds d and b alone: A and B were drawn again from its seed, and what is said of ΔW holds only if"
             " this is the draw that was trained on"
         )
-        found.append(Finding("warning", text))
+        made.append(Finding("warning", text))
     still = [row for row in rows if not row["b_rms"]]
     if still:
-        found.append(Finding("warning", f"b is zero in {len(still)} of {len(rows)} modules: they change nothing"))
-    moved = draw.extreme(rows, "d_change")
+        made.append(Finding("warning", f"b is zero in {len(still)} of {len(rows)} modules: they change nothing"))
+    moved = extreme(rows, "d_change")
     if moved is not None and summary["median_d_change"] is not None:
         text = (
-            f"d moved by {draw.percent(summary['median_d_change'])} of its initial {summary['d_initial']:g} in the"
-            f" median module; most, by {draw.percent(moved['d_change'])}, here"
+            f"d changed by {percent(summary['median_d_change'])} relative to d₀ = {summary['d_initial']:g} in the"
+            f" median module and by {percent(moved['d_change'])} here (largest)"
         )
-        found.append(Finding("note", text, moved["name"]))
+        made.append(Finding("note", text, moved["name"]))
     elif summary["d_initial"] is None:
-        found.append(Finding("note", "the file does not say d_initial, so how far d moved is not known"))
+        made.append(Finding("note", "the file does not say d_initial, so the change of d is unknown"))
     if summary["median_in_span_b"] is not None and summary["null"]["median_in_span_b"] is not None:
         text = (
-            f"{draw.percent(summary['median_in_span_b'])} of ‖ΔW‖² lies in the span of the shared B in the median"
-            f" module; b in random order would give {draw.percent(summary['null']['median_in_span_b'])}"
+            f"{percent(summary['median_in_span_b'])} of ‖ΔW‖² lies in the span of the shared B in the median"
+            f" module; b in random order would give {percent(summary['null']['median_in_span_b'])}"
         )
-        found.append(Finding("note", text))
+        made.append(Finding("note", text))
     for group in summary["inputs"]:
-        found += [*_of_rank(group), _of_inputs(group)]
-    return found + _unshared(rows, summary)
+        made += [*_of_rank(group), _of_inputs(group)]
+    return made + _unshared(rows, summary)
 
 
 def _is_drawn(stored: Stored) -> bool:
@@ -302,51 +333,37 @@ def _of_rank(group: Row) -> list[Finding]:
 def _of_inputs(group: Row) -> Finding:
     forced = group["null"]["shared_matrices"]
     ratio = group["overlap"] / forced if forced else 0.0
-    verdict = "beyond what sharing forces" if ratio > WORTH_SAYING else "what sharing the matrices forces"
+    verdict = (
+        "more than shared A and B explain" if ratio > OVERLAP_REPORT_THRESHOLD else "explained by the shared A and B"
+    )
     sample = f"{group['modules']} of the {group['of']}" if group["modules"] < group["of"] else f"the {group['of']}"
     text = (
-        f"two modules' {group['k']} leading input directions overlap by {draw.percent(group['overlap'])} (mean over"
+        f"two modules' {group['k']} leading input directions overlap by {percent(group['overlap'])} (mean over"
         f" {sample} of width {group['d_in']}): {verdict}. Shuffled d and b give"
-        f" {draw.percent(forced)}, random directions in the shared space"
-        f" {draw.percent(group['null']['shared_space'])}, anywhere {draw.percent(group['null']['chance'])}"
+        f" {percent(forced)}, random directions in the shared space"
+        f" {percent(group['null']['shared_space'])}, anywhere {percent(group['null']['chance'])}"
     )
     return Finding("note", text)
 
 
-def _unshared(rows: list[Row], summary: Row) -> list[Finding]:
+def _unshared(rows: Sequence[Row], summary: Row) -> list[Finding]:
     if len(rows) > 1 and summary["pairs_of_projections"] == len(rows):
         return [Finding("note", "every module has an A of its own (unshared, or of its own width): none are compared")]
     return []
 
 
-_QUANTITIES = (
-    ("d_change", "change of d", "percent", "‖d − d₀‖/‖d₀‖"),
-    ("d.median", "median d", "float", "of the entries of d"),
-    ("d.std", "std d", "float", "of the entries of d"),
-    ("d.negative", "d < 0", "percent", "share of entries below zero"),
-    ("d_spread", "spread d−d₀", "percent", "share of the entries that carry the change; 33.3 % for Gaussian entries"),
-    ("b_rms", "rms b", "float", "√mean(b²); b starts at zero"),
-    ("b_spread", "spread b", "percent", "share of the entries that carry b; 33.3 % for Gaussian entries"),
-    ("in_span_b", "in span(B)", "percent", "‖P_B ΔW‖²/‖ΔW‖²"),
-    ("null.in_span_b", "null", "percent", "in span(B) with b in random order"),
-    ("reach", "reach", "percent", "min(r, d_in)/d_in: the share of the input space that A reads"),
-)
-
-
-def _blocks(rows: list[Row], inputs: list[Row], initial: float | None) -> list[Block]:
-    short = [q for q in _QUANTITIES if q[0] not in ("d.negative", "d_spread") and _known(rows, q[0])]
-    known = [q for q in _QUANTITIES if _known(rows, q[0])]
+def blocks(section: Section) -> list[Block]:
+    rows, initial = section.rows, section.summary["d_initial"]
+    known = there(rows, METRICS)
     start = (Marker("x", initial, "initial"),) if initial is not None else ()
-    made: list[Block] = [draw.type_table(rows, short)]
-    made += draw.cumulative("Distribution of d", rows, "d", "d", start)
-    made += draw.cumulative("Distribution of b", rows, "b", "b", (Marker("x", 0.0, "initial"),))
-    made += draw.depth_map("d and b, depth × module type", rows, known)
-    made += [_pair_map(group) for group in inputs]
-    return [*made, draw.module_table("VeRA, all modules", rows, known)]
-
-
-def _known(rows: list[Row], key: str) -> bool:
-    return any(draw.value(row, key) is not None for row in rows)
+    return [
+        type_table(rows, [m for m in known if m.key not in ("d.negative", "d_spread")]),
+        *cumulative("Distribution of d", rows, "d", "d", start),
+        *cumulative("Distribution of b", rows, "b", "b", (Marker("x", 0.0, "initial"),)),
+        *maps("d and b, depth × module type", rows, known),
+        *(_pair_map(each) for each in section.summary["inputs"]),
+        module_table("VeRA, all modules", rows, known),
+    ]
 
 
 def _pair_map(group: Row) -> Heatmap:
@@ -361,8 +378,11 @@ def _pair_map(group: Row) -> Heatmap:
         "module",
         "the same modules, in order",
         caption=(
-            f"Shuffled d and b give {draw.percent(null['shared_matrices'])} on average, random directions in the shared"
-            f" space {draw.percent(null['shared_space'])}, anywhere {draw.percent(null['chance'])}."
+            f"Shuffled d and b give {percent(null['shared_matrices'])} on average, random directions in the shared"
+            f" space {percent(null['shared_space'])}, anywhere {percent(null['chance'])}."
         ),
         where="page",
     )
+
+
+kind_metrics.register("vera")(KindMetrics("VeRA", measure, findings, blocks, METRICS, MORE_DEFINITIONS))

@@ -13,7 +13,7 @@ import numpy as np
 
 from lorascope.errors import InputError, preview
 from lorascope.linalg.factored import RANK_FLOOR, Factored
-from lorascope.linalg.matrix import Dense, Matrix
+from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 from lorascope.linalg.spectrum import energy_rank, frobenius_norm
 from lorascope.updates.base import Update, kinds
@@ -252,7 +252,7 @@ def decompose(
     for update in progress(list(adapter.updates.values())):
         try:
             change = delta(update, base)
-            low_rank = not isinstance(change, Dense)
+            low_rank = change.structured
             if not low_rank and 1 in change.shape:
                 skipped.append(Skipped(update.name, "a vector: no rank to reduce"))
                 continue

@@ -1,196 +1,182 @@
-"""The result in words: what a careful colleague would point out, the worst first, each with its number."""
+"""What a careful colleague would point out about a spectrum, each with its number."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from lorascope.analyses.adapter_updates import PARTIAL
+from lorascope.analyses.spectrum.module import ModuleSpectrum
+from lorascope.analyses.spectrum.result import SpectrumResult
+from lorascope.analyses.toolkit import counted, group, percent, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.checkpoint import ABSENT
 
-if TYPE_CHECKING:
-    from lorascope.analyses.spectrum.module import ModuleSpectrum
-    from lorascope.analyses.spectrum.result import SpectrumResult
-
-LOSS_WORTH_SAYING = 0.01  # of the update, rounded away by a merge
-NULL_WORTH_SAYING = 0.5  # stable rank against a structureless update of the same shape
+LOSS_REPORT_THRESHOLD = 0.01  # of the update, lost to rounding by a merge
 OUTLIER = 5.0  # times the median spectral norm
 
 
 @np.errstate(over="ignore", invalid="ignore")  # medians of numbers at the end of float64's range
-def findings(result: "SpectrumResult") -> tuple[Finding, ...]:
-    """Errors, then warnings, then notes."""
-    order = {"error": 0, "warning": 1, "note": 2}
-    found = [*_broken(result), *_reader(result), *_untrained(result), *_rank(result), *_where(result)]
-    found += [*_whether_base(result), *_base(result)]
-    return tuple(sorted(found, key=lambda finding: order[finding.severity]))
+def findings(result: SpectrumResult) -> list[Finding]:
+    return [
+        *_broken(result), *_reader(result), *_untrained(result), *_rank(result), *_where(result),
+        *_whether_base(result), *_base(result),
+    ]  # fmt: skip
 
 
-def _broken(result: "SpectrumResult") -> list[Finding]:
-    found = []
-    for m in result.modules:
+def _broken(result: SpectrumResult) -> list[Finding]:
+    made = []
+    for m in result.rows:
         if m.non_finite or m.singular_values is None:
-            count = f"{m.non_finite:,} entries are NaN or infinite" if m.non_finite else "ΔW is too large for float64"
-            found.append(Finding("error", f"{count}; nothing else about this module can be said", m.name))
-    return found
+            values = f"{m.non_finite:,} NaN or Inf value{'s' * (m.non_finite != 1)}"
+            problem = values if m.non_finite else "ΔW is too large for float64"
+            made.append(Finding("error", f"{problem}; this module is excluded from all statistics below", m.name))
+    return made
 
 
-def _reader(result: "SpectrumResult") -> list[Finding]:
-    found = [Finding("warning", note) for note in result.notes]
-    if not result.modules:
-        needy = any("depends on W" in item.reason for item in result.skipped)
-        text = "no singular values: ΔW depends on W in every module; pass --base MODEL"
-        found.append(Finding("warning", text if needy else f"no weight update: {result.skipped[0].reason}"))
-    partial = [m.name for m in result.modules if PARTIAL in m.notes]
+def _reader(result: SpectrumResult) -> list[Finding]:
+    made = [Finding("warning", note) for note in result.notes]
+    skipped = result.unmeasured
+    if not result.rows:
+        needs_base = any("depends on W" in item.reason for item in skipped)
+        text = "ΔW of every module depends on the base weights: pass --base MODEL"
+        made.append(Finding("warning", text if needs_base else f"no weight update: {skipped[0].reason}"))
+    partial = [m.name for m in result.rows if PARTIAL in m.notes]
     if partial:
-        more = "pass --base for the whole ΔW" if result.base is None else "W is needed for the whole ΔW"
-        text = f"in {_count(partial, result)} the numbers are those of s·B·A alone, which is not ΔW; {more}"
-        found.append(Finding("warning", text))
-    if result.skipped:
-        names = preview([item.name for item in result.skipped], 2)
-        found.append(Finding("note", f"not analysed: {len(result.skipped)} ({names}); the reasons are listed"))
-    return found
+        action = "pass --base MODEL for the full ΔW" if result.base is None else "W is needed for the full ΔW"
+        where = _count(partial, result)
+        text = f"in {where} the spectra cover only the low-rank part s·B·A, which is not the full ΔW; {action}"
+        made.append(Finding("warning", text))
+    if skipped:
+        names = preview([item.name for item in skipped], 2)
+        tensors = f"{len(skipped)} tensor{'s' * (len(skipped) != 1)} skipped ({names})"
+        made.append(Finding("note", f'{tensors}; reasons in the table "Skipped tensors" (--html, --json)'))
+    return made
 
 
-def _untrained(result: "SpectrumResult") -> list[Finding]:
-    zero = [m for m in result.modules if m.frobenius_norm == 0]
-    frozen = [m for m in result.modules if m.a_at_initialisation and m.frobenius_norm]
-    found = []
-    if zero and len(zero) == len(result.modules):
-        small = "no factor is zero: they cancel, or their product is too small for float64"
-        why = "B was never trained" if all(m.b_zero for m in zero) else small
-        why = "" if any(m.b_zero is None for m in zero) else f" ({why})"
-        found.append(Finding("error", f"ΔW is zero in every module: this adapter changes nothing{why}"))
+def _untrained(result: SpectrumResult) -> list[Finding]:
+    zero = [m for m in result.rows if m.frobenius_norm == 0]
+    frozen = [m for m in result.rows if m.a_at_initialisation and m.frobenius_norm]
+    made = []
+    if zero and len(zero) == len(result.rows):
+        cancel = ". No factor is zero: they cancel, or their product is too small for float64"
+        why = ". B is zero: it was saved before training, or received no gradient"
+        why = why if all(m.b_zero for m in zero) else cancel
+        why = "" if any(m.b_zero is None for m in zero) else why
+        made.append(Finding("error", f"ΔW = 0 in every module: the adapter changes nothing{why}"))
     elif zero:
-        found.append(Finding("warning", f"ΔW is exactly zero in {_count(zero, result)}, such as {zero[0].name}", None))
+        text = f"ΔW is exactly zero in {_count(zero, result)} (first: {zero[0].name})"
+        action = "check target_modules, layers_to_transform and frozen parameters"
+        made.append(Finding("warning", f"{text}: {action}"))
     if frozen:
-        where = _count(frozen, result)
-        text = f"A still looks like its Kaiming-uniform initialisation in {where}: frozen (LoRA-FA) or hardly trained"
-        found.append(Finding("note", text))
-    return found
+        text = f"in {_count(frozen, result)}, A is indistinguishable from its random initialisation"
+        made.append(Finding("note", f"{text}: frozen (as in LoRA-FA) or barely trained"))
+    return made
 
 
-def _rank(result: "SpectrumResult") -> list[Finding]:
-    measured = [m for m in result.modules if m.energy_rank and m.stable_rank is not None]
+def _rank(result: SpectrumResult) -> list[Finding]:
+    measured = [m for m in result.rows if m.energy_ranks["energy_rank_0.95"] and m.stable_rank is not None]
     if not measured:
         return []
-    ranks = np.array([m.energy_rank["0.95"] for m in measured])
-    worst = measured[int(ranks.argmax())]
-    top = max(_most_possible(m) for m in measured)
-    of = "r =" if all(m.rank == _most_possible(m) for m in measured) else "at most"
+    ranks = np.array([m.energy_ranks["energy_rank_0.95"] for m in measured])
+    largest = max(_max_rank(m) for m in measured)
+    of = "r =" if all(m.rank == _max_rank(m) for m in measured) else "at most"
     text = (
-        f"rank {ranks.max()} keeps 95 % of the energy in every module"
-        f" ({result.uniform_rank(0.99)} keeps 99 %), of {of} {top};"
-        f" half the modules need {np.median(ranks):.0f} or fewer"
+        f"95 % of ‖ΔW‖² fits in rank {ranks.max()} in every module (99 % in rank {result.uniform_rank(0.99)}),"
+        f" of {of} {largest}; the median module needs {np.median(ranks):.0f}"
     )
-    found = [Finding("note", text)]
-    asking = [m for m, rank in zip(measured, ranks, strict=True) if rank == ranks.max()]
+    made = [Finding("note", text)]
+    highest = [m for m, rank in zip(measured, ranks, strict=True) if rank == ranks.max()]
     if ranks.max() > np.median(ranks):
-        others = f", as do {len(asking) - 1} others" if len(asking) > 1 else ""
-        found.append(
-            Finding("note", f"asks for the highest rank: {ranks.max()} for 95 % of its energy{others}", worst.name)
+        others = ", as does 1 other" if len(highest) == 2 else f", as do {len(highest) - 1} others"
+        text = f"needs the highest rank of all modules: {ranks.max()} for 95 % of its energy"
+        made.append(Finding("note", text + others * (len(highest) > 1), highest[0].name))
+    made += _against_random(measured)
+    negligible = [m for m in measured if (m.negligible_share or 0) > 0]
+    if negligible:
+        share = float(np.mean([m.negligible_share for m in negligible]))
+        text = (
+            f"{percent(share)} of the rank directions in {_count(negligible, result)} are numerically zero"
+            f" (smaller than {negligible[0].dtype} rounding error)"
         )
-    found += _against_null(measured)
-    empty = [m for m in measured if (m.negligible_share or 0) > 0]
-    if empty:
-        share = float(np.mean([m.negligible_share for m in empty]))
-        where = _count(empty, result)
-        rounding = f"below the rounding of {empty[0].dtype}"
-        text = f"numerically nothing: {_percent(share)} of the directions in {where} are {rounding}"
-        found.append(Finding("note", text))
-    return found
+        made.append(Finding("note", text))
+    return made
 
 
-def _most_possible(module: "ModuleSpectrum") -> int:
+def _max_rank(module: ModuleSpectrum) -> int:
     """The largest rank that ΔW can have: r, but of a scaled W, and of DoRA's whole ΔW, the smaller side."""
     whole = module.rank is None or (module.kind == "magnitude" and PARTIAL not in module.notes)
     return min(module.shape) if whole or module.rank is None else module.rank
 
 
-def _against_null(measured: "list[ModuleSpectrum]") -> list[Finding]:
-    compared = [m for m in measured if m.rank_utilisation_of_null is not None]
+def _against_random(measured: list[ModuleSpectrum]) -> list[Finding]:
+    compared = [m for m in measured if m.rank_utilisation_of_null is not None and m.null]
     if not compared:
         return []
-    ratio = float(np.median([m.rank_utilisation_of_null for m in compared]))
-    stable = float(np.median([m.stable_rank for m in compared]))
-    null = float(np.median([m.null["stable_rank"] for m in compared]))
-    text = (
-        f"median stable rank {stable:.3g}, {_percent(ratio)} of the {null:.3g} of a structureless B·A of these shapes"
+    ratio, stable, null = (
+        float(np.median([value(m, key) for m in compared]))
+        for key in ("rank_utilisation_of_null", "stable_rank", "null.stable_rank")
     )
+    text = f"median stable rank {stable:.3g}, {percent(ratio)} of the random baseline ({null:.3g})"
     return [Finding("note", text)]
 
 
-def _where(result: "SpectrumResult") -> list[Finding]:
+def _where(result: SpectrumResult) -> list[Finding]:
     if result.total_energy == 0:
         return []
-    found = []
-    by_type = group(result, "type")
+    made = []
+    by_type = group(result.rows)
     if len(by_type) > 1:
         name, modules = max(by_type.items(), key=lambda item: result.energy(item[1]))
-        share, parts = result.energy(modules) / result.total_energy, len(modules) / len(result.modules)
-        found.append(
-            Finding("note", f"{_percent(share)} of the energy ‖ΔW‖² is in {name} ({_percent(parts)} of the modules)")
-        )
-    norms = [m.spectral_norm for m in result.modules if m.spectral_norm]
+        share, parts = result.energy(modules) / result.total_energy, len(modules) / len(result.rows)
+        text = f"{name} carries {percent(share)} of the total update energy ‖ΔW‖² with {percent(parts)} of the modules"
+        made.append(Finding("note", text))
+    norms = [m.spectral_norm for m in result.rows if m.spectral_norm]
     middle = float(np.median(norms)) if norms else 0.0
-    high = [m for m in result.modules if m.spectral_norm and m.spectral_norm > OUTLIER * middle]
+    high = [m for m in result.rows if m.spectral_norm and m.spectral_norm > OUTLIER * middle]
     if high:
-        worst = max(high, key=lambda m: m.spectral_norm)
-        text = f"‖ΔW‖₂ = {worst.spectral_norm:.3g}, {worst.spectral_norm / middle:.1f} times the median module's"
-        others = f"; {len(high) - 1} others are over {OUTLIER:.0f} times" if len(high) > 1 else ""
-        found.append(Finding("warning", text + others, worst.name))
-    return found
+        top = max(high, key=lambda m: m.spectral_norm or 0.0)
+        size = top.spectral_norm or 0.0
+        text = f"‖ΔW‖₂ = {size:.3g}, {size / middle:.1f} times the median of all modules"
+        others = f"; {len(high)} modules exceed {OUTLIER:.0f}× the median" if len(high) > 1 else ""
+        made.append(Finding("warning", text + others, top.name))
+    return made
 
 
-def _whether_base(result: "SpectrumResult") -> list[Finding]:
+def _whether_base(result: SpectrumResult) -> list[Finding]:
     """What the files say of whether this is the base that the adapter was trained on."""
-    found = []
-    if result.not_compared:
-        reasons = Counter(item.reason for item in result.not_compared)
-        named = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
-        total = len({m.name for m in result.modules} | {item.name for item in result.not_compared})
-        where = "are not in the base" if set(reasons) == {ABSENT} else f"are not compared with the base ({named})"
-        text = f"{len(result.not_compared)} of {total} modules {where}, such as {result.not_compared[0].name}"
-        found.append(Finding("error" if result.nothing_compared else "warning", text))
-    return found
-
-
-def _base(result: "SpectrumResult") -> list[Finding]:
-    beside = [m for m in result.modules if m.against_base and m.against_base.relative_norm is not None]
-    if not beside:
+    items = result.not_compared
+    if not items:
         return []
-    worst = max(beside, key=lambda m: m.against_base.relative_norm)
-    middle = float(np.median([m.against_base.relative_norm for m in beside]))
-    most = _percent(worst.against_base.relative_norm, 3)
-    text = f"‖ΔW‖/‖W‖ is {_percent(middle, 3)} in the median module and at most {most}"
-    found = [Finding("note", text, worst.name)]
-    lossy = [m for m in beside if (m.against_base.rounding_loss or 0) > LOSS_WORTH_SAYING]
+    reasons = Counter(item.reason for item in items)
+    named = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+    total = len({m.name for m in result.rows} | {item.name for item in items})
+    where = "are not in the base" if set(reasons) == {ABSENT} else f"are not compared with the base ({named})"
+    text = f"{len(items)} of {total} modules {where}, such as {items[0].name}"
+    return [Finding("error" if result.nothing_compared else "warning", text)]
+
+
+def _base(result: SpectrumResult) -> list[Finding]:
+    compared = [(m, b) for m in result.rows if (b := m.against_base) and b.relative_norm is not None]
+    if not compared:
+        return []
+    module, largest = max(compared, key=lambda pair: pair[1].relative_norm or 0.0)
+    middle = float(np.median([b.relative_norm for _, b in compared]))
+    size = percent(largest.relative_norm or 0.0, 3)
+    text = f"‖ΔW‖/‖W‖ = {size}, the largest of all modules (median {percent(middle, 3)})"
+    made = [Finding("note", text, module.name)]
+    lossy = [(m, b, b.rounding_loss) for m, b in compared if (b.rounding_loss or 0) > LOSS_REPORT_THRESHOLD]
     if lossy:
-        worst = max(lossy, key=lambda m: m.against_base.rounding_loss)
-        beside_w = worst.against_base
+        module, base, loss = max(lossy, key=lambda each: each[2] or 0.0)
         text = (
-            f"merging into {beside_w.dtype} rounds away {_percent(beside_w.rounding_loss)} of the update here"
-            f" and over {_percent(LOSS_WORTH_SAYING)} in {_count(lossy, result)}: merge in F32"
+            f"merging into {base.dtype} loses {percent(loss or 0.0)} of this module's update to rounding"
+            f" and over {percent(LOSS_REPORT_THRESHOLD)} in {_count(lossy, result)}: merge with --dtype float32"
         )
-        found.append(Finding("warning", text, worst.name))
-    return found
+        made.append(Finding("warning", text, module.name))
+    return made
 
 
-def group(result: "SpectrumResult", attribute: str) -> "dict[str, list[ModuleSpectrum]]":
-    """Modules by `type` or `depth`, in order of first appearance."""
-    groups: dict = {}
-    for module in result.modules:
-        groups.setdefault(getattr(module, attribute), []).append(module)
-    return groups
-
-
-def _count(some_modules: list, result: "SpectrumResult") -> str:
-    n, total = len(some_modules), len(result.modules)
-    return f"all {total} modules" if n == total else f"{n} of {total} modules"
-
-
-def _percent(share: float, digits: int = 2) -> str:
-    """`digits` significant digits, never in exponents: 0.2912 is "29 %"."""
-    return f"{np.format_float_positional(100 * share, digits, fractional=False, trim='-')} %"
+def _count(some_modules: Sequence[Any], result: SpectrumResult) -> str:
+    return counted(len(some_modules), len(result.rows))

@@ -1,7 +1,8 @@
 """One module: its singular values and everything that is read off them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,18 @@ from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.linalg import spectrum
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.linalg.nulls import structureless_product
-from lorascope.linalg.rounding import round_to, unit_roundoff
+from lorascope.linalg.rounding import SumRounding, rounded_sum, unit_roundoff
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.pieces import PIECE, WHOLE, Change, condensed, is_large, part_of, sliceable
 
-SHARES = (0.9, 0.95, 0.99)
-PRODUCTS = ("low_rank", "triplet", "vera", "magnitude")  # kinds whose null is a product of two random matrices
+ENERGY_RANKS = {f"energy_rank_{share}": share for share in (0.9, 0.95, 0.99)}
+PRODUCTS = ("low_rank", "triplet", "vera", "magnitude")  # kinds whose baseline is a product of two random matrices
+Rows = Callable[[int, int], np.ndarray]  # the rows from the first index to the second, in float64
 
 
 @dataclass(frozen=True)
 class AgainstBase:
-    """ΔW beside the W it is added to.
+    """ΔW against the W it is added to.
 
     Attributes:
         frobenius_norm: ‖W‖_F.
@@ -39,7 +41,15 @@ class AgainstBase:
 
 @dataclass(frozen=True)
 class ModuleSpectrum:
-    """The measures of one module. None where the spectrum is zero, not finite, or the question does not apply."""
+    """The metrics of one module. None where the spectrum is zero, not finite, or the metric does not apply.
+
+    Attributes:
+        energy_ranks: by the metric's key: the smallest rank that keeps 90, 95 and 99 % of the energy.
+        null: the random baseline: the same metrics, by their keys, of Gaussian B·A of this shape and rank.
+        b_zero: B is all zeros.
+        a_at_initialisation: which random initialisation A still looks like.
+        non_finite: how many entries are NaN or infinite.
+    """
 
     name: str
     kind: str
@@ -58,9 +68,9 @@ class ModuleSpectrum:
     effective_rank: float | None = None
     energy_effective_rank: float | None = None
     participation_ratio: float | None = None
-    energy_rank: dict[str, int | None] | None = None
+    energy_ranks: Mapping[str, int | None] = field(default_factory=lambda: dict.fromkeys(ENERGY_RANKS))
     rank_utilisation: float | None = None
-    null: dict[str, float] | None = None
+    null: Mapping[str, float] | None = None
     rank_utilisation_of_null: float | None = None
     negligible_share: float | None = None
     b_zero: bool | None = None
@@ -68,6 +78,13 @@ class ModuleSpectrum:
     non_finite: int = 0
     against_base: AgainstBase | None = None
     notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """For JSON and tables: the energy ranks each under the metric's key."""
+        record: dict[str, Any] = {}
+        for key, value in vars(self).items():
+            record |= value if key == "energy_ranks" else {key: value}
+        return record | {"against_base": dict(vars(self.against_base)) if self.against_base else None}
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows or is NaN is said in words
@@ -102,7 +119,7 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
     low_rank = read.spectral.factors() is not None
     measures = _measures(sigma, update, facts["shape"], facts["dtype"], low_rank)
     if base is not None:
-        measures["against_base"] = _against_base(read.delta, base if read.base is None else read.base, base.dtype)
+        measures["against_base"] = _against_base(read, base)
     return ModuleSpectrum(**facts, **measures)
 
 
@@ -111,19 +128,20 @@ class _Read:
     """An update that has been read.
 
     Attributes:
-        delta: ΔW, or where it is large and no base is given, None.
         spectral: what has the singular values of ΔW: itself, or its triangle.
-        base: W where it was read.
+        non_finite: counts the entries that are NaN or infinite.
+        delta_rows: rows of ΔW; None where they are not needed.
+        base_rows: rows of W, where it was read.
         partial: it is the part s·B·A alone.
     """
 
-    delta: Any
-    spectral: Any
-    shape: tuple[int, ...]
+    spectral: Matrix
+    shape: tuple[int, int]
     non_finite: Callable[[], int]
+    delta_rows: Rows | None = None
     b_zero: bool | None = None
     initial: str | None = None
-    base: np.ndarray | None = None
+    base_rows: Rows | None = None
     partial: bool = False
 
 
@@ -140,7 +158,8 @@ def _whole(update: Update, base: Stored | None) -> _Read:
     def bad() -> int:
         return sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
 
-    return _Read(delta, delta, tuple(delta.shape), bad, _b_zero(roles), initial, weight, partial)
+    base_rows = None if weight is None else lambda start, stop: weight[start:stop]
+    return _Read(delta, delta.shape, bad, delta.rows, _b_zero(roles), initial, base_rows, partial)
 
 
 def _in_pieces(update: Update, base: Stored | None) -> _Read:
@@ -150,30 +169,32 @@ def _in_pieces(update: Update, base: Stored | None) -> _Read:
         weight = sliceable(base) if base is not None else None
         change = Change(sliceable(matrix), weight if update.kind == "tuned" else None, update.scale)
         known = change.condensed()
-        return _Read(change, Dense(known.triangle), change.shape, lambda: known.non_finite)
+        base_rows = None if weight is None else _rows_of(weight)
+        return _Read(
+            Dense(known.triangle), change.shape, lambda: known.non_finite, _rows_of(change), base_rows=base_rows
+        )
     a, b = condensed(update.roles["A"], 1), condensed(update.roles["B"], 0)
     rest = {name: stored.read() for name, stored in update.roles.items() if name not in ("A", "B")}
     roles = {**rest, "A": a.triangle, "B": b.triangle}
     delta, partial = _delta(update, roles, None)
     initial = _untrained_a(a.mean_square, lambda: a.top, tuple(update.roles["A"].shape), _coarsest(update))
     bad = a.non_finite + b.non_finite
-    return _Read(None, delta, update.shape, lambda: bad, _b_zero(roles), initial, partial=partial)
+    return _Read(delta, update.shape, lambda: bad, None, _b_zero(roles), initial, partial=partial)
 
 
-def _delta(update: Update, roles: dict[str, np.ndarray], weight: np.ndarray | None) -> tuple[Any, bool]:
+def _delta(update: Update, roles: dict[str, np.ndarray], weight: np.ndarray | None) -> tuple[Matrix, bool]:
     """ΔW, or without the base that it needs the part s·B·A, and whether it is that."""
-    kind: Any = kinds.get(update.kind)
+    kind = kinds.get(update.kind)
     if kind.needs_base and weight is None:
-        return kind.direction(roles, update.scale), True
+        direction = kind.direction(roles, update.scale)
+        assert direction is not None  # `run` asks for no other
+        return direction, True
     return kind.delta(roles, update.scale, weight), False
 
 
 def _singular_values(delta: Matrix, last: bool) -> np.ndarray:
     """ValueError where an entry is NaN or infinite. `last`: nobody needs ΔW afterwards."""
-    if last and isinstance(delta, Dense) and delta.values.size > WHOLE:
-        sigma = delta.singular_values(overwrite=True)
-    else:
-        sigma = delta.singular_values()
+    sigma = delta.singular_values(overwrite=last and math.prod(delta.shape) > WHOLE)
     if not np.all(np.isfinite(sigma)):
         raise ValueError("a singular value is larger than float64 holds")
     return sigma
@@ -191,7 +212,7 @@ def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: 
         "effective_rank": spectrum.effective_rank(sigma),
         "energy_effective_rank": spectrum.energy_effective_rank(sigma),
         "participation_ratio": spectrum.participation_ratio(sigma),
-        "energy_rank": {str(share): spectrum.energy_rank(sigma, share) for share in SHARES},
+        "energy_ranks": {key: spectrum.energy_rank(sigma, share) for key, share in ENERGY_RANKS.items()},
         "rank_utilisation": stable / update.rank if stable is not None and update.rank and low_rank else None,
         "null": null,
         "rank_utilisation_of_null": stable / null["stable_rank"] if stable is not None and null else None,
@@ -234,30 +255,19 @@ def _untrained_a(mean_square: float, top: Callable[[], float], shape: tuple[int,
     return "kaiming-uniform" if top() <= bound * (1 + unit_roundoff(dtype)) else None
 
 
-def _against_base(delta: Any, base: Any, dtype: str) -> AgainstBase:
-    """ΔW beside W, an array or one on the disk, some rows at a time."""
-    rows, columns = delta.shape
-    step = max(1, PIECE // max(columns, 1))
-    if rows * columns <= WHOLE or not (hasattr(base, "rows") or isinstance(base, np.ndarray)):
-        step = max(rows, 1)
-    norms = np.zeros(3)
-    kept = 0
+def _against_base(read: _Read, base: Stored) -> AgainstBase:
+    """ΔW against W, some rows at a time where it is large."""
+    assert read.delta_rows is not None
+    rows, columns = read.shape
+    step = max(rows, 1) if rows * columns <= WHOLE else max(1, PIECE // max(columns, 1))
+    base_rows = read.base_rows or _rows_of(base if step >= rows else sliceable(base))
+    whole = SumRounding()
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        own = base[start:stop] if isinstance(base, np.ndarray) else part_of(base, start, stop)
-        change = _rows(delta, start, stop)
-        merged = round_to(own + change, dtype) if dtype in ("F64", "F32", "F16", "BF16") else own + change
-        stored = merged - own
-        norms = np.hypot(norms, [np.linalg.norm(part) for part in (own, change, stored - change)])
-        kept += int(np.count_nonzero(stored == 0))
-    size, whole, lost = norms.tolist()
-    unchanged = kept / max(rows * columns, 1)
-    return AgainstBase(size, whole / size if size > 0 else None, dtype, lost / whole if whole > 0 else None, unchanged)
+        whole += rounded_sum(base_rows(start, stop), read.delta_rows(start, stop), base.dtype)[1]
+    unchanged = whole.unchanged / max(rows * columns, 1)
+    return AgainstBase(whole.weight_norm, whole.relative_norm, base.dtype, whole.loss, unchanged)
 
 
-def _rows(delta: Any, start: int, stop: int) -> np.ndarray:
-    """Rows of ΔW, multiplied out."""
-    if isinstance(delta, Change):
-        return part_of(delta, start, stop)
-    product = delta.factors()
-    return delta.dense()[start:stop] if product is None else product.left[start:stop] @ product.right
+def _rows_of(stored: Any) -> Rows:
+    return lambda start, stop: part_of(stored, start, stop)

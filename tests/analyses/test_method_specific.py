@@ -1,15 +1,16 @@
-"""What is particular to a method, against files that PEFT writes, closed forms and dense float64."""
+"""Method-specific metrics, against files that PEFT writes, closed forms and dense float64."""
 
 import json
 from dataclasses import replace
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lorascope.analyses.method_specific import particulars, run
-from lorascope.analyses.method_specific.numbers import correlation, distribution, gini, spread
+from lorascope.analyses.method_specific import kind_metrics, run
+from lorascope.analyses.toolkit import correlation, distribution, gini, spread
 from lorascope.blocks import Heatmap, Lines
 from lorascope.errors import InputError
 from lorascope.updates.base import Update, dense, kinds
@@ -32,6 +33,14 @@ def update(name: str, kind: str, **roles: np.ndarray) -> Update:
     return Update(name, kind, {role: InMemory(np.asarray(array, float), "F64") for role, array in roles.items()})
 
 
+def section(adapter: Adapter, kind: str, **options) -> SimpleNamespace:
+    """The section of one kind, with its findings and blocks."""
+    one, of = run(adapter, **options).sections[kind], kind_metrics.get(kind)
+    return SimpleNamespace(
+        rows=one.rows, summary=one.summary, findings=tuple(of.findings(one)), blocks=tuple(of.blocks(one))
+    )
+
+
 def texts(part) -> str:
     return "\n".join(finding.text for finding in part.findings)
 
@@ -41,14 +50,14 @@ def texts(part) -> str:
 
 def test_nothing_is_computed_for_a_plain_lora(lora_folder):
     result = run(io.read(lora_folder))
-    assert result.parts == {}
-    assert result.sections() == ()
-    assert result.to_json()["particulars"] == {}
+    assert result.sections == {}
+    assert "No method-specific metrics" in result.blocks()[0].text
+    assert result.to_json()["method_specific"] == {}
     assert result.table().to_dict("records") == [{"kind": "low_rank", "modules": 4}]
 
 
 def test_a_member_speaks_of_a_kind_or_of_a_setting():
-    assert set(particulars.names()) - {"lora_drop"} <= set(kinds.names())
+    assert set(kind_metrics.names()) - {"lora_drop"} <= set(kinds.names())
 
 
 @pytest.mark.parametrize(
@@ -69,12 +78,12 @@ def test_peft_files_through_the_command(builder, kind, tmp_path, page_in_browser
     done = lorascope("analyze", example.path, *base, "--json", tmp_path / "a.json", "--html", page)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
-    assert found["schema"] == 1
-    assert list(found["particulars"]) == [kind]
-    assert {row["name"] for row in found["particulars"][kind]["modules"]} == example.deltas.keys()
-    assert "Particular to" in done.stdout
+    assert found["schema"] == 2
+    assert list(found["method_specific"]) == [kind]
+    assert {row["name"] for row in found["method_specific"][kind]["modules"]} == example.deltas.keys()
+    assert f"{kind_metrics.get(kind).title} details" in done.stdout
     opened = page_in_browser(page)
-    assert opened.page.locator("h2", has_text="Particular to").count() == 1
+    assert opened.page.locator("h2", has_text=" details").count() == 1
     assert opened.troubles == []
 
 
@@ -84,14 +93,14 @@ def test_scales_can_be_told_without_the_base(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["modules"] == []
-    assert len(found["particulars"]["scaling"]["modules"]) == len(example.deltas)
+    assert len(found["method_specific"]["scaling"]["modules"]) == len(example.deltas)
     assert "--base" in found["findings"][0]["text"]
-    assert "known with --base only" in lorascope("analyze", example.path).stdout
+    assert "pass --base to compute ‖ΔW‖" in lorascope("analyze", example.path).stdout
 
 
 def test_modules_are_selected():
     two = adapter(*(update(f"layers.{i}.q", "scaling", out_scale=[1.0, 2.0]) for i in range(2)))
-    assert [row["name"] for row in run(two, modules="1").parts["scaling"].rows] == ["layers.1.q"]
+    assert [row["name"] for row in section(two, "scaling", modules="1").rows] == ["layers.1.q"]
     with pytest.raises(InputError, match="regular expression"):
         run(two, modules="(")
 
@@ -139,7 +148,7 @@ def vera(name: str, a, b_matrix, d, b) -> Update:
 
 def test_vera_of_peft_against_its_dense_update(tmp_path):
     example = examples_peft.vera(tmp_path)
-    part = run(io.read(example.path)).parts["vera"]
+    part = section(io.read(example.path), "vera")
     tensors = load_file(example.path / "adapter_model.safetensors")
     for row in part.rows:
         delta, key = example.deltas[row["name"]], f"base_model.model.{row['name']}"
@@ -158,7 +167,7 @@ def test_vera_of_peft_against_its_dense_update(tmp_path):
 
 def test_veras_input_overlaps_against_dense_decompositions(tmp_path):
     example = examples_peft.vera(tmp_path)
-    (group,) = run(io.read(example.path)).parts["vera"].summary["inputs"]
+    (group,) = section(io.read(example.path), "vera").summary["inputs"]
     leading = [np.linalg.svd(example.deltas[name])[2][: group["k"]] for name in group["names"]]
     wanted = [[np.linalg.norm(x @ y.T) ** 2 / group["k"] for y in leading] for x in leading]
     np.testing.assert_allclose(group["pairs"], wanted, rtol=1e-5)
@@ -171,7 +180,7 @@ def test_veras_input_overlaps_against_dense_decompositions(tmp_path):
 def test_the_null_of_the_span_is_the_mean_over_all_orders():
     """All 120 orders of b, dense: mean numerator over mean denominator."""
     a, big_b, d, b = RNG.standard_normal((2, 6)), RNG.standard_normal((5, 2)), RNG.random(2), RNG.random(5) - 0.3
-    row = run(adapter(vera("q", a, big_b, d, b))).parts["vera"].rows[0]
+    row = section(adapter(vera("q", a, big_b, d, b)), "vera").rows[0]
     span, _ = np.linalg.qr(big_b)
     within = whole = 0.0
     for order in permutations(b):
@@ -184,11 +193,9 @@ def test_the_null_of_the_span_is_the_mean_over_all_orders():
 def test_a_constant_b_stays_in_the_span_and_random_signs_leave_it():
     a, big_b = RNG.standard_normal((8, 64)), RNG.standard_normal((400, 8))
     signs = RNG.permutation(np.repeat([-1.0, 1.0], 200))
-    rows = (
-        run(adapter(vera("0.q", a, big_b, np.ones(8), np.full(400, 0.3)), vera("1.q", a, big_b, np.ones(8), signs)))
-        .parts["vera"]
-        .rows
-    )
+    rows = section(
+        adapter(vera("0.q", a, big_b, np.ones(8), np.full(400, 0.3)), vera("1.q", a, big_b, np.ones(8), signs)), "vera"
+    ).rows
     assert rows[0]["in_span_b"] == pytest.approx(1, rel=1e-12)
     assert rows[0]["null"]["in_span_b"] == pytest.approx(1, rel=1e-12)
     # r/d_out = 0.02 for balanced signs; a sum of 8 × 8 squares, whose relative deviation is √(2/64) = 0.18
@@ -202,19 +209,19 @@ def test_learned_overlap_stands_out_from_what_sharing_forces():
     d = np.full(64, 0.05)
     d[5] = 1.0  # then 86 % of the energy is in this row of A
     modules = [vera(f"{i}.q", a, big_b, d, RNG.standard_normal(128)) for i in range(8)]
-    result = run(adapter(*modules, d_initial=0.1))
-    (group,) = result.parts["vera"].summary["inputs"]
+    part = section(adapter(*modules, d_initial=0.1), "vera")
+    (group,) = part.summary["inputs"]
     assert group["overlap"] > 0.9
     assert group["null"]["shared_matrices"] < 0.3
-    assert "beyond what sharing forces" in texts(result.parts["vera"])
-    assert {type(block) for block in result.parts["vera"].blocks} >= {Lines, Heatmap}
+    assert "more than shared A and B explain" in texts(part)
+    assert {type(block) for block in part.blocks} >= {Lines, Heatmap}
 
 
 def test_modules_are_compared_only_where_they_share_a():
     own = [
         vera(f"{i}.q", RNG.standard_normal((3, 9)), RNG.standard_normal((7, 3)), [1, 2, 3], np.ones(7)) for i in (0, 1)
     ]
-    part = run(adapter(*own)).parts["vera"]
+    part = section(adapter(*own), "vera")
     assert part.summary["inputs"] == []
     assert part.summary["pairs_of_projections"] == 2
     assert "every module has an A of its own" in texts(part)
@@ -224,19 +231,19 @@ def test_modules_are_compared_only_where_they_share_a():
 
 def test_projections_from_a_seed_are_said_to_be_drawn_again(tmp_path):
     example = examples_peft.vera_without_projections(tmp_path)
-    part = run(io.read(example.path, open_checkpoint(example.base))).parts["vera"]
+    part = section(io.read(example.path, open_checkpoint(example.base)), "vera")
     assert part.findings[0].severity == "warning"
     assert "drawn again" in part.findings[0].text
     plain = vera("q", np.ones((2, 3)), np.ones((4, 2)), [1, 2], np.ones(4))
     seeded = Update("q", "vera", {**plain.roles, "A": Drawn((2, 3), 1.0, 7), "B": Drawn((4, 2), 1.0, 8)})
-    assert "drawn again" in texts(run(adapter(seeded)).parts["vera"])
+    assert "drawn again" in texts(section(adapter(seeded), "vera"))
 
 
 def test_an_untrained_or_broken_vera_is_said_in_words():
     a, big_b = np.ones((2, 3)), np.ones((4, 2))
-    part = run(
-        adapter(vera("0.q", a, big_b, [0.1, 0.1], np.zeros(4)), vera("1.q", a, big_b, [np.nan, 1], np.ones(4)))
-    ).parts["vera"]
+    part = section(
+        adapter(vera("0.q", a, big_b, [0.1, 0.1], np.zeros(4)), vera("1.q", a, big_b, [np.nan, 1], np.ones(4))), "vera"
+    )
     assert "b is zero in 1 of 2 modules" in texts(part)
     assert part.rows[0]["in_span_b"] is None
     assert part.rows[1]["d"] is None
@@ -247,7 +254,7 @@ def test_an_untrained_or_broken_vera_is_said_in_words():
 
 
 def test_ranks_kept_in_a_pruned_file_of_peft(tmp_path):
-    part = run(io.read(examples_peft.adalora_pruned(tmp_path).path)).parts["triplet"]
+    part = section(io.read(examples_peft.adalora_pruned(tmp_path).path), "triplet")
     kept = {row["name"]: (row["kept_rank"], row["initial_rank"]) for row in part.rows}
     assert kept == {"layers.0.q_proj": (2, 4), "layers.1.q_proj": (0, 4)}
     assert (part.summary["total_kept"], part.summary["budget"]) == (2, 4)
@@ -263,17 +270,17 @@ def triplet(name: str, e, d_in: int = 6, d_out: int = 8) -> Update:
 
 
 def test_the_budget_met_exactly_is_a_note():
-    part = run(adapter(triplet("0.q", [1, 0, 2]), triplet("1.q", [0, 0, 3]), init_r=3, target_r=1)).parts["triplet"]
+    part = section(adapter(triplet("0.q", [1, 0, 2]), triplet("1.q", [0, 0, 3]), init_r=3, target_r=1), "triplet")
     assert "2 under" not in texts(part)
     met = adapter(triplet("0.q", [1, 0, 2]), triplet("1.q", [0, 0, 0]), init_r=3, target_r=1)
-    part = run(met).parts["triplet"]
+    part = section(met, "triplet")
     assert part.findings[0].severity == "note"
     assert "the budget of target_r = 1 a module, exactly" in part.findings[0].text
 
 
 def test_the_null_of_uneven_ranks():
     """Two modules of two triplets, two kept: of six ways two are (2, 0) or (0, 2), Gini ½; four are (1, 1), Gini 0."""
-    part = run(adapter(triplet("0.q", [1, 2]), triplet("1.q", [0, 0]), init_r=2, target_r=1)).parts["triplet"]
+    part = section(adapter(triplet("0.q", [1, 2]), triplet("1.q", [0, 0]), init_r=2, target_r=1), "triplet")
     assert part.summary["gini"] == pytest.approx(0.5)
     # 1000 draws: the mean's standard deviation is √(1/3 · 2/3) / 2 / √1000 = 0.0075, the share's 0.015
     assert part.summary["null"]["gini"] == pytest.approx(1 / 6, abs=0.03)
@@ -284,7 +291,7 @@ def test_orthogonality_and_what_the_initialisation_gives():
     p, _ = np.linalg.qr(RNG.standard_normal((50, 4)))
     q, _ = np.linalg.qr(RNG.standard_normal((30, 4)))
     e = np.array([[1.0], [0.5], [0.0], [2.0]])
-    part = run(adapter(update("q", "triplet", A=q.T, B=p, E=e))).parts["triplet"]
+    part = section(adapter(update("q", "triplet", A=q.T, B=p, E=e)), "triplet")
     (row,) = part.rows
     assert row["kept_rank"] == 3
     assert row["off_orthogonal"]["P"] < 1e-14  # of an orthonormal basis: rounding alone
@@ -296,7 +303,7 @@ def test_orthogonality_and_what_the_initialisation_gives():
 
 
 def test_an_adalora_that_was_never_trained():
-    part = run(adapter(triplet("0.q", [0, 0]), triplet("1.q", [0, 0]))).parts["triplet"]
+    part = section(adapter(triplet("0.q", [0, 0]), triplet("1.q", [0, 0])), "triplet")
     assert part.findings[0].text == "every E is zero: this adapter changes nothing"
     assert part.summary["gini"] is None
 
@@ -308,7 +315,7 @@ def test_dora_of_peft_by_the_papers_formulas(tmp_path):
     example = examples_peft.dora(tmp_path)
     base = open_checkpoint(example.base)
     read = io.read(example.path, base)
-    part = run(read, base=base).parts["magnitude"]
+    part = section(read, "magnitude", base=base)
     for row in part.rows:
         update, weight = read.updates[row["name"]], base.of(read.updates[row["name"]]).read()
         roles = update.read()
@@ -343,7 +350,7 @@ def dora_with_base(tmp_path, changes):
 @pytest.mark.parametrize(("changes", "words"), [([1, 2, 3, 4, 5, 6], "together"), ([6, 5, 4, 3, 2, 1], "against")])
 def test_the_sign_of_dora(changes, words, tmp_path):
     made, base = dora_with_base(tmp_path, [0.1 * change for change in changes])
-    part = run(made, base=base).parts["magnitude"]
+    part = section(made, "magnitude", base=base)
     found = part.summary["correlation"]["all"]
     rows = [(row["direction_change"], row["magnitude_change"]) for row in part.rows]
     assert found["r"] == pytest.approx(np.corrcoef(np.transpose(rows))[0, 1], rel=1e-12)
@@ -356,10 +363,10 @@ def test_the_sign_of_dora(changes, words, tmp_path):
 def test_magnitudes_alone_turn_nothing_and_need_the_base(tmp_path):
     made, base = dora_with_base(tmp_path, [0.5, 0.25])
     alone = adapter(*(Update(u.name, "magnitude", {"m": u.roles["m"]}) for u in made.updates.values()))
-    part = run(alone, base=base).parts["magnitude"]
+    part = section(alone, "magnitude", base=base)
     assert [row["magnitude_change"] for row in part.rows] == pytest.approx([0.5, 0.25], rel=1e-12)
     assert max(row["direction_change"] for row in part.rows) < 1e-15  # 1 − cos of a row with itself: rounding
-    blind = run(made).parts["magnitude"]
+    blind = section(made, "magnitude")
     assert "pass --base" in texts(blind)
     assert blind.rows[0]["magnitude_change"] is None
     assert blind.rows[0]["m"]["median"] == pytest.approx(np.median(made.updates["layers.0.q"].read()["m"]))
@@ -370,22 +377,22 @@ def test_magnitudes_alone_turn_nothing_and_need_the_base(tmp_path):
 
 def test_the_scales_of_peft(tmp_path):
     example = examples_peft.ia3(tmp_path)
-    part = run(io.read(example.path)).parts["scaling"]
+    part = section(io.read(example.path), "scaling")
     tensors = load_file(example.path / "adapter_model.safetensors")
     for row in part.rows:
         l = tensors[f"base_model.model.{row['name']}.ia3_l"].astype(float).ravel()
         assert row["scales"] == l.size
         assert row["change"] == pytest.approx(np.sqrt(np.mean((l - 1) ** 2)), rel=1e-12)
-        assert row["turned_over"] == np.sum(l < 0)
+        assert row["negative"] == np.sum(l < 0)
         assert row["switched_off"] == np.sum(np.abs(l) < 0.1)
         assert row["inhibited"] == pytest.approx(np.mean(np.abs(l) < 1))
         assert (row["l"]["min"], row["l"]["max"]) == (l.min(), l.max())
         assert row["side"] == ("inputs" if row["name"].endswith("down_proj") else "outputs")
-    assert part.summary["turned_over"] == sum(row["turned_over"] for row in part.rows) > 0
+    assert part.summary["negative"] == sum(row["negative"] for row in part.rows) > 0
 
 
 def test_scales_of_one_change_nothing():
-    part = run(adapter(update("q", "scaling", out_scale=np.ones(4)))).parts["scaling"]
+    part = section(adapter(update("q", "scaling", out_scale=np.ones(4))), "scaling")
     assert part.findings[0].text == "every scale is 1: this adapter changes nothing"
 
 
@@ -400,7 +407,7 @@ def core(name: str, matrix, scale: float = 1.0) -> Update:
 
 def test_a_core_that_only_rescales_and_one_without_structure():
     rescaling, random = np.diag([0.5, -0.2, 0.1, 0.3]), RNG.standard_normal((200, 200))
-    part = run(adapter(core("0.q", rescaling, 2.0), core("1.q", random), core("2.q", np.zeros((4, 4))))).parts["core"]
+    part = section(adapter(core("0.q", rescaling, 2.0), core("1.q", random), core("2.q", np.zeros((4, 4)))), "core")
     first, second, zero = part.rows
     assert (first["on_diagonal"], first["dominant_rows"], first["symmetric"]) == (1.0, 1.0, 1.0)
     np.testing.assert_allclose(first["singular_values"], [1.0, 0.6, 0.4, 0.2], rtol=1e-12)
@@ -415,7 +422,7 @@ def test_a_core_that_only_rescales_and_one_without_structure():
 
 
 def test_the_map_of_cores_shows_the_diagonal():
-    part = run(adapter(core("0.q", np.diag([3.0, 4.0])), core("1.q", np.array([[0.0, 1.0], [0.0, 0.0]])))).parts["core"]
+    part = section(adapter(core("0.q", np.diag([3.0, 4.0])), core("1.q", np.array([[0.0, 1.0], [0.0, 0.0]]))), "core")
     shown = next(block for block in part.blocks if isinstance(block, Heatmap) and "R_ij" in block.title)
     assert shown.measures[0].values == ((0.3, 0.5), (0.0, 0.4))
 
@@ -431,7 +438,7 @@ def dropped(record) -> Adapter:
 def test_scores_of_lora_drop():
     scores = {f"layers.{i}.q": score for i, score in enumerate([10, 60, 5, 25])}
     record = {"scores": scores, "kept": ["layers.1.q", "layers.3.q"], "threshold": 0.8}
-    part = run(dropped(record)).parts["lora_drop"]
+    part = section(dropped(record), "lora_drop")
     assert [(row["name"], row["score"], row["kept"]) for row in part.rows] == [
         ("layers.1.q", 0.6, True), ("layers.3.q", 0.25, True), ("layers.0.q", 0.1, False), ("layers.2.q", 0.05, False)
     ]  # fmt: skip
@@ -444,14 +451,14 @@ def test_scores_of_lora_drop():
 
 
 def test_layers_that_were_named_have_no_scores():
-    part = run(dropped({"kept": ["layers.1.q"], "threshold": 0.9, "rest": "drop"})).parts["lora_drop"]
+    part = section(dropped({"kept": ["layers.1.q"], "threshold": 0.9, "rest": "drop"}), "lora_drop")
     assert [(row["score"], row["kept"]) for row in part.rows] == [
         (None, False),
         (None, True),
         (None, False),
         (None, False),
     ]
-    assert "the others have none. They were named, not scored" in texts(part)
+    assert "the others have none. These layers were given by name, not chosen by score" in texts(part)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +473,7 @@ def test_layers_that_were_named_have_no_scores():
     ],
 )
 def test_a_setting_that_is_no_record_is_a_warning(record):
-    part = run(dropped(record)).parts["lora_drop"]
+    part = section(dropped(record), "lora_drop")
     assert [finding.severity for finding in part.findings] == ["warning"]
     assert "cannot be read" in texts(part)
 
