@@ -22,7 +22,7 @@ import numpy as np
 
 from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.base import Analysis, Metric, Result, analyses, definitions
-from lorascope.analyses.compare.side import Side, read
+from lorascope.analyses.subspaces import Subspaces, read
 from lorascope.analyses.toolkit import (
     Row,
     column,
@@ -173,7 +173,7 @@ class _Directions:
 
 
 def measure(
-    side: Side, weight: np.ndarray, cache: SvdCache, *, type: str, depth: int | None
+    side: Subspaces, weight: np.ndarray, cache: SvdCache, *, type: str, depth: int | None
 ) -> ModuleAgainstBase | str:
     """Measure one weight, or say why it cannot be.
 

@@ -231,4 +231,3 @@ class Analysis:
 
 
 analyses: Registry[Analysis] = Registry("analysis", "lorascope.analyses")
-comparisons: Registry[Any] = Registry("comparison", "lorascope.analyses")  # goes when compare is an `Analysis`

@@ -2,8 +2,8 @@
 
 For each module of each pair: the cosine of the two ΔW; for the left (output) and the right (input) subspaces the
 principal angles, φ(i, j) for all i and j, the overlap weighted by energy, and the energy of one inside the other's
-subspace; all functions of ΔW alone, beside the exact chance level (Haar), z, p, and q over the modules. A alone, as in
-the LoRA paper's §7.2, stands apart and is labelled: its order is no property of the update, and what two A share is
+subspace; all functions of ΔW alone, with the exact chance level (Haar), z, p, and q over the modules. A alone, as in
+the LoRA paper's §7.2, stands apart and is labelled: its order is not a property of the update, and what two A share is
 first of all their initialisation. For three adapters and more: matrices, clusters, and groups by initialisation.
 
 When it misleads: in one PyTorch stream A (8, d) is the first eight rows of A (64, d), so two runs of one seed overlap
@@ -14,9 +14,25 @@ and a p over modules says nothing about other seeds. A wide overlap of the leadi
 updates agree: the cosine has the signs and the strengths.
 """
 
-from lorascope.analyses.base import comparisons
-from lorascope.analyses.compare.result import CompareResult, run
+from lorascope.analyses.base import Analysis, analyses
+from lorascope.analyses.compare import findings as judge
+from lorascope.analyses.compare import page
+from lorascope.analyses.compare.metrics import METRICS
+from lorascope.analyses.compare.result import CompareResult
+from lorascope.analyses.compare.run import run
 
-comparisons.register("compare")(run)
+analyses.register("compare")(
+    Analysis(
+        question=__doc__,
+        takes="adapters",
+        run=run,
+        findings=judge.findings,
+        blocks=page.blocks,
+        heading=page.heading,
+        command="compare",
+        metrics=METRICS,
+        plots=page.PLOTS,
+    )
+)
 
 __all__ = ["CompareResult", "run"]

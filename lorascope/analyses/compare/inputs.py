@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.analyses.adapter_updates import selected
+from lorascope.analyses.toolkit import choose
 from lorascope.errors import InputError, preview
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
-from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights import names as naming
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint
+
+MATCHING = "matching"  # the stage of what is skipped because not all adapters have it, or not in one shape
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Modules:
 
     Attributes:
         names: module to its update by the index of the adapter, in the order of first appearance.
-        skipped: by the index of the adapter, what yields no update, and why.
+        skipped: by the index of the adapter, what is not a weight update, and why.
     """
 
     names: Mapping[str, Mapping[int, Update]]
@@ -29,22 +31,17 @@ class Modules:
 
 
 def labels(inputs: Sequence[Adapter | Checkpoint]) -> list[str]:
-    """The shortest tails of the paths that tell them apart, without the endings that all have; a number where the same
-    path stands twice."""
+    """The shortest ends of the paths that tell them apart, without the parts that all end in; numbered where one path
+    is given twice."""
     paths = [Path(source_path(one)).parts for one in inputs]
     while len(set(paths)) > 1 and min(map(len, paths)) > 1 and len({parts[-1] for parts in paths}) == 1:
         paths = [parts[:-1] for parts in paths]
-    most = max((len(parts) for parts in paths), default=1)
-    for length in range(1, most + 1):
-        tails = ["/".join(parts[-length:]) or f"adapter {index + 1}" for index, parts in enumerate(paths)]
-        if len(set(tails)) == len(set(paths)):
+    for length in range(1, max((len(parts) for parts in paths), default=1) + 1):
+        ends = ["/".join(parts[-length:]) or f"adapter {index + 1}" for index, parts in enumerate(paths)]
+        if len(set(ends)) == len(set(paths)):
             break
-    seen: dict[str, int] = {}
-    made = []
-    for tail in tails:
-        seen[tail] = seen.get(tail, 0) + 1
-        made.append(tail if seen[tail] == 1 else f"{tail} ({seen[tail]})")
-    return made
+    seen = [ends[: k + 1].count(end) for k, end in enumerate(ends)]
+    return [end if count == 1 else f"{end} ({count})" for end, count in zip(ends, seen, strict=True)]
 
 
 def source_path(one: Adapter | Checkpoint) -> str:
@@ -62,7 +59,7 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
     """Modules under the first adapter's names. Dots and underscores are one, leading components may differ.
 
     Raises:
-        InputError: a checkpoint without the base, or `pattern` is not a regular expression or finds nothing.
+        InputError: a checkpoint without the base, or `pattern` is not a regular expression or matches nothing.
     """
     if base is None and any(isinstance(one, Checkpoint) for one in inputs):
         raise InputError("a full model is compared by ΔW = W' − W", hint="pass the base model with --base")
@@ -72,43 +69,43 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
     for number, one in enumerate(inputs):
         if isinstance(one, Checkpoint):
             continue
-        updates, aside = selected(one, base, pattern)
-        skipped[number] = tuple(aside)
+        updates, others = selected(one, base, pattern)
+        skipped[number] = tuple(others)
         for name, update in index.place(updates).items():
             names.setdefault(name, {})[number] = update
     full = {number: one for number, one in enumerate(inputs) if isinstance(one, Checkpoint)}
     if full and not names:
-        names = _whole(full, base, pattern)
+        names = _matrices_of(full, base, pattern)
     else:
         for number, checkpoint in full.items():
             for updates_of in names.values():
-                if (update := _difference(checkpoint, next(iter(updates_of.values())))) is not None:
-                    updates_of[number] = update
+                if (difference := _difference(checkpoint, next(iter(updates_of.values())))) is not None:
+                    updates_of[number] = difference
     return Modules(names, skipped)
 
 
 class _Names:
-    """Common names of modules, as they come to be known."""
+    """Common names of modules, added adapter by adapter."""
 
     def __init__(self, base: Checkpoint | None):
         self.base = base
-        self.known: dict[str, str] = {}  # the flat form to the name
-        self.shorter: dict[str, set[str]] = {}  # the flat forms without their roots to names
+        self.by_flat: dict[str, str] = {}  # name by its flat form
+        self.by_shorter: dict[str, set[str]] = {}  # names by their flat form without leading components
 
     def place(self, updates: Sequence[Update]) -> dict[str, Update]:
         """One adapter's updates under the common names."""
-        own = {update.name: self._flat(update) for update in updates}
-        taken = {self.known[flat] for flat in own.values() if flat in self.known}
+        flat = {update.name: self._flat(update) for update in updates}
+        taken = {self.by_flat[each] for each in flat.values() if each in self.by_flat}
         placed: dict[str, Update] = {}
         fresh = []
         for update in updates:
-            name = self.known.get(own[update.name]) or self._similar(update, taken | placed.keys())
+            name = self.by_flat.get(flat[update.name]) or self._similar(update, taken | placed.keys())
             if name is None:
                 fresh.append(update)
             else:
                 placed[name] = update
         for update in fresh:
-            self._learn(update, own[update.name])
+            self._add(update, flat[update.name])
             placed[update.name] = update
         return placed
 
@@ -119,24 +116,24 @@ class _Names:
         expert = "" if update.expert is None else f"_{update.expert}"
         return _flat((resolved or update.name).removesuffix(".weight")) + expert
 
-    def _learn(self, update: Update, flat: str) -> None:
-        self.known[flat] = update.name
+    def _add(self, update: Update, flat: str) -> None:
+        self.by_flat[flat] = update.name
         if _is_replica(update):
             return
-        self.known.setdefault(_flat(naming.plain(update.name)), update.name)
+        self.by_flat.setdefault(_flat(naming.plain(update.name)), update.name)
         for shorter in _shorter(update.name):
-            self.shorter.setdefault(shorter, set()).add(update.name)
+            self.by_shorter.setdefault(shorter, set()).add(update.name)
 
     def _similar(self, update: Update, taken: set[str]) -> str | None:
-        """The known name that differs by a root on one side only: `model.encoder` is never `model.decoder`."""
+        """The common name that differs by a root on one side only: `model.encoder` is never `model.decoder`."""
         if _is_replica(update):
             return None
-        own = _flat(naming.plain(update.name))
-        for flat in (own, *_shorter(update.name)):
-            if (name := self.known.get(flat)) is not None and name not in taken:
+        plain = _flat(naming.plain(update.name))
+        for flat in (plain, *_shorter(update.name)):
+            if (name := self.by_flat.get(flat)) is not None and name not in taken:
                 return name
-        found = self.shorter.get(own, set())
-        return next(iter(found - taken), None) if len(found) == 1 else None
+        longer = self.by_shorter.get(plain, set())
+        return next(iter(longer - taken), None) if len(longer) == 1 else None
 
 
 def _is_replica(update: Update) -> bool:
@@ -149,7 +146,7 @@ def _flat(name: str) -> str:
 
 
 def _shorter(name: str) -> list[str]:
-    """The flat forms of a name without leading components that name no part of a model, or without the pipeline's."""
+    """The flat forms of a name without leading components that name no part of a model, or of the pipeline."""
     plain = naming.plain(name)
     inside = naming.without_component(plain, "")
     return [_flat(one) for one in (*naming.within(plain), *([inside] if inside else []))]
@@ -164,22 +161,20 @@ def _difference(checkpoint: Checkpoint, like: Update) -> Update | None:
     return replace(like, kind="tuned", roles={"tuned": tuned}, scale=1.0, notes=note)
 
 
-def _whole(
+def _matrices_of(
     full: Mapping[int, Checkpoint], base: Checkpoint | None, pattern: str | None
 ) -> dict[str, dict[int, Update]]:
     """Every matrix of the base, where only full models are compared."""
     assert base is not None
-    wanted = Pattern(pattern or "", "--modules")
     names: dict[str, dict[int, Update]] = {}
     for stored_name in base.names():
-        module = stored_name.removesuffix(".weight")
-        stored = base.stored[stored_name]
-        if len(stored.shape) != 2 or stored.dtype not in UNIT_ROUNDOFF or not wanted.search(module):
+        module, stored = stored_name.removesuffix(".weight"), base.stored[stored_name]
+        if len(stored.shape) != 2 or stored.dtype not in UNIT_ROUNDOFF:
             continue
         like = Update(module, "tuned", {"tuned": stored}, base_weight=stored_name)
-        found = {number: update for number, one in full.items() if (update := _difference(one, like)) is not None}
-        if found:
-            names[module] = found
+        updates = {number: update for number, one in full.items() if (update := _difference(one, like)) is not None}
+        if updates:
+            names[module] = updates
     if not names:
         raise InputError("the full models have no matrix in common with the base", found=preview(base.names(), 3))
-    return names
+    return {module: names[module] for module in choose(names, pattern)}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.compare.pair import least_row_cosine
-from lorascope.analyses.compare.side import Side
+from lorascope.analyses.subspaces import Subspaces
 from lorascope.linalg import haar
 
 STRIP = 512  # columns of the Gram matrix at once
@@ -32,7 +32,7 @@ class Matrices:
         left, right: φ of the whole subspaces, mean over modules; with their chance levels, pooled z over modules (which
             takes the modules to be independent), and effect Σ(φ − chance)/Σ(1 − chance).
         row_cosine: of A's rows one by one, mean over modules.
-        shared: the share of the modules whose A began as one.
+        shared: the share of the modules whose A have one initialisation.
         modules: how many modules a pair has in common.
     """
 
@@ -64,9 +64,9 @@ class Sums:
     def get(self, key: str) -> np.ndarray:
         return self.table.get(key, np.zeros((self.count, self.count)))
 
-    def module(self, sides: Mapping[int, Side]) -> None:
-        """Adds one module; `sides` by the index of the adapter, all of one shape."""
-        present = {index: side for index, side in sides.items() if side.directions}
+    def module(self, all_spaces: Mapping[int, Subspaces]) -> None:
+        """Adds one module; `all_spaces` by the index of the adapter, all of one shape."""
+        present = {index: spaces for index, spaces in all_spaces.items() if spaces.directions}
         if len(present) < 2:
             return
         at = np.array(sorted(present))
@@ -74,13 +74,13 @@ class Sums:
         m, n = ordered[0].shape
         stacked = _Stacked.of(ordered, np.float32 if self.count >= SINGLE_FROM else np.float64)
         inner, left, right = stacked.reduced()
-        if any(side.whole is not None for side in ordered):
+        if any(one.whole is not None for one in ordered):
             inner = np.array([[a.cosine(b) * a.norm() * b.norm() for b in ordered] for a in ordered])
-        energies = np.array([side.norm() ** 2 for side in ordered])
+        energies = np.array([one.norm() ** 2 for one in ordered])
         self.add("inner", at, inner)
         self.add("energy of a", at, energies[:, None] * np.ones(len(at)))
         self.add("modules", at, 1.0)
-        dims = np.array([side.directions for side in ordered])
+        dims = np.array([one.directions for one in ordered])
         for name, size, overlap in (("left", m, left), ("right", n, right)):
             if size < 2:  # the one side of a vector: a line has one subspace
                 continue
@@ -93,18 +93,19 @@ class Sums:
             self.add(f"{name} variance", at, variance)
         self._rows(at, ordered)
 
-    def _rows(self, at: np.ndarray, ordered: Sequence[Side]) -> None:
-        """The initialisations: the leading rows that all A of this module have."""
-        known = [k for k, side in enumerate(ordered) if side.rows is not None and np.all(np.any(side.rows, axis=1))]
-        if len(known) < 2:
+    def _rows(self, at: np.ndarray, ordered: Sequence[Subspaces]) -> None:
+        """Compares initialisations: the leading rows that all A of this module have."""
+        stored = {k: one.rows for k, one in enumerate(ordered) if one.rows is not None}
+        stored = {k: rows for k, rows in stored.items() if np.all(np.any(rows, axis=1))}
+        if len(stored) < 2:
             return
-        rows = [ordered[k].rows for k in known]
+        rows = list(stored.values())
         width = rows[0].shape[1]
         height = min(min(map(len, rows)), max(1, MAX_ROW_ENTRIES // width))
         unit = [(a[:height] / np.linalg.norm(a[:height], axis=1, keepdims=True)).ravel() for a in rows]
-        stacked = np.array(unit, dtype=np.float32 if self.count >= SINGLE_FROM else np.float64)
+        stacked: np.ndarray = np.array(unit, dtype=np.float32 if self.count >= SINGLE_FROM else np.float64)
         cosines = np.clip(stacked @ stacked.T / height, -1, 1)
-        at = at[known]
+        at = at[list(stored)]
         self.add("row cosine", at, cosines)
         self.add("rows", at, 1.0)
         shared = cosines >= least_row_cosine(height, width)
@@ -138,16 +139,16 @@ class _Stacked:
     starts: np.ndarray
 
     @classmethod
-    def of(cls, sides: Sequence[Side], dtype: Any) -> "_Stacked":
-        ranks = [side.bases.rank for side in sides]
+    def of(cls, spaces: Sequence[Subspaces], dtype: Any) -> "_Stacked":
+        ranks = [one.bases.rank for one in spaces]
         starts = np.concatenate([[0], np.cumsum(ranks)[:-1]])
-        m, n = sides[0].shape
+        m, n = spaces[0].shape
         left, right = np.empty((m, sum(ranks)), dtype, "F"), np.empty((n, sum(ranks)), dtype, "F")
-        counted = np.concatenate([np.arange(k) < side.directions for k, side in zip(ranks, sides, strict=True)])
-        for start, side in zip(starts, sides, strict=True):
-            left[:, start : start + side.bases.rank] = side.bases.left
-            right[:, start : start + side.bases.rank] = side.bases.right
-        sigma = np.concatenate([side.bases.sigma for side in sides])
+        counted = np.concatenate([np.arange(k) < one.directions for k, one in zip(ranks, spaces, strict=True)])
+        for start, one in zip(starts, spaces, strict=True):
+            left[:, start : start + one.bases.rank] = one.bases.left
+            right[:, start : start + one.bases.rank] = one.bases.right
+        sigma = np.concatenate([one.bases.sigma for one in spaces])
         return cls(left, right, sigma.astype(dtype), counted.astype(dtype), starts)
 
     def reduced(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,19 +183,19 @@ class _Stacked:
 
 
 def groups(matrices: Matrices) -> list[list[int]]:
-    """The adapters that began from one A, as connected components, the largest first; singletons as well."""
+    """The adapters whose A have one initialisation, as connected components, the largest first; singletons as well."""
     count = len(matrices.shared)
     linked = np.nan_to_num(matrices.shared) >= SHARED_MODULES
-    left, found = set(range(count)), []
-    while left:
-        frontier = {min(left)}
+    remaining, components = set(range(count)), []
+    while remaining:
+        frontier = {min(remaining)}
         group: set[int] = set()
         while frontier:
             group |= frontier
-            frontier = {int(k) for k in np.flatnonzero(linked[sorted(frontier)].any(axis=0))} & left - group
-        found.append(sorted(group))
-        left -= group
-    return sorted(found, key=lambda group: (-len(group), group))
+            frontier = {int(k) for k in np.flatnonzero(linked[sorted(frontier)].any(axis=0))} & remaining - group
+        components.append(sorted(group))
+        remaining -= group
+    return sorted(components, key=lambda group: (-len(group), group))
 
 
 def within_and_between(matrices: Matrices, parts: Sequence[Sequence[int]]) -> dict[str, dict[str, float | None]]:
@@ -210,8 +211,8 @@ def within_and_between(matrices: Matrices, parts: Sequence[Sequence[int]]) -> di
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else None
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
 
 
 def cluster(matrices: Matrices) -> dict[str, Any] | None:
@@ -256,11 +257,11 @@ def _silhouette(distance: np.ndarray, cut: np.ndarray) -> float | None:
         return None
     sizes = np.array([np.sum(cut == one) for one in labels])
     to = np.array([distance[:, cut == one].sum(axis=1) for one in labels]).T
-    own = np.searchsorted(labels, cut)
+    cluster_of = np.searchsorted(labels, cut)
     rows = np.arange(len(cut))
-    inside = to[rows, own] / np.maximum(sizes[own] - 1, 1)
+    inside = to[rows, cluster_of] / np.maximum(sizes[cluster_of] - 1, 1)
     others = to / sizes
-    others[rows, own] = np.inf
+    others[rows, cluster_of] = np.inf
     outside = others.min(axis=1)
-    most = np.maximum(np.maximum(inside, outside), 1e-300)
-    return float(np.mean(np.where(sizes[own] == 1, 0.0, (outside - inside) / most)))
+    larger = np.maximum(np.maximum(inside, outside), 1e-300)
+    return float(np.mean(np.where(sizes[cluster_of] == 1, 0.0, (outside - inside) / larger)))

@@ -1,21 +1,20 @@
-"""One module of one pair: every measure of agreement, each beside what chance gives."""
+"""One module of one pair: every measure of agreement, each with its chance level."""
 
 import math
-from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.compare.side import Side
+from lorascope.analyses.subspaces import Subspaces
+from lorascope.analyses.toolkit import Row
 from lorascope.linalg import haar, subspace
 
-Row = dict[str, Any]
 MAX_SHOWN = 64  # sides of a φ grid, in the record
 SHARED_ROWS, SHARED_Z = 0.3, 6.0  # mean cosine of A's rows, one by one, and its z: published groups split at 0.15–0.6
 FEW_ROWS, SHARED_FEW = 4, 0.8  # below so many rows training alone may align them: the start must still be there itself
-SHARED_SPACE, SHARED_P = 0.5, 1e-6  # of A's row spaces, above chance, where the rows themselves were turned
+SHARED_SPACE, SHARED_P = 0.5, 1e-6  # of A's row spaces, above chance, where the rows themselves were rotated
 
 
-def compare(a: Side, b: Side) -> Row:
+def compare(a: Subspaces, b: Subspaces) -> Row:
     """The record of one module, JSON types only; q-values and the name come later."""
     m, n = a.shape
     left, right = a.bases.left.T @ b.bases.left, a.bases.right.T @ b.bases.right
@@ -32,16 +31,14 @@ def compare(a: Side, b: Side) -> Row:
     row["initialisation"] = _initialisation(a, b, row["a_alone"])
     if row["initialisation"] and row["initialisation"]["shared"] and row["cosine"] is not None:
         row |= _cosine_given_right(m, a, b, right, row["cosine"])
-    return row | {
-        "notes": list(dict.fromkeys((*a.notes, *b.notes))),
-    }
+    return row | {"notes": list(dict.fromkeys((*a.notes, *b.notes)))}
 
 
-def _cosine(a: Side, b: Side) -> Row:
+def _cosine(a: Subspaces, b: Subspaces) -> Row:
     """⟨ΔW_a, ΔW_b⟩/(‖·‖‖·‖): chance is 0 with standard deviation 1/√(mn), and the tail depends on the spectra."""
     sd = haar.cosine_sd(*a.shape)
     row: Row = {"cosine": None, "cosine_chance": 0.0, "cosine_sd": sd, "cosine_z": None, "cosine_p": None}
-    row["cosine_null"] = "both sides turned"
+    row["cosine_null"] = "both sides rotated"
     if not a.bases.rank or not b.bases.rank:
         return row
     value = a.cosine(b)
@@ -49,16 +46,16 @@ def _cosine(a: Side, b: Side) -> Row:
     return row | {"cosine": value, "cosine_z": value / sd, "cosine_p": p}
 
 
-def _cosine_given_right(m: int, a: Side, b: Side, right: np.ndarray, cosine: float) -> Row:
-    """The same beside updates of which the left sides alone are turned: A is shared, whatever was trained."""
+def _cosine_given_right(m: int, a: Subspaces, b: Subspaces, right: np.ndarray, cosine: float) -> Row:
+    """The same against updates whose left sides alone are rotated: A is shared, whatever was trained."""
     sd = haar.cosine_sd_given_right(m, right, a.bases.sigma, b.bases.sigma)
     if sd == 0:
         return {}
     p = math.erfc(abs(cosine) / sd / math.sqrt(2))
-    return {"cosine_null": "left turned alone", "cosine_sd": sd, "cosine_z": cosine / sd, "cosine_p": p}
+    return {"cosine_null": "left side rotated", "cosine_sd": sd, "cosine_z": cosine / sd, "cosine_p": p}
 
 
-def _space(n: int, a: Side, b: Side, cross: np.ndarray, side: str) -> Row | None:
+def _space(n: int, a: Subspaces, b: Subspaces, cross: np.ndarray, side: str) -> Row | None:
     """One side's subspaces, of dimension i and j in R^n. None where an update is zero, or R^n is a line."""
     i, j = a.directions, b.directions
     if not i or not j or n < 2:
@@ -99,20 +96,20 @@ def _grid(n: int, cross: np.ndarray, ties: list[list[bool]]) -> Row:
     """φ(i, j), and z of each; null where i or j cuts through equal singular values."""
     cross = cross[:MAX_SHOWN, :MAX_SHOWN]
     rows, columns = (np.array(one[:MAX_SHOWN], dtype=bool) for one in ties)
-    known = rows[:, None] & columns[None, :]
+    ordered = rows[:, None] & columns[None, :]  # no tie is cut
     values = subspace.overlap_grid(cross)
     i, j = np.arange(1, len(rows) + 1)[:, None], np.arange(1, len(columns) + 1)[None, :]
     mean, variance = haar.moments(n, i, j)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(variance > 0, (values * np.minimum(i, j) - mean) / np.sqrt(variance), np.nan)
     cut = [[int(k) + 1 for k in np.flatnonzero(~one)] for one in (rows, columns)]
-    return {"phi": _listed(values, known, 10), "phi_z": _listed(z, known, 3), "tied_after": cut}
+    return {"phi": _listed(values, ordered, 10), "phi_z": _listed(z, ordered, 3), "tied_after": cut}
 
 
-def _listed(values: np.ndarray, known: np.ndarray, digits: int) -> list[list[float | None]]:
-    shown = np.round(values, digits)
-    keep = known & np.isfinite(values)
-    return [[float(v) if k else None for v, k in zip(*line, strict=True)] for line in zip(shown, keep, strict=True)]
+def _listed(values: np.ndarray, keep: np.ndarray, digits: int) -> list[list[float | None]]:
+    keep = keep & np.isfinite(values)
+    lines = zip(np.round(values, digits), keep, strict=True)
+    return [[float(v) if k else None for v, k in zip(*line, strict=True)] for line in lines]
 
 
 def _top(n: int, cross: np.ndarray, ties: list[list[bool]]) -> Row:
@@ -123,35 +120,35 @@ def _top(n: int, cross: np.ndarray, ties: list[list[bool]]) -> Row:
     return {"phi": value, "phi_chance": chance.mean, "z": chance.z(value), "p": chance.p(value)}
 
 
-def _energies(n: int, a: Side, b: Side, cross: np.ndarray, side: str) -> Row:
+def _energies(n: int, a: Subspaces, b: Subspaces, cross: np.ndarray, side: str) -> Row:
     """The overlap weighted by energy, and how much of one's energy lies in the other's subspace."""
     made: Row = {"energy_overlap": {"value": None, "chance": None, "z": None, "p": None}}
     if a.whole is None and b.whole is None:
         s, t = a.bases.sigma / a.bases.sigma[0], b.bases.sigma / b.bases.sigma[0]
         size = float(np.linalg.norm(s**2) * np.linalg.norm(t**2))
         chance = haar.weighted(n, s**2, t**2).scaled(1 / size)
-        made["energy_overlap"] = _beside(subspace.energy_overlap(cross, s, t), chance)
-    for key, holder, held, overlap in (("b_in_a", a, b, cross), ("a_in_b", b, a, cross.T)):
-        shares = (held.spectrum() / held.norm()) ** 2
-        value = _captured(holder, held, overlap, side)
-        made[f"energy_of_{key}"] = _beside(value, haar.weighted(n, np.ones(holder.directions), shares))
+        made["energy_overlap"] = _with_chance(subspace.energy_overlap(cross, s, t), chance)
+    for key, space, other, overlap in (("b_in_a", a, b, cross), ("a_in_b", b, a, cross.T)):
+        shares = (other.spectrum() / other.norm()) ** 2
+        value = _captured(space, other, overlap, side)
+        made[f"energy_of_{key}"] = _with_chance(value, haar.weighted(n, np.ones(space.directions), shares))
     return made
 
 
-def _captured(holder: Side, held: Side, cross: np.ndarray, side: str) -> float:
-    """The share of the energy of `held` in the subspace of `holder`."""
-    if held.whole is None:
-        return subspace.captured(cross[: holder.directions], held.bases.sigma)
-    basis = getattr(holder.bases, side)[:, : holder.directions]
-    whole = held.whole if side == "left" else held.whole.T
-    return float(np.linalg.norm(basis.T @ whole) ** 2) / held.norm() ** 2
+def _captured(space: Subspaces, other: Subspaces, cross: np.ndarray, side: str) -> float:
+    """The share of the energy of `other` in the subspace of `space`."""
+    if other.whole is None:
+        return subspace.captured(cross[: space.directions], other.bases.sigma)
+    basis = getattr(space.bases, side)[:, : space.directions]
+    whole = other.whole if side == "left" else other.whole.T
+    return float(np.linalg.norm(basis.T @ whole) ** 2) / other.norm() ** 2
 
 
-def _beside(value: float, chance: haar.Chance) -> Row:
+def _with_chance(value: float, chance: haar.Chance) -> Row:
     return {"value": value, "chance": chance.mean, "z": chance.z(value), "p": chance.p(value)}
 
 
-def _a_alone(n: int, a: Side, b: Side) -> Row | None:
+def _a_alone(n: int, a: Subspaces, b: Subspaces) -> Row | None:
     """The row spaces of A, in the order of A's own singular values: Hu et al. 2021, §7.2. None where there is no A."""
     if a.a_alone is None or b.a_alone is None:
         return None
@@ -161,12 +158,12 @@ def _a_alone(n: int, a: Side, b: Side) -> Row | None:
     return _overlap(n, u.T @ v, subspace.principal_angles(u, v), [subspace.cuts(s), subspace.cuts(t)])
 
 
-def _initialisation(a: Side, b: Side, alone: Row | None) -> Row | None:
-    """Whether the two A began as one. None where there is no A.
+def _initialisation(a: Subspaces, b: Subspaces, alone: Row | None) -> Row | None:
+    """Whether the two A have one initialisation. None where there is no A.
 
     In one stream of random numbers A (8, d) is the leading rows of A (64, d), and training moves A little: so its rows,
     one by one and as stored, still point the same way. Two A that were only trained towards one subspace have no such
-    reason to agree row by row. Where the rows were turned since (a truncation, a merge), their space still tells.
+    reason to agree row by row. Where the rows were rotated since (a truncation, a merge), their space still tells.
     """
     if a.rows is None or b.rows is None or alone is None:
         return None

@@ -1,7 +1,7 @@
 """Do adapters of one group (a task, a rank) agree more than adapters of two, with adapters as the sampling unit?
 
 Layers of one model are correlated, and a pair shares an adapter with many other pairs: neither is a sample. Here the
-adapters, runs of different seeds, are drawn anew with replacement within each group; a pair counts as often as both its
+adapters, runs of different seeds, are drawn with replacement within each group; a pair counts as often as both its
 members were drawn, and an adapter is never paired with itself. The difference is tested by permuting the labels.
 """
 
@@ -45,17 +45,17 @@ def contrast(matrices: Matrices, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _measure(matrix: np.ndarray, group: np.ndarray, weights: np.ndarray, permuted: list[np.ndarray]) -> dict[str, Any]:
-    known = np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool)
-    values = np.where(known, matrix, 0.0)
+    pairs = np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool)
+    values = np.where(pairs, matrix, 0.0)
     one = np.ones((1, len(group)))
 
     def means(drawn: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         same = labels[:, None] == labels[None, :]
-        return _weighted(drawn, values, known & same), _weighted(drawn, values, known & ~same)
+        return _weighted(drawn, values, pairs & same), _weighted(drawn, values, pairs & ~same)
 
     (inside, across), (drawn_inside, drawn_across) = means(one, group), means(weights, group)
     difference = float(inside[0] - across[0])
-    found = {
+    intervals = {
         "within": _interval(inside[0], drawn_inside),
         "between": _interval(across[0], drawn_across),
         "difference": _interval(difference, drawn_inside - drawn_across),
@@ -64,7 +64,7 @@ def _measure(matrix: np.ndarray, group: np.ndarray, weights: np.ndarray, permute
     if np.isfinite(difference):
         shuffled = np.array([float(np.subtract(*means(one, labels))[0]) for labels in permuted])
         p = (1 + int(np.sum(np.abs(shuffled) >= abs(difference) - 1e-12))) / (1 + len(permuted))
-    return found | {"p": p}
+    return intervals | {"p": p}
 
 
 def _weighted(weights: np.ndarray, values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -79,8 +79,8 @@ def _interval(mean: float, drawn: np.ndarray) -> dict[str, float | None]:
     """The mean with the 2.5 and 97.5 % points of its draws; draws without a pair do not count."""
     if not np.isfinite(mean):
         return {"mean": None, "low": None, "high": None}
-    known = drawn[np.isfinite(drawn)]
-    if not len(known) or np.ptp(known) == 0:
+    finite = drawn[np.isfinite(drawn)]
+    if not len(finite) or np.ptp(finite) == 0:
         return {"mean": float(mean), "low": None, "high": None}
-    low, high = np.quantile(known, (0.025, 0.975))
+    low, high = np.quantile(finite, (0.025, 0.975))
     return {"mean": float(mean), "low": float(low), "high": float(high)}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorascope.analyses.compare.matrices import Matrices
-from lorascope.analyses.compare.pair import Row
+from lorascope.analyses.toolkit import Row, median
 from lorascope.linalg.haar import false_discovery
 
 SIDES = ("left", "right", "a_alone")
@@ -13,13 +13,12 @@ RATE = 0.05  # of false discoveries among the modules called significant
 
 
 def rates(records: Sequence[Row]) -> list[Row]:
-    """The records with q beside every p: of the cosine, and of each side; the modules of a pair are one family."""
+    """The records with a q for every p: of the cosine, and of each side; the modules of a pair are one family."""
     made = [dict(record) for record in records]
     for row, q in zip(made, false_discovery([row["cosine_p"] for row in made]), strict=True):
         row["cosine_q"] = q
     for side in SIDES:
-        found = false_discovery([row[side]["p"] if row[side] else None for row in made])
-        for row, q in zip(made, found, strict=True):
+        for row, q in zip(made, false_discovery([row[side]["p"] if row[side] else None for row in made]), strict=True):
             if row[side]:
                 row[side] = row[side] | {"q": q}
     return made
@@ -44,15 +43,15 @@ def summary_of(records: Sequence[Row], matrices: Matrices, i: int, j: int) -> Ro
 
 def _side(records: Sequence[Row], side: str, matrices: Matrices, i: int, j: int) -> Row:
     rows = [row[side] for row in records if row[side]]
-    known = [row for row in rows if row["z"] is not None]
+    with_z = [row for row in rows if row["z"] is not None]
     pooled = None
-    if known:  # Σ(X − E X)/√ΣVar, in units of φ: chance has it 0 ± 1 if the modules are independent
-        scale = [min(row["dims"]) for row in known]
-        excess = sum((row["phi_whole"] - row["phi_chance"]) * k for row, k in zip(known, scale, strict=True))
-        pooled = excess / float(np.sqrt(sum((row["phi_sd"] * k) ** 2 for row, k in zip(known, scale, strict=True))))
+    if with_z:  # Σ(X − E X)/√ΣVar, in units of φ: chance has it 0 ± 1 if the modules are independent
+        scale = [min(row["dims"]) for row in with_z]
+        excess = sum((row["phi_whole"] - row["phi_chance"]) * k for row, k in zip(with_z, scale, strict=True))
+        pooled = excess / float(np.sqrt(sum((row["phi_sd"] * k) ** 2 for row, k in zip(with_z, scale, strict=True))))
     keys = ("phi_whole", "phi_chance", "effect", "z", "projection_distance", "projection_distance_chance")
     made = {f"median_{key.removesuffix('_whole')}": median([row[key] for row in rows]) for key in keys}
-    made |= {"pooled_z": pooled, "significant": _significant([row["q"] for row in rows]), "of": len(known)}
+    made |= {"pooled_z": pooled, "significant": _significant([row["q"] for row in rows]), "of": len(with_z)}
     for key in ("energy_overlap", "energy_of_a_in_b", "energy_of_b_in_a"):
         if side != "a_alone":
             values = [row[key] for row in rows]
@@ -65,7 +64,7 @@ def _side(records: Sequence[Row], side: str, matrices: Matrices, i: int, j: int)
 
 
 def summary_of_matrices(matrices: Matrices, i: int, j: int) -> Row:
-    """Of a pair that is known from the matrices alone."""
+    """Of a pair of which there are matrices alone."""
 
     def number(key: str) -> float | None:
         value = float(getattr(matrices, key)[i, j])
@@ -87,8 +86,3 @@ def summary_of_matrices(matrices: Matrices, i: int, j: int) -> Row:
 
 def _significant(q: Sequence[float | None]) -> int:
     return sum(value is not None and value <= RATE for value in q)
-
-
-def median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
