@@ -56,11 +56,11 @@ def _data_of(folders: Iterable[Path]) -> list[str]:
     return found
 
 
-def show(result: "Result", *, html: Path | None, json: Path | None, csv: Path | None) -> None:
-    """Print the summary of a result, unless JSON goes to stdout, and write what was named."""
+def show(result: "Result", *, html: Path | None, json: Path | None, csv: Path | None, **options: Any) -> None:
+    """Print the summary of a result, unless JSON goes to stdout, and write what was named. `options`: of its page."""
     import sys
 
-    page = result.page(command=["lorascope", *sys.argv[1:]])
+    page = result.page(command=["lorascope", *sys.argv[1:]], **options)
     if str(json) != STDOUT:
         from lorascope.report import terminal
 

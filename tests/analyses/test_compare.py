@@ -60,8 +60,8 @@ def only(result) -> dict:
 def test_the_schema():
     found = compare.run([lora("x/one", 0), lora("x/two", 1, rank=6)]).to_json()
     text = json.dumps(found, allow_nan=False)
-    assert found["schema"] == 1
-    assert {"pairs", "unmatched"} <= found.keys()
+    assert found["schema"] == 2
+    assert {"pairs", "skipped"} <= found.keys()
     pair = found["pairs"][0]
     assert (pair["a"], pair["b"]) == ("one", "two")
     assert pair.keys() == {"a", "b", "modules", "summary"}
@@ -116,8 +116,8 @@ def test_one_update_in_two_gauges_stored_in_float32():
             # float32 times the condition of a random 4 × 4 gauge
             assert max(row[side]["principal_angles"]) < 1e-4
             assert row[side]["phi"][0][0] == pytest.approx(1, abs=1e-6)
-    assert "same update" in result.findings[0].text
-    assert not any("INITIALISATION" in finding.text for finding in result.findings)
+    assert "identical" in result.findings[0].text
+    assert not any("initialisation" in finding.text for finding in result.findings)
 
 
 def test_more_rank_in_the_file_than_in_the_update():
@@ -159,12 +159,12 @@ def test_a_shared_seed_is_said_loudly_whatever_the_ranks():
     assert summary["right"]["median_effect"] > 0.8
     assert abs(summary["left"]["pooled_z"]) < 4
     rows = only(result)["modules"]
-    assert {row["cosine_null"] for row in rows} == {"left turned alone"}
+    assert {row["cosine_null"] for row in rows} == {"left side rotated"}
     assert max(abs(row["cosine_z"]) for row in rows) < 4  # the B are independent
     assert min(row["cosine_sd"] for row in rows) > 2 / np.sqrt(M * N)  # more than of two random sides
     loud = result.findings[0]
     assert loud.severity == "warning"
-    assert "SHARED INITIALISATION in all 4 modules" in loud.text
+    assert "same random initialisation of A in all 4 modules" in loud.text
 
 
 def test_a_seed_shared_by_the_first_module_only():
@@ -210,7 +210,7 @@ def test_names_of_other_dialects_and_modules_on_one_side():
     for renamed in (flat, prefixed):
         found = compare.run([one, adapter("b", [*renamed[:3], extra])])
         assert [row["cosine"] for row in only(found)["modules"]] == expected[:3]
-        assert {item["name"] for item in found.unmatched} == {name(3), extra.name}
+        assert {item.name for item in found.unmatched} == {name(3), extra.name}
     with pytest.raises(InputError, match="no module in common"):
         compare.run([one, adapter("c", [extra])])
 
@@ -220,8 +220,9 @@ def test_other_shapes_are_listed_and_not_compared():
     odd = update(name(0), np.ones((M, 1)), np.ones((1, N + 1)))
     found = compare.run([one, adapter("b", [odd, *list(two.updates.values())[1:]])])
     assert [row["name"] for row in only(found)["modules"]] == [name(k) for k in (1, 2, 3)]
-    assert found.unmatched[0]["name"] == name(0)
-    assert "96×129" in found.unmatched[0]["reason"]
+    (item,) = found.skipped
+    assert (item.name, item.adapter, item.stage) == (name(0), "b", "matching")
+    assert "96×129" in item.reason
 
 
 def test_against_a_dense_update_and_what_needs_the_base():
@@ -239,12 +240,12 @@ def test_against_a_dense_update_and_what_needs_the_base():
         assert row["cosine"] > 0.99
         assert row["left"]["energy_of_b_in_a"]["value"] > 0.99
         assert row["right"]["effect"] > 0.95
-    assert [item["name"] for item in result.not_compared] == [name(3)]
+    assert [item.name for item in result.skipped if item.adapter] == [name(3)]
 
 
 def test_large_dense_updates_by_their_leading_directions(monkeypatch):
     """A dense ΔW of three strong directions and noise, decomposed whole and by its leading directions alone."""
-    from lorascope.analyses.compare import side
+    from lorascope.analyses import subspaces
 
     one = adapter("a", [lora("a", 0).updates[name(0)]])
     noise = [1e-3 * RNG.standard_normal((M, N)) for _ in range(2)]
@@ -255,7 +256,7 @@ def test_large_dense_updates_by_their_leading_directions(monkeypatch):
         for k, x in enumerate(noise)
     ]
     exact = compare.run([one, *full], directions=3)
-    monkeypatch.setattr(side, "MAX_SVD", 10)
+    monkeypatch.setattr(subspaces, "MAX_SVD", 10)
     leading = compare.run([one, *full], directions=3)
     np.testing.assert_allclose(leading.matrices.cosine, exact.matrices.cosine, atol=1e-12)
     for found, expected in zip(leading.pairs, exact.pairs, strict=True):
@@ -269,7 +270,7 @@ def test_large_dense_updates_by_their_leading_directions(monkeypatch):
                 assert x[which][key]["value"] == pytest.approx(y[which][key]["value"], rel=1e-6)
                 assert x[which][key]["chance"] == pytest.approx(y[which][key]["chance"], rel=1e-6)
             assert x[which]["energy_overlap"]["value"] is None
-        assert side.RANDOMISED in x["notes"]
+        assert subspaces.RANDOMISED in x["notes"]
 
 
 def test_zero_and_broken_updates():
@@ -281,7 +282,7 @@ def test_zero_and_broken_updates():
     assert rows[name(0)]["cosine"] is None
     assert rows[name(0)]["left"] is None
     assert name(1) not in rows
-    assert "NaN" in result.not_compared[0]["reason"]
+    assert "NaN" in result.skipped[0].reason
     assert any("zero in 1" in finding.text for finding in result.findings)
 
 
@@ -305,16 +306,16 @@ def test_matrices_are_the_pairs_and_groups_and_clusters_are_found():
     both = result.to_json()["groups_by_initialisation"]
     assert both["within"]["right_effect"] > 0.8
     assert abs(both["between"]["right_effect"]) < 0.05
-    assert "SHARED INITIALISATION in 2 of 10 pairs" in result.findings[0].text
+    assert "same random initialisation of A in 2 of 10 pairs" in result.findings[0].text
 
 
 def test_many_adapters_in_float32_without_records(monkeypatch):
     """The strips of the Gram matrix give what the pairs give; records stop where there would be too many."""
-    from lorascope.analyses.compare import matrices, result
+    from lorascope.analyses.compare import matrices
 
     monkeypatch.setattr(matrices, "STRIP", 10)
     monkeypatch.setattr(matrices, "SINGLE_FROM", 6)
-    monkeypatch.setattr(result, "MAX_RECORDS", 10)
+    monkeypatch.setitem(compare.run.__globals__, "MAX_RECORDS", 10)
     assert SINGLE_FROM > 6
     made = [lora(str(k), k, rank=2 + k, init=k % 2) for k in range(7)]
     found = compare.run(made)
@@ -347,7 +348,7 @@ def test_every_format_and_kind_is_the_dense_update_it_stands_for(format, build, 
     truth = [Update(module, "dense", {"delta": InMemory(delta)}) for module, delta in example.deltas.items()]
     result = compare.run([io.read(example.path, base), adapter("truth", truth)], base=base)
     rows = {row["name"]: row for row in only(result)["modules"]}
-    broken = {item["name"] for item in result.not_compared}
+    broken = {item.name for item in result.skipped if not item.stage}
     for module, delta in example.deltas.items():
         if module in broken:
             assert not np.all(np.isfinite(delta)) or base is None

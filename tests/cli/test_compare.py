@@ -29,8 +29,11 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder, other_
     assert done.returncode == 0
     assert done.stderr == ""
     found = json.loads(done.stdout, parse_constant=pytest.fail)
-    assert found["schema"] == 1
-    assert [item["name"] for item in found["unmatched"]] == ["model.layers.1.self_attn.v_proj"]
+    assert found["schema"] == 2
+    (item,) = found["skipped"]
+    assert item["name"] == "model.layers.1.self_attn.v_proj"
+    assert item["reason"].startswith("only in ")
+    assert item["reason"].endswith("; missing in other")
     (pair,) = found["pairs"]
     for row in pair["modules"]:
         dense = []
@@ -43,7 +46,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder, other_
         u, v = (np.linalg.svd(one)[0][:, :4] for one in dense)
         assert row["left"]["phi"][3][3] == pytest.approx(np.linalg.norm(u.T @ v) ** 2 / 4, rel=1e-6)
         assert row["right"]["phi"][3][3] == pytest.approx(1, abs=1e-9)
-    assert any("SHARED INITIALISATION" in finding["text"] for finding in found["findings"])
+    assert any("same random initialisation" in finding["text"] for finding in found["findings"])
 
 
 def test_terminal_and_files(lora_folder, other_folder, tmp_path):
@@ -53,7 +56,7 @@ def test_terminal_and_files(lora_folder, other_folder, tmp_path):
     )
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 45
-    assert done.stdout.index("SHARED INITIALISATION") < done.stdout.index("By module type")
+    assert done.stdout.index("same random initialisation") < done.stdout.index("By module type")
     rows = list(csv.DictReader(outputs[2].open()))
     modules = json.loads(outputs[1].read_text())["pairs"][0]["modules"]
     assert [row["name"] for row in rows] == [m["name"] for m in modules]
@@ -73,7 +76,7 @@ def test_named_groups(lora_folder, other_folder):
     found = json.loads(done.stdout)["groups_by_label"]
     assert sorted(map(len, found["groups"].values())) == [1, 2]
     assert set(found["measures"]) == {"cosine", "left_effect", "right_effect"}
-    assert "finds nothing in" in refused(lorascope("compare", lora_folder, other_folder, "--group", "no such part"))
+    assert "matches nothing in" in refused(lorascope("compare", lora_folder, other_folder, "--group", "no such part"))
     assert "not a regular expression" in refused(lorascope("compare", lora_folder, other_folder, "--group", "("))
 
 
