@@ -8,8 +8,9 @@ from lorascope.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+DASHES = ("-", "--", "-.", ":")
 THIN, NORMAL = {"alpha": 0.35, "linewidth": 0.8}, {"linewidth": 2.0}
-REFERENCE = {"linestyle": "--", "color": "0.45", "linewidth": 1.5}
+REFERENCE: dict[str, Any] = {"linestyle": "--", "color": "0.45", "linewidth": 1.5}
 LAYERS_NAMED = 12  # rows of a heatmap that each get a label; of more, some do
 
 
@@ -33,19 +34,15 @@ def draw(block: Lines | Heatmap, ax: "Axes | None" = None, layer: str | None = N
 
 
 def _lines(block: Lines, ax: "Axes") -> "Axes":
-    """Every panel in a colour of its own; thin lines are single modules, and only the others are in the legend."""
+    """Thin lines are single modules, and not in the legend. Where there are several panels, each has a colour of its
+    own; where these have several lines each, the colour is the line's and the panel decides the dashes."""
     import seaborn
 
-    panels = list(dict.fromkeys(series.panel for series in block.series))
-    several = len(panels) > 1
-    keys = panels if several else [series.label for series in block.series if series.weight == "normal"]
-    colours = dict(zip(keys, seaborn.color_palette(n_colors=max(1, len(keys))), strict=False))
-    named: set[str] = set()
+    looks = _looks(block)
+    colours = seaborn.color_palette(n_colors=1 + max((look[0] for look in looks.values()), default=0))
     for series in block.series:
-        label = (series.panel if several else series.label) if series.weight == "normal" else None
-        colour = colours.get(series.panel if several else series.label, "0.5")
-        _series(ax, series, None if label in named else label, colour)
-        named.add(label or "")
+        colour, dashes, label = looks.get((series.panel, series.label), looks.get((series.panel, ""), (0, 0, "")))
+        _series(ax, series, label if series.weight == "normal" else None, colours[colour], DASHES[dashes % len(DASHES)])
     for marker in block.markers:
         line = ax.axvline if marker.axis == "x" else ax.axhline
         line(marker.value, label=marker.label, linewidth=1, linestyle=":", color="0.3")
@@ -54,23 +51,41 @@ def _lines(block: Lines, ax: "Axes") -> "Axes":
     if block.log_y:
         ax.set_yscale("log")
     ax.set(xlabel=block.x_label, ylabel=block.y_label, title=block.title)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small")
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        once = dict(zip(labels, handles, strict=True))
+        ax.legend(once.values(), once.keys(), frameon=False, fontsize="small")
     return ax
 
 
-def _series(ax: "Axes", series: Series, label: str | None, colour: Any) -> None:
+def _looks(block: Lines) -> dict[tuple[str, str], tuple[int, int, str]]:
+    """Colour, dashes and name in the legend, by panel and label; by panel and "" those of its thin lines."""
+    bold = [series for series in block.series if series.weight == "normal"]
+    panels, labels = list(dict.fromkeys(s.panel for s in bold)), list(dict.fromkeys(s.label for s in bold))
+    if len(panels) <= 1:
+        looks = {(s.panel, s.label): (labels.index(s.label), 0, s.label) for s in bold}
+    elif len(bold) == len(panels):
+        looks = {(s.panel, s.label): (panels.index(s.panel), 0, s.panel) for s in bold}
+    else:
+        looks = {
+            (s.panel, s.label): (labels.index(s.label), panels.index(s.panel), f"{s.label}, {s.panel}") for s in bold
+        }
+    return {(panel, ""): look for (panel, _), look in looks.items()} | looks
+
+
+def _series(ax: "Axes", series: Series, label: str | None, colour: Any, dashes: Any) -> None:
     """One line, its gaps left open; points where they have names; its interval as a band."""
     import seaborn
 
     y = [float("nan") if value is None else float(value) for value in series.y]
-    style = REFERENCE if series.weight == "reference" else {"color": colour}
-    if series.weight == "reference":
-        label = series.label
     if series.points:
         seaborn.scatterplot(x=list(series.x), y=y, color=colour, label=label, ax=ax, legend=False)
         return
-    ax.plot(series.x, y, label=label, **{**(THIN if series.weight == "thin" else NORMAL), **style})
+    if series.weight == "reference":
+        ax.plot(series.x, y, label=series.label, **REFERENCE)
+        return
+    width: Any = THIN if series.weight == "thin" else NORMAL
+    ax.plot(series.x, y, label=label, color=colour, linestyle=dashes, **width)
     if series.low is not None and series.high is not None:
         low, high = ([float("nan") if v is None else float(v) for v in end] for end in (series.low, series.high))
         ax.fill_between(series.x, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -109,3 +109,14 @@ def test_a_model_in_memory_is_a_base(tmp_path):
     with pytest.raises(ls.InputError, match="carries an adapter"):
         ls.open_model(get_peft_model(llama(), CONFIGS["lora"]))
     assert isinstance(get_peft_model(llama(), CONFIGS["lora"]), PeftModel)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_same_numbers_from_files_and_from_memory(name, tmp_path):
+    model = get_peft_model(llama(), CONFIGS[name])
+    model.save_pretrained(tmp_path / "adapter")
+    llama().save_pretrained(tmp_path / "base")
+    on_disk = ls.analyze(tmp_path / "adapter", base=tmp_path / "base").to_json()
+    live = ls.analyze(model, base=llama()).to_json()
+    for key in ("summary", "modules", "skipped", "method_specific"):
+        assert on_disk[key] == live[key], key
