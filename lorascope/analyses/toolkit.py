@@ -125,8 +125,9 @@ def mean(values: Iterable[Any]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def finite(number: float) -> float | None:
-    return float(number) if np.isfinite(number) else None
+def finite(number: float | None) -> float | None:
+    """None in place of NaN and infinity, which JSON does not have."""
+    return None if number is None or not np.isfinite(number) else float(number)
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -225,11 +226,16 @@ def type_table(
     return Table(columns, body, title="By module type", caption=caption)
 
 
+def table(rows: Iterable[Any], columns: Sequence[Any], title: str, **how: Any) -> Table:
+    """Rows (records or dictionaries) under the keys of the columns, each `Shown` or a `Column`; `how` is `Table`'s."""
+    shown = tuple(each if isinstance(each, Column) else column(each) for each in columns)
+    return Table(shown, tuple(tuple(_cell(value(row, each.key)) for each in shown) for row in rows), title, **how)
+
+
 def module_table(title: str, rows: Sequence[Any], metrics: Sequence[Shown], caption: str = "") -> Table:
     """Every module, for the page."""
-    columns = (Column("name", "module", "code"), *map(column, metrics))
-    body = tuple((value(row, "name"), *(_cell(value(row, m.key)) for m in metrics)) for row in rows)
-    return Table(columns, body, title=title, caption=caption, interactive=True, where="page")
+    columns = (Column("name", "module", "code"), *metrics)
+    return table(rows, columns, title, caption=caption, interactive=True, where="page")
 
 
 def skipped_table(skipped: Sequence[Skipped], title: str = "Skipped", what: str = "tensor") -> Table:

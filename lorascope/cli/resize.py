@@ -20,8 +20,8 @@ Rank = Annotated[list[int] | None, typer.Option(min=1, metavar="R", help="One ra
 Energy = Annotated[
     list[float] | None,
     typer.Option(
-        min=0.0, max=1.0, metavar="P", help="Per module, the smallest rank that retains this fraction of ‖ΔW‖²."
-        " (e.g. 0.95)",
+        min=0.0, max=1.0, metavar="P", help="Per module, the smallest rank that retains this fraction of ‖ΔW‖²"
+        " (e.g. 0.95).",
     ),
 ]  # fmt: skip
 BudgetRank = Annotated[

@@ -27,9 +27,6 @@ import numpy as np
 
 MIN_SAMPLES = 4  # the estimator divides by n − 3
 GROUPS = 20  # left out one by one for the interval
-# Quantiles 0.975 of Student's t with 1, 2, ... degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-      2.110, 2.101, 2.093)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,6 +183,8 @@ def _ratio(xy: float, xx: float, yy: float) -> float | None:
 
 def _interval(value: float, a: Features, b: Features, cross: Sums) -> tuple[float | None, float | None]:
     """Around `value`, with Student's t; the upper end is at most 1."""
+    from scipy.stats import t  # here: what reads adapters does without scipy
+
     parts = zip(_without(a, b, cross), a.own_without, b.own_without, strict=False)
     left_out = [_ratio(*part) for part in parts]
     estimates = np.array([ratio for ratio in left_out if ratio is not None])
@@ -193,5 +192,5 @@ def _interval(value: float, a: Features, b: Features, cross: Sums) -> tuple[floa
     if count < 2 or count < len(left_out):
         return None, None
     error = math.sqrt((count - 1) / count * float(np.sum((estimates - estimates.mean()) ** 2)))
-    reach = (_T[count - 2] if count - 2 < len(_T) else 1.96) * error
+    reach = float(t.ppf(0.975, count - 1)) * error
     return value - reach, min(value + reach, 1.0)

@@ -75,7 +75,7 @@ def hidden_states(run: Reopened, texts: Encoded, tokens: Tokens, *, pooled: bool
         pooled: a sample is the mean over all tokens of a text, and not one token; n is then the number of texts.
     """
     encoder = getattr(run.model, getattr(run.model, "base_model_prefix", ""), run.model)
-    found: list[list[np.ndarray]] = []
+    by_layer: list[list[np.ndarray]] = []
     for batch, rows, places in zip(tokens.batches, tokens.rows, tokens.places, strict=True):
         given = texts.batch(batch).to(run.world.device)
         states = encoder(
@@ -85,10 +85,10 @@ def hidden_states(run: Reopened, texts: Encoded, tokens: Tokens, *, pooled: bool
         for layer, state in enumerate(states):
             wide = state.float()
             kept = (wide * mask).sum(1) / mask.sum(1) if pooled else wide[_index(rows), _index(places)]
-            if layer == len(found):
-                found.append([])
-            found[layer].append(kept.cpu().numpy())
-    return [np.concatenate(parts) for parts in found]
+            if layer == len(by_layer):
+                by_layer.append([])
+            by_layer[layer].append(kept.cpu().numpy())
+    return [np.concatenate(parts) for parts in by_layer]
 
 
 @dataclass(frozen=True)

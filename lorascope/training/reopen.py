@@ -2,6 +2,7 @@
 place. What an analysis that must evaluate a model is handed.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -74,6 +75,12 @@ class Reopened:
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(d_out, d_in) of every update."""
         return {name: update.shape for name, update in self.updates.items()}
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of whole modules that were trained in addition to the updates."""
+        heads = self.adapter.saved.keys() - self.adapter.non_weight_tensors.keys()
+        return sum(math.prod(self.adapter.saved[name].shape) for name in heads)
 
     def base_weight(self, name: str) -> np.ndarray:
         """W of an update's module in float64, as the map (d_out, d_in)."""

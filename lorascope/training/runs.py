@@ -239,9 +239,7 @@ class ScoredRun:
 
     @property
     def head_parameters(self) -> int:
-        adapter = self._run.adapter
-        heads = adapter.saved.keys() - adapter.non_weight_tensors.keys()
-        return sum(math.prod(adapter.saved[name].shape) for name in heads)
+        return self._run.head_parameters
 
     def delta(self, name: str) -> Matrix:
         return self._run.delta(name)
@@ -272,6 +270,19 @@ def parse_baseline(text: str) -> float | str | Path | None:
         raise InputError("--baseline is unknown", found=text, expected=expected) from None
 
 
+def parse_rates(text: str | None) -> tuple[float, ...]:
+    """Learning rates as "1e-2,3e-2"; none for None. InputError where it is not a list of positive numbers."""
+    if text is None:
+        return ()
+    try:
+        rates = tuple(float(each) for each in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or min(rates) <= 0:
+        raise InputError("--learning-rates is not a list of rates", found=repr(text), expected="as 1e-2,3e-2")
+    return rates
+
+
 def prior_loss(labels: Sequence[int], classes: Sequence[int]) -> float:
     """Mean cross-entropy on `labels` of always predicting the class frequencies of `classes` (one added to each)."""
     size = max(max(labels), max(classes)) + 1
@@ -284,7 +295,7 @@ class SubspaceSearch:
     """How d90 is searched for: which random subspaces are trained.
 
     Attributes:
-        folder: of the search's runs; those that are finished are not trained again.
+        folder: of the search's runs; those that are finished are not trained again. None: nothing is searched.
         said: "none" (DID), or a trained factor by "layer" or "tensor" (SAID).
         start: the first d.
         tolerance: the bracket's high / low to stop at.
@@ -296,7 +307,7 @@ class SubspaceSearch:
         InputError: `said` is none of these, or `tolerance` is not above 1.
     """
 
-    folder: Path
+    folder: Path | None
     said: str = "none"
     start: int = 1000
     tolerance: float = 1.5
@@ -310,32 +321,36 @@ class SubspaceSearch:
         if self.tolerance <= 1:
             raise InputError("--tolerance is too small", found=self.tolerance, expected="a ratio above 1, such as 1.5")
 
-    def of(self, runs: Runs, before: Callable[[], None] = lambda: None) -> Callable[[Gain], Searched]:
-        """What trains the search's runs, given how to score one: the `search` of `dimension.run`.
+    def of(self, runs: Runs, before: Callable[[], None] = lambda: None) -> Callable[[Gain], Searched] | None:
+        """What trains the search's runs, given how to score one: the `search` of `dimension.run`; None without folder.
 
         Args:
             before: called before training starts.
         """
 
+        folder = self.folder
+        if folder is None:
+            return None
+
         def searched(gain: Gain) -> Searched:
             before()
-            return self._run(runs, gain)
+            return self._run(folder, runs, gain)
 
         return searched
 
-    def _run(self, runs: Runs, gain: Gain) -> Searched:
+    def _run(self, folder: Path, runs: Runs, gain: Gain) -> Searched:
         from lorascope.training.search import SubspaceRuns, search
 
         train = SubspaceRuns(
             runs.full_config,
-            self.folder,
+            folder,
             lambda path: gain(runs.candidate(path)),
             said=self.said,
             rates=self.rates,
             command=self.command,
         )
         first = int(runs.full_config["training"]["seed"])
-        found = search(
+        outcome = search(
             train,
             lowest=runs.layers + 1 if self.said != "none" else 2,
             highest=runs.size,
@@ -344,10 +359,10 @@ class SubspaceSearch:
             tolerance=self.tolerance,
         )
         tried = [
-            {"d": each.d, "gains": list(map(_number, each.gains)), "mean": _number(each.mean)} for each in found.tried
+            {"d": each.d, "gains": list(map(_number, each.gains)), "mean": _number(each.mean)} for each in outcome.tried
         ]
-        record = asdict(found) | {
-            "folder": str(self.folder),
+        record = asdict(outcome) | {
+            "folder": str(folder),
             "said": self.said,
             "trained": train.trained,
             "found": len(train.folders) - train.trained,
@@ -373,7 +388,7 @@ def scorer(run: "Reopened", adapter: "Adapter") -> tuple[Callable[[Mapping[str, 
         raise InputError(
             f"{run.folder} has no such modules",
             found=preview(unknown, 3),
-            expected=f"those of its own adapter: {preview(run.updates, 3)}",
+            expected=f"those of its adapter: {preview(run.updates, 3)}",
         )
     same_file = run.adapter.source.sha256 == adapter.source.sha256
     head = "" if same_file else ", under the head and biases of that run"

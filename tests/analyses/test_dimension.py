@@ -8,13 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lorascope.analyses.dimension import Candidate, facts_of, run
-from lorascope.analyses.dimension.facts import families, freedom, labels_of, prior_loss
-from lorascope.analyses.dimension.sizes import TrainedRun, bootstrap_mean, family
+from lorascope.analyses.dimension import run
+from lorascope.analyses.dimension.inputs import families, freedom
+from lorascope.analyses.dimension.show import PLOTS
+from lorascope.analyses.dimension.sizes import TrainedRun, family
 from lorascope.analyses.dimension.spectra import split
 from lorascope.errors import InputError
+from lorascope.linalg.bootstrap import mean_interval
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import as_matrix
+from lorascope.run_data import Candidate, facts_of, labels_of
+from lorascope.training.runs import prior_loss
 
 N = 32
 NAMES = tuple(f"layer.{i}.{kind}" for i in range(2) for kind in ("query", "dense"))
@@ -242,7 +246,8 @@ def test_a_run_without_gain_says_so():
 def test_modules_chooses_what_is_truncated():
     result = run([full_candidate()], modules="query")
     assert set(result.full[0].matrices) == {name for name in NAMES if "query" in name}
-    assert len(result.full[0].aside) == 2
+    assert len(result.skipped) == 2
+    assert result.to_json()["skipped"][0]["adapter"] == "full-0"
     # The dense matrices hold half of the target and stay: the start is half of what is missing.
     assert result.full[0].start_loss == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(InputError, match="matches none"):
@@ -344,8 +349,8 @@ def test_smallest_trained_rank_beside_k90():
     assert group.levels[1].freedom == sum(2 * (sum(shape) - 2) for shape in SHAPES.values())
     assert result.truncated.run == "rank=4,seed=0,lr=0.001"
     texts = " ".join(finding.text for finding in result.findings)
-    assert "trained LoRA: 90 % of the gain at rank = 2 (1 does not; bootstrap over seeds 2)" in texts
-    assert "99 % of the gain not up to rank = 4" in texts
+    assert "trained LoRA: 90 % of the gain at rank = 2 (rank 1 falls short; bootstrap over seeds 2)" in texts
+    assert "99 % of the gain not reached by rank = 4" in texts
 
 
 def test_the_best_learning_rate_of_each_size_counts():
@@ -377,8 +382,8 @@ def test_the_bootstrap_over_seeds_knows_an_undecided_grid():
 
 
 def test_a_bootstrap_of_one_value_is_none():
-    assert bootstrap_mean([0.3]) == (None, None)
-    low, high = bootstrap_mean([0.1, 0.2, 0.3, 0.4])
+    assert mean_interval([0.3]) == (None, None)
+    low, high = mean_interval([0.1, 0.2, 0.3, 0.4])
     assert 0.1 <= low < 0.25 < high <= 0.4
 
 
@@ -437,10 +442,12 @@ def test_a_diverged_run_is_listed_and_not_dropped():
     gone = candidate("gone", config("lora", rank=8), None, summary={"diverged": "a loss of nan"})
     result = run([full_candidate(), gone, lora_candidate(1, 0.95)])
     assert [each.label for each in result.diverged] == ["gone"]
-    assert "1 run diverged and is in no figure: 'gone'" in [f.text for f in result.findings if f.severity == "warning"]
+    assert "1 run diverged and is excluded from all figures: 'gone'" in [
+        f.text for f in result.findings if f.severity == "warning"
+    ]
     assert {row["run"] for row in result.flat_rows() if row["kind"] == "diverged"} == {"gone"}
     assert "a loss of nan" in str(result.blocks())
-    assert result.to_json()["diverged"][0]["why"] == "a loss of nan"
+    assert result.to_json()["diverged"][0]["reason"] == "a loss of nan"
 
 
 def test_a_full_run_that_changed_no_matrix():
@@ -505,9 +512,16 @@ def test_prior_loss_is_that_of_the_frequencies():
 def test_the_record_and_the_rows_are_whole():
     result = run([full_candidate(), lora_candidate(2, 0.95)], prior=1.0, texts={"count": 5, "split": "test"})
     record = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert len(record["spectra"]) == len(record["adapters"]) == len(NAMES)
     assert {curve["kind"] for curve in record["full"][0]["curves"]} == {"top", "threshold", "bottom", "random", "haar"}
     assert record["summary"]["functional"]["k90"] == [3]
     assert {row["kind"] for row in result.flat_rows()} >= {"full ΔW", "adapter ΔW", "curve top", "curve lora", "run"}
     assert len(result.table()) == len(result.flat_rows())
+
+
+def test_its_figures_are_lines():
+    result = run([full_candidate(), lora_candidate(1, 0.5), lora_candidate(2, 0.95)])
+    for name in ("gain", "parameters", "spectra"):
+        assert PLOTS[name](result).series
+    assert "k90 = 3" in repr(result)

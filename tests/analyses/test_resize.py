@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.resize import run
-from lorascope.analyses.resize.truncate import Energy, RankBudget, Uniform
+from lorascope.analyses.resize.show import PLOTS
+from lorascope.analyses.resize.truncate import Energy, ParameterBudget, RankBudget, Uniform, rules
+from lorascope.blocks import Heatmap, Lines
 from lorascope.errors import InputError
 from lorascope.report import html, terminal
 from lorascope.updates.base import Update, dense
@@ -93,6 +95,36 @@ def test_it_can_be_drawn_and_written(rules):
     assert "Plans" in terminal.render(page, width=100, color=False)
     assert "<h1" in html.render(page)
     assert len(result.table()) == 3 * len(result.plans)
+
+
+def test_modules_that_do_not_match_keep_their_rank():
+    result = run(ADAPTER, [Uniform(1)], modules="q$", build=True)
+    plan = result.plans[0]
+    assert {module.name: module.rank for module in plan.modules} == {"layers.0.q": 1, "layers.1.q": 1, "layers.1.v": 4}
+    assert plan.error == pytest.approx(((9 + 3) / (25 + 7)) ** 0.5, rel=1e-12)
+    assert plan.uniform_rank == 1
+    update = ADAPTER.updates["layers.1.v"]
+    np.testing.assert_allclose(dense(result.resized.updates["layers.1.v"].delta()), dense(update.delta()), atol=1e-12)
+    with pytest.raises(InputError, match="--modules"):
+        run(ADAPTER, [Uniform(1)], modules="nothing")
+
+
+def test_rules_by_the_names_of_the_command_line():
+    assert rules(rank=4) == [Uniform(4)]
+    assert rules(energy=(0.5, 0.9), budget_rank=2) == [Energy(0.5), Energy(0.9), RankBudget(2)]
+    assert rules(parameters=100, by_energy=True) == [ParameterBudget(100, True)]
+    for wrong in ({"rank": 0}, {"energy": 0.0}, {"energy": 1.5}, {"budget_rank": float("inf")}, {"by_energy": True}):
+        with pytest.raises(InputError):
+            rules(**wrong)
+
+
+@pytest.mark.parametrize("name", ["error", "gain", "heatmap"])
+def test_its_figures_are_blocks_or_none(name):
+    scores = iter((2.0, 1.0, 3.0, 0.5))
+    result = run(ADAPTER, [Uniform(1), Uniform(2)], evaluate=lambda deltas: {"loss": next(scores), "accuracy": None})
+    assert isinstance(PLOTS[name](result), Lines | Heatmap)
+    alone = PLOTS[name](run(ADAPTER, [Uniform(1)]))
+    assert isinstance(alone, Heatmap) if name == "heatmap" else alone is None
 
 
 def test_one_adapter_is_made_by_one_rule():

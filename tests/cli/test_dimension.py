@@ -93,8 +93,9 @@ def test_numbers_files_and_streams(runs, tmp_path):
 
 def test_the_search_trains_and_goes_on(runs, tmp_path):
     folder = tmp_path / "search"
-    asked = ("dimension", runs / "full-0", "--search", folder, "--said", "layer", "--start", 40, "--tolerance", 40,
-             "--learning-rates", "5e-2", "--draws", 1, "--max-samples", 20, "--json", "-")  # fmt: skip
+    asked = ("dimension", runs / "full-0", "--search", folder, "--said-scaling", "layer", "--start", 40,
+             "--tolerance", 40, "--learning-rates", "5e-2", "--draws", 1, "--max-samples", 20,
+             "--json", "-")  # fmt: skip
     first = lorascope(*asked, env=ENV)
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout)  # and nothing else is on stdout
@@ -111,9 +112,9 @@ def test_the_search_trains_and_goes_on(runs, tmp_path):
 
 def test_refusals(runs, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "holds no run" in refused(lorascope("dimension", tmp_path / "empty", env=ENV))
+    assert "is not a run directory" in refused(lorascope("dimension", tmp_path / "empty", env=ENV))
     assert "no run is a full fine-tuning" in refused(lorascope("dimension", runs / "did", env=ENV))
-    assert "--said is unknown" in refused(lorascope("dimension", runs / "full-0", "--said", "x", env=ENV))
+    assert "--said-scaling is unknown" in refused(lorascope("dimension", runs / "full-0", "--said", "x", env=ENV))
     assert "--baseline is unknown" in refused(lorascope("dimension", runs / "full-0", "--baseline", "x", env=ENV))
     other = tmp_path / "other"
     shutil.copytree(runs / "did", other)

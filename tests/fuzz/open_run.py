@@ -18,14 +18,14 @@ from unittest import mock
 import numpy as np
 import torch
 
-from lorascope.cli import _runs, activations, delta, merge, resize, study, train
+from lorascope.cli import activations, delta, merge, resize, study, train
 from lorascope.errors import LorascopeError
 from lorascope.models.card import read_card
 from lorascope.report import serial
 from lorascope.study import record as study_record
 from lorascope.study.store import Store
 from lorascope.study.work import ROWS, TEST, Chunk, execute, read_rows, read_score
-from lorascope.training import run, sweep
+from lorascope.training import run, runs, sweep
 from lorascope.training.checkpoint import resume_from
 from lorascope.training.loop import Loop
 from lorascope.training.member import Member
@@ -98,7 +98,7 @@ def _strict() -> Iterator[None]:
 def _read(_: Scene, folder: Path, about: SimpleNamespace) -> None:
     """Every reader of a run's files; each is asked, whatever the others said."""
     said = []
-    readers = (read_facts, read_summary, read_config, finished_config, lambda path: _runs.find([path]))
+    readers = (read_facts, read_summary, read_config, finished_config, lambda path: runs.find([path]))
     for reads in (*readers, lambda path: read_card(path / "adapter")):
         try:
             reads(folder)
@@ -138,13 +138,13 @@ def _of_full(scene: Scene, folder: Path, about: SimpleNamespace) -> None:
 
 def _dimension(scene: Scene, folder: Path, about: SimpleNamespace) -> None:
     """What `lorascope dimension` takes of its runs; the analysis takes seconds, and is fuzzed with its own tests."""
-    runs = _runs.Runs(_runs.find([folder, scene.root / "run"]), None, 4, "cpu")
-    assert len(runs.texts) > 0
-    assert runs.size > 0
-    assert runs.layers > 0
-    assert runs.prior is None or runs.prior > 0
-    assert runs.full_config
-    for each in runs.candidates:
+    compared = runs.Runs(runs.find([folder, scene.root / "run"]), None, 4, "cpu")
+    assert len(compared.texts) > 0
+    assert compared.size > 0
+    assert compared.layers > 0
+    assert compared.prior is None or compared.prior > 0
+    assert compared.full_config
+    for each in compared.candidates:
         trained = each.open()
         trained.put({})
         trained.score()

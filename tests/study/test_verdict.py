@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from lorascope.linalg.bootstrap import expanded_interval, freedom, variance_parts
 from lorascope.study import Claim, Control, Criterion, Results, Scale, verdict
 
 NORMAL = [0.2, -0.7, 1.1, 0.4, -0.1]
@@ -42,7 +43,7 @@ def test_intervals_cover_the_truth():
     inside = 0
     for _ in range(400):
         values = rng.standard_normal(5)
-        low, high, _ = verdict.interval(lambda drawn, values=values: values[list(drawn[0])].mean(), {0: range(5)})
+        low, high, _ = expanded_interval(lambda drawn, values=values: values[list(drawn[0])].mean(), {0: range(5)})
         inside += low <= 0 <= high
     assert 0.915 <= inside / 400 <= 0.99  # 0.95 less two standard errors and a half, for few replicates
 
@@ -123,8 +124,8 @@ def test_an_interval_turns_with_its_statistic(n):
     """That of −x is that of x, turned: both ends follow one rule, with drawn resamples (n = 9), too: they are the same
     draws. 1e-9: rounding."""
     values = np.random.default_rng(n).standard_normal(n)
-    low, high, _ = verdict.interval(lambda each: float(np.mean(values[list(each[0])])), {0: range(n)})
-    turned_low, turned_high, _ = verdict.interval(lambda each: -float(np.mean(values[list(each[0])])), {0: range(n)})
+    low, high, _ = expanded_interval(lambda each: float(np.mean(values[list(each[0])])), {0: range(n)})
+    turned_low, turned_high, _ = expanded_interval(lambda each: -float(np.mean(values[list(each[0])])), {0: range(n)})
     assert (-turned_high, -turned_low) == pytest.approx((low, high), abs=1e-9)
 
 
@@ -135,7 +136,7 @@ def test_an_interval_against_a_plain_monte_carlo_bootstrap():
     drawn = np.median(np.abs(values[rng.integers(0, 5, (200_000, 5))]), axis=1)
     tail = stats.norm.cdf(-math.sqrt(5 / 4) * stats.t.ppf(0.975, 4))
     expected = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
-    low, high, _ = verdict.interval(lambda each: float(np.median(np.abs(values[list(each[0])]))), {0: range(5)})
+    low, high, _ = expanded_interval(lambda each: float(np.median(np.abs(values[list(each[0])]))), {0: range(5)})
     assert (low, high) == tuple(expected)
 
 
@@ -207,11 +208,11 @@ def test_an_interval_of_two_arms_does_not_depend_on_how_replicates_are_numbered(
 def test_degrees_of_freedom_are_welchs():
     """The jackknife's variance of a mean is s²/n, so that they are those of Welch's test."""
     found = two_arms(LOWER, [4 * value for value in HIGHER])
-    parts = verdict._parts(lambda draws: difference(found.drawn(draws)), found.replicates)
+    parts = variance_parts(lambda draws: difference(found.drawn(draws)), found.replicates)
     expected = stats.ttest_ind(LOWER, [4 * value for value in HIGHER], equal_var=False).df
-    assert verdict.freedom(parts, found.replicates) == pytest.approx(expected, rel=1e-9)  # rounding
-    assert verdict.freedom({0: 1.0, 1: 0.0}, {0: range(5), 1: range(5)}) == 4
-    assert verdict.freedom({}, {0: range(5), 1: range(3)}) == 2
+    assert freedom(parts, found.replicates) == pytest.approx(expected, rel=1e-9)  # rounding
+    assert freedom({0: 1.0, 1: 0.0}, {0: range(5), 1: range(5)}) == 4
+    assert freedom({}, {0: range(5), 1: range(3)}) == 2
 
 
 @pytest.mark.parametrize("spread", [1.0, 5.0])
@@ -224,7 +225,7 @@ def test_intervals_of_two_arms_cover_the_truth(spread):
         def statistic(draws, first=first, second=second):
             return (sum(first[i] for i in draws[0]) / len(draws[0])) - sum(second[i] for i in draws[1]) / len(draws[1])
 
-        low, high, _ = verdict.interval(statistic, strata, 1000)
+        low, high, _ = expanded_interval(statistic, strata, 1000)
         inside += low <= 0 <= high
     assert 0.91 <= inside / trials <= 0.995  # 0.95 less two and a half, and plus three, standard errors
 

@@ -13,7 +13,7 @@ from lorascope.analyses.activations.measure import (
     ModuleResponse,
 )
 from lorascope.analyses.base import definitions
-from lorascope.analyses.toolkit import column, depth_map, group, mean, percent, skipped_table, value
+from lorascope.analyses.toolkit import column, depth_map, group, mean, percent, skipped_table, table, value
 from lorascope.blocks import (
     Block,
     Column,
@@ -137,14 +137,14 @@ def _cka(result: ActivationsResult) -> list[Finding]:
     for a, b in result.pairs:
         if a != "base" and len(result.runs) > FEW + 1:
             continue  # the table and the page have them
-        known = [(one.cka.value, one) for one in result.similarity(a, b) if one.cka.value is not None]
-        if not known:
+        with_cka = [(one.cka.value, one) for one in result.similarity(a, b) if one.cka.value is not None]
+        if not with_cka:
             continue
-        lowest, low = min(known, key=lambda each: each[0])
+        lowest, low = min(with_cka, key=lambda each: each[0])
         interval = "" if low.cka.low is None else f" ({low.cka.low:.3f} to {low.cka.high:.3f})"
         text = f"{a} and {b}: lowest CKA after layer {low.layer} of {result.layers - 1}, {lowest:.3f}{interval}"
-        if low is not known[-1][1]:
-            text += f"; after the last {known[-1][0]:.3f}"
+        if low is not with_cka[-1][1]:
+            text += f"; after the last {with_cka[-1][0]:.3f}"
         if lowest < UNLIKELY * low.cka.chance_sd:
             text += " (chance level)"
         items.append(Finding("note", text))
@@ -183,14 +183,15 @@ def _facts(result: ActivationsResult) -> Facts:
 
 def _by_type(result: ActivationsResult) -> Table:
     metrics = [metric for metric in LAYER_METRICS if metric.key in BY_TYPE]
-    columns = (Column("run", "run", "code"), Column("type", "layer type"), Column("n", "n", "int"))
-    rows = tuple(
-        (run, name, len(modules), *(mean(value(m, metric.key) for m in modules) for metric in metrics))
+    rows = [
+        {"run": run, "type": name, "n": len(layers)}
+        | {m.key: mean(value(each, m.key) for each in layers) for m in metrics}
         for run in result.runs
-        for name, modules in group(result.of(run)).items()
-    )
+        for name, layers in group(result.of(run)).items()
+    ]
+    columns = (Column("run", "run", "code"), Column("type", "layer type"), Column("n", "n", "int"), *metrics)
     caption = "Means over the layers of a type, each a mean over tokens. Chance: a random ΔW of the same norm."
-    return Table((*columns, *map(column, metrics)), rows, title="Effect of ΔW, by layer type", caption=caption)
+    return table(rows, columns, "Effect of ΔW, by layer type", caption=caption)
 
 
 def shares(result: ActivationsResult) -> Lines:
@@ -293,21 +294,15 @@ def _short(result: ActivationsResult) -> Table:
 
 
 def _cka_table(result: ActivationsResult) -> Table:
-    rows = tuple((one.pair, one.layer, *(getattr(one.cka, m.key) for m in CKA_METRICS)) for one in result.similarities)
     metrics = (column(m, 3 if m.key.endswith(("sd", "chance")) else 4) for m in CKA_METRICS)
     columns = (Column("pair", "models", "code"), Column("layer", "layer", "int"), *metrics)
-    return Table(columns, rows, title="Hidden states, by layer (0: the embeddings)", interactive=True, where="page")
+    rows = [{"pair": one.pair, **one.record()} for one in result.similarities]
+    return table(rows, columns, "Hidden states, by layer (0: the embeddings)", interactive=True, where="page")
 
 
 def _all(result: ActivationsResult) -> Table:
-    columns = (Column("run", "run", "code"), Column("name", "layer", "code"), Column("shape", "shape"))
-    rows = tuple(
-        (m.run, m.name, "×".join(map(str, m.shape)), *(value(m, metric.key) for metric in LAYER_METRICS))
-        for m in result.modules
-    )
-    return Table(
-        (*columns, *map(column, LAYER_METRICS)), rows, title="All updated layers", interactive=True, where="page"
-    )
+    columns = (Column("run", "run", "code"), Column("name", "layer", "code"), Column("shape", "shape"), *LAYER_METRICS)
+    return table(result.modules, columns, "All updated layers", interactive=True, where="page")
 
 
 PLOTS = {"share": shares, "cka": similarities, "heatmap": heatmap, "cka_heatmap": cka_heatmap}

@@ -6,17 +6,19 @@ larger k that were measured keep 90 %, and a curve that falls somewhere says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.dimension.facts import ScoreLike, Trained, freedom
-from lorascope.analyses.dimension.spectra import SHARES, Parts
+from lorascope.analyses.dimension.inputs import freedom
+from lorascope.analyses.dimension.spectra import Parts
+from lorascope.analyses.toolkit import Row, finite
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.threshold import bracket, largest_drop
+from lorascope.run_data import OpenedRun, ScoreLike
 
-Tick = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Point:
         k: of a curve with one threshold for all matrices, the mean over them.
         recovered: the gain as a share of the whole run's; None where the run gained nothing.
         freedom: Σ k(m + n − k) over the matrices, with the k of each.
-        plain: Σ k(m + n), the numbers in its factors.
+        plain: Σ k(m + n), the parameters of its factors.
         draw: of a random control, which draw.
     """
 
@@ -38,6 +40,9 @@ class Point:
     freedom: int
     plain: int
     draw: int | None = None
+
+    def record(self) -> Row:
+        return {**asdict(self), "loss": finite(self.loss)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,15 @@ class Curve:
     def at(self, k: int | None) -> list[Point]:
         return [point for point in self.points if point.k == k]
 
+    def record(self) -> Row:
+        return {
+            "run": self.run,
+            "kind": self.kind,
+            "points": [point.record() for point in self.points],
+            "reach": dict(self.reach),
+            "drop": None if self.drop is None else dict(zip(("by", "from", "to"), self.drop, strict=True)),
+        }
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -70,41 +84,41 @@ class Baseline:
     end: float
 
     def recovered(self, loss: float) -> float | None:
-        """(start − loss) / (start − end); None where the run gained nothing, or the loss is no number."""
+        """(start − loss) / (start − end); None where the run gained nothing, or the loss is not finite."""
         gain = self.start - self.end
         return (self.start - loss) / gain if gain > 0 and np.isfinite(loss) else None
 
 
 class Truncations:
-    """One opened run whose matrices are truncated; its vectors, and what `modules` left out, stay as trained.
+    """One opened run whose matrices are truncated; its vectors, and what `modules` does not match, stay as trained.
 
     Args:
         trained: the run.
         parts: the SVD of every matrix that is truncated.
-        tick: called before each evaluation with what it is.
+        on_progress: called before each evaluation with what it is.
     """
 
-    def __init__(self, label: str, trained: Trained, parts: Mapping[str, Parts], tick: Tick):
-        self.label, self.trained, self.parts, self.tick = label, trained, parts, tick
+    def __init__(self, label: str, trained: OpenedRun, parts: Mapping[str, Parts], on_progress: OnProgress):
+        self.label, self.trained, self.parts, self.on_progress = label, trained, parts, on_progress
         self.kept = {name: trained.delta(name) for name in trained.shapes if name not in parts}
         self.largest = max((min(part.shape) for part in parts.values()), default=0)
         everything = np.concatenate([part.s for part in parts.values()])
         self._sorted = np.sort(everything)[::-1]
-        self._known: dict[tuple[int, ...], ScoreLike] = {}
+        self._scores: dict[tuple[int, ...], ScoreLike] = {}
 
     def score(self, what: str, deltas: Mapping[str, Any], vectors: bool = True) -> ScoreLike:
         """The score with these ΔW in place, all other matrices at W."""
-        self.tick(f"{self.label}: {what}")
+        self.on_progress(f"{self.label}: {what}")
         self.trained.put({**(self.kept if vectors else {}), **deltas})
         return self.trained.score()
 
     def keep(self, what: str, ranks: Mapping[str, int]) -> ScoreLike:
-        """The score with so many leading components of each matrix; asked for twice, evaluated once."""
+        """The score with so many leading components of each matrix; each is evaluated once."""
         key = tuple(min(ranks[name], part.rank) for name, part in self.parts.items())
-        if key not in self._known:
+        if key not in self._scores:
             named = zip(self.parts.items(), key, strict=True)
-            self._known[key] = self.score(what, {name: part.between(0, k) for (name, part), k in named if k})
-        return self._known[key]
+            self._scores[key] = self.score(what, {name: part.between(0, k) for (name, part), k in named if k})
+        return self._scores[key]
 
     def start(self) -> ScoreLike:
         """Every matrix at W."""
@@ -124,18 +138,20 @@ class Truncations:
         return {name: int(np.sum(part.s >= threshold)) for name, part in self.parts.items()}
 
     def sizes(self, ranks: Mapping[str, int]) -> tuple[int, int]:
-        """Degrees of freedom, and numbers in the factors."""
+        """Degrees of freedom, and parameters of the factors."""
         shapes = {name: part.shape for name, part in self.parts.items()}
         plain = sum(min(k, *shapes[name]) * sum(shapes[name]) for name, k in ranks.items())
         return sum(freedom(shapes[name], k) for name, k in ranks.items()), plain
 
-    def point(self, k: int, ranks: Mapping[str, int], score: ScoreLike, base: Baseline, draw: int | None = None):
+    def point(
+        self, k: int, ranks: Mapping[str, int], score: ScoreLike, base: Baseline, draw: int | None = None
+    ) -> Point:
         return Point(k, score.loss, score.accuracy, base.recovered(score.loss), *self.sizes(ranks), draw)
 
 
-def powers(most: int) -> list[int]:
-    """1, 2, 4, … up to `most`, which is the last."""
-    return [*(2**i for i in range(most.bit_length()) if 2**i < most), most] if most else []
+def powers(largest: int) -> list[int]:
+    """1, 2, 4, … up to `largest`, which is the last."""
+    return [*(2**i for i in range(largest.bit_length()) if 2**i < largest), largest] if largest else []
 
 
 def refined(
@@ -151,21 +167,21 @@ def refined(
     for k in (0, *powers(cut.largest)):
         evaluate(k)
     reach: dict[str, int | None] = {}
-    known = points[cut.largest].recovered is not None
+    gained = points[cut.largest].recovered is not None
     for share in shares:
-        while known:
+        while gained:
             low, high = bracket(_values(points), share)
             if low is None or high is None or high - low <= 1:
                 break
             evaluate((low + high) // 2)
-        reach[str(share)] = bracket(_values(points), share)[1] if known else None
+        reach[str(share)] = bracket(_values(points), share)[1] if gained else None
     ordered = tuple(points[k] for k in sorted(points))
-    size, at, to = largest_drop({p.k: p.recovered for p in ordered if p.recovered is not None})
-    return Curve(cut.label, kind, ordered, reach, None if at is None or to is None else (size, at, to))
+    drop, start, end = largest_drop({p.k: p.recovered for p in ordered if p.recovered is not None})
+    return Curve(cut.label, kind, ordered, reach, None if start is None or end is None else (drop, start, end))
 
 
 def _values(points: Mapping[int, Point]) -> dict[int, float]:
-    """Recovered gain by k; NaN, which is below every share, where the loss was no number."""
+    """Recovered gain by k; NaN, which is below every share, where the loss was not finite."""
     return {k: np.nan if p.recovered is None else p.recovered for k, p in points.items()}
 
 
@@ -218,11 +234,8 @@ def _projected(part: Parts, k: int, rng: np.random.Generator, inside: bool) -> F
 def truncated_adapter(cut: Truncations, base: Baseline) -> Curve:
     """A trained adapter of high rank, truncated to k = 0, 1, 2, 4, … of its own components."""
     points = []
-    most = max((part.rank for part in cut.parts.values()), default=0)
-    for k in (0, *powers(most)):
+    largest = max((part.rank for part in cut.parts.values()), default=0)
+    for k in (0, *powers(largest)):
         ranks = {name: min(k, part.rank) for name, part in cut.parts.items()}
         points.append(cut.point(k, ranks, cut.keep(f"truncated, k = {k}", ranks), base))
     return Curve(cut.label, "lora", tuple(points))
-
-
-__all__ = ["SHARES", "Baseline", "Curve", "Point", "Truncations", "bottom", "powers", "random", "refined"]

@@ -1,25 +1,73 @@
-"""The frozen result: runs, curves, sizes, the one axis of parameters, JSON and table."""
+"""The frozen result: runs, curves, sizes, and the one axis of parameters that all of them share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-import lorascope
-from lorascope.analyses.dimension import findings as words
-from lorascope.analyses.dimension import page
-from lorascope.analyses.dimension.facts import RunFacts, finite
+from lorascope.analyses.base import Metric, Result
 from lorascope.analyses.dimension.functional import Baseline, Curve
 from lorascope.analyses.dimension.sizes import Family, TrainedRun
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum, Split
-from lorascope.blocks import Block, Finding
+from lorascope.analyses.toolkit import Row, finite, group, median
+from lorascope.run_data import RunFacts
+from lorascope.weights.adapter import Skipped
 
-if TYPE_CHECKING:
-    import pandas as pd
+TRUNCATED = "full fine-tuning, truncated"
+NOISE = "random baseline: the same of noise of this shape; of a product B·A, of one with Gaussian factors"
 
-SCHEMA = 1
+SPECTRAL = (
+    Metric("stable_rank", "stable rank", help="Σσ²/σ₁²", null="null.stable_rank"),
+    Metric("null.stable_rank", "random", help=NOISE),
+    Metric("effective_rank", "eff. rank", help="exp of the entropy of σ/Σσ", null="null.effective_rank"),
+    Metric("null.effective_rank", "random", help=NOISE),
+    Metric(
+        "energy_rank_0.9", "r90", "int", "the smallest rank that keeps 90 % of Σσ²", null="null.energy_rank_0.9",
+        formula="rank that keeps 90 % of Σσ²; random: the same of an iid matrix", source="Marchenko and Pastur 1967",
+    ),
+    Metric("null.energy_rank_0.9", "random", "int", NOISE),
+    Metric("energy_rank_0.95", "r95", "int", "the smallest rank that keeps 95 % of Σσ²", null="null.energy_rank_0.95"),
+    Metric("energy_rank_0.99", "r99", "int", "the smallest rank that keeps 99 % of Σσ²", null="null.energy_rank_0.99"),
+    Metric(
+        "gavish_donoho", "GD", "int", "Gavish–Donoho rank: singular values above the noise bulk",
+        term="Gavish–Donoho rank", formula="values above ω(β)·median(σ), 2.858 for a square", source="arXiv 1305.5870",
+    ),
+    Metric(
+        "marchenko_pastur", "> MP", "int", "singular values above the Marchenko–Pastur edge",
+        term="Marchenko–Pastur rank", formula="values above the edge of the bulk, with its Tracy–Widom 99 % correction",
+        source="Marchenko and Pastur 1967",
+    ),
+)  # fmt: skip
+OF_SEEDS = (
+    Metric(
+        "shared_rank", "shared", "int", "singular values of the seeds' mean above their difference", term="Shared rank",
+        formula="values of the seeds' mean above the largest of their contrasts Σ c_i ΔW_i, Σ c_i = 0, Σ c_i² = 1/n",
+        source="noise in the mean and in a contrast has one law",
+    ),
+    Metric("signal_share", "signal", "percent", "share of the energy that the seeds share"),
+    Metric("cosine", "cosine", help="of two seeds' ΔW", null="cosine_chance"),
+    Metric("cosine_chance", "chance", help="1/√(mn)"),
+)  # fmt: skip
+OF_AXIS = (
+    Metric("size", "k, rank or d", "int", "the size of the truncation or of the trained run"),
+    Metric("parameters", "parameters", "int", "trained or kept parameters, without the head's"),
+    Metric(
+        "freedom", "degrees of freedom", "int", "Σ r(m + n − r) over the matrices alone",
+        formula="r(m + n − r), the dimension of the set of m × n matrices of rank r", term="Degrees of freedom",
+        source="a matrix of rank r is U Sᵀ up to an r × r change of basis",
+    ),
+    Metric("plain", "as factors", "int", "Σ k(m + n) and the vectors"),
+    Metric(
+        "gain", "gain", "percent", "share of full fine-tuning's gain in held-out loss", term="Gain",
+        formula="(s₀ − loss)/(s₀ − s_FT), held-out losses; s₀: base matrices, trained head and vectors",
+        source="--baseline replaces s₀",
+    ),
+    Metric("low", "low", "percent", "lower end of the 95 % interval, or of the range, of the gain"),
+    Metric("high", "high", "percent", "upper end of the 95 % interval, or of the range, of the gain"),
+)  # fmt: skip
+METRICS = (*SPECTRAL, *OF_SEEDS, *OF_AXIS)
 
 
 @dataclass(frozen=True)
@@ -33,10 +81,9 @@ class FullRun:
         frozen_loss: the vectors back as well; only the head as trained.
         curves: the truncations; the controls of the first run only.
         matrices: shapes (d_out, d_in) of the matrices that were truncated.
-        aside: matrices that stayed as trained, because `modules` left them out.
-        vector_parameters: how many numbers its vectors have, as trained in every truncation.
-        parameters: all trained numbers but the head's.
-        head_parameters: numbers of the head, which every run of its kind trains.
+        vector_parameters: how many parameters its vectors have, as trained in every truncation.
+        parameters: all trained parameters but the head's.
+        head_parameters: of the head, which every run of its kind trains.
     """
 
     facts: RunFacts
@@ -46,7 +93,6 @@ class FullRun:
     frozen_loss: float
     curves: tuple[Curve, ...]
     matrices: Mapping[str, tuple[int, int]]
-    aside: tuple[str, ...]
     vector_parameters: int
     parameters: int
     head_parameters: int
@@ -54,14 +100,33 @@ class FullRun:
     def curve(self, kind: str) -> Curve | None:
         return next((curve for curve in self.curves if curve.kind == kind), None)
 
+    def record(self) -> Row:
+        return {
+            "run": self.facts.label,
+            "path": self.facts.path,
+            "seed": self.facts.seed,
+            "learning_rate": self.facts.learning_rate,
+            "steps": self.facts.steps,
+            "start_loss": finite(self.start_loss),
+            "frozen_loss": finite(self.frozen_loss),
+            "baseline": finite(self.base.start),
+            "loss": finite(self.base.end),
+            "accuracy": self.accuracy,
+            "parameters": self.parameters,
+            "vector_parameters": self.vector_parameters,
+            "head_parameters": self.head_parameters,
+            "matrices": {name: list(shape) for name, shape in self.matrices.items()},
+            "curves": [curve.record() for curve in self.curves],
+        }
+
 
 @dataclass(frozen=True)
 class OnAxis:
     """One point of the axis of parameters.
 
     Attributes:
-        parameters: trained or kept numbers; a truncated run's are degrees of freedom and its vectors.
-        plain: Σ k(m + n) and the vectors, the numbers in a truncated run's factors.
+        parameters: trained or kept parameters; a truncated run's are degrees of freedom and its vectors.
+        plain: Σ k(m + n) and the vectors, the parameters of a truncated run's factors.
         freedom: degrees of freedom of its matrices alone; None where they are not of low rank.
         gain, low, high: mean, and its bootstrap interval over seeds (over full runs, of truncations).
         size: rank, k or d.
@@ -77,8 +142,8 @@ class OnAxis:
     high: float | None = None
 
 
-@dataclass(frozen=True)
-class DimensionResult:
+@dataclass(frozen=True, repr=False)
+class DimensionResult(Result):
     """Full fine-tuning's intrinsic dimension against BA.
 
     Attributes:
@@ -94,7 +159,10 @@ class DimensionResult:
         texts: what all scores are on.
         diverged: runs that ended without an adapter.
         search: the record of the adaptive search, where there was one.
+        skipped: matrices of full runs that `modules` does not match; `adapter` is the run's label.
     """
+
+    analysis = "dimension"
 
     full: tuple[FullRun, ...]
     spectra: tuple[MatrixSpectrum, ...]
@@ -110,125 +178,113 @@ class DimensionResult:
     texts: Mapping[str, Any] = field(default_factory=dict)
     diverged: tuple[RunFacts, ...] = ()
     search: Mapping[str, Any] | None = None
-
-    @cached_property
-    def findings(self) -> tuple[Finding, ...]:
-        return words.findings(self)
+    skipped: tuple[Skipped, ...] = ()
 
     def k(self, share: float, kind: str = "top") -> list[int | None]:
         """k90 (or the k of another share) of every full run that has the curve."""
         curves = [curve for run in self.full if (curve := run.curve(kind)) is not None]
         return [curve.reach.get(str(share)) for curve in curves]
 
-    @cached_property
-    def axis(self) -> tuple[OnAxis, ...]:
-        """Every family's points, ascending in parameters; the full run itself is the last k of its truncations."""
-        points = _truncations(self.full)
-        for group in self.families:
-            for level in group.levels:
-                if level.parameters is not None:
-                    points.append(
-                        OnAxis(group.label, level.size, level.parameters, None, level.freedom, level.gain, level.low,
-                               level.high)
-                    )  # fmt: skip
-        return tuple(sorted(points, key=lambda point: (point.family, point.parameters)))
-
-    def first_on_axis(self, share: float) -> list[OnAxis]:
-        """Of each family the point at which it reaches the share: k90, the smallest rank, d90."""
-        found = []
-        names = list(dict.fromkeys(point.family for point in self.axis))
-        reach = {group.label: r.size for group in self.families if (r := group.reach.get(str(share)))}
-        if ks := [k for k in self.k(share) if k is not None]:
-            reach[TRUNCATED] = max(ks)
-        for name in names:
-            mine = [point for point in self.axis if point.family == name]
-            if any(point.size is not None for point in mine):
-                found += [point for point in mine if point.size == reach.get(name, -1)][:1]
-            else:
-                found += [point for point in mine if point.gain >= share][:1]
-        return sorted(found, key=lambda point: point.parameters)
-
-    def aggregate(self, spectra: Sequence[MatrixSpectrum]) -> dict[str, Any]:
-        """Medians over matrices of each measure, of its null, and of their ratio."""
-        keys = list(spectra[0].measures) if spectra else []
-        found: dict[str, Any] = {"matrices": len(spectra)}
-        for key in keys:
-            found[key] = _median([each.measures[key] for each in spectra])
-            found[f"{key}.null"] = _median([each.null[key] for each in spectra])
-            found[f"{key}.of_null"] = _median([each.of_null[key] for each in spectra])
-        for key in ("gavish_donoho", "marchenko_pastur"):
-            found[key] = _median([getattr(each, key) for each in spectra])
-        return found
-
-    def by_type(self) -> dict[str, dict[str, Any]]:
-        """The full runs' measures by module type, with what the seeds share, and "all" for all of them."""
-        types = list(dict.fromkeys(each.type for each in self.spectra))
-        found = {}
-        for name in [*types, "all"]:
-            found[name] = self.aggregate([e for e in self.spectra if name in ("all", e.type)])
-            splits = [each for each in self.splits if name in ("all", each.type)]
-            found[name] |= {
-                "shared_rank": _median([each.rank for each in splits]),
-                "shared_energy_rank": _median([each.energy_rank for each in splits]),
-                "signal_share": _median([each.signal_share for each in splits]),
-                "cosine": _median([each.cosine for each in splits]),
-                "cosine_chance": _median([each.cosine_chance for each in splits]),
-            }
-        return found
-
-    def summary(self) -> dict[str, Any]:
-        """The few numbers that answer the question."""
-        whole = self.by_type()["all"] if self.spectra else {}
-        return {
-            "full_runs": len(self.full),
-            "start_loss": self.base.start,
-            "full_loss": self.base.end,
-            "spectral": {key: whole.get(key) for key in ("energy_rank_0.9", "energy_rank_0.9.null", "stable_rank")},
-            "denoised": {key: whole.get(key) for key in ("gavish_donoho", "marchenko_pastur", "shared_rank")},
-            "functional": {f"k{share * 100:.0f}": self.k(share) for share in SHARES},
-            "functional_threshold": {"k90": self.k(0.9, "threshold")},
-            "trained": {
-                group.label: {f"{group.axis}{float(share) * 100:.0f}": asdict(r) for share, r in group.reach.items()}
-                for group in self.families
-                if group.axis
-            },
-            "parameters_at_90": [asdict(point) for point in self.first_on_axis(0.9)],
-            "diverged": [run.label for run in self.diverged],
-        }
-
-    def table(self) -> "pd.DataFrame":
-        """One row for each matrix, run and point of a curve; `kind` says which."""
-        import pandas as pd
-
-        return pd.DataFrame(self.flat_rows())
-
-    def flat_rows(self) -> list[dict[str, Any]]:
-        """The same as dictionaries."""
-        rows: list[dict[str, Any]] = []
-        for kind, spectra in (("full ΔW", self.spectra), ("adapter ΔW", self.adapters)):
-            for each in spectra:
-                rows.append({"kind": kind, "run": each.run, "name": each.name, "type": each.type, "depth": each.depth,
-                             "d_out": each.shape[0], "d_in": each.shape[1], "frobenius_norm": each.frobenius_norm,
-                             **each.measures, **{f"{key}.null": value for key, value in each.null.items()},
-                             "gavish_donoho": each.gavish_donoho,
-                             "marchenko_pastur": each.marchenko_pastur})  # fmt: skip
-        for curve in self.curves:
-            rows += [{"kind": f"curve {curve.kind}", "run": curve.run, **_point(point)} for point in curve.points]
-        rows += [{"kind": "run", **_run(run)} for run in self.runs]
-        rows += [{"kind": "diverged", "run": run.label, "method": run.method, "seed": run.seed,
-                  "size": run.size, "note": run.diverged} for run in self.diverged]  # fmt: skip
-        return rows
-
     @property
     def curves(self) -> list[Curve]:
         """All truncations, of the full runs and of the adapter."""
         return [curve for run in self.full for curve in run.curves] + ([self.truncated] if self.truncated else [])
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything; schema 1."""
+    @cached_property
+    def axis(self) -> tuple[OnAxis, ...]:
+        """Every family's points, ascending in parameters; the full run itself is the last k of its truncations."""
+        points = _truncations(self.full)
+        points += [
+            OnAxis(each.label, level.size, level.parameters, None, level.freedom, level.gain, level.low, level.high)
+            for each in self.families
+            for level in each.levels
+            if level.parameters is not None
+        ]
+        return tuple(sorted(points, key=lambda point: (point.family, point.parameters)))
+
+    def first_on_axis(self, share: float) -> list[OnAxis]:
+        """Of each family the point at which it reaches the share: k90, the smallest rank, d90."""
+        first = []
+        reach = {each.label: reached.size for each in self.families if (reached := each.reach.get(str(share)))}
+        if ks := [k for k in self.k(share) if k is not None]:
+            reach[TRUNCATED] = max(ks)
+        for name, points in group(self.axis, "family").items():
+            if any(point.size is not None for point in points):
+                first += [point for point in points if point.size == reach.get(name, -1)][:1]
+            else:
+                first += [point for point in points if point.gain >= share][:1]
+        return sorted(first, key=lambda point: point.parameters)
+
+    def aggregate(self, spectra: Sequence[MatrixSpectrum]) -> Row:
+        """Medians over matrices of each measure, of its random baseline, and of their ratio."""
+        keys = list(spectra[0].measures) if spectra else []
         return {
-            "schema": SCHEMA,
-            "lorascope": lorascope.__version__,
+            "matrices": len(spectra),
+            **{key: median(each.measures[key] for each in spectra) for key in keys},
+            "null": {key: median(each.null[key] for each in spectra) for key in keys},
+            "of_null": {key: median(each.of_null[key] for each in spectra) for key in keys},
+            **{key: median(getattr(each, key) for each in spectra) for key in ("gavish_donoho", "marchenko_pastur")},
+        }
+
+    def by_type(self) -> dict[str, Row]:
+        """The full runs' measures by module type, with what the seeds share, and "all" for all of them."""
+        rows = {}
+        for name in [*group(self.spectra), "all"]:
+            splits = [each for each in self.splits if name in ("all", each.type)]
+            rows[name] = self.aggregate([each for each in self.spectra if name in ("all", each.type)]) | {
+                "shared_rank": median(each.rank for each in splits),
+                "shared_energy_rank": median(each.energy_rank for each in splits),
+                "signal_share": median(each.signal_share for each in splits),
+                "cosine": median(each.cosine for each in splits),
+                "cosine_chance": median(each.cosine_chance for each in splits),
+            }
+        return rows
+
+    def summary(self) -> Row:
+        """The few numbers that answer the question."""
+        overall = self.by_type()["all"]
+        return {
+            "full_runs": len(self.full),
+            "start_loss": self.base.start,
+            "full_loss": self.base.end,
+            "spectral": {
+                "energy_rank_0.9": overall.get("energy_rank_0.9"),
+                "stable_rank": overall.get("stable_rank"),
+                "null": {"energy_rank_0.9": overall["null"].get("energy_rank_0.9")},
+            },
+            "denoised": {key: overall.get(key) for key in ("gavish_donoho", "marchenko_pastur", "shared_rank")},
+            "functional": {f"k{share * 100:.0f}": self.k(share) for share in SHARES},
+            "functional_threshold": {"k90": self.k(0.9, "threshold")},
+            "trained": {
+                each.label: {f"{each.axis}{float(share) * 100:.0f}": asdict(r) for share, r in each.reach.items()}
+                for each in self.families
+                if each.axis
+            },
+            "parameters_at_90": [asdict(point) for point in self.first_on_axis(0.9)],
+            "diverged": [run.label for run in self.diverged],
+        }
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One for each matrix, run and point of a curve; `kind` says which."""
+        return (
+            *({"kind": "full ΔW", **each.record()} for each in self.spectra),
+            *({"kind": "adapter ΔW", **each.record()} for each in self.adapters),
+            *(
+                {"kind": f"curve {curve.kind}", "run": curve.run, **point.record()}
+                for curve in self.curves
+                for point in curve.points
+            ),
+            *({"kind": "run", **run.record()} for run in self.runs),
+            *(
+                {"kind": "diverged", "run": run.label, "method": run.method, "seed": run.seed, "size": run.size,
+                 "note": run.diverged}
+                for run in self.diverged
+            ),
+        )  # fmt: skip
+
+    def record(self) -> Row:
+        return {
             "texts": dict(self.texts),
             "baseline": {
                 "start": finite(self.base.start),
@@ -238,27 +294,20 @@ class DimensionResult:
             },
             "modules": self.modules,
             "summary": self.summary(),
-            "full": [_full(run) for run in self.full],
+            "full": [run.record() for run in self.full],
             "by_type": self.by_type(),
-            "spectra": [asdict(each) for each in self.spectra],
+            "spectra": [each.record() for each in self.spectra],
             "splits": [asdict(each) for each in self.splits],
-            "adapters": [asdict(each) for each in self.adapters],
-            "truncated_adapter": None if self.truncated is None else _curve(self.truncated),
-            "runs": [_run(run) for run in self.runs],
-            "families": [_family(group) for group in self.families],
+            "adapters": [each.record() for each in self.adapters],
+            "truncated_adapter": None if self.truncated is None else self.truncated.record(),
+            "runs": [run.record() for run in self.runs],
+            "families": [each.record() for each in self.families],
             "axis": [asdict(point) for point in self.axis],
             "diverged": [
-                {"run": r.label, "path": r.path, "method": r.method, "why": r.diverged} for r in self.diverged
+                {"run": r.label, "path": r.path, "method": r.method, "reason": r.diverged} for r in self.diverged
             ],
             "search": self.search,
-            "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
         }
-
-    def blocks(self) -> tuple[Block, ...]:
-        return page.blocks(self)
-
-
-TRUNCATED = "full fine-tuning, truncated"
 
 
 def _truncations(full: Sequence[FullRun]) -> list[OnAxis]:
@@ -268,82 +317,12 @@ def _truncations(full: Sequence[FullRun]) -> list[OnAxis]:
         return []
     common = set.intersection(*({point.k for point in curve.points} for curve in curves))
     reached = {k for curve in curves for k in curve.reach.values() if k}
-    found = []
-    for point in [p for curve in curves for p in curve.points]:
-        here = [p for curve in curves for p in curve.at(point.k)]
-        gains = [p.recovered for p in here if p.recovered is not None]
-        first = point is here[0]
-        if first and gains and point.k > 0 and (point.k in common or point.k in reached):
-            vectors = full[0].vector_parameters
-            several = len(gains) > 1
-            found.append(
-                OnAxis(TRUNCATED, point.k, point.freedom + vectors, point.plain + vectors, point.freedom,
-                       float(np.mean(gains)), min(gains) if several else None, max(gains) if several else None)
-            )  # fmt: skip
-    return found
-
-
-def _median(values: Sequence[Any]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
-
-
-def _point(point: Any) -> dict[str, Any]:
-    return {**asdict(point), "loss": finite(point.loss)}
-
-
-def _curve(curve: Curve) -> dict[str, Any]:
-    return {
-        "run": curve.run,
-        "kind": curve.kind,
-        "points": [_point(point) for point in curve.points],
-        "reach": dict(curve.reach),
-        "drop": None if curve.drop is None else {"by": curve.drop[0], "from": curve.drop[1], "to": curve.drop[2]},
-    }
-
-
-def _full(run: FullRun) -> dict[str, Any]:
-    return {
-        "run": run.facts.label,
-        "path": run.facts.path,
-        "seed": run.facts.seed,
-        "learning_rate": run.facts.learning_rate,
-        "steps": run.facts.steps,
-        "start_loss": finite(run.start_loss),
-        "frozen_loss": finite(run.frozen_loss),
-        "baseline": finite(run.base.start),
-        "loss": finite(run.base.end),
-        "accuracy": run.accuracy,
-        "parameters": run.parameters,
-        "vector_parameters": run.vector_parameters,
-        "head_parameters": run.head_parameters,
-        "matrices": {name: list(shape) for name, shape in run.matrices.items()},
-        "aside": list(run.aside),
-        "curves": [_curve(curve) for curve in run.curves],
-    }
-
-
-def _run(run: TrainedRun) -> dict[str, Any]:
-    return {
-        "run": run.facts.label,
-        "path": run.facts.path,
-        "family": run.family,
-        "method": run.facts.method,
-        "size": run.facts.size,
-        "seed": run.facts.seed,
-        "learning_rate": run.facts.learning_rate,
-        "steps": run.facts.steps,
-        "loss": finite(run.loss),
-        "accuracy": run.accuracy,
-        "gain": finite(run.gain),
-        "parameters": run.parameters,
-        "head_parameters": run.head_parameters,
-        "freedom": run.freedom,
-    }
-
-
-def _family(group: Family) -> dict[str, Any]:
-    record = asdict(group)
-    for level, made in zip(group.levels, record["levels"], strict=True):
-        made |= {"gain": level.gain, "accuracy": level.accuracy}
-    return record
+    vectors = full[0].vector_parameters
+    points = []
+    for k, here in group([point for curve in curves for point in curve.points], "k").items():
+        gains = [point.recovered for point in here if point.recovered is not None]
+        if gains and k > 0 and (k in common or k in reached):
+            low, high = (min(gains), max(gains)) if len(gains) > 1 else (None, None)
+            sizes = here[0].freedom + vectors, here[0].plain + vectors, here[0].freedom
+            points.append(OnAxis(TRUNCATED, k, *sizes, float(np.mean(gains)), low, high))
+    return points

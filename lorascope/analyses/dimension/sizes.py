@@ -5,17 +5,15 @@ of it. Its interval is a bootstrap over seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from lorascope.analyses.dimension.facts import RunFacts
 from lorascope.analyses.dimension.spectra import SHARES
+from lorascope.analyses.toolkit import Row, finite, group
+from lorascope.linalg import bootstrap
 from lorascope.linalg.threshold import largest_drop
-
-RESAMPLES = 2000
-ENDS = (2.5, 97.5)  # percent
+from lorascope.run_data import RunFacts
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class TrainedRun:
 
     Attributes:
         gain: (s₀ − loss) / (s₀ − full fine-tuning's loss), means over the full runs; None without such a gain.
-        parameters: trained numbers beside a head that was trained whole.
+        parameters: trained parameters, without those of a head that was trained whole.
         freedom: Σ r(m + n − r) over the matrices of low rank; None for other updates.
     """
 
@@ -36,6 +34,24 @@ class TrainedRun:
     parameters: int | None
     head_parameters: int
     freedom: int | None
+
+    def record(self) -> Row:
+        return {
+            "run": self.facts.label,
+            "path": self.facts.path,
+            "family": self.family,
+            "method": self.facts.method,
+            "size": self.facts.size,
+            "seed": self.facts.seed,
+            "learning_rate": self.facts.learning_rate,
+            "steps": self.facts.steps,
+            "loss": finite(self.loss),
+            "accuracy": self.accuracy,
+            "gain": finite(self.gain),
+            "parameters": self.parameters,
+            "head_parameters": self.head_parameters,
+            "freedom": self.freedom,
+        }
 
 
 @dataclass(frozen=True)
@@ -104,67 +120,53 @@ class Family:
     metric: Reach | None
     drop: tuple[float, int, int] | None
 
+    def record(self) -> Row:
+        record = asdict(self)
+        for level, row in zip(self.levels, record["levels"], strict=True):
+            row |= {"gain": level.gain, "accuracy": level.accuracy}
+        return record
+
 
 def family(label: str, runs: Sequence[TrainedRun], full_accuracy: float) -> Family | None:
     """The runs of one family by size. None where no run has a gain."""
-    known = [run for run in runs if run.gain is not None]
-    if not known:
+    with_gain = [run for run in runs if run.gain is not None]
+    if not with_gain:
         return None
-    axis = "rank" if known[0].facts.rank is not None else "d" if known[0].facts.d is not None else None
-    by_size: dict[int | None, list[TrainedRun]] = {}
-    for run in known:
-        by_size.setdefault(run.facts.size, []).append(run)
+    facts = with_gain[0].facts
+    axis = "rank" if facts.rank is not None else "d" if facts.d is not None else None
+    by_size = group(with_gain, "facts.size")
     levels = tuple(_level(size, by_size[size]) for size in sorted(by_size, key=lambda size: size or 0))
     if axis is None:
         return Family(label, None, levels, {}, None, None)
     reach = {str(share): first_reaching(levels, share, lambda level: level.gains) for share in SHARES}
     metric = first_reaching(levels, 0.9 * full_accuracy, lambda level: level.accuracies)
-    size, at, to = largest_drop({level.size or 0: level.gain for level in levels})
-    return Family(label, axis, levels, reach, metric, None if at is None or to is None else (size, at, to))
+    drop, start, end = largest_drop({level.size or 0: level.gain for level in levels})
+    return Family(label, axis, levels, reach, metric, None if start is None or end is None else (drop, start, end))
 
 
 def _level(size: int | None, runs: Sequence[TrainedRun]) -> Level:
-    rates: dict[float, list[TrainedRun]] = {}
-    for run in runs:
-        rates.setdefault(run.facts.learning_rate, []).append(run)
+    rates = group(runs, "facts.learning_rate")
     rate = max(rates, key=lambda r: float(np.mean([run.gain for run in rates[r]])))
     chosen = sorted(rates[rate], key=lambda run: run.facts.seed)
     gains = tuple(float(run.gain) for run in chosen if run.gain is not None)
-    low, high = bootstrap_mean(gains)
+    low, high = bootstrap.mean_interval(gains)
     return Level(
         size, rate, len(rates), tuple(run.facts.seed for run in chosen), gains, tuple(run.loss for run in chosen),
         tuple(run.accuracy for run in chosen), low, high, chosen[0].parameters, chosen[0].freedom,
     )  # fmt: skip
 
 
-def bootstrap_mean(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 95 % percentile interval of the mean, from a fixed seed; None with fewer than two values."""
-    if len(values) < 2:
-        return None, None
-    means = _resampled_means(values, np.random.default_rng(0))
-    low, high = np.percentile(means, ENDS)
-    return float(low), float(high)
-
-
-def _resampled_means(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
-    return array[rng.integers(0, len(array), (RESAMPLES, len(array)))].mean(axis=1)
-
-
 def first_reaching(levels: Sequence[Level], target: float, values: Callable[[Level], Sequence[float]]) -> Reach:
     """The first level whose mean reaches the target, with its neighbour below and a bootstrap interval."""
-    sized = [level for level in levels if level.size is not None]
-    sizes: list[Any] = [level.size for level in sized]
-    at = next((i for i, level in enumerate(sized) if np.mean(values(level)) >= target), None)
+    sized = [(level.size, values(level)) for level in levels if level.size is not None]
+    sizes = [size for size, _ in sized]
+    at = next((i for i, (_, each) in enumerate(sized) if np.mean(each) >= target), None)
     size, below = (None, sizes[-1] if sizes else None) if at is None else (sizes[at], sizes[at - 1] if at else None)
-    if all(len(values(level)) < 2 for level in sized):
+    if all(len(each) < 2 for _, each in sized):
         return Reach(size, below, None)
-    rng = np.random.default_rng(0)
-    reached = np.array([_resampled_means(values(level), rng) >= target for level in sized])  # (levels, resamples)
-    first = np.where(reached.any(axis=0), np.asarray(sizes)[reached.argmax(axis=0)], np.inf)
-    low, high = np.percentile(first, ENDS, method="inverted_cdf")
+    low, high = bootstrap.first_reaching([each for _, each in sized], sizes, target)
     return Reach(size, below, (_whole(low), _whole(high)))
 
 
-def _whole(value: float) -> int | None:
-    return int(value) if np.isfinite(value) else None
+def _whole(number: float) -> int | None:
+    return int(number) if np.isfinite(number) else None

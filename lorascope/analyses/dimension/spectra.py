@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lorascope.analyses.toolkit import Row
 from lorascope.architectures import depth, module_types
 from lorascope.linalg import noise, spectrum
 from lorascope.linalg.factored import Factored
@@ -57,9 +58,9 @@ class MatrixSpectrum:
     Attributes:
         run: the label of its run.
         measures: stable_rank, effective_rank, participation_ratio, energy_rank_0.9 / _0.95 / _0.99.
-        null: the same of chance: for a full ΔW an iid matrix of this shape, for a product B·A one of Gaussian factors.
+        null: their random baseline: of an iid matrix of this shape for a full ΔW, of Gaussian factors for B·A.
         of_null: measures over null.
-        gavish_donoho, marchenko_pastur: how many singular values stand out of the bulk; None for a product.
+        gavish_donoho, marchenko_pastur: singular values above the noise bulk; None for a product.
     """
 
     run: str
@@ -75,29 +76,36 @@ class MatrixSpectrum:
     gavish_donoho: int | None
     marchenko_pastur: int | None
 
+    def record(self) -> Row:
+        """The measures under their own keys, as in a table."""
+        record = {key: each for key, each in vars(self).items() if key not in ("measures", "null", "of_null")}
+        return {**record, **self.measures, "null": dict(self.null), "of_null": dict(self.of_null)}
+
 
 def measure(run: str, name: str, type: str, shape: tuple[int, int], sigma: np.ndarray, product: bool) -> MatrixSpectrum:
     """The measures of a spectrum σ (p,) of ΔW (m, n); a `product` B·A has p = r and the product's null."""
-    found: dict[str, float | None] = {
+    measures: dict[str, float | None] = {
         "stable_rank": spectrum.stable_rank(sigma),
         "effective_rank": spectrum.effective_rank(sigma),
         "participation_ratio": spectrum.participation_ratio(sigma),
         **{f"energy_rank_{share}": spectrum.energy_rank(sigma, share) for share in SHARES},
     }
     null = structureless_product(*shape, len(sigma)) if product and len(sigma) else noise.noise_measures(*shape)
-    ratio = {key: None if value is None else value / null[key] for key, value in found.items()}
+    ratio = {key: None if value is None else value / null[key] for key, value in measures.items()}
     above: dict[str, int | None] = {"gavish_donoho": None, "marchenko_pastur": None}
     level = noise.noise_level(sigma, *shape) if not product and len(sigma) == min(shape) else 0.0
     if level > NEGLIGIBLE * sigma.max(initial=0.0):
         above["gavish_donoho"] = int(np.sum(sigma > noise.gavish_donoho(sigma, *shape)))
         above["marchenko_pastur"] = int(np.sum(sigma > noise.marchenko_pastur_edge(level, *shape)))
     return MatrixSpectrum(
-        run, name, type, depth(name), shape, tuple(sigma.tolist()), spectrum.frobenius_norm(sigma), found, null, ratio,
-        **above,
+        run, name, type, depth(name), shape, tuple(sigma.tolist()), spectrum.frobenius_norm(sigma), measures, null,
+        ratio, **above,
     )  # fmt: skip
 
 
-def of_run(run: str, sigmas: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]], product: bool):
+def of_run(
+    run: str, sigmas: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]], product: bool
+) -> tuple[MatrixSpectrum, ...]:
     """The measures of every matrix of a run."""
     types = module_types(sigmas)
     return tuple(measure(run, name, types[name], shapes[name], sigma, product) for name, sigma in sigmas.items())
@@ -151,7 +159,7 @@ def split(name: str, type: str, deltas: Sequence[np.ndarray]) -> Split | None:
     typical = np.sqrt(np.mean(np.square(contrasts), axis=0))
     excess = np.cumsum(shared**2 - typical**2)
     mean_energy = float(np.mean(np.square(sizes)))
-    reach = np.flatnonzero(excess >= 0.9 * excess[-1]) if excess[-1] > 0 else []
+    reach = np.flatnonzero(excess >= 0.9 * excess[-1]) if excess[-1] > 0 else np.empty(0, int)
     cosines = [float(np.vdot(deltas[i], deltas[j])) / (sizes[i] * sizes[j]) for i in range(count) for j in range(i)]
     margin = noise.largest_noise(m, n, TRACY_WIDOM_MEAN + DIFFERENCE_99) / noise.largest_noise(m, n, TRACY_WIDOM_MEAN)
     edge = margin * float(max(each[0] for each in contrasts))

@@ -245,14 +245,14 @@ def _plan_row(result: ResizeResult, plan: Plan, scored: bool, accurate: bool) ->
 
 def _shown(plan: Plan) -> list[Any]:
     """The shape, and the metrics that any module has."""
-    known = [m for m in METRICS if any(getattr(module, m.key) is not None for module in plan.modules)]
-    return [Column("shape", "shape"), *known]
+    measured = [m for m in METRICS if any(getattr(module, m.key) is not None for module in plan.modules)]
+    return [Column("shape", "shape"), *measured]
 
 
 def _worst(plan: Plan) -> list[Block]:
     """The modules with the largest relative error, for the terminal."""
-    known = [module for module in plan.modules if module.error is not None]
-    worst = sorted(known, key=lambda module: -(module.error or 0.0))[:MAX_LISTED]
+    with_error = [module for module in plan.modules if module.error is not None]
+    worst = sorted(with_error, key=lambda module: -(module.error or 0.0))[:MAX_LISTED]
     if not worst:
         return []
     hidden = len(plan.modules) - len(worst)
@@ -270,11 +270,11 @@ def _chosen(result: ResizeResult) -> Plan:
 
 def _families(result: ResizeResult) -> dict[str, list[Plan]]:
     """Plans by rule, ascending in parameters; none where there is only one."""
-    known = [plan for plan in result.plans if plan.error is not None and plan.parameters]
-    if len(known) < 2:
+    with_error = [plan for plan in result.plans if plan.error is not None and plan.parameters]
+    if len(with_error) < 2:
         return {}
     families: dict[str, list[Plan]] = {}
-    for plan in sorted(known, key=lambda plan: plan.parameters):
+    for plan in sorted(with_error, key=lambda plan: plan.parameters):
         families.setdefault(plan.label.split(" ")[0], []).append(plan)
     return families
 

@@ -332,7 +332,7 @@ def truncate(
 
 
 def kernel_of(update: Update, base: Checkpoint | None) -> tuple[int, ...]:
-    """The kernel's sides as the base's own weight has them; without a base, as the update tells.
+    """The kernel's sides as the base's weight has them; without a base, as the update tells.
 
     LoHa and LoKr store the factors of a convolution as those of a matrix, or with a last axis of one for a
     one-dimensional one, and (IA)³ has an axis of one for every side.
@@ -370,8 +370,8 @@ def _may_be_convolution(update: Update) -> bool:
 
 def storage(update: Update) -> str:
     """The widest float dtype of the update's arrays; F32 for narrower ones than factors are rounded to (fp8)."""
-    known = [stored.dtype for stored in update.roles.values() if stored.dtype in WRITABLE]
-    return min(known, key=lambda dtype: UNIT_ROUNDOFF[dtype], default="F32")
+    dtypes = [stored.dtype for stored in update.roles.values() if stored.dtype in WRITABLE]
+    return min(dtypes, key=lambda dtype: UNIT_ROUNDOFF[dtype], default="F32")
 
 
 def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = None) -> Adapter:

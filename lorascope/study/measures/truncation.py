@@ -31,7 +31,8 @@ def functional(folders: Sequence[Path], replicate: int, texts: int, split: str |
         replicate: seeds the random directions.
         texts: how many of the `split` are scored.
     """
-    from lorascope.analyses.dimension.functional import SHARES, Baseline
+    from lorascope.analyses.dimension.functional import Baseline
+    from lorascope.analyses.dimension.spectra import SHARES
 
     full, head, adapter = (opened(folder, texts, split) for folder in folders)
     alone = head.score().loss
@@ -49,10 +50,11 @@ def functional(folders: Sequence[Path], replicate: int, texts: int, split: str |
 def _of_full(cut: "Truncations", base: "Baseline", from_w: "Baseline", replicate: int) -> Iterator[Row]:
     """Its largest, its smallest and random directions; the k that keep a share of the gain are of the largest."""
     from lorascope.analyses.dimension import functional as cuts
+    from lorascope.analyses.dimension.spectra import SHARES
 
     tenth = round(TENTH * cut.largest)
-    top, reach = _refined(cut, "top", base, cuts.SHARES)
-    again, from_start = _refined(cut, "top", from_w, cuts.SHARES[:1])
+    top, reach = _refined(cut, "top", base, SHARES)
+    again, from_start = _refined(cut, "top", from_w, SHARES[:1])
     places = sorted({*cuts.powers(cut.largest), tenth, reach.get("0.9") or tenth})[:-1]
     named = {f"k{float(share):.0%}"[:-1]: k for share, k in reach.items()} | {"k90_from_w": from_start.get("0.9")}
     yield from rows("top", [*top, *again, point(cut, base, tenth)], base, from_w, base, named)
