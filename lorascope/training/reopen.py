@@ -74,7 +74,7 @@ class Reopened:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(d_out, d_in) of every update."""
-        return {name: update.shape for name, update in self.updates.items()}
+        return {name: self._shape(name) for name in self.updates}
 
     @property
     def head_parameters(self) -> int:
@@ -112,8 +112,8 @@ class Reopened:
                 weight.copy_(base)
                 continue
             change = torch.from_numpy(np.ascontiguousarray(as_matrix(deltas[name]).dense(), dtype=np.float64))
-            if tuple(change.shape) != update.shape:
-                raise InputError(f"{name} has another shape", found=tuple(change.shape), expected=update.shape)
+            if tuple(change.shape) != self._shape(name):
+                raise InputError(f"{name} has another shape", found=tuple(change.shape), expected=self._shape(name))
             turned = change.t() if update.transposed else change
             weight.copy_(widened(base) + turned.reshape(base.shape).to(widened(base)))
 
@@ -126,6 +126,10 @@ class Reopened:
         """Loss and accuracy of the model as it is now, on the held-out texts or on these."""
         size = self.config.training.per_device_eval_batch_size
         return evaluate(self.model, self.held_out if texts is None else texts, size, self.world)
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        rows, columns = _as_map(self.updates[name], self._base[name]).shape
+        return rows, columns
 
     def _weight(self, update: Update) -> Tensor:
         stored = self.model.get_parameter(weight_name(update))
@@ -145,7 +149,7 @@ def reopen(
 
     Raises:
         InputError: the folder holds no finished run, its model or data cannot be had, or what it trained is no change
-            of weights, as a soft prompt is not.
+            of weights, as a soft prompt is not, or not of weights alone, as (IA)³ on layers with a bias.
     """
     folder = Path(folder)
     config = finished_config(folder)
@@ -158,7 +162,13 @@ def reopen(
     model = load_base(config, len(train.label_names), here.device)
     adapter = in_model_layout(ModelParameters(model), io.read(folder / "adapter"))
     base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
-    merge.merge(model, adapter, models.drawn(model))  # drawn by the seed of the run, as they were then
+    merged = merge.merge(model, adapter, models.drawn(model))  # drawn by the seed of the run, as they were then
+    if merged.biases:
+        raise InputError(
+            f"{folder} changed biases together with its weights, as (IA)³ does where a layer has a bias",
+            found=preview(merged.biases, 2),
+            hint="leave this run out: what is evaluated here is a change of weights alone",
+        )
     model.eval().requires_grad_(False)
     notes = (ROUNDED.format(folder),) if config.training.bf16 and adapter.updates else ()
     return Reopened(folder, config, adapter, model, train, held_out, tokenizer, here, base, notes)
@@ -211,5 +221,8 @@ def _base_of(model: nn.Module, update: Update) -> Tensor:
 
 def _as_map(update: Update, weight: Tensor) -> Tensor:
     """A weight in the layout of the update's map, (d_out, d_in)."""
-    turned = weight.t() if update.transposed else weight
-    return turned.reshape(update.shape)
+    by_output = weight.t() if update.transposed else weight
+    try:
+        return by_output.reshape(update.shape)
+    except InputError:  # a scaling, whose shape W alone says
+        return by_output.flatten(1)

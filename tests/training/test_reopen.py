@@ -18,6 +18,7 @@ METHODS = {
     "full": {},  # vectors and embeddings, too
     "random_subspace": {"d": 40},
     "prompt": {"num_virtual_tokens": 2},
+    "ia3": {},
 }
 
 
@@ -34,7 +35,7 @@ def finished(classifier, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "prompt"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("prompt", "ia3")])
 def test_it_scores_as_the_run_did(finished, method):
     folder = finished(method)
     said = json.loads((folder / "summary.json").read_text())["held_out"]
@@ -104,6 +105,36 @@ def test_what_cannot_be_opened_says_so(finished, tmp_path):
 def test_an_adapter_that_is_no_change_of_weights(finished):
     with pytest.raises(InputError, match="cannot be merged"):
         reopen(finished("prompt"), "cpu")
+
+
+def test_scales_are_a_change_of_weights_where_there_is_no_bias(finished, language_model):
+    folder = finished("ia3", language_model)
+    said = json.loads((folder / "summary.json").read_text())["held_out"]
+    again = reopen(folder, "cpu")
+    assert again.score().loss == pytest.approx(said["loss"], rel=1e-5)  # float32, one more rounding of W
+    for name, shape in again.shapes.items():
+        assert again.delta(name).shape == shape == again.base_weight(name).shape
+    again.put({})
+    again.restore()
+    assert again.score().loss == pytest.approx(said["loss"], rel=1e-5)
+
+
+def test_scales_that_act_on_biases_too_are_refused(finished, classifier, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    place = classifier().model.name
+    model = AutoModel.from_pretrained(place)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.1 if name.endswith("bias") else 0.0)
+    for each in (model, AutoTokenizer.from_pretrained(place)):
+        each.save_pretrained(tmp_path / "biased")
+
+    def biased(*overrides):
+        return classifier(*overrides, f"model.name={tmp_path / 'biased'}")
+
+    with pytest.raises(InputError, match=r"changed biases together with its weights, as \(IA\)³"):
+        reopen(finished("ia3", biased), "cpu")
 
 
 def test_other_held_out_texts_of_a_file_are_none_that_were_trained_on(finished):
