@@ -30,7 +30,7 @@ from lorascope.errors import InputError
 from lorascope.registry import Registry
 from lorascope.weights.adapter import Adapter
 
-methods: Registry[type["Method"]] = Registry("method", "lorascope.methods")
+methods: Registry[type["Method"]] = Registry("method", "lorascope.methods", "lorascope.methods")
 
 
 class Method(ABC):

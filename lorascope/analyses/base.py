@@ -230,4 +230,4 @@ class Analysis:
     plots: Mapping[str, Callable[[Any], Lines | Heatmap | None]] = field(default_factory=dict)
 
 
-analyses: Registry[Analysis] = Registry("analysis", "lorascope.analyses")
+analyses: Registry[Analysis] = Registry("analysis", "lorascope.analyses", "lorascope.analyses")

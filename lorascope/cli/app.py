@@ -6,15 +6,18 @@ import inspect
 import pkgutil
 import sys
 import warnings
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 import lorascope
 from lorascope.cli import _streams as streams
+from lorascope.cli._plugins import Group
 from lorascope.errors import TRAIN, LorascopeError, needs_train, printable
+from lorascope.registry import PluginWarning
 
 app = typer.Typer(
+    cls=Group,
     help="Train low-rank adapters, and see what they did to the weights.",
     no_args_is_help=True,
     add_completion=False,
@@ -63,6 +66,7 @@ def main() -> None:
     streams.prepare()
     # What is not finite is null, "not known" or ∞ in the output; numpy's remark on it would be one line of our code.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(lorascope|numpy|scipy)\b")
+    warnings.showwarning = _show_warning
     _register()
     try:
         try:
@@ -86,6 +90,23 @@ def main() -> None:
         fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
     except MemoryError:
         fail("this needs more memory than the machine has", 1)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """As Python shows a warning; of a plug-in that is not used, one line without our file and code."""
+    if issubclass(category, PluginWarning):
+        text = f"lorascope: {printable(str(message))}\n"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    with contextlib.suppress(OSError):
+        (file or sys.stderr).write(text)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -26,7 +26,7 @@ MAX_EXPANDED = 1 << 22  # of one that is four times larger than what the file ho
 MAX_DRAWN = 1 << 25  # of a frozen projection that a file tells by its seed alone
 MAX_RANK = 1 << 14  # of factors: their core is (r, r), and its SVD takes r³
 
-kinds: Registry["Kind"] = Registry("kind of update", "lorascope.updates")
+kinds: Registry["Kind"] = Registry("kind of update", "lorascope.updates", "lorascope.updates")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lorascope.weights.adapter import Adapter, Rows, Skipped
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-formats: Registry["Format"] = Registry("format", "lorascope.weights.formats")
+formats: Registry["Format"] = Registry("format", "lorascope.weights.formats", "lorascope.formats")
 
 
 @dataclass(frozen=True)

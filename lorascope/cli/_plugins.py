@@ -1,0 +1,88 @@
+"""Commands of analyses that other packages bring. No command itself.
+
+`lorascope NAME ADAPTER ...` runs the analysis that a package announces under the entry point NAME of the group
+`lorascope.analyses`. Entry points are looked at only for a name that is no command of ours.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lorascope.cli._options import Base, Html, Json, Modules, csv_of
+
+if TYPE_CHECKING:
+    from lorascope.analyses.base import Analysis
+
+
+class Group(TyperGroup):
+    """Our commands; and, for a name that is none of them, the analysis of a plug-in."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, cmd_name) or _command(cmd_name)
+
+
+def _command(name: str) -> Any:
+    """The command of a plug-in's analysis; None where no package announces one of that name."""
+    from importlib.metadata import entry_points
+
+    from lorascope.errors import InputError
+
+    if not entry_points(group="lorascope.analyses", name=name):
+        return None
+    from lorascope.analyses.base import analyses
+
+    try:
+        analysis = analyses.get(name)
+    except InputError:
+        return None  # a warning has said why it is not used
+    return typer.main.get_command(_app(name, analysis))
+
+
+def _app(name: str, analysis: "Analysis") -> typer.Typer:
+    """A command line of the analysis alone, with the options that all analyses share."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+    @app.command(name, help=analysis.question)
+    def run(
+        paths: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="An adapter file or folder.")],
+        base: Base = None,
+        modules: Modules = None,
+        html: Html = None,
+        json: Json = None,
+        csv: Annotated[Path | None, csv_of("row of the result")] = None,
+    ) -> None:
+        import sys
+
+        from lorascope.cli._outputs import check, write_outputs
+        from lorascope.report import terminal
+
+        check([*paths, base], html=html, json=json, csv=csv)
+        result = analysis.run(_inputs(analysis, paths, base), modules=modules)
+        page = result.page(sys.argv)
+        if str(json) != "-":
+            sys.stdout.write(terminal.render(page))
+        write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
+
+    return app
+
+
+def _inputs(analysis: "Analysis", paths: list[Path], base: str | None) -> Any:
+    """What the analysis takes: one adapter, or several.
+
+    Raises:
+        InputError: it takes something else, which only Python can give it, or one adapter and got several.
+    """
+    from lorascope.errors import InputError
+    from lorascope.models.assets import resolve
+    from lorascope.weights.checkpoint import open_checkpoint
+    from lorascope.weights.io import read
+
+    if analysis.takes not in ("adapter", "adapters"):
+        raise InputError(f"this analysis takes {analysis.takes}: call it from Python")
+    if analysis.takes == "adapter" and len(paths) != 1:
+        raise InputError("this analysis takes one adapter", found=f"{len(paths)} paths")
+    checkpoint = open_checkpoint(resolve(base)) if base is not None else None
+    adapters = [read(path, checkpoint) for path in paths]
+    return adapters[0] if analysis.takes == "adapter" else adapters
