@@ -72,8 +72,8 @@ def experts_transposed(config: Mapping[str, Any]) -> bool | None:
     kinds = [config.get("model_type")]
     if isinstance(config.get("text_config"), Mapping):
         kinds.append(config["text_config"].get("model_type"))
-    known = [kind for kind in kinds if kind is not None]
-    return any(kind in _TRANSPOSED_EXPERTS for kind in known) if known else None
+    known_kinds = [kind for kind in kinds if kind is not None]
+    return any(kind in _TRANSPOSED_EXPERTS for kind in known_kinds) if known_kinds else None
 
 
 def in_attention(path: str) -> bool:
@@ -101,8 +101,8 @@ _INDEX = re.compile(r"(?:^|[._])(\d+)(?=[._]|$)")
 
 def depth(name: str) -> int | None:
     """The first index in the path: `model.layers.7.mlp.experts.3.up_proj` lies at 7; None where there is none."""
-    found = _INDEX.search(name)
-    return int(found[1]) if found else None
+    index = _INDEX.search(name)
+    return int(index[1]) if index else None
 
 
 def module_types(names: Iterable[str]) -> dict[str, str]:
@@ -119,8 +119,8 @@ def module_types(names: Iterable[str]) -> dict[str, str]:
 
 
 def _tail(name: str) -> str:
-    found = _INDEX.search(name)
-    tail = name[found.end() :].lstrip("._") if found else name
+    index = _INDEX.search(name)
+    tail = name[index.end() :].lstrip("._") if index else name
     return re.sub(r"(?<![^._\[])\d+(?![^._\]])", "*", tail) or name
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.errors import InputError
+from lorascope.portable import BINARY, CLOEXEC, NONBLOCK
 
 ANY = None
 OBJECT = {str: ANY}
@@ -35,7 +36,7 @@ def open_regular(path: Path) -> BufferedReader:
         InputError: it is missing, not readable, or no regular file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK | CLOEXEC | BINARY)
     except (OSError, ValueError) as error:
         raise cannot_read(path, error) from None
     mode = os.fstat(descriptor).st_mode

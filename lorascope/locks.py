@@ -1,7 +1,6 @@
 """One process at a time: a lock on a folder that says whose it is, and that is free when its owner is no more."""
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from lorascope.errors import InputError, LorascopeError
 from lorascope.outputs import is_alive
+from lorascope.portable import BINARY, NOFOLLOW, lock
 
 NAME = ".lorascope.lock"
 
@@ -35,17 +35,22 @@ def owning(folder: Path) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is let go: who opens it afterwards makes a new one
+        if os.name != "nt":
+            path.unlink(missing_ok=True)  # before it is let go: who opens it afterwards makes a new one
         os.close(descriptor)
+        if os.name == "nt":  # where a file that is open stays
+            with contextlib.suppress(OSError):  # another process has opened it
+                path.unlink(missing_ok=True)
 
 
 def _opened(path: Path) -> int:
     """The lock's file, open and ours."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW | BINARY, 0o666)
         if not _takes(descriptor):
             owner = _owner(descriptor)
             os.close(descriptor)
@@ -63,17 +68,15 @@ def _opened(path: Path) -> int:
 
 def _takes(descriptor: int) -> bool:
     """Take the lock; whether it was free."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        owner = _owner(descriptor)
-        return owner is None or owner[0] == os.getpid() or (owner[1] == socket.gethostname() and not is_alive(owner[0]))
-    return True
+    free = lock(descriptor)
+    if free is not None:
+        return free
+    owner = _owner(descriptor)
+    return owner is None or owner[0] == os.getpid() or (owner[1] == socket.gethostname() and not is_alive(owner[0]))
 
 
 def _owner(descriptor: int) -> tuple[int, str] | None:
     """The process and its machine that the file names."""
-    words = os.pread(descriptor, 200, 0).decode(errors="replace").split()
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    words = os.read(descriptor, 200).decode(errors="replace").split()
     return (int(words[0]), words[1]) if len(words) == 2 and words[0].isdecimal() and len(words[0]) < 10 else None

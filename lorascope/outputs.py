@@ -22,6 +22,7 @@ from typing import Any
 
 from lorascope.destinations import WEIGHTS, check_new_folder, descriptor, is_stream, resolved
 from lorascope.errors import LorascopeError, printable
+from lorascope.portable import BINARY, CLOEXEC, NONBLOCK
 
 _PART, _OLD = ".part", ".old"  # of a name: still being written; put aside until its successor is in place
 # A spreadsheet takes a cell that begins so for a formula (OWASP, "CSV injection"; the last four are full-width).
@@ -123,7 +124,7 @@ def append_json(path: Path, value: Any, **options: Any) -> None:
         LorascopeError: it cannot be written, or is no regular file.
     """
     line = (json_text(value, **options) + "\n").encode("utf-8", errors="backslashreplace")
-    how = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe must not wait
+    how = os.O_RDWR | os.O_APPEND | os.O_CREAT | NONBLOCK | CLOEXEC | BINARY  # opening a pipe must not wait
     try:
         with open(os.open(path, how, 0o666), "a+b") as file:
             if file.tell():
@@ -238,10 +239,10 @@ def _part_of(target: Path) -> Path:
 
 def _remove_left(target: Path) -> None:
     """Remove what a process that is no more left half-written for this target; what it had put aside comes back."""
-    own, number = re.escape(target.name[:60]), r"(\d+)-[0-9a-f]{8}"
+    name, number = re.escape(target.name[:60]), r"(\d+)-[0-9a-f]{8}"
     # The last group is of a stage that is itself written in a stage.
     kind = f"({re.escape(_PART)}|{re.escape(_OLD)})"
-    pattern = re.compile(rf"\.?\.{own}\.{number}{kind}(\.{number}{kind})?")
+    pattern = re.compile(rf"\.?\.{name}\.{number}{kind}(\.{number}{kind})?")
     for entry in target.parent.iterdir():
         match = pattern.fullmatch(entry.name)
         if match and not is_alive(int(match[1])):

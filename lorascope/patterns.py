@@ -106,8 +106,8 @@ class Pattern:
 
 
 def _no_pattern(where: str, text: str, error: Exception) -> InputError:
-    found = f"{_shown(text)} ({error})"
-    return InputError(f"{where} is not a regular expression", found=found, hint="write a backslash before . ( [ * +")
+    shown = f"{_shown(text)} ({error})"
+    return InputError(f"{where} is not a regular expression", found=shown, hint="write a backslash before . ( [ * +")
 
 
 def _repeats(text: str) -> int:

@@ -25,8 +25,8 @@ from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter, Rows, Skipped
 from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_another_base
 from lorascope.weights.formats.base import lost
-from lorascope.weights.formats.peft.format import B_BIAS
-from lorascope.weights.formats.peft.held import TOKENS
+from lorascope.weights.formats.peft.lora import B_BIAS
+from lorascope.weights.formats.peft.tokens import TOKENS
 from lorascope.weights.subspace import LAMBDA, THETA, subspace_of
 
 

@@ -32,7 +32,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
-from lorascope.weights.formats.peft.vectors import draw_projections
+from lorascope.weights.formats.peft.vera import draw_projections
 from lorascope.weights.tensors import InMemory
 
 

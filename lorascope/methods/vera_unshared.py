@@ -5,8 +5,8 @@ that they could measure (RTE 84.6 and 84.6, CoLA 67.7 and 68.3). A (r, d_in) and
 gain √2 of their own widths, U(±√(6/d_in)) and U(±√(6/r)), each drawn by a seed of its own, which comes from the run's
 seed and the layer's name. d starts at 0.1, b at 0; d_out + r numbers train in each layer.
 
-PEFT has no such method. The file is lorascope's, and gives A and B by their seeds; `weights.convert.to_low_rank` makes
-of it a plain LoRA that PEFT loads, of A' = diag(d) A and B' = diag(b) B, which no longer tells d and b.
+PEFT has no such method. The file is lorascope's, and gives A and B by their seeds. As a plain LoRA, which PEFT loads,
+it is A' = diag(d) A and B' = diag(b) B, and d and b are lost.
 """
 
 from collections.abc import Mapping

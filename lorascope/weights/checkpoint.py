@@ -80,11 +80,11 @@ class Checkpoint:
     @cached_property
     def _rootless(self) -> dict[str, list[str]]:
         """Names as stored, by what is left of them without their roots."""
-        found: dict[str, list[str]] = {}
+        by_rest: dict[str, list[str]] = {}
         for plain, name in self._plain.items():
             for rest in naming.rootless(plain):
-                found.setdefault(rest, []).append(name)
-        return found
+                by_rest.setdefault(rest, []).append(name)
+        return by_rest
 
     @cached_property
     def _in_memory(self) -> dict[str, str]:
@@ -99,8 +99,8 @@ class Checkpoint:
         whole: Mapping[str, Any] = inner if isinstance(inner, Mapping) else self.config
         if "decoder_layers" in whole or "num_decoder_layers" in whole:  # an encoder besides
             return None
-        said = [whole[key] for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if key in whole]
-        return said[0] if said and type(said[0]) is int else None
+        counts = [whole[key] for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if key in whole]
+        return counts[0] if counts and type(counts[0]) is int else None
 
     @property
     def folder(self) -> str:
@@ -156,10 +156,10 @@ class Checkpoint:
     def _may_be_tied(self) -> bool:
         """Whether an output layer that the file does not hold can be the input embedding: not where the config says
         otherwise, nor in the file of a bare model, which has no output layer."""
-        said = self.config.get("tie_word_embeddings")
+        tied = self.config.get("tie_word_embeddings")
         classes = [str(name) for name in self.config.get("architectures") or ()]
         bare = [name for name in classes if name.endswith("Model") and "LM" not in name and "Head" not in name]
-        return bool(said) if said is not None else not bare
+        return bool(tied) if tied is not None else not bare
 
     def find(self, name: str) -> Stored | None:
         """The stored weight of a module, or a parameter; None where there is none.
@@ -178,8 +178,8 @@ class Checkpoint:
             for parts in FUSED_EXPERTS[parameter]:
                 rows: list[tuple[Stored, ...]] = []
                 while all(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts):
-                    found = [self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts]
-                    rows.append(tuple(self.stored[one] for one in found if one is not None))
+                    names = [self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts]
+                    rows.append(tuple(self.stored[one] for one in names if one is not None))
                 partial = any(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts)
                 if rows and not partial:
                     return Stacked.of(rows)
@@ -187,14 +187,14 @@ class Checkpoint:
 
     def weight(self, name: str) -> Stored:
         """As `find`. InputError where the model has no such parameter."""
-        found = self.find(name)
-        if found is None:
+        stored = self.find(name)
+        if stored is None:
             raise InputError(
                 f"{self.path} has no parameter for {name!r}",
                 found=preview(self.names(), 3),
                 hint="is it the base model that this adapter was trained on?",
             )
-        return found
+        return stored
 
     def of(self, update: Update) -> Stored:
         """The base weight W of an update as (d_out, d_in): turned, flattened or sliced as the update says; a vector
@@ -203,10 +203,10 @@ class Checkpoint:
         Raises:
             InputError: the model has no such parameter, one of another shape, or codes that are not decoded.
         """
-        found = self.lookup(update)
-        if isinstance(found, str):
-            raise InputError(f"{self.path} does not fit the adapter at {update.name}", found=found)
-        return found
+        weight = self.lookup(update)
+        if isinstance(weight, str):
+            raise InputError(f"{self.path} does not fit the adapter at {update.name}", found=weight)
+        return weight
 
     def lookup(self, update: Update) -> Stored | str:
         """As `of`; where there is no such W, why not."""
@@ -273,34 +273,36 @@ def _fitted(update: Update, matrix: Stored) -> Stored | str:
         expected = update.shape
     except InputError:  # a scaling, or lengths alone: only the base knows
         return matrix
-    found = tuple(matrix.shape)
-    if found == expected:
+    shape = tuple(matrix.shape)
+    if shape == expected:
         return matrix
-    if update.kernel and found[0] == expected[0] and 0 < found[1] < expected[1] and expected[1] % found[1] == 0:
+    if update.kernel and shape[0] == expected[0] and 0 < shape[1] < expected[1] and expected[1] % shape[1] == 0:
         if math.prod(expected) > MAX_EXPANDED:
             return f"the base's grouped convolution is too large to write out: {math.prod(expected):,} entries"
-        return _ungrouped(matrix, expected[1] // found[1], math.prod(update.kernel))
-    if update.kind == "tuned" and found[1] == expected[1] and found[0] > expected[0]:
+        return _ungrouped(matrix, expected[1] // shape[1], math.prod(update.kernel))
+    if update.kind == "tuned" and shape[1] == expected[1] and shape[0] > expected[0]:
         return first_rows(matrix, expected[0])
     longer = 1 if update.embedding else 0
-    if found[1 - longer] == expected[1 - longer] and is_vocabulary(update.name):
-        return f"the vocabulary was resized: {expected[longer]} tokens in the adapter, {found[longer]} in the base"
-    return f"the base has another shape there: found {found}, expected {expected}"
+    if shape[1 - longer] == expected[1 - longer] and is_vocabulary(update.name):
+        return f"the vocabulary was resized: {expected[longer]} tokens in the adapter, {shape[longer]} in the base"
+    return f"the base has another shape there: found {shape}, expected {expected}"
 
 
 def _ungrouped(matrix: Stored, groups: int, positions: int) -> Stored:
     """W (d_out, c_in / groups · k) of a grouped convolution as (d_out, c_in · k), with zeros between the groups."""
-    d_out, own = matrix.shape
+    d_out, rank_per_group = matrix.shape
 
     def expand(values: np.ndarray) -> np.ndarray:
-        full = np.zeros((groups, d_out // groups, groups, own))
-        for group, part in enumerate(values.reshape(groups, d_out // groups, own)):
+        full = np.zeros((groups, d_out // groups, groups, rank_per_group))
+        for group, part in enumerate(values.reshape(groups, d_out // groups, rank_per_group)):
             full[group, :, group, :] = part
-        return full.reshape(d_out, groups * own)
+        return full.reshape(d_out, groups * rank_per_group)
 
-    if d_out % groups or own % positions:
-        raise InputError("a grouped convolution does not divide into its groups", found=(d_out, own), expected=groups)
-    return Mapped(matrix, (d_out, groups * own), expand)
+    if d_out % groups or rank_per_group % positions:
+        raise InputError(
+            "a grouped convolution does not divide into its groups", found=(d_out, rank_per_group), expected=groups
+        )
+    return Mapped(matrix, (d_out, groups * rank_per_group), expand)
 
 
 def open_checkpoint(path_or_name: str | Path) -> Checkpoint:

@@ -15,11 +15,12 @@ def names_in_memory(config: Mapping[str, Any], names: Iterable[str]) -> dict[str
     """
     names = list(names)
     try:
-        found = {new: name for name, new in zip(names, _renamed(config, names), strict=True) if new not in (None, name)}
+        pairs = zip(names, _renamed(config, names), strict=True)
+        on_disk = {new: name for name, new in pairs if new not in (None, name)}
     except Exception:  # tables of another version, a config that no class takes: then there is nothing to rename
         return {}
     taken = set(names)
-    return {str(new): name for new, name in found.items() if new not in taken}
+    return {str(new): name for new, name in on_disk.items() if new not in taken}
 
 
 def _renamed(config: Mapping[str, Any], names: list[str]) -> list[str | None]:
@@ -39,5 +40,5 @@ def _renamed(config: Mapping[str, Any], names: list[str]) -> list[str | None]:
     if not renamings:
         return list(names)
     there = model.state_dict()
-    found = (rename_source_key(name, renamings, converters, cls.base_model_prefix, there) for name in names)
-    return [new if source is None else None for new, source in found]
+    renamed = (rename_source_key(name, renamings, converters, cls.base_model_prefix, there) for name in names)
+    return [new if source is None else None for new, source in renamed]

@@ -42,7 +42,7 @@ class Pair:
         embedding: the map is an embedding, of which d_in is the vocabulary.
         kernel: of a convolution, the kernel's sides.
         expert: of a fused expert parameter, which slice of its first axis.
-        maybe_turned: square, in a pair of checkpoints of which one stores such maps transposed: the numbers decide.
+        maybe_transposed: square, in a pair of checkpoints of which one stores such maps transposed: the numbers decide.
         update: where the tuned side is an adapter file: its update of this module.
         notes: what should be said about this parameter.
     """
@@ -56,7 +56,7 @@ class Pair:
     embedding: bool = False
     kernel: tuple[int, ...] = ()
     expert: int | None = None
-    maybe_turned: bool = False
+    maybe_transposed: bool = False
     update: Update | None = None
     notes: tuple[str, ...] = ()
 
@@ -143,19 +143,20 @@ class _Matching:
         self.pairs: list[Pair] = []
         self.unmatched: list[Skipped] = []
         self.partner: dict[str, str] = {}  # the tuned name by the base's
-        self.turned = _Transposed(base)
+        self.stores_transposed = _Transposed(base)
 
     def run(self) -> Matched:
-        found = {name: self.base.resolve(name) for name in self.tuned.stored}
-        for name in sorted(found, key=lambda name: _tied(name, found[name])):  # a tie only where the name is not there
-            self._tuned(name, found[name])
+        base_names = {name: self.base.resolve(name) for name in self.tuned.stored}
+        # A tie counts only where the name itself is not there.
+        for name in sorted(base_names, key=lambda name: _tied(name, base_names[name])):
+            self._tuned(name, base_names[name])
         for name in self.base.stored:
             if name not in self.partner:
                 self._left(name)
-        turned = any("stored transposed" in note for pair in self.pairs for note in pair.notes)
+        any_transposed = any("stored transposed" in note for pair in self.pairs for note in pair.notes)
         order = {name: i for i, name in enumerate(self.base.stored)}
         pairs = sorted(self.pairs, key=lambda pair: (order[pair.parameter], pair.expert or 0))
-        return Matched(tuple(_ask_numbers(p) if turned else p for p in pairs), tuple(self.unmatched))
+        return Matched(tuple(_ask_numbers(p) if any_transposed else p for p in pairs), tuple(self.unmatched))
 
     def _set_aside(self, name: str, reason: str) -> None:
         self.unmatched.append(Skipped(name, reason))
@@ -203,14 +204,14 @@ class _Matching:
             return
         base, tuned, note = fitted
         notes = (*notes, *_dequantised(("base", base), ("tuned checkpoint", tuned)))
-        pairs = _pairs_of(label, base, tuned, (*notes, *note), self.turned)
+        pairs = _pairs_of(label, base, tuned, (*notes, *note), self.stores_transposed)
         self.pairs += (replace(pair, parameter=name) for pair in pairs)
 
 
 def _dequantised(*sides: tuple[str, Stored]) -> tuple[str, ...]:
     """What to say of weights that were stored in codes: the error of coding them is in the difference."""
-    found = [(side, scheme) for side, stored in sides if (scheme := scheme_of(stored)) is not None]
-    return tuple(f"{DEQUANTISED} {scheme} in the {side}: ΔW holds the error of that coding" for side, scheme in found)
+    decoded = [(side, scheme) for side, stored in sides if (scheme := scheme_of(stored)) is not None]
+    return tuple(f"{DEQUANTISED} {scheme} in the {side}: ΔW holds the error of that coding" for side, scheme in decoded)
 
 
 def _no_weight(stored: Stored) -> str | None:
@@ -281,16 +282,15 @@ def _pairs_of(name: str, base: Stored, tuned: Stored, notes: tuple[str, ...], st
     else:
         matrix = (base.shape[0], math.prod(base.shape[1:])) if len(base.shape) > 2 and base.shape[0] > 1 else shape
         embedding = len(base.shape) == 2 and is_embedding(module)
-        turned = embedding or (len(base.shape) == 2 and stores(module))
+        transposed = embedding or (len(base.shape) == 2 and stores(module))
         kernel = tuple(base.shape[2:]) if len(base.shape) > 2 and base.shape[0] > 1 else ()
-        yield Pair(
-            module, name, base, tuned, matrix[::-1] if turned else matrix, turned, embedding, kernel, notes=notes
-        )
+        sides = matrix[::-1] if transposed else matrix
+        yield Pair(module, name, base, tuned, sides, transposed, embedding, kernel, notes=notes)
 
 
 def _ask_numbers(pair: Pair) -> Pair:
     square = len(pair.base.shape) == 2 and pair.base.shape[0] == pair.base.shape[1]
-    return replace(pair, maybe_turned=square and not pair.embedding)
+    return replace(pair, maybe_transposed=square and not pair.embedding)
 
 
 def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
@@ -311,11 +311,11 @@ def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
             )
         )  # fmt: skip
     for name, stored in adapter.saved.items():
-        found = base.resolve(name) if name not in adapter.non_weight_tensors else None
-        if found is None or tuple(base.stored[found].shape) != tuple(stored.shape):
+        base_name = base.resolve(name) if name not in adapter.non_weight_tensors else None
+        if base_name is None or tuple(base.stored[base_name].shape) != tuple(stored.shape):
             unmatched.append(Skipped(name, adapter.non_weight_tensors.get(name, "only in the tuned file")))
         else:
-            pairs += _pairs_of(found, base.stored[found], stored, ("saved whole",), _Transposed(base))
+            pairs += _pairs_of(base_name, base.stored[base_name], stored, ("saved whole",), _Transposed(base))
     return Matched(tuple(pairs), tuple(unmatched))
 
 
@@ -328,7 +328,7 @@ def difference(pair: Pair) -> Difference:
         return _of_update(pair)
     notes = pair.notes
     tuned = pair.tuned
-    if pair.maybe_turned:
+    if pair.maybe_transposed:
         base, other = pair.base.read(), tuned.read()
         if np.linalg.norm(other.T - base) < np.linalg.norm(other - base):
             notes = (*notes, "stored transposed in the tuned checkpoint: turned (the numbers say so)")

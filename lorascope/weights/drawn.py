@@ -42,13 +42,13 @@ class Drawn:
         """The draw that `to_json` described. InputError, naming `where`, for anything else."""
         try:
             shape, bound, seed = values["shape"], values["bound"], values["seed"]
-            fine = set(values) == {"shape", "bound", "seed"} and isinstance(shape, list)
-            fine = fine and all(type(size) is int and size >= 0 for size in shape) and math.prod(shape) <= MAX_DRAWN
-            fine = fine and type(bound) in (int, float) and 0 < bound < math.inf and type(seed) is int
-            fine = fine and 0 <= seed < 1 << 63 and bound <= np.finfo(np.float32).max
+            valid = set(values) == {"shape", "bound", "seed"} and isinstance(shape, list)
+            valid = valid and all(type(size) is int and size >= 0 for size in shape) and math.prod(shape) <= MAX_DRAWN
+            valid = valid and type(bound) in (int, float) and 0 < bound < math.inf and type(seed) is int
+            valid = valid and 0 <= seed < 1 << 63 and bound <= np.finfo(np.float32).max
         except (TypeError, KeyError, IndexError, OverflowError):
-            fine = False
-        if not fine:
+            valid = False
+        if not valid:
             raise InputError(
                 f"adapter_config.json: {where} is no draw", found=repr(values)[:200], expected="shape, bound, seed"
             )

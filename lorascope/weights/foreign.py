@@ -62,11 +62,11 @@ _ADAPTER_WORDS = re.compile(
 def refuse_by_name(path: Path) -> None:
     """InputError where the file's name says that it is of a kind that lorascope does not read."""
     name = path.name.lower()
-    found = next(((what, hint) for endings, what, hint in ENDINGS if name.endswith(endings)), None)
-    if found is None and _TENSORFLOW_DATA.search(name):
-        found = "a TensorFlow checkpoint", _TORCH
-    if found is not None:
-        raise InputError(f"{path} is {found[0]}, which lorascope does not read", hint=found[1])
+    kind_and_hint = next(((what, hint) for endings, what, hint in ENDINGS if name.endswith(endings)), None)
+    if kind_and_hint is None and _TENSORFLOW_DATA.search(name):
+        kind_and_hint = "a TensorFlow checkpoint", _TORCH
+    if kind_and_hint is not None:
+        raise InputError(f"{path} is {kind_and_hint[0]}, which lorascope does not read", hint=kind_and_hint[1])
 
 
 def is_foreign(name: str) -> bool:
@@ -83,13 +83,13 @@ def refuse_unclaimed(path: Path, keys: Iterable[str], config: Mapping[str, Any] 
         two_checkpoints: what to do with full models.
     """
     keys = list(keys)
-    if said := _by_config(config or {}):
-        raise InputError(f"{path} is {said[0]}", found=preview(keys, 3), hint=said[1])
+    if kind_and_hint := _by_config(config or {}):
+        raise InputError(f"{path} is {kind_and_hint[0]}", found=preview(keys, 3), hint=kind_and_hint[1])
     for pattern, what, hint in _KEYS:
-        known = [key for key in keys if pattern.search(key)]
-        if known:
+        matching = [key for key in keys if pattern.search(key)]
+        if matching:
             raise InputError(
-                f"{path} is {what}", found=preview(known, 3), hint=hint or "lorascope does not read these yet"
+                f"{path} is {what}", found=preview(matching, 3), hint=hint or "lorascope does not read these yet"
             )
     if _is_model(keys):
         raise InputError(

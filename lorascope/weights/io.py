@@ -154,7 +154,8 @@ def _refuse_shells(path: Path, tensors: Mapping[str, Stored]) -> None:
 
 def _weights_of(folder: Path) -> Path:
     """The one weights file of a folder."""
-    for name in _ADAPTERS:
+    usual = (*_ADAPTERS, *(name for _, format in formats.items() for name in format.file_names))
+    for name in usual:
         if (folder / name).is_file():
             return folder / name
     present = sorted(entry.name for entry in folder.iterdir())
@@ -170,7 +171,7 @@ def _weights_of(folder: Path) -> Path:
     foreign = [name for name in present if is_foreign(name)]
     if foreign:
         return folder / foreign[0]  # which is refused for what it is
-    below = sorted({str(found.parent) for name in _ADAPTERS for found in folder.glob(f"*/{name}")})
+    below = sorted({str(path.parent) for name in usual for path in folder.glob(f"*/{name}")})
     raise InputError(
         f"{folder} holds no adapter",
         found=preview(present) or "an empty folder",

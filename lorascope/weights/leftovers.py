@@ -29,12 +29,12 @@ _ACTS = re.compile(r"scal(e|ing|ar)|multiplier|mask|gate|router|gain|strength|co
 
 def modules_of(keys: Iterable[str]) -> set[str]:
     """The paths of the modules that keys of an adapter belong to, without PEFT's prefix."""
-    found = set()
+    modules = set()
     for key in keys:
         segments = plain(key).split(".")
         end = next((i for i, segment in enumerate(segments) if i and _ROLE.match(segment)), len(segments) - 1)
-        found.add(".".join(segments[:end]))
-    return found - {""}
+        modules.add(".".join(segments[:end]))
+    return modules - {""}
 
 
 def changes_delta(key: str, modules: set[str]) -> bool:

@@ -44,18 +44,17 @@ def without_wrappers(tensors: Mapping[str, Stored], where: object = "") -> tuple
     Raises:
         InputError: two keys differ by a wrapper alone.
     """
-    found: dict[str, Stored] = {}
+    renamed: dict[str, Stored] = {}
     changed = 0
     for key, stored in tensors.items():
         name = _outer_prefix(unwrapped(key))
-        if name in found:
+        if name in renamed:
             raise InputError(f"{where}: two keys mean the same", found=f"{name!r}, of which one is {key!r}")
-        found[name] = stored
+        renamed[name] = stored
         changed += name != key
-    said = (
-        f"wrappers' segments (torch.compile, DDP, FSDP and the like) were taken out of {changed} of {len(found)} names"
-    )
-    return found, ((said,) if changed else ())
+    wrappers = "wrappers' segments (torch.compile, DDP, FSDP and the like)"
+    note = f"{wrappers} were taken out of {changed} of {len(renamed)} names"
+    return renamed, ((note,) if changed else ())
 
 
 def _outer_prefix(key: str) -> str:
@@ -97,23 +96,23 @@ PARTS = frozenset(
 
 def within(name: str, most: int = 3) -> list[str]:
     """`name` without one, two, ... leading components, as long as these name no part of a model and a layer is left."""
-    found = []
+    tails = []
     components = name.split(".")
     for k in range(1, min(most, len(components) - 2) + 1):
         if components[k - 1] in PARTS or components[k - 1].isdecimal():
             break
-        found.append(".".join(components[k:]))
-    return found
+        tails.append(".".join(components[k:]))
+    return tails
 
 
 def rootless(name: str) -> list[str]:
     """`name` without its root, then without the next, as long as the leading component is one and others remain."""
-    found = []
+    rests = []
     root, dot, rest = name.partition(".")
     while dot and root in ROOTS and "." in rest:
-        found.append(rest)
+        rests.append(rest)
         root, dot, rest = rest.partition(".")
-    return found
+    return rests
 
 
 def renamed(name: str) -> list[str]:

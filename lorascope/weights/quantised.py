@@ -102,25 +102,25 @@ def parameters(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict
         tensors: all of a checkpoint's tensors.
         config: the model's `config.json`, whose `quantization_config` names the scheme.
     """
-    schemes = _Schemes(tensors, _said(config))
-    found: dict[str, Stored] = {}
+    schemes = _Schemes(tensors, _quantisation(config))
+    decoded: dict[str, Stored] = {}
     for name in tensors:
         if (owner := schemes.packed(name)) is not None:
-            found[owner[0]] = owner[1]
+            decoded[owner[0]] = owner[1]
         elif not schemes.is_companion(name):
-            found[name] = schemes.parameter(name)
-    return found
+            decoded[name] = schemes.parameter(name)
+    return decoded
 
 
 def scheme_name(config: Mapping[str, Any]) -> str | None:
     """What a model's config says that it is quantised with; None of a plain one."""
-    said = _said(config)
-    return (_Schemes({}, said).name or "an unnamed scheme") if said else None
+    quantisation = _quantisation(config)
+    return (_Schemes({}, quantisation).name or "an unnamed scheme") if quantisation else None
 
 
-def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    said = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
-    return said if isinstance(said, Mapping) else {}
+def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    quantisation = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
+    return quantisation if isinstance(quantisation, Mapping) else {}
 
 
 def scheme_of(stored: Stored | None) -> str | None:
@@ -131,9 +131,9 @@ def scheme_of(stored: Stored | None) -> str | None:
 class _Schemes:
     """One checkpoint's tensors by module, and what its config says of them."""
 
-    def __init__(self, tensors: Mapping[str, Stored], said: Mapping[str, Any]):
-        self.tensors, self.said = tensors, said
-        self.method = str(said.get("quant_method", "")).lower()
+    def __init__(self, tensors: Mapping[str, Stored], config: Mapping[str, Any]):
+        self.tensors, self.config = tensors, config
+        self.method = str(config.get("quant_method", "")).lower()
         self.leaves: dict[str, list[str]] = {}
         for name in tensors:
             module, _, leaf = name.rpartition(".")
@@ -143,10 +143,10 @@ class _Schemes:
     def name(self) -> str:
         """The scheme by the config's word."""
         if self.method == "bitsandbytes":
-            bits = self.said.get("bnb_4bit_quant_type", "4-bit") if self.said.get("load_in_4bit") else "LLM.int8"
+            bits = self.config.get("bnb_4bit_quant_type", "4-bit") if self.config.get("load_in_4bit") else "LLM.int8"
             return f"bitsandbytes {bits}"
-        if "group_size" in self.said and "bits" in self.said and not self.method:
-            return f"MLX {self.said['bits']}-bit"
+        if "group_size" in self.config and "bits" in self.config and not self.method:
+            return f"MLX {self.config['bits']}-bit"
         return _NAMES.get(self.method, self.method)
 
     def is_companion(self, name: str) -> bool:
@@ -196,8 +196,8 @@ class _Schemes:
         if stored.dtype not in _CODES or not self._is_weight(name, leaf, stored):
             return stored  # positions, masks, counters: buffers
         for decode in (self._int8, self._four_bits, self._by_block, self._scaled):
-            if (found := decode(name, module, stored)) is not None:
-                return found
+            if (decoded := decode(name, module, stored)) is not None:
+                return decoded
         if stored.dtype in _FP8 and not self.method and not self._unknown_keys(name, module):
             return stored  # a plain cast: the code is the number
         if self.name:
@@ -215,7 +215,7 @@ class _Schemes:
 
     def _plain(self, name: str, module: str, leaf: str, stored: Stored) -> Stored:
         """A matrix in a floating dtype, unless something beside it may change what it means."""
-        if self.said.get("transform_config") and leaf == "weight" and len(stored.shape) == 2:
+        if self.config.get("transform_config") and leaf == "weight" and len(stored.shape) == 2:
             return self._unreadable(name, f"{self.name}, its weights rotated")
         if len(stored.shape) < 2 or not (beside := self._unknown_keys(name, module)):
             return stored
@@ -224,12 +224,12 @@ class _Schemes:
 
     def _unknown_keys(self, name: str, module: str) -> list[str]:
         """Tensors of the same stem whose meaning is not known."""
-        own = [f"{name}{leaf}" for leaf in ("_scale_inv", "_scale", "_zero_point") if f"{name}{leaf}" in self.tensors]
-        own += [f"{name}.{leaf}" for leaf in self.leaves.get(name, ())]
+        keys = [f"{name}{leaf}" for leaf in ("_scale_inv", "_scale", "_zero_point") if f"{name}{leaf}" in self.tensors]
+        keys += [f"{name}.{leaf}" for leaf in self.leaves.get(name, ())]
         if not name.endswith(".weight"):
-            return own
+            return keys
         leaves = [leaf for leaf in self.leaves[module] if leaf not in _HARMLESS | _ACTIVATION]
-        return [*own, *(one for leaf in leaves if (one := f"{module}.{leaf}") not in own)]
+        return [*keys, *(one for leaf in leaves if (one := f"{module}.{leaf}") not in keys)]
 
     # --- schemes --------------------------------------------------------------------------------------------------
 
@@ -257,8 +257,8 @@ class _Schemes:
         shape, dtype = state.get("shape"), _OF_STATE.get(str(state.get("dtype")))
         count = math.prod(shape) if isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) else 0
         arrays = tuple(source for source in sources if source is not None)
-        fine = len(arrays) == len(names) and stored.dtype == "U8" and math.prod(stored.shape) == (count + 1) // 2
-        if not fine or not count or dtype is None:
+        valid = len(arrays) == len(names) and stored.dtype == "U8" and math.prod(stored.shape) == (count + 1) // 2
+        if not valid or not count or dtype is None:
             return self._unreadable(name, kind)
         return Decoded(tuple(shape or ()), dtype, kind, (stored, *arrays), lambda *read: _nf4(state, dtype, *read))
 
@@ -268,7 +268,7 @@ class _Schemes:
             return None
         if stored.dtype not in _FP8 or scale.dtype not in _PLAIN or len(stored.shape) < 2:
             return self._unreadable(name, self.name or f"{stored.dtype} codes with a {scale.dtype} scale")
-        block = _block(self.said.get("weight_block_size") or BLOCK, tuple(stored.shape), tuple(scale.shape))
+        block = _block(self.config.get("weight_block_size") or BLOCK, tuple(stored.shape), tuple(scale.shape))
         if block is None:
             return self._misfit(name, stored, scale)
         return Decoded(tuple(stored.shape), "F32", "fp8", (stored, scale), lambda c, s: c * _spread(s, block, c.shape))
@@ -277,10 +277,10 @@ class _Schemes:
         """`weight_scale` by tensor, row, group of columns or block; a ComfyUI file's `scale_weight` by tensor."""
         comfy = self.tensors.get(f"{module}.scale_weight")
         scale = self.tensors.get(f"{name}_scale") if comfy is None else comfy
-        known = {f"{name}_scale", f"{name}_zero_point", f"{module}.scale_weight", f"{name}_shape"}
+        understood = {f"{name}_scale", f"{name}_zero_point", f"{module}.scale_weight", f"{name}_shape"}
         if (
             scale is None
-            or set(self._unknown_keys(name, module)) - known
+            or set(self._unknown_keys(name, module)) - understood
             or (self.method and self.method not in _SCALED)
         ):
             return None
@@ -310,7 +310,7 @@ class _Schemes:
             return 1, columns
         if len(scale) == 2 and scale[0] == rows and columns % scale[1] == 0:
             return 1, columns // scale[1]
-        groups = self.said.get("config_groups")
+        groups = self.config.get("config_groups")
         first: Any = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
         weights = first.get("weights") if isinstance(first, Mapping) else {}
         sides = (weights or {}).get("block_structure") or BLOCK
@@ -356,17 +356,19 @@ def _nf4(
     return round_to(values.reshape(state["shape"]), dtype)
 
 
-def _block(said: Any, shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
+def _block(sides: Any, shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
     """The sides of a block, as the config says them; None where the grid of scales does not fit them."""
     rows, columns = shape[-2:]
     if math.prod(scale) == 1:
         return rows, columns
     if len(scale) != len(shape) or scale[:-2] != shape[:-2]:
         return None
-    fine = isinstance(said, list | tuple) and len(said) == 2 and all(type(side) is int and side > 0 for side in said)
-    if not fine or (math.ceil(rows / said[0]), math.ceil(columns / said[1])) != scale[-2:]:
+    valid = (
+        isinstance(sides, list | tuple) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+    )
+    if not valid or (math.ceil(rows / sides[0]), math.ceil(columns / sides[1])) != scale[-2:]:
         return None
-    return said[0], said[1]
+    return sides[0], sides[1]
 
 
 def _spread(scale: np.ndarray, block: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:

@@ -4,10 +4,11 @@ The format: 8 bytes n, little endian; n bytes of JSON, `{key: {"dtype", "shape",
 optional `__metadata__` of strings; then the tensors' bytes without gap or overlap. A header is believed only after it
 was checked against the file's size, so that nothing is allocated on its word.
 
-Tensors are read with `preadv` in small pieces that are decoded while they are in the cache. The file is not mapped:
-mapped pages would count as this process's memory, and memory must not grow with the file.
+Tensors are read at their positions in small pieces that are decoded while they are in the cache. The file is not
+mapped: mapped pages would count as this process's memory, and memory must not grow with the file.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import numpy as np
 from lorascope.errors import InputError, LorascopeError, preview
 from lorascope.inputs import cannot_read, open_regular
 from lorascope.outputs import json_text, write_bytes
+from lorascope.portable import read_at
 from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import SIZES, decode_into, encode
 
@@ -41,11 +43,10 @@ class OpenFile:
     def __init__(self, path: Path):
         self.path = path
         self._file = open_regular(path)
-        self.fd = self._file.fileno()
-        self.size = os.fstat(self.fd).st_size
+        self.size = os.fstat(self._file.fileno()).st_size
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
+        with contextlib.suppress(Exception):  # it was never opened, or the interpreter ends
             self._file.close()
 
     def read_into(self, buffer: Any, offset: int) -> None:
@@ -54,7 +55,7 @@ class OpenFile:
         done = 0
         while done < len(view):
             try:
-                count = os.preadv(self.fd, [view[done:]], offset + done)
+                count = read_at(self._file, view[done:], offset + done)
             except OSError as error:
                 raise cannot_read(self.path, error) from None
             if count == 0:
@@ -221,11 +222,11 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         raise ValueError(f"duplicate keys {preview(name for name, count in counts.items() if count > 1)}")
-    return found
+    return values
 
 
 def _entry(path: Path, key: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:

@@ -70,12 +70,12 @@ class Plan:
             groups = tuple(map(_size, values["groups"]))
             named = str(values["projection"]), str(values["scope"])
             plan = Plan(*named, _size(values["columns"]), _size(values["seed"]), parameters, groups)
-            fine = plan.projection in get_args(Name) and plan.scope in ("global", "per-tensor") and plan.columns > 0
-            fine = fine and len(groups) in (0, len(parameters)) and bool(parameters)
+            valid = plan.projection in get_args(Name) and plan.scope in ("global", "per-tensor") and plan.columns > 0
+            valid = valid and len(groups) in (0, len(parameters)) and bool(parameters)
             written = values["fingerprint"]
         except (TypeError, KeyError, ValueError):
-            fine = False
-        if not fine:
+            valid = False
+        if not valid:
             raise InputError("adapter_config.json: subspace is no plan of a random subspace", found=repr(values)[:200])
         if written != fingerprint():
             raise InputError(
@@ -108,10 +108,10 @@ class Subspace:
 
     def __post_init__(self) -> None:
         m = max(self.plan.groups, default=-1) + 1
-        found = tuple(self.theta.shape), tuple(self.lam.shape) if self.lam is not None else (0,)
-        if found != ((self.plan.columns,), (m,)):
+        shapes = tuple(self.theta.shape), tuple(self.lam.shape) if self.lam is not None else (0,)
+        if shapes != ((self.plan.columns,), (m,)):
             raise InputError(
-                "the subspace's coordinates do not fit its plan", found=found, expected=((self.plan.columns,), (m,))
+                "the subspace's coordinates do not fit its plan", found=shapes, expected=((self.plan.columns,), (m,))
             )
 
     def values(self, index: int) -> np.ndarray:
@@ -148,29 +148,29 @@ class Projected:
     subspace: Subspace
     index: int
     shape: tuple[int, ...]
-    turned: bool = False
+    transposed: bool = False
     dtype: str = "F32"
 
     def read(self) -> np.ndarray:
         values = self.subspace.values(self.index)
-        return values.T if self.turned else values.reshape(self.shape)
+        return values.T if self.transposed else values.reshape(self.shape)
 
     def to_json(self) -> dict[str, Any]:
-        return {"index": self.index, "shape": list(self.shape), "turned": self.turned}
+        return {"index": self.index, "shape": list(self.shape), "turned": self.transposed}
 
     @staticmethod
     def of_json(values: Any, subspace: Subspace, where: str) -> "Projected":
         """The parameter that `to_json` described. InputError, naming `where`, for anything else."""
         try:
-            index, shape, turned = values["index"], tuple(map(_size, values["shape"])), bool(values["turned"])
+            index, shape, transposed = values["index"], tuple(map(_size, values["shape"])), bool(values["turned"])
             native = subspace.plan.parameters[_size(index)][1]
-            fine = math.prod(shape) == math.prod(native) and len(shape) == 2
-            fine = fine and (not turned or tuple(native) == shape[::-1])
+            valid = math.prod(shape) == math.prod(native) and len(shape) == 2
+            valid = valid and (not transposed or tuple(native) == shape[::-1])
         except (TypeError, KeyError, ValueError, IndexError):
-            fine = False
-        if not fine:
+            valid = False
+        if not valid:
             raise InputError(f"adapter_config.json: {where} is no parameter of its subspace", found=repr(values)[:200])
-        return Projected(subspace, index, shape, turned)
+        return Projected(subspace, index, shape, transposed)
 
 
 def subspace_of(updates: Mapping[str, Any]) -> Subspace | None:

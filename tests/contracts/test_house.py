@@ -20,6 +20,7 @@ GROUND = {
     "destinations",
     "patterns",
     "locks",
+    "portable",
     "architectures",
     "schema",
     "__init__",

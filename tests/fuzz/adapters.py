@@ -4,8 +4,10 @@ A family is a function of one source of chance, a `random.Random`: seeded by the
 Hypothesis in the quick test, so that both draw from the same files. A registered format without a family is an error.
 """
 
+import copy
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +18,24 @@ from hypothesis import strategies as st
 
 from lorascope.weights.dtypes import SIZES, encode
 from lorascope.weights.formats.base import formats
-from lorascope.weights.formats.peft.format import _TYPES
 from lorascope.weights.formats.peft.prompts import REASONS
+from lorascope.weights.formats.peft.recognise import all_families
+from tests.weights.examples import cases
 
 FLOATS = ("F32", "F32", "F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 STORAGE = ("safetensors", "safetensors", "safetensors", "alone", "pickle", "shards")
-PEFT_TYPES = {*_TYPES, *REASONS, "TRAINABLE_TOKENS"}
+PEFT_TYPES = {peft_type for family in all_families() for peft_type in family.peft_types}
+DRAWN = {
+    "LORA",
+    "ADALORA",
+    "VERA",
+    "IA3",
+    "LOHA",
+    "LOKR",
+    "LN_TUNING",
+    "TRAINABLE_TOKENS",
+    *REASONS,
+}  # by families here
 _INDEX = ".index.json"
 
 
@@ -526,6 +540,40 @@ def own_subspace(hand: Hand) -> Files:
     parts = {"subspace.theta": "coordinates"} | ({"subspace.lambda": "coordinates"} if groups else {})
     tensors = {"parts.subspace.theta": hand.array(3)} | ({"parts.subspace.lambda": hand.array(2)} if groups else {})
     return own_record(tensors, modules={"q": entry}, parts=parts, subspace=plan)
+
+
+# --- formats and PEFT types without a family of their own ------------------------------------------------------------
+
+
+def _take_examples() -> None:
+    """Make the example files of a format, or a PEFT type, that has no family above into one each."""
+    formats_without = set(formats.names()) - {format for format, _ in FAMILIES.values()}
+    types_without = PEFT_TYPES - DRAWN
+    for format, builder in cases() if formats_without or types_without else ():
+        if format in formats_without or (format == "peft" and types_without):
+            with tempfile.TemporaryDirectory() as folder:
+                files = _of_file(format, builder.__name__, builder(Path(folder)).path)
+            if format in formats_without or files.peft_type in types_without:
+                FAMILIES[files.family] = (format, lambda hand, files=files: copy.deepcopy(files))
+
+
+def _of_file(format: str, name: str, path: Path) -> Files:
+    """A safetensors file, with the config next to it, as what is drawn."""
+    weights = next(path.glob("*.safetensors")) if path.is_dir() else path
+    content = weights.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    metadata = header.pop("__metadata__", {})
+    tensors = []
+    for key, entry in header.items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        tensors.append((key, Tensor(entry["dtype"], tuple(entry["shape"]), content[begin:end])))
+    config = weights.parent / "adapter_config.json"
+    pairs = list(json.loads(config.read_text()).items()) if config.exists() else None
+    return Files(format, f"{format}_{name}", tensors, metadata, pairs, peft_type=dict(pairs or []).get("peft_type"))
+
+
+_take_examples()
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.weights.dtypes import SIZES, encode
-from lorascope.weights.formats.peft.config import KNOWN
+from lorascope.weights.formats.peft.recognise import known_fields
 from tests.fuzz.adapters import STORAGE, Files, Raw, Tensor, draw, write
 
 HUGE = int("9" * 400)
@@ -286,7 +286,7 @@ def set_config(files: Files, chance: random.Random) -> None:
         key, value = files.config[index]
         files.config[index] = key, altered(value, chance)
     elif how < 0.9:
-        files.config = [*files.config, (chance.choice(sorted(KNOWN)), hostile(chance))]
+        files.config = [*files.config, (chance.choice(sorted(known_fields())), hostile(chance))]
     else:
         files.config = [*files.config, (chance.choice(TEXTS), hostile(chance))]
 

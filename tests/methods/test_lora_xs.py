@@ -11,8 +11,8 @@ from lorascope.adapt.inject import inject
 from lorascope.errors import InputError
 from lorascope.methods.lora_xs import LoRAXS, LoRAXSConfig
 from lorascope.weights import io
-from lorascope.weights.convert import to_low_rank
 from tests.methods import models
+from tests.methods.plain_lora import to_low_rank
 
 R = 4
 

@@ -16,9 +16,9 @@ from lorascope.errors import InputError
 from lorascope.updates.base import dense
 from lorascope.weights import io
 from lorascope.weights.checkpoint import open_checkpoint
-from lorascope.weights.convert import to_low_rank
 from lorascope.weights.drawn import Drawn
 from tests.methods import models
+from tests.methods.plain_lora import to_low_rank
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 RANK = 12

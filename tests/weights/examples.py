@@ -1,5 +1,7 @@
 """Example files of every format, for the contract tests: each `examples_<format>.py` in this folder adds its own.
 
+Another one of the same format, such as that of a family of PEFT's, is `examples_<format>_<what>.py`.
+
 A builder writes a file and says what reading it must give.
 """
 
@@ -10,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from lorascope.weights.formats.base import formats
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ Builder = Callable[[Path], Example]
 
 
 def builders() -> dict[str, list[Builder]]:
-    """Builders by the registered name of their format, which is what follows `examples_` in the module's name.
+    """Builders by the registered name of their format, which follows `examples_` in the module's name.
 
     A module has `EXAMPLES`, builders; or `examples()`, tensors with the truth in memory (`tests/weights/example.py`).
     """
@@ -45,7 +49,9 @@ def builders() -> dict[str, list[Builder]]:
         if module.name.startswith("examples_"):
             examples = importlib.import_module(f"tests.weights.{module.name}")
             in_memory = map(_builder, examples.examples()) if hasattr(examples, "examples") else ()
-            found[module.name.removeprefix("examples_")] = [*getattr(examples, "EXAMPLES", ()), *in_memory]
+            name = module.name.removeprefix("examples_")
+            format = next((each for each in formats.names() if name.startswith(f"{each}_")), name)
+            found.setdefault(format, []).extend([*getattr(examples, "EXAMPLES", ()), *in_memory])
     return found
 
 

@@ -20,12 +20,13 @@ from lorascope.updates.base import Update, kinds
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.caveats import not_for_all_tokens, of_another_base
 from lorascope.weights.checkpoint import Checkpoint
-from lorascope.weights.convert import KEPT
 from lorascope.weights.tensors import InMemory
 
 _CONVOLUTION = re.compile(r"conv|patch_emb|downsampl|upsampl|(^|[._])stem([._]|$)", re.I)
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 WRITABLE = ("F64", "F32", "F16", "BF16")  # what factors are rounded to
+# Settings that a plain LoRA keeps of another method's.
+_KEPT = ("base_model_name_or_path", "task_type", "modules_to_save", "target_modules", "bias")
 _SCALING = ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_drop")
 
 
@@ -382,7 +383,7 @@ def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = No
     settings = {
         key: value
         for key, value in adapter.settings.items()
-        if (key not in _SCALING if plain else key in KEPT)
+        if (key not in _SCALING if plain else key in _KEPT)
         and (key != "target_modules" or len(truncated.updates) == len(adapter.updates))
     }
     saved = {**adapter.saved, **_changed_biases(adapter, base)}

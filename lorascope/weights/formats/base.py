@@ -97,8 +97,8 @@ _REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is e
 
 def lost(adapter: Adapter, kept: tuple[str, ...] = ()) -> list[Skipped]:
     """What its reader set aside and the base does not have either. `kept`: reasons by which it is not lost."""
-    fine = (*_REDUNDANT, *kept)
-    return [item for item in adapter.skipped if not any(reason in item.reason for reason in fine)]
+    not_lost = (*_REDUNDANT, *kept)
+    return [item for item in adapter.skipped if not any(reason in item.reason for reason in not_lost)]
 
 
 def refuse_loss(adapter: Adapter) -> None:
@@ -114,6 +114,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]
+    file_names: ClassVar[tuple[str, ...]] = ()  # by which its weights are found in a folder, besides the usual ones
 
     @abstractmethod
     def claims(self, bundle: Bundle) -> bool:

@@ -22,8 +22,9 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.key_groups import KeyGroup, alpha_scale, comfy_extras, kernel_of, low_rank_roles
-from lorascope.weights.formats.peft.config import Config, parse_config
+from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.keys import PREFIX
+from lorascope.weights.formats.peft.recognise import read_config
 from lorascope.weights.leftovers import changes_delta, modules_of
 from lorascope.weights.tensors import reshaped
 
@@ -125,10 +126,10 @@ class Settings:
 
     def scale(self, module: str, rank: int) -> float:
         """α/r or α/√r with PEFT's patterns; 1 where nothing covers the module. InputError where the ranks differ."""
-        found = self.find(module)
-        if found is None:
+        config_and_path = self.find(module)
+        if config_and_path is None:
             return 1.0
-        config, path = found
+        config, path = config_and_path
         if config.rank_of(path) != rank:
             raise InputError(
                 f"{METADATA} contradicts the tensors of {module}",
@@ -142,7 +143,7 @@ def _config(raw: Mapping[str, Any], component: str) -> Config:
     prefix = component + "." if component else ""
     values = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
     try:
-        return parse_config({"peft_type": "LORA", **values})
+        return read_config({"peft_type": "LORA", **values})
     except InputError as error:
         what = error.what.replace("adapter_config.json", f"{METADATA} ({component or 'the model'})")
         raise InputError(what, found=error.found, expected=error.expected, hint=error.hint) from None
@@ -150,18 +151,18 @@ def _config(raw: Mapping[str, Any], component: str) -> Config:
 
 def _groups(tensors: Mapping[str, Stored]) -> dict[str, KeyGroup]:
     """The keys by module, under one spelling. InputError where two keys mean the same."""
-    found: dict[str, dict[str, str]] = {}
+    roles_by_module: dict[str, dict[str, str]] = {}
     for key in tensors:
         match = next((m for spelling in _SPELLINGS if (m := spelling.fullmatch(key))), None)
         if match is None:
             continue
         matched = match.groupdict()
         role = SIDES[matched["side"]] if matched.get("side") else matched["other"]
-        roles = found.setdefault(_module(matched["module"], matched.get("projection")), {})
+        roles = roles_by_module.setdefault(_module(matched["module"], matched.get("projection")), {})
         if role in roles:
             raise InputError(f"two keys mean the same: {roles[role]!r} and {key!r}")
         roles[role] = key
-    return {module: KeyGroup(module, roles) for module, roles in found.items()}
+    return {module: KeyGroup(module, roles) for module, roles in roles_by_module.items()}
 
 
 def _module(path: str, projection: str | None) -> str:
@@ -212,8 +213,8 @@ def _magnitude(group: KeyGroup, ledger: Ledger, d_out: int) -> Stored:
 
 def _method(updates: Mapping[str, Update], settings: Settings) -> str:
     def name(update: Update) -> str:
-        found = settings.find(update.name)
-        plain = "rsLoRA" if found is not None and found[0].rslora else "LoRA"
+        config_and_path = settings.find(update.name)
+        plain = "rsLoRA" if config_and_path is not None and config_and_path[0].rslora else "LoRA"
         return "DoRA" if update.kind == "magnitude" else plain
 
     return " + ".join(sorted(set(map(name, updates.values()))))

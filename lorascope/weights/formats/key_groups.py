@@ -59,12 +59,12 @@ class KeyGroup:
 def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, KeyGroup]:
     """The keys that end in `.` and one of `suffixes`, by module in file order; the longest suffix that fits wins."""
     ordered = sorted(suffixes, key=len, reverse=True)
-    found: dict[str, dict[str, str]] = {}
+    keys_by_module: dict[str, dict[str, str]] = {}
     for key in keys:
         suffix = next((s for s in ordered if key.endswith("." + s)), None)
         if suffix is not None:
-            found.setdefault(key[: -len(suffix) - 1], {})[suffix] = key
-    return {module: KeyGroup(module, groups) for module, groups in found.items()}
+            keys_by_module.setdefault(key[: -len(suffix) - 1], {})[suffix] = key
+    return {module: KeyGroup(module, groups) for module, groups in keys_by_module.items()}
 
 
 # What ComfyUI reads beside a pair: the shape to which it widens the base's weight, and parameters that it replaces.
@@ -167,13 +167,13 @@ def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[s
     spelled: dict[str, list[str]] = {}
     for module in base_modules(base):
         spelled.setdefault(module.replace(".", "_"), []).append(module)
-    found: dict[str, str] = {}
+    resolved: dict[str, str] = {}
     modules = list(modules)
     for module in modules:
         bare = next((module.removeprefix(p) for p in prefixes if module.startswith(p)), module)
         if len(spelled.get(bare, ())) == 1:
-            found[module] = spelled[bare][0]
+            resolved[module] = spelled[bare][0]
     owners: dict[str, int] = {}
-    for name in (*found.values(), *modules):
+    for name in (*resolved.values(), *modules):
         owners[name] = owners.get(name, 0) + 1
-    return {module: name for module, name in found.items() if owners[name] == 1}
+    return {module: name for module, name in resolved.items() if owners[name] == 1}

@@ -54,12 +54,12 @@ class Kohya(Format):
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         groups = by_module(bundle.tensors, SUFFIXES)
-        found = [update for group in groups.values() if (update := read_pair(group, ledger))]
+        updates = [update for group in groups.values() if (update := read_pair(group, ledger))]
         set_aside_embeddings(bundle.tensors, ledger)
         names = resolve(groups, base, PREFIXES)
         return Parsed(
-            updates=rename(found, names),
-            method="DoRA" if any(u.kind == "magnitude" for u in found) else "LoRA",
+            updates=rename(updates, names),
+            method="DoRA" if any(u.kind == "magnitude" for u in updates) else "LoRA",
             settings=settings(bundle.metadata),
             saved=comfy_extras(ledger),
             notes=name_notes(groups, names, base is not None),
@@ -126,13 +126,13 @@ def set_aside_embeddings(keys: Iterable[str], ledger: Ledger) -> None:
 
 def settings(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What sd-scripts wrote about the training (`ss_…`), the long tables (tag counts, buckets) by their length."""
-    found: dict[str, Any] = {}
+    settings_read: dict[str, Any] = {}
     for key, value in metadata.items():
         if key == "ss_network_args":
-            found[key] = _json(value)
+            settings_read[key] = _json(value)
         elif key.startswith("ss_"):
-            found[key] = value if len(value) <= LONGEST_SETTING else f"({len(value)} characters)"
-    return found
+            settings_read[key] = value if len(value) <= LONGEST_SETTING else f"({len(value)} characters)"
+    return settings_read
 
 
 def name_notes(modules: Iterable[str], names: Mapping[str, str], had_base: bool) -> tuple[str, ...]:

@@ -90,18 +90,18 @@ def _adapterhub(bundle: Bundle) -> tuple[float, int] | None:
 
 def _of_adapterhub(updates: Mapping[str, Update], alpha: float, rank: int) -> dict[str, Update]:
     """The updates with AdapterHub's scale, by the modules' own names. InputError where the config is of others."""
-    found: dict[str, Update] = {}
+    renamed: dict[str, Update] = {}
     for update in updates.values():
         name = _LORAS.sub("", f"{update.name}.").removesuffix(".")
         rest = update.roles["A"].shape[0] % rank
-        if rest or name in found:
+        if rest or name in renamed:
             raise InputError(
                 f"adapter_config.json contradicts the tensors of {update.name}",
                 found=f"A {tuple(update.roles['A'].shape)}" if rest else f"{name} twice",
                 expected=f"config.r {rank}" if rest else "one adapter",
             )
-        found[name] = replace(update, name=name, scale=update.scale * alpha / rank)
-    return found
+        renamed[name] = replace(update, name=name, scale=update.scale * alpha / rank)
+    return renamed
 
 
 def _base_weight(module: str, tensors: Mapping[str, Stored], base: "Checkpoint | None") -> Stored | None:

@@ -81,8 +81,8 @@ class Lycoris(Format):
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         settings = Settings.of(bundle.metadata)
-        known = {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)}
-        groups = by_module(bundle.tensors, known | {*VECTORS} | {*PAIRS})
+        suffixes = {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)}
+        groups = by_module(bundle.tensors, suffixes | {*VECTORS} | {*PAIRS})
         updates, methods = [], []
         lokr = _LokrRanks.of(bundle)
         for group in map(_without_stray_weight, map(_one_spelling, groups.values())):
@@ -114,15 +114,15 @@ class Lycoris(Format):
 def _family(group: KeyGroup) -> Family | None:
     """The algorithm of a module; None where it holds vectors only. InputError where it is none, or several."""
     rest = [suffix for suffix in group.keys if suffix not in VECTORS]
-    found = [family for family in FAMILIES if any(mark in group for mark in family.marks)]
-    strange = [group.keys[s] for s in rest if not any(s in (*f.marks, *f.others) for f in found)]
-    if len(found) > 1 or strange:
+    families = [family for family in FAMILIES if any(mark in group for mark in family.marks)]
+    strange = [group.keys[s] for s in rest if not any(s in (*f.marks, *f.others) for f in families)]
+    if len(families) > 1 or strange:
         raise InputError(
             f"{group.module} mixes the keys of several LyCORIS algorithms, or has keys of none",
             found=", ".join(group.keys.values()),
             expected="the keys of one algorithm",
         )
-    return found[0] if found else None
+    return families[0] if families else None
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ class _LokrRanks:
     @classmethod
     def of(cls, bundle: Bundle) -> "_LokrRanks":
         arguments = kohya.settings(bundle.metadata).get("ss_network_args")
-        said = str(arguments.get("rs_lora", False)).lower() == "true" if isinstance(arguments, dict) else None
+        rslora = str(arguments.get("rs_lora", False)).lower() == "true" if isinstance(arguments, dict) else None
         factors = (key for key in bundle.tensors if key.endswith((".lokr_w1_b", ".lokr_w2_b")))
         ranks = {bundle.tensors[key].shape[0] for key in factors if bundle.tensors[key].shape}
         dim = bundle.metadata.get("ss_network_dim", "")
-        return cls(said, frozenset(ranks | ({int(dim)} if dim.isdecimal() else set())))
+        return cls(rslora, frozenset(ranks | ({int(dim)} if dim.isdecimal() else set())))
 
     def rescaled(self, group: KeyGroup, update: Update, ledger: Ledger) -> Update:
         """The update with √r where it was trained with `rs_lora`; with a note where nothing tells."""
@@ -187,10 +187,10 @@ def _scaled_by(settings: Settings, group: KeyGroup, update: Update) -> Update:
 
     InputError where the file's own alpha says another scale.
     """
-    found = settings.find(update.name)
-    if found is None or update.kind not in ("kronecker", "hadamard", "low_rank"):
+    config_and_path = settings.find(update.name)
+    if config_and_path is None or update.kind not in ("kronecker", "hadamard", "low_rank"):
         return update
-    config, path = found
+    config, path = config_and_path
     scale = config.scale_of(path, config.rank_of(path))
     if "alpha" in group and update.kind != "kronecker" and not math.isclose(scale, update.scale):
         raise InputError(
@@ -218,7 +218,7 @@ def _loha(group: KeyGroup, ledger: Ledger) -> Update | None:
         for i in "12":
             core = group.take_matrix(ledger, f"hada_t{i}")
             left, right = factors[f"w{i}_a"], factors[f"w{i}_b"]
-            factors |= {f"w{i}_a": _turned(group, left), f"w{i}_b": _folded(group, core, right)}
+            factors |= {f"w{i}_a": _as_transposed(group, left), f"w{i}_b": _folded(group, core, right)}
             kernel = kernel_of(core)
     return Update(
         group.module,
@@ -246,7 +246,7 @@ def _lokr(group: KeyGroup, ledger: Ledger) -> Update | None:
         core, left, right = group.take_matrix(ledger, "lokr_t2"), roles.get("w2_a"), roles.get("w2_b")
         if left is None or right is None:
             raise InputError(f"{group.keys['lokr_t2']!r} has no lokr_w2_a and lokr_w2_b to act on")
-        roles |= {"w2_a": _turned(group, left), "w2_b": _folded(group, core, right)}
+        roles |= {"w2_a": _as_transposed(group, left), "w2_b": _folded(group, core, right)}
         kernel = kernel_of(core)
     scale, notes = 1.0, [WHOLE_SCALE]
     if ranks:
@@ -297,7 +297,7 @@ def _with_magnitude(group: KeyGroup, ledger: Ledger) -> bool:
     return "dora_scale" in group
 
 
-def _turned(group: KeyGroup, stored: Stored) -> Stored:
+def _as_transposed(group: KeyGroup, stored: Stored) -> Stored:
     if len(stored.shape) != 2:
         raise InputError(f"a factor of {group.module} is not a matrix", found=tuple(stored.shape))
     return transposed(stored)

@@ -114,10 +114,10 @@ def _update(name: str, entry: Any, ledger: Ledger, subspace: Subspace | None = N
     kind, scale = _typed(entry, "kind", str, here), entry.get("scale")
     if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not math.isfinite(scale):
         raise _wrong(f"{here}.scale", scale, "a number")
-    known = kinds.get(kind).roles
-    unknown = [role for role in _strings(entry, "roles", here) if role not in known]
+    kind_roles = kinds.get(kind).roles
+    unknown = [role for role in _strings(entry, "roles", here) if role not in kind_roles]
     if unknown:
-        raise _wrong(f"{here}.roles", preview(unknown), f"roles of a {kind} update: {', '.join(known)}")
+        raise _wrong(f"{here}.roles", preview(unknown), f"roles of a {kind} update: {', '.join(kind_roles)}")
     drawn = _typed(entry, "drawn", dict, here) if "drawn" in entry else {}
     projected = _typed(entry, "projected", dict, here) if "projected" in entry else {}
     if projected and subspace is None:
@@ -145,22 +145,22 @@ def _subspace(record: Mapping[str, Any], saved: Mapping[str, Stored]) -> Subspac
 
 def _rest(entry: Mapping[str, Any], here: str) -> dict[str, Any]:
     """The fields of an update that are rarely there, each of the right type."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key in _PLAIN.keys() & entry.keys():
         value = entry[key]
         if key in ("transposed", "embedding"):
-            fine = type(value) is bool
+            valid = type(value) is bool
         elif key == "expert":
-            fine = type(value) is int and value >= 0
+            valid = type(value) is int and value >= 0
         elif key == "base_weight":
-            fine = type(value) is str
+            valid = type(value) is str
         else:
             sort = str if key == "notes" else int
-            fine = type(value) is list and all(type(item) is sort for item in value)
-        if not fine:
+            valid = type(value) is list and all(type(item) is sort for item in value)
+        if not valid:
             raise _wrong(f"{here}.{key}", value, f"what lorascope writes there, such as {_PLAIN[key]!r}")
-        found[key] = tuple(value) if isinstance(value, list) else value
-    return found
+        options[key] = tuple(value) if isinstance(value, list) else value
+    return options
 
 
 def _record(bundle: Bundle) -> Mapping[str, Any]:

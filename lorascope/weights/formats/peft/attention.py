@@ -12,7 +12,7 @@ from typing import Any
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Update
-from lorascope.weights.formats.peft.lora import Group
+from lorascope.weights.formats.peft.family import Group
 
 _DOUBLED = "nn.MultiheadAttention: PEFT's layer adds out_proj's update twice, so the scale here is 2·α/r"
 _LAYER = re.compile(r"^((?:.*?\.)?(?:layers|layer|h)\.)(\d+)(?=\.)")
@@ -26,14 +26,14 @@ def attention(updates: Mapping[str, Update], groups: Sequence[Group]) -> dict[st
         if group.wrapped == 1 and all(".base_layer.out_proj." in key.text for key in group.keys.values())
     }
     owners = {module.removesuffix(".out_proj") for module in inside} & updates.keys()
-    found: dict[str, Update] = {}
+    renamed: dict[str, Update] = {}
     for name, update in updates.items():
         if name in owners:
             update = replace(update, name=f"{name}.in_proj_weight", base_weight=f"{name}.in_proj_weight")
         elif name in inside and name.removesuffix(".out_proj") in owners:
             update = replace(update, scale=2 * update.scale, notes=(*update.notes, _DOUBLED))
-        found[update.name] = update
-    return found
+        renamed[update.name] = update
+    return renamed
 
 
 def replicated(updates: Mapping[str, Update], ranges: Any) -> dict[str, Update]:
@@ -46,22 +46,22 @@ def replicated(updates: Mapping[str, Update], ranges: Any) -> dict[str, Update]:
     if not ranges:
         return dict(updates)
     pairs = ranges if isinstance(ranges, list) else []
-    fine = all(
+    valid = all(
         isinstance(p, list | tuple) and len(p) == 2 and all(type(n) is int and 0 <= n < 10_000 for n in p)
         for p in pairs
     )
-    if not pairs or not fine:
+    if not pairs or not valid:
         raise InputError(
             "adapter_config.json: layer_replication is no list of ranges",
             found=repr(ranges)[:200],
             expected="[[0, 2], …]",
         )
     source = [layer for start, stop in pairs for layer in range(start, stop)]
-    found = {}
+    with_origin = {}
     for name, update in updates.items():
         match = _LAYER.match(name)
         if match is None:
-            found[name] = update
+            with_origin[name] = update
             continue
         if int(match[2]) >= len(source):
             raise InputError(
@@ -70,5 +70,5 @@ def replicated(updates: Mapping[str, Update], ranges: Any) -> dict[str, Update]:
             )
         origin = f"{match[1]}{source[int(match[2])]}{(update.base_weight or name)[match.end() :]}"
         note = f"a replica of the base's layer {source[int(match[2])]}"
-        found[name] = replace(update, base_weight=origin, notes=(*update.notes, note))
-    return found
+        with_origin[name] = replace(update, base_weight=origin, notes=(*update.notes, note))
+    return with_origin

@@ -7,43 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorascope import patterns
-from lorascope.errors import InputError, preview
+from lorascope.errors import InputError
 from lorascope.weights.names import ALWAYS
 
-# Every field that a PEFT config of the analysed methods can have; another one is named in the notes. `lora_drop` is
-# lorascope's own: the scores by which LoRA-drop chose its layers. PEFT ignores it.
-KNOWN = frozenset(
+# Fields that every method's config has. `lora_drop` is lorascope's own: the scores by which LoRA-drop chose its layers,
+# which PEFT ignores.
+COMMON = frozenset(
     """
     task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode
-    r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora modules_to_save
-    init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config megatron_core
-    trainable_token_indices loftq_config eva_config corda_config lora_ga_config use_dora alora_invocation_tokens
-    use_qalora qalora_group_size layer_replication runtime_config lora_bias target_parameters arrow_config
-    ensure_weight_tying use_bdlora velora_config monteclora_config kasa_config
-    target_r init_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step
-    projection_prng_key save_projection vera_dropout d_initial init_weights
-    feedforward_modules init_ia3_weights
-    alpha rank_dropout module_dropout use_effective_conv2d decompose_both decompose_factor rank_dropout_scale
-    token_indices
-    num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers
-    prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
-    encoder_hidden_size prefix_projection encoder_reparameterization_type encoder_dropout encoder_num_layers
-    enable_lora merge_weights num_tasks num_ranks prompt_tuning_init_state_dict_path prompt_tuning_init_task
-    lora_drop
+    target_modules exclude_modules fan_in_fan_out bias modules_to_save layers_to_transform layers_pattern
+    r lora_alpha rank_pattern alpha_pattern runtime_config
     """.split()  # noqa: SIM905
 )
-
-# Fields that change what A and B mean, so that ΔW is no longer s·B·A.
-CHANGES_DELTA = {
-    "use_qalora": "QALoRA pools the input, so A has another width than the weight",
-    "use_bdlora": "BD-LoRA's factors are block diagonal",
-    "kasa_config": "KaSA changes the base weight and puts a diagonal between A and B",
-    "monteclora_config": "MonteCLoRA samples around A and B",
-    "arrow_config": "Arrow routes each token through several adapters",
-}
-# Initialisations that subtract something from the base weight, so that A and B do not belong to the original base.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
 
 _WRAPPED = re.compile(rf"({'|'.join(ALWAYS)})\\?\.")
 
@@ -112,35 +87,48 @@ class Config:
         return tuple(value)
 
 
-def parse_config(raw: Mapping[str, Any] | None) -> Config:
+@dataclass(frozen=True)
+class ScaleFields:
+    """Where a family's config says rank and scale, with PEFT's defaults. `patterns`: whether single modules may have
+    others; `rslora`: whether `use_rslora` divides by √r."""
+
+    rank: str = "r"
+    default_rank: int = 8
+    alpha: str = "lora_alpha"
+    patterns: bool = True
+    rslora: bool = False
+
+
+def parse_config(raw: Mapping[str, Any] | None, fields: ScaleFields | None) -> Config:
     """A `Config` from the JSON object, with PEFT's defaults for absent fields.
+
+    Args:
+        raw: the object, None of a file without a config.
+        fields: where this method's rank and scale stand; None where it has none, or the method is not known.
 
     Raises:
         InputError: a field that decides a scale has a wrong type or an impossible value.
     """
     values = raw or {}
-    kind = values.get("peft_type")
-    if raw is not None and not isinstance(kind, str):
-        raise InputError("adapter_config.json has no peft_type", found=kind, expected="LORA, VERA, IA3, ...")
-    if raw is not None and kind not in ("LORA", "ADALORA", "VERA", "LOHA", "LOKR"):
-        values = {**values, "r": 1, "lora_alpha": 1}  # no scale: what these fields mean there does not matter here
-    lycoris = kind in ("LOHA", "LOKR")
-    adalora = kind == "ADALORA"
-    vera = kind == "VERA"
-    rank = _number(values, "init_r" if adalora else "r", 12 if adalora else 256 if vera else 8)
-    alpha = _number(values, "alpha" if lycoris else "lora_alpha", 8)
+    peft_type = values.get("peft_type")
+    if raw is not None and not isinstance(peft_type, str):
+        raise InputError("adapter_config.json has no peft_type", found=peft_type, expected="LORA, VERA, IA3, ...")
+    if fields is None:
+        fields = ScaleFields(rslora=True)
+        values = {**values, "r": 1, "lora_alpha": 1}  # what these fields mean there does not matter here
+    rank, alpha = _number(values, fields.rank, fields.default_rank), _number(values, fields.alpha, 8)
     if rank != int(rank) or rank < 1:
         raise InputError("adapter_config.json: the rank is not a positive integer", found=rank)
-    empty = adalora  # its rank_pattern is a mask over triplets, not a rank
+    patterned = values if fields.patterns else {}
     return Config(
         given=raw is not None,
-        peft_type=(kind or "").upper() if isinstance(kind, str) else "",
+        peft_type=peft_type.upper() if isinstance(peft_type, str) else "",
         raw=raw or {},
         rank=int(rank),
         alpha=float(alpha),
-        rank_pattern=Pattern("rank_pattern", {} if empty else _pattern(values, "rank_pattern", positive=True)),
-        alpha_pattern=Pattern("alpha_pattern", {} if empty else _pattern(values, "alpha_pattern", positive=False)),
-        rslora=bool(values.get("use_rslora")) and not lycoris and not adalora,
+        rank_pattern=Pattern("rank_pattern", _pattern(patterned, "rank_pattern", positive=True)),
+        alpha_pattern=Pattern("alpha_pattern", _pattern(patterned, "alpha_pattern", positive=False)),
+        rslora=fields.rslora and bool(values.get("use_rslora")),
     )
 
 
@@ -162,28 +150,3 @@ def _pattern(values: Mapping[str, Any], field: str, *, positive: bool) -> dict[s
                 f"adapter_config.json: {field}[{key!r}] is not a {'rank' if positive else 'number'}", found=number
             )
     return value
-
-
-def notes_of(config: Config) -> list[str]:
-    """What the config says that a reader of the numbers should know."""
-    if not config.given:
-        return [
-            "scale unknown: there is no adapter_config.json beside this file, so α, rsLoRA and patterns are not known; "
-            "every number is that of B·A with scale 1"
-        ]
-    notes = []
-    unknown = sorted(set(config.raw) - KNOWN)
-    if unknown:
-        notes.append(f"adapter_config.json has fields lorascope does not know, and does not apply: {preview(unknown)}")
-    init = config.raw.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
-        more = "ΔW of the original base needs that base" if init in ("pissa", "olora") else "ΔW here is relative to it"
-        notes.append(
-            f"init_lora_weights is {init!r}: training started from a base from which the initial B·A was taken away; "
-            f"{more}"
-        )
-    if config.flag("alora_invocation_tokens"):
-        notes.append("activated LoRA: the update applies only after the invocation tokens")
-    if config.flag("layer_replication"):
-        notes.append("layer_replication: module paths are those of the replicated model, not of the base checkpoint")
-    return notes

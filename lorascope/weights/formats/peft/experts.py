@@ -12,7 +12,7 @@ from lorascope.architectures import EXPERT_PARAMETERS, experts_transposed
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.peft.config import Config
-from lorascope.weights.formats.peft.lora import Group
+from lorascope.weights.formats.peft.family import Group
 from lorascope.weights.safetensors import OnDisk
 from lorascope.weights.tensors import Recent, Slice
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 def parameters_of(module: str, config: Config) -> list[str]:
     """The parameters of a module that `target_parameters` names: the last component of each entry that fits."""
-    found = []
+    parameters = []
     for target in config.names("target_parameters"):
         owner, _, parameter = target.rpartition(".")
         if not owner or f".{module}".endswith(f".{owner}"):
-            found.append(parameter)
-    return list(dict.fromkeys(found))
+            parameters.append(parameter)
+    return list(dict.fromkeys(parameters))
 
 
 def assign(

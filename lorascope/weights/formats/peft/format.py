@@ -1,11 +1,11 @@
 """PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`, `.bin` or shards (PEFT 0.21.2).
 
 Every method whose update is a fixed ΔW is read: LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, LoHa, LoKr, IA³, LayerNorm tuning;
-and virtual tokens, which are no update. The others are recognised by their keys and set aside by name. Scales are
+and virtual tokens, which are no update. The others are recognised by their keys and skipped by name. Scales are
 PEFT's: α/r or α/√r with its patterns, per module.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,31 +16,26 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.diffusers import is_diffusers
 from lorascope.weights.formats.kohya import claimed_by_lycoris
-from lorascope.weights.formats.peft import lora, lycoris, vectors
 from lorascope.weights.formats.peft.attention import attention, replicated
-from lorascope.weights.formats.peft.config import CHANGES_DELTA, Config, notes_of, parse_config
-from lorascope.weights.formats.peft.experts import assign, experts, parameters_of
-from lorascope.weights.formats.peft.held import base_copies, token_rows
-from lorascope.weights.formats.peft.keys import (
-    IA3,
-    LOHA,
-    LOKR,
-    VERA,
-    Key,
+from lorascope.weights.formats.peft.config import Config
+from lorascope.weights.formats.peft.family import Context, Family, Group, Rest
+from lorascope.weights.formats.peft.keys import Key, one_adapter
+from lorascope.weights.formats.peft.recognise import (
+    all_families,
     betrayed_for_all,
     betrayed_modules,
+    family_of,
+    family_of_type,
     is_peft,
-    is_trained_tokens,
-    one_adapter,
-    other_method,
+    kinds_of_type,
+    method_not_read,
+    method_of_kind,
+    notes_of,
     parse,
+    read_config,
 )
-from lorascope.weights.formats.peft.merged import enabled, merged_linear
-from lorascope.weights.formats.peft.norms import norms
-from lorascope.weights.formats.peft.prompts import holds_prompt, take_prompt, write_prompt
-from lorascope.weights.formats.peft.saved import take_saved
+from lorascope.weights.formats.peft.saved import base_copies, take_saved
 from lorascope.weights.formats.peft.write import write_peft
-from lorascope.weights.tensors import Recent
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -59,179 +54,135 @@ class Peft(Format):
         return any(is_peft(key) for key in keys)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
-        config = parse_config(bundle.config)
+        config = read_config(bundle.config)
         keys = [key for key in map(parse, bundle.tensors) if key is not None]
         adapter = one_adapter(keys)
-        reader = _Reader(config, ledger, base, notes_of(config), vectors.widths_of(bundle.metadata))
+        context = Context(config, base, notes_of(config), bundle.metadata)
         groups = _groups(keys, ledger)
-        updates = replicated(attention(reader.updates(groups), groups), config.raw.get("layer_replication"))
-        updates = {**updates, **norms(ledger)}
+        reader = _Reader(ledger, context)
+        of_modules = reader.updates(groups)
+        rests = [family.read_rest(ledger, context) for family in all_families()]
+        updates = replicated(attention(of_modules, groups), config.raw.get("layer_replication"))
+        for rest in rests:
+            updates.update(rest.updates)
         _check_type(config, updates)
-        prompt, parts = take_prompt(config, ledger)
-        rows, copies = token_rows(ledger, config), base_copies(ledger)
-        modules = {group.module for group in groups}
-        saved = {**prompt, **take_saved(ledger, config, adapter, modules, reader.notes)}
-        method = _method(config, updates, ledger, parts)
-        return Parsed(updates, method, dict(config.raw), saved, tuple(reader.notes), parts, rows, copies)
+        copies, modules = base_copies(ledger), {group.module for group in groups}
+        whole = take_saved(ledger, config, adapter, modules, context.notes)
+        return Parsed(
+            updates,
+            _method(reader.methods, rests, ledger) or config.peft_type,
+            dict(config.raw),
+            {**{name: stored for rest in rests for name, stored in rest.saved.items()}, **whole},
+            tuple(context.notes),
+            {name: reason for rest in rests for name, reason in rest.non_weight_tensors.items()},
+            {name: rows for rest in rests for name, rows in rest.rows.items()},
+            copies,
+        )
 
     def write(self, adapter: Adapter, folder: Path) -> list[Path]:
-        return write_prompt(adapter, folder) if holds_prompt(adapter) else write_peft(adapter, folder)
+        return write_peft(adapter, folder)
 
 
 @dataclass
 class _Reader:
-    """Groups of keys to updates, each key taken or set aside."""
+    """Groups of keys to updates, each key taken or skipped. `methods`: the names of what was read, each once."""
 
-    config: Config
     ledger: Ledger
-    base: "Checkpoint | None"
-    notes: list[str]
-    widths: Mapping[str, int]
-    recent: Recent = field(default_factory=Recent)
+    context: Context
+    methods: dict[str, None] = field(default_factory=dict)
 
-    def updates(self, groups: list[lora.Group]) -> dict[str, Update]:
-        """All updates by module, in file order, fused parameters and VeRA last."""
-        changed = [reason for name, reason in CHANGES_DELTA.items() if self.config.flag(name)]
-        if self.config.given and self.config.peft_type not in _TYPES:
-            changed.append(f"{self.config.peft_type}: its ΔW is not s·B·A, and lorascope does not know it")
-        changed += betrayed_for_all(self.ledger.left())
+    def updates(self, groups: list[Group]) -> dict[str, Update]:
+        """All updates by module, in file order; those last that a family reads together."""
+        reasons = self._reasons_for_all()
         betrayed = betrayed_modules(self.ledger.left())
-        found: dict[str, Update] = {}
-        fused: dict[str, list[lora.Group]] = {}
-        vera: list[lora.Group] = []
+        updates: dict[str, Update] = {}
+        waiting: dict[Family, list[Group]] = {}
         for group in groups:
-            if changed:
-                self._set_aside(group, changed[0])
-            elif group.module in betrayed:
-                self._set_aside(group, betrayed[group.module])
-            elif group.stored.keys() & set(VERA):
-                vera.append(group)
-            elif "lora_A" in group and parameters_of(group.module, self.config):
-                fused.setdefault(group.module, []).append(group)
+            if reasons or group.module in betrayed:
+                self._skip(group, reasons[0] if reasons else betrayed[group.module])
+                continue
+            family = family_of(group)
+            if family.waits(group, self.context):
+                waiting.setdefault(family, []).append(group)
             else:
-                self._add(found, self._one(group))
-                self._take(group)
-        for wrappers in fused.values():
-            for group, parameter in assign(wrappers, self.config, self.base, self.notes):
-                for update in experts(group, parameter, self.config, self.base, self.recent):
-                    self._add(found, update)
-                self._take(group)
-        if vera:
-            self._vera(found, vera)
-        return found
+                self._add(updates, family, family.read(group, self.context))
+                self._take(group, family)
+        for family, together in waiting.items():
+            for group, result in family.read_together(together, self.context):
+                if isinstance(result, str):
+                    self._skip(group, result)
+                    continue
+                for update in result:
+                    self._add(updates, family, update)
+                self._take(group, family)
+        return updates
 
-    def _one(self, group: lora.Group) -> Update:
-        """The update of one ordinary module, by the roles it has."""
-        if "lora_E" in group:
-            return lora.triplet(group, self.config, self.base)
-        if "lora_embedding_A" in group or "lora_embedding_B" in group:
-            return lora.embedding(group, self.config)
-        if "ia3_l" in group:
-            return vectors.ia3(group, self.config, self.base)
-        if group.stored.keys() & set(LOHA):
-            return lycoris.loha(group, self.config)
-        if group.stored.keys() & set(LOKR):
-            return lycoris.lokr(group, self.config)
-        if blocks := enabled(self.config):
-            return merged_linear(group, blocks, self.config)
-        return lora.low_rank(group, self.config, self.base)
+    def _reasons_for_all(self) -> list[str]:
+        """Why no tensor of the file means what its key says."""
+        config = self.context.config
+        family = family_of_type(config.peft_type)
+        unreadable = family.unreadable(config) if family is not None else None
+        reasons = [unreadable] if unreadable is not None else []
+        if config.given and not kinds_of_type(config.peft_type):
+            reasons.append(f"{config.peft_type}: its ΔW is not s·B·A, and lorascope does not know it")
+        return reasons + betrayed_for_all(self.ledger.left())
 
-    def _vera(self, found: dict[str, Update], groups: list[lora.Group]) -> None:
-        """VeRA: the shared projections stand under no module, or (in a raw state dict) again under each."""
-        modules = [group for group in groups if "vera_lambda_b" in group or "vera_lambda_d" in group]
-        holders = sorted((group for group in groups if "vera_A" in group), key=lambda group: group.module)
-        stored = None
-        if holders:
-            holders[0].need("vera_A", "vera_B")
-            stored = holders[0].stored["vera_A"], holders[0].stored["vera_B"]
-        results = vectors.vera(modules, stored, self.config, self.base, self.notes, self.widths) if modules else {}
-        for group in sorted(groups, key=lambda group: group.module not in results):  # the projections last
-            result = results.get(group.module)
-            if isinstance(result, Update):
-                self._add(found, result)
-                self._take(group)
-            elif result is None and holders and group is holders[0] and found:
-                self._take(group)
-            else:
-                self._set_aside(group, result or "VeRA's projection, of which one copy is enough")
-
-    def _add(self, found: dict[str, Update], update: Update) -> None:
-        if update.name in found:
+    def _add(self, updates: dict[str, Update], family: Family, update: Update) -> None:
+        if update.name in updates:
             raise InputError(f"two updates for one module, {update.name}")
-        found[update.name] = update
+        updates[update.name] = update
+        self.methods[family.method_name(update, self.context.config)] = None
 
-    def _take(self, group: lora.Group) -> None:
-        """Account for every key of a group that became an update. InputError where a role of another method is left."""
-        own = next(family for family in _FAMILIES if group.stored.keys() & (set(family) - {"lora_magnitude_vector"}))
+    def _take(self, group: Group, family: Family) -> None:
+        """Account for every key of a group that became an update."""
         for role, key in group.keys.items():
             if role.endswith(".bias"):
-                self.ledger.skip(key.text, B_BIAS)
-            elif role in own:
-                self.ledger.take(key.text)
+                self.ledger.skip(key.text, family.bias_reason)
             else:
-                raise InputError(f"{group.module} has keys of two methods", found=", ".join(group.keys))
+                self.ledger.take(key.text)
 
-    def _set_aside(self, group: lora.Group, reason: str) -> None:
+    def _skip(self, group: Group, reason: str) -> None:
         for key in group.keys.values():
             self.ledger.skip(key.text, reason)
-
-
-B_BIAS = "the bias of B: it adds scale · bias to the output, beside the weight"
-_FAMILIES = (
-    ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
-    ("lora_A", "lora_B", "lora_E", "lora_magnitude_vector"),
-    VERA,
-    IA3,
-    LOHA,
-    LOKR,
-)
-_NAMES = {
-    "low_rank": "LoRA", "magnitude": "DoRA", "triplet": "AdaLoRA", "vera": "VeRA", "scaling": "IA³",
-    "hadamard": "LoHa", "kronecker": "LoKr", "dense": "LoKr", "pissa": "PiSSA", "olora": "OLoRA",
-    "tuned": "LayerNorm tuning",
-}  # fmt: skip
-_TYPES = {
-    "LORA": {"low_rank", "magnitude", "pissa", "olora"}, "ADALORA": {"triplet", "low_rank"}, "VERA": {"vera"},
-    "IA3": {"scaling"},
-    "LOHA": {"hadamard"}, "LOKR": {"kronecker", "dense"}, "LN_TUNING": {"tuned"},
-}  # fmt: skip
 
 
 def _check_type(config: Config, updates: dict[str, Update]) -> None:
     """InputError where the config names another method than the tensors show."""
     kinds = {update.kind for update in updates.values()}
-    if config.given and kinds - _TYPES.get(config.peft_type, kinds):
+    if config.given and kinds - (kinds_of_type(config.peft_type) or kinds):
         raise InputError(
             f"adapter_config.json says peft_type {config.peft_type}, and the tensors are another method's",
-            found=", ".join(sorted(_NAMES.get(kind, kind) for kind in kinds)),
+            found=", ".join(sorted(map(method_of_kind, kinds))),
             hint="give the config that was saved with these weights",
         )
 
 
-def _groups(keys: Iterable[Key], ledger: Ledger) -> list[lora.Group]:
+def _groups(keys: Iterable[Key], ledger: Ledger) -> list[Group]:
     """Keys of one module together, in file order. InputError where two keys mean the same thing."""
-    found: dict[tuple[str, int], dict[str, Key]] = {}
+    by_module: dict[tuple[str, int], dict[str, Key]] = {}
     for key in keys:
         role = f"{key.role}.bias" if key.tail == "bias" else key.role
-        roles = found.setdefault((key.module, key.wrapped), {})
+        roles = by_module.setdefault((key.module, key.wrapped), {})
         if role in roles:
             raise InputError(f"two keys mean the same: {roles[role].text!r} and {key.text!r}")
         roles[role] = key
     return [
-        lora.Group(module, wrapped, roles, {role: ledger.peek(key.text) for role, key in roles.items()})
-        for (module, wrapped), roles in found.items()
+        Group(module, wrapped, roles, {role: ledger.peek(key.text) for role, key in roles.items()})
+        for (module, wrapped), roles in by_module.items()
     ]
 
 
-def _method(config: Config, updates: dict[str, Update], ledger: Ledger, parts: dict[str, str]) -> str:
-    """The method's name: of the updates' kinds, and of whatever else the file holds and is not analysed."""
-    names = {**_NAMES, "low_rank": "rsLoRA" if config.rslora else "LoRA"}
-    found = dict.fromkeys(names.get(update.kind, update.kind) for update in updates.values())
-    found |= dict.fromkeys(reason.partition(":")[0] for reason in parts.values())
-    others = dict.fromkeys(filter(None, (other_method(item.name) for item in ledger.skipped)))
-    if any(is_trained_tokens(item.name) for item in ledger.skipped):
-        others["trainable tokens"] = None
-    return " + ".join([*found, *others]) or config.peft_type
+def _method(methods_read: Iterable[str], rests: list[Rest], ledger: Ledger) -> str:
+    """The method's name: of the updates, and of whatever else the file holds and is not analysed."""
+    names = dict.fromkeys(methods_read)
+    for rest in rests:
+        names |= dict.fromkeys(method_of_kind(update.kind) for update in rest.updates.values())
+    for rest in rests:
+        names |= dict.fromkeys(reason.partition(":")[0] for reason in rest.non_weight_tensors.values())
+    names |= dict.fromkeys(filter(None, (method_not_read(item.name) for item in ledger.skipped)))
+    for rest in rests:
+        names |= dict.fromkeys(rest.methods)
+    return " + ".join(names)
 
 
 formats.register("peft")(Peft())

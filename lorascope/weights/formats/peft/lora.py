@@ -1,47 +1,142 @@
-"""LoRA and its relatives in PEFT's files: plain, rsLoRA, DoRA, AdaLoRA, embeddings, convolutions, fused experts."""
+"""LoRA and its relatives in PEFT's files: plain, rsLoRA, DoRA, embeddings, convolutions, fused experts."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorascope.architectures import LINEAR_HEADS, is_conv1d
-from lorascope.errors import InputError, preview
+from lorascope.architectures import EMBEDDINGS, LINEAR_HEADS, is_conv1d
+from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
-from lorascope.weights.formats.peft.config import Config
-from lorascope.weights.formats.peft.keys import Key
+from lorascope.weights.adapter import Adapter
+from lorascope.weights.formats.peft.config import Config, ScaleFields
+from lorascope.weights.formats.peft.experts import assign, experts, parameters_of
+from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
+from lorascope.weights.formats.peft.keys import PREFIX
+from lorascope.weights.formats.peft.merged import enabled, merged_linear
+from lorascope.weights.formats.peft.scales import scale_fields
 from lorascope.weights.tensors import Mapped, flattened, reshaped
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
+_FIELDS = """
+    lora_dropout use_rslora init_lora_weights megatron_config megatron_core trainable_token_indices loftq_config
+    eva_config corda_config lora_ga_config use_dora alora_invocation_tokens use_qalora qalora_group_size
+    layer_replication lora_bias target_parameters arrow_config ensure_weight_tying use_bdlora velora_config
+    monteclora_config kasa_config enable_lora merge_weights lora_drop
+"""
+# Fields that change what A and B mean, so that ΔW is no longer s·B·A.
+_CHANGES_DELTA = {
+    "use_qalora": "QALoRA pools the input, so A has another width than the weight",
+    "use_bdlora": "BD-LoRA's factors are block diagonal",
+    "kasa_config": "KaSA changes the base weight and puts a diagonal between A and B",
+    "monteclora_config": "MonteCLoRA samples around A and B",
+    "arrow_config": "Arrow routes each token through several adapters",
+}
+# Initialisations that subtract something from the base weight, so that A and B do not belong to the original base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_STARTS_IN_W = ("pissa", "olora")  # kinds of update whose formula subtracts the start from W again
+_IN_MEMORY = re.compile(r"\.(lora_[AB]\.weight|lora_([ABE]|embedding_[AB])\.[^.]+(\.weight)?|lora_embedding_[AB])$")
+SCALES = ScaleFields(rslora=True)
+B_BIAS = "the bias of B: it adds scale · bias to the output, beside the weight"
 
-@dataclass(frozen=True)
-class Group:
-    """The keys of one adapted module, by role (`lora_A`, `lora_B.bias`, ...), and their stored arrays."""
 
-    module: str
-    wrapped: int
-    keys: Mapping[str, Key]
-    stored: Mapping[str, Stored]
+class LoRA(Family):
+    """A and B of linear maps, Conv1D, convolutions and fused experts."""
 
-    def __contains__(self, role: str) -> bool:
-        return role in self.stored
+    peft_types = {"LORA": frozenset({"low_rank", "magnitude", "pissa", "olora"})}
+    methods = {"low_rank": "LoRA", "magnitude": "DoRA", "pissa": "PiSSA", "olora": "OLoRA"}
+    roles = ("lora_A", "lora_B", "lora_magnitude_vector")
+    marks = frozenset({"lora_A", "lora_B"})
+    with_tail = frozenset(roles)
+    fields = _FIELDS
+    scales = SCALES
+    kinds_written = peft_types["LORA"]
+    bias_reason = B_BIAS
 
-    def shape(self, role: str) -> tuple[int, ...]:
-        return tuple(self.stored[role].shape)
+    def read(self, group: Group, context: Context) -> Update:
+        if blocks := enabled(context.config):
+            return merged_linear(group, blocks, context.config)
+        return low_rank(group, context.config, context.base)
 
-    def need(self, *roles: str) -> None:
-        """InputError where a role's partner is absent."""
-        missing = [role for role in roles if role not in self]
-        if missing:
-            raise InputError(
-                f"{self.module} has {preview(key.text for key in self.keys.values())} without its partner",
-                found=", ".join(self.stored),
-                expected=", ".join(roles),
+    def waits(self, group: Group, context: Context) -> bool:
+        """Whether its factors are those of a parameter that fuses experts."""
+        return "lora_A" in group and bool(parameters_of(group.module, context.config))
+
+    def read_together(self, groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
+        wrappers: dict[str, list[Group]] = {}
+        for group in groups:
+            wrappers.setdefault(group.module, []).append(group)
+        for of_module in wrappers.values():
+            for group, parameter in assign(of_module, context.config, context.base, context.notes):
+                yield group, experts(group, parameter, context.config, context.base, context.recent)
+
+    def claims_key(self, key: str) -> bool:
+        return not key.startswith("base_model.") and _IN_MEMORY.search(key) is not None
+
+    def method_name(self, update: Update, config: Config) -> str:
+        return "rsLoRA" if update.kind == "low_rank" and config.rslora else super().method_name(update, config)
+
+    def unreadable(self, config: Config) -> str | None:
+        return next((reason for field, reason in _CHANGES_DELTA.items() if config.flag(field)), None)
+
+    def notes(self, config: Config) -> list[str]:
+        notes, init = [], config.raw.get("init_lora_weights")
+        if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+            exact = init in _STARTS_IN_W
+            more = "ΔW of the original base needs that base" if exact else "ΔW here is relative to it"
+            notes.append(
+                f"init_lora_weights is {init!r}: training started from a base from which the initial B·A was taken "
+                f"away; {more}"
             )
+        if config.flag("alora_invocation_tokens"):
+            notes.append("activated LoRA: the update applies only after the invocation tokens")
+        if config.flag("layer_replication"):
+            notes.append(
+                "layer_replication: module paths are those of the replicated model, not of the base checkpoint"
+            )
+        return notes
+
+    def other_base(self, adapter: Adapter) -> str | None:
+        """PEFT's CorDA, LoftQ, LoRA-GA and PiSSA by randomised SVD subtract the start of B·A from W. It cannot be
+        computed again: it depends on data, on a quantisation or on random numbers."""
+        start = adapter.settings.get("init_lora_weights")
+        if not isinstance(start, str) or not start.lower().startswith(_CHANGES_BASE):
+            return None
+        if adapter.updates and all(update.kind in _STARTS_IN_W for update in adapter.updates.values()):
+            return None
+        return f"A and B belong to a base from which their beginning was taken away (init_lora_weights {start!r})"
+
+    def not_for_all_tokens(self, settings: Mapping[str, Any]) -> str | None:
+        if settings.get("alora_invocation_tokens"):
+            return "an activated LoRA (aLoRA) applies only to tokens after its invocation tokens"
+        return None
+
+    def write(self, adapter: Adapter) -> Written:
+        return _written(adapter)
+
+
+class LoRAEmbedding(Family):
+    """A and B of embeddings, which are written with those of linear maps."""
+
+    roles = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+    marks = frozenset({"lora_embedding_A", "lora_embedding_B"})
+    bias_reason = B_BIAS
+
+    def read(self, group: Group, context: Context) -> Update:
+        return embedding(group, context.config)
+
+    def method_name(self, update: Update, config: Config) -> str:
+        return LORA.method_name(update, config)
+
+
+LORA = LoRA()
+families.register("lora")(LORA)
+families.register("lora_embedding")(LoRAEmbedding())
 
 
 def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> Update:
@@ -49,14 +144,14 @@ def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> 
     group.need("lora_A", "lora_B")
     a, b = group.stored["lora_A"], group.stored["lora_B"]
     if len(a.shape) < 2 or len(b.shape) != len(a.shape):
-        raise _mismatch(group, "lora_A", "lora_B")
+        raise mismatch(group, "lora_A", "lora_B")
     rank = check_rank(group, config, a.shape[0], "lora_A")
     kernel = tuple(a.shape[2:])
     notes: tuple[str, ...] = ()
     if kernel and b.shape[1] != rank and b.shape[1] > 0 and rank % b.shape[1] == 0:
         b, notes = _ungrouped(b, rank), ("a grouped convolution: B is shown with its zeros",)
     elif b.shape[1] != rank or math.prod(b.shape[2:]) != 1:
-        raise _mismatch(group, "lora_A", "lora_B")
+        raise mismatch(group, "lora_A", "lora_B")
     else:
         b = flattened(b)
     return _with_magnitude(
@@ -79,7 +174,7 @@ def embedding(group: Group, config: Config) -> Update:
     group.need("lora_embedding_A", "lora_embedding_B")
     a, b = group.stored["lora_embedding_A"], group.stored["lora_embedding_B"]
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
-        raise _mismatch(group, "lora_embedding_A", "lora_embedding_B")
+        raise mismatch(group, "lora_embedding_A", "lora_embedding_B")
     rank = check_rank(group, config, a.shape[0], "lora_embedding_A")
     return _with_magnitude(
         group,
@@ -91,34 +186,6 @@ def embedding(group: Group, config: Config) -> Update:
             transposed=True,
             embedding=True,
         ),
-    )
-
-
-def triplet(group: Group, config: Config, base: "Checkpoint | None" = None) -> Update:
-    """AdaLoRA: ΔW = s / (init_r + 1e-5) · B (E ⊙ A), where s is lora_alpha, or the rank where that is not positive.
-
-    `ranknum`, which PEFT divides by, is not in the file: on loading it is the initial rank, whatever rank is left.
-    """
-    group.need("lora_A", "lora_B", "lora_E")
-    a, b, e = (group.stored[role] for role in ("lora_A", "lora_B", "lora_E"))
-    rank = a.shape[0] if a.shape else 0
-    if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or tuple(e.shape) != (rank, 1):
-        raise _mismatch(group, "lora_A", "lora_B", "lora_E")
-    scale = 1.0
-    notes: tuple[str, ...] = ()
-    if config.given:
-        if rank > config.rank:
-            raise _contradiction(group, "lora_A", rank, f"at most init_r {config.rank}")
-        scale = (config.alpha if config.alpha > 0 else float(rank)) / (config.rank + 1e-5)
-    if rank == 0:
-        notes = ("AdaLoRA pruned every triplet of this module: ΔW is zero",)
-    return Update(
-        name=group.module,
-        kind="triplet",
-        roles={"A": a, "B": b, "E": e},
-        scale=scale,
-        transposed=is_transposed(group.module, (b.shape[0], a.shape[1]), config, base),
-        notes=notes,
     )
 
 
@@ -135,33 +202,11 @@ def _with_magnitude(group: Group, update: Update) -> Update:
         return update
     m = group.stored["lora_magnitude_vector"]
     if math.prod(m.shape) != update.shape[0]:
-        raise _mismatch(group, "lora_B" if "lora_B" in group else "lora_embedding_B", "lora_magnitude_vector")
+        raise mismatch(group, "lora_B" if "lora_B" in group else "lora_embedding_B", "lora_magnitude_vector")
     return replace(update, kind="magnitude", roles={**update.roles, "m": reshaped(m, update.shape[0])})
 
 
-def check_rank(group: Group, config: Config, rank: int, role: str) -> int:
-    """The rank the config gives this module; InputError where the tensor has another."""
-    if rank == 0:
-        raise InputError(
-            f"{group.keys[role].text} has no rows",
-            found=group.shape(role),
-            hint="a sharded model (DeepSpeed ZeRO-3, FSDP) was saved without gathering; save it again",
-        )
-    if config.given and rank != config.rank_of(group.module):
-        raise _contradiction(group, role, rank, f"rank {config.rank_of(group.module)}")
-    return rank
-
-
-def _contradiction(group: Group, role: str, rank: int, expected: str) -> InputError:
-    return InputError(
-        f"adapter_config.json contradicts the tensors: {group.keys[role].text} has rank {rank}",
-        found=group.shape(role),
-        expected=expected,
-        hint="give the config that was saved with these weights",
-    )
-
-
-def _mismatch(group: Group, *roles: str) -> InputError:
+def mismatch(group: Group, *roles: str) -> InputError:
     return InputError(
         f"the factors of {group.module} do not fit together",
         found=" and ".join(f"{group.keys[role].text} {group.shape(role)}" for role in roles),
@@ -171,16 +216,16 @@ def _mismatch(group: Group, *roles: str) -> InputError:
 
 def _ungrouped(b: Stored, rank: int) -> Stored:
     """B (d_out, r / g, 1, ...) of a convolution in g groups as (d_out, r): each group of outputs has its rows of A."""
-    d_out, own = b.shape[:2]
-    groups = rank // own
+    d_out, rank_per_group = b.shape[:2]
+    groups = rank // rank_per_group
 
     def expand(values: np.ndarray) -> np.ndarray:
-        full = np.zeros((groups, d_out // groups, groups, own))
-        for group, part in enumerate(values.reshape(groups, d_out // groups, own)):
+        full = np.zeros((groups, d_out // groups, groups, rank_per_group))
+        for group, part in enumerate(values.reshape(groups, d_out // groups, rank_per_group)):
             full[group, :, group, :] = part
         return full.reshape(d_out, rank)
 
-    if d_out % groups or math.prod(b.shape) != d_out * own:
+    if d_out % groups or math.prod(b.shape) != d_out * rank_per_group:
         raise InputError("a grouped convolution's B does not divide into its groups", found=tuple(b.shape))
     return Mapped(b, (d_out, rank), expand)
 
@@ -197,6 +242,54 @@ def is_transposed(
         stored = tuple(weight.shape)
         if stored in (shape, shape[::-1]) and shape[0] != shape[1]:
             return stored == shape[::-1]
-        if (known := is_conv1d(module, base.config)) is not None:
-            return known
+        if (conv1d := is_conv1d(module, base.config)) is not None:
+            return conv1d
     return config.flag("fan_in_fan_out") and not module.endswith(LINEAR_HEADS)
+
+
+def _written(adapter: Adapter) -> Written:
+    """LoRA, rsLoRA and DoRA: linear maps, Conv1D, convolutions and embeddings."""
+    updates = list(adapter.updates.values())
+    dora = {update.kind == "magnitude" for update in updates}
+    if len(dora) > 1:
+        raise InputError("PEFT's use_dora is for all modules or none, and this adapter mixes both")
+    tensors: dict[str, Stored] = {}
+    for update in updates:
+        refuse(update, update.expert is not None, "writing fused experts is not supported")
+        refuse(update, "A" not in update.roles, "PEFT's DoRA has no place for magnitudes without A and B")
+        tensors |= _lora_keys(update)
+    fields = scale_fields(adapter, [(u, u.roles["A"].shape[0]) for u in updates], SCALES)
+    transposed = {update.transposed for update in updates if not update.embedding and not _like_embedding(update)}
+    config = {
+        "peft_type": "LORA",
+        "use_dora": dora == {True},
+        "fan_in_fan_out": True in transposed,
+        "init_lora_weights": adapter.settings.get("init_lora_weights", True),
+        **fields,
+    }
+    return Written(tensors, config)
+
+
+def _lora_keys(update: Update) -> dict[str, Stored]:
+    start = f"{PREFIX}{update.name}"
+    a, b = update.roles["A"], update.roles["B"]
+    keys: dict[str, Stored]
+    if update.embedding or _like_embedding(update):
+        keys = {f"{start}.lora_embedding_A": a, f"{start}.lora_embedding_B": b}
+    else:
+        if update.kernel:
+            c_in, rest = divmod(a.shape[1], math.prod(update.kernel))
+            refuse(update, rest != 0, "the input axis does not divide by the kernel")
+            refuse(update, any("grouped" in note for note in update.notes), "a grouped convolution is not written")
+            a = reshaped(a, a.shape[0], c_in, *update.kernel)
+            b = reshaped(b, *b.shape, *(1,) * len(update.kernel))
+        keys = {f"{start}.lora_A.weight": a, f"{start}.lora_B.weight": b}
+    if "m" in update.roles:
+        m, plain = update.roles["m"], not update.kernel
+        keys[f"{start}.lora_magnitude_vector"] = m if plain else reshaped(m, 1, m.shape[0], *(1,) * len(update.kernel))
+    return keys
+
+
+def _like_embedding(update: Update) -> bool:
+    """Whether an update that is not marked as one is an embedding's: transposed, under a name that embeddings have."""
+    return update.transposed and (update.name.endswith(EMBEDDINGS) or "embedding" in update.name.rpartition(".")[2])

@@ -6,9 +6,50 @@ import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
-from lorascope.weights.formats.peft.config import Config
-from lorascope.weights.formats.peft.lora import Group, check_rank
+from lorascope.weights.adapter import Adapter
+from lorascope.weights.formats.peft.config import Config, ScaleFields
+from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
+from lorascope.weights.formats.peft.keys import PREFIX
+from lorascope.weights.formats.peft.scales import scale_fields
 from lorascope.weights.tensors import Combined, flattened, transposed
+
+_SCALES = ScaleFields(alpha="alpha")
+_FIELDS = """
+    alpha rank_dropout module_dropout use_effective_conv2d decompose_both decompose_factor rank_dropout_scale
+    init_weights
+"""
+
+
+class LoHa(Family):
+    peft_types = {"LOHA": frozenset({"hadamard"})}
+    methods = {"hadamard": "LoHa"}
+    roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    marks = frozenset(roles)
+    fields = _FIELDS
+    scales = _SCALES
+    kinds_written = frozenset({"hadamard"})
+
+    def read(self, group: Group, context: Context) -> Update:
+        return loha(group, context.config)
+
+    def write(self, adapter: Adapter) -> Written:
+        return _written_loha(adapter)
+
+
+class LoKr(Family):
+    peft_types = {"LOKR": frozenset({"kronecker", "dense"})}
+    methods = {"kronecker": "LoKr", "dense": "LoKr"}
+    roles = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+    marks = frozenset(roles)
+    fields = _FIELDS
+    scales = _SCALES
+
+    def read(self, group: Group, context: Context) -> Update:
+        return lokr(group, context.config)
+
+
+families.register("loha")(LoHa())
+families.register("lokr")(LoKr())
 
 
 def loha(group: Group, config: Config) -> Update:
@@ -121,3 +162,12 @@ def _check_axes(group: Group, *roles: str) -> None:
     for role in roles:
         if len(group.shape(role)) != 2:
             raise InputError(f"{group.keys[role].text} is no matrix", found=group.shape(role))
+
+
+def _written_loha(adapter: Adapter) -> Written:
+    tensors: dict[str, Stored] = {}
+    for update in adapter.updates.values():
+        refuse(update, bool(update.kernel), "a Tucker core was folded into its factor and cannot be written back")
+        tensors |= {f"{PREFIX}{update.name}.hada_{role}": stored for role, stored in update.roles.items()}
+    ranked = [(update, update.roles["w1_b"].shape[0]) for update in adapter.updates.values()]
+    return Written(tensors, {"peft_type": "LOHA", **scale_fields(adapter, ranked, _SCALES)})

@@ -10,7 +10,7 @@ import numpy as np
 from lorascope.errors import InputError
 from lorascope.updates.base import Update
 from lorascope.weights.formats.peft.config import Config
-from lorascope.weights.formats.peft.lora import Group
+from lorascope.weights.formats.peft.family import Group
 from lorascope.weights.tensors import Mapped
 
 

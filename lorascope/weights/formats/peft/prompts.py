@@ -16,7 +16,8 @@ from lorascope.outputs import write_json
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Ledger, refuse_loss
-from lorascope.weights.formats.peft.config import KNOWN, Config
+from lorascope.weights.formats.peft.config import COMMON, Config
+from lorascope.weights.formats.peft.family import Context, Family, Rest, families
 from lorascope.weights.safetensors import write_safetensors
 
 KEY = "prompt_embeddings"
@@ -31,6 +32,32 @@ REASONS = {
 WRITTEN = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 _COUNTED = (*WRITTEN, "MULTITASK_PROMPT_TUNING")  # where num_virtual_tokens is the number of rows
 _TASKS = ("prefix_task_cols", "prefix_task_rows")  # (tasks, n, ranks) and (tasks, ranks, width): factors of the prompt
+
+
+class Prompts(Family):
+    peft_types = dict.fromkeys(REASONS, frozenset())
+    fields = """
+        num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers
+        prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs
+        encoder_hidden_size prefix_projection encoder_reparameterization_type encoder_dropout encoder_num_layers
+        num_tasks num_ranks prompt_tuning_init_state_dict_path prompt_tuning_init_task
+    """
+
+    def read_rest(self, ledger: Ledger, context: Context) -> Rest:
+        saved, reasons = take_prompt(context.config, ledger)
+        return Rest(saved=saved, non_weight_tensors=reasons)
+
+    def claims_key(self, key: str) -> bool:
+        return key == KEY
+
+    def can_write(self, adapter: Adapter) -> bool:
+        return adapter.settings.get("peft_type") in REASONS
+
+    def write_files(self, adapter: Adapter, folder: Path) -> list[Path]:
+        return write_prompt(adapter, folder)
+
+
+families.register("prompts")(Prompts())
 
 
 def take_prompt(config: Config, ledger: Ledger) -> tuple[dict[str, Stored], dict[str, str]]:
@@ -54,10 +81,6 @@ def take_prompt(config: Config, ledger: Ledger) -> tuple[dict[str, Stored], dict
     return {key: ledger.take(key) for key in keys}, dict.fromkeys(keys, REASONS[config.peft_type])
 
 
-def holds_prompt(adapter: Adapter) -> bool:
-    return adapter.settings.get("peft_type") in REASONS
-
-
 def write_prompt(adapter: Adapter, folder: Path) -> list[Path]:
     """Write virtual tokens and a trained head into `folder`; the two files that `PeftModel.from_pretrained` loads.
 
@@ -76,11 +99,12 @@ def write_prompt(adapter: Adapter, folder: Path) -> list[Path]:
     heads = {name: stored for name, stored in adapter.saved.items() if name != KEY}
     announced = list(adapter.settings.get("modules_to_save") or [])
     modules = [name.rpartition(".")[0] for name in heads]
-    announced += dict.fromkeys(m for m in modules if not any(f".{own}." in f".{m}." for own in announced))
+    announced += dict.fromkeys(m for m in modules if not any(f".{name}." in f".{m}." for name in announced))
+    fields = COMMON | set(Prompts.fields.split())
     config: dict[str, Any] = {
         "base_model_name_or_path": None,
         "task_type": None,
-        **{key: value for key, value in adapter.settings.items() if key in KNOWN and key != "auto_mapping"},
+        **{key: value for key, value in adapter.settings.items() if key in fields and key != "auto_mapping"},
         "num_virtual_tokens": adapter.saved[KEY].shape[0],
         "num_transformer_submodules": 1,
         "token_dim": adapter.settings.get("token_dim", adapter.saved[KEY].shape[1]),

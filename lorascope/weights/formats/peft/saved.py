@@ -15,8 +15,8 @@ from lorascope.updates.base import Stored
 from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.diffusers import NORM
 from lorascope.weights.formats.peft.config import Config
-from lorascope.weights.formats.peft.held import COPIES, COPY
-from lorascope.weights.formats.peft.keys import PREFIX, body, other_method, plain_parameter
+from lorascope.weights.formats.peft.keys import PREFIX, body, plain_parameter
+from lorascope.weights.formats.peft.recognise import method_not_read
 
 # Heads that PEFT adds to `modules_to_save` by itself, by task (`classifier_module_names`, `qa_module_names`).
 # Embeddings and output layers, which PEFT stores whole by itself where the vocabulary was resized.
@@ -24,6 +24,8 @@ EMBEDDINGS = frozenset(
     {"embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "tok_embeddings"}
     | {"embeddings", "embed", "embedding", "output_projection", "decoder"}
 )
+COPY = "a copy of the base's weight, stored beside the update by PEFT"
+COPIES = ("weight", "in_proj_weight", "in_proj_bias", "out_proj.weight")
 BASE_COPY = "the base's own copy of a parameter, in a file that holds the whole model"
 # What quantisers keep beside a weight, or in its place: bitsandbytes, GPTQ and AWQ, FP8, HQQ, compressed-tensors.
 _QUANTISED = (
@@ -73,11 +75,27 @@ def take_saved(
     return saved
 
 
+def base_copies(ledger: Ledger) -> dict[str, Stored]:
+    """The base's weights that stand next to the updates, by parameter. Their keys stay open, for `take_saved`.
+
+    A copy of the base, `….base_layer.weight`, is what PEFT loads into the base before it adds the update; it writes one
+    where the vocabulary was resized, and then the base on disk has fewer rows than the trained model had.
+    """
+    copies: dict[str, Stored] = {}
+    for key in ledger.left():
+        text = body(key)
+        module, below, tail = text.rpartition(".base_layer.")
+        if below and tail in COPIES and ".original_module." not in text:
+            owner = module.replace(".base_layer", "").removesuffix(".token_adapter")
+            copies[f"{owner}.{tail}"] = ledger.peek(key)
+    return copies
+
+
 def _no_parameter(key: str, text: str) -> str | None:
     """Why a key is no parameter that was trained whole, where it is known by itself."""
     if re.search(r"\.lora_velora_embed(\.[^.]+)?$", text):
         return "a buffer of training alone: VeLoRA's backward pass compresses activations with it, and ΔW is s·B·A"
-    if method := other_method(key):
+    if method := method_not_read(key):
         return f"{method}: recognised, and not analysed"
     if ".original_module." in text:
         return "the base's own copy of a module that was trained whole"
@@ -94,12 +112,12 @@ def _no_parameter(key: str, text: str) -> str | None:
 
 def _holds_base(ledger: Ledger, modules: Collection[str]) -> bool:
     """Whether the file holds the base too: a weight of its own for every adapted module."""
-    found = set()
+    owners = set()
     for key in ledger.everything():
         match = _BASE.fullmatch(body(key))
         if match:
-            found.add(re.sub(r"\.base_layer(?=\.|$)", "", match["module"]))
-    return bool(modules) and all(module in found for module in modules)
+            owners.add(re.sub(r"\.base_layer(?=\.|$)", "", match["module"]))
+    return bool(modules) and all(module in owners for module in modules)
 
 
 def _is_plain(text: str) -> bool:

@@ -4,11 +4,29 @@ import re
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
+from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Ledger
+from lorascope.weights.formats.peft.family import Context, Family, Rest, Written, families
 from lorascope.weights.formats.peft.keys import PREFIX, body
 from lorascope.weights.tensors import reshaped
 
 _KEY = re.compile(r"^(?P<module>.+)\.ln_tuning_layers(?:\.(?P<adapter>[^.]+))?\.(?P<parameter>weight|bias)$")
+
+
+class LayerNormTuning(Family):
+    peft_types = {"LN_TUNING": frozenset({"tuned"})}
+    methods = {"tuned": "LayerNorm tuning"}
+    kinds_written = frozenset({"tuned"})
+
+    def read_rest(self, ledger: Ledger, context: Context) -> Rest:
+        return Rest(norms(ledger))
+
+    def write(self, adapter: Adapter) -> Written:
+        tensors, modules = norm_keys(dict(adapter.updates))
+        return Written(tensors, {"peft_type": "LN_TUNING", "target_modules": modules})
+
+
+families.register("layernorm")(LayerNormTuning())
 
 
 def norms(ledger: Ledger) -> dict[str, Update]:
@@ -17,7 +35,7 @@ def norms(ledger: Ledger) -> dict[str, Update]:
     Raises:
         InputError: a key holds no vector, or the file holds several adapters.
     """
-    found: dict[str, Update] = {}
+    updates: dict[str, Update] = {}
     for key in ledger.left():
         match = _KEY.match(body(key))
         if match is None:
@@ -25,10 +43,10 @@ def norms(ledger: Ledger) -> dict[str, Update]:
         name, shape = f"{match['module']}.{match['parameter']}", tuple(ledger.peek(key).shape)
         if len(shape) != 1:
             raise InputError(f"{key} is no vector", found=shape, expected="(d,)")
-        if name in found:
+        if name in updates:
             raise InputError(f"the file holds {name} twice", found=key, expected="one adapter")
-        found[name] = Update(name, "tuned", {"tuned": reshaped(ledger.take(key), shape[0], 1)}, base_weight=name)
-    return found
+        updates[name] = Update(name, "tuned", {"tuned": reshaped(ledger.take(key), shape[0], 1)}, base_weight=name)
+    return updates
 
 
 def norm_keys(updates: dict[str, Update]) -> tuple[dict[str, Stored], list[str]]:

@@ -1,21 +1,23 @@
-"""Methods that train vectors only, in PEFT's files: VeRA and IA³."""
+"""VeRA in PEFT's files: two vectors of each module, and one pair of projections for all of them."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lorascope.architectures import READ_HIDDEN
 from lorascope.errors import InputError
 from lorascope.inputs import parse_json
-from lorascope.patterns import Pattern
 from lorascope.updates.base import MAX_DRAWN, Stored, Update
-from lorascope.weights.formats.peft.config import Config
-from lorascope.weights.formats.peft.lora import Group
+from lorascope.weights.adapter import Adapter
+from lorascope.weights.formats.peft.config import Config, ScaleFields
+from lorascope.weights.formats.peft.family import Context, Family, Group, Written, families, refuse
+from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.quantised import HINT, Unreadable
-from lorascope.weights.tensors import InMemory, Recent, Slice, reshaped
+from lorascope.weights.tensors import InMemory, Recent, Slice
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -29,6 +31,46 @@ NO_PROJECTION = (
     "the projections are not in the file, and to draw them again from projection_prng_key the widths of all "
     "target modules are needed; pass --base MODEL"
 )
+
+
+class VeRA(Family):
+    """The shared projections stand under no module, or (in a raw state dict) again under each."""
+
+    peft_types = {"VERA": frozenset({"vera"})}
+    methods = {"vera": "VeRA"}
+    roles = ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")
+    marks = frozenset(roles)
+    fields = "projection_prng_key save_projection vera_dropout d_initial init_weights"
+    scales = ScaleFields(default_rank=256)
+    kinds_written = frozenset({"vera"})
+
+    def waits(self, group: Group, context: Context) -> bool:
+        return True
+
+    def read_together(self, groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
+        modules = [group for group in groups if "vera_lambda_b" in group or "vera_lambda_d" in group]
+        holders = sorted((group for group in groups if "vera_A" in group), key=lambda group: group.module)
+        stored = None
+        if holders:
+            holders[0].need("vera_A", "vera_B")
+            stored = holders[0].stored["vera_A"], holders[0].stored["vera_B"]
+        widths = widths_of(context.metadata)
+        results = vera(modules, stored, context.config, context.base, context.notes, widths) if modules else {}
+        read_any = any(isinstance(result, Update) for result in results.values())
+        for group in sorted(groups, key=lambda group: group.module not in results):  # the projections last
+            result = results.get(group.module)
+            if isinstance(result, Update):
+                yield group, [result]
+            elif result is None and holders and group is holders[0] and read_any:
+                yield group, []
+            else:
+                yield group, result or "VeRA's projection, of which one copy is enough"
+
+    def write(self, adapter: Adapter) -> Written:
+        return _written(adapter)
+
+
+families.register("vera")(VeRA())
 
 
 @dataclass(frozen=True)
@@ -63,12 +105,12 @@ def vera(
     config: Config,
     base: "Checkpoint | None",
     notes: list[str],
-    known: Mapping[str, int],
+    known_widths: Mapping[str, int],
 ) -> dict[str, Update | str]:
     """VeRA's updates by module, or the reason why a module has none.
 
     Args:
-        known: widths that the file itself tells, d_in by module.
+        known_widths: those that the file itself tells, d_in by module.
         stored: the projections A and B, where the file has them; else they are drawn again from the config's key.
     """
     if stored is not None and any(len(each.shape) != 2 for each in stored):
@@ -83,7 +125,7 @@ def vera(
                 found=group.shape("vera_lambda_d"),
                 expected=f"rank {config.rank}",
             )
-    widths = {group.module: _width(group, config, base, known) for group in groups}
+    widths = {group.module: _width(group, config, base, known_widths) for group in groups}
     if stored is None:
         if any(width is None for width in widths.values()) or not config.given:
             return {group.module: NO_PROJECTION for group in groups}
@@ -103,28 +145,28 @@ def vera(
 def widths_of(metadata: Mapping[str, str]) -> dict[str, int]:
     """d_in by module as lorascope writes it into the safetensors header; empty where it is not there, or is none."""
     try:
-        said = parse_json(metadata.get(WIDTHS, "{}"))
+        widths = parse_json(metadata.get(WIDTHS, "{}"))
     except ValueError:
         return {}
-    fine = isinstance(said, dict) and all(type(width) is int and 0 < width < 1 << 48 for width in said.values())
-    return said if fine else {}
+    valid = isinstance(widths, dict) and all(type(width) is int and 0 < width < 1 << 48 for width in widths.values())
+    return widths if valid else {}
 
 
 def _width(
-    group: Group, config: Config, base: "Checkpoint | None", known: Mapping[str, int]
+    group: Group, config: Config, base: "Checkpoint | None", known_widths: Mapping[str, int]
 ) -> tuple[int, bool] | None:
-    """(d_in, whether the base stores (d_in, d_out)) of a module, from the base, or `known`; or None."""
+    """(d_in, whether the base stores (d_in, d_out)) of a module, from the base, or `known_widths`; or None."""
     flag = config.flag("fan_in_fan_out")
     if base is None:
-        return (known[group.module], flag) if group.module in known else None
+        return (known_widths[group.module], flag) if group.module in known_widths else None
     weight = base.weight(group.module)
     if isinstance(weight, Unreadable):
         raise InputError(f"{group.module}: {weight.reason}", hint=HINT)
     shape = tuple(weight.shape)
     d_out = group.shape("vera_lambda_b")[0]
-    for turned in (flag, not flag):
-        if len(shape) == 2 and shape[1 if turned else 0] == d_out:
-            return shape[0 if turned else 1], turned
+    for transposed in (flag, not flag):
+        if len(shape) == 2 and shape[1 if transposed else 0] == d_out:
+            return shape[0 if transposed else 1], transposed
     raise InputError(f"the base weight of {group.module} does not fit its VeRA vector", found=shape, expected=d_out)
 
 
@@ -172,47 +214,41 @@ def draw_projections(key: int, rank: int, d_in: int, d_out: int) -> tuple[np.nda
     return a.numpy(), b.numpy()
 
 
-def ia3(group: Group, config: Config, base: "Checkpoint | None" = None) -> Update:
-    """IA³: one factor for each output, stored (d_out, 1), or for each input of a feed-forward module, (1, d_in).
+def _written(adapter: Adapter) -> Written:
+    """VeRA. The projections must be one pair, of which every module has the first columns and rows.
 
-    A convolution's is (1, channels, 1, ...) either way, and the config says which.
+    They are stored, unless the settings say `save_projection: false` and their key does give these very numbers.
     """
-    l = group.stored["ia3_l"]
-    shape = tuple(l.shape)
-    size = math.prod(shape)
-    feedforward = _is_feedforward(group.module, config)
-    if len(shape) < 2 or sum(side != 1 for side in shape) > 1:
-        raise InputError(f"{group.keys['ia3_l'].text} is no vector", found=shape, expected="(d_out, 1) or (1, d_in)")
-    inward = shape[0] == 1 if len(shape) == 2 and size > 1 else feedforward
-    if config.given and inward != feedforward:
-        raise InputError(
-            f"adapter_config.json contradicts the tensors: {group.keys['ia3_l'].text} scales "
-            f"{'inputs' if inward else 'outputs'}",
-            found=shape,
-            expected="feedforward_modules to say the same",
-        )
-    note = () if inward else ("it scales the output's bias too",)
-    return Update(
-        name=group.module,
-        kind="scaling",
-        roles={"in_scale" if inward else "out_scale": reshaped(l, size)},
-        transposed=_is_turned(group.module, size, 1 if inward else 0, config, base),
-        kernel=(1,) * (len(shape) - 2),
-        notes=note,
-    )
+    updates = list(adapter.updates.values())
+    widest = max(updates, key=lambda update: update.roles["A"].shape[1])
+    tallest = max(updates, key=lambda update: update.roles["B"].shape[0])
+    refuse(widest, any(update.scale != 1 for update in updates), "PEFT's VeRA has no scale")
+    a, b = widest.roles["A"].read(), tallest.roles["B"].read()
+    key = adapter.settings.get("projection_prng_key")
+    redrawn = adapter.settings.get("save_projection") is False and _is_draw(key, a, b)
+    tensors: dict[str, Stored] = {}
+    if not redrawn:
+        tensors = {"base_model.vera_A": widest.roles["A"], "base_model.vera_B": tallest.roles["B"]}
+    for update in updates:
+        arrays = update.read()
+        same = arrays["A"].shape[0] == a.shape[0] and np.array_equal(arrays["A"], a[:, : arrays["A"].shape[1]])
+        same = same and np.array_equal(arrays["B"], b[: arrays["B"].shape[0]])
+        refuse(update, not same, "PEFT's VeRA shares one pair of projections; write it as LoRA instead")
+        tensors[f"{PREFIX}{update.name}.vera_lambda_b"] = update.roles["b"]
+        tensors[f"{PREFIX}{update.name}.vera_lambda_d"] = update.roles["d"]
+    widths = {update.name: update.roles["A"].shape[1] for update in updates}
+    config = {
+        "peft_type": "VERA",
+        "r": a.shape[0],
+        "save_projection": not redrawn,
+        "fan_in_fan_out": any(update.transposed for update in updates),
+    }
+    return Written(tensors, config, {WIDTHS: json.dumps(widths)})
 
 
-def _is_turned(module: str, size: int, axis: int, config: Config, base: "Checkpoint | None") -> bool:
-    """Whether the base stores (d_in, d_out): the only way round that the vector fits, else what the config says."""
-    stored = base.find(module) if base is not None else None
-    if stored is None or len(stored.shape) != 2 or stored.shape[0] == stored.shape[1]:
-        return config.flag("fan_in_fan_out")
-    return stored.shape[1 - axis] == size
-
-
-def _is_feedforward(module: str, config: Config) -> bool:
-    """PEFT's own test: a string is a regex for the whole path, a list is of endings."""
-    named = config.raw.get("feedforward_modules")
-    if isinstance(named, str):
-        return Pattern(named, "adapter_config.json: feedforward_modules").fullmatch(module) is not None
-    return any(module.endswith(ending) for ending in config.names("feedforward_modules"))
+def _is_draw(key: Any, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether PEFT draws this pair from this key."""
+    if type(key) is not int or not 0 <= key < 1 << 63:
+        return False
+    drawn = draw_projections(key, a.shape[0], a.shape[1], b.shape[0])
+    return np.array_equal(drawn[0], a) and np.array_equal(drawn[1], b)
