@@ -50,7 +50,7 @@ class Registry(Generic[T]):
             module = sys._getframe(1).f_globals.get("__name__", "")
             if not self._is_built_in(module):
                 self._load_folder()  # so that a built-in name is taken, whichever is imported first
-            owner = self._modules.get(name, module)
+            owner = self._modules[name] if name in self._members else module
             if owner != module:
                 raise ValueError(f"the {self.what} {name!r} of {module} has the name of one of {owner}")
             self._members[name], self._modules[name] = member, module

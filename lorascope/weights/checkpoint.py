@@ -342,13 +342,11 @@ def _weights_of(folder: Path) -> Path:
 def _cached(name: str) -> Path:
     """The folder of a hub model in the local cache."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise InputError(f"there is no file or folder {name}")
+        raise InputError(f"no such file or folder: {name}")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise InputError(
-            f"there is no file or folder {name}", hint="install huggingface_hub to use hub names"
-        ) from None
+        raise InputError(f"no such file or folder: {name}", hint="install huggingface_hub to use hub names") from None
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the library raises many kinds; all mean that the model is not here

@@ -72,7 +72,7 @@ def read_bundle(bundle: Bundle, base: "Checkpoint | None" = None, source: Source
         raise InputError(
             f"{bundle.path} is of the {name} format, and {len(left)} of its keys are not understood",
             found=preview(left),
-            hint="they stand beside an update, and might change it: nothing is read; please report these keys",
+            hint="they stand beside an update, and might change it: nothing is read; please report these keys at the issue tracker",
         )
     if not parsed.updates and not parsed.saved and not parsed.rows:
         reasons = dict.fromkeys(item.reason for item in ledger.skipped)
@@ -114,7 +114,7 @@ def write(adapter: Adapter, folder: str | Path, format: str = "peft", *, replace
 
 def _open(path: Path) -> tuple[Bundle, str]:
     if not path.exists():
-        raise InputError(f"there is no file or folder {path}")
+        raise InputError(f"no such file or folder: {path}")
     weights = _weights_of(path) if path.is_dir() else path
     if weights.name == CONFIG:
         raise InputError(f"{path} is the config of an adapter", hint="pass the folder it lies in")
@@ -192,7 +192,7 @@ def _claimant(bundle: Bundle) -> tuple[str, Format]:
         )
     refuse_unclaimed(bundle.path, bundle.tensors, bundle.config, _TWO_CHECKPOINTS)
     raise InputError(
-        f"{bundle.path} is in no format that lorascope knows",
+        f"{bundle.path} has an unknown adapter format",
         found=preview(bundle.tensors),
         expected=f"keys of one of {', '.join(formats.names())}",
     )

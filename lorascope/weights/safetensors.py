@@ -60,7 +60,7 @@ class OpenFile:
                 raise cannot_read(self.path, error) from None
             if count == 0:
                 raise LorascopeError(
-                    f"{self.path} became shorter while it was read", hint="read it again when it is complete"
+                    f"{self.path} was truncated while being read", hint="read it again when it is complete"
                 )
             done += count
 

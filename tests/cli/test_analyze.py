@@ -186,7 +186,7 @@ def test_damaged_files_get_one_sentence(spoil, lora_folder, tmp_path):
 
 
 def test_usage_errors_exit_with_2(tmp_path):
-    assert "there is no file or folder" in refused(lorascope("analyze", tmp_path / "nothing"))
+    assert "no such file or folder" in refused(lorascope("analyze", tmp_path / "nothing"))
     assert "no adapter" in refused(lorascope("analyze", tmp_path))
     assert lorascope("analyze").returncode == 2
     assert lorascope("analyze", tmp_path, "--no-such-option").returncode == 2

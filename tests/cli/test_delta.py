@@ -65,7 +65,7 @@ def test_json_on_stdout_is_json_alone(pair):
 
 
 def test_refusals(pair, lora_folder, tmp_path):
-    assert "no file or folder" in refused(lorascope("delta", pair / "base", pair / "nowhere"))
+    assert "no such file or folder" in refused(lorascope("delta", pair / "base", pair / "nowhere"))
     assert "--extract R and --output DIR go together" in refused(
         lorascope("delta", pair / "base", pair / "tuned", "--extract", 2)
     )

@@ -36,5 +36,7 @@ def test_merge_writes_a_model_and_says_what_rounding_took(adapter, tiny_llama, t
 def test_bad_use_is_one_sentence(adapter, tmp_path):
     out = ("--output", tmp_path / "merged")
     assert "cannot load" in refused(lorascope("merge", adapter, "--base", tmp_path / "gone", *out, env=QUIET))
-    assert "no file or folder" in refused(lorascope("merge", tmp_path / "gone", "--base", "minilm", *out, env=QUIET))
+    assert "no such file or folder" in refused(
+        lorascope("merge", tmp_path / "gone", "--base", "minilm", *out, env=QUIET)
+    )
     assert not (tmp_path / "merged").exists()

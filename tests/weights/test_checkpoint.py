@@ -113,7 +113,7 @@ def test_a_single_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("no/such-model", "local Hugging Face cache"), ("/no/such/folder", "there is no file or folder")],
+    [("no/such-model", "local Hugging Face cache"), ("/no/such/folder", "no such file or folder")],
 )
 def test_what_is_not_here(name, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -147,7 +147,7 @@ def test_a_file_cut_short_after_it_was_opened(tmp_path):
     save_file({"x": np.ones((100, 100), np.float32)}, tmp_path / "a")
     stored = open_safetensors(tmp_path / "a")[0]["x"]
     os.truncate(tmp_path / "a", 5000)
-    with pytest.raises(LorascopeError, match="became shorter while it was read"):
+    with pytest.raises(LorascopeError, match="was truncated while being read"):
         stored.read()
 
 

@@ -92,7 +92,13 @@ class Parsed:
 
 
 # What may be in `skipped` without being lost: the base has it, or nothing but training reads it.
-_REDUNDANT = ("copy of the base's weight", "the base's own copy", "one copy is enough", "a buffer of training alone")
+_REDUNDANT = (
+    "copy of the base's weight",
+    "the base's own copy",
+    "original copy of a fully trained module",
+    "one copy is enough",
+    "a buffer of training alone",
+)
 
 
 def lost(adapter: Adapter, kept: tuple[str, ...] = ()) -> list[Skipped]:

@@ -6,7 +6,7 @@ whole, and `parts.<name>` for trained tensors that are no weight update. The saf
 {"format": "lorascope", "schema": "1"}. The config is the record that gives the keys their meaning:
 
     {"format": "lorascope", "schema": 1, "method": "lora_xs", "settings": {...}, "notes": [...],
-     "modules": {"layers.0.q_proj": {"kind": "core", "scale": 1.0, "roles": ["U", "R", "V"], "transposed": true}},
+     "modules": {"layers.0.q_proj": {"kind": "core", "scale": 1.0, "roles": ["A", "R", "B"], "transposed": true}},
      "saved": ["classifier.weight"], "parts": {"prompt": "a soft prompt: no weight update"}}
 
 A frozen random array may be given by its draw in place of its numbers, `"drawn": {"A": {"shape", "bound", "seed"}}`.

@@ -69,7 +69,7 @@ def notes_of(config: Config) -> list[str]:
     notes = []
     unknown = sorted(set(config.raw) - known_fields())
     if unknown:
-        notes.append(f"adapter_config.json has fields lorascope does not know, and does not apply: {preview(unknown)}")
+        notes.append(f"unknown fields in adapter_config.json were ignored: {preview(unknown)}")
     family = family_of_type(config.peft_type)
     return notes + (family.notes(config) if family is not None else [])
 

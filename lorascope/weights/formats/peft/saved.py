@@ -96,9 +96,9 @@ def _no_parameter(key: str, text: str) -> str | None:
     if re.search(r"\.lora_velora_embed(\.[^.]+)?$", text):
         return "a buffer of training alone: VeLoRA's backward pass compresses activations with it, and ΔW is s·B·A"
     if method := method_not_read(key):
-        return f"{method}: recognised, and not analysed"
+        return f"{method}: recognised but not supported for analysis"
     if ".original_module." in text:
-        return "the base's own copy of a module that was trained whole"
+        return "original copy of a fully trained module (modules_to_save)"
     if ".base_layer." in text and not text.endswith(".bias"):
         tail = text.rpartition(".base_layer.")[2]
         if tail in COPIES:
@@ -165,5 +165,5 @@ def _said(unannounced: list[str]) -> list[str]:
     if embeddings:
         notes.append(f"embeddings stored whole, as PEFT does by itself for a resized vocabulary: {preview(embeddings)}")
     if others:
-        notes.append(f"stored whole, though the config does not name them in modules_to_save: {preview(others)}")
+        notes.append(f"full tensors not listed in modules_to_save: {preview(others)}")
     return notes
