@@ -72,7 +72,7 @@ def read_bundle(bundle: Bundle, base: "Checkpoint | None" = None, source: Source
         raise InputError(
             f"{bundle.path} is of the {name} format, and {len(left)} of its keys are not understood",
             found=preview(left),
-            hint="they stand beside an update, and might change it: nothing is read; please report these keys at the issue tracker",
+            hint="they may be part of an update, so nothing is read; please report these keys at the issue tracker",
         )
     if not parsed.updates and not parsed.saved and not parsed.rows:
         reasons = dict.fromkeys(item.reason for item in ledger.skipped)
