@@ -70,7 +70,7 @@ VerdictWord = Literal["held", "not held", "undecided", "withdrawn", "cannot tell
 
 @dataclass(frozen=True)
 class Check:
-    """One number beside the bound it must keep. `bound` is in words; `low` and `high` are its interval.
+    """One number next to the bound it must keep. `bound` is in words; `low` and `high` are its interval.
 
     A control is a check that must not be held.
     """

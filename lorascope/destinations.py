@@ -78,7 +78,7 @@ def check_regular(paths: Iterable[Path]) -> None:
     """InputError where something stands in place of a file of ours, such as a pipe: writing into it may never end."""
     for path in paths:
         if os.path.lexists(path) and not path.is_file():
-            raise InputError(f"{path} is no file", found=_sort(path), expected="a file, or nothing", hint="remove it")
+            raise InputError(f"{path} is not a file", found=_sort(path), expected="a file or nothing", hint="remove it")
 
 
 def _sort(path: Path) -> str:
@@ -94,7 +94,7 @@ def check_outputs(
 
     Args:
         outputs: the files to write, by their options; None is none, - is stdout.
-        inputs: files and folders that are read; a name that is no path here is passed over.
+        inputs: files and folders that are read; a name that is not a path here is passed over.
         folder: one that will be written before them, so that they may lie in it.
 
     Raises:
@@ -137,7 +137,7 @@ def _check_one(option: str, path: Path, read: list[Path], folder: Path | None) -
 
 
 def _is_of(target: Path, source: Path) -> bool:
-    """Whether a file is a source, one that is read with it, or lies in its folder and is no output of ours."""
+    """Whether a file is a source, one that is read with it, or lies in its folder and is not an output of ours."""
     if source.is_file():
         beside = target.parent == resolved(source).parent and target.name.lower().endswith(_READ)
         return beside or os.path.samefile(target, source)

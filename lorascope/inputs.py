@@ -25,7 +25,7 @@ MAX_YAML = 1 << 20  # bytes of a config
 MAX_NODES = 100_000  # of a YAML file, each alias counted as what it stands for
 DEEPEST = 100  # levels of a YAML file
 MAX_LINE = 1 << 24  # bytes of one line in a log
-MAX = 1 << 64  # an integer beyond it is no size, seed or count
+MAX = 1 << 64  # an integer beyond it is not a size, seed or count
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
@@ -66,7 +66,7 @@ def read_text(path: Path, most: int = MAX_JSON) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text", found=f"byte {error.start} is no part of it") from None
+        raise InputError(f"{path} is not UTF-8 text", found=f"byte {error.start} is not part of it") from None
 
 
 def read_json(path: Path, shape: Any = OBJECT, *, hint: str | None = "restore the file, or write it again") -> Any:
@@ -100,12 +100,12 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair, which is no text") from None
+        raise ValueError("half of a surrogate pair, which is not text") from None
     return value
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
-    """Every line of a JSON-lines file that is whole; one that was cut off, or is no JSON, is None.
+    """Every line of a JSON-lines file that is whole; one that was cut off, or is not JSON, is None.
 
     Raises:
         InputError: as of `open_regular`; or a line is longer than any that is written.
@@ -184,7 +184,7 @@ def _check_plain(value: Any) -> None:
         elif isinstance(each, str):
             each.encode()
         elif not isinstance(each, float | None):
-            raise ValueError(f"a {type(each).__name__}, which is no text, number, list or map; quote it")
+            raise ValueError(f"a {type(each).__name__}, which is not text, number, list or map; quote it")
 
     look(value)
 

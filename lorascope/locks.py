@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a folder that says whose it is, and that is free when its owner is no more."""
+"""One process at a time: a lock on a folder that says whose it is, and that is free when its owner has ended."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def owning(folder: Path) -> Iterator[None]:
     """
     path = folder / NAME
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is no folder", hint="name another")
+        raise InputError(f"{folder} is not a folder", hint="name another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _opened(path)

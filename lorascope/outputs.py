@@ -1,6 +1,6 @@
 """Where values become files: whole or not at all, JSON without NaN, CSV that no spreadsheet runs, ordinary modes.
 
-A regular file is written beside its place and renamed; what is no regular file (a pipe, a device) is written through.
+A regular file is written next to its place and renamed; a pipe or a device is written through.
 A symbolic link stays one: the file that it points to is replaced. What a killed process left half-written is removed by
 the next one that writes the same path.
 """
@@ -121,7 +121,7 @@ def append_json(path: Path, value: Any, **options: Any) -> None:
     """Append one line of JSON to a log, made where it is missing; a last line that was cut off stays one of its own.
 
     Raises:
-        LorascopeError: it cannot be written, or is no regular file.
+        LorascopeError: it cannot be written, or is not a regular file.
     """
     line = (json_text(value, **options) + "\n").encode("utf-8", errors="backslashreplace")
     how = os.O_RDWR | os.O_APPEND | os.O_CREAT | NONBLOCK | CLOEXEC | BINARY  # opening a pipe must not wait
@@ -157,7 +157,7 @@ def _inert(value: Any) -> Any:
 
 @contextlib.contextmanager
 def staged(target: Path | str, *, replace: bool = False) -> Iterator[Path]:
-    """A scratch folder beside `target` that becomes `target` in one rename, or leaves nothing behind.
+    """A scratch folder next to `target` that becomes `target` in one rename, or leaves nothing behind.
 
     Args:
         replace: take the place of a folder that is there and not empty; its other files are kept.
@@ -233,12 +233,12 @@ def _keep(entry: Path, place: Path) -> None:
 
 
 def _part_of(target: Path) -> Path:
-    """A new name beside `target` that says whose it is, so that another process knows when nobody writes it."""
+    """A new name next to `target` that says whose it is, so that another process knows when nobody writes it."""
     return target.with_name(f".{target.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}{_PART}")
 
 
 def _remove_left(target: Path) -> None:
-    """Remove what a process that is no more left half-written for this target; what it had put aside comes back."""
+    """Remove what a process that has ended left half-written for this target; what it had put aside comes back."""
     name, number = re.escape(target.name[:60]), r"(\d+)-[0-9a-f]{8}"
     # The last group is of a stage that is itself written in a stage.
     kind = f"({re.escape(_PART)}|{re.escape(_OLD)})"

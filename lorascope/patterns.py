@@ -37,7 +37,7 @@ class Pattern:
         budget: of patterns that come together; else it has `SECONDS` of its own.
 
     Raises:
-        InputError: it is no regular expression, too long or nested too deep. `search`, `match` and `fullmatch` raise it
+        InputError: it is not a regular expression, or too long or too deep. `search`, `match` and `fullmatch` raise it
             where the time is over.
     """
 

@@ -40,7 +40,7 @@ class CachedSVD:
 
     @cached_property
     def rank(self) -> int:
-        """How many singular values are no rounding."""
+        """How many singular values are not rounding."""
         top = float(self.sigma[0]) if len(self.sigma) else 0.0
         return int(np.sum(self.sigma > FLOOR * top)) if top > 0 else 0
 

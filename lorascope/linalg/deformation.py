@@ -69,7 +69,7 @@ def outlier(
     value = _solve(bulk, shape, theta)
     short, long = _halves(bulk, shape, value)
     slope = _slope(bulk, shape, value)
-    steep = theta * theta * slope  # 0 where the spike is nothing beside the bulk: then it has no direction of its own
+    steep = theta * theta * slope  # 0 where the spike is nothing next to the bulk: then it has no direction of its own
     shares = (-2 * short / steep, -2 * long / steep) if steep else (0.0, 0.0)
     value = min(value, float(sigma[low - 1])) if low else value
     return Outlier(value, low + 1, *(min(max(share, 0.0), 1.0) for share in shares))

@@ -50,7 +50,7 @@ def _hadamard(size: int) -> np.ndarray:
 def fwht(x: Float[Array, "... n"]) -> Float[Array, "... n"]:
     """H x along the last axis: the Walsh–Hadamard transform, unnormalised (H H = n I), in Sylvester's order.
 
-    H is symmetric, so this is its own adjoint. ValueError where n is no power of two.
+    H is symmetric, so this is its own adjoint. ValueError where n is not a power of two.
     """
     n, shape = int(x.shape[-1]), tuple(x.shape)
     if n < 1 or n & (n - 1):

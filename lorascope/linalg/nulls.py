@@ -1,4 +1,4 @@
-"""What chance alone gives, at the same shape: the reference that every measured rank stands beside."""
+"""What chance alone gives, at the same shape: the reference that every measured rank stands next to."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial

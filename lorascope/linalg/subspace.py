@@ -2,7 +2,7 @@
 
 Everything is a function of ΔW alone, not of the factors it is written in, and of its singular vectors only through what
 is determined: a sign, a rotation among equal singular values, or directions that are rounding change nothing. Where i
-leading directions would divide equal singular values, they are no subspace of ΔW: `cuts` says where that is.
+leading directions would divide equal singular values, they are not a subspace of ΔW: `cuts` says where that is.
 
 Written against the array API: numpy arrays or torch tensors, float64 inside.
 """

@@ -53,7 +53,7 @@ class Adapter:
         updates: by module path in the base model, in file order.
         settings: what the writer's config said, resolved: rank, alpha, patterns, flags. JSON types only.
         source: path, hash, format, method.
-        saved: full tensors stored beside the updates (`modules_to_save`, trained biases), by parameter name.
+        saved: full tensors stored next to the updates (`modules_to_save`, trained biases), by parameter name.
         skipped: everything recognised that is not an update, with the reason. With `updates` and `saved` this
             accounts for every key in the file.
         notes: what the reader wants said about the whole, such as projections redrawn from a seed.

@@ -34,7 +34,7 @@ _FILES = (
     "diffusion_pytorch_model.safetensors.index.json",
 )
 # Modules that share one parameter in the usual models; a checkpoint stores it once, under either name.
-_OTHER_SENSES = re.compile(r"(^|\.)(vision|visual|audio)")  # a part whose embeddings are no words
+_OTHER_SENSES = re.compile(r"(^|\.)(vision|visual|audio)")  # a part whose embeddings are not words
 ABSENT = "the base has no such weight"
 
 

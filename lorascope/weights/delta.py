@@ -158,7 +158,7 @@ class _Matching:
         pairs = sorted(self.pairs, key=lambda pair: (order[pair.parameter], pair.expert or 0))
         return Matched(tuple(_ask_numbers(p) if any_transposed else p for p in pairs), tuple(self.unmatched))
 
-    def _set_aside(self, name: str, reason: str) -> None:
+    def _skip(self, name: str, reason: str) -> None:
         self.unmatched.append(Skipped(name, reason))
 
     def _tuned(self, name: str, of_base: str | None) -> None:
@@ -166,11 +166,11 @@ class _Matching:
         if why := _no_weight(stored):
             if of_base is not None:
                 self.partner.setdefault(of_base, name)
-            self._set_aside(name, why)
+            self._skip(name, why)
         elif of_base is None:
-            self._set_aside(name, "only in the tuned checkpoint")
+            self._skip(name, "only in the tuned checkpoint")
         elif of_base in self.partner and _same(stored, self.tuned.stored[self.partner[of_base]]):
-            self._set_aside(name, f"tied: the same numbers as {self.partner[of_base]}, and counted there")
+            self._skip(name, f"tied: the same numbers as {self.partner[of_base]}, and counted there")
         else:
             tie = (f"tied in the base: compared with its {of_base}",) if _tied(name, of_base) else ()
             self._pair(of_base, self.base.stored[of_base], name, tie, label=name if tie else of_base)
@@ -178,15 +178,15 @@ class _Matching:
     def _left(self, name: str) -> None:
         """A parameter of the base that no tuned name led to."""
         if why := _no_weight(self.base.stored[name]):
-            self._set_aside(name, why)
+            self._skip(name, why)
             return
         partner = self.tuned.resolve(name)
         if partner is None or not _tied(name, partner):
-            self._set_aside(name, "only in the base")
+            self._skip(name, "only in the base")
             return
         twin = next((own for own, theirs in self.partner.items() if theirs == partner), None)
         if twin is not None and _same(self.base.stored[name], self.base.stored[twin]):
-            self._set_aside(name, f"tied: the same numbers as {twin}, and counted there")
+            self._skip(name, f"tied: the same numbers as {twin}, and counted there")
         else:
             note = f"tied in the tuned checkpoint: its {partner}"
             self._pair(name, self.base.stored[name], partner, (note,), label=name)
@@ -195,12 +195,12 @@ class _Matching:
         tuned = self.tuned.stored[tuned_name]
         self.partner.setdefault(name, tuned_name)
         if why := _no_weight(base):
-            self._set_aside(name, why)
+            self._skip(name, why)
             return
         fitted = _fitted(name, base, tuned)
         if fitted is None:
             shapes = f"{list(base.shape)} in the base and {list(tuned.shape)} in the tuned checkpoint"
-            self._set_aside(name, f"has other shapes: {shapes}")
+            self._skip(name, f"has other shapes: {shapes}")
             return
         base, tuned, note = fitted
         notes = (*notes, *_dequantised(("base", base), ("tuned checkpoint", tuned)))
@@ -215,7 +215,7 @@ def _dequantised(*sides: tuple[str, Stored]) -> tuple[str, ...]:
 
 
 def _no_weight(stored: Stored) -> str | None:
-    """Why a stored tensor is no weight; None where it is one."""
+    """Why a stored tensor is not a weight; None where it is one."""
     if isinstance(stored, Unreadable):
         return stored.reason
     return None if stored.dtype in UNIT_ROUNDOFF else _integers(stored)

@@ -50,6 +50,6 @@ class Drawn:
             valid = False
         if not valid:
             raise InputError(
-                f"adapter_config.json: {where} is no draw", found=repr(values)[:200], expected="shape, bound, seed"
+                f"adapter_config.json: {where} is not a draw", found=repr(values)[:200], expected="shape, bound, seed"
             )
         return Drawn(tuple(shape), float(bound), seed)

@@ -53,7 +53,7 @@ def open_tensors(path: Path) -> Tensors:
     if shard and int(shard[2]) > 1:
         raise InputError(
             f"{path} is shard {int(shard[1])} of {int(shard[2])}, not the whole",
-            hint="pass the folder, or the .index.json beside it",
+            hint="pass the folder, or the .index.json next to it",
         )
     return _open_file(path)
 

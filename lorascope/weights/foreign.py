@@ -36,7 +36,7 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     (r"(^|\.)prefix_tunings?\.|prefix_gates", "a prefix of AdapterHub: keys and values, and no update of a weight", ""),
     (r"\.refts?\.|intkey_|(^|\.)(rotate_layer|learned_source)\.", "a ReFT: it edits hidden states, and no weight", ""),
     (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
-    (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "an adapter of NeMo or Megatron that is no LoRA", ""),
+    (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "a NeMo or Megatron adapter that is not LoRA", ""),
     (r"_lora_[ab]$|lora_kernel_[ab]$", "a LoRA of JAX or Keras (tunix, qwix, KerasHub)", _PEFT),
     (r"\.lora_[ab]$", "a LoRA of MLX (lora_a and lora_b)", "fuse it with mlx_lm.fuse, or train with PEFT"),
     (r"\.lora_(down|up)\.\d+\.weight$", "a LoRA of sd-scripts with query, key and value apart (lora_down.0)",
@@ -51,7 +51,7 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     (r"^(prompt_encoder|prefix_encoder)\.", "an encoder of prompts or prefixes, and no update of a weight", ""),
     (r"spectral_shifts?", "an SVDiff: shifts of the base's singular values, which lorascope does not compute", ""),
     (r"(^|\.)(exp_avg|exp_avg_sq|optimizer|param_groups)(\.|$)", "the state of an optimizer",
-     "pass the adapter that was saved beside it"),
+     "pass the adapter that was saved next to it"),
 )  # fmt: skip
 _KEYS = tuple((re.compile(pattern), what, hint) for pattern, what, hint in KEYS)
 _ADAPTER_WORDS = re.compile(

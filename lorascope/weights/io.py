@@ -30,9 +30,9 @@ _ADAPTERS = (
     "adapter_model.bin.index.json",
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",
-    "adapter.safetensors",  # AdapterHub's, beside the head's file
+    "adapter.safetensors",  # AdapterHub's, next to the head's file
     "pytorch_adapter.bin",
-    "adapters.safetensors",  # MLX's, beside its checkpoints
+    "adapters.safetensors",  # MLX's, next to its checkpoints
 )
 MODELS = (
     "model.safetensors",
@@ -48,7 +48,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
     """The adapter at `path`: a weights file, an index of shards, or a folder with either. Arrays are read when used.
 
     Args:
-        path: what the user named. A file takes the `adapter_config.json` beside it, where there is one.
+        path: what the user named. A file takes the `adapter_config.json` next to it, where there is one.
         base: the base model, which helps where a format's names or shapes are lossy (kohya, VeRA).
 
     Raises:
@@ -134,7 +134,7 @@ def _open(path: Path) -> tuple[Bundle, str]:
 
 
 def _holds_adapter(bundle: Bundle) -> bool:
-    """Whether some format claims the keys by themselves: a config may have been left beside a merged model."""
+    """Whether some format claims the keys by themselves: a config may have been left next to a merged model."""
     return any(format.claims(replace(bundle, config=None)) for _, format in formats.items())
 
 

@@ -1,6 +1,6 @@
 """Keys that a format did not understand: which of them could change ΔW, and which stand elsewhere.
 
-A scale, a mask, a diagonal or a second factor stands beside the factors it acts on, under the same module, or above. So
+A scale, a mask, a diagonal or a second factor stands next to the factors it acts on, in the same module, or above. So
 a key that nobody understands refuses the file where its module is one of the updates' or holds one, where it stands
 above all modules, or where its name speaks of an adapter or of something that acts on others. Any other one, a norm's
 own parameter say, is listed as skipped, by name.

@@ -124,7 +124,7 @@ def renamed(name: str) -> list[str]:
 def without_component(name: str, folder: str) -> str | None:
     """The path within a pipeline's component that the folder of that name holds; None where it is of another one.
 
-    A folder whose name is no component's takes the names of the first of a kind: `transformer.`, not `transformer_2.`.
+    Another folder's name takes the names of the first component of a kind: `transformer.`, not `transformer_2.`.
     """
     component, _, rest = name.partition(".")
     if component not in COMPONENTS or not rest:

@@ -32,7 +32,7 @@ HINT = "give the same model as it was before it was quantised"
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _CODES = (*_FP8, "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
-# What may stand beside a matrix `weight` in one module without saying anything about the weight.
+# What may stand next to a matrix `weight` in one module without saying anything about the weight.
 _HARMLESS = frozenset(
     "weight bias e_score_correction_bias expert_bias tid2eid running_mean running_var num_batches_tracked".split()  # noqa: SIM905
 )
@@ -179,7 +179,7 @@ class _Schemes:
         return None
 
     def _plain_codes(self, name: str, leaf: str) -> bool:
-        """`codes` may be any parameter's name: it is AQLM's beside `codebooks` only."""
+        """`codes` may be any parameter's name: it is AQLM's next to `codebooks` only."""
         return leaf == "codes" and "codebooks" not in self.leaves[name.rpartition(".")[0]]
 
     def _unreadable(self, name: str, scheme: str) -> Unreadable:
@@ -188,7 +188,7 @@ class _Schemes:
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
     def parameter(self, name: str) -> Stored:
-        """One tensor that is no companion: itself where it is a plain one, decoded, or unreadable."""
+        """One tensor that is not a companion: itself where it is a plain one, decoded, or unreadable."""
         stored = self.tensors[name]
         module, _, leaf = name.rpartition(".")
         if stored.dtype in _PLAIN:
@@ -208,18 +208,18 @@ class _Schemes:
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
     def _is_weight(self, name: str, leaf: str, stored: Stored) -> bool:
-        """Whether a tensor of codes stands in a weight's place: by its name, or by what stands beside it."""
+        """Whether a tensor of codes stands in a weight's place: by its name, or by what stands next to it."""
         if stored.dtype in _FP8 or self._unknown_keys(name, name.rpartition(".")[0]):
             return True
         return len(stored.shape) > 1 and leaf.endswith(("weight", "proj", "kernel"))
 
     def _plain(self, name: str, module: str, leaf: str, stored: Stored) -> Stored:
-        """A matrix in a floating dtype, unless something beside it may change what it means."""
+        """A matrix in a floating dtype, unless something next to it may change what it means."""
         if self.config.get("transform_config") and leaf == "weight" and len(stored.shape) == 2:
             return self._unreadable(name, f"{self.name}, its weights rotated")
         if len(stored.shape) < 2 or not (beside := self._unknown_keys(name, module)):
             return stored
-        reason = f"{name} stands beside {beside[0]!r} in the base, which lorascope does not understand"
+        reason = f"{name} stands next to {beside[0]!r} in the base, which lorascope does not understand"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
     def _unknown_keys(self, name: str, module: str) -> list[str]:

@@ -63,7 +63,7 @@ class Plan:
         """The plan that `to_json` described.
 
         Raises:
-            InputError: it is no plan, or this numpy draws other numbers than the one it was written with.
+            InputError: it is not a plan, or this numpy draws other numbers than the one it was written with.
         """
         try:
             parameters = tuple((str(name), tuple(map(_size, shape))) for name, shape in values["parameters"])
@@ -76,7 +76,7 @@ class Plan:
         except (TypeError, KeyError, ValueError):
             valid = False
         if not valid:
-            raise InputError("adapter_config.json: subspace is no plan of a random subspace", found=repr(values)[:200])
+            raise InputError("adapter_config.json: subspace is not a plan", found=repr(values)[:200])
         if written != fingerprint():
             raise InputError(
                 "this numpy draws other random numbers than the one the adapter was written with",
@@ -169,7 +169,7 @@ class Projected:
         except (TypeError, KeyError, ValueError, IndexError):
             valid = False
         if not valid:
-            raise InputError(f"adapter_config.json: {where} is no parameter of its subspace", found=repr(values)[:200])
+            raise InputError(f"adapter_config.json: {where} is not in its subspace", found=repr(values)[:200])
         return Projected(subspace, index, shape, transposed)
 
 

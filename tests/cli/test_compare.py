@@ -65,7 +65,7 @@ def test_terminal_and_files(lora_folder, other_folder, tmp_path):
 
 def test_usage_errors_exit_with_2(lora_folder, tmp_path):
     assert "two adapters or more" in refused(lorascope("compare", lora_folder))
-    assert "there is no file" in refused(lorascope("compare", lora_folder, tmp_path / "nothing"))
+    assert "no such file or folder" in refused(lorascope("compare", lora_folder, tmp_path / "nothing"))
     save_file({"model.layers.0.q.weight": np.ones((4, 4), np.float32)}, tmp_path / "model.safetensors")
     assert "full model" in refused(lorascope("compare", lora_folder, tmp_path))
 

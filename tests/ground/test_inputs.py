@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lorascope import inputs, patterns
-from lorascope.errors import LONGEST, InputError, LorascopeError
+from lorascope.errors import LONGEST, InputError, LorascopeError, preview
 
 DEEP = "[" * 200_000
 

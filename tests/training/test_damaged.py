@@ -236,7 +236,7 @@ def test_metrics_that_are_no_file(trained, folder, make):
     path = folder / "metrics.jsonl"
     path.unlink()
     make(path)
-    with pytest.raises(InputError, match=r"metrics\.jsonl is no file"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl is not a file"):
         Record(folder, trained[0], resume=True)
 
 

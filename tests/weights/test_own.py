@@ -134,7 +134,7 @@ WRONG = {
     "a part without a reason": ({"parts": {"x": 1}}, "parts.x"),
     "a draw that is none": (
         {"modules": {"q": {"kind": "dense", "scale": 1, "roles": ["delta"], "drawn": {"delta": {"shape": [1 << 40]}}}}},
-        "is no draw",
+        "is not a draw",
     ),
     "a draw that fills the memory": (
         {
@@ -147,7 +147,7 @@ WRONG = {
                 }
             }
         },
-        "is no draw",
+        "is not a draw",
     ),
 }
 

@@ -1,7 +1,7 @@
 """The contract of a format: recognise a file by its keys, and account for every one of them.
 
 One format, one file in this folder. `weights/io.py` asks every registered format; exactly one may claim a file. A
-format takes each key from the `Ledger` either as part of an update or set aside with a reason; a key left over is an
+format takes each key from the `Ledger` either as part of an update or skipped with a reason; a key left over is an
 error that names it. Nothing is ever dropped in silence.
 """
 
@@ -42,7 +42,7 @@ class Bundle:
 
 
 class Ledger:
-    """Every key of a bundle, each to be taken or set aside exactly once."""
+    """Every key of a bundle, each to be taken or skipped exactly once."""
 
     def __init__(self, tensors: Mapping[str, Stored]):
         self._tensors = dict(tensors)
@@ -102,13 +102,13 @@ _REDUNDANT = (
 
 
 def lost(adapter: Adapter, kept: tuple[str, ...] = ()) -> list[Skipped]:
-    """What its reader set aside and the base does not have either. `kept`: reasons by which it is not lost."""
+    """What its reader skipped and the base does not have either. `kept`: reasons by which it is not lost."""
     not_lost = (*_REDUNDANT, *kept)
     return [item for item in adapter.skipped if not any(reason in item.reason for reason in not_lost)]
 
 
 def refuse_loss(adapter: Adapter) -> None:
-    """InputError where writing the adapter would lose what its reader set aside."""
+    """InputError where writing the adapter would lose what its reader skipped."""
     if gone := lost(adapter):
         raise InputError(
             "writing this adapter would lose what was not analysed", found=preview(item.name for item in gone)

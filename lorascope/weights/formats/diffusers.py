@@ -50,7 +50,7 @@ _SPELLINGS = tuple(
 _XLABS = re.compile(r"(double|single)_blocks\.\d+\.processor\.\w+_lora\d*")
 _IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 NORM = re.compile(r"(.+\.)?([^.]+_)?norm[^.]*\.(weight|bias|scale)")
-B_BIAS = "the bias of B: it adds scale · bias to the output, and is no update of the weight"
+B_BIAS = "the bias of B: it adds scale · bias to the output, and is not an update of the weight"
 NO_ALPHA = "no alpha in the file: scale 1 (alpha is the rank), as diffusers loads it"
 
 

@@ -30,7 +30,7 @@ class KeyGroup:
         return suffix in self.keys
 
     def take(self, ledger: Ledger, suffix: str) -> Stored:
-        """The stored array, taken. InputError naming the key where it is missing beside its partner."""
+        """The stored array, taken. InputError naming the key where it is missing next to its partner."""
         if suffix not in self.keys:
             raise InputError(
                 f"{self.module} is incomplete: {f'{self.module}.{suffix}'!r} is missing",
@@ -67,13 +67,13 @@ def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, KeyGrou
     return {module: KeyGroup(module, groups) for module, groups in keys_by_module.items()}
 
 
-# What ComfyUI reads beside a pair: the shape to which it widens the base's weight, and parameters that it replaces.
+# What ComfyUI reads next to a pair: the shape to which it widens the base's weight, and parameters that it replaces.
 RESHAPE, SET = ".reshape_weight", ".set_weight"
 WIDENED = "the shape to which ComfyUI widens the base's weight before ΔW is added: no update by itself"
 
 
 def comfy_extras(ledger: Ledger) -> dict[str, Stored]:
-    """ComfyUI's keys beside the pairs, each accounted for; the parameters that it sets whole, by name."""
+    """ComfyUI's keys next to the pairs, each accounted for; the parameters that it sets whole, by name."""
     saved = {}
     for key in ledger.left():
         if key.endswith(RESHAPE):

@@ -55,7 +55,7 @@ class Kohya(Format):
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         groups = by_module(bundle.tensors, SUFFIXES)
         updates = [update for group in groups.values() if (update := read_pair(group, ledger))]
-        set_aside_embeddings(bundle.tensors, ledger)
+        skip_embeddings(bundle.tensors, ledger)
         names = resolve(groups, base, PREFIXES)
         return Parsed(
             updates=rename(updates, names),
@@ -79,7 +79,7 @@ def claimed_by_lycoris(keys: Iterable[str]) -> bool:
 
 
 def read_pair(group: KeyGroup, ledger: Ledger) -> Update | None:
-    """The update of a down/up pair; None where DoRA's magnitude lies along the inputs and all of it is set aside."""
+    """The update of a down/up pair; None where DoRA's magnitude lies along the inputs and all of it is skipped."""
     if "dora_scale" in group and _along_inputs(ledger.peek(group.keys["dora_scale"])):
         group.skip(
             ledger,
@@ -117,7 +117,7 @@ def _along_inputs(stored: Stored) -> bool:
     return len(stored.shape) > 1 and stored.shape[0] == 1 and stored.shape[1] > 1
 
 
-def set_aside_embeddings(keys: Iterable[str], ledger: Ledger) -> None:
+def skip_embeddings(keys: Iterable[str], ledger: Ledger) -> None:
     """sd-scripts can bundle textual-inversion embeddings with an adapter."""
     for key in keys:
         if key.startswith("bundle_emb.") and key in ledger:

@@ -72,7 +72,7 @@ class Loralib(Format):
 
 
 def _adapterhub(bundle: Bundle) -> tuple[float, int] | None:
-    """alpha and r of AdapterHub's config; None where there is none. InputError where its LoRA is no B·A."""
+    """alpha and r of AdapterHub's config; None where there is none. InputError where its LoRA is not B·A."""
     config = (bundle.config or {}).get("config")
     if not isinstance(config, Mapping) or not any(map(_LORAS.search, bundle.tensors)):
         return None
@@ -84,7 +84,7 @@ def _adapterhub(bundle: Bundle) -> tuple[float, int] | None:
         )
     alpha, rank = config.get("alpha"), config.get("r")
     if not isinstance(alpha, int | float) or not isinstance(rank, int) or rank < 1 or not math.isfinite(alpha):
-        raise InputError("adapter_config.json: config.alpha and config.r are no numbers", found=f"{alpha!r}, {rank!r}")
+        raise InputError("adapter_config.json: config.alpha and config.r are not numbers", found=f"{alpha!r}, {rank!r}")
     return float(alpha), rank
 
 
@@ -219,7 +219,7 @@ def _triplet(group: KeyGroup, ledger: Ledger, a: Stored, b: Stored, weight: Stor
 
 
 def _saved(tensors: Mapping[str, Stored], ledger: Ledger, adapted: set[str]) -> dict[str, Stored]:
-    """What a whole state dict holds besides: frozen weights are set aside, everything else was stored to be kept."""
+    """What a whole state dict holds besides: frozen weights are skipped, everything else was stored to be kept."""
     saved: dict[str, Stored] = {}
     for key in tensors:
         module, _, parameter = key.rpartition(".")

@@ -51,7 +51,7 @@ VECTORS = {
     "b_norm": "a difference of a norm's bias: a vector, not a matrix",
     "lora_B.bias": B_BIAS,
 }
-# Other spellings of a down/up pair, which ComfyUI reads beside `.diff` and `.diff_b` (Wan: CausVid, AccVideo).
+# Other spellings of a down/up pair, which ComfyUI reads next to `.diff` and `.diff_b` (Wan: CausVid, AccVideo).
 PAIRS = {
     f"{spelling}.weight": f"lora_{side}.weight"
     for side, spellings in {
@@ -94,7 +94,7 @@ class Lycoris(Format):
             methods.append(family.name)
             if update := family.read(group, ledger):
                 updates.append(_scaled_by(settings, group, lokr.rescaled(group, update, ledger)))
-        kohya.set_aside_embeddings(bundle.tensors, ledger)
+        kohya.skip_embeddings(bundle.tensors, ledger)
         names = resolve(groups, base, kohya.PREFIXES)
         bare = (
             {}
@@ -202,7 +202,7 @@ def _scaled_by(settings: Settings, group: KeyGroup, update: Update) -> Update:
 
 
 def _without_stray_weight(group: KeyGroup) -> KeyGroup:
-    """`.weight` is (IA)³'s beside `.on_input`; alone it is somebody else's key, left for the ledger to report."""
+    """`.weight` is (IA)³'s next to `.on_input`; alone it is somebody else's key, left for the ledger to report."""
     if "on_input" in group or "weight" not in group:
         return group
     return KeyGroup(group.module, {suffix: key for suffix, key in group.keys.items() if suffix != "weight"})
@@ -260,7 +260,7 @@ def _lokr(group: KeyGroup, ledger: Ledger) -> Update | None:
 
 
 def _full(group: KeyGroup, ledger: Ledger) -> Update | None:
-    """ΔW itself. A difference of a vector, or of a table (1, n, d) that is a parameter and no kernel, is set aside."""
+    """ΔW itself. A difference of a vector, or of a table (1, n, d) that is a parameter and not a kernel, is skipped."""
     shape = tuple(ledger.peek(group.keys["diff"]).shape)
     if len(shape) <= 1:
         group.skip(ledger, "a difference of a vector (a norm's weight), not of a matrix")
@@ -291,7 +291,7 @@ def _ia3(group: KeyGroup, ledger: Ledger) -> Update | None:
 
 
 def _with_magnitude(group: KeyGroup, ledger: Ledger) -> bool:
-    """Whether this LoHa or LoKr module has DoRA's magnitude on top: then all of it is set aside."""
+    """Whether this LoHa or LoKr module has DoRA's magnitude on top: then all of it is skipped."""
     if "dora_scale" in group:
         group.skip(ledger, "DoRA's magnitude on top of LoHa or LoKr: ΔW depends on the base, and is not modelled")
     return "dora_scale" in group
@@ -313,7 +313,7 @@ def _folded(group: KeyGroup, core: Stored, right: Stored) -> Stored:
     return fold(core, right)
 
 
-def _aside(reason: str) -> Callable[[KeyGroup, Ledger], None]:
+def _skips(reason: str) -> Callable[[KeyGroup, Ledger], None]:
     return lambda group, ledger: group.skip(ledger, reason)
 
 
@@ -327,19 +327,19 @@ FAMILIES = (
         "OFT",
         ("oft_blocks",),
         ("rescale", "alpha"),
-        _aside("OFT and BOFT rotate the base weight: ΔW = (R - I)·W, which lorascope does not model"),
+        _skips("OFT and BOFT rotate the base weight: ΔW = (R - I)·W, which lorascope does not model"),
     ),
     Family(
         "GLoRA",
         kohya.GLORA,
         ("bm.weight", "alpha", "scalar"),
-        _aside("GLoRA's ΔW = W·A + B needs the base weight, and lorascope does not model it"),
+        _skips("GLoRA's ΔW = W·A + B needs the base weight, and lorascope does not model it"),
     ),
     Family(
         "T-LoRA",
         ("q_layer.weight", "p_layer.weight", "lambda_layer"),
         ("alpha",),
-        _aside("T-LoRA subtracts its initialisation, an SVD of the base weight that the file does not hold"),
+        _skips("T-LoRA subtracts its initialisation, an SVD of the base weight that the file does not hold"),
     ),
 )
 

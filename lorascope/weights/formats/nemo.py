@@ -48,7 +48,7 @@ class Nemo(Format):
 def _update(group: KeyGroup, ledger: Ledger) -> Update:
     inner, outer = group.take(ledger, SUFFIXES[0]), group.take(ledger, SUFFIXES[1])
     if len(inner.shape) != 2:
-        raise InputError(f"{group.keys[SUFFIXES[0]]!r} is no matrix", found=tuple(inner.shape), expected="(r, d_in)")
+        raise InputError(f"{group.keys[SUFFIXES[0]]!r} is not a matrix", found=tuple(inner.shape), expected="(r, d_in)")
     roles = low_rank_roles(inner, outer, None, (group.keys[SUFFIXES[0]], group.keys[SUFFIXES[1]]))
     return Update(group.module.removesuffix(".adapter"), "low_rank", roles)
 

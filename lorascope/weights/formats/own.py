@@ -1,8 +1,8 @@
-"""lorascope's own layout, which holds any `Adapter`: `adapter_model.safetensors` beside `adapter_config.json`.
+"""lorascope's own layout, which holds any `Adapter`: `adapter_model.safetensors` next to `adapter_config.json`.
 
 For whatever PEFT's layout has no place for: kinds of update it does not know, soft prompts, bottlenecks between layers.
 Keys are `updates.<module>.<role>` (roles have no dots, so the last one divides), `saved.<parameter>` for tensors stored
-whole, and `parts.<name>` for trained tensors that are no weight update. The safetensors metadata says
+whole, and `parts.<name>` for trained tensors that are not a weight update. The safetensors metadata says
 {"format": "lorascope", "schema": "1"}. The config is the record that gives the keys their meaning:
 
     {"format": "lorascope", "schema": 1, "method": "lora_xs", "settings": {...}, "notes": [...],
@@ -61,7 +61,7 @@ class BaseParam(Format):
         """Write the two files.
 
         Raises:
-            InputError: something was read and not understood, or a setting is no JSON value.
+            InputError: something was read and not understood, or a setting is not a JSON value.
             LorascopeError: the folder cannot be written; nothing half-written is left.
         """
         refuse_loss(adapter)
@@ -167,7 +167,7 @@ def _record(bundle: Bundle) -> Mapping[str, Any]:
     if bundle.config is None:
         raise InputError(
             f"{bundle.path} is of lorascope's own format, and its adapter_config.json is missing",
-            hint="put the adapter_config.json that was written with it beside it",
+            hint="put the adapter_config.json that was written with it next to it",
         )
     if bundle.config.get("format") != NAME:
         raise _wrong("format", bundle.config.get("format"), repr(NAME))

@@ -41,7 +41,7 @@ def replicated(updates: Mapping[str, Update], ranges: Any) -> dict[str, Update]:
     to 3 of the base's 0, 1, 1, 2.
 
     Raises:
-        InputError: `ranges` is no list of ranges, or a module lies in a layer that they do not make.
+        InputError: `ranges` is not a list of ranges, or a module lies in a layer that they do not make.
     """
     if not ranges:
         return dict(updates)
@@ -52,7 +52,7 @@ def replicated(updates: Mapping[str, Update], ranges: Any) -> dict[str, Update]:
     )
     if not pairs or not valid:
         raise InputError(
-            "adapter_config.json: layer_replication is no list of ranges",
+            "adapter_config.json: layer_replication is not a list of ranges",
             found=repr(ranges)[:200],
             expected="[[0, 2], …]",
         )

@@ -103,7 +103,7 @@ class Family:
     fields: ClassVar[str] = ""
     scales: ClassVar[ScaleFields | None] = None
     kinds_written: ClassVar[frozenset[str]] = frozenset()
-    bias_reason: ClassVar[str] = "a bias, which is no update of the weight"
+    bias_reason: ClassVar[str] = "a bias, which is not an update of the weight"
 
     def read(self, group: Group, context: Context) -> Update:
         """The update of one module. InputError where its tensors contradict each other or the config."""

@@ -1,7 +1,7 @@
-"""PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`, `.bin` or shards (PEFT 0.21.2).
+"""PEFT's layout: `adapter_config.json` next to `adapter_model.safetensors`, `.bin` or shards (PEFT 0.21.2).
 
 Every method whose update is a fixed ΔW is read: LoRA, rsLoRA, DoRA, AdaLoRA, VeRA, LoHa, LoKr, IA³, LayerNorm tuning;
-and virtual tokens, which are no update. The others are recognised by their keys and skipped by name. Scales are
+and virtual tokens, which are not an update. The others are recognised by their keys and skipped by name. Scales are
 PEFT's: α/r or α/√r with its patterns, per module.
 """
 

@@ -44,7 +44,7 @@ def ia3(group: Group, config: Config, base: "Checkpoint | None" = None) -> Updat
     size = math.prod(shape)
     feedforward = _is_feedforward(group.module, config)
     if len(shape) < 2 or sum(side != 1 for side in shape) > 1:
-        raise InputError(f"{group.keys['ia3_l'].text} is no vector", found=shape, expected="(d_out, 1) or (1, d_in)")
+        raise InputError(f"{group.keys['ia3_l'].text} is not a vector", found=shape, expected="(d_out, 1) or (1, d_in)")
     inward = shape[0] == 1 if len(shape) == 2 and size > 1 else feedforward
     if config.given and inward != feedforward:
         raise InputError(

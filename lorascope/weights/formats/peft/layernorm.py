@@ -42,7 +42,7 @@ def norms(ledger: Ledger) -> dict[str, Update]:
             continue
         name, shape = f"{match['module']}.{match['parameter']}", tuple(ledger.peek(key).shape)
         if len(shape) != 1:
-            raise InputError(f"{key} is no vector", found=shape, expected="(d,)")
+            raise InputError(f"{key} is not a vector", found=shape, expected="(d,)")
         if name in updates:
             raise InputError(f"the file holds {name} twice", found=key, expected="one adapter")
         updates[name] = Update(name, "tuned", {"tuned": reshaped(ledger.take(key), shape[0], 1)}, base_weight=name)
@@ -50,7 +50,7 @@ def norms(ledger: Ledger) -> dict[str, Update]:
 
 
 def norm_keys(updates: dict[str, Update]) -> tuple[dict[str, Stored], list[str]]:
-    """Tensors by PEFT's keys, and the modules they belong to. InputError where an update is no norm's vector."""
+    """Tensors by PEFT's keys, and the modules they belong to. InputError where an update is not a norm's vector."""
     tensors: dict[str, Stored] = {}
     for update in updates.values():
         module, _, parameter = (update.base_weight or update.name).rpartition(".")

@@ -42,7 +42,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STARTS_IN_W = ("pissa", "olora")  # kinds of update whose formula subtracts the start from W again
 _IN_MEMORY = re.compile(r"\.(lora_[AB]\.weight|lora_([ABE]|embedding_[AB])\.[^.]+(\.weight)?|lora_embedding_[AB])$")
 SCALES = ScaleFields(rslora=True)
-B_BIAS = "the bias of B: it adds scale · bias to the output, beside the weight"
+B_BIAS = "the bias of B: it adds scale · bias to the output, in addition to the weight"
 
 
 class LoRA(Family):

@@ -104,7 +104,7 @@ def lokr(group: Group, config: Config) -> Update:
         if len(w2.shape) == 3:
             return _as_peft_reshapes(group, roles, w2, scale)
         if len(w2.shape) < 2:
-            raise InputError(f"{group.keys['lokr_w2'].text} is no matrix", found=tuple(w2.shape))
+            raise InputError(f"{group.keys['lokr_w2'].text} is not a matrix", found=tuple(w2.shape))
         kernel = tuple(w2.shape[2:])
         roles["w2"] = flattened(w2)
     return Update(name=group.module, kind="kronecker", roles=roles, scale=scale, kernel=kernel)
@@ -131,7 +131,7 @@ def _as_peft_reshapes(group: Group, roles: dict[str, Stored], w2: Stored, scale:
         roles={"delta": Combined((*first, w2), shape, product)},
         scale=scale,
         kernel=(k,),
-        notes=("PEFT's LoKr of a 1-d convolution is no Kronecker product; the update is what its layer computes",),
+        notes=("PEFT's LoKr of a 1-d convolution is not a Kronecker product; the update is what its layer computes",),
     )
 
 
@@ -161,7 +161,7 @@ def _kernel(group: Group, core: str) -> tuple[int, ...]:
 def _check_axes(group: Group, *roles: str) -> None:
     for role in roles:
         if len(group.shape(role)) != 2:
-            raise InputError(f"{group.keys[role].text} is no matrix", found=group.shape(role))
+            raise InputError(f"{group.keys[role].text} is not a matrix", found=group.shape(role))
 
 
 def _written_loha(adapter: Adapter) -> Written:

@@ -15,12 +15,12 @@ from lorascope.weights.tensors import Mapped
 
 
 def enabled(config: Config) -> tuple[bool, ...]:
-    """Which blocks are adapted; empty where the config knows no blocks. InputError where the field is no list."""
+    """Which blocks are adapted; empty where the config knows no blocks. InputError where the field is not a list."""
     value = config.raw.get("enable_lora")
     if value is None or value is False:
         return ()
     if not isinstance(value, list) or not all(type(one) is bool for one in value) or not any(value):
-        raise InputError("adapter_config.json: enable_lora is no list of true and false", found=value)
+        raise InputError("adapter_config.json: enable_lora is not a list of true and false", found=value)
     return tuple(value)
 
 

@@ -61,7 +61,7 @@ families.register("prompts")(Prompts())
 
 
 def take_prompt(config: Config, ledger: Ledger) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The virtual tokens and why they are no update, by name; nothing where the file is of another method.
+    """The virtual tokens and why they are not an update, by name; nothing where the file is of another method.
 
     Raises:
         InputError: the config announces other tokens than the file holds.

@@ -63,7 +63,7 @@ def notes_of(config: Config) -> list[str]:
     """What the config says that a reader of the numbers should know."""
     if not config.given:
         return [
-            "scale unknown: there is no adapter_config.json beside this file, so α, rsLoRA and patterns are not known; "
+            "scale unknown: there is no adapter_config.json next to this file, so α, rsLoRA and patterns are unknown; "
             "every number is that of B·A with scale 1"
         ]
     notes = []
@@ -121,7 +121,7 @@ def _not_read(key: str) -> re.Match[str] | None:
 
 
 def betrayed_modules(keys: Iterable[str]) -> dict[str, str]:
-    """Modules whose A and B are no plain LoRA, by the key of another method next to them, and why.
+    """Modules whose A and B are not a plain LoRA, by the key of another method next to them, and why.
 
     So a file of KaSA's is known without its config: `lora_diag` stands between A and B.
     """
@@ -130,7 +130,7 @@ def betrayed_modules(keys: Iterable[str]) -> dict[str, str]:
         match = _not_read(key)
         if match and NOT_READ[match[1]] not in _BESIDE_LORA:
             module = body(key)[: match.start()].replace(".base_layer", "")
-            reasons[module] = f"{NOT_READ[match[1]]}: its tensors stand beside A and B, and change what they mean"
+            reasons[module] = f"{NOT_READ[match[1]]}: its tensors stand next to A and B, and change what they mean"
     return reasons
 
 

@@ -1,4 +1,4 @@
-"""What a PEFT file holds beside its updates: parameters trained and stored whole, and copies of the base (PEFT 0.21.2).
+"""What a PEFT file holds next to its updates: parameters stored whole, and copies of the base (PEFT 0.21.2).
 
 A file of `save_pretrained` holds the modules that were trained whole, the trained biases, and the embeddings of a grown
 vocabulary. A file of the whole model (`state_dict()`, DeepSpeed's `zero_to_fp32`, FSDP) holds the base too.
@@ -24,10 +24,10 @@ EMBEDDINGS = frozenset(
     {"embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "tok_embeddings"}
     | {"embeddings", "embed", "embedding", "output_projection", "decoder"}
 )
-COPY = "a copy of the base's weight, stored beside the update by PEFT"
+COPY = "a copy of the base's weight, stored next to the update by PEFT"
 COPIES = ("weight", "in_proj_weight", "in_proj_bias", "out_proj.weight")
 BASE_COPY = "the base's own copy of a parameter, in a file that holds the whole model"
-# What quantisers keep beside a weight, or in its place: bitsandbytes, GPTQ and AWQ, FP8, HQQ, compressed-tensors.
+# What quantisers keep next to a weight, or in its place: bitsandbytes, GPTQ and AWQ, FP8, HQQ, compressed-tensors.
 _QUANTISED = (
     r"(weight\.)?(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)|SCB|weight_format|qweight|qzeros"
     r"|scales|g_idx|weight_(scale(_inv)?|zero_point|shape|packed|g_idx)|input_scale|W_q|meta|codes|codebooks|biases"
@@ -41,7 +41,7 @@ _BUFFER = re.compile(rf".+\.({_QUANTISED}|inv_freq|rotary_emb\.\w+|position_ids|
 def take_saved(
     ledger: Ledger, config: Config, adapter: str | None, modules: Collection[str], notes: list[str]
 ) -> dict[str, Stored]:
-    """The parameters stored whole, by name; every other key that is understood is set aside.
+    """The parameters stored whole, by name; every other key that is understood is skipped.
 
     Args:
         adapter: the adapter's name where it leaked into the keys.
@@ -92,7 +92,7 @@ def base_copies(ledger: Ledger) -> dict[str, Stored]:
 
 
 def _no_parameter(key: str, text: str) -> str | None:
-    """Why a key is no parameter that was trained whole, where it is known by itself."""
+    """Why a key is not a parameter that was trained whole, where it is known by itself."""
     if re.search(r"\.lora_velora_embed(\.[^.]+)?$", text):
         return "a buffer of training alone: VeLoRA's backward pass compresses activations with it, and ΔW is s·B·A"
     if method := method_not_read(key):

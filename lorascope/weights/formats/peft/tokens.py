@@ -1,4 +1,4 @@
-"""Trained token rows in PEFT's files, which are no update by themselves and which a merge needs.
+"""Trained token rows in PEFT's files, which are not an update by themselves and which a merge needs.
 
 `trainable_token_indices` (and the method TRAINABLE_TOKENS, `token_indices`): rows (n, width) that replace those rows of
 an embedding.
@@ -14,7 +14,7 @@ from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Family, Rest, families
 from lorascope.weights.formats.peft.keys import body
 
-TOKENS = "rows of trainable tokens: they replace the base's rows, and are no update by themselves"
+TOKENS = "rows of trainable tokens: they replace the base's rows, and are not an update by themselves"
 
 
 _KEY = re.compile(r"^(?:(?P<module>.+?)\.)?(?:token_adapter\.)?trainable_tokens_(?:delta|original)(?:\.[^.]+)?$")
@@ -41,7 +41,7 @@ def is_trained_tokens(key: str) -> bool:
 
 
 def token_rows(ledger: Ledger, config: Config) -> dict[str, Rows]:
-    """The trained rows by their embedding's parameter; their keys are set aside.
+    """The trained rows by their embedding's parameter; their keys are skipped.
 
     Raises:
         InputError: the config names other rows than the file holds.

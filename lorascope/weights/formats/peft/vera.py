@@ -114,11 +114,11 @@ def vera(
         stored: the projections A and B, where the file has them; else they are drawn again from the config's key.
     """
     if stored is not None and any(len(each.shape) != 2 for each in stored):
-        raise InputError("VeRA's projections are no matrices", found=[tuple(each.shape) for each in stored])
+        raise InputError("VeRA's projections are not matrices", found=[tuple(each.shape) for each in stored])
     for group in groups:
         group.need("vera_lambda_b", "vera_lambda_d")
         if len(group.shape("vera_lambda_b")) != 1 or len(group.shape("vera_lambda_d")) != 1:
-            raise InputError(f"{group.module} has VeRA vectors that are no vectors", found=group.shape("vera_lambda_b"))
+            raise InputError(f"the VeRA tensors of {group.module} are not vectors", found=group.shape("vera_lambda_b"))
         if config.given and group.shape("vera_lambda_d")[0] != config.rank:
             raise InputError(
                 f"adapter_config.json contradicts the tensors: {group.keys['vera_lambda_d'].text}",
@@ -185,7 +185,7 @@ def _redrawn(groups: Sequence[Group], widths: list[int], config: Config, notes: 
 
     key = config.raw.get("projection_prng_key", 0)
     if type(key) is not int or not 0 <= key < 1 << 63:
-        raise InputError("adapter_config.json: projection_prng_key is no seed", found=key)
+        raise InputError("adapter_config.json: projection_prng_key is not a seed", found=key)
     d_out = max(group.shape("vera_lambda_b")[0] for group in groups)
     notes.append(
         f"VeRA: the projections are not in the file; they were drawn again from projection_prng_key {key} with torch "
