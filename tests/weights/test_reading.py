@@ -160,7 +160,9 @@ def test_a_head_that_is_stored_under_two_keys(tmp_path):
 def test_heads_that_peft_saves_by_task_raise_no_alarm(task, head, tmp_path):
     tensors = {**pair("base_model.model.h.0.q"), f"base_model.model.{head}.weight": A}
     assert read(saved(tmp_path, tensors, {**LORA, "task_type": task})).notes == ()
-    assert "not listed in modules_to_save" in read(saved(tmp_path, tensors, {**LORA, "task_type": "CAUSAL_LM"})).notes[0]
+    assert (
+        "not listed in modules_to_save" in read(saved(tmp_path, tensors, {**LORA, "task_type": "CAUSAL_LM"})).notes[0]
+    )
 
 
 def test_embeddings_of_a_grown_vocabulary_have_a_plain_note(tmp_path):
