@@ -117,13 +117,16 @@ class Factored:
         (left, of_left), (right_t, of_right) = _to_range(_double(self.left)), _to_range(_double(self.right.T))
         return left, right_t, (of_left, of_right)
 
-    def inner(self, other: "Factored") -> float:
-        """⟨X, Y⟩ = tr(Xᵀ Y) of two factored matrices of one shape, in O((m + n) k k')."""
+    def inner(self, other: "Matrix") -> float:
+        """⟨X, Y⟩ = tr(Xᵀ Y) of two matrices of one shape, in O((m + n) k k') where the other is factored, too."""
         if self.shape != other.shape:
             raise ValueError(f"shapes differ: {self.shape} and {other.shape}")
         xp = namespace(self.left)
-        left = _double(self.left).T @ _double(other.left)
-        right = _double(self.right) @ _double(other.right).T
+        product = other.factors()
+        if product is None:
+            return float(xp.sum(_double(self.left) * (other @ _double(self.right).T)))
+        left = _double(self.left).T @ _double(product.left)
+        right = _double(self.right) @ _double(product.right).T
         return float(xp.sum(left * right))
 
     def leading(self, count: int) -> tuple[Float[Array, "m p"], Float[Array, " p"], Float[Array, "p n"]]:

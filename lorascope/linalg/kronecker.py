@@ -79,6 +79,13 @@ class Kronecker:
         """U (m, p), S (p,) descending, Vh (p, n), with p as in `singular_values`: U and Vh are dense."""
         return self.leading(None)
 
+    def inner(self, other: Matrix) -> float:
+        """⟨A ⊗ B, C ⊗ D⟩ = ⟨A, C⟩⟨B, D⟩ of operands that are alike; else by the entries."""
+        if isinstance(other, Kronecker) and self.first.shape == other.first.shape:
+            return self.first.inner(other.first) * self.second.inner(other.second)
+        ours = self.dense()
+        return float(namespace(ours).sum(ours * other.dense()))
+
     def frobenius_norm(self) -> float:
         """‖first‖_F · ‖second‖_F."""
         norms = self.first.frobenius_norm(), self.second.frobenius_norm()

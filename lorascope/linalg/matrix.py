@@ -73,6 +73,10 @@ class Matrix(Protocol):
         """factor · this, in the same form."""
         ...
 
+    def inner(self, other: "Matrix") -> float:
+        """⟨this, other⟩, the sum of the products of their entries."""
+        ...
+
     def __matmul__(self, other: Array) -> Array:
         """This times an array (n, k) or (n,)."""
         ...
@@ -152,6 +156,9 @@ class Dense:
 
     def scaled(self, factor: float) -> "Dense":
         return Dense(self.values * factor)
+
+    def inner(self, other: Matrix) -> float:
+        return float(namespace(self.values).sum(self.values * other.dense()))
 
     def __matmul__(self, other: Array) -> Array:
         return self.values @ other

@@ -50,8 +50,17 @@ def test_its_parts_and_products(pair):
     np.testing.assert_allclose(left @ made, left @ entries, **CLOSE)
     np.testing.assert_allclose(made @ vector, entries @ vector, **CLOSE)
     np.testing.assert_allclose(left[0] @ made, left[0] @ entries, **CLOSE)
+    np.testing.assert_allclose(made.rows(1, 4), entries[1:4], **CLOSE)
+    assert made.structured == (type(made) is not Dense)
     if (product := made.factors()) is not None:
         np.testing.assert_allclose(product.left @ product.right, entries, **CLOSE)
+
+
+@pytest.mark.parametrize("other", FORMS)
+def test_inner_products_of_every_two_forms(pair, other):
+    made, entries = pair
+    with_this = forms(np.random.default_rng(3))[other]
+    assert made.inner(with_this) == pytest.approx(np.sum(entries * with_this.dense()), rel=1e-11, abs=1e-12)
 
 
 def test_its_decompositions(pair):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lorascope.linalg.rounding import round_to, unit_roundoff
+from lorascope.linalg.rounding import SumRounding, round_to, rounded_sum, unit_roundoff
 
 
 def test_bfloat16_against_torch():
@@ -34,3 +34,25 @@ def test_unit_roundoff_is_the_largest_relative_error(dtype):
 def test_integers_are_not_merged_into():
     with pytest.raises(ValueError, match="I8"):
         round_to(np.ones(2), "I8")
+
+
+@pytest.mark.parametrize(("dtype", "storage"), [("BF16", "bfloat16"), ("F16", "float16"), ("F32", "float32")])
+def test_a_sum_is_rounded_alike_in_numpy_and_torch_and_in_parts(dtype, storage):
+    import torch
+
+    rng = np.random.default_rng(0)
+    weight = round_to(rng.standard_normal((30, 20)), dtype)
+    delta = 1e-3 * rng.standard_normal((30, 20))
+    delta[:3] = 0
+    stored, whole = rounded_sum(weight, delta, dtype)
+    in_torch, of_torch = rounded_sum(torch.from_numpy(weight), torch.from_numpy(delta), getattr(torch, storage))
+    assert in_torch.dtype == getattr(torch, storage)
+    np.testing.assert_array_equal(stored, in_torch.double().numpy())
+    np.testing.assert_allclose(list(vars(whole).values()), list(vars(of_torch).values()), rtol=1e-13)
+    parts = sum((rounded_sum(weight[i : i + 7], delta[i : i + 7], dtype)[1] for i in range(0, 30, 7)), SumRounding())
+    np.testing.assert_allclose(list(vars(whole).values()), list(vars(parts).values()), rtol=1e-13)
+    assert whole.loss == pytest.approx(np.linalg.norm(stored - weight - delta) / np.linalg.norm(delta), rel=1e-12)
+    assert whole.relative_norm == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(weight), rel=1e-13)
+    changed = stored != weight
+    assert (whole.entries, whole.unchanged, whole.updated) == (600, 600 - changed.sum(), 540)
+    assert whole.updated_unchanged == 540 - changed[3:].sum()
