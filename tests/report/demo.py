@@ -129,7 +129,7 @@ def _opening(hostile: str) -> tuple:
                 ("Tensors", "448, bfloat16, 83.9 MB"),
                 ("SHA-256", "9f2c1f0c5ad3e7b8462a90cde1b3f4577a6d8c9e0b1f2a3d4c5e6f708192a3b4"),
             ),
-            title="What this file is",
+            title="File and settings",
         ),
         Findings(
             (
@@ -147,7 +147,7 @@ def _opening(hostile: str) -> tuple:
                 ),
                 Finding(
                     "note",
-                    "a uniform rank of 11 keeps 95 % of the energy in every module; 14 modules ask for more than 9",
+                    "95 % of ‖ΔW‖² fits in rank 11 in every module; 14 modules need more than 9",
                 ),
             )
         ),
@@ -181,7 +181,7 @@ def _by_type(measured: dict) -> tuple:
         Column("effective", "Effective rank", "float"),
         Column("r95", "Rank at 95 %, worst", "int"),
         Column("use", "Utilisation", "percent"),
-        Column("chance", "Chance", "percent", help="What a structureless BA of the same shape would give"),
+        Column("chance", "Chance", "percent", help="Gaussian B·A of the same shape"),
     )
     caption = "Medians over depth; the worst module where it says so."
     return (Heading("By module type"), Table(columns, tuple(rows), "Module types", caption))
@@ -196,7 +196,7 @@ def _figures(found: dict, measured: dict, hostile: str) -> tuple:
             each.append(Series(name_of(kind, d) + hostile, x, tuple(stack[d].tolist()), kind + hostile, "thin"))
         each.append(Series("median over depth", x, tuple(np.median(stack, 0).tolist()), kind + hostile))
         null = np.linspace(0.9, 0.62, RANK) * stack.mean()
-        each.append(Series("structureless BA of this shape", x, tuple(null.tolist()), kind + hostile, "reference"))
+        each.append(Series("random baseline", x, tuple(null.tolist()), kind + hostile, "reference"))
         kept = np.cumsum(stack**2, 1) / np.sum(stack**2, 1, keepdims=True)
         energy.append(Series(kind, x, tuple(np.median(kept, 0).tolist()), "median module"))
         energy.append(Series(kind, x, tuple(kept.min(0).tolist()), "worst module"))
@@ -221,7 +221,7 @@ def _figures(found: dict, measured: dict, hostile: str) -> tuple:
         ),
         Heading("Depth and module type"),
         Heatmap(
-            "Where the update is",
+            "Update by layer and module type",
             tuple(SHAPES),
             tuple(str(d) for d in range(DEPTHS)),
             tuple(layers),
@@ -235,8 +235,8 @@ def _figures(found: dict, measured: dict, hostile: str) -> tuple:
             tuple(energy),
             "rank k",
             "energy kept",
-            markers=(Marker("y", 0.95, "95 %"), Marker("x", 11, "uniform rank 11")),
-            caption="The uniform rank is the smallest that keeps 95 % in every module.",
+            markers=(Marker("y", 0.95, "95 %"), Marker("x", 11, "r = 11")),
+            caption="Dotted vertical line: the smallest rank at which every module retains 95 % of its energy.",
         ),
     )
 
