@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.adapter_updates import PARTIAL
-from lorascope.linalg.kronecker import Kronecker
 from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.rounding import unit_roundoff
 from lorascope.linalg.subspace import RANK_FLOOR, Bases, bases, cosine, row_basis
@@ -56,7 +55,7 @@ class Subspaces:
         elif other.whole is None:
             return other.cosine(self)
         else:
-            inner = _inner(self.whole, other.whole)
+            inner = self.whole.inner(other.whole)
         return min(1.0, max(-1.0, float(inner) / self.norm() / other.norm()))
 
     def spectrum(self) -> np.ndarray:
@@ -118,10 +117,3 @@ def _leading(delta: Matrix, count: int, tolerance: float) -> Bases:
     u, s, vh = delta.leading(count)
     kept = int(np.sum(s > tolerance * s[0]))
     return Bases(u[:, :kept], s[:kept], vh[:kept].T)
-
-
-def _inner(one: Matrix, other: Matrix) -> float:
-    """⟨X, Y⟩; of two Kronecker products of alike operands ⟨A ⊗ B, C ⊗ D⟩ = ⟨A, C⟩⟨B, D⟩."""
-    if isinstance(one, Kronecker) and isinstance(other, Kronecker) and one.first.shape == other.first.shape:
-        return _inner(one.first, other.first) * _inner(one.second, other.second)
-    return float(np.sum(one.dense() * other.dense()))

@@ -112,7 +112,7 @@ def part_of(stored: Any, start: int, stop: int, axis: int = 0) -> np.ndarray:
 
 def _pieces(stored: Any, axis: int) -> Iterator[np.ndarray]:
     """Slices along `axis` in float64."""
-    stored = stored if isinstance(stored, Change) else sliceable(stored)
+    stored = sliceable(stored)
     width = max(stored.shape[1 - axis], 1)
     step = max(1, PIECE // width, min(4 * width, WHOLE // width))  # the triangle is then a fifth of it at most
     for start in range(0, stored.shape[axis], step):
