@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorascope.analyses import method_specific, spectrum
 from lorascope.analyses.base import Analysis, Result, analyses
-from lorascope.analyses.method_specific import engine
-from lorascope.analyses.spectrum import page
+from lorascope.analyses.method_specific import MethodSpecificResult, engine
+from lorascope.analyses.spectrum import ModuleSpectrum, SpectrumResult, page
 from lorascope.analyses.toolkit import Row, finding_record, flat, short_path
 from lorascope.blocks import Block, Definitions, Finding, Lines
 from lorascope.updates.base import Update
@@ -36,12 +36,12 @@ class AnalyzeResult(Result):
 
     analysis: ClassVar[str] = "analyze"
 
-    spectrum: spectrum.SpectrumResult
-    method_specific: method_specific.MethodSpecificResult
+    spectrum: SpectrumResult
+    method_specific: MethodSpecificResult
     against_base: "AgainstBaseResult | None" = None
 
     @property
-    def rows(self) -> tuple[spectrum.ModuleSpectrum, ...]:
+    def rows(self) -> tuple[ModuleSpectrum, ...]:
         """The spectrum of each module."""
         return self.spectrum.rows
 

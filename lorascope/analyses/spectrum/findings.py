@@ -96,7 +96,7 @@ def _rank(result: SpectrumResult) -> list[Finding]:
     made += _against_random(measured)
     negligible = [m for m in measured if (m.negligible_share or 0) > 0]
     if negligible:
-        share = float(np.mean([m.negligible_share for m in negligible]))
+        share = float(np.mean([m.negligible_share or 0.0 for m in negligible]))
         text = (
             f"{percent(share)} of the rank directions in {_count(negligible, result)} are numerically zero"
             f" (smaller than {negligible[0].dtype} rounding error)"
@@ -163,7 +163,7 @@ def _base(result: SpectrumResult) -> list[Finding]:
     if not compared:
         return []
     module, largest = max(compared, key=lambda pair: pair[1].relative_norm or 0.0)
-    middle = float(np.median([b.relative_norm for _, b in compared]))
+    middle = float(np.median([b.relative_norm or 0.0 for _, b in compared]))
     size = percent(largest.relative_norm or 0.0, 3)
     text = f"‖ΔW‖/‖W‖ = {size}, the largest of all modules (median {percent(middle, 3)})"
     made = [Finding("note", text, module.name)]

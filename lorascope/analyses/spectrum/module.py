@@ -158,7 +158,7 @@ def _whole(update: Update, base: Stored | None) -> _Read:
     def bad() -> int:
         return sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
 
-    base_rows = None if weight is None else lambda start, stop: weight[start:stop]
+    base_rows = None if weight is None else Dense(weight).rows
     return _Read(delta, delta.shape, bad, delta.rows, _b_zero(roles), initial, base_rows, partial)
 
 

@@ -1,6 +1,6 @@
 """The metrics of a spectrum, and the page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,7 +198,7 @@ def _by_type(result: SpectrumResult) -> Table:
         Column("energy_rank_0.95", "r95", "int", help="rank that keeps 95 % of the energy in every module of the type"),
         Column("energy_rank_0.99", "r99", "int", help="rank that keeps 99 % of the energy in every module of the type"),
     )  # fmt: skip
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, modules in group(result.rows).items():
         rows.append((
             name, len(modules), max((m.rank for m in modules if m.rank is not None), default=None),
@@ -294,4 +294,4 @@ def heatmap(result: SpectrumResult) -> Heatmap | None:
     return depth_map(rows, _shown(rows), caption=BLANK_CELLS)
 
 
-PLOTS = {"spectra": spectra, "energy": energy, "heatmap": heatmap}
+PLOTS: dict[str, Callable[[SpectrumResult], Block | None]] = {"spectra": spectra, "energy": energy, "heatmap": heatmap}
