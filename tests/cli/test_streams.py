@@ -51,6 +51,6 @@ def test_a_reader_that_has_gone(lora_folder):
 
 def test_a_pipe_as_output_and_as_input(lora_folder, tmp_path):
     done = shell(f"lorascope analyze {lora_folder} --json >(cat >&2)")
-    assert '"schema":1' in done.stderr
+    assert '"schema":2' in done.stderr
     os.mkfifo(tmp_path / "pipe")
     assert "found a pipe" in refused(lorascope("analyze", tmp_path / "pipe", timeout=60))
