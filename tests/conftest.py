@@ -2,6 +2,8 @@
 
 import json
 import os
+import zlib
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process its core: their threads would wait for each other
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -10,6 +12,12 @@ import numpy as np
 import pytest
 
 from tests.browser import chromium, page_in_browser  # noqa: F401  one browser for the whole session
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """A generator of the test's own, seeded by its id: its numbers do not depend on which tests ran before."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +37,62 @@ def lora_folder(tmp_path_factory):
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    from tests.training.tiny import make_bert
+
+    return make_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    from tests.training.tiny import make_llama
+
+    return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> Path:
+    from tests.training.tiny import write_labelled
+
+    return write_labelled(tmp_path_factory.mktemp("data") / "labelled.jsonl")
+
+
+@pytest.fixture(scope="session")
+def plain_text(tmp_path_factory) -> Path:
+    from tests.training.tiny import sentences
+
+    path = tmp_path_factory.mktemp("data") / "plain.txt"
+    path.write_text("\n".join(sentences(60)))
+    return path
+
+
+@pytest.fixture
+def classifier(tiny_bert, labelled):
+    """A function: the config of a small classification run, with overrides."""
+    from lorascope.training.config import override, parse
+    from tests.training.tiny import classifier_values
+
+    return lambda *overrides: parse(override(classifier_values(tiny_bert, labelled), overrides))
+
+
+@pytest.fixture
+def language_model(tiny_llama, plain_text):
+    """A function: the config of a small language-modelling run, with overrides."""
+    from lorascope.training.config import override, parse
+    from tests.training.tiny import lm_values
+
+    return lambda *overrides: parse(override(lm_values(tiny_llama, plain_text), overrides))
+
+
+@pytest.fixture
+def one_thread():
+    """Tiny models gain nothing from threads, and the machine is shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -12,10 +12,10 @@ from lorascope.report import html, terminal
 from lorascope.run_data import LayerActivations, Recorded, RunActivations
 from lorascope.weights.adapter import Skipped
 
-RNG = np.random.default_rng(0)
 M, N, K = 24, 32, 500
-W = RNG.standard_normal((M, N))
-X = RNG.standard_normal((K, N)) @ np.diag(np.geomspace(3, 0.1, N))  # inputs with large and small directions
+_DRAWN = np.random.default_rng(0)
+W = _DRAWN.standard_normal((M, N))
+X = _DRAWN.standard_normal((K, N)) @ np.diag(np.geomspace(3, 0.1, N))  # inputs with large and small directions
 
 
 def seen(delta: np.ndarray, x: np.ndarray = X, name: str = "layers.0.q", uses: int = 1) -> LayerActivations:
@@ -39,22 +39,22 @@ def test_a_multiple_of_w_has_that_share_and_cosine_one(c):
     assert found.update_gain == pytest.approx(found.base_gain, rel=1e-12)
 
 
-def test_an_update_that_the_inputs_do_not_meet_adds_nothing():
+def test_an_update_that_the_inputs_do_not_meet_adds_nothing(rng):
     """Inputs in a subspace, ΔW's rows orthogonal to it."""
-    basis = np.linalg.qr(RNG.standard_normal((N, N)))[0]
-    x = RNG.standard_normal((K, 8)) @ basis[:, :8].T
-    found = response("r", seen(RNG.standard_normal((M, N - 8)) @ basis[:, 8:].T, x), "q")
+    basis = np.linalg.qr(rng.standard_normal((N, N)))[0]
+    x = rng.standard_normal((K, 8)) @ basis[:, :8].T
+    found = response("r", seen(rng.standard_normal((M, N - 8)) @ basis[:, 8:].T, x), "q")
     assert found.share["q95"] < 1e-12
     assert found.update_gain < 1e-12
     assert found.chance_share > 0.1  # a random one of its norm would add something
 
 
 @pytest.mark.parametrize("rank", [1, 24])
-def test_random_updates_have_the_closed_forms_share_and_cosine(rank):
+def test_random_updates_have_the_closed_forms_share_and_cosine(rng, rank):
     """400 draws: mean square of ‖ΔW x‖ over ‖ΔW‖²‖x‖²/n within 4 standard errors; cosines spread by 1/√d_out."""
     gains, cosines = [], []
     for _ in range(400):
-        delta = RNG.standard_normal((M, rank)) @ RNG.standard_normal((rank, N))
+        delta = rng.standard_normal((M, rank)) @ rng.standard_normal((rank, N))
         found = response("r", seen(delta, X[:1]), "q")
         gains.append(found.update_gain**2)
         cosines.append(found.cosine["mean"])
@@ -63,8 +63,8 @@ def test_random_updates_have_the_closed_forms_share_and_cosine(rank):
     assert np.std(cosines) == pytest.approx(found.chance_cosine, rel=0.15)  # 4 standard errors of a spread of 400
 
 
-def test_an_update_along_the_largest_inputs_gains():
-    leading = np.outer(RNG.standard_normal(M), np.eye(N)[0])
+def test_an_update_along_the_largest_inputs_gains(rng):
+    leading = np.outer(rng.standard_normal(M), np.eye(N)[0])
     found = response("r", seen(leading), "q")
     expected = np.sqrt(np.sum(X[:, 0] ** 2) / (np.sum(X**2) / N))
     assert found.update_gain == pytest.approx(expected, rel=1e-12)
@@ -85,9 +85,9 @@ def states(n: int = 120, width: int = 10, layers: int = 3, seed: int = 1) -> lis
     return [rng.standard_normal((n, width)).astype(np.float32) for _ in range(layers)]
 
 
-def made(**how):
+def made(rng: np.random.Generator, **how):
     base, other = states(), states(seed=2)
-    turn = np.linalg.qr(RNG.standard_normal((10, 10)))[0]
+    turn = np.linalg.qr(rng.standard_normal((10, 10)))[0]
     rotated = [state @ turn * 3 for state in base]
     left = (Skipped("embeddings.LayerNorm.weight", "a vector, not a map of inputs", adapter="turned"),)
     modules = (seen(W / 4), seen(W / 8, name="layers.1.q"), seen(W / 2, name="layers.1.v", uses=2))
@@ -98,8 +98,8 @@ def made(**how):
     return run(Recorded(tuple(runs), tuple(base), np.arange(120), tokens=K, source="texts", **how))
 
 
-def test_rotated_states_are_the_same_and_independent_ones_as_by_chance():
-    result = made()
+def test_rotated_states_are_the_same_and_independent_ones_as_by_chance(rng):
+    result = made(rng)
     assert result.pairs == (("base", "turned"), ("base", "far"), ("turned", "far"))
     for one in result.similarity("base", "turned"):
         assert one.cka.value == pytest.approx(1, abs=1e-5)  # float32 states
@@ -129,8 +129,8 @@ def test_few_samples_are_named_with_what_the_biased_estimator_would_say():
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_it_can_be_drawn_and_written(pooled):
-    result = made(pooled=pooled)
+def test_it_can_be_drawn_and_written(rng, pooled):
+    result = made(rng, pooled=pooled)
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert found["schema"] == 2
     assert len(found["modules"]) == 3

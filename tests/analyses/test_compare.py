@@ -390,3 +390,12 @@ def test_replicas_are_their_own_modules_and_no_base_layer_s(tmp_path):
     alone = [row["cosine"] for row in only(compare.run([one, two]))["modules"]]
     assert [row["cosine"] for row in only(compare.run([one, two], base=base))["modules"]] == alone
     assert len(alone) == 3
+
+
+def test_the_chance_of_captured_energy_is_the_holders_share_of_directions():
+    """A fixed vector has k/n of its energy in a random subspace of k of n dimensions, whatever its spectrum."""
+    found = only(compare.run([lora("a", 0, rank=2), lora("b", 1, rank=6)]))["modules"]
+    for row in found:
+        for side, n in (("left", M), ("right", N)):
+            assert row[side]["energy_of_b_in_a"]["chance"] == pytest.approx(2 / n)
+            assert row[side]["energy_of_a_in_b"]["chance"] == pytest.approx(6 / n)

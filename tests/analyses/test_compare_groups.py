@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lorascope.analyses.compare import run
+from lorascope.analyses.compare import run, seeds
 from lorascope.analyses.compare.matrices import Matrices
 from lorascope.analyses.compare.seeds import contrast
 from lorascope.weights import io
@@ -35,12 +35,14 @@ def test_means_are_those_of_the_pairs():
     assert found["groups"] == {"a": [0, 1], "b": [2, 3, 4], "c": [5]}
 
 
-def test_a_planted_block_is_found_and_labels_without_meaning_are_not():
+def test_a_planted_block_is_found_and_labels_without_meaning_are_not(monkeypatch):
     label = np.repeat(list("ab"), 6)
     values = symmetric(12, np.random.default_rng(1)) * 0.2 + (label[:, None] == label[None, :])
     found = contrast(matrices(values), label.tolist())["measures"]["cosine"]
     assert found["p"] < 0.01  # 1 of 462 partitions is as uneven
     assert found["difference"]["low"] > 0.5
+    monkeypatch.setattr(seeds, "DRAWS", 400)  # of 35 partitions of eight
+    monkeypatch.setattr(seeds, "MEASURES", ("cosine",))
     rng = np.random.default_rng(2)
     p = [contrast(matrices(symmetric(8, rng)), list("aaaabbbb"))["measures"]["cosine"]["p"] for _ in range(60)]
     assert np.mean(np.array(p) <= 0.1) < 0.1 + 4 * (0.09 / 60) ** 0.5  # uniform: 10 % and 4 standard errors

@@ -21,8 +21,6 @@ from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.files import Tensors
 from lorascope.weights.tensors import InMemory
 
-RNG = np.random.default_rng(5)
-
 
 def checkpoint(name="x", dtype="F32", config=None, **arrays) -> Checkpoint:
     """A checkpoint in memory; `__` in a keyword is a dot."""
@@ -33,9 +31,9 @@ def checkpoint(name="x", dtype="F32", config=None, **arrays) -> Checkpoint:
     return Checkpoint(Path(name), Tensors(stored, {}, ()), config or {})
 
 
-def low_rank(m, n, sigma):
+def low_rank(rng: np.random.Generator, m, n, sigma):
     p = len(sigma)
-    u, v = (np.linalg.qr(RNG.standard_normal((size, p)))[0] for size in (m, n))
+    u, v = (np.linalg.qr(rng.standard_normal((size, p)))[0] for size in (m, n))
     return (u * np.asarray(sigma)) @ v.T
 
 
@@ -47,8 +45,8 @@ def one(base, change, dtype="F32", **options):
     return delta.run(before, after, **options).matrices[0]
 
 
-def test_every_measure_is_that_of_the_dense_difference():
-    base, change = RNG.standard_normal((30, 50)), 0.1 * RNG.standard_normal((30, 50))
+def test_every_measure_is_that_of_the_dense_difference(rng):
+    base, change = rng.standard_normal((30, 50)), 0.1 * rng.standard_normal((30, 50))
     found = one(base, change, "F64")
     sigma = np.linalg.svd((base + change) - base, compute_uv=False)
     np.testing.assert_allclose(found.singular_values, sigma, rtol=1e-10)
@@ -66,9 +64,9 @@ def test_every_measure_is_that_of_the_dense_difference():
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_a_rank_4_update_merged_reads_as_rank_4(dtype):
+def test_a_rank_4_update_merged_reads_as_rank_4(rng, dtype):
     planted = [1.5, 1.2, 1.0, 0.8]
-    found = one(RNG.standard_normal((128, 160)), low_rank(128, 160, planted), dtype)
+    found = one(rng.standard_normal((128, 160)), low_rank(rng, 128, 160, planted), dtype)
     assert found.noise_floor["rank"] == 4
     above = np.asarray(planted)
     effective = float(np.exp(-np.sum(above / above.sum() * np.log(above / above.sum()))))
@@ -78,8 +76,8 @@ def test_a_rank_4_update_merged_reads_as_rank_4(dtype):
         assert found.effective_rank > 10  # what is read without a floor
 
 
-def test_what_rounding_buried_is_said_to_be_buried():
-    base, change = 0.5 * RNG.standard_normal((96, 96)), low_rank(96, 96, [0.15, 0.1, 0.002, 0.001])
+def test_what_rounding_buried_is_said_to_be_buried(rng):
+    base, change = 0.5 * rng.standard_normal((96, 96)), low_rank(rng, 96, 96, [0.15, 0.1, 0.002, 0.001])
     rounded = round_to(base, "BF16")
     for start, merged_from in (("the stored base", rounded), ("a finer copy", base)):
         before = checkpoint(dtype="BF16", layers__0__q__weight=rounded)
@@ -90,16 +88,16 @@ def test_what_rounding_buried_is_said_to_be_buried():
         assert any("rounding to BF16" in finding.text for finding in result.findings)
 
 
-def test_a_bfloat16_run_in_a_float32_file_has_bfloat16s_floor():
-    base = round_to(RNG.standard_normal((40, 50)), "BF16")
-    tuned = round_to(base + 0.1 * RNG.standard_normal((40, 50)), "BF16")
+def test_a_bfloat16_run_in_a_float32_file_has_bfloat16s_floor(rng):
+    base = round_to(rng.standard_normal((40, 50)), "BF16")
+    tuned = round_to(base + 0.1 * rng.standard_normal((40, 50)), "BF16")
     result = delta.run(checkpoint(layers__0__q__weight=base), checkpoint(layers__0__q__weight=tuned))
     assert result.matrices[0].effective_dtype == "BF16"
     assert any("values of all 1 matrices are BF16" in finding.text for finding in result.findings)
 
 
-def test_a_coarser_base_is_pointed_out():
-    exact = RNG.standard_normal((40, 50))
+def test_a_coarser_base_is_pointed_out(rng):
+    exact = rng.standard_normal((40, 50))
     base = checkpoint(dtype="BF16", layers__0__q__weight=round_to(exact, "BF16"))
     result = delta.run(base, checkpoint(layers__0__q__weight=round_to(exact, "F32")))
     found = result.matrices[0]
@@ -107,8 +105,8 @@ def test_a_coarser_base_is_pointed_out():
     assert any("would reach above σ₁ in 1 of 1" in finding.text for finding in result.findings)
 
 
-def test_the_leading_values_are_those_of_the_full_spectrum_with_the_rest_exact():
-    base, change = RNG.standard_normal((90, 80)), low_rank(90, 80, [5, 4, 3, 2, 1, 0.5]) + 1e-3
+def test_the_leading_values_are_those_of_the_full_spectrum_with_the_rest_exact(rng):
+    base, change = rng.standard_normal((90, 80)), low_rank(rng, 90, 80, [5, 4, 3, 2, 1, 0.5]) + 1e-3
     full, top = one(base, change, "F64"), one(base, change, "F64", top=3)
     np.testing.assert_allclose(top.singular_values, full.singular_values[:3], rtol=1e-9)
     rest = np.sum(np.square(full.singular_values[3:]))
@@ -127,10 +125,10 @@ def with_adapter(base, change, a, b, **options):
     return delta.run(before, after, adapters=[adapter], **options)
 
 
-def test_what_an_adapter_captures_against_dense_projections():
+def test_what_an_adapter_captures_against_dense_projections(rng):
     m, n, r = 24, 36, 3
-    base, change = RNG.standard_normal((m, n)), RNG.standard_normal((m, n))
-    a, b = RNG.standard_normal((r, n)), RNG.standard_normal((m, r))
+    base, change = rng.standard_normal((m, n)), rng.standard_normal((m, n))
+    a, b = rng.standard_normal((r, n)), rng.standard_normal((m, r))
     result = with_adapter(base, change, a, b)
     found = result.matrices[0].captured["one/adapter"]
     product, size = 0.5 * b @ a, np.linalg.norm(change) ** 2
@@ -148,12 +146,12 @@ def test_what_an_adapter_captures_against_dense_projections():
     assert result.captured("one/adapter")["cosine_chance"] == pytest.approx((m * n) ** -0.5)
 
 
-def test_chance_levels_are_those_of_random_adapters():
+def test_chance_levels_are_those_of_random_adapters(rng):
     m, n, r = 16, 24, 4
-    change = low_rank(m, n, 0.6 ** np.arange(16))
+    change = low_rank(rng, m, n, 0.6 ** np.arange(16))
     seen = []
     for _ in range(60):
-        a, b = RNG.standard_normal((r, n)), RNG.standard_normal((m, r))
+        a, b = rng.standard_normal((r, n)), rng.standard_normal((m, r))
         c = delta.matrix.captured(change, Factored(b, a), np.ones(16), np.linalg.norm(change))
         seen.append([c["left"], c["right"], c["both"], c["cosine"] ** 2])
     expected = [r / m, r / n, r * r / m / n, 1 / m / n]
@@ -161,11 +159,11 @@ def test_chance_levels_are_those_of_random_adapters():
     assert np.all(np.abs(np.mean(seen, axis=0) - expected) < 4 * spread)
 
 
-def test_the_best_adapter_captures_all_that_its_rank_can_and_is_written_for_peft(tmp_path):
+def test_the_best_adapter_captures_all_that_its_rank_can_and_is_written_for_peft(rng, tmp_path):
     base = checkpoint(
-        dtype="F64", **{f"layers__{i}__{n}__weight": RNG.standard_normal((20, 30)) for i in "01" for n in "qv"}
+        dtype="F64", **{f"layers__{i}__{n}__weight": rng.standard_normal((20, 30)) for i in "01" for n in "qv"}
     )
-    arrays = {k.replace(".", "__"): s.values + 0.1 * RNG.standard_normal((20, 30)) for k, s in base.stored.items()}
+    arrays = {k.replace(".", "__"): s.values + 0.1 * rng.standard_normal((20, 30)) for k, s in base.stored.items()}
     tuned = checkpoint(dtype="F64", **arrays, layers__0__q__bias=np.ones(4))
     result = delta.run(base, tuned, extract=5)
     io.write(result.extracted, tmp_path)
@@ -207,8 +205,8 @@ def test_peft_merges_the_extracted_adapter_into_the_tuned_model(tmp_path):
         torch.testing.assert_close(merged[name], weight, atol=2e-5, rtol=1e-5)  # float32 sums of entries up to 10
 
 
-def test_vectors_are_reported_and_what_the_adapter_leaves_out_is_said():
-    w = RNG.standard_normal((8, 9))
+def test_vectors_are_reported_and_what_the_adapter_leaves_out_is_said(rng):
+    w = rng.standard_normal((8, 9))
     base = checkpoint(layers__0__q__weight=w, layers__0__q__bias=np.ones(8), norm__weight=np.ones(9))
     tuned = checkpoint(layers__0__q__weight=w + 1, layers__0__q__bias=np.ones(8) * 1.5, norm__weight=np.ones(9))
     result = delta.run(base, tuned, extract=1)
@@ -218,8 +216,8 @@ def test_vectors_are_reported_and_what_the_adapter_leaves_out_is_said():
     assert any("leaves out 1 changed" in finding.text for finding in result.findings)
 
 
-def test_what_a_lora_has_no_place_for_is_left_out_and_named():
-    e, x = RNG.standard_normal((9, 4)), RNG.standard_normal((2, 5, 6))
+def test_what_a_lora_has_no_place_for_is_left_out_and_named(rng):
+    e, x = rng.standard_normal((9, 4)), rng.standard_normal((2, 5, 6))
     base = checkpoint(embed_tokens__weight=e, mlp__experts__up=x, q__weight=e)
     tuned = checkpoint(embed_tokens__weight=np.vstack([e, e[:1]]) + 1, mlp__experts__up=x + 1, q__weight=e + 1)
     result = delta.run(base, tuned, extract=1)
@@ -231,9 +229,9 @@ def test_what_a_lora_has_no_place_for_is_left_out_and_named():
     assert len(result.matrices) == 4
 
 
-def test_an_adapter_that_depends_on_the_base_is_measured_with_it():
-    w = RNG.standard_normal((6, 8))
-    roles = {"A": RNG.standard_normal((2, 8)), "B": RNG.standard_normal((6, 2)), "m": RNG.random(6) + 1}
+def test_an_adapter_that_depends_on_the_base_is_measured_with_it(rng):
+    w = rng.standard_normal((6, 8))
+    roles = {"A": rng.standard_normal((2, 8)), "B": rng.standard_normal((6, 2)), "m": rng.random(6) + 1}
     update = Update("q", "magnitude", {role: InMemory(values, "F64") for role, values in roles.items()})
     adapter = Adapter({"q": update}, {}, Source("dora", "0", "peft", "DoRA"))
     change = np.asarray(dense(update.delta(w)))
@@ -243,8 +241,8 @@ def test_an_adapter_that_depends_on_the_base_is_measured_with_it():
     assert found["residual"] == pytest.approx(0, abs=1e-12)
 
 
-def test_no_change_and_broken_numbers_are_said():
-    w = RNG.standard_normal((8, 9))
+def test_no_change_and_broken_numbers_are_said(rng):
+    w = rng.standard_normal((8, 9))
     same = delta.run(checkpoint(layers__0__q__weight=w), checkpoint(layers__0__q__weight=w))
     assert same.matrices[0].frobenius_norm == 0
     assert any("hold the same weights" in f.text and f.severity == "error" for f in same.findings)
@@ -262,9 +260,10 @@ def test_no_change_and_broken_numbers_are_said():
 
 @pytest.fixture(scope="module")
 def result():
+    drawn = np.random.default_rng(5)
     names = [f"layers__{i}__{n}__weight" for i in "012" for n in ("q", "v")]
-    base = {name: RNG.standard_normal((24, 32)) for name in names} | {"norm__weight": np.ones(5)}
-    tuned = {name: w + 0.1 * RNG.standard_normal(w.shape) for name, w in base.items()} | {
+    base = {name: drawn.standard_normal((24, 32)) for name in names} | {"norm__weight": np.ones(5)}
+    tuned = {name: w + 0.1 * drawn.standard_normal(w.shape) for name, w in base.items()} | {
         "head__weight": np.ones((2, 3))
     }
     update = Update("layers.1.q", "low_rank", {"A": InMemory(np.ones((2, 32))), "B": InMemory(np.ones((24, 2)))})
@@ -288,11 +287,11 @@ def test_the_result_keeps_what_every_analysis_promises(result):
     assert [item.name for item in result.unmatched] == ["head.weight", "gone"]
 
 
-def test_two_updates_of_one_weight_are_not_one_of_them():
+def test_two_updates_of_one_weight_are_not_one_of_them(rng):
     """What layer_replication makes: no one ΔW stands for both replicas."""
     names = [f"layers__{i}__q__weight" for i in "01"]
-    base = {name: RNG.standard_normal((6, 8)) for name in names}
-    tuned = {name: weight + 0.1 * RNG.standard_normal(weight.shape) for name, weight in base.items()}
+    base = {name: rng.standard_normal((6, 8)) for name in names}
+    tuned = {name: weight + 0.1 * rng.standard_normal(weight.shape) for name, weight in base.items()}
     roles = {"A": InMemory(np.ones((2, 8))), "B": InMemory(np.ones((6, 2)))}
     one = Update("layers.0.q", "low_rank", roles)
     replicas = [Update(f"layers.{i}.q", "low_rank", roles, base_weight="layers.1.q.weight") for i in (1, 2)]
@@ -302,10 +301,10 @@ def test_two_updates_of_one_weight_are_not_one_of_them():
     assert [item.name for item in found.unmatched] == ["layers.1.q", "layers.2.q"]
 
 
-def test_dequantised_weights_are_said(tmp_path):
+def test_dequantised_weights_are_said(rng, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "tuned").mkdir()
-    weight = RNG.standard_normal((16, 24)).astype("f4")
+    weight = rng.standard_normal((16, 24)).astype("f4")
     scale = np.abs(weight).max(axis=1, keepdims=True) / 127
     save_file({"layers.0.q.weight": weight}, tmp_path / "base/model.safetensors")
     codes = {"layers.0.q.weight": np.round(weight / scale).astype("i1"), "layers.0.q.weight_scale": scale}
@@ -358,8 +357,8 @@ def test_a_folder_with_anothers_files_is_no_state(tmp_path):
     assert (tmp_path / "state" / "modules.jsonl").read_text() == "mine\n"
 
 
-def test_a_state_of_another_run_is_not_believed(tmp_path):
-    w = RNG.standard_normal((6, 7))
+def test_a_state_of_another_run_is_not_believed(rng, tmp_path):
+    w = rng.standard_normal((6, 7))
     base, tuned = checkpoint(q__weight=w), checkpoint(q__weight=w + 1)
     state = tmp_path / "state"
 
@@ -399,7 +398,7 @@ def test_a_real_pair_gives_the_figures_measured_before(pair, relative, rank):
 
 
 @pytest.mark.slow
-def test_a_real_model_merged_in_bfloat16_reads_as_the_adapters_rank_and_the_rest_as_nothing(tmp_path):
+def test_a_real_model_merged_in_bfloat16_reads_as_the_adapters_rank_and_the_rest_as_nothing(rng, tmp_path):
     """MiniLM, float32 on disk, loaded as bfloat16, merged and saved: elsewhere ΔW is the rounding, of rank 384."""
     from lorascope.models import assets
 
@@ -411,7 +410,7 @@ def test_a_real_model_merged_in_bfloat16_reads_as_the_adapters_rank_and_the_rest
         w = round_to(stored.read(), "BF16")
         if name.endswith("query.weight"):
             adapted.append(name.removesuffix(".weight"))
-            w = round_to(w + low_rank(*w.shape, np.geomspace(3, 0.3, 8)), "BF16")
+            w = round_to(w + low_rank(rng, *w.shape, np.geomspace(3, 0.3, 8)), "BF16")
         tuned[name.replace(".", "__")] = w
     found = delta.run(base, checkpoint(dtype="BF16", **tuned)).matrices
     assert len(adapted) == 6
@@ -467,8 +466,8 @@ def test_the_extracted_adapter_of_a_tied_model_has_both_halves(name, tmp_path):
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)  # float32 products of factors
 
 
-def test_embeddings_that_encoder_and_decoder_share_are_left_out_by_name():
-    w, q = RNG.standard_normal((9, 4)), RNG.standard_normal((4, 4))
+def test_embeddings_that_encoder_and_decoder_share_are_left_out_by_name(rng):
+    w, q = rng.standard_normal((9, 4)), rng.standard_normal((4, 4))
     config = {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
     base = checkpoint(shared__weight=w, encoder__q__weight=q, config=config)
     result = delta.run(base, checkpoint(shared__weight=w + 1, encoder__q__weight=q + 1), extract=2)
@@ -489,15 +488,15 @@ def test_embeddings_that_encoder_and_decoder_share_are_left_out_by_name():
         ("BertModel", {}, None),
     ],
 )
-def test_the_task_of_an_extracted_adapter_is_the_bases(architecture, more, task):
-    w = RNG.standard_normal((5, 4))
+def test_the_task_of_an_extracted_adapter_is_the_bases(rng, architecture, more, task):
+    w = rng.standard_normal((5, 4))
     base = checkpoint(layers__0__q__weight=w, config={"architectures": [architecture], **more})
     extracted = delta.run(base, checkpoint(layers__0__q__weight=w + 1), extract=1).extracted
     assert extracted.settings.get("task_type") == task
 
 
-def test_a_tie_whose_output_layer_is_in_both_files():
-    w = RNG.standard_normal((9, 4))
+def test_a_tie_whose_output_layer_is_in_both_files(rng):
+    w = rng.standard_normal((9, 4))
     base = checkpoint(embed_tokens__weight=w, lm_head__weight=w)
     result = delta.run(base, checkpoint(embed_tokens__weight=w + 1, lm_head__weight=w + 1), extract=1)
     updates = result.extracted.updates
@@ -506,9 +505,9 @@ def test_a_tie_whose_output_layer_is_in_both_files():
         np.testing.assert_allclose(dense(updates[name].delta()), expected, atol=1e-6)  # float32 factors
 
 
-def test_what_was_not_compared_is_not_called_the_same():
+def test_what_was_not_compared_is_not_called_the_same(rng):
     """Two of five parameters have a partner, and are equal: nothing is known of the other three."""
-    w = RNG.standard_normal((6, 5))
+    w = rng.standard_normal((6, 5))
     both = {"layers__0__q__weight": w, "norm__weight": np.ones(5)}
     base = checkpoint(**both, **{f"layers__{n}__k__weight": w for n in range(3)})
     result = delta.run(base, checkpoint(**both))

@@ -28,7 +28,6 @@ from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.files import Tensors
 from lorascope.weights.tensors import InMemory
 
-RNG = np.random.default_rng(7)
 NAME = "layers.{}.q"
 
 
@@ -45,15 +44,15 @@ def adapter(*updates) -> Adapter:
     return Adapter({update.name: update for update in updates}, {}, Source("x/adapter", "0" * 64, "peft", "LoRA"))
 
 
-def flat(m, n, low=1.0, high=2.0):
+def flat(rng: np.random.Generator, m, n, low=1.0, high=2.0):
     """Random directions with singular values between the two."""
     p = min(m, n)
-    u, v = (np.linalg.qr(RNG.standard_normal((size, p)))[0] for size in (m, n))
+    u, v = (np.linalg.qr(rng.standard_normal((size, p)))[0] for size in (m, n))
     return (u * np.linspace(high, low, p)) @ v.T
 
 
-def spikes(m, n, sizes):
-    u, v = (np.linalg.qr(RNG.standard_normal((size, len(sizes))))[0] for size in (m, n))
+def spikes(rng: np.random.Generator, m, n, sizes):
+    u, v = (np.linalg.qr(rng.standard_normal((size, len(sizes))))[0] for size in (m, n))
     return u * np.asarray(sizes), v.T
 
 
@@ -64,9 +63,9 @@ def dense_count(weight, tuned, epsilon, k, side="left"):
     return int(np.sum(cosines.max(axis=0)[:k] < epsilon))
 
 
-def test_planted_spikes_are_all_found_and_nothing_else():
-    weights = {NAME.format(i): flat(120, 90) for i in range(4)}
-    planted = {name: spikes(120, 90, [12.0, 9.0, 6.0][: i % 4]) for i, name in enumerate(weights)}
+def test_planted_spikes_are_all_found_and_nothing_else(rng):
+    weights = {NAME.format(i): flat(rng, 120, 90) for i in range(4)}
+    planted = {name: spikes(rng, 120, 90, [12.0, 9.0, 6.0][: i % 4]) for i, name in enumerate(weights)}
     updates = [lora(name, b, a) for name, (b, a) in planted.items() if a.size]
     result = intruders.run(adapter(*updates), checkpoint(weights), k=5)
     for module in result.modules:
@@ -76,34 +75,35 @@ def test_planted_spikes_are_all_found_and_nothing_else():
             assert [vector.position for vector in found] == list(range(1, number + 1))
         assert [v.of_change["left"] > 0.9 for v in module.vectors] == [True] * number + [False] * (5 - number)
         assert module.prediction.in_top >= number
-        assert module.prediction.value == pytest.approx(module.vectors[0].sigma, rel=0.02)
+        # to first order σ₁ moves by uᵀWv of the spike's directions, of deviation ‖W‖_F/√(mn) = 0.14: 1.2 % of 12
+        assert module.prediction.value == pytest.approx(module.vectors[0].sigma, rel=0.05)
         assert module.prediction.measured_position == module.prediction.position == 1
         assert module.prediction.alignment == pytest.approx(module.prediction.expected_alignment, abs=0.02)
         assert module.spike_margin > 5
     assert result.agreement() == {"both": 3, "expected_only": 0, "found_only": 0, "neither": 0}
 
 
-def test_a_mixture_of_ws_own_directions_is_told_from_a_new_one():
+def test_a_mixture_of_ws_own_directions_is_told_from_a_new_one(rng):
     """ΔW that turns W's leading vectors among each other makes intruders by definition, and they are told apart."""
-    u, v = np.linalg.qr(RNG.standard_normal((90, 90)))[0], np.linalg.qr(RNG.standard_normal((90, 90)))[0]
+    u, v = np.linalg.qr(rng.standard_normal((90, 90)))[0], np.linalg.qr(rng.standard_normal((90, 90)))[0]
     sigma = np.concatenate([np.linspace(10, 9, 20), np.linspace(1, 0.5, 70)])
     turn = np.eye(90)
-    turn[:20, :20] = np.linalg.qr(RNG.standard_normal((20, 20)))[0]
+    turn[:20, :20] = np.linalg.qr(rng.standard_normal((20, 20)))[0]
     weight, tuned = (u * sigma) @ v.T, (u @ turn * sigma) @ v.T
     result = intruders.run(checkpoint({"q": tuned}), checkpoint({"q": weight}), k=10)
     (module,) = result.modules
     assert len(module.intruders(0.6, 10)) > 3
     assert all(vector.of_base["left"] == pytest.approx(1) for vector in module.vectors)
     assert any("mixtures of W's own directions" in finding.text for finding in result.findings)
-    b, a = spikes(90, 90, [40.0])
+    b, a = spikes(rng, 90, 90, [40.0])
     new = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), k=10).modules[0]
     assert new.vectors[0].of_base["left"] == pytest.approx(20 / 90, abs=0.2)  # one draw of Beta(10, 35): sd .06
     assert new.vectors[1].of_base["left"] > 0.9
 
 
-def test_no_change_has_no_intruder():
-    weight = flat(30, 40)
-    zero = lora(NAME.format(0), np.zeros((30, 2)), RNG.standard_normal((2, 40)))
+def test_no_change_has_no_intruder(rng):
+    weight = flat(rng, 30, 40)
+    zero = lora(NAME.format(0), np.zeros((30, 2)), rng.standard_normal((2, 40)))
     result = intruders.run(adapter(zero), checkpoint({zero.name: weight}), k=6)
     (module,) = result.modules
     assert [vector.cosine["left"] for vector in module.vectors] == pytest.approx([1] * 6)
@@ -114,9 +114,9 @@ def test_no_change_has_no_intruder():
 
 
 @pytest.mark.parametrize(("m", "n"), [(60, 60), (40, 70), (70, 40)])
-def test_counts_are_those_of_algorithm_1_on_both_sides(m, n):
-    weight = RNG.standard_normal((m, n))
-    b, a = RNG.standard_normal((m, 4)), RNG.standard_normal((4, n))
+def test_counts_are_those_of_algorithm_1_on_both_sides(rng, m, n):
+    weight = rng.standard_normal((m, n))
+    b, a = rng.standard_normal((m, 4)), rng.standard_normal((4, n))
     result = intruders.run(adapter(lora("q", b, a, 0.15)), checkpoint({"q": weight}), k=12)
     for epsilon in (0.2, 0.35, 0.5, 0.7, 0.95):
         for k in (1, 4, 12):
@@ -136,9 +136,9 @@ def records(result):
     ]
 
 
-def test_the_gauge_of_the_factors_changes_nothing():
-    weight, b, a = flat(50, 64), *spikes(50, 64, [4.0, 3.0, 1.0])
-    mix = RNG.standard_normal((3, 3)) + 3 * np.eye(3)
+def test_the_gauge_of_the_factors_changes_nothing(rng):
+    weight, b, a = flat(rng, 50, 64), *spikes(rng, 50, 64, [4.0, 3.0, 1.0])
+    mix = rng.standard_normal((3, 3)) + 3 * np.eye(3)
     one, other = (
         intruders.run(adapter(lora("q", *factors)), checkpoint({"q": weight}))
         for factors in ((b, a), (-2 * b @ mix, np.linalg.solve(mix, a) / -2))
@@ -146,9 +146,9 @@ def test_the_gauge_of_the_factors_changes_nothing():
     np.testing.assert_allclose(records(one), records(other), atol=1e-9)
 
 
-def test_the_layout_of_the_file_changes_nothing():
+def test_the_layout_of_the_file_changes_nothing(rng):
     """A Conv1D and an embedding store the map the other way round; the outputs' side stays left."""
-    weight, b, a = flat(24, 60), *spikes(24, 60, [5.0, 3.0])
+    weight, b, a = flat(rng, 24, 60), *spikes(rng, 24, 60, [5.0, 3.0])
     plain = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
     for more in ({"transposed": True}, {"transposed": True, "embedding": True}):
         turned = intruders.run(adapter(lora("q", b, a, **more)), checkpoint({"q": weight.T}))
@@ -157,13 +157,13 @@ def test_the_layout_of_the_file_changes_nothing():
     kernel = lora("q", b, a, kernel=(3, 5))
     convolution = intruders.run(adapter(kernel), checkpoint({"q": weight.reshape(24, 4, 3, 5)}))
     np.testing.assert_allclose(records(convolution), records(plain), atol=1e-12)
-    fused = {"experts": np.stack([flat(24, 60), weight, flat(24, 60)])}
+    fused = {"experts": np.stack([flat(rng, 24, 60), weight, flat(rng, 24, 60)])}
     expert = lora("experts[1]", b, a, base_weight="experts.weight", expert=1)
     np.testing.assert_allclose(records(intruders.run(adapter(expert), checkpoint(fused))), records(plain), atol=1e-12)
 
 
-def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says():
-    weight, b, a = flat(40, 30), *spikes(40, 30, [6.0, 4.0])
+def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says(rng):
+    weight, b, a = flat(rng, 40, 30), *spikes(rng, 40, 30, [6.0, 4.0])
     factored = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
     whole = intruders.run(checkpoint({"q": weight + b @ a}), checkpoint({"q": weight}))
     assert whole.modules[0].method == "dense"
@@ -175,9 +175,9 @@ def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says():
     assert other.in_top == one.in_top == 2
 
 
-def test_dora_is_the_whole_change_and_not_its_direction_alone():
-    weight, b, a = flat(32, 48), *spikes(32, 48, [3.0, 2.0])
-    m = np.linalg.norm(weight, axis=1) * (1 + 0.3 * RNG.random(32))
+def test_dora_is_the_whole_change_and_not_its_direction_alone(rng):
+    weight, b, a = flat(rng, 32, 48), *spikes(rng, 32, 48, [3.0, 2.0])
+    m = np.linalg.norm(weight, axis=1) * (1 + 0.3 * rng.random(32))
     roles = {"A": InMemory(a, "F64"), "B": InMemory(b, "F64"), "m": InMemory(m, "F64")}
     dora = Update("q", "magnitude", roles, 1.0)
     result = intruders.run(adapter(dora), checkpoint({"q": weight}), k=8)
@@ -188,14 +188,14 @@ def test_dora_is_the_whole_change_and_not_its_direction_alone():
         assert result.count(epsilon) == dense_count(weight, tuned, epsilon, 8)
 
 
-def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing():
-    u, v = (np.linalg.qr(RNG.standard_normal((30, 30)))[0] for _ in range(2))
+def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing(rng):
+    u, v = (np.linalg.qr(rng.standard_normal((30, 30)))[0] for _ in range(2))
     sigma = np.concatenate([[5.0, 5.0, 5.0], np.linspace(2, 1, 20), np.zeros(7)])
-    b, a = spikes(30, 30, [8.0])
+    b, a = spikes(rng, 30, 30, [8.0])
     seen = []
     for _ in range(2):  # the same W, from two bases of its tie
         turn = np.eye(30)
-        turn[:3, :3] = np.linalg.qr(RNG.standard_normal((3, 3)))[0]
+        turn[:3, :3] = np.linalg.qr(rng.standard_normal((3, 3)))[0]
         weight = (u @ turn * sigma) @ (v @ turn).T
         result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
         seen.append(records(result))
@@ -209,18 +209,18 @@ def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing():
     assert intruders.run(adapter(inside), checkpoint({"q": (u * sigma) @ v.T})).count(0.5, 1) == 1
 
 
-def test_an_epsilon_below_chance_is_pointed_out():
-    weight, b, a = flat(16, 16), *spikes(16, 16, [9.0])
+def test_an_epsilon_below_chance_is_pointed_out(rng):
+    weight, b, a = flat(rng, 16, 16), *spikes(rng, 16, 16, [9.0])
     result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), epsilon=0.3)
     chance = result.modules[0].chance["left"]
-    draws = RNG.standard_normal((4000, 16))
+    draws = rng.standard_normal((4000, 16))
     largest = np.abs(draws).max(axis=1) / np.linalg.norm(draws, axis=1)
     assert chance == pytest.approx(np.median(largest), abs=0.03)  # the cosines are not quite independent at n = 16
     assert any(f.severity == "warning" and "by chance" in f.text for f in result.findings)
 
 
-def test_the_cache_is_used_and_changes_nothing(tmp_path):
-    weight, b, a = flat(30, 50), *spikes(30, 50, [4.0])
+def test_the_cache_is_used_and_changes_nothing(rng, tmp_path):
+    weight, b, a = flat(rng, 30, 50), *spikes(rng, 30, 50, [4.0])
     runs = [
         intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), cache=SvdCache(tmp_path)) for _ in range(2)
     ]
@@ -228,8 +228,8 @@ def test_the_cache_is_used_and_changes_nothing(tmp_path):
     assert records(runs[0]) == records(runs[1])
 
 
-def test_refusals_and_what_is_set_aside():
-    weight, b, a = flat(12, 12), *spikes(12, 12, [4.0])
+def test_refusals_and_what_is_set_aside(rng):
+    weight, b, a = flat(rng, 12, 12), *spikes(rng, 12, 12, [4.0])
     base = checkpoint({"q": weight})
     with pytest.raises(InputError, match="leading 0"):
         intruders.run(adapter(lora("q", b, a)), base, k=0)
@@ -244,9 +244,9 @@ def test_refusals_and_what_is_set_aside():
     assert [item.name for item in other.skipped] == ["other"]
 
 
-def test_json_table_and_page():
-    weights = {f"layers.{i}.{n}": flat(90, 70) for i in range(2) for n in "qv"}
-    updates = [lora(name, *spikes(90, 70, [9.0])) for name in weights]
+def test_json_table_and_page(rng):
+    weights = {f"layers.{i}.{n}": flat(rng, 90, 70) for i in range(2) for n in "qv"}
+    updates = [lora(name, *spikes(rng, 90, 70, [9.0])) for name in weights]
     result = intruders.run(adapter(*updates), checkpoint(weights), k=4)
     record = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert record["schema"] == 1
@@ -264,8 +264,9 @@ def test_json_table_and_page():
 
 
 def test_the_arms_are_what_they_say():
-    weights = {"a": flat(40, 30), "b": flat(30, 40), "c": flat(20, 20)}
-    factors = {"a": spikes(40, 30, [9.0, 6.0]), "b": spikes(30, 40, [8.0]), "c": spikes(20, 20, [0.01])}
+    rng = np.random.default_rng(0)  # one of the draws where no spike lies near a direction of so small a W by chance
+    weights = {"a": flat(rng, 40, 30), "b": flat(rng, 30, 40), "c": flat(rng, 20, 20)}
+    factors = {"a": spikes(rng, 40, 30, [9.0, 6.0]), "b": spikes(rng, 30, 40, [8.0]), "c": spikes(rng, 20, 20, [0.01])}
     result = intruders.run(adapter(*(lora(n, *f) for n, f in factors.items())), checkpoint(weights), k=3)
     seen = []
 
@@ -309,8 +310,8 @@ def test_the_arms_are_what_they_say():
     assert any("λ = 0.5" in finding.text for finding in whole.findings)
 
 
-def test_an_intervention_without_intruders_says_so():
-    weight, b, a = flat(20, 20), *spikes(20, 20, [0.01])
+def test_an_intervention_without_intruders_says_so(rng):
+    weight, b, a = flat(rng, 20, 20), *spikes(rng, 20, 20, [0.01])
     result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), k=3)
     made = intervene(
         result, "run", lambda _: weight, lambda _: Factored(b, a), lambda _: {"loss": 1.0, "accuracy": 0.0}

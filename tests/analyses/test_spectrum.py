@@ -230,3 +230,18 @@ def test_table_rows_match_the_json():
     assert frame["energy_rank_0.95"].tolist() == [2, 2]
     assert frame["d_out"].tolist() == [32, 32]
     assert frame["frobenius_norm"].tolist() == [m["frobenius_norm"] for m in result.to_json()["modules"]]
+
+
+def test_the_uniform_rank_is_the_worst_of_three_modules():
+    """One of three: neither the median nor its upper neighbour is the largest."""
+    steep = [planted(f"layers.{i}.b", [3.0, 1e-3, 1e-4, 1e-5]) for i in range(2)]
+    result = run(adapter(planted("layers.2.a", [1.0] * 4), *steep))
+    assert result.uniform_rank(0.95) == result.uniform_rank(0.99) == 4
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, "kaiming-uniform"), (0.9, None), (0.5, None)])
+def test_an_a_that_shrank_is_not_at_its_initialisation(factor, expected):
+    """Within U(±1/√d_in)'s box, but narrower: weight decay. 2048 entries know their deviation to 1 %."""
+    a = np.random.default_rng(1).uniform(-factor, factor, (8, 256)) / 16
+    module = one(Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((64, 8)))}))
+    assert module.a_at_initialisation == expected

@@ -1,9 +1,13 @@
-"""Running the command line as a user does: a process, an exit code, two streams."""
+"""Running the command line as a user does: a process, an exit code, two streams; and, for refusals, without one."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 
 def lorascope(
@@ -13,6 +17,33 @@ def lorascope(
     command = [sys.executable, "-m", "lorascope", *map(str, arguments)]
     environment = os.environ | (env or {})
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+
+
+def here(
+    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """The same in this process: for what is refused, of which there is much, and for which torch need not start anew.
+
+    One refusal of each command is tested with `lorascope`, as a process.
+    """
+    from lorascope.cli.app import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    code: int | str | None = 0
+    with (
+        mock.patch.object(sys, "argv", ["lorascope", *map(str, arguments)]),
+        mock.patch.dict(os.environ, env or {}),
+        contextlib.chdir(cwd or "."),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    texts = (stream.buffer.getvalue().decode() for stream in (out, err))
+    return subprocess.CompletedProcess(["lorascope", *map(str, arguments)], int(code or 0), *texts)
 
 
 def refused(done: subprocess.CompletedProcess, code: int = 2) -> str:

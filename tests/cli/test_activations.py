@@ -8,11 +8,6 @@ import pytest
 from lorascope.training import run
 from lorascope.training.config import parse, resolved
 from tests.cli.command import lorascope, refused
-from tests.training.conftest import (  # noqa: F401  fixtures of small models and texts
-    classifier,
-    labelled,
-    tiny_bert,
-)
 
 MODULE = {
     "run", "name", "type", "depth", "shape", "uses", "tokens", "share", "share_of_output", "cosine", "chance_share",
@@ -22,7 +17,7 @@ CKA = {"a", "b", "layer", "value", "low", "high", "chance_sd", "biased", "biased
 
 
 @pytest.fixture
-def runs(classifier, tmp_path):  # noqa: F811
+def runs(classifier, tmp_path):
     """A LoRA run and a full fine-tuning run of one base and data."""
     base = resolved(classifier("training.max_steps=3", "optim.learning_rate=2e-2"))
     for name, method in (("lora", {"targets": "all-linear", "rank": 2}), ("full", {})):

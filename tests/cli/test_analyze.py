@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import lorascope as package
-from tests.cli.command import lorascope, refused
+from tests.cli.command import here, lorascope, refused
 
 MODULE_KEYS = {
     "name", "kind", "type", "depth", "shape", "rank", "scale", "dtype", "transposed", "singular_values",
@@ -89,7 +89,7 @@ def test_selection_order_and_length_of_the_list(lora_folder):
     assert "q_proj" not in done.stdout
     assert "by stable rank" in done.stdout
     assert "stable_rank" in refused(lorascope("analyze", lora_folder, "--sort", "size"))
-    assert "matches none" in refused(lorascope("analyze", lora_folder, "--modules", "k_proj"))
+    assert "matches none" in refused(here("analyze", lora_folder, "--modules", "k_proj"))
 
 
 def test_help_names_every_metric_to_sort_by():
@@ -180,22 +180,22 @@ BAD = {
 def test_damaged_files_get_one_sentence(spoil, lora_folder, tmp_path):
     folder = shutil.copytree(lora_folder, tmp_path / "bad")
     spoil(folder / "adapter_model.safetensors")
-    sentence = refused(lorascope("analyze", folder, "--html", tmp_path / "a.html"))
+    sentence = refused(here("analyze", folder, "--html", tmp_path / "a.html"))
     assert "bad" in sentence  # it names the file or folder
     assert not (tmp_path / "a.html").exists()
 
 
 def test_usage_errors_exit_with_2(tmp_path):
-    assert "no such file or folder" in refused(lorascope("analyze", tmp_path / "nothing"))
-    assert "no adapter" in refused(lorascope("analyze", tmp_path))
+    assert "no such file or folder" in refused(here("analyze", tmp_path / "nothing"))
+    assert "no adapter" in refused(here("analyze", tmp_path))
     assert lorascope("analyze").returncode == 2
     assert lorascope("analyze", tmp_path, "--no-such-option").returncode == 2
 
 
 def test_a_full_model_is_not_an_adapter(tmp_path):
     save_file({"model.layers.0.q.weight": np.ones((4, 4), np.float32)}, tmp_path / "model.safetensors")
-    assert "lorascope delta" in refused(lorascope("analyze", tmp_path))
-    assert "lorascope delta" in refused(lorascope("analyze", tmp_path / "model.safetensors"))
+    assert "lorascope delta" in refused(here("analyze", tmp_path))
+    assert "lorascope delta" in refused(here("analyze", tmp_path / "model.safetensors"))
 
 
 def test_the_page_in_a_real_browser(lora_folder, tmp_path, page_in_browser):

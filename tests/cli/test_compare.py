@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.cli.command import lorascope, refused
+from tests.cli.command import here, lorascope, refused
 from tests.contracts.test_house import loaded_by
 
 
@@ -65,9 +65,9 @@ def test_terminal_and_files(lora_folder, other_folder, tmp_path):
 
 def test_usage_errors_exit_with_2(lora_folder, tmp_path):
     assert "two adapters or more" in refused(lorascope("compare", lora_folder))
-    assert "no such file or folder" in refused(lorascope("compare", lora_folder, tmp_path / "nothing"))
+    assert "no such file or folder" in refused(here("compare", lora_folder, tmp_path / "nothing"))
     save_file({"model.layers.0.q.weight": np.ones((4, 4), np.float32)}, tmp_path / "model.safetensors")
-    assert "full model" in refused(lorascope("compare", lora_folder, tmp_path))
+    assert "full model" in refused(here("compare", lora_folder, tmp_path))
 
 
 def test_named_groups(lora_folder, other_folder):
@@ -76,8 +76,8 @@ def test_named_groups(lora_folder, other_folder):
     found = json.loads(done.stdout)["groups_by_label"]
     assert sorted(map(len, found["groups"].values())) == [1, 2]
     assert set(found["measures"]) == {"cosine", "left_effect", "right_effect"}
-    assert "matches nothing in" in refused(lorascope("compare", lora_folder, other_folder, "--group", "no such part"))
-    assert "not a regular expression" in refused(lorascope("compare", lora_folder, other_folder, "--group", "("))
+    assert "matches nothing in" in refused(here("compare", lora_folder, other_folder, "--group", "no such part"))
+    assert "not a regular expression" in refused(here("compare", lora_folder, other_folder, "--group", "("))
 
 
 def test_an_adapter_against_a_full_fine_tune(lora_folder, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lorascope.weights import io
-from tests.cli.command import lorascope, refused
+from tests.cli.command import here, lorascope, refused
 
 RECORD = {
     "name", "parameter", "type", "depth", "shape", "transposed", "base_dtype", "tuned_dtype", "effective_dtype",
@@ -67,9 +67,9 @@ def test_json_on_stdout_is_json_alone(pair):
 def test_refusals(pair, lora_folder, tmp_path):
     assert "no such file or folder" in refused(lorascope("delta", pair / "base", pair / "nowhere"))
     assert "--extract R and --output DIR go together" in refused(
-        lorascope("delta", pair / "base", pair / "tuned", "--extract", 2)
+        here("delta", pair / "base", pair / "tuned", "--extract", 2)
     )
-    assert "is not a measure" in refused(lorascope("delta", pair / "base", pair / "tuned", "--sort", "size"))
+    assert "is not a measure" in refused(here("delta", pair / "base", pair / "tuned", "--sort", "size"))
     assert "is there already" in refused(
-        lorascope("delta", pair / "base", pair / "tuned", "--extract", 2, "--output", lora_folder)
+        here("delta", pair / "base", pair / "tuned", "--extract", 2, "--output", lora_folder)
     )

@@ -9,20 +9,14 @@ import pytest
 from lorascope.errors import LorascopeError
 from lorascope.training import run
 from lorascope.training.config import override, parse
-from tests.cli.command import lorascope, refused
-from tests.training.conftest import (  # noqa: F401 (fixtures)
-    classifier_values,
-    labelled,
-    one_thread,
-    sentences,
-    tiny_bert,
-)
+from tests.cli.command import here, lorascope, refused
+from tests.training.tiny import classifier_values, sentences
 
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_bert, labelled, tmp_path_factory):  # noqa: F811
+def runs(tiny_bert, labelled, tmp_path_factory):
     """Two full runs, LoRA at two ranks, one random subspace, VeRA, and a run that diverged."""
     import torch
 
@@ -113,16 +107,16 @@ def test_the_search_trains_and_goes_on(runs, tmp_path):
 def test_refusals(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "is not a run directory" in refused(lorascope("dimension", tmp_path / "empty", env=ENV))
-    assert "no run is a full fine-tuning" in refused(lorascope("dimension", runs / "did", env=ENV))
-    assert "--said-scaling is unknown" in refused(lorascope("dimension", runs / "full-0", "--said", "x", env=ENV))
-    assert "--baseline is unknown" in refused(lorascope("dimension", runs / "full-0", "--baseline", "x", env=ENV))
+    assert "no run is a full fine-tuning" in refused(here("dimension", runs / "did", env=ENV))
+    assert "--said-scaling is unknown" in refused(here("dimension", runs / "full-0", "--said", "x", env=ENV))
+    assert "--baseline is unknown" in refused(here("dimension", runs / "full-0", "--baseline", "x", env=ENV))
     other = tmp_path / "other"
     shutil.copytree(runs / "did", other)
     text = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(text.replace("max_length: 16", "max_length: 12"))
-    assert "do not share data.max_length" in refused(lorascope("dimension", runs / "full-0", other, env=ENV))
+    assert "do not share data.max_length" in refused(here("dimension", runs / "full-0", other, env=ENV))
     (other / "summary.json").unlink()
-    assert "has not ended" in refused(lorascope("dimension", runs / "full-0", other, env=ENV))
+    assert "has not ended" in refused(here("dimension", runs / "full-0", other, env=ENV))
 
 
 @pytest.mark.slow

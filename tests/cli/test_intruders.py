@@ -9,9 +9,8 @@ from safetensors.numpy import save_file
 
 from lorascope.training import run
 from lorascope.training.config import parse
-from tests.cli.command import lorascope, refused
-from tests.training.conftest import *  # noqa: F403
-from tests.training.conftest import lm_values
+from tests.cli.command import here, lorascope, refused
+from tests.training.tiny import lm_values
 
 MODULE = {
     "name", "parameter", "type", "depth", "shape", "transposed", "kind", "base_norm", "delta_norm", "relative_norm",
@@ -87,16 +86,14 @@ def test_a_tuned_model_in_the_adapters_place(base, tmp_path):
 
 def test_refusals(base, lora_folder, tmp_path):
     assert "pass --base MODEL" in refused(lorascope("intruders", lora_folder))
-    assert "is not the folder of one" in refused(lorascope("intruders", lora_folder, "--base", base, "--intervene"))
-    assert "--retain is for --intervene" in refused(
-        lorascope("intruders", lora_folder, "--base", base, "--retain", "x.txt")
-    )
+    assert "is not the folder of one" in refused(here("intruders", lora_folder, "--base", base, "--intervene"))
+    assert "--retain is for --intervene" in refused(here("intruders", lora_folder, "--base", base, "--retain", "x.txt"))
     assert "exclude each other" in refused(
-        lorascope("intruders", lora_folder, "--base", base, "--no-cache", "--cache", tmp_path)
+        here("intruders", lora_folder, "--base", base, "--no-cache", "--cache", tmp_path)
     )
-    assert "is a cosine" in refused(lorascope("intruders", lora_folder, "--base", base, "--epsilon", 2, "--no-cache"))
+    assert "is a cosine" in refused(here("intruders", lora_folder, "--base", base, "--epsilon", 2, "--no-cache"))
     assert "no list of numbers" in refused(
-        lorascope("intruders", lora_folder, "--base", base, "--intervene", "--lambdas", "a,b")
+        here("intruders", lora_folder, "--base", base, "--intervene", "--lambdas", "a,b")
     )
 
 

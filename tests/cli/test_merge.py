@@ -6,9 +6,8 @@ from safetensors.torch import load_file
 
 from lorascope.training import run
 from lorascope.training.config import parse
-from tests.cli.command import lorascope, refused
-from tests.training.conftest import *  # noqa: F403
-from tests.training.conftest import lm_values
+from tests.cli.command import here, lorascope, refused
+from tests.training.tiny import lm_values
 
 QUIET = {"OMP_NUM_THREADS": "1"}
 
@@ -36,7 +35,5 @@ def test_merge_writes_a_model_and_says_what_rounding_took(adapter, tiny_llama, t
 def test_bad_use_is_one_sentence(adapter, tmp_path):
     out = ("--output", tmp_path / "merged")
     assert "cannot load" in refused(lorascope("merge", adapter, "--base", tmp_path / "gone", *out, env=QUIET))
-    assert "no such file or folder" in refused(
-        lorascope("merge", tmp_path / "gone", "--base", "minilm", *out, env=QUIET)
-    )
+    assert "no such file or folder" in refused(here("merge", tmp_path / "gone", "--base", "minilm", *out, env=QUIET))
     assert not (tmp_path / "merged").exists()

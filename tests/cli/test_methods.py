@@ -12,8 +12,7 @@ from lorascope.adapt.method import methods
 from lorascope.errors import InputError
 from lorascope.models.shapes import model_shapes
 from lorascope.training.config import parse
-from tests.cli.command import lorascope, refused
-from tests.training.conftest import *  # noqa: F403
+from tests.cli.command import here, lorascope, refused
 
 every_method = pytest.mark.parametrize("name", methods.names())
 QUIET = {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -118,8 +117,8 @@ def test_a_method_in_full_as_json():
 
 def test_what_is_not_there_is_refused(tmp_path):
     assert "did you mean 'lora'" in refused(lorascope("methods", "loro"))
-    assert "to count on" in refused(lorascope("methods", "--model", tmp_path))
-    assert "did you mean 'query'" in refused(lorascope("methods", "--targets", "qury"))
+    assert "to count on" in refused(here("methods", "--model", tmp_path))
+    assert "did you mean 'query'" in refused(here("methods", "--targets", "qury"))
 
 
 def test_packaged_shapes_are_those_of_the_published_models():

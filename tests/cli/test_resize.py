@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lorascope.weights import io
-from tests.cli.command import lorascope, refused
+from tests.cli.command import here, lorascope, refused
 
 MODULE = {
     "name", "type", "depth", "shape", "rank_before", "rank", "norm", "error", "error_null", "rounding", "parameters",
@@ -57,10 +57,10 @@ def test_refusals(lora_folder, tmp_path):
     assert "exactly one rule" in refused(lorascope("resize", lora_folder, "--output", tmp_path / "x"))
     both = lorascope("resize", lora_folder, "--rank", 1, "--energy", 0.9, "--output", tmp_path / "x")
     assert "exactly one rule" in refused(both)
-    assert "is there already" in refused(lorascope("resize", lora_folder, "--rank", 1, "--output", lora_folder))
-    assert "is not supported" in refused(lorascope("resize", lora_folder, "--dtype", "int4"))
-    assert "--by-energy" in refused(lorascope("resize", lora_folder, "--by-energy"))
-    assert "belongs to --evaluate" in refused(lorascope("resize", lora_folder, "--max-samples", 3))
+    assert "is there already" in refused(here("resize", lora_folder, "--rank", 1, "--output", lora_folder))
+    assert "is not supported" in refused(here("resize", lora_folder, "--dtype", "int4"))
+    assert "--by-energy" in refused(here("resize", lora_folder, "--by-energy"))
+    assert "belongs to --evaluate" in refused(here("resize", lora_folder, "--max-samples", 3))
     assert not (tmp_path / "x").exists()
 
 

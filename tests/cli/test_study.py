@@ -11,16 +11,15 @@ import sys
 import pytest
 
 from lorascope.study import record
-from tests.cli.command import lorascope, refused
+from tests.cli.command import here, lorascope, refused
 from tests.report.conftest import HOSTILE
 from tests.study.conftest import TOY
-from tests.training.conftest import labelled, tiny_bert  # noqa: F401 (fixtures)
 
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def named(tiny_bert, labelled, tmp_path_factory):  # noqa: F811
+def named(tiny_bert, labelled, tmp_path_factory):
     """The arguments of a run, and the folder with its script, its store and its reports."""
     home = tmp_path_factory.mktemp("home")
     (home / "studies").mkdir()
@@ -134,9 +133,9 @@ def test_refusals(named):
     home, arguments = named
     assert "did you mean toy?" in refused(lorascope("study", "run", "toi", cwd=home))
     assert "has no scale 'nope'; expected smoke, small" in refused(
-        lorascope("study", "run", "toy", "--scale", "nope", cwd=home)
+        here("study", "run", "toy", "--scale", "nope", cwd=home)
     )
-    assert "data.nope" in refused(lorascope("study", "run", "toy", *arguments, "--set", "data.nope=1", cwd=home))
+    assert "data.nope" in refused(here("study", "run", "toy", *arguments, "--set", "data.nope=1", cwd=home))
     for name, text, said in (
         ("empty", "x = 1\n", "makes no study"),
         ("wrong", "def (\n", "line 1"),
@@ -144,12 +143,18 @@ def test_refusals(named):
     ):
         path = home / f"{name}.py"
         path.write_text(text)
-        assert said in refused(lorascope("study", "run", path, cwd=home))
-    assert "cannot write" in refused(lorascope("study", "run", "toy", "--store", "other.py", cwd=home), 1)
+        assert said in refused(here("study", "run", path, cwd=home))
+    assert "cannot write" in refused(here("study", "run", "toy", "--store", "other.py", cwd=home), 1)
 
 
 def test_stopped_by_hand_it_goes_on(named, first):
+    """In its second stage: what the first tuned is taken from its store, the runs that are judged are not there."""
     home, arguments = named
+    shutil.copytree(home / ".lorascope/store", home / "s")
+    runs = json.loads((home / "reports/toy.json").read_text())["runs"]
+    for row in runs["rows"]:
+        (folder,) = (home / "s").glob(f"*/{row[runs['columns'].index('key')]}")
+        shutil.rmtree(folder)
     command = [sys.executable, "-m", "lorascope", "study", "run", "toy", *arguments, "--store", "s", "--reports", "r"]
     process = subprocess.Popen(
         command,

@@ -5,9 +5,8 @@ import pytest
 import torch
 import yaml
 
-from tests.cli.command import lorascope, refused
-from tests.training.conftest import *  # noqa: F403
-from tests.training.conftest import classifier_values
+from tests.cli.command import here, lorascope, refused
+from tests.training.tiny import classifier_values
 
 QUIET = {"OMP_NUM_THREADS": "1"}
 
@@ -48,7 +47,7 @@ def test_an_adapter_worse_than_the_base_ends_with_a_warning(config, tmp_path):
 
 def test_an_adapter_named_as_the_base_is_refused(config, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    message = refused(lorascope("train", config, "--set", f"model.name={tmp_path}", cwd=tmp_path, env=QUIET))
+    message = refused(here("train", config, "--set", f"model.name={tmp_path}", cwd=tmp_path, env=QUIET))
     assert "set model.name to some/base" in message
 
 
@@ -66,18 +65,18 @@ def test_a_sweep_writes_a_run_for_each_and_prints_the_table(tmp_path, tiny_bert,
         run = tmp_path / "runs" / "grid" / f"rank={rank}"
         assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == rank
         assert "sweep" not in yaml.safe_load((run / "config.yaml").read_text())
-    assert "is not empty; continue it with --resume" in refused(lorascope("train", path, cwd=tmp_path, env=QUIET))
+    assert "is not empty; continue it with --resume" in refused(here("train", path, cwd=tmp_path, env=QUIET))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_asked_for_and_absent_is_one_sentence(config, tmp_path):
-    message = refused(lorascope("train", config, "--device", "cuda", cwd=tmp_path, env=QUIET))
+    message = refused(here("train", config, "--device", "cuda", cwd=tmp_path, env=QUIET))
     assert "cuda was asked for and is not there" in message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_keys_are_one_sentence(config, tmp_path):
-    message = refused(lorascope("train", config, "--set", "optim.lerning_rate=1", "--set", "method.rnk=2", env=QUIET))
+    message = refused(here("train", config, "--set", "optim.lerning_rate=1", "--set", "method.rnk=2", env=QUIET))
     assert "did you mean learning_rate?" in message
     assert "did you mean rank?" in message
 

@@ -55,7 +55,7 @@ def test_it_says_what_it_is(path, study):
         assert text.strip()
     first, *_ = (work.script(path).__doc__ or "").splitlines()
     assert first.strip()
-    assert f"studies/{path.name}" in work.script(path).__doc__, "the docstring shows no command"
+    assert f"python studies/{path.name} --scale small" in work.script(path).__doc__, "the docstring shows no command"
     assert 'if __name__ == "__main__":\n    study.main()\n' in path.read_text()
 
 
@@ -66,6 +66,7 @@ def test_every_claim_can_hold_and_can_fail(study):
     assert len(set(names)) == len(names)
     for claim in study.claims:
         assert claim.text.strip()
+        assert not claim.text.endswith("."), claim.name
         assert claim.source.strip(), f"{claim.name} has no source"
         assert claim.criteria, f"{claim.name} has no criterion"
         assert claim.controls, f"{claim.name} has no control"
@@ -86,6 +87,15 @@ def test_a_verdict_needs_replicates_and_other_texts_than_those_that_tuned(study)
         assert scale.replicates >= 5
         tuned = any(len(arm.learning_rates) > 1 for arm in study.arms(scale))
         assert scale.test_split is not None or not tuned
+
+
+@each_script
+def test_a_sweep_has_five_rates_no_more_than_a_factor_of_four_apart(study):
+    for arm in study.arms(study.scales["small"]):
+        rates = arm.learning_rates
+        if len(rates) > 1:  # of one, what does not learn needs no search
+            assert len(rates) >= 5, arm.labels
+            assert max(b / a for a, b in pairwise(rates)) < 4, arm.labels
 
 
 @each_script

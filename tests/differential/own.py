@@ -20,7 +20,7 @@ from lorascope.training.parallel import World
 from lorascope.training.reopen import reopen
 from lorascope.training.scores import evaluate
 from lorascope.weights import io
-from tests.training.conftest import SPECIAL, WORDS, save_tokenizer, sentences
+from tests.training.tiny import SPECIAL, WORDS, save_tokenizer, sentences
 
 NO_WEIGHTS = ("prompt", "prefix", "p_tuning_v2", "houlsby")  # they change no weight: nothing can be merged
 METHODS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from lorascope.training import run, sweep
 from lorascope.training.config import RunConfig, override, parse, resolved
 from lorascope.training.loop import Loop
 from tests.fuzz.run_one import SHM
-from tests.training.conftest import SPECIAL, WORDS, classifier_values, save_tokenizer, sentences
+from tests.training.tiny import SPECIAL, WORDS, classifier_values, save_tokenizer, sentences
 
 ROOT = Path(__file__).parents[2]
 REPORT = "lora_plus.json"
@@ -118,7 +118,7 @@ def _on_fork() -> Iterator[None]:
 
 
 def model(folder: Path, seed: int) -> Path:
-    """A BERT of two layers of width 16, as `tests/training/conftest.py` has it, without dropout."""
+    """A BERT of two layers of width 16, as `tests/training/tiny.py` has it, without dropout."""
     torch.manual_seed(seed)
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

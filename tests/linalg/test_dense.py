@@ -123,3 +123,19 @@ def test_on_a_gpu_the_numbers_are_the_same():
     ):
         assert ours.device.type == "cuda"
         np.testing.assert_allclose(ours.cpu().numpy(), theirs, rtol=1e-7)  # the Gram matrix at σ₁/1000: 1e-16·10⁶·√500
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40)])
+def test_the_bound_on_what_is_left_holds_and_is_not_idle(shape):
+    """Of a flat remainder, where each probe sees every direction: never below the largest value, never over 3 times.
+
+    The bound is the fifth root of 10·√(2/π) times the longest of 10 images of Gaussian vectors, of length √36 here:
+    about (8·7.5)^(1/5) = 2.3. A tenth of it, instead of ten times, would be 0.9.
+    """
+    sigma = np.r_[[5.0, 4.0, 3.0, 2.5], np.ones(36)]
+    matrix = planted(sigma, *shape)
+    u, s, _ = np.linalg.svd(matrix, full_matrices=False)
+    q = u[:, :4]
+    for seed in range(30):
+        bound = dense._residual_norm(matrix, q, q.T @ matrix, np.random.default_rng(seed), float(np.sum(s[4:] ** 2)))
+        assert 1.5 < bound < 3

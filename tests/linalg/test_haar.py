@@ -6,13 +6,12 @@ from scipy import integrate, special, stats
 
 from lorascope.linalg import haar
 
-RNG = np.random.default_rng(5)
 DRAWS = 20_000
 
 
-def random_bases(n: int, i: int) -> np.ndarray:
+def random_bases(rng: np.random.Generator, n: int, i: int) -> np.ndarray:
     """(DRAWS, n, i) Haar: QR alone fixes the signs of the diagonal, which biases single entries."""
-    q, r = np.linalg.qr(RNG.standard_normal((DRAWS, n, i)))
+    q, r = np.linalg.qr(rng.standard_normal((DRAWS, n, i)))
     return q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
 
 
@@ -25,9 +24,9 @@ def agrees(sample: np.ndarray, mean: float, sd: float) -> None:
 
 
 @pytest.mark.parametrize(("n", "i", "j"), [(24, 1, 3), (24, 3, 5), (12, 8, 7), (9, 4, 4)])
-def test_overlap_of_random_subspaces(n, i, j):
+def test_overlap_of_random_subspaces(rng, n, i, j):
     """8 and 7 in R^12 meet in 3 dimensions at least: the range does not begin at 0."""
-    sample = np.sum(random_bases(n, i)[:, :j, :] ** 2, axis=(1, 2))
+    sample = np.sum(random_bases(rng, n, i)[:, :j, :] ** 2, axis=(1, 2))
     chance = haar.overlap(n, i, j)
     agrees(sample, chance.mean, chance.sd)
     assert chance.low == max(0, i + j - n) <= sample.min() + 1e-12
@@ -43,6 +42,16 @@ def test_one_direction_is_beta_exactly():
     for n, j in ((128, 8), (768, 64)):
         for x in (0.01, 0.3, 0.9):
             assert haar.overlap(n, 1, j).p(x) == pytest.approx(stats.beta(j / 2, (n - j) / 2).sf(x), rel=1e-9)
+
+
+def test_a_scaled_law_gives_scaled_values_the_same_places():
+    """Of an overlap whose range is 3 … 7, so that both ends count."""
+    chance = haar.overlap(12, 8, 7)
+    half = chance.scaled(0.5)
+    assert (half.low, half.high) == (1.5, 3.5)
+    for x in (3.2, 4.0, 5.0, 6.5):
+        assert half.z(x / 2) == pytest.approx(chance.z(x), rel=1e-12)
+        assert half.p(x / 2) == pytest.approx(chance.p(x), rel=1e-12)
 
 
 def test_published_levels_of_phi():
@@ -61,10 +70,10 @@ def test_a_whole_overlap_has_no_chance_beside_it_and_a_full_space_no_alternative
 
 
 @pytest.mark.parametrize("n", [16, 4])
-def test_overlap_weighted_by_energy(n):
+def test_overlap_weighted_by_energy(rng, n):
     """In R^4 the ranks 3 and 2 must meet: the least value is not 0."""
     a, b = np.array([4.0, 1.0, 0.3]), np.array([2.0, 1.0])
-    sample = np.einsum("dki,i,k->d", random_bases(n, 3)[:, :2, :] ** 2, a, b)
+    sample = np.einsum("dki,i,k->d", random_bases(rng, n, 3)[:, :2, :] ** 2, a, b)
     chance = haar.weighted(n, a, b)
     agrees(sample, chance.mean, chance.sd)
     assert chance.low - 1e-12 <= sample.min()
@@ -81,9 +90,9 @@ def test_projections_are_the_special_case_of_equal_weights():
 @pytest.mark.parametrize(
     ("s", "t"), [([1.0], [1.0]), ([3.0, 1.0], [2.0, 1.0, 0.5]), ([1.0] * 6, [1.0] * 6)], ids=["1×1", "2×3", "6×6"]
 )
-def test_the_cosine_of_randomly_turned_updates(s, t):
+def test_the_cosine_of_randomly_turned_updates(rng, s, t):
     s, t, m, n = np.array(s), np.array(t), 120, 150
-    left, right = (random_bases(size, len(s))[:, : len(t), :] for size in (m, n))
+    left, right = (random_bases(rng, size, len(s))[:, : len(t), :] for size in (m, n))
     sample = np.einsum("dqp,dqp,p,q->d", left, right, s, t) / np.linalg.norm(s) / np.linalg.norm(t)
     agrees(sample, 0.0, haar.cosine_sd(m, n))
     for share in (0.2, 0.05, 0.01):
@@ -92,12 +101,12 @@ def test_the_cosine_of_randomly_turned_updates(s, t):
         assert p == pytest.approx(share, abs=slack + 0.15 * share)  # the limit of large m and n, at m = 120
 
 
-def test_the_cosine_where_the_right_sides_are_one():
+def test_the_cosine_where_the_right_sides_are_one(rng):
     """The left side alone is turned, and the right overlap is what it is."""
     s, t, m = np.array([3.0, 1.0]), np.array([2.0, 1.0, 0.5]), 40
-    right = np.linalg.qr(RNG.standard_normal((60, 3)))[0][:, :2].T @ np.linalg.qr(RNG.standard_normal((60, 3)))[0]
+    right = np.linalg.qr(rng.standard_normal((60, 3)))[0][:, :2].T @ np.linalg.qr(rng.standard_normal((60, 3)))[0]
     right[:, 0] += 0.8
-    left = random_bases(m, 2)[:, :3, :].swapaxes(1, 2)
+    left = random_bases(rng, m, 2)[:, :3, :].swapaxes(1, 2)
     sample = np.einsum("dpq,pq,p,q->d", left, right, s, t) / np.linalg.norm(s) / np.linalg.norm(t)
     agrees(sample, 0.0, haar.cosine_sd_given_right(m, right, s, t))
 
@@ -111,8 +120,8 @@ def test_the_tail_of_rank_one_is_that_of_a_product_of_gaussians():
     assert p > 1e3 * 2 * stats.norm.sf(8.0)
 
 
-def test_false_discovery_as_scipy_has_it():
-    p = RNG.uniform(size=40) ** 3
+def test_false_discovery_as_scipy_has_it(rng):
+    p = rng.uniform(size=40) ** 3
     q = haar.false_discovery([*p, None])
     np.testing.assert_allclose(q[:-1], stats.false_discovery_control(p), rtol=1e-12)
     assert q[-1] is None

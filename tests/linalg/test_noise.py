@@ -6,19 +6,18 @@ import pytest
 from lorascope.linalg import noise
 from lorascope.linalg.rounding import round_to
 
-RNG = np.random.default_rng(11)
-
 
 def svdvals(matrix):
     return np.linalg.svd(matrix, compute_uv=False)
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (100, 300), (300, 100)])
-def test_noise_spectrum_is_that_of_gaussian_matrices(shape):
-    simulated = np.mean([svdvals(RNG.standard_normal(shape)) for _ in range(4)], axis=0)
+def test_noise_spectrum_is_that_of_gaussian_matrices(rng, shape):
+    simulated = np.mean([svdvals(rng.standard_normal(shape)) for _ in range(16)], axis=0)
     # Rigidity: the values lie within a spacing or two of their quantiles; the spacing is about 0.15, of σ₁ = 27 to 32.
     np.testing.assert_allclose(noise.noise_spectrum(*shape)[2:], simulated[2:], atol=0.3)
-    assert noise.largest_noise(*shape) == pytest.approx(simulated[0], rel=0.015)  # spread of TW at p = 100 over 4 draws
+    assert noise.largest_noise(*shape) == pytest.approx(simulated[0], rel=0.015)
+    # Tracy and Widom: one draw's largest value has a spread of 1.3 % at 100 × 300, so the mean of 16 one of 0.3 %
     assert np.sum(noise.noise_spectrum(*shape) ** 2) == pytest.approx(np.prod(shape), rel=1e-4)
 
 
@@ -41,26 +40,26 @@ def test_gavish_donohos_table(shape, omega):
     assert noise.gavish_donoho(sigma, *shape) == pytest.approx(omega, abs=5e-4)
 
 
-def test_the_planted_rank_is_found_where_the_energy_rank_measures_noise():
+def test_the_planted_rank_is_found_where_the_energy_rank_measures_noise(rng):
     # papers.md, appendix A: a rank-8 signal at 4 times the edge, in 512² noise: GD 8, and r90 above 200
     n = 512
-    u, v = (np.linalg.qr(RNG.standard_normal((n, 8)))[0] for _ in range(2))
+    u, v = (np.linalg.qr(rng.standard_normal((n, 8)))[0] for _ in range(2))
     edge = 2 * np.sqrt(n)
-    sigma = svdvals((u * np.linspace(1, 0.5, 8) * 4 * edge) @ v.T + RNG.standard_normal((n, n)))
+    sigma = svdvals((u * np.linspace(1, 0.5, 8) * 4 * edge) @ v.T + rng.standard_normal((n, n)))
     assert np.sum(sigma > noise.gavish_donoho(sigma, n, n)) == 8
     level = noise.noise_level(sigma, n, n)
     assert level == pytest.approx(1, abs=0.03)  # eight spikes shift the median by 8 places of 512
     assert np.sum(sigma > noise.marchenko_pastur_edge(level, n, n)) == 8
 
 
-def test_spikes_stand_out_where_theory_says():
+def test_spikes_stand_out_where_theory_says(rng):
     """Baik, Ben Arous and Péché 2005; rectangular, Benaych-Georges and Nadakuditi 2012: seen iff θ > c^(1/4)."""
     p, q = 400, 800
     c = p / q
     for factor, seen in ((0.75, 0), (1.6, 1)):
         theta = factor * c**0.25
-        u, v = (np.linalg.qr(RNG.standard_normal((size, 1)))[0] for size in (p, q))
-        sigma = svdvals(theta * u @ v.T + RNG.standard_normal((p, q)) / np.sqrt(q))
+        u, v = (np.linalg.qr(rng.standard_normal((size, 1)))[0] for size in (p, q))
+        sigma = svdvals(theta * u @ v.T + rng.standard_normal((p, q)) / np.sqrt(q))
         level = noise.noise_level(sigma, p, q)
         assert np.sum(sigma > noise.marchenko_pastur_edge(level, p, q)) == seen
         if seen:
@@ -79,10 +78,10 @@ def rounding_of(base, change, dtype, stored_as=None):
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 @pytest.mark.parametrize("size", [1e-5, 3e-4, 3e-3])
-def test_the_floor_bounds_rounding_and_a_low_rank_update_stands_above_it(dtype, size):
+def test_the_floor_bounds_rounding_and_a_low_rank_update_stands_above_it(rng, dtype, size):
     m, n, r = 200, 300, 4
-    base = round_to(0.03 * RNG.standard_normal((m, n)), dtype)
-    change = size * RNG.standard_normal((m, r)) @ RNG.standard_normal((r, n)) / np.sqrt(r)
+    base = round_to(0.03 * rng.standard_normal((m, n)), dtype)
+    change = size * rng.standard_normal((m, r)) @ rng.standard_normal((r, n)) / np.sqrt(r)
     account, stored = rounding_of(base, change, dtype)
     sigma, floor = svdvals(stored), account.floor()
     assert np.sum(sigma > floor) <= r
@@ -91,25 +90,25 @@ def test_the_floor_bounds_rounding_and_a_low_rank_update_stands_above_it(dtype, 
     assert sigma[r] > floor / 6  # no empty bound: the one rounding that is there reaches a sixth of it, or more
 
 
-def test_a_base_rounded_on_the_way_is_allowed_for():
-    exact, change = RNG.standard_normal((200, 300)), 2 * RNG.standard_normal((200, 1)) @ RNG.standard_normal((1, 300))
+def test_a_base_rounded_on_the_way_is_allowed_for(rng):
+    exact, change = rng.standard_normal((200, 300)), 2 * rng.standard_normal((200, 1)) @ rng.standard_normal((1, 300))
     account, _ = rounding_of(exact, change / 100, "BF16")
     twice = round_to(round_to(exact, "BF16") + change / 100, "BF16") - exact  # loaded as bfloat16, merged, saved
     assert np.sum(svdvals(twice) > account.floor()) == 1
     assert svdvals(twice)[1] > account.floor() / 2
 
 
-def test_an_untouched_matrix_has_no_floor_and_integers_have_none():
-    base = round_to(RNG.standard_normal((20, 30)), "BF16")
+def test_an_untouched_matrix_has_no_floor_and_integers_have_none(rng):
+    base = round_to(rng.standard_normal((20, 30)), "BF16")
     account, _ = rounding_of(base, np.zeros_like(base), "BF16")
     assert account.floor() == 0
     assert account.moved_share == 0
     assert noise.Rounding(2, 2, "I8").floor() == 0
 
 
-def test_a_narrow_run_in_a_wide_file_is_recognised():
-    base = round_to(RNG.standard_normal((60, 40)), "BF16")
-    change = 0.01 * RNG.standard_normal(base.shape)
+def test_a_narrow_run_in_a_wide_file_is_recognised(rng):
+    base = round_to(rng.standard_normal((60, 40)), "BF16")
+    change = 0.01 * rng.standard_normal(base.shape)
     narrow, _ = rounding_of(base, change, "BF16", stored_as="F32")
     wide, _ = rounding_of(base, change, "F32")
     assert (narrow.effective_dtype, wide.effective_dtype) == ("BF16", "F32")

@@ -7,16 +7,14 @@ import pytest
 
 from lorascope.linalg.random_projection import fourth_power, random_projection_norm
 
-RNG = np.random.default_rng(2)
-
 
 @pytest.mark.parametrize(("m", "n", "i", "j"), [(12, 9, 3, 3), (10, 10, 1, 4), (8, 20, 8, 2), (6, 1, 2, 1)])
-def test_mean_and_deviation_against_simulation(m, n, i, j):
-    weight = RNG.standard_normal((m, n)) * np.linspace(2, 0.1, n)
+def test_mean_and_deviation_against_simulation(rng, m, n, i, j):
+    weight = rng.standard_normal((m, n)) * np.linspace(2, 0.1, n)
     sigma = np.linalg.svd(weight, compute_uv=False)
     found = random_projection_norm(m, n, i, j, float(np.sum(sigma**2)), float(np.sum(sigma**4)))
     draws = 20_000
-    u, v = (np.linalg.qr(RNG.standard_normal((draws, size, width)))[0] for size, width in ((m, i), (n, j)))
+    u, v = (np.linalg.qr(rng.standard_normal((draws, size, width)))[0] for size, width in ((m, i), (n, j)))
     seen = np.sum((np.swapaxes(u, 1, 2) @ weight @ v) ** 2, axis=(1, 2))
     assert found.mean == pytest.approx(seen.mean(), abs=5 * seen.std() / math.sqrt(draws))  # five standard errors
     assert found.sd == pytest.approx(seen.std(), rel=0.05)  # the error of a deviation from so many draws is 1 %
@@ -39,7 +37,7 @@ def test_table_7_of_the_lora_paper(r, norm, inside, random, ratio, amplification
     assert found["amplification_random"] == pytest.approx(of_random, rel=0.005)
 
 
-def test_the_fourth_power_without_a_decomposition():
-    weight = RNG.standard_normal((60, 80))
+def test_the_fourth_power_without_a_decomposition(rng):
+    weight = rng.standard_normal((60, 80))
     exact = np.sum(np.linalg.svd(weight, compute_uv=False) ** 4)
     assert fourth_power(weight, probes=400) == pytest.approx(exact, rel=0.05)  # 1/√(400 · 60/2) is 0.9 %

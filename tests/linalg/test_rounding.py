@@ -56,3 +56,13 @@ def test_a_sum_is_rounded_alike_in_numpy_and_torch_and_in_parts(dtype, storage):
     changed = stored != weight
     assert (whole.entries, whole.unchanged, whole.updated) == (600, 600 - changed.sum(), 540)
     assert whole.updated_unchanged == 540 - changed[3:].sum()
+
+
+def test_a_tie_goes_to_the_even_neighbour():
+    """Halfway between 1 and its neighbour 1 + 2⁻⁷, and between that and the next: down, then up."""
+    from ml_dtypes import bfloat16
+
+    ties = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 2.0**-130 * (1 + 2.0**-8)])
+    np.testing.assert_array_equal(round_to(ties, "BF16"), [1, 1 + 2.0**-6, -1, ties[3].astype(bfloat16)])
+    every = (1 + np.arange(2**9) / 2**8) * 2.0**5  # each number that bfloat16 holds, and each tie, of two binades
+    np.testing.assert_array_equal(round_to(every, "BF16"), every.astype(bfloat16).astype(np.float64))

@@ -6,40 +6,38 @@ import pytest
 from lorascope.linalg import subspace
 from lorascope.linalg.factored import Factored
 
-RNG = np.random.default_rng(3)
+
+def orthonormal(rng: np.random.Generator, m: int, k: int) -> np.ndarray:
+    return np.linalg.qr(rng.standard_normal((m, k)))[0]
 
 
-def orthonormal(m: int, k: int) -> np.ndarray:
-    return np.linalg.qr(RNG.standard_normal((m, k)))[0]
-
-
-def planted(angles: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def planted(rng: np.random.Generator, angles: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Two bases in R^n with these principal angles, in a random frame and each mixed within itself."""
     k = len(angles)
-    frame = orthonormal(n, 2 * k)
+    frame = orthonormal(rng, n, 2 * k)
     u, v = frame[:, :k], frame[:, :k] * np.cos(angles) + frame[:, k:] * np.sin(angles)
-    return u @ orthonormal(k, k), v @ orthonormal(k, k)
+    return u @ orthonormal(rng, k, k), v @ orthonormal(rng, k, k)
 
 
-def test_planted_angles_small_and_near_right():
+def test_planted_angles_small_and_near_right(rng):
     """arccos alone gives 0 or 1.5e-8 for the first; arcsin alone loses the last in the same way."""
     angles = np.array([1e-9, 1e-4, 0.3, np.pi / 4, 1.2, np.pi / 2 - 1e-9])
-    u, v = planted(angles, 40)
+    u, v = planted(rng, angles, 40)
     np.testing.assert_allclose(subspace.principal_angles(u, v), angles, atol=2e-15)  # a few eps
-    wide = np.concatenate([v, orthonormal(40, 40)[:, :0]], axis=1)
+    wide = np.concatenate([v, orthonormal(rng, 40, 40)[:, :0]], axis=1)
     np.testing.assert_allclose(subspace.principal_angles(wide, u[:, :]), angles, atol=2e-15)
 
 
-def test_angles_of_subspaces_of_different_dimension():
-    frame = orthonormal(30, 7)
+def test_angles_of_subspaces_of_different_dimension(rng):
+    frame = orthonormal(rng, 30, 7)
     inside, outside = frame[:, :2], frame[:, 6:]
-    found = subspace.principal_angles(frame[:, :6] @ orthonormal(6, 6), np.concatenate([inside, outside], axis=1))
+    found = subspace.principal_angles(frame[:, :6] @ orthonormal(rng, 6, 6), np.concatenate([inside, outside], axis=1))
     np.testing.assert_allclose(found, [0, 0, np.pi / 2], atol=2e-15)
 
 
-def test_overlaps_against_dense_formulas():
-    x = Factored(RNG.standard_normal((30, 5)), RNG.standard_normal((5, 20)))
-    y = Factored(RNG.standard_normal((30, 3)), RNG.standard_normal((3, 20)))
+def test_overlaps_against_dense_formulas(rng):
+    x = Factored(rng.standard_normal((30, 5)), rng.standard_normal((5, 20)))
+    y = Factored(rng.standard_normal((30, 3)), rng.standard_normal((3, 20)))
     a, b = subspace.bases(x), subspace.bases(y)
     dense_x, dense_y = x.dense(), y.dense()
     cross = a.left.T @ b.left
@@ -57,10 +55,10 @@ def test_overlaps_against_dense_formulas():
     assert subspace.cosine(a, b) == pytest.approx(expected, rel=1e-10)
 
 
-def test_distances():
+def test_distances(rng):
     """Hu et al. 2021, App. G, corrected: φ = 1 − d²/p."""
     angles = np.array([0.1, 0.7, 1.1])
-    u, v = planted(angles, 20)
+    u, v = planted(rng, angles, 20)
     phi = subspace.overlap_grid(u.T @ v)[-1, -1]
     assert 1 - subspace.projection_distance(angles) ** 2 / 3 == pytest.approx(phi, rel=1e-13)
     projections = np.linalg.norm(u @ u.T - v @ v.T) / 2**0.5
@@ -69,15 +67,16 @@ def test_distances():
 
 
 GAUGES = {
-    "orthogonal": orthonormal(4, 4),
-    "signs and order": np.eye(4)[[2, 0, 3, 1]] * [1, -1, -1, 1],
-    "condition 1e4": orthonormal(4, 4) * np.geomspace(1, 1e-4, 4) @ orthonormal(4, 4),
+    "orthogonal": lambda rng: orthonormal(rng, 4, 4),
+    "signs and order": lambda rng: np.eye(4)[[2, 0, 3, 1]] * [1, -1, -1, 1],
+    "condition 1e4": lambda rng: orthonormal(rng, 4, 4) * np.geomspace(1, 1e-4, 4) @ orthonormal(rng, 4, 4),
 }
 
 
-@pytest.mark.parametrize("gauge", GAUGES.values(), ids=GAUGES)
-def test_one_update_in_two_gauges(gauge):
-    left, right = RNG.standard_normal((50, 4)), RNG.standard_normal((4, 40))
+@pytest.mark.parametrize("gauge", GAUGES)
+def test_one_update_in_two_gauges(rng, gauge):
+    gauge = GAUGES[gauge](rng)
+    left, right = rng.standard_normal((50, 4)), rng.standard_normal((4, 40))
     a = subspace.bases(Factored(left, right))
     b = subspace.bases(Factored(left @ gauge, np.linalg.solve(gauge, right)))
     assert subspace.cosine(a, b) == pytest.approx(1, abs=1e-12)
@@ -87,8 +86,8 @@ def test_one_update_in_two_gauges(gauge):
         np.testing.assert_allclose(subspace.principal_angles(u, v), 0, atol=1e-10)
 
 
-def test_what_is_only_rounding_is_no_direction():
-    left, right = RNG.standard_normal((50, 4)), RNG.standard_normal((4, 40))
+def test_what_is_only_rounding_is_no_direction(rng):
+    left, right = rng.standard_normal((50, 4)), rng.standard_normal((4, 40))
     left[:, 2], left[:, 3] = left[:, 0] - left[:, 1], 0.0
     found = subspace.bases(Factored(left, right))
     u = np.linalg.svd(left @ right)[0][:, :2]
@@ -105,11 +104,11 @@ def test_repeated_singular_values_are_told():
     assert subspace.cuts(np.array([])) == []
 
 
-def test_dense_matrices_and_the_row_side_of_a_factor():
-    matrix = RNG.standard_normal((12, 9))
+def test_dense_matrices_and_the_row_side_of_a_factor(rng):
+    matrix = rng.standard_normal((12, 9))
     found = subspace.bases(matrix)
     np.testing.assert_allclose(found.left * found.sigma @ found.right.T, matrix, atol=1e-13)
-    a = RNG.standard_normal((3, 20))
+    a = rng.standard_normal((3, 20))
     v, sigma = subspace.row_basis(a)
     np.testing.assert_allclose(sigma, np.linalg.svd(a)[1], rtol=1e-12)
     np.testing.assert_allclose(v @ v.T, np.linalg.pinv(a) @ a, atol=1e-12)
@@ -124,10 +123,10 @@ def test_non_finite_entries_are_refused(bad):
             subspace.bases(delta)
 
 
-def test_torch_tensors_give_the_same_numbers():
+def test_torch_tensors_give_the_same_numbers(rng):
     import torch
 
-    x, y = ((RNG.standard_normal((30, 4)), RNG.standard_normal((4, 20))) for _ in range(2))
+    x, y = ((rng.standard_normal((30, 4)), rng.standard_normal((4, 20))) for _ in range(2))
     a, b = (subspace.bases(Factored(*one)) for one in (x, y))
     s, t = (subspace.bases(Factored(*map(torch.from_numpy, one))) for one in (x, y))
     assert subspace.cosine(s, t) == pytest.approx(subspace.cosine(a, b), rel=1e-10)

@@ -260,3 +260,36 @@ def test_a_random_choice_keeps_the_budget_by_the_seed_alone():
         kept.append([layer.delta.mask.flatten().tolist() for layer in injected.layers.values()])
         assert sum(method.ranks().values()) == 5
     assert kept[0] == kept[1] != kept[2]
+
+
+def test_importance_has_a_rate_for_each_of_its_two_means():
+    """Two steps by hand: Ī ← β1·Ī + (1 − β1)·I, Ū ← β2·Ū + (1 − β2)·|I − Ī|, with I = |p·g|; β1 is not β2."""
+    mine = ours(beta1=0.9, beta2=0.6)
+    mean, spread = {}, {}
+    generator = torch.Generator().manual_seed(1)
+    for step in range(2):
+        mine.method.before_step(step, STEPS)
+        for parameter in mine.trainable().values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            with torch.no_grad():
+                parameter.add_(0.1)
+        for name, layer in mine.layers.items():
+            for role in "ABE":
+                p = getattr(layer.delta, role).detach().double()
+                i = (p * getattr(layer.delta, role).grad).abs()
+                key = f"{name}.{role}"
+                mean[key] = 0.9 * mean.get(key, 0) + 0.1 * i
+                spread[key] = 0.6 * spread.get(key, 0) + 0.4 * (i - mean[key]).abs()
+        mine.method.after_step(step, STEPS)
+    for found, wanted in ((mine.method.sensitivity, mean), (mine.method.uncertainty, spread)):
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key].double(), value, rtol=1e-5, atol=1e-9)  # float32
+
+
+def test_a_single_step_is_observed_and_cut_at_once():
+    """The schedule's end is its first step: nothing was observed before, and that step's importance chooses."""
+    mine = ours(tinit=0, tfinal=0)
+    trained(mine, 1, total=1)
+    assert sum(mine.method.ranks().values()) == 2 * len(mine.layers)
+    assert len(set(mine.method.ranks().values())) > 1  # by importance, not by the place in a list of equals
+    assert not mine.method.sensitivity

@@ -339,3 +339,17 @@ def test_dropout_acts_on_the_update_alone():
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(InputError):
         methods.get("vera").Config(**wrong)
+
+
+def test_a_pair_that_the_key_does_not_give_is_saved_whatever_the_setting(tmp_path):
+    """PEFT would draw another pair from the key: the file of an adapter that took one from elsewhere has to hold it."""
+    source = ours(*CASES["linear"], projection_prng_key=5)
+    with torch.no_grad():
+        for parameter in source.trainable().values():
+            parameter.add_(0.1)
+    mine = ours(*CASES["linear"], save_projection=False, projection_prng_key=3)
+    mine.load(source.export())
+    assert mine.method.settings()["save_projection"] is True
+    io.write(mine.export(), tmp_path)
+    loaded = PeftModel.from_pretrained(CASES["linear"][0](), tmp_path)
+    assert distance(logits(loaded.eval()), logits(source.model.eval())) < 2e-6

@@ -34,3 +34,18 @@ def test_the_table_is_by_parameters(results):
     table = by_method(results)
     assert [row[0] for row in table.rows] == [HEAD_ALONE, "vera", "lora", FULL_TUNING]
     assert table.rows[2][1:] == pytest.approx((50, 0.01, 1.2, 0.8, 0.8))
+
+
+def test_a_share_is_of_full_fine_tunings_gain_on_the_same_task():
+    """Full fine-tuning gains 1 on the easy task and 4 on the hard one: 0.8 is 80 % and 20 %."""
+    hard = [(HEAD_ALONE, 6.0, 10), (FULL_TUNING, 2.0, 1000), ("lora", 5.2, 60), ("vera", 5.6, 15)]
+    columns = ["method", "loss", "trained"]
+    both = [pd.DataFrame(rows, columns=columns).assign(task=task) for rows, task in ((ROWS, "easy"), (hard, "hard"))]
+    results = Results(pd.concat(both, ignore_index=True).assign(learning_rate=0.01), {}, Scale(), pd.DataFrame())
+    assert share(results, "lora", task="easy") == pytest.approx(0.8)
+    assert share(results, "lora", task="hard") == pytest.approx(0.2)
+    assert lead("lora", "vera", task="hard")(results) == pytest.approx(0.1)
+    table = by_method(results, task="hard")
+    assert {row[0]: row[-1] for row in table.rows} == pytest.approx(
+        {HEAD_ALONE: 0, "vera": 0.1, "lora": 0.2, FULL_TUNING: 1}
+    )

@@ -14,7 +14,7 @@ import pytest
 from lorascope.errors import InputError
 from lorascope.study import Call, work
 from lorascope.study.local import Local
-from lorascope.study.runner import Runner
+from lorascope.study.runner import Runner, _beyond
 from lorascope.study.store import Job, Store
 from lorascope.study.work import Chunk
 from tests.study.conftest import TOY
@@ -57,19 +57,19 @@ def test_a_study_from_nothing_and_again(toy):
     assert results_again.runs.equals(results.runs)
 
 
-def test_every_run_has_seeds_of_its_own(toy):
-    results, _ = toy().run()
-    assert results.runs["seed"].nunique() == FINAL
-    assert results.runs["seed"].min() >= 0
+def test_every_run_has_seeds_of_its_own(finished):
+    assert finished.runs["seed"].nunique() == FINAL
+    assert finished.runs["seed"].min() >= 0
 
 
-def test_arms_are_strata_of_their_own(toy):
-    found = toy().run()[0].strata
+def test_arms_are_strata_of_their_own(finished):
+    found = finished.strata
     assert found["runs"] == found["sizes"] == [0, 0, 1, 1, 2, 2]
     assert found["waves"] == [3, 3, 3, 3]
 
 
-def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy):
+def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy, finished, tmp_path):
+    finished.into(tmp_path)
     runner = toy()
     sizes, waves = runner.study.measures
 
@@ -88,7 +88,8 @@ def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy):
     assert runner.run()[0].strata["runs"] == [0, 0, 1, 1, 0, 0]
 
 
-def test_arms_that_differ_in_their_rate_alone_share_seeds_and_are_one_stratum(toy):
+def test_arms_that_differ_in_their_rate_alone_share_seeds_and_are_one_stratum(toy, finished, tmp_path):
+    finished.into(tmp_path)
     runner = toy()
     twin = replace(runner.arms[0], labels={"method": "lora", "rank": 7}, learning_rates=(3e-4,))
     runner.arms = (*runner.arms, twin)
@@ -98,13 +99,13 @@ def test_arms_that_differ_in_their_rate_alone_share_seeds_and_are_one_stratum(to
     assert results.strata["runs"] == [0, 0, 1, 1, 2, 2, 0, 0]
 
 
-def test_an_arm_may_take_the_rate_of_another(toy):
-    results, _ = toy().run()
-    rates = results.runs.groupby("rank")["learning_rate"].first()
+def test_an_arm_may_take_the_rate_of_another(finished):
+    rates = finished.runs.groupby("rank")["learning_rate"].first()
     assert rates[0] == rates[1]
 
 
-def test_and_take_it_times_a_factor(toy):
+def test_and_take_it_times_a_factor(toy, finished, tmp_path):
+    finished.into(tmp_path)
     runner = toy()
     runner.arms = (*runner.arms[:2], replace(runner.arms[2], rate_factor=0.25))
     rates = runner.run()[0].runs.groupby("rank")["learning_rate"].first()
@@ -128,15 +129,14 @@ def test_a_sweep_whose_best_is_at_its_end_goes_on(toy):
 
 
 @pytest.mark.parametrize("most", [2, 7, 12])
-def test_a_study_that_was_stopped_goes_on(toy, most):
-    whole, _ = toy(store=Store(toy().store.root / "other")).run()
+def test_a_study_that_was_stopped_goes_on(toy, finished, most):
     stopped = Counting(most)
     with pytest.raises(KeyboardInterrupt):
         toy(engine=stopped).run()
     rest = Counting()
     results, _ = toy(engine=rest).run()
     assert not set(stopped.titles) & set(rest.titles)
-    assert results.runs.drop(columns="seconds").equals(whole.runs.drop(columns="seconds"))
+    assert results.runs.drop(columns="seconds").equals(finished.runs.drop(columns="seconds"))
 
 
 def test_a_failure_is_kept_and_told_and_tried_again(toy, monkeypatch):
@@ -172,27 +172,25 @@ def test_an_unknown_scale_and_twin_arms(toy):
         Runner(twice, TOY, "smoke", toy().store, Local())
 
 
-def test_runs_that_share_a_pass_equal_their_own(toy, monkeypatch):
+def test_runs_that_share_a_pass_equal_their_own(toy, finished, monkeypatch):
     from lorascope.study import runner as module
 
-    alone, _ = toy(store=Store(toy().store.root / "alone"), engine=Counting()).run()
     made = []
     chunks = module._chunks
     monkeypatch.setattr(module, "_chunks", lambda jobs: made.extend(chunks(jobs)) or chunks(jobs))
     monkeypatch.setattr(module, "_most_together", lambda job: 1 if job.spec["config"]["method"]["rank"] == 2 else 8)
-    together, _ = toy(store=Store(toy().store.root / "together")).run()
+    together, _ = toy().run()
     assert max(len(chunk.jobs) for chunk in made) > 1
     columns = ["rank", "replicate", "seed"]
-    assert together.runs[columns].equals(alone.runs[columns])
-    assert together.runs["loss"].to_numpy() == pytest.approx(alone.runs["loss"].to_numpy(), rel=1e-5)  # float32
+    assert together.runs[columns].equals(finished.runs[columns])
+    assert together.runs["loss"].to_numpy() == pytest.approx(finished.runs["loss"].to_numpy(), rel=1e-5)  # float32
 
 
-def test_workers_in_processes_of_their_own(toy, tmp_path):
-    here, _ = toy(store=Store(tmp_path / "here")).run()
+def test_workers_in_processes_of_their_own(toy, finished):
     workers = Local(2)
-    there, _ = toy(store=Store(tmp_path / "there"), engine=workers).run()
+    there, _ = toy(engine=workers).run()
     workers.close()
-    assert there.runs["loss"].to_numpy() == pytest.approx(here.runs["loss"].to_numpy(), rel=1e-5)  # other threads
+    assert there.runs["loss"].to_numpy() == pytest.approx(finished.runs["loss"].to_numpy(), rel=1e-5)  # other threads
 
 
 KILLER = """
@@ -361,3 +359,18 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ({1e-3: 2.0, 4e-3: 1.0}, [1.6e-2]),  # the best is the highest rate: on by the last factor
+        ({4e-3: 1.0, 1e-3: 2.0, 2e-3: 1.5}, [8e-3]),
+        ({1e-3: 1.0, 4e-3: 2.0, 8e-3: 3.0}, [2.5e-4]),
+        ({1e-3: 2.0, 4e-3: 1.0, 8e-3: 3.0}, []),
+        ({1e-3: 2.0, 4e-3: 1.0, 8e-3: None}, []),  # it diverged: beyond it nothing is to be had
+        ({1e-3: None, 4e-3: None}, []),
+    ],
+)
+def test_a_sweep_goes_on_by_its_own_step(curve, expected):
+    assert _beyond(curve) == pytest.approx(expected)

@@ -11,7 +11,7 @@ from lorascope.training.batches import Encoded
 from lorascope.training.config import parse, resolved
 from lorascope.training.reopen import reopen
 from lorascope.updates.base import dense
-from tests.training.conftest import SPECIAL, WORDS, save_tokenizer
+from tests.training.tiny import SPECIAL, WORDS, save_tokenizer
 
 
 def encoded(*lengths: int) -> Encoded:

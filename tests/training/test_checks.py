@@ -16,7 +16,7 @@ from lorascope.training.batches import Encoded
 from lorascope.training.config import override, parse
 from lorascope.training.failures import in_words
 from lorascope.training.parallel import World
-from tests.training.conftest import SPECIAL, WORDS, lm_values, save_tokenizer
+from tests.training.tiny import SPECIAL, WORDS, lm_values, save_tokenizer
 
 HERE = World(torch.device("cpu"))
 SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -24,7 +24,7 @@ from lorascope.training.parallel import World
 from lorascope.training.record import Record, read_config, read_facts, read_summary
 from lorascope.training.reopen import finished_config
 from lorascope.training.rows import read_file
-from tests.training.conftest import classifier_values
+from tests.training.tiny import classifier_values
 
 HERE = World(torch.device("cpu"))
 

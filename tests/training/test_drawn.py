@@ -16,7 +16,7 @@ from lorascope.training import run
 from lorascope.training.config import MethodConfig, override, parse
 from lorascope.training.parallel import World
 from lorascope.training.scores import evaluate
-from tests.training.conftest import SPECIAL, WORDS, classifier_values, lm_values, save_tokenizer
+from tests.training.tiny import SPECIAL, WORDS, classifier_values, lm_values, save_tokenizer
 
 HERE = World(torch.device("cpu"))
 COMMON = {"vocab_size": len(SPECIAL + WORDS), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}

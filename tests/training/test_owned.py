@@ -12,7 +12,7 @@ from lorascope.training import quickstart, run, sweep
 from lorascope.training.config import parse, resolved
 from lorascope.training.record import working_in
 from lorascope.training.search import SubspaceRuns
-from tests.training.conftest import classifier_values
+from tests.training.tiny import classifier_values
 
 HOLDS = (
     "import sys; from pathlib import Path; from lorascope import locks\n"

@@ -14,7 +14,7 @@ from lorascope.training.config import override, parse, resolved
 from lorascope.training.parallel import pick_device
 from lorascope.training.threads import usable_cores
 from tests.training import two_processes
-from tests.training.conftest import classifier_values, lm_values
+from tests.training.tiny import classifier_values, lm_values
 
 SCRIPT = Path(two_processes.__file__)
 # Adam divides by |g| + ε: some gradients of the base's own parameters are zero but for rounding (a key's bias)

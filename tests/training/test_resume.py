@@ -15,7 +15,7 @@ from lorascope.adapt.method import methods
 from lorascope.errors import InputError
 from lorascope.training import run
 from lorascope.training.config import override, parse, resolved
-from tests.training.conftest import classifier_values
+from tests.training.tiny import classifier_values
 
 SETTINGS = ("training.max_steps=200", "training.save_steps=10", "training.eval_steps=25")
 SETTINGS += ("training.load_best_model_at_end=true",)

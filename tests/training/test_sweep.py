@@ -16,7 +16,7 @@ from lorascope.training.config import parse, read
 from lorascope.training.loop import Loop
 from lorascope.training.member import Member
 from lorascope.training.parallel import World
-from tests.training.conftest import classifier_values, lm_values
+from tests.training.tiny import classifier_values, lm_values
 
 HERE = World(torch.device("cpu"))
 # Sums over other batches and paddings, through a few steps of Adam: it divides by the root of a mean square, which

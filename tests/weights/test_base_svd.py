@@ -5,12 +5,10 @@ import pytest
 
 from lorascope.weights.base_svd import SvdCache
 
-RNG = np.random.default_rng(0)
-
 
 @pytest.fixture
-def weight():
-    return RNG.standard_normal((12, 20))
+def weight(rng):
+    return rng.standard_normal((12, 20))
 
 
 def test_computed_once_then_read(tmp_path, weight):
@@ -44,7 +42,7 @@ def test_a_damaged_file_is_computed_again_with_a_word(tmp_path, weight, harm):
         content[-40] ^= 0x40  # of a singular vector: the exponent's bits would be seen by anyone
         content[-33] ^= 0x01
     elif harm == "another weight's":
-        SvdCache(tmp_path / "other").of(RNG.standard_normal((12, 20)))
+        SvdCache(tmp_path / "other").of(np.random.default_rng(1).standard_normal((12, 20)))
         content = bytearray(next((tmp_path / "other").iterdir()).read_bytes())
     path.write_bytes({"cut": content[:200], "emptied": b"", "text": b"no tensors at all"}.get(harm, bytes(content)))
     said = []

@@ -12,12 +12,10 @@ from lorascope.updates.base import Update
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.tensors import InMemory
 
-RNG = np.random.default_rng(0)
 
-
-def model(tmp_path, config=None, **shapes):
+def model(rng: np.random.Generator, tmp_path, config=None, **shapes):
     """A checkpoint of these parameters (`__` for a dot); the folder and the values."""
-    values = {name.replace("__", "."): RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    values = {name.replace("__", "."): rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     save_file(values, tmp_path / "model.safetensors")
     if config is not None:
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -41,23 +39,23 @@ def low_rank(name, d_out, d_in, **fields):
         ("base_model.model.layers.0.q.weight", "layers.0.q"),
     ],
 )
-def test_prefixes_of_either_side(stored, asked, tmp_path):
-    checkpoint, values = model(tmp_path, **{stored.replace(".", "__"): (3, 4)})
+def test_prefixes_of_either_side(rng, stored, asked, tmp_path):
+    checkpoint, values = model(rng, tmp_path, **{stored.replace(".", "__"): (3, 4)})
     np.testing.assert_array_equal(checkpoint.weight(asked).read(), values[stored])
 
 
-def test_an_ambiguous_or_unknown_name_is_not_guessed(tmp_path):
-    checkpoint, _ = model(tmp_path, encoder__layers__0__q__weight=(3, 4), decoder__layers__0__q__weight=(3, 4))
+def test_an_ambiguous_or_unknown_name_is_not_guessed(rng, tmp_path):
+    checkpoint, _ = model(rng, tmp_path, encoder__layers__0__q__weight=(3, 4), decoder__layers__0__q__weight=(3, 4))
     assert checkpoint.find("layers.0.q") is None
     assert checkpoint.find("weight") is None
     with pytest.raises(InputError, match=r"no parameter for 'layers\.0\.q'.*is it the base model"):
         checkpoint.weight("layers.0.q")
 
 
-def test_tied_names(tmp_path):
-    checkpoint, values = model(tmp_path, config={}, model__embed_tokens__weight=(9, 4), model__norm__weight=(4,))
+def test_tied_names(rng, tmp_path):
+    checkpoint, values = model(rng, tmp_path, config={}, model__embed_tokens__weight=(9, 4), model__norm__weight=(4,))
     np.testing.assert_array_equal(checkpoint.weight("lm_head").read(), values["model.embed_tokens.weight"])
-    checkpoint, _ = model(tmp_path, config={"tie_word_embeddings": False}, model__embed_tokens__weight=(9, 4))
+    checkpoint, _ = model(rng, tmp_path, config={"tie_word_embeddings": False}, model__embed_tokens__weight=(9, 4))
     assert checkpoint.find("lm_head") is None
 
 
@@ -68,9 +66,9 @@ def test_names_and_dtype(tmp_path):
     assert checkpoint.dtype == "F16"
 
 
-def test_the_base_of_an_update_is_the_map(tmp_path):
+def test_the_base_of_an_update_is_the_map(rng, tmp_path):
     checkpoint, values = model(
-        tmp_path, q__weight=(3, 4), conv__weight=(6, 2, 3, 3), c_attn__weight=(4, 5), experts__up=(3, 5, 4)
+        rng, tmp_path, q__weight=(3, 4), conv__weight=(6, 2, 3, 3), c_attn__weight=(4, 5), experts__up=(3, 5, 4)
     )
     np.testing.assert_array_equal(checkpoint.of(low_rank("q", 3, 4)).read(), values["q.weight"])
     conv = checkpoint.of(low_rank("conv", 6, 18, kernel=(3, 3)))
@@ -83,8 +81,8 @@ def test_the_base_of_an_update_is_the_map(tmp_path):
     np.testing.assert_array_equal(checkpoint.of(turned).read(), values["experts.up"][1].T)
 
 
-def test_a_base_that_does_not_fit(tmp_path):
-    checkpoint, _ = model(tmp_path, q__weight=(3, 4), up=(3, 5, 4), v=(4,))
+def test_a_base_that_does_not_fit(rng, tmp_path):
+    checkpoint, _ = model(rng, tmp_path, q__weight=(3, 4), up=(3, 5, 4), v=(4,))
     with pytest.raises(InputError, match=r"does not fit the adapter at q; .*found \(3, 4\), expected \(4, 3\)"):
         checkpoint.of(low_rank("q", 4, 3))
     with pytest.raises(InputError, match="has 3 experts"):
@@ -106,8 +104,8 @@ def test_shards_and_pytorch_files(tmp_path):
             np.testing.assert_array_equal(checkpoint.weight(key).read(), value.double().numpy())
 
 
-def test_a_single_file(tmp_path):
-    model(tmp_path, q__weight=(3, 4))
+def test_a_single_file(rng, tmp_path):
+    model(rng, tmp_path, q__weight=(3, 4))
     assert open_checkpoint(tmp_path / "model.safetensors").names() == ["q.weight"]
 
 
@@ -148,16 +146,16 @@ NEVER = [
 
 
 @pytest.mark.parametrize(("stored", "asked"), NEVER)
-def test_another_part_of_a_model_is_never_taken(stored, asked, tmp_path):
-    checkpoint, _ = model(tmp_path, **{stored.replace(".", "__"): (3, 4)})
+def test_another_part_of_a_model_is_never_taken(rng, stored, asked, tmp_path):
+    checkpoint, _ = model(rng, tmp_path, **{stored.replace(".", "__"): (3, 4)})
     assert checkpoint.resolve(asked) is None
     assert checkpoint.lookup(low_rank(asked, 3, 4)) == "the base has no such weight"
 
 
-def test_a_pipeline_s_component_is_that_of_its_folder(tmp_path):
+def test_a_pipeline_s_component_is_that_of_its_folder(rng, tmp_path):
     for folder in ("transformer", "transformer_2"):
         (tmp_path / folder).mkdir()
-        checkpoint, _ = model(tmp_path / folder, blocks__0__q__weight=(3, 4))
+        checkpoint, _ = model(rng, tmp_path / folder, blocks__0__q__weight=(3, 4))
         for component in ("transformer", "transformer_2", "text_encoder"):
             assert (checkpoint.find(f"{component}.blocks.0.q") is not None) == (component == folder)
 
@@ -173,8 +171,8 @@ def test_a_pipeline_s_component_is_that_of_its_folder(tmp_path):
         ("h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn"),
     ],
 )
-def test_wrappers_and_known_renamings_are_followed(stored, asked, tmp_path):
-    checkpoint, values = model(tmp_path, **{stored.replace(".", "__"): (3, 4)})
+def test_wrappers_and_known_renamings_are_followed(rng, stored, asked, tmp_path):
+    checkpoint, values = model(rng, tmp_path, **{stored.replace(".", "__"): (3, 4)})
     np.testing.assert_array_equal(checkpoint.weight(asked).read(), values[stored])
 
 
@@ -200,8 +198,8 @@ def test_experts_that_files_keep_apart_are_the_fused_parameter_of_transformers(t
         np.testing.assert_array_equal(checkpoint.of(one).read(), expected[2])
 
 
-def test_a_grouped_convolution_is_the_map_with_zeros_between_its_groups(tmp_path):
-    checkpoint, values = model(tmp_path, conv__weight=(6, 2, 3))
+def test_a_grouped_convolution_is_the_map_with_zeros_between_its_groups(rng, tmp_path):
+    checkpoint, values = model(rng, tmp_path, conv__weight=(6, 2, 3))
     layer = torch.nn.Conv1d(4, 6, 3, groups=2, bias=False)
     layer.weight.data = torch.from_numpy(values["conv.weight"])
     matrix = checkpoint.of(low_rank("conv", 6, 12, kernel=(3,))).read()
@@ -210,8 +208,8 @@ def test_a_grouped_convolution_is_the_map_with_zeros_between_its_groups(tmp_path
     np.testing.assert_allclose(matrix @ x.numpy().reshape(-1), expected, rtol=1e-5, atol=1e-6)  # float32 sums
 
 
-def test_a_grown_vocabulary_concerns_its_own_module(tmp_path):
-    checkpoint, values = model(tmp_path, model__embed_tokens__weight=(10, 4), lm_head__weight=(10, 4))
+def test_a_grown_vocabulary_concerns_its_own_module(rng, tmp_path):
+    checkpoint, values = model(rng, tmp_path, model__embed_tokens__weight=(10, 4), lm_head__weight=(10, 4))
     grown = low_rank("model.embed_tokens", 4, 12, transposed=True, embedding=True)
     assert checkpoint.lookup(grown) == "the vocabulary was resized: 12 tokens in the adapter, 10 in the base"
     fewer = Update("lm_head", "tuned", {"tuned": InMemory(np.ones((8, 4)))}, base_weight="lm_head.weight")

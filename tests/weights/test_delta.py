@@ -16,8 +16,6 @@ from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.delta import difference, match, open_tuned
 from lorascope.weights.tensors import InMemory
 
-RNG = np.random.default_rng(9)
-
 
 def write(folder, arrays, *, shards=1, dtype=np.float32, config=None):
     """A model folder, sharded or not."""
@@ -50,12 +48,12 @@ def reasons(matched):
     return {item.name: item.reason for item in matched.unmatched}
 
 
-def normal(*shape):
-    return RNG.standard_normal(shape)
+def normal(rng: np.random.Generator, *shape):
+    return rng.standard_normal(shape)
 
 
-def test_shards_prefixes_and_dtypes(tmp_path):
-    w = {f"layers.{i}.mlp.weight": normal(6, 8) for i in range(5)}
+def test_shards_prefixes_and_dtypes(rng, tmp_path):
+    w = {f"layers.{i}.mlp.weight": normal(rng, 6, 8) for i in range(5)}
     base = write(tmp_path / "base", w, shards=2, dtype=ml_dtypes.bfloat16)
     tuned = write(tmp_path / "tuned", {f"model.{k}": v + 1 for k, v in w.items()}, shards=3)
     matched = pairs(base, tuned)
@@ -71,8 +69,8 @@ def test_shards_prefixes_and_dtypes(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 12), (12, 10)])
-def test_resized_embeddings_are_compared_in_the_rows_that_both_have(tmp_path, before, after):
-    e = normal(12, 4)
+def test_resized_embeddings_are_compared_in_the_rows_that_both_have(rng, tmp_path, before, after):
+    e = normal(rng, 12, 4)
     base = write(tmp_path / "base", {"embed_tokens.weight": e[:before], "lm_head.weight": e[:before] + 2})
     tuned = write(tmp_path / "tuned", {"embed_tokens.weight": e[:after] + 1, "lm_head.weight": e[:after]})
     matched = pairs(base, tuned)
@@ -82,14 +80,24 @@ def test_resized_embeddings_are_compared_in_the_rows_that_both_have(tmp_path, be
     np.testing.assert_allclose(difference(head).matrix, np.full((10, 4), -2), rtol=1e-6)
 
 
-def test_other_shapes_and_other_tensors_are_listed_not_dropped(tmp_path):
+def test_other_shapes_and_other_tensors_are_listed_not_dropped(rng, tmp_path):
     base = write(
         tmp_path / "base",
-        {"a.weight": normal(4, 5), "b.weight": normal(4, 5), "gone.weight": normal(2, 2), "ids": np.arange(3)},
+        {
+            "a.weight": normal(rng, 4, 5),
+            "b.weight": normal(rng, 4, 5),
+            "gone.weight": normal(rng, 2, 2),
+            "ids": np.arange(3),
+        },
     )
     tuned = write(
         tmp_path / "tuned",
-        {"a.weight": normal(4, 5), "b.weight": normal(4, 6), "new.weight": normal(2, 2), "ids": np.arange(3)},
+        {
+            "a.weight": normal(rng, 4, 5),
+            "b.weight": normal(rng, 4, 6),
+            "new.weight": normal(rng, 2, 2),
+            "ids": np.arange(3),
+        },
     )
     matched = pairs(base, tuned)
     assert [pair.name for pair in matched.pairs] == ["a"]
@@ -102,8 +110,8 @@ def test_other_shapes_and_other_tensors_are_listed_not_dropped(tmp_path):
 TIED = {"tie_word_embeddings": True}
 
 
-def test_a_tie_stored_once_on_either_side_is_compared_once(tmp_path):
-    e, w = normal(7, 4), normal(4, 4)
+def test_a_tie_stored_once_on_either_side_is_compared_once(rng, tmp_path):
+    e, w = normal(rng, 7, 4), normal(rng, 4, 4)
     once = write(tmp_path / "once", {"model.embed_tokens.weight": e, "model.x.weight": w}, config=TIED)
     twice = {"model.embed_tokens.weight": e + 1, "lm_head.weight": e + 1, "model.x.weight": w}
     both = write(tmp_path / "both", twice, config=TIED)
@@ -113,8 +121,8 @@ def test_a_tie_stored_once_on_either_side_is_compared_once(tmp_path):
         assert "tied: the same numbers as model.embed_tokens.weight" in reasons(matched)["lm_head.weight"]
 
 
-def test_a_tie_that_tuning_broke_is_compared_on_both_ends(tmp_path):
-    e = normal(7, 4)
+def test_a_tie_that_tuning_broke_is_compared_on_both_ends(rng, tmp_path):
+    e = normal(rng, 7, 4)
     base = write(tmp_path / "base", {"model.embed_tokens.weight": e}, config=TIED)
     tuned = write(tmp_path / "tuned", {"lm_head.weight": e + 2, "model.embed_tokens.weight": e + 1})
     matched = pairs(base, tuned)
@@ -124,8 +132,8 @@ def test_a_tie_that_tuning_broke_is_compared_on_both_ends(tmp_path):
     assert any("tied in the base" in note for pair in matched.pairs for note in pair.notes)
 
 
-def test_conv1d_is_a_map_stored_transposed(tmp_path):
-    w, change = normal(4, 12), normal(4, 12)
+def test_conv1d_is_a_map_stored_transposed(rng, tmp_path):
+    w, change = normal(rng, 4, 12), normal(rng, 4, 12)
     base = write(tmp_path / "base", {"h.0.attn.c_attn.weight": w}, config={"model_type": "gpt2"})
     tuned = write(tmp_path / "tuned", {"transformer.h.0.attn.c_attn.weight": w + change})
     pair = one(pairs(base, tuned), "h.0.attn.c_attn")
@@ -133,8 +141,12 @@ def test_conv1d_is_a_map_stored_transposed(tmp_path):
     np.testing.assert_allclose(difference(pair).matrix, change.T, atol=1e-6)
 
 
-def test_one_side_stored_transposed_is_turned_and_square_maps_by_their_numbers(tmp_path):
-    w = {"h.0.attn.c_attn.weight": normal(4, 12), "h.0.attn.c_proj.weight": normal(4, 4), "h.0.ln.weight": normal(4)}
+def test_one_side_stored_transposed_is_turned_and_square_maps_by_their_numbers(rng, tmp_path):
+    w = {
+        "h.0.attn.c_attn.weight": normal(rng, 4, 12),
+        "h.0.attn.c_proj.weight": normal(rng, 4, 4),
+        "h.0.ln.weight": normal(rng, 4),
+    }
     turned = {k: v.T + 0.01 for k, v in w.items()}
     matched = pairs(write(tmp_path / "base", w), write(tmp_path / "tuned", turned))
     for name in ("h.0.attn.c_attn", "h.0.attn.c_proj"):
@@ -144,12 +156,12 @@ def test_one_side_stored_transposed_is_turned_and_square_maps_by_their_numbers(t
     assert one(matched, "h.0.ln").is_vector
 
 
-def test_convolutions_experts_and_scalars(tmp_path):
+def test_convolutions_experts_and_scalars(rng, tmp_path):
     w = {
-        "conv.weight": normal(5, 3, 2, 2),
-        "mlp.experts.up": normal(3, 4, 6),
-        "scale": normal(1),
-        "masked": normal(1, 1, 4, 4),
+        "conv.weight": normal(rng, 5, 3, 2, 2),
+        "mlp.experts.up": normal(rng, 3, 4, 6),
+        "scale": normal(rng, 1),
+        "masked": normal(rng, 1, 1, 4, 4),
     }
     base, tuned = write(tmp_path / "base", w), write(tmp_path / "tuned", {k: v * 2 for k, v in w.items()})
     matched = pairs(base, tuned)
@@ -163,8 +175,8 @@ def test_convolutions_experts_and_scalars(tmp_path):
     np.testing.assert_allclose(difference(one(matched, "masked")).matrix, w["masked"][0, 0], rtol=1e-6)
 
 
-def test_memory_is_that_of_one_difference(tmp_path):
-    w = {f"layers.{i}.mlp.weight": normal(1500, 2000) for i in range(4)}
+def test_memory_is_that_of_one_difference(rng, tmp_path):
+    w = {f"layers.{i}.mlp.weight": normal(rng, 1500, 2000) for i in range(4)}
     base, tuned = write(tmp_path / "base", w), write(tmp_path / "tuned", {k: v + 1 for k, v in w.items()})
     tracemalloc.start()
     try:
@@ -177,8 +189,8 @@ def test_memory_is_that_of_one_difference(tmp_path):
     assert peak < 2 * 8 * 1500 * 2000 + 11 * 8 * (1 << 20)
 
 
-def test_a_full_run_saved_as_an_adapter_is_a_tuned_side(tmp_path):
-    w = {"h.0.c_fc.weight": normal(4, 6), "h.0.c_fc.bias": normal(6), "wte.weight": normal(9, 4)}
+def test_a_full_run_saved_as_an_adapter_is_a_tuned_side(rng, tmp_path):
+    w = {"h.0.c_fc.weight": normal(rng, 4, 6), "h.0.c_fc.bias": normal(rng, 6), "wte.weight": normal(rng, 9, 4)}
     base = write(tmp_path / "base", w, config={"model_type": "gpt2"})
     turned = {"h.0.c_fc": (w["h.0.c_fc.weight"] + 1).T, "wte": (w["wte.weight"] + 2).T}
     updates = {
@@ -187,7 +199,7 @@ def test_a_full_run_saved_as_an_adapter_is_a_tuned_side(tmp_path):
     }
     bias = InMemory((w["h.0.c_fc.bias"] + 3).reshape(-1, 1))
     updates["h.0.c_fc.bias"] = Update("h.0.c_fc.bias", "tuned", {"tuned": bias}, base_weight="h.0.c_fc.bias")
-    head = {"classifier.weight": InMemory(normal(2, 4))}
+    head = {"classifier.weight": InMemory(normal(rng, 2, 4))}
     io.write(Adapter(updates, {}, Source(method="full"), head), tmp_path / "run", "lorascope")
     matched = pairs(base, tmp_path / "run")
     for name, size in (("h.0.c_fc", 1), ("wte", 2), ("h.0.c_fc.bias", 3)):
@@ -198,8 +210,8 @@ def test_a_full_run_saved_as_an_adapter_is_a_tuned_side(tmp_path):
     assert reasons(matched) == {"classifier.weight": "only in the tuned file"}
 
 
-def test_any_other_adapter_gives_its_own_delta(tmp_path, lora_folder):
-    w = {f"model.layers.{i}.self_attn.{n}_proj.weight": normal(16, 24) for i in range(2) for n in "qv"}
+def test_any_other_adapter_gives_its_own_delta(rng, tmp_path, lora_folder):
+    w = {f"model.layers.{i}.self_attn.{n}_proj.weight": normal(rng, 16, 24) for i in range(2) for n in "qv"}
     matched = pairs(write(tmp_path / "base", w), lora_folder)
     read = io.read(lora_folder)
     for pair in matched.pairs:
@@ -208,8 +220,8 @@ def test_any_other_adapter_gives_its_own_delta(tmp_path, lora_folder):
         assert found.rounding is None
 
 
-def test_non_finite_entries_are_counted(tmp_path):
-    w = normal(5, 6)
+def test_non_finite_entries_are_counted(rng, tmp_path):
+    w = normal(rng, 5, 6)
     bad = w.copy()
     bad[0, 0], bad[4, 5] = math.nan, math.inf
     matched = pairs(write(tmp_path / "base", {"a.weight": w}), write(tmp_path / "tuned", {"a.weight": bad}))

@@ -100,3 +100,14 @@ def test_an_uncovered_component_has_scale_one(tmp_path):
 
 def test_old_names_are_todays(tmp_path):
     assert f"{BLOCK}.to_out.0" in read(examples()[-1].write(tmp_path)).updates
+
+
+@pytest.mark.parametrize("end", ["lora_{}.weight", "lora_{}.default.weight"])
+def test_an_attention_processor_is_no_module_of_todays_models(end, tmp_path):
+    rng = np.random.default_rng(1)
+    a, b = normal(rng, 2, 5), normal(rng, 4, 2)
+    name = "unet.mid_block.attn1.processor.to_q"
+    save_file({f"{name}.{end.format('A')}": a, f"{name}.{end.format('B')}": b}, tmp_path / "a.safetensors")
+    (update,) = read(tmp_path / "a.safetensors").updates.values()
+    assert update.name == "unet.mid_block.attn1.to_q"
+    np.testing.assert_allclose(dense(update.delta()), double(b) @ double(a), rtol=1e-12)

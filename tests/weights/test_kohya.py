@@ -86,6 +86,7 @@ def test_a_missing_half_is_named(lost, tmp_path):
         ("m.lora_up.weight", np.zeros(6, np.float32), "not matrices"),
         ("m.lora_mid.weight", np.zeros((2, 5, 3, 3), np.float32), "Tucker core"),
         ("m.dora_scale", np.zeros((5, 1), np.float32), "does not fit"),
+        ("m.dora_scale", np.zeros((6, 2), np.float32), "does not fit"),
         ("m.<script>\x1b[31m", np.zeros(1, np.float32), "not understood"),
         ("stray.alpha", np.array(1.0, np.float32), "lora_down.weight' is missing"),
     ],
@@ -105,3 +106,14 @@ def test_bundled_embeddings_are_set_aside(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     (aside,) = read(tmp_path / "a.safetensors").skipped
     assert aside.name.startswith("bundle_emb.cat")
+
+
+def test_a_trained_scalar_multiplies_with_alpha_over_rank(tmp_path):
+    """LyCORIS's first files store the factor on ΔW = scalar · α/r · up · down; binary fractions, so exact."""
+    rng = np.random.default_rng(4)
+    down, up = rng.integers(-4, 5, (2, 5)).astype(np.float32), rng.integers(-4, 5, (3, 2)).astype(np.float32)
+    tensors = {"m.lora_down.weight": down, "m.lora_up.weight": up}
+    numbers = {"m.alpha": np.array(3, np.float32), "m.scalar": np.array(0.25, np.float32)}
+    save_file({**tensors, **numbers}, tmp_path / "a.safetensors")
+    found = dense(read(tmp_path / "a.safetensors").updates["m"].delta())
+    np.testing.assert_array_equal(found, 0.25 * 1.5 * up @ down)

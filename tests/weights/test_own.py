@@ -1,6 +1,7 @@
 """lorascope's own layout: it holds whatever any other format holds, and refuses a record that it did not write."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lorascope.weights.drawn import Drawn
 from lorascope.weights.io import read, write
 from lorascope.weights.tensors import Combined, InMemory
 from tests.weights.examples import case_id, cases
-from tests.weights.examples_lorascope import every_sort, only_parts, put
+from tests.weights.examples_lorascope import every_sort, in_a_subspace, only_parts, put
 
 
 @pytest.mark.parametrize(("format", "builder"), cases(), ids=case_id)
@@ -169,3 +170,16 @@ def test_the_record_is_asked_for(tmp_path):
 
 def test_the_record_is_no_config_of_peft(tmp_path):
     assert "peft_type" not in json.loads((every_sort(tmp_path).path / "adapter_config.json").read_text())
+
+
+def test_an_update_beside_a_subspace_has_its_own_numbers(tmp_path):
+    example = in_a_subspace(tmp_path)
+    adapter, delta = read(example.path), np.arange(12, dtype=np.float32).reshape(3, 4)
+    plain = Update("plain", "dense", {"delta": InMemory(delta, "F32")})
+    both = replace(adapter, updates={**adapter.updates, "plain": plain})
+    write(both, tmp_path / "both", "lorascope")
+    again = read(tmp_path / "both").updates
+    np.testing.assert_array_equal(again["plain"].delta().dense(), delta)
+    assert again.keys() == both.updates.keys()
+    for name, expected in example.deltas.items():
+        np.testing.assert_allclose(again[name].delta().dense(), expected, rtol=1e-6, atol=1e-6)  # float32 coordinates

@@ -1,9 +1,12 @@
 """Where PEFT's layer computes more than s·B·A on one weight: torch's attention, replicas, starts taken away from W."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import save_file
 from torch import nn
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -119,3 +122,18 @@ def test_experts_stored_turned_are_told_by_their_class(width, tmp_path):
         assert update.transposed
         np.testing.assert_allclose(dense(update.delta()).T, change[expert].numpy(), rtol=0, atol=1e-6)
         np.testing.assert_array_equal(base.of(update).read(), before[expert].numpy().T)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_without_a_base_the_flag_says_how_w_is_stored_and_a_head_is_a_linear(flag, tmp_path):
+    """`fan_in_fan_out` is PEFT's word for a Conv1D's W (d_in, d_out); PEFT takes it back for a Linear."""
+    tensors = {}
+    for module in ("h.0.attn.c_attn", "score"):
+        tensors[f"base_model.model.{module}.lora_A.weight"] = np.ones((2, 6), np.float32)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = np.ones((4, 2), np.float32)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "fan_in_fan_out": flag, "target_modules": ["c_attn"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    updates = io.read(tmp_path).updates
+    assert updates["h.0.attn.c_attn"].transposed is flag
+    assert updates["score"].transposed is False

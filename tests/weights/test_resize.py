@@ -343,3 +343,12 @@ def test_patterns_are_plain_paths_where_nothing_collides(tmp_path):
     io.write(Adapter(updates), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["rank_pattern"] == {"model.layers.0.q_proj": 2}
+
+
+def test_the_dtype_of_factors_stored_in_two_is_the_wider_one():
+    """bfloat16 would lose half of A's digits; fp8, which nothing is rounded to, does not count."""
+    rng = np.random.default_rng(4)
+    a, b = InMemory(rng.standard_normal((2, 9)), "F32"), InMemory(rng.standard_normal((7, 2)), "BF16")
+    for roles in ({"A": a, "B": b}, {"B": b, "A": a}):
+        assert resize.storage(Update("m", "low_rank", roles)) == "F32"
+    assert resize.storage(Update("m", "low_rank", {"A": InMemory(np.ones((2, 9)), "F8_E4M3"), "B": b})) == "BF16"
