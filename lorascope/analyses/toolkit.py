@@ -137,7 +137,7 @@ def percent(share: float, digits: int = 2) -> str:
 
 def counted(some: int, total: int, noun: str = "module") -> str:
     """ "all 12 modules" or "3 of 12 modules"."""
-    plural = noun if total == 1 else f"{noun}s"
+    plural = noun if total == 1 else {"matrix": "matrices"}.get(noun, f"{noun}s")
     return f"all {total} {plural}" if some == total and total > 1 else f"{some} of {total} {plural}"
 
 

@@ -14,8 +14,9 @@ RECORD = {
     "name", "parameter", "type", "depth", "shape", "transposed", "base_dtype", "tuned_dtype", "effective_dtype",
     "base_norm", "frobenius_norm", "relative_norm", "moved_share", "non_finite", "singular_values", "accuracy",
     "remaining_energy", "spectral_norm", "nuclear_norm", "stable_rank", "effective_rank", "energy_effective_rank",
-    "participation_ratio", "energy_rank", "energy_rank_of_null", "null", "noise_floor", "marchenko_pastur",
-    "gavish_donoho", "permutation", "best", "captured", "notes", "energy_share",
+    "participation_ratio", "null", "noise_floor", "marchenko_pastur", "gavish_donoho", "permutation", "best", "captured",
+    "notes", "energy_share", *(f"energy_rank_{share}" for share in (0.9, 0.95, 0.99)),
+    *(f"energy_rank_of_null_{share}" for share in (0.9, 0.95, 0.99)),
 }  # fmt: skip
 
 
@@ -44,13 +45,13 @@ def test_numbers_files_and_streams(pair, lora_folder, tmp_path):
     assert "What the adapters capture" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, [*out, tmp_path / "best"]))
     found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
-    assert found["schema"] == 1
-    assert [len(found[key]) for key in ("matrices", "vectors", "adapters", "unmatched")] == [4, 1, 1, 0]
+    assert found["schema"] == 2
+    assert [len(found[key]) for key in ("matrices", "vectors", "adapters", "skipped")] == [4, 1, 1, 1]
     assert all(set(matrix) == RECORD for matrix in found["matrices"])
     assert all(matrix["captured"] for matrix in found["matrices"])
     rows = list(csv.DictReader(out[1].open()))
     assert [row["kind"] for row in rows] == ["matrix"] * 4 + ["vector"]
-    assert float(rows[0]["energy_rank.0.9"]) == found["matrices"][0]["energy_rank"]["0.9"]
+    assert float(rows[0]["energy_rank_0.9"]) == found["matrices"][0]["energy_rank_0.9"]
     assert "<svg" in out[2].read_text()
     assert len(io.read(tmp_path / "best").updates) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "d.csv", "d.html", "d.json"]
@@ -66,10 +67,8 @@ def test_json_on_stdout_is_json_alone(pair):
 
 def test_refusals(pair, lora_folder, tmp_path):
     assert "no such file or folder" in refused(lorascope("delta", pair / "base", pair / "nowhere"))
-    assert "--extract R and --output DIR go together" in refused(
-        here("delta", pair / "base", pair / "tuned", "--extract", 2)
-    )
-    assert "is not a measure" in refused(here("delta", pair / "base", pair / "tuned", "--sort", "size"))
+    assert "--extract requires --output" in refused(here("delta", pair / "base", pair / "tuned", "--extract", 2))
+    assert "is not a metric" in refused(here("delta", pair / "base", pair / "tuned", "--sort", "size"))
     assert "is there already" in refused(
         here("delta", pair / "base", pair / "tuned", "--extract", 2, "--output", lora_folder)
     )

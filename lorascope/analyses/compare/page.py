@@ -301,9 +301,9 @@ def _first(result: CompareResult) -> list[Row]:
     return next((result.rows_of(pair) for pair in result.pairs if pair.modules), [])
 
 
-PLOTS: dict[str, Callable[[CompareResult], Block | None]] = {
+PLOTS: dict[str, Callable[[CompareResult], Lines | Heatmap | None]] = {
     "heatmap": lambda result: pairwise(result) if len(result.adapters) > 2 else _depth_map(_first(result)),
     "overlap": lambda result: _overlap_by_depth(_first(result)),
     "angles": lambda result: _angles(_first(result)),
-    "phi": lambda result: ((rows := _first(result)) and _phi(rows, "left", rows[0]["a"], rows[0]["b"])) or None,
+    "phi": lambda result: _phi(rows, "left", rows[0]["a"], rows[0]["b"]) if (rows := _first(result)) else None,
 }

@@ -15,7 +15,7 @@ from lorascope.weights.tensors import InMemory
 
 
 def why_not(pair: Pair) -> str | None:
-    """Why a parameter's update has no place in a LoRA; None where it has one."""
+    """Why a LoRA cannot hold a parameter's update; None where it can."""
     if pair.is_vector:
         return "a vector"
     if pair.expert is not None:
@@ -25,12 +25,12 @@ def why_not(pair: Pair) -> str | None:
     return None
 
 
-def factors(matrix: Array, rank: int, top: int | None) -> dict[str, np.ndarray]:
+def factors_of(matrix: Array, rank: int, top: int | None) -> dict[str, np.ndarray]:
     """A (k, d_in) and B (d_out, k) of the best rank k ≤ `rank`, each with √σ, in float32.
 
     Args:
         matrix: ΔW (d_out, d_in).
-        rank: the rank asked for; a smaller matrix gets less.
+        rank: the rank; a smaller matrix gets less.
         top: where only the leading values are computed, these give the factors, too.
     """
     rank = min(rank, *matrix.shape)
@@ -42,32 +42,32 @@ def factors(matrix: Array, rank: int, top: int | None) -> dict[str, np.ndarray]:
 
 def adapter_of(
     pairs: Mapping[str, Pair],
-    found: Mapping[str, Mapping[str, np.ndarray]],
+    factors: Mapping[str, Mapping[str, np.ndarray]],
     rank: int,
-    halves: Mapping[str, str] | None = None,
+    tied: Mapping[str, str] | None = None,
     task_type: str | None = None,
 ) -> Adapter:
     """The factors of every module as an adapter of scale 1 (α = r).
 
     Args:
-        halves: modules that share another's weight, such as a tied output layer: the pair's name by theirs. Each gets
+        tied: modules that share another's weight, such as a tied output layer: the pair's name by theirs. Each gets
             the same ΔW, as the map that it is.
         task_type: PEFT's, of the base's class.
 
     Raises:
         InputError: no module has an update that a LoRA can hold.
     """
-    if not found:
-        raise InputError("there is no ΔW to extract an adapter from", hint="every matrix is unchanged or left out")
+    if not factors:
+        raise InputError("there is no ΔW to extract an adapter from", hint="every matrix is unchanged or skipped")
     updates = {}
-    for name, roles in found.items():
+    for name, roles in factors.items():
         pair = pairs[name]
         stored = {role: InMemory(np.asarray(values, np.float32), "F32") for role, values in roles.items()}
         updates[name] = Update(
             name, "low_rank", stored, 1.0, pair.transposed, pair.kernel, pair.parameter, embedding=pair.embedding
         )
     notes = []
-    for name, of in (halves or {}).items():
+    for name, of in (tied or {}).items():
         if of in updates:
             updates[name] = _other_half(name, updates[of])
             notes.append(f"{name} is tied to {of}: both have the same update")
@@ -76,8 +76,8 @@ def adapter_of(
 
 
 def _other_half(name: str, update: Update) -> Update:
-    """The same ΔW of a module that shares the weight: an embedding's map is the output layer's, turned."""
+    """The same ΔW of a module that shares the weight: an embedding's map is the output layer's, transposed."""
     if not update.embedding:
         return replace(update, name=name)
-    turned = {role: InMemory(update.roles[other].read().T.astype(np.float32), "F32") for role, other in ("AB", "BA")}
-    return replace(update, name=name, roles=turned, transposed=False, embedding=False)
+    swapped = {role: InMemory(update.roles[other].read().T.astype(np.float32), "F32") for role, other in ("AB", "BA")}
+    return replace(update, name=name, roles=swapped, transposed=False, embedding=False)

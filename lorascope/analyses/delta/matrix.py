@@ -3,7 +3,7 @@
 import contextlib
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,16 @@ from lorascope.linalg.blas import one_thread
 from lorascope.linalg.matrix import Matrix
 from lorascope.weights.delta import Difference, Pair
 
-SHARES = (0.9, 0.95, 0.99)
+ENERGY_RANKS = {f"energy_rank_{share}": share for share in (0.9, 0.95, 0.99)}  # the share that each keeps
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the Eckart–Young curve, as tables and summaries give it
 PERMUTED_IN_FULL = 1024  # up to this shorter side the permuted ΔW gets a full spectrum, above it the largest value
 SMALL = 512  # below this shorter side more than one BLAS thread only costs time
 NEGLIGIBLE = 1e-12  # of an adapter's σ₁: below this a direction is rounding of its factors
+
+
+def ratio_of(key: str) -> str:
+    """The key of an energy rank over that of the random baseline: energy_rank_of_null_0.9."""
+    return key.replace("energy_rank_", "energy_rank_of_null_")
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,13 @@ class MatrixDelta:
         accuracy: `method`, and `error`, the bound on the absolute error of the values, the first's and the last's.
         remaining_energy: Σσ² of the values that are not listed.
         noise_floor: `floor`, the largest singular value that rounding to `effective_dtype` makes; `rank`, how many lie
-            above; their `energy_share`, `stable_rank`, `effective_rank` and `energy_rank`. `base_floor` is that of a
+            above; their `energy_share`, `stable_rank`, `effective_rank` and energy ranks. `base_floor` is that of a
             base stored more coarsely, which is in ΔW only if the tuning started from a finer copy.
         marchenko_pastur: `level`, `edge` and `rank`; `gavish_donoho`: `threshold` and `rank`.
-        null: rank measures of an iid matrix of this shape; `energy_rank_of_null` the ratios to it.
+        energy_ranks: by the metric's key: the smallest rank that keeps 90, 95 and 99 % of the energy.
+        null: the random baseline: the same of an iid matrix of this shape; `energy_ranks_of_null` the ratios to it.
         permutation: of ΔW's own entries permuted: `edge`, the largest singular value, `rank`, how many of ΔW's lie
-            above, and where the matrix is not too large the `energy_rank`.
+            above, and where the matrix is not too large the energy ranks.
         best: share of the energy that the best rank-k matrix keeps, by k.
         captured: by adapter, what `captured` says.
     """
@@ -63,8 +69,10 @@ class MatrixDelta:
     effective_rank: float | None = None
     energy_effective_rank: float | None = None
     participation_ratio: float | None = None
-    energy_rank: Mapping[str, int | None] | None = None
-    energy_rank_of_null: Mapping[str, float | None] | None = None
+    energy_ranks: Mapping[str, int | None] = field(default_factory=lambda: dict.fromkeys(ENERGY_RANKS))
+    energy_ranks_of_null: Mapping[str, float | None] = field(
+        default_factory=lambda: {ratio_of(key): None for key in ENERGY_RANKS}
+    )
     null: Mapping[str, float] | None = None
     noise_floor: Mapping[str, Any] | None = None
     marchenko_pastur: Mapping[str, Any] | None = None
@@ -73,6 +81,13 @@ class MatrixDelta:
     best: Mapping[str, float] | None = None
     captured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """For JSON and tables: the energy ranks each under the metric's key."""
+        record: dict[str, Any] = {}
+        for key, entry in asdict(self).items():
+            record |= entry if key in ("energy_ranks", "energy_ranks_of_null") else {key: entry}
+        return record
 
     @property
     def energy(self) -> float:
@@ -103,13 +118,13 @@ class VectorDelta:
 
 def measure_vector(pair: Pair, change: Difference, *, type: str, depth: int | None) -> VectorDelta:
     """‖Δ‖ and ‖Δ‖/‖w‖ of a parameter with one axis; the norms are 0 where an entry is not finite."""
-    bad = change.non_finite
-    largest = 0.0 if bad else float(np.abs(change.matrix).max(initial=0.0))
+    non_finite = change.non_finite
+    largest = 0.0 if non_finite else float(np.abs(change.matrix).max(initial=0.0))
     size = largest * float(np.linalg.norm(change.matrix / largest)) if largest else 0.0  # no square overflows
-    relative = size / change.base_norm if change.base_norm > 0 and not bad else None
+    relative = size / change.base_norm if change.base_norm > 0 and not non_finite else None
     count, dtype = change.matrix.size, pair.tuned_dtype
     return VectorDelta(
-        pair.name, type, depth, count, dtype, change.base_norm, size, relative, largest, bad, change.notes
+        pair.name, type, depth, count, dtype, change.base_norm, size, relative, largest, non_finite, change.notes
     )
 
 
@@ -156,7 +171,7 @@ def measure(
         values = dense.spectrum(matrix) if top is None else dense.leading(matrix, top).spectrum
         sigma = to_numpy(values.values).astype(float)
         facts |= _measures(sigma, size, values.remaining, top is None)
-        facts |= _against_noise(sigma, change, facts["energy_rank"], top is None)
+        facts |= _against_noise(sigma, change, facts["energy_ranks"], top is None)
         facts["accuracy"] = _accuracy(values)
         facts["captured"] = {
             label: captured(change.matrix, delta, sigma, size) for label, delta in (adapters or {}).items()
@@ -177,22 +192,22 @@ def _accuracy(values: dense.Spectrum) -> dict[str, Any]:
 
 def _measures(sigma: np.ndarray, size: float, remaining: float, complete: bool) -> dict[str, Any]:
     kept = np.cumsum(sigma**2)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "singular_values": tuple(sigma.tolist()),
         "remaining_energy": remaining,
         "spectral_norm": float(sigma[0]),
         "stable_rank": float(size**2 / sigma[0] ** 2),
-        "energy_rank": {str(share): _energy_rank(kept, size**2, share) for share in SHARES},
+        "energy_ranks": {key: _energy_rank(kept, size**2, share) for key, share in ENERGY_RANKS.items()},
         "best": {str(k): min(float(kept[k - 1] / size**2), 1.0) for k in RANKS if k <= len(kept)},
     }
     if complete:
-        found |= {
+        facts |= {
             "nuclear_norm": spectrum.nuclear_norm(sigma),
             "effective_rank": spectrum.effective_rank(sigma),
             "energy_effective_rank": spectrum.energy_effective_rank(sigma),
             "participation_ratio": spectrum.participation_ratio(sigma),
         }
-    return found
+    return facts
 
 
 def _energy_rank(kept: np.ndarray, energy: float, share: float) -> int | None:
@@ -206,15 +221,15 @@ def _against_noise(
 ) -> dict[str, Any]:
     m, n = change.matrix.shape
     null = noise.noise_measures(m, n)
-    ratios = {share: rank / null[f"energy_rank_{share}"] if rank else None for share, rank in ranks.items()}
-    found: dict[str, Any] = {"null": null, "energy_rank_of_null": ratios}
+    ratios = {ratio_of(key): rank / null[key] if rank else None for key, rank in ranks.items()}
+    facts: dict[str, Any] = {"null": null, "energy_ranks_of_null": ratios}
     if change.rounding is not None:
-        found["noise_floor"] = _above_floor(sigma, change)
+        facts["noise_floor"] = _above_floor(sigma, change)
     if complete and (level := noise.noise_level(sigma, m, n)) > 0:
         edge, threshold = noise.marchenko_pastur_edge(level, m, n), noise.gavish_donoho(sigma, m, n)
-        found["marchenko_pastur"] = {"level": level, "edge": edge, "rank": int(np.sum(sigma > edge))}
-        found["gavish_donoho"] = {"threshold": threshold, "rank": int(np.sum(sigma > threshold))}
-    return found
+        facts["marchenko_pastur"] = {"level": level, "edge": edge, "rank": int(np.sum(sigma > edge))}
+        facts["gavish_donoho"] = {"threshold": threshold, "rank": int(np.sum(sigma > threshold))}
+    return facts
 
 
 def _above_floor(sigma: np.ndarray, change: Difference) -> dict[str, Any]:
@@ -228,7 +243,7 @@ def _above_floor(sigma: np.ndarray, change: Difference) -> dict[str, Any]:
         "energy_share": min(float(np.sum(above**2) / np.linalg.norm(change.matrix) ** 2), 1.0),
         "stable_rank": spectrum.stable_rank(above),
         "effective_rank": spectrum.effective_rank(above),
-        "energy_rank": {str(share): spectrum.energy_rank(above, share) for share in SHARES},
+        **{key: spectrum.energy_rank(above, share) for key, share in ENERGY_RANKS.items()},
     }
 
 
@@ -240,14 +255,14 @@ def _permuted(matrix: np.ndarray, name: str, sigma: np.ndarray, place: Callable[
     shuffled = place(flat.reshape(matrix.shape))
     if min(matrix.shape) <= PERMUTED_IN_FULL:
         values = to_numpy(dense.spectrum(shuffled).values)
-        ranks = {str(share): spectrum.energy_rank(values, share) for share in SHARES}
+        ranks = {key: spectrum.energy_rank(values, share) for key, share in ENERGY_RANKS.items()}
     else:
-        values, ranks = to_numpy(dense.leading(shuffled, 1, seed).s), None
-    return {"edge": float(values[0]), "rank": int(np.sum(sigma > values[0])), "energy_rank": ranks}
+        values, ranks = to_numpy(dense.leading(shuffled, 1, seed).s), dict.fromkeys(ENERGY_RANKS)
+    return {"edge": float(values[0]), "rank": int(np.sum(sigma > values[0])), **ranks}
 
 
 def captured(matrix: np.ndarray, delta: Matrix, sigma: np.ndarray, size: float) -> dict[str, Any]:
-    """What an adapter's own update s·B·A has of ΔW, beside the best of its rank and beside chance.
+    """What an adapter's own update s·B·A has of ΔW, compared with the best of its rank and with chance.
 
     Returns:
         rank r and singular_values of the adapter's update; cosine ⟨ΔW, BA⟩/(‖ΔW‖‖BA‖) with `cosine_chance` 1/√(mn),
@@ -260,16 +275,16 @@ def captured(matrix: np.ndarray, delta: Matrix, sigma: np.ndarray, size: float) 
     energy = size**2
     if delta.factors() is None:
         whole = delta.dense()
-        own, inner = float(np.linalg.norm(whole)), float(np.vdot(matrix, whole))
-        return _agreement(own, inner, size, m, n) | {"rank": None, "left": None, "right": None, "both": None}
+        norm, inner = float(np.linalg.norm(whole)), float(np.vdot(matrix, whole))
+        return _agreement(norm, inner, size, m, n) | {"rank": None, "left": None, "right": None, "both": None}
     u, s, vh = delta.svd()
     r = int(np.sum(s > NEGLIGIBLE * s[0])) if s.size and s[0] > 0 else 0
     u, s, vh = u[:, :r], s[:r], vh[:r]
     left, right = u.T @ matrix, matrix @ vh.T
     core = left @ vh.T
-    found = _agreement(float(np.linalg.norm(s)), float(np.sum(np.diag(core) * s)), size, m, n)
+    agreement = _agreement(float(np.linalg.norm(s)), float(np.sum(np.diag(core) * s)), size, m, n)
     shares = {"left": left, "right": right, "both": core}
-    return found | {
+    return agreement | {
         "rank": r,
         "singular_values": s.tolist(),
         **{name: float(np.linalg.norm(part) ** 2 / energy) for name, part in shares.items()},
@@ -278,11 +293,11 @@ def captured(matrix: np.ndarray, delta: Matrix, sigma: np.ndarray, size: float) 
     }
 
 
-def _agreement(own: float, inner: float, size: float, m: int, n: int) -> dict[str, Any]:
+def _agreement(norm: float, inner: float, size: float, m: int, n: int) -> dict[str, Any]:
     return {
-        "frobenius_norm": own,
-        "cosine": inner / (own * size) if own > 0 else None,
+        "frobenius_norm": norm,
+        "cosine": inner / (norm * size) if norm > 0 else None,
         "cosine_chance": (m * n) ** -0.5,
-        "residual": max(1 + (own**2 - 2 * inner) / size**2, 0.0),
-        "scale": inner / own**2 if own > 0 else None,
+        "residual": max(1 + (norm**2 - 2 * inner) / size**2, 0.0),
+        "scale": inner / norm**2 if norm > 0 else None,
     }

@@ -1,4 +1,4 @@
-"""What the base's config says of the model: its task in PEFT's words, and what shares the embeddings' weight."""
+"""What the base's config says of the model: its task by PEFT's names, and what shares the embeddings' weight."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,26 +34,26 @@ def task_type(config: Mapping[str, Any]) -> str | None:
     return next((task for ending, task in _TASKS if name.endswith(ending)), None)
 
 
-def halves(base: Checkpoint, pairs: Iterable[Pair], unmatched: Iterable[Skipped]) -> dict[str, str]:
+def tied_modules(base: Checkpoint, pairs: Iterable[Pair], unmatched: Iterable[Skipped]) -> dict[str, str]:
     """Modules that share the weight of a pair, and are in no pair themselves: the pair's name by theirs.
 
     The output layer of a tied model is not in its file, or is there with the same numbers: a LoRA on the embedding
     alone would leave it as it was.
     """
     pairs = list(pairs)
-    found = {}
+    tied = {}
     by_parameter = {pair.parameter: pair.name for pair in pairs}
     for item in unmatched:
         if item.reason.startswith(_SAME):
             twin = item.reason.removeprefix(_SAME).partition(",")[0]
             name = by_parameter.get(twin) or by_parameter.get(base.resolve(twin) or "")
             if name:
-                found[item.name.removesuffix(".weight")] = name
+                tied[item.name.removesuffix(".weight")] = name
     output = _output(base)
     for pair in pairs:
-        if output and pair.name.rpartition(".")[2] in _INPUTS and pair.embedding and output not in found:
-            found[output] = pair.name
-    return {name: of for name, of in found.items() if name not in {pair.name for pair in pairs}}
+        if output and pair.name.rpartition(".")[2] in _INPUTS and pair.embedding and output not in tied:
+            tied[output] = pair.name
+    return {name: of for name, of in tied.items() if name not in {pair.name for pair in pairs}}
 
 
 def is_shared_further(base: Checkpoint, pair: Pair) -> bool:
@@ -78,8 +78,8 @@ def _output(base: Checkpoint) -> str | None:
 
 def _is_tied(config: Mapping[str, Any]) -> bool:
     inner = config.get("text_config")
-    said = [part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, Mapping)]
-    return False not in said  # transformers ties where the config does not say
+    ties = [part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, Mapping)]
+    return False not in ties  # transformers ties by default
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

@@ -1,28 +1,31 @@
 """The run over all pairs of parameters, one ΔW in memory at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.delta import extract as extraction
 from lorascope.analyses.delta import model
+from lorascope.analyses.delta.extract import adapter_of, factors_of, why_not
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta, measure, measure_vector, threads_for
-from lorascope.analyses.delta.result import DeltaResult, Side
-from lorascope.analyses.delta.state import keeping
+from lorascope.analyses.delta.result import EXTRACTION, DeltaResult, Input
+from lorascope.analyses.delta.state import State, keeping
+from lorascope.analyses.toolkit import choose, short_path
 from lorascope.architectures import depth, module_types
-from lorascope.errors import InputError, preview
+from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array
-from lorascope.patterns import Pattern
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair, difference, match
 
+REPLICAS = "layer_replication"
+Done = tuple[MatrixDelta | VectorDelta, Mapping[str, np.ndarray] | None]  # a record, and the factors to extract
 
-def run(
+
+def run(  # what is read, what is computed, where it is kept
     base: Checkpoint,
     tuned: Checkpoint | Adapter,
     *,
@@ -39,187 +42,151 @@ def run(
     Args:
         base: the checkpoint that the tuning started from.
         tuned: the tuned checkpoint, or an adapter whose updates are taken for ΔW.
-        adapters: trained adapters to set beside ΔW.
+        adapters: trained adapters to compare with ΔW.
         top: compute this many leading singular values only, by randomised iteration.
-        modules: a regular expression; only parameters whose name it finds are measured.
+        modules: a regular expression; only parameters whose name matches are measured.
         extract: also the best adapter of this rank, in the result's `extracted`.
-        state: a folder to keep finished parameters in, and to go on from; removed in the end.
+        state: a folder to keep finished parameters in, and to resume from; removed at the end.
         place: puts an array where it is to be decomposed, such as on a GPU.
         progress: wraps the list of pairs, such as a progress bar.
 
     Raises:
-        InputError: the two have nothing in common, `modules` is no regular expression or finds nothing, or `extract`
-            is not positive.
+        InputError: the two have nothing in common, `modules` is not a regular expression or matches nothing, or
+            `extract` is not positive.
     """
     if extract is not None and extract < 1:
         raise InputError("cannot extract an adapter of that rank", found=extract, expected="1 or more")
     matched = match(base, tuned)
-    pairs = selected(matched.pairs, modules)
-    beside = _Beside(base, adapters)
-    tuned_hash = tuned.source.sha256 if isinstance(tuned, Adapter) else tuned.sha256()
-    hashes = {"base": base.sha256(), "tuned": tuned_hash, "adapters": [a.source.sha256 for a in adapters]}
+    pairs = choose(matched.pairs, modules, lambda pair: pair.name)
+    others = _Adapters(base, adapters)
+    inputs = _input(base), _input(tuned), tuple(_input(a, label) for label, a in others.labels.items())
+    key = {"base": inputs[0].sha256, "tuned": inputs[1].sha256, "adapters": [each.sha256 for each in inputs[2]]}
     types = module_types(pair.name for pair in pairs)
-    found: dict[str, MatrixDelta | VectorDelta] = {}
-    factors: dict[str, Mapping[str, np.ndarray]] = {}
-    with keeping(state, {**hashes, "top": top, "extract": extract}) as kept:
-        for pair in progress(pairs):
-            name, mine = pair.name, None
-            if kept is not None and name in kept.done:
-                found[name], mine = kept.done[name], kept.factors(name)
-            else:
-                found[name], mine = _one(pair, types[name], beside, top, extract, place)
-                if kept is not None:
-                    kept.add(name, found[name], mine)
-            if mine is not None:
-                factors[name] = mine
+    with keeping(state, {**key, "top": top, "extract": extract}) as kept:
+        done = _all(progress(pairs), kept, lambda pair: _measured(pair, types[pair.name], others, top, extract, place))
+    skipped, extracted = [*matched.unmatched, *others.unmatched(matched.pairs)], None
+    if extract is not None:
+        whole = isinstance(tuned, Checkpoint)
+        shared = {pair.name for pair in pairs if whole and model.is_shared_further(base, pair)}
+        tied = model.tied_modules(base, matched.pairs, matched.unmatched) if whole else {}
+        skipped += _not_extracted(pairs, done, shared)
+        factors = {name: each for name, (_, each) in done.items() if each is not None and name not in shared}
+        by_name = {pair.name: pair for pair in pairs}
+        extracted = adapter_of(by_name, factors, extract, tied, model.task_type(base.config))
+    matrices = tuple(each for each, _ in done.values() if isinstance(each, MatrixDelta))
+    vectors = tuple(each for each, _ in done.values() if isinstance(each, VectorDelta))
+    return DeltaResult(matrices, vectors, *inputs, tuple(skipped), top, extract, extracted)
+
+
+def _input(one: Checkpoint | Adapter, label: str = "") -> Input:
+    if isinstance(one, Checkpoint):
+        return Input(str(one.path), one.sha256())
+    return Input(one.source.path, one.source.sha256, label, one.notes)
+
+
+def _all(pairs: Iterable[Pair], kept: State | None, measured: Callable[[Pair], Done]) -> dict[str, Done]:
+    """What is kept, or measured and kept, of every pair, by name."""
+    done: dict[str, Done] = {}
+    for pair in pairs:
+        name = pair.name
+        if kept is not None and name in kept.done:
+            done[name] = kept.done[name], kept.factors(name)
+            continue
+        done[name] = measured(pair)
         if kept is not None:
-            kept.remove()
-    further = {p.name for p in pairs if isinstance(tuned, Checkpoint) and model.is_shared_further(base, p)}
-    left_out = [] if extract is None else _left_out(pairs, found, further)
-    halves = model.halves(base, matched.pairs, matched.unmatched) if isinstance(tuned, Checkpoint) else {}
-    return DeltaResult(
-        tuple(each for each in found.values() if isinstance(each, MatrixDelta)),
-        tuple(each for each in found.values() if isinstance(each, VectorDelta)),
-        Side(str(base.path), hashes["base"]),
-        Side(tuned.source.path, tuned_hash, notes=tuned.notes)
-        if isinstance(tuned, Adapter)
-        else Side(str(tuned.path), tuned_hash),
-        tuple(Side(a.source.path, a.source.sha256, label, a.notes) for label, a in beside.labels.items()),
-        (*matched.unmatched, *beside.unmatched(matched.pairs)),
-        top,
-        extract,
-        tuple(left_out),
-        None if extract is None else _extracted(base, pairs, _without(factors, further), extract, halves),
-    )
+            kept.add(name, *done[name])
+    if kept is not None:
+        kept.remove()
+    return done
 
 
-def _without(factors: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: values for name, values in factors.items() if name not in names}
-
-
-def _extracted(
-    base: Checkpoint,
-    pairs: Sequence[Pair],
-    factors: Mapping[str, Mapping[str, np.ndarray]],
-    rank: int,
-    halves: Mapping[str, str],
-) -> Adapter:
-    by_name = {pair.name: pair for pair in pairs}
-    return extraction.adapter_of(by_name, factors, rank, halves, model.task_type(base.config))
-
-
-def selected(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
-    """The pairs whose name `pattern` finds. InputError where it is no regular expression, or finds none."""
-    if pattern is None:
-        return list(pairs)
-    wanted = Pattern(pattern, "--modules")
-    chosen = [pair for pair in pairs if wanted.search(pair.name)]
-    if not chosen:
-        names = preview(pair.name for pair in pairs)
-        raise InputError(f"--modules {pattern!r} matches none of the {len(pairs)} parameters", found=names)
-    return chosen
-
-
-def _one(
+def _measured(
     pair: Pair,
     type: str,
-    beside: "_Beside",
+    others: "_Adapters",
     top: int | None,
     extract: int | None,
     place: Callable[[np.ndarray], Array],
-) -> tuple[MatrixDelta | VectorDelta, dict[str, np.ndarray] | None]:
-    """One parameter measured, and its factors where they are asked for and there are any."""
+) -> Done:
+    """One parameter's record, and the factors of its best low-rank update where there are any to extract."""
     change = difference(pair)
     if pair.is_vector:
         return measure_vector(pair, change, type=type, depth=depth(pair.name)), None
-    mine = None
+    factors = None
     changed = not change.non_finite and bool(np.any(change.matrix))
-    if extract is not None and changed and extraction.why_not(pair) is None:
+    if extract is not None and changed and why_not(pair) is None:
         with threads_for(change.matrix):
-            mine = extraction.factors(place(change.matrix), extract, top)
-    deltas, notes = beside.of(pair, change.matrix.shape) if changed else ({}, ())
+            factors = factors_of(place(change.matrix), extract, top)
+    deltas, notes = others.of(pair, change.matrix.shape) if changed else ({}, ())
     change = replace(change, notes=(*change.notes, *notes))
-    measured = measure(pair, change, type=type, depth=depth(pair.name), top=top, adapters=deltas, place=place)
-    return measured, mine
+    record = measure(pair, change, type=type, depth=depth(pair.name), top=top, adapters=deltas, place=place)
+    return record, factors
 
 
-def _left_out(
-    pairs: Sequence[Pair], found: Mapping[str, MatrixDelta | VectorDelta], further: set[str]
-) -> list[Skipped]:
+def _not_extracted(pairs: Sequence[Pair], done: Mapping[str, Done], shared: set[str]) -> Iterator[Skipped]:
     """What changed and is not in the extracted adapter."""
-    left = []
     for pair in pairs:
-        record, reason = found[pair.name], extraction.why_not(pair)
-        if pair.name in further:
+        (record, _), reason = done[pair.name], why_not(pair)
+        if pair.name in shared:
             reason = "its weight is shared by other layers, which a LoRA on it alone would not change"
         size = record.change_norm if isinstance(record, VectorDelta) else record.frobenius_norm
         if record.non_finite:
-            left.append(Skipped(pair.name, "not finite"))
+            yield Skipped(pair.name, "not finite", EXTRACTION)
         elif reason is not None and size:
-            left.append(Skipped(pair.name, reason))
-    return left
+            yield Skipped(pair.name, reason, EXTRACTION)
 
 
-REPLICAS = "layer_replication"
+class _Adapters:
+    """The adapters to compare with ΔW, their updates by the base's parameters.
 
+    Attributes:
+        labels: the adapters by the names that the result gives them.
+    """
 
-@dataclass
-class _Beside:
-    """The adapters to set beside ΔW, their updates by the base's parameters."""
-
-    base: Checkpoint
-    adapters: Sequence[Adapter]
-    labels: dict[str, Adapter] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.labels = {}
-        for adapter in self.adapters:
-            name = "/".join(Path(adapter.source.path).parts[-2:]) or adapter.source.format
-            number = sum(label.split(" #")[0] == name for label in self.labels)
-            self.labels[f"{name} #{number + 1}" if number else name] = adapter
+    def __init__(self, base: Checkpoint, adapters: Sequence[Adapter]):
+        self.base = base
+        self.labels: dict[str, Adapter] = {}
         self._updates: dict[str, dict[tuple[str | None, int | None], list[Update]]] = {}
-        for label, adapter in self.labels.items():
-            mine = self._updates.setdefault(label, {})
+        for adapter in adapters:
+            name = short_path(adapter.source.path) or adapter.source.format
+            number = sum(label.split(" #")[0] == name for label in self.labels)
+            label = f"{name} #{number + 1}" if number else name
+            self.labels[label], by_parameter = adapter, self._updates.setdefault(label, {})
             for update in adapter.updates.values():
-                key = (self.base.resolve(update.base_weight or update.name), update.expert)
-                mine.setdefault(key, []).append(update)
+                key = (base.resolve(update.base_weight or update.name), update.expert)
+                by_parameter.setdefault(key, []).append(update)
 
     def of(self, pair: Pair, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What each adapter adds to this parameter, by label; and why one that names it could not be used."""
-        found, notes = {}, []
-        for label, updates in self._updates.items():
-            own = updates.get((pair.parameter, pair.expert), [])
-            if len(own) > 1:
-                notes.append(f"{label} has {len(own)} updates of this weight ({REPLICAS}), which no one ΔW stands for")
-            if len(own) != 1:
+        deltas, notes = {}, []
+        for label, by_parameter in self._updates.items():
+            updates = by_parameter.get((pair.parameter, pair.expert), [])
+            if len(updates) > 1:
+                notes.append(f"{label} has {len(updates)} updates of this weight ({REPLICAS}): it has no single ΔW")
+            if len(updates) != 1:
                 continue
-            (update,) = own
+            (update,) = updates
             weight = self.base.lookup(update) if update.needs_base else None
             if isinstance(weight, str):
                 notes.append(f"{label}: {weight}")
                 continue
             delta = update.delta(weight.read() if weight is not None else None)
             if tuple(delta.shape) == tuple(shape):
-                found[label] = delta
+                deltas[label] = delta
             else:
                 notes.append(f"{label} has another shape here, {tuple(delta.shape)}")
-        return found, tuple(notes)
+        return deltas, tuple(notes)
 
     def unmatched(self, pairs: Sequence[Pair]) -> list[Skipped]:
-        """Modules of the adapters that no pair is about."""
+        """Modules of the adapters that no pair is about, and those with several updates of one weight."""
         there = {(pair.parameter, pair.expert) for pair in pairs}
-        absent = [
-            Skipped(update.name, f"adapted by {label}; no such pair of weights")
-            for label, updates in self._updates.items()
-            for key, own in updates.items()
-            if key not in there
-            for update in own
-        ]
-        several = [
-            Skipped(update.name, f"adapted by {label}; one of several updates of one weight ({REPLICAS})")
-            for label, updates in self._updates.items()
-            for key, own in updates.items()
-            if key in there and len(own) > 1
-            for update in own
-        ]
+        absent, several = [], []
+        for label, by_parameter in self._updates.items():
+            for key, updates in by_parameter.items():
+                if key not in there:
+                    reason = "the two models have no such weight in common"
+                    absent += [Skipped(u.name, reason, adapter=label) for u in updates]
+                elif len(updates) > 1:
+                    reason = f"one of several updates of one weight ({REPLICAS})"
+                    several += [Skipped(u.name, reason, adapter=label) for u in updates]
         return absent + several

@@ -1,8 +1,8 @@
 """What is finished of a large pair: a folder from which an interrupted run goes on.
 
 `modules.jsonl` begins with the key of the run (hashes of all files, options), and has one line for each finished
-parameter. Factors for `--extract` lie beside it, a file for each module. Every line has the hash of what it says and of
-its factors: what was cut off or changed is measured again. The folder is removed when the run is complete.
+parameter. Factors for `--extract` are in further files, one for each module. Every line has the hash of its record and
+of its factors: what was cut off or changed is measured again. The folder is removed when the run is complete.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from lorascope.weights.tensors import InMemory
 
 _KINDS = {"matrix": MatrixDelta, "vector": VectorDelta}
 _FACTORS = re.compile(r"[0-9a-f]{24}\.safetensors")
-_VERSION = 2  # of the record: another one starts afresh
+_VERSION = 3  # of the record: another one starts afresh
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ class State:
         first = next(lines, None)
         if first != {"key": self.key}:
             if self.path.stat().st_size and misfit(first, {"key": (str,)}):  # an empty one is of a run that was killed
-                raise InputError(f"{self.path} is no state of lorascope", hint="name another folder with --state")
+                raise InputError(f"{self.path} is not a state of lorascope", hint="name another folder with --state")
             self._clear()
             return
         self._started = True
