@@ -14,8 +14,8 @@ RECORD = {
     "name", "parameter", "type", "depth", "shape", "transposed", "base_dtype", "tuned_dtype", "effective_dtype",
     "base_norm", "frobenius_norm", "relative_norm", "moved_share", "non_finite", "singular_values", "accuracy",
     "remaining_energy", "spectral_norm", "nuclear_norm", "stable_rank", "effective_rank", "energy_effective_rank",
-    "participation_ratio", "null", "noise_floor", "marchenko_pastur", "gavish_donoho", "permutation", "best", "captured",
-    "notes", "energy_share", *(f"energy_rank_{share}" for share in (0.9, 0.95, 0.99)),
+    "participation_ratio", "null", "noise_floor", "marchenko_pastur", "gavish_donoho", "permutation", "best",
+    "captured", "notes", "energy_share", *(f"energy_rank_{share}" for share in (0.9, 0.95, 0.99)),
     *(f"energy_rank_of_null_{share}" for share in (0.9, 0.95, 0.99)),
 }  # fmt: skip
 
