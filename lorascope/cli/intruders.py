@@ -1,105 +1,116 @@
 """`lorascope intruders`: singular directions that tuning added, and what scaling them down does."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._outputs import check, to_file, write_outputs
+from lorascope.cli._options import Html, Json, csv_of
+from lorascope.cli._outputs import check, show
 
 if TYPE_CHECKING:
     from lorascope.analyses.intruders import IntrudersResult
-    from lorascope.blocks import Page
+
+Tuned = Annotated[
+    str,
+    typer.Argument(
+        metavar="ADAPTER_OR_TUNED", help="An adapter, a tuned model, or a run directory of lorascope train."
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Base model (folder or name); default for a run directory: the run's own."),
+]
+K = Annotated[int, typer.Option("--k", "-k", min=1, help="Number of leading singular vectors of each weight.")]
+Epsilon = Annotated[
+    float,
+    typer.Option(help="Cosine threshold: a vector whose largest |cos| with W is below this is an intruder."),
+]
+Csv = Annotated[Path | None, csv_of("weight")]
+Weights = Annotated[str | None, typer.Option(metavar="REGEX", help="Only weights whose name matches this regex.")]
+Intervene = Annotated[
+    bool, typer.Option("--intervene", help="For a run directory: scale the intruders and evaluate, with controls.")
+]
+Lambdas = Annotated[
+    str, typer.Option(metavar="LIST", help="With --intervene: factors of the intruders' singular values.")
+]
+AllIntruders = Annotated[
+    bool, typer.Option("--all", help="With --intervene: scale all intruders of a weight, not only the top one.")
+]
+Retain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|SET",
+        help="With --intervene, language models only: a second dataset on which loss is also reported.",
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="With --intervene: evaluate on at most N examples of each set.")
+]
+Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Cache directory for base-weight SVDs.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the SVD cache.")]
+Device = Annotated[str, typer.Option(help="With --intervene: where to evaluate, auto, cpu or cuda.")]
 
 
-def intruders(
-    tuned: Annotated[
-        str,
-        typer.Argument(
-            metavar="ADAPTER_OR_TUNED", help="An adapter, a tuned model, or the folder of a run of lorascope train."
-        ),
-    ],
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The base model, a folder or a name; of a run's folder its own by default."),
-    ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Leading singular vectors of each weight.")] = 10,
-    epsilon: Annotated[float, typer.Option(help="Below this largest |cos| a vector is an intruder.")] = 0.5,
-    html: Annotated[Path | None, to_file("Write one self-contained HTML page.")] = None,
-    json: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE|-", readable=False, help="Write JSON (schema 1); - is stdout, and then nothing else is."
-        ),
-    ] = None,
-    csv: Annotated[Path | None, to_file("Write one row per weight.")] = None,
-    modules: Annotated[str | None, typer.Option(metavar="REGEX", help="Only weights whose name this finds.")] = None,
-    intervene: Annotated[
-        bool, typer.Option("--intervene", help="Of a run's folder: scale the intruders, and evaluate, with controls.")
-    ] = False,
-    lambdas: Annotated[
-        str, typer.Option(metavar="LIST", help="With --intervene: factors of the intruders' singular values.")
-    ] = "0,0.3,0.5,0.7,0.9,1",
-    all_intruders: Annotated[
-        bool, typer.Option("--all", help="With --intervene: scale all intruders of a weight, not the top one.")
-    ] = False,
-    retain: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|SET", help="With --intervene, of a language model: other texts whose loss is reported beside."
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="With --intervene: evaluate on N texts of each set.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where decompositions of base weights are kept.")
-    ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Neither read nor keep decompositions of base weights.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="With --intervene: where to evaluate, auto, cpu or cuda.")] = "auto",
+def intruders(  # one parameter per option
+    tuned: Tuned,
+    base: Base = None,
+    k: K = 10,
+    epsilon: Epsilon = 0.5,
+    html: Html = None,
+    json: Json = None,
+    csv: Csv = None,
+    modules: Weights = None,
+    intervene: Intervene = False,
+    lambdas: Lambdas = "0,0.3,0.5,0.7,0.9,1",
+    all_intruders: AllIntruders = False,
+    retain: Retain = None,
+    samples: Samples = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    device: Device = "auto",
 ) -> None:
-    """Say which of the leading singular vectors of W + ΔW the base W did not have, beside chance and size.
+    """Find intruder dimensions: singular vectors of W + ΔW that are absent from W.
 
-    Largest |cos| with W's singular vectors on both sides, counts over ε and k, spike margin, and what W's spectrum
-    leads one to expect. W's decomposition is computed once and kept. Example:
+    Reported: the largest |cos| with W's singular vectors on both sides, counts over ε and k, chance levels, the spike
+    margin, and what random-matrix theory predicts from W's spectrum. Example:
 
         lorascope intruders runs/lora/adapter --base minilm --html intruders.html
 
-    With --intervene the intruders of a run are scaled by each λ, beside a neighbouring direction, a uniform shrink of
-    ΔW to the same norm or by as far, and a random direction:
+    With --intervene the intruders of a run are scaled by each λ, and compared with a neighbouring direction, a uniform
+    shrink of ΔW to the same norm or by the same distance, and a random direction:
 
         lorascope intruders runs/lora --intervene
     """
-    import sys
-
     check([tuned, base, retain], html=html, json=json, csv=csv)
+    from lorascope.cli._base_svd import open_cache
     from lorascope.linalg.blas import prepare_process
+    from lorascope.models import assets
 
     if not intervene:
         prepare_process()
-    from lorascope.analyses import intruders as analysis
-    from lorascope.cli._base_svd import open_cache
+    factors = _factors(lambdas)
+    path, run, base = _inputs(assets.resolve(tuned), base, intervene, retain)
+    svds = open_cache(cache, no_cache)
+    result = _measured(path, base, k=k, epsilon=epsilon, modules=modules, cache=svds)
+    if run is not None and intervene:
+        result = _intervened(
+            result, run, device, samples, retain, lambdas=factors, all_intruders=all_intruders, cache=svds
+        )
+    show(result, html=html, json=json, csv=csv)
+
+
+def _measured(path: str, base: str, **options: Any) -> "IntrudersResult":
+    from lorascope.analyses.intruders import run
+    from lorascope.cli._progress import bar
     from lorascope.models import assets
     from lorascope.weights.checkpoint import open_checkpoint
     from lorascope.weights.delta import open_tuned
 
-    factors = _factors(lambdas)
-    path, run, base = _inputs(assets.resolve(tuned), base, intervene, retain)
     before = open_checkpoint(assets.resolve(base))
-    kept = open_cache(cache, no_cache)
     after = open_tuned(path, before) if Path(path).is_dir() else _adapter_or_model(path, before)
-    result = analysis.run(after, before, k=k, epsilon=epsilon, modules=modules, cache=kept, progress=_bar("intruders"))
-    if run is not None and intervene:
-        result = _intervened(result, run, device, samples, retain, factors, all_intruders, kept)
-    page = _page(result, f"{tuned} over {base}")
-    if str(json) != "-":
-        from lorascope.report import terminal
-
-        sys.stdout.write(terminal.render(page))
-    write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
+    return run(after, before, progress=bar("intruders", "weights"), **options)
 
 
 def _factors(text: str) -> list[float]:
@@ -108,7 +119,7 @@ def _factors(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError("--lambdas is no list of numbers", found=text, expected="such as 0,0.5,1") from None
+        raise InputError("--lambdas is not a list of numbers", found=text, expected="such as 0,0.5,1") from None
 
 
 def _inputs(tuned: str, base: str | None, intervene: bool, retain: str | None) -> tuple[str, Path | None, str]:
@@ -120,13 +131,13 @@ def _inputs(tuned: str, base: str | None, intervene: bool, retain: str | None) -
     if intervene and not is_run:
         raise InputError(f"--intervene evaluates a run, and {tuned} is not the folder of one")
     if retain is not None and not intervene:
-        raise InputError("--retain is for --intervene", hint="give both")
+        raise InputError("--retain requires --intervene", hint="give both")
     if is_run and base is None:
         from lorascope.training import config
 
         base = config.load(folder / "config.yaml").model.name
     if base is None:
-        raise InputError("the base model is not known", hint="pass --base MODEL")
+        raise InputError("base model unknown", hint="pass --base MODEL")
     return (str(folder / "adapter") if is_run else tuned), (folder if is_run else None), base
 
 
@@ -145,18 +156,13 @@ def _adapter_or_model(path: str, before: Any) -> Any:
 
 
 def _intervened(
-    result: "IntrudersResult",
-    run: Path,
-    device: str,
-    samples: int | None,
-    retain: str | None,
-    factors: list[float],
-    all_intruders: bool,
-    cache: Any,
+    result: "IntrudersResult", run: Path, device: str, samples: int | None, retain: str | None, **options: Any
 ) -> "IntrudersResult":
+    """The result with the scores of the run's model with its intruders scaled."""
     from dataclasses import replace
 
     from lorascope.analyses.intruders.intervention import intervene
+    from lorascope.cli._progress import bar
     from lorascope.cli._runs import opened as reopened
 
     opened = reopened(run, device, max_samples=samples)
@@ -168,12 +174,12 @@ def _intervened(
     def evaluate(deltas: Mapping[str, Any]) -> dict[str, float]:
         opened.put(deltas)
         score = opened.score()
-        found = {"loss": score.loss, "accuracy": score.accuracy}
-        return found if others is None else {**found, "retained_loss": opened.score(others).loss}
+        scores = {"loss": score.loss, "accuracy": score.accuracy}
+        return scores if others is None else {**scores, "retained_loss": opened.score(others).loss}
 
     made = intervene(
         result, str(run), opened.base_weight, opened.delta, evaluate,
-        lambdas=factors, all_of_them=all_intruders, cache=cache, texts=texts, progress=_bar("evaluations"),
+        texts=texts, progress=bar("evaluations"), **options,
     )  # fmt: skip
     return replace(result, intervention=made)
 
@@ -193,40 +199,5 @@ def _retained(opened: Any, retain: str, samples: int | None) -> Any:
     )  # fmt: skip
     texts = data.load(other, "CAUSAL_LM", opened.tokenizer, 0)[1]
     if not len(texts):
-        raise InputError(f"--retain {retain} holds no text that fits", expected="texts of two tokens or more")
+        raise InputError(f"--retain {retain} contains no text that fits", expected="texts of two tokens or more")
     return texts
-
-
-def _bar(what: str) -> Callable[[list], Iterable]:
-    """A progress bar on stderr, where somebody is looking and there is something to wait for."""
-    import sys
-
-    if not sys.stderr.isatty():
-        return iter
-    from tqdm import tqdm
-
-    return lambda items: tqdm(items, desc=what, leave=False, delay=0.5)
-
-
-def _page(result: "IntrudersResult", title: str) -> "Page":
-    import platform
-    import shlex
-    import sys
-
-    import numpy
-
-    import lorascope
-    from lorascope.blocks import Page
-
-    whole = result.summary()
-    summary = (
-        f"{whole['intruders']['left']} intruders among the {result.k} leading singular vectors of {whole['modules']}"
-        f" weights at ε = {result.epsilon:g}"
-    )
-    made_by = (
-        ("command", shlex.join(["lorascope", *sys.argv[1:]])),
-        ("lorascope", lorascope.__version__),
-        ("python", platform.python_version()),
-        ("numpy", numpy.__version__),
-    )
-    return Page(title, result.blocks(), "lorascope intruders", summary, made_by)

@@ -68,7 +68,7 @@ def test_planted_spikes_are_all_found_and_nothing_else(rng):
     planted = {name: spikes(rng, 120, 90, [12.0, 9.0, 6.0][: i % 4]) for i, name in enumerate(weights)}
     updates = [lora(name, b, a) for name, (b, a) in planted.items() if a.size]
     result = intruders.run(adapter(*updates), checkpoint(weights), k=5)
-    for module in result.modules:
+    for module in result.rows:
         number = len(planted[module.name][1])
         for side in ("left", "right"):
             found = module.intruders(0.5, 5, side)
@@ -91,12 +91,12 @@ def test_a_mixture_of_ws_own_directions_is_told_from_a_new_one(rng):
     turn[:20, :20] = np.linalg.qr(rng.standard_normal((20, 20)))[0]
     weight, tuned = (u * sigma) @ v.T, (u @ turn * sigma) @ v.T
     result = intruders.run(checkpoint({"q": tuned}), checkpoint({"q": weight}), k=10)
-    (module,) = result.modules
+    (module,) = result.rows
     assert len(module.intruders(0.6, 10)) > 3
     assert all(vector.of_base["left"] == pytest.approx(1) for vector in module.vectors)
-    assert any("mixtures of W's own directions" in finding.text for finding in result.findings)
+    assert any("mixtures of existing directions" in finding.text for finding in result.findings)
     b, a = spikes(rng, 90, 90, [40.0])
-    new = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), k=10).modules[0]
+    new = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), k=10).rows[0]
     assert new.vectors[0].of_base["left"] == pytest.approx(20 / 90, abs=0.2)  # one draw of Beta(10, 35): sd .06
     assert new.vectors[1].of_base["left"] > 0.9
 
@@ -105,7 +105,7 @@ def test_no_change_has_no_intruder(rng):
     weight = flat(rng, 30, 40)
     zero = lora(NAME.format(0), np.zeros((30, 2)), rng.standard_normal((2, 40)))
     result = intruders.run(adapter(zero), checkpoint({zero.name: weight}), k=6)
-    (module,) = result.modules
+    (module,) = result.rows
     assert [vector.cosine["left"] for vector in module.vectors] == pytest.approx([1] * 6)
     assert [vector.nearest["right"] for vector in module.vectors] == [1, 2, 3, 4, 5, 6]
     assert result.count(0.999) == 0
@@ -131,8 +131,7 @@ def test_counts_are_those_of_algorithm_1_on_both_sides(rng, m, n):
 def records(result):
     """What a result says, rounded: signs and orders of singular vectors are not in it."""
     return [
-        [(v.sigma, *v.cosine.values(), *(v.of_change or {}).values()) for v in module.vectors]
-        for module in result.modules
+        [(v.sigma, *v.cosine.values(), *(v.of_change or {}).values()) for v in module.vectors] for module in result.rows
     ]
 
 
@@ -153,7 +152,7 @@ def test_the_layout_of_the_file_changes_nothing(rng):
     for more in ({"transposed": True}, {"transposed": True, "embedding": True}):
         turned = intruders.run(adapter(lora("q", b, a, **more)), checkpoint({"q": weight.T}))
         np.testing.assert_allclose(records(turned), records(plain), atol=1e-12)
-        assert turned.modules[0].transposed
+        assert turned.rows[0].transposed
     kernel = lora("q", b, a, kernel=(3, 5))
     convolution = intruders.run(adapter(kernel), checkpoint({"q": weight.reshape(24, 4, 3, 5)}))
     np.testing.assert_allclose(records(convolution), records(plain), atol=1e-12)
@@ -166,10 +165,10 @@ def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says(rng):
     weight, b, a = flat(rng, 40, 30), *spikes(rng, 40, 30, [6.0, 4.0])
     factored = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
     whole = intruders.run(checkpoint({"q": weight + b @ a}), checkpoint({"q": weight}))
-    assert whole.modules[0].method == "dense"
+    assert whole.rows[0].method == "dense"
     left_out = [[row[:3] for row in rows] for rows in records(factored)]
     np.testing.assert_allclose(records(whole), left_out, atol=1e-9)
-    one, other = factored.modules[0].prediction, whole.modules[0].prediction
+    one, other = factored.rows[0].prediction, whole.rows[0].prediction
     assert other.value == pytest.approx(one.value)
     assert other.alignment == pytest.approx(one.alignment)
     assert other.in_top == one.in_top == 2
@@ -183,7 +182,7 @@ def test_dora_is_the_whole_change_and_not_its_direction_alone(rng):
     result = intruders.run(adapter(dora), checkpoint({"q": weight}), k=8)
     tuned = weight + dora.delta(weight).dense()
     s = np.linalg.svd(tuned, compute_uv=False)
-    np.testing.assert_allclose([v.sigma for v in result.modules[0].vectors], s[:8], rtol=1e-10)
+    np.testing.assert_allclose([v.sigma for v in result.rows[0].vectors], s[:8], rtol=1e-10)
     for epsilon in (0.4, 0.6, 0.8):
         assert result.count(epsilon) == dense_count(weight, tuned, epsilon, 8)
 
@@ -200,7 +199,7 @@ def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing(rng):
         result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
         seen.append(records(result))
     np.testing.assert_allclose(*seen, atol=1e-8)
-    assert (result.modules[0].base_rank, result.modules[0].equal_singular_values) == (23, 2)
+    assert (result.rows[0].base_rank, result.rows[0].equal_singular_values) == (23, 2)
     texts = " ".join(finding.text for finding in result.findings)
     assert "equal singular values" in texts
     assert "not of full rank" in texts
@@ -212,7 +211,7 @@ def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing(rng):
 def test_an_epsilon_below_chance_is_pointed_out(rng):
     weight, b, a = flat(rng, 16, 16), *spikes(rng, 16, 16, [9.0])
     result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}), epsilon=0.3)
-    chance = result.modules[0].chance["left"]
+    chance = result.rows[0].chance["left"]
     draws = rng.standard_normal((4000, 16))
     largest = np.abs(draws).max(axis=1) / np.linalg.norm(draws, axis=1)
     assert chance == pytest.approx(np.median(largest), abs=0.03)  # the cosines are not quite independent at n = 16
@@ -238,7 +237,7 @@ def test_refusals_and_what_is_set_aside(rng):
     with pytest.raises(InputError, match="no parameter in common"):
         intruders.run(adapter(lora("k", b, a)), base)
     broken = intruders.run(adapter(lora("q", b * np.nan, a)), base)
-    assert broken.modules[0].non_finite
+    assert broken.rows[0].non_finite
     assert broken.findings[0].severity == "error"
     other = intruders.run(adapter(lora("q", b, a), lora("other", b, a)), base)
     assert [item.name for item in other.skipped] == ["other"]
@@ -249,7 +248,7 @@ def test_json_table_and_page(rng):
     updates = [lora(name, *spikes(rng, 90, 70, [9.0])) for name in weights]
     result = intruders.run(adapter(*updates), checkpoint(weights), k=4)
     record = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["counts"]["epsilon"] == list(result.epsilons)
     assert record["counts"]["left"][4][0] == result.count(0.5, 1) == 4
     assert record["modules"][0]["vectors"][0]["cosine"]["left"] < 0.5
@@ -275,7 +274,7 @@ def test_the_arms_are_what_they_say():
         return {"loss": float(len(seen)), "accuracy": 0.5}
 
     deltas = {name: Factored(*f) for name, f in factors.items()}
-    made = intervene(result, "run", weights.get, deltas.get, evaluate, lambdas=[0.0, 0.5, 1.0], all_of_them=True)
+    made = intervene(result, "run", weights.get, deltas.get, evaluate, lambdas=[0.0, 0.5, 1.0], all_intruders=True)
     assert seen[0] == {}  # the base
     np.testing.assert_allclose(seen[1]["a"], dense(deltas["a"]))
     assert [m["name"] for m in made.modules] == ["a", "b"]
@@ -317,7 +316,8 @@ def test_an_intervention_without_intruders_says_so(rng):
         result, "run", lambda _: weight, lambda _: Factored(b, a), lambda _: {"loss": 1.0, "accuracy": 0.0}
     )
     assert made.points == ()
-    assert "no weight has an intruder" in made.findings()[0].text
+    findings = dataclasses.replace(result, intervention=made).findings
+    assert any("no weight has an intruder" in finding.text for finding in findings)
 
 
 # --- PEFT ---------------------------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def peft_counts(wrapped, **more):
 def test_counts_are_pefts_where_peft_is_right(tmp_path):
     wrapped, base, ours = peft_pair(tmp_path, ["up", "down"])
     result = intruders.run(ours, base, k=5)
-    found = {m.name: len(m.intruders(0.5, 5)) for m in result.modules}
+    found = {m.name: len(m.intruders(0.5, 5)) for m in result.rows}
     assert found == peft_counts(wrapped)
     assert sum(found.values()) > 0
 
@@ -371,7 +371,7 @@ def test_where_the_file_stores_the_map_turned_peft_takes_the_other_side(tmp_path
     """PEFT decomposes the weight as it is stored: its left is our right. What it then writes does not fit the layer."""
     wrapped, base, ours = peft_pair(tmp_path, [target])
     result = intruders.run(ours, base, k=5)
-    (module,) = result.modules
+    (module,) = result.rows
     tuned = base.of(ours.updates[target]).read() + dense(ours.updates[target].delta())
     left = dense_count(base.of(ours.updates[target]).read(), tuned, 0.5, 5)
     assert len(module.intruders(0.5, 5, "left")) == left
@@ -392,8 +392,8 @@ def test_dora_is_counted_with_its_magnitudes_and_pefts_is_not(tmp_path):
     ours = io.read(tmp_path / "adapter", base)
     result = intruders.run(ours, base, k=5)
     counts = peft_counts(wrapped)
-    for module in result.modules:
+    for module in result.rows:
         weight = base.of(ours.updates[module.name]).read()
         tuned = weight + ours.updates[module.name].delta(weight).dense()
         assert len(module.intruders(0.5, 5)) == dense_count(weight, tuned, 0.5, 5)
-    assert counts != {m.name: len(m.intruders(0.5, 5)) for m in result.modules}
+    assert counts != {m.name: len(m.intruders(0.5, 5)) for m in result.rows}

@@ -113,7 +113,7 @@ def our_counts(model: str, folder: Path, cache: Path | None) -> tuple[float, flo
         return run(io.read(folder, base), base, k=K, epsilon=EPSILON, cache=SvdCache(cache))
 
     cpu, wall, result = clock(whole)
-    return cpu, wall, {m.name: len(m.intruders(EPSILON, K)) for m in result.modules}
+    return cpu, wall, {m.name: len(m.intruders(EPSILON, K)) for m in result.rows}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from tests.training.tiny import lm_values
 MODULE = {
     "name", "parameter", "type", "depth", "shape", "transposed", "kind", "base_norm", "delta_norm", "relative_norm",
     "delta_sigma", "base_sigma", "base_rank", "spike_margin", "vectors", "chance", "equal_singular_values",
-    "prediction", "method", "error", "non_finite", "notes", "intruders",
+    "prediction", "method", "error", "non_finite", "notes", "intruders", "lowest_cosine", "intruder_energy_share",
 }  # fmt: skip
 VECTOR = {"position", "sigma", "energy_share", "cosine", "nearest", "of_base", "of_change"}
 
@@ -41,7 +41,7 @@ def test_numbers_files_and_streams(base, lora_folder, tmp_path):
     assert "Intruders for each ε and k" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, out))
     found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
-    assert (found["schema"], found["k"], found["epsilon"]) == (1, 4, 0.7)
+    assert (found["schema"], found["k"], found["epsilon"]) == (2, 4, 0.7)
     assert all(set(module) == MODULE for module in found["modules"])
     assert all(set(vector) == VECTOR for module in found["modules"] for vector in module["vectors"])
     assert found["cache"]["computed"] == 4
@@ -87,12 +87,14 @@ def test_a_tuned_model_in_the_adapters_place(base, tmp_path):
 def test_refusals(base, lora_folder, tmp_path):
     assert "pass --base MODEL" in refused(lorascope("intruders", lora_folder))
     assert "is not the folder of one" in refused(here("intruders", lora_folder, "--base", base, "--intervene"))
-    assert "--retain is for --intervene" in refused(here("intruders", lora_folder, "--base", base, "--retain", "x.txt"))
+    assert "--retain requires --intervene" in refused(
+        here("intruders", lora_folder, "--base", base, "--retain", "x.txt")
+    )
     assert "exclude each other" in refused(
         here("intruders", lora_folder, "--base", base, "--no-cache", "--cache", tmp_path)
     )
     assert "is a cosine" in refused(here("intruders", lora_folder, "--base", base, "--epsilon", 2, "--no-cache"))
-    assert "no list of numbers" in refused(
+    assert "not a list of numbers" in refused(
         here("intruders", lora_folder, "--base", base, "--intervene", "--lambdas", "a,b")
     )
 

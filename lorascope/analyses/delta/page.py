@@ -119,27 +119,18 @@ def _adapters(result: DeltaResult) -> list[Block]:
         Column("label", "adapter", "code"), Column("matrices", "n", "int"),
         Column("energy_share", "of ‖ΔW‖²", "percent", help="share of all of ‖ΔW‖² in the matrices it adapts"),
     )  # fmt: skip
-    rows = []
-    for each in result.adapters:
-        whole = result.captured(each.label)
-        rows.append((each.label, whole["matrices"], whole.get("energy_share"), *(value(whole, m.key) for m in shown)))
+    rows = [{"label": each.label, **result.captured(each.label)} for each in result.adapters]
     caption = "Energy-weighted over the matrices that the adapter adapts."
-    return [Table((*columns, *map(column, shown)), tuple(rows), title="What the adapters capture", caption=caption)]
+    return [table(rows, (*columns, *shown), "What the adapters capture", caption=caption)]
 
 
 def _ends(changed: Sequence[Row], by: Metric, count: int) -> Table:
     """The matrices with the largest and smallest values, for the terminal."""
-    metrics = _some((by.key, *_ENDS))
     chosen, hidden = both_ends(changed, by.key, count)
-    columns = (Column("name", "matrix", "code"), Column("shape", "shape"), *map(column, metrics))
-    body = tuple((row["name"], _shape(row["shape"]), *(value(row, m.key) for m in metrics)) for row in chosen)
+    columns = (Column("name", "matrix", "code"), Column("shape", "shape"), *_some((by.key, *_ENDS)))
     caption = f"{hidden} matrices between them are not shown (--rows, --csv)" if hidden else ""
     title = f"Top and bottom matrices by {by.title}" if hidden else f"Matrices by {by.title}"
-    return Table(columns, body, title=title, caption=caption, where="terminal")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
+    return table(chosen, columns, title, caption=caption, where="terminal")
 
 
 def _all_matrices(result: DeltaResult) -> Table:
@@ -175,7 +166,8 @@ def _vectors(result: DeltaResult) -> list[Block]:
     if not result.vectors:
         return []
     columns = (
-        Column("name", "parameter", "code"), Column("size", "size", "int"), Column("dtype", "dtype"), Column("relative_change", "‖Δ‖/‖w‖", "percent"),
+        Column("name", "parameter", "code"), Column("size", "size", "int"), Column("dtype", "dtype"),
+        Column("relative_change", "‖Δ‖/‖w‖", "percent"),
         Column("change_norm", "‖Δ‖", "float"), Column("base_norm", "‖w‖", "float"),
         Column("largest", "max |Δ|", "float"), Column("notes", "notes"),
     )  # fmt: skip

@@ -1,151 +1,160 @@
 """The result in words: what cannot be told, then how many intruders there are and what that says."""
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from lorascope.analyses.delta.findings import percent
+from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
+from lorascope.analyses.toolkit import extreme, median, percent, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.delta import DEQUANTISED
 
-if TYPE_CHECKING:
-    from lorascope.analyses.intruders.result import IntrudersResult
-
 MIXTURE = 0.5  # of a vector in the span of W's leading ones
 
 
-def findings(result: "IntrudersResult") -> tuple[Finding, ...]:
-    """Errors, then warnings, then notes."""
-    return (
-        *_broken(result),
-        *_chance(result),
-        *_files(result),
-        *_counts(result),
-        *_prediction(result),
-        *_scaled(result),
-    )
+def findings(result: IntrudersResult) -> list[Finding]:
+    made = [*_broken(result), *_chance(result), *_files(result), *_counts(result), *_prediction(result)]
+    return [*made, *(_scaled(result.intervention) if result.intervention is not None else ())]
 
 
-def _broken(result: "IntrudersResult") -> list[Finding]:
-    found = [
-        Finding("error", "ΔW holds NaN or infinite entries; nothing else can be said", m.name)
-        for m in result.modules
+def _broken(result: IntrudersResult) -> list[Finding]:
+    made = [
+        Finding("error", "ΔW contains NaN or infinite entries; no metrics computed", m.name)
+        for m in result.rows
         if m.non_finite
     ]
-    if not result.changed and not found:
-        found.append(Finding("error", "ΔW is zero in every weight: there is nothing that could intrude"))
-    return found
+    if not result.changed and not made:
+        made.append(Finding("error", "ΔW is zero in every weight: no intruder dimensions possible"))
+    return made
 
 
-def _chance(result: "IntrudersResult") -> list[Finding]:
-    blind = [m for m in result.modules if m.chance and result.epsilon <= m.chance["left"]]
-    if not blind:
+def _chance(result: IntrudersResult) -> list[Finding]:
+    blind = [m for m in result.rows if m.chance and result.epsilon <= m.chance["left"]]
+    worst = extreme(blind, "chance.left")
+    if worst is None:
         return []
-    worst = max(blind, key=lambda m: m.chance["left"])
     text = (
-        f"ε = {result.epsilon:g} is at or below what a random direction reaches by chance, {worst.chance['left']:.2f}"
-        f" here and so in {len(blind)} of {len(result.modules)} weights: there even a direction that has nothing to do"
-        " with W is no intruder"
+        f"ε = {result.epsilon:g} is at or below what a random direction reaches by chance,"
+        f" {value(worst, 'chance.left'):.2f} here and so in {len(blind)} of {len(result.rows)} weights: even a"
+        " direction unrelated to W cannot count as an intruder there; raise --epsilon"
     )
     return [Finding("warning", text, worst.name)]
 
 
-def _files(result: "IntrudersResult") -> list[Finding]:
-    found = [Finding("warning", note) for note in result.sides["tuned"].get("notes", ())]
-    coded = [m for m in result.modules if any(note.startswith(DEQUANTISED) for note in m.notes)]
+def _files(result: IntrudersResult) -> list[Finding]:
+    made = [Finding("warning", note) for note in result.inputs["tuned"].get("notes", ())]
+    coded = [each[0] for m in result.rows if (each := [n for n in m.notes if n.startswith(DEQUANTISED)])]
     if coded:
-        note = next(note for note in coded[0].notes if note.startswith(DEQUANTISED))
-        found.append(
-            Finding("note", f"W is {note.partition(':')[0]}, in {len(coded)} of {len(result.modules)} weights")
-        )
+        text = f"W is {coded[0].partition(':')[0]}, in {len(coded)} of {len(result.rows)} weights"
+        made.append(Finding("note", text))
     if result.skipped:
         names = preview([item.name for item in result.skipped], 2)
-        found.append(Finding("note", f"not looked at: {len(result.skipped)} ({names}); the reasons are listed"))
-    tied = [m for m in result.modules if m.equal_singular_values]
+        made.append(Finding("note", f"{len(result.skipped)} tensors skipped ({names}); reasons in the report"))
+    tied = [m for m in result.rows if m.equal_singular_values]
     if tied:
         text = f"W has equal singular values in {len(tied)} weights, such as {tied[0].name}: each set is one subspace"
-        found.append(Finding("note", text))
+        made.append(Finding("note", text))
     other = [m for m in result.changed if (m.relative_norm or 0) > 1]
-    if other:
-        worst = max(other, key=lambda m: m.relative_norm or 0)
+    if worst := extreme(other, "relative_norm"):
         more = f", and larger than ‖W‖ in {len(other) - 1} others" if len(other) > 1 else ""
         text = (
-            f"‖ΔW‖ is {worst.relative_norm:.2g} times ‖W‖ here{more}:"
-            " another weight rather than a change of this one (a part that the base did not train?)"
+            f"‖ΔW‖ is {worst.relative_norm:.2g} times ‖W‖ here{more}: this looks like a replaced or newly initialised"
+            " weight, not a fine-tuned one"
         )
-        found.append(Finding("warning", text, worst.name))
-    short = [m for m in result.modules if m.base_rank is not None and m.base_rank < min(m.shape)]
+        made.append(Finding("warning", text, worst.name))
+    short = [m for m in result.rows if m.base_rank is not None and m.base_rank < min(m.shape)]
     if short:
         text = (
             f"W is not of full rank in {len(short)} weights, such as {short[0].name} ({short[0].base_rank} of"
-            f" {min(short[0].shape)}): directions that W maps to nothing are none of its singular vectors here"
+            f" {min(short[0].shape)}): null-space directions of W are not counted as its singular vectors"
         )
-        found.append(Finding("note", text))
-    return found
+        made.append(Finding("note", text))
+    return made
 
 
-def _counts(result: "IntrudersResult") -> list[Finding]:
+def _counts(result: IntrudersResult) -> list[Finding]:
     if not result.changed:
         return []
-    whole = result.summary()
-    number, slots = whole["intruders"]["left"], result.slots
+    whole, k = result.summary(), result.k
+    number = whole["intruders"]["left"]
     text = (
-        f"{number} of the {slots} leading singular vectors (the first {result.k} of {len(result.modules)} weights) are"
+        f"{number} of the {result.slots} leading singular vectors (the first {k} of {len(result.rows)} weights) are"
         f" intruders on the output side at ε = {result.epsilon:g}, in"
         f" {whole['modules_with_intruders']['left']} weights; {whole['intruders']['right']} on the input side"
     )
-    found = [Finding("note", text)]
-    chance = whole["median_chance"]["left"]
-    text = f"a random direction has at most |cos| = {chance:.2f} with W's singular vectors in the median weight:"
-    text += (
-        " any direction that training adds and that is strong enough is counted; the count says how strong, not how new"
+    made = [Finding("note", text)]
+    text = (
+        f"a random direction has at most |cos| = {whole['median_chance']['left']:.2f} with W's singular vectors in the"
+        " median weight, so at this ε any added direction with a large enough singular value counts as an intruder. The"
+        " count measures the strength of ΔW, not its novelty"
     )
-    found.append(Finding("note", text))
-    margin = whole["median_spike_margin"]
-    if margin is not None:
-        most = max(result.changed, key=lambda m: m.spike_margin or 0)
+    made.append(Finding("note", text))
+    strongest = extreme(result.changed, "spike_margin")
+    if strongest is not None:
         text = (
-            f"spike margin σ₁(ΔW)/σ_{result.k}(W): {margin:.3g} in the median weight, at most {most.spike_margin:.3g}"
+            f"σ₁(ΔW)/σ_{k}(W) = {strongest.spike_margin:.3g}, the largest of all weights (median"
+            f" {whole['median_spike_margin']:.3g}); above about 1 an intruder can enter the top {k}"
         )
-        found.append(Finding("note", text, most.name))
-    if number:
-        text = f"the intruders hold {percent(whole['energy_share']['left'])} of the energy of the vectors looked at"
-        first = min(
-            (v for m in result.changed for v in m.intruders(result.epsilon, result.k)),
-            key=lambda vector: vector.position,
-        )
-        found.append(Finding("note", f"{text}; the highest is at position {first.position}"))
-        all_of_them = [v for m in result.changed for v in m.intruders(result.epsilon, result.k)]
-        mixed = sum(v.of_base["left"] > MIXTURE for v in all_of_them)
-        chance = np.median([2 * result.k / m.shape[0] for m in result.changed])
-        text = (
-            f"{mixed} of the {number} lie by more than half in the span of W's {2 * result.k} leading vectors (a random"
-            f" direction: {percent(float(min(chance, 1)))}): mixtures of W's own directions rather than new ones"
-        )
-        found.append(Finding("note", text))
-    return found
+        made.append(Finding("note", text, strongest.name))
+    return made + _intruders(result, whole["energy_share"]["left"])
 
 
-def _prediction(result: "IntrudersResult") -> list[Finding]:
-    known = [m.prediction for m in result.changed if m.prediction is not None]
-    if not known:
+def _intruders(result: IntrudersResult, energy: float) -> list[Finding]:
+    vectors = [vector for module in result.changed for vector in result.of(module)]
+    if not vectors:
+        return []
+    first = min(vector.position for vector in vectors)
+    text = f"intruders carry {percent(energy)} of the energy of the top-k singular values; the highest is at position"
+    mixed = sum(vector.of_base["left"] > MIXTURE for vector in vectors)
+    random = min(median(2 * result.k / module.shape[0] for module in result.changed) or 0.0, 1.0)
+    mixtures = (
+        f"{mixed} of the {len(vectors)} have more than half of their norm in the span of W's {2 * result.k} leading"
+        f" vectors (a random direction: {percent(random)}): these are mixtures of existing directions, not new ones"
+    )
+    return [Finding("note", f"{text} {first}"), Finding("note", mixtures)]
+
+
+def _prediction(result: IntrudersResult) -> list[Finding]:
+    predictions = [m.prediction for m in result.changed if m.prediction is not None]
+    if not predictions:
         return []
     agreed = result.agreement()
-    right = agreed["both"] + agreed["neither"]
     text = (
-        f"from W's spectrum and σ(ΔW) alone, as if ΔW knew nothing of W's directions, an intruder was expected in"
-        f" {agreed['both'] + agreed['expected_only']} of {len(known)} weights and found in"
-        f" {agreed['both'] + agreed['found_only']}; right in {right}"
+        "from W's spectrum and σ(ΔW) alone, assuming ΔW is independent of W, random-matrix theory predicts an intruder"
+        f" in {agreed['both'] + agreed['expected_only']} of {len(predictions)} weights; observed in"
+        f" {agreed['both'] + agreed['found_only']} (prediction correct in {agreed['both'] + agreed['neither']})"
     )
-    found = [Finding("note", text)]
-    seen = [p for p in known if p.measured is not None]
-    if seen:
-        error = np.median([abs(p.value / p.measured - 1) for p in seen])
-        text = f"where ΔW's first direction is among the {result.k} leading ones ({len(seen)} weights), the expected"
-        found.append(Finding("note", f"{text} singular value is {percent(float(error))} off in the median"))
-    return found
+    made = [Finding("note", text)]
+    errors = [abs(p.value / p.measured - 1) for p in predictions if p.measured is not None]
+    if errors:
+        text = f"where ΔW's first direction is among the {result.k} leading ones ({len(errors)} weights), the expected"
+        made.append(Finding("note", f"{text} singular value is {percent(median(errors) or 0.0)} off in the median"))
+    return made
 
 
-def _scaled(result: "IntrudersResult") -> list[Finding]:
-    return list(result.intervention.findings()) if result.intervention is not None else []
+def _scaled(made: Intervention) -> list[Finding]:
+    """What happened where the first arm lost least: each arm's scores, and no verdict beyond them."""
+    if not made.points:
+        return [Finding("note", "no weight has an intruder to scale: the intervention changes nothing")]
+    texts = []
+    factor = min((f for f in made.lambdas() if f < 1), key=lambda f: abs(f - 0.7), default=None)
+    for key, name in (("loss", "held-out loss"), ("retained_loss", "loss on the other texts")):
+        if key in made.trained and factor is not None:
+            change = {arm: made.at(arm, factor)[key] - made.trained[key] for arm in ARMS}
+            texts.append(
+                f"λ = {factor:g}: the {name} is {made.trained[key]:.4g} as trained and {made.base[key]:.4g} without ΔW;"
+                f" it changes by {change['intruder']:+.3g} with the intruders scaled, {change['shrink']:+.3g} with ΔW"
+                f" shrunk to the same norm, {change['step']:+.3g} with ΔW shrunk by the same distance,"
+                f" {change['neighbour']:+.3g} with a neighbouring direction scaled and {change['random']:+.3g} with a"
+                " random one"
+            )
+    notes = [Finding("note", text) for text in texts]
+    grown = [f for f in made.lambdas() if made.at("intruder", f)["norm"] > 1]
+    if grown:
+        text = (
+            f"at λ = {', '.join(f'{f:g}' for f in grown)} scaling the intruders makes ‖ΔW‖ larger, because they contain"
+            " more of W than of ΔW: the norm-matched control is then not a shrinkage; compare with the step-matched"
+            " control instead"
+        )
+        notes.append(Finding("warning", text))
+    if made.without:
+        text = f"no neighbour that is not an intruder in {len(made.without)} weights: they stay as trained in that arm"
+        notes.append(Finding("warning", text, made.without[0]))
+    return notes

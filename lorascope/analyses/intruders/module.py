@@ -1,4 +1,4 @@
-"""One weight: the leading singular vectors of W + ΔW, each against all of W's, beside chance and a prediction."""
+"""One weight: the leading singular vectors of W + ΔW, each against all of W's, with chance and a prediction."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.linalg import deformation, dense
-from lorascope.linalg import svd_update as changed
+from lorascope.linalg import deformation, dense, svd_update
 from lorascope.linalg.cached_svd import CachedSVD
 from lorascope.linalg.haar import largest_cosine
 from lorascope.linalg.matrix import Matrix
@@ -18,7 +17,7 @@ from lorascope.linalg.svd_update import UpdatedSVD
 
 SIDES = ("left", "right")
 SPECTRUM_IN_FULL = 1024  # up to this shorter side a ΔW that is not low rank gets all of its singular values
-HELD = 0.5  # of ΔW's first direction u vᵀ: so much of it makes a vector pair of W + ΔW the one it has become
+SAME_DIRECTION = 0.5  # share of ΔW's first direction u vᵀ from which on a vector pair of W + ΔW is what it became
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class TunedVector:
         cosine: by side, the largest |cos| with any singular vector of W (or subspace of equal ones).
         nearest: by side, the position in W's spectrum of the vector that is nearest.
         of_base: by side, the share of the vector that lies in the span of W's 2k leading ones: an intruder that has
-            most of itself there is a mixture of W's own directions. A random vector has 2k/n.
+            most of its norm there is a mixture of W's own directions. A random vector has 2k/n.
         of_change: by side, the share of the vector that lies in the column (row) space of ΔW; None where ΔW is not low
             rank.
     """
@@ -48,11 +47,11 @@ class TunedVector:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the D-transform of W's spectrum says of ΔW's largest direction, as if it knew nothing of W's directions.
+    """What the D-transform of W's spectrum says of ΔW's largest direction, as if it were independent of W's directions.
 
     Attributes:
         value, position: the singular value of W + ΔW that σ₁(ΔW) becomes, and its place in the spectrum.
-        measured, measured_position: those of the vector pair that holds over half of ΔW's first direction; None where
+        measured, measured_position: those of the vector pair that has over half of ΔW's first direction; None where
             none of the leading ones does.
         alignment, expected_alignment: cos² of that vector with ΔW's first left singular vector, measured and expected.
         threshold: the strength at which a direction enters the k leading ones.
@@ -113,48 +112,48 @@ class ModuleIntruders:
         return tuple(vector for vector in self.vectors[:k] if vector.cosine[side] < epsilon)
 
 
-def measure(facts: Mapping[str, Any], known: CachedSVD, weight: np.ndarray, delta: Matrix, k: int) -> ModuleIntruders:
+def measure(facts: Mapping[str, Any], cached: CachedSVD, weight: np.ndarray, delta: Matrix, k: int) -> ModuleIntruders:
     """Measure one weight.
 
     Args:
         facts: name, parameter, type, depth, transposed, kind and notes of the record.
-        known: the decomposition of `weight`.
+        cached: the decomposition of `weight`.
         weight: W (d_out, d_in) in float64.
         delta: ΔW.
         k: how many leading vectors.
     """
-    facts = {**facts, "shape": known.shape}
+    facts = {**facts, "shape": cached.shape}
     try:
         change = in_bases(delta)
-        found = changed.leading(known, weight, change, k)
+        updated = svd_update.leading(cached, weight, change, k)
     except ValueError:
         return ModuleIntruders(**facts, non_finite=True)
-    k = len(found.sigma)
-    own = float(np.linalg.norm(known.sigma))
-    spectrum, seen = _directions(known, weight, change, found)
+    k = len(updated.sigma)
+    base_norm = float(np.linalg.norm(cached.sigma))
+    spectrum, seen = _directions(cached, weight, change, updated)
     size = float(np.linalg.norm(change)) if isinstance(change, np.ndarray) else change.norm()
     spike = float(spectrum[0]) if len(spectrum) else 0.0
-    level = float(known.sigma[k - 1])
+    level = float(cached.sigma[k - 1])
     return ModuleIntruders(
         **facts,
-        base_norm=own,
+        base_norm=base_norm,
         delta_norm=size,
-        relative_norm=size / own if own > 0 else None,
+        relative_norm=size / base_norm if base_norm > 0 else None,
         delta_sigma=spike,
-        base_sigma=tuple(known.sigma[:k].tolist()),
-        base_rank=known.rank,
+        base_sigma=tuple(cached.sigma[:k].tolist()),
+        base_rank=cached.rank,
         spike_margin=spike / level if level > 0 else None,
-        vectors=_vectors(known, found),
-        chance=_chance(known),
-        equal_singular_values=int(known.rank - len(np.unique(known.clusters))),
-        prediction=_predict(known, found, spectrum, seen) if seen is not None else None,
-        method=found.method,
-        error=found.error,
+        vectors=_vectors(cached, updated),
+        chance=_chance(cached),
+        equal_singular_values=int(cached.rank - len(np.unique(cached.clusters))),
+        prediction=_predict(cached, updated, spectrum, seen) if seen is not None else None,
+        method=updated.method,
+        error=updated.error,
     )
 
 
 def in_bases(delta: Matrix) -> Bases | np.ndarray:
-    """ΔW as `linalg.changed` takes it: a product in its singular bases, anything else dense.
+    """ΔW as `linalg.svd_update` takes it: a product in its singular bases, anything else dense.
 
     Raises:
         ValueError: an entry is NaN or infinite.
@@ -163,47 +162,47 @@ def in_bases(delta: Matrix) -> Bases | np.ndarray:
         return bases(delta)
     whole = delta.dense()
     if not np.isfinite(whole).all():
-        raise ValueError("ΔW holds NaN or infinite entries")
+        raise ValueError("ΔW contains NaN or infinite entries")
     return whole
 
 
 def _directions(
-    known: CachedSVD, weight: np.ndarray, change: Bases | np.ndarray, found: UpdatedSVD
+    cached: CachedSVD, weight: np.ndarray, change: Bases | np.ndarray, updated: UpdatedSVD
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """ΔW's singular values, and the cosines (k,) of its first left and right vector with those of W + ΔW."""
     if isinstance(change, Bases):
-        if not change.rank or found.change_left is None or found.change_right is None:
+        if not change.rank or updated.change_left is None or updated.change_right is None:
             return change.sigma, None
-        return change.sigma, (found.change_left[0], found.change_right[0])
+        return change.sigma, (updated.change_left[0], updated.change_right[0])
     if not change.any():
         return np.zeros(0), None
     if min(change.shape) > SPECTRUM_IN_FULL:
-        first = dense.leading(change, len(found.sigma))
+        first = dense.leading(change, len(updated.sigma))
         spectrum = first.s
     else:
         first, spectrum = dense.best_rank(change, 1), dense.spectrum(change).values
-    u, v = changed.vectors(known, weight, change, found)
+    u, v = svd_update.vectors(cached, weight, change, updated)
     return spectrum, (first.u[:, 0] @ u, first.vh[0] @ v)
 
 
-def _vectors(known: CachedSVD, found: UpdatedSVD) -> tuple[TunedVector, ...]:
-    cosines = {"left": known.cosines(found.left), "right": known.cosines(found.right)}
-    firsts = np.flatnonzero(np.diff(known.clusters, prepend=-1)) + 1
-    top = known.cut(2 * len(found.sigma))
-    inside = {side: np.sum(c[:top] ** 2, axis=0) for side, c in (("left", found.left), ("right", found.right))}
+def _vectors(cached: CachedSVD, updated: UpdatedSVD) -> tuple[TunedVector, ...]:
+    cosines = {"left": cached.cosines(updated.left), "right": cached.cosines(updated.right)}
+    firsts = np.flatnonzero(np.diff(cached.clusters, prepend=-1)) + 1
+    top = cached.cut(2 * len(updated.sigma))
+    inside = {side: np.sum(c[:top] ** 2, axis=0) for side, c in (("left", updated.left), ("right", updated.right))}
     within = {}
-    if found.change_left is not None and found.change_right is not None:
-        sides = {"left": found.change_left, "right": found.change_right}
+    if updated.change_left is not None and updated.change_right is not None:
+        sides = {"left": updated.change_left, "right": updated.change_right}
         within = {side: np.minimum(np.sum(cross**2, axis=0), 1.0) for side, cross in sides.items()}
     made = []
-    for j, sigma in enumerate(found.sigma.tolist()):
+    for j, sigma in enumerate(updated.sigma.tolist()):
         made.append(
             TunedVector(
                 j + 1,
                 sigma,
-                sigma**2 / found.energy if found.energy > 0 else 0.0,
+                sigma**2 / updated.energy if updated.energy > 0 else 0.0,
                 {side: float(cosines[side][:, j].max(initial=0.0)) for side in SIDES},
-                {side: int(firsts[cosines[side][:, j].argmax()]) if known.rank else 0 for side in SIDES},
+                {side: int(firsts[cosines[side][:, j].argmax()]) if cached.rank else 0 for side in SIDES},
                 {side: min(float(inside[side][j]), 1.0) for side in SIDES},
                 {side: float(within[side][j]) for side in SIDES} if within else None,
             )
@@ -211,10 +210,10 @@ def _vectors(known: CachedSVD, found: UpdatedSVD) -> tuple[TunedVector, ...]:
     return tuple(made)
 
 
-def _chance(known: CachedSVD) -> dict[str, float]:
-    sizes = Counter(np.bincount(known.clusters).tolist()) if known.rank else Counter()
+def _chance(cached: CachedSVD) -> dict[str, float]:
+    sizes = Counter(np.bincount(cached.clusters).tolist()) if cached.rank else Counter()
     dimensions = tuple(sorted(sizes.items()))
-    return {side: _median_of_chance(n, dimensions) for side, n in zip(SIDES, known.shape, strict=True)}
+    return {side: _median_of_chance(n, dimensions) for side, n in zip(SIDES, cached.shape, strict=True)}
 
 
 @lru_cache(maxsize=512)
@@ -223,22 +222,22 @@ def _median_of_chance(n: int, dimensions: tuple[tuple[int, int], ...]) -> float:
 
 
 def _predict(
-    known: CachedSVD, found: UpdatedSVD, spectrum: np.ndarray, seen: tuple[np.ndarray, np.ndarray]
+    cached: CachedSVD, updated: UpdatedSVD, spectrum: np.ndarray, seen: tuple[np.ndarray, np.ndarray]
 ) -> Prediction:
     spike = float(spectrum[0])
-    levels = deformation.levels_of(known.sigma, known.shape, len(found.sigma))
-    expected = deformation.outlier(known.sigma, known.shape, spike, levels)
-    held = np.abs(seen[0] * seen[1])
-    at = int(held.argmax())
-    there = bool(held[at] > HELD)
-    thresholds = levels[1][: len(found.sigma)].tolist()
+    levels = deformation.levels_of(cached.sigma, cached.shape, len(updated.sigma))
+    expected = deformation.outlier(cached.sigma, cached.shape, spike, levels)
+    shared = np.abs(seen[0] * seen[1])
+    at = int(shared.argmax())
+    there = bool(shared[at] > SAME_DIRECTION)
+    thresholds = levels[1][: len(updated.sigma)].tolist()
     return Prediction(
         expected.value,
         expected.position,
-        float(found.sigma[at]) if there else None,
+        float(updated.sigma[at]) if there else None,
         at + 1 if there else None,
         float(seen[0][at] ** 2) if there else None,
-        expected.cos2_long if known.transposed else expected.cos2_short,
+        expected.cos2_long if cached.transposed else expected.cos2_short,
         thresholds[-1],
         thresholds[-1] / spike,
         _in_top(spectrum, thresholds),

@@ -1,19 +1,23 @@
-"""The result as blocks: the same data for the terminal, the page and the JSON."""
+"""The result as blocks: the same data for the terminal, the page and the figures."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from lorascope.analyses.maps import depth_by_type
+from lorascope.analyses.base import Metric, definitions
+from lorascope.analyses.intruders.metrics import METRICS
+from lorascope.analyses.intruders.module import ModuleIntruders
+from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
+from lorascope.analyses.toolkit import Row, depth_map, group, median, short_path, skipped_table, table, value
 from lorascope.blocks import (
     Block,
-    Cell,
     Column,
-    Definition,
     Definitions,
     Facts,
     Findings,
     Heading,
+    Heatmap,
     Lines,
     Marker,
     Series,
@@ -21,288 +25,256 @@ from lorascope.blocks import (
     Text,
 )
 
-if TYPE_CHECKING:
-    from lorascope.analyses.intruders.module import ModuleIntruders
-    from lorascope.analyses.intruders.result import IntrudersResult
-
-# What a weight is listed and mapped by: key, title, unit, help.
-MEASURES = (
-    ("left", "intruders", "int", "of the k leading left singular vectors (the outputs' side)"),
-    ("right", "on the right", "int", "of the k leading right singular vectors (the inputs' side)"),
-    ("lowest", "lowest |cos|", "float", "the smallest of the k left vectors' largest |cos| with W's"),
-    ("chance", "by chance", "float", "median of a random direction's largest |cos| with W's left singular vectors"),
-    ("share", "energy", "percent", "share of the k leading vectors' energy that the intruders hold"),
-    ("spike_margin", "σ₁(ΔW)/σ_k(W)", "float", "how strong ΔW's first direction is against W's k-th"),
-    ("strength", "s*", "float", "by what ΔW would have to be multiplied to enter the k leading values; below 1 it has"),
-    ("in_top", "expected", "int", "directions of ΔW expected among the k leading values, from W's spectrum"),
-    ("value", "expected σ", "float", "what σ₁(ΔW) is expected to become in W + ΔW"),
-    ("measured", "found σ", "float", "what it became, where a leading vector holds over half of it"),
-    ("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms"),
-)
 SHOWN_K = (1, 2, 5, 10, 20, 50)
 ROWS = 8
 MAX_TYPES = 12
-
-DEFINITIONS = (
-    Definition(
-        "Intruder",
-        "a singular vector y_j, j ≤ k, of W + ΔW with max_i |cos(y_j, x_i)| < ε over all singular vectors x_i of W",
-        "Shuttleworth et al. 2024, arXiv 2410.21228, definition 3.1 and algorithm 1",
-    ),
-    Definition(
-        "Left and right",
-        "the outputs' and the inputs' side of the map, however the file stores it; the paper and PEFT take the left",
-        "of a Conv1D or an embedding as stored, the other way round",
-    ),
-    Definition(
-        "Equal singular values",
-        "those of W whose squares differ by less than 1e-11·σ₁² are one subspace, and the cosine is with it",
-        "rounding picks the vectors within",
-    ),
-    Definition(
-        "By chance",
-        "median of the largest |cos| of a uniformly random unit vector, cos² ~ Beta(½, (n − 1)/2) each",
-        "about √(2 log n / n)",
-    ),
-    Definition(
-        "Expected",
-        "ρ with φ(ρ)φ̃(ρ) = 1/θ², θ = σ₁(ΔW), over W's spectrum; s* = θ̄/θ with θ̄ where ρ = σ_k(W)",
-        "Benaych-Georges and Nadakuditi 2012, theorems 2.8 and 2.9: a direction that knows nothing of W's",
-    ),
-)
+_BY_TYPE = ("relative_norm", "spike_margin", "prediction.strength", "lowest_cosine", "chance.left")
+_MOST = ("intruders.left", "intruders.right", "lowest_cosine", "intruder_energy_share", "spike_margin",
+         "prediction.strength", "prediction.in_top", "relative_norm")  # fmt: skip
+_PANELS = {"left": "left (outputs)", "right": "right (inputs)"}
+_SCORES = {
+    "loss": Column("loss", "held-out loss", "float", 4),
+    "accuracy": Column("accuracy", "accuracy", "percent", 4),
+    "retained_loss": Column("retained_loss", "loss on other texts", "float", 4),
+}
 
 
-def value(result: "IntrudersResult", module: "ModuleIntruders", key: str) -> Any:
-    """One of MEASURES for one weight; None where it could not be computed."""
-    if not module.vectors:
-        return None
-    if key in ("left", "right"):
-        return len(module.intruders(result.epsilon, result.k, key))
-    if key == "lowest":
-        return min(vector.cosine["left"] for vector in module.vectors)
-    if key == "chance":
-        return module.chance["left"] if module.chance else None
-    if key == "share":
-        energy = sum(v.sigma**2 for v in module.intruders(result.epsilon, result.k))
-        whole = sum(v.sigma**2 for v in module.vectors)
-        return energy / whole if whole else None
-    return getattr(module.prediction if key in _PREDICTED else module, key, None)
+def heading(result: IntrudersResult) -> tuple[str, str]:
+    base, tuned = (short_path(result.inputs[side]["path"]) for side in ("base", "tuned"))
+    whole = result.summary()
+    summary = (
+        f"{whole['intruders']['left']} intruders among the {result.k} leading singular vectors of {whole['modules']}"
+        f" weights at ε = {result.epsilon:g}"
+    )
+    return f"{tuned} over {base}", summary
 
 
-_PREDICTED = ("strength", "in_top", "value", "measured")
-
-
-def blocks(result: "IntrudersResult") -> tuple[Block, ...]:
+def blocks(result: IntrudersResult) -> tuple[Block, ...]:
     """The page in reading order."""
     made: list[Block] = [_facts(result), Findings(result.findings)]
     if result.changed:
-        made += [_by_type(result), _counts(result), _most(result)]
+        records = [result.record_of(module) for module in result.changed]
+        no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
+        made += [_by_type(result, records), _counts(result), _most(records)]
         if result.intervention is not None:
-            made += result.intervention.blocks()
+            made += _scores(result.intervention)
         made += [Heading("Cosines", where="page"), _against_epsilon(result), _by_position(result)]
         made += [Heading("Strength", where="page"), _strength(result)]
-        made += [Heading("Where the intruders are", where="page"), *_heatmap(result)]
-        made += [Heading("All weights", where="page"), _all(result), *_vectors(result)]
-    return (*made, *_set_aside(result), Definitions(DEFINITIONS, where="page"))
+        made += [Heading("Where the intruders are", where="page"), _heatmap(result) or Text(no_map, where="page")]
+        made += [Heading("All weights", where="page"), _all(result), _vectors(result)]
+    skipped = skipped_table(result.skipped, what="parameter") if result.skipped else None
+    made.append(skipped or Text("All weights were analysed.", where="page"))
+    return (*made, Definitions(definitions(METRICS), where="page"))
 
 
-def _facts(result: "IntrudersResult") -> Facts:
-    methods = sorted({m.method for m in result.modules if m.method})
-    error = max((m.error / m.vectors[0].sigma for m in result.modules if m.vectors and m.error is not None), default=0)
-    items = [(side, ", ".join(f"{v}" for v in said.values() if v)) for side, said in result.sides.items()]
+def _facts(result: IntrudersResult) -> Facts:
+    methods = sorted({m.method for m in result.rows if m.method})
+    error = max((m.error / m.vectors[0].sigma for m in result.rows if m.vectors and m.error is not None), default=0)
+    items = [(side, ", ".join(f"{v}" for v in about.values() if v)) for side, about in result.inputs.items()]
     items += [
-        ("weights", f"{len(result.modules)}, of which {len(result.changed)} changed"),
-        ("looked at", f"the {result.k} leading singular vectors of each; ε = {result.epsilon:g}"),
+        ("weights", f"{len(result.rows)}, of which {len(result.changed)} changed"),
+        ("compared", f"the {result.k} leading singular vectors of each; ε = {result.epsilon:g}"),
         ("W + ΔW by", f"{', '.join(methods)}; singular values to {error:.1g} of σ₁"),
     ]
-    if result.cache is not None:
-        size = (result.cache.read_bytes + result.cache.written_bytes) / 1e6
-        where = f" in {result.cache.folder}" if result.cache.folder else ", none kept"
-        items.append(("W decomposed", f"{result.cache.computed} now, {result.cache.read} before; {size:.1f} MB{where}"))
+    if (cache := result.cache) is not None:
+        size = (cache.read_bytes + cache.written_bytes) / 1e6
+        where = f" in {cache.folder}" if cache.folder else ", not cached"
+        items.append(("SVDs of W", f"{cache.computed} computed, {cache.read} from the cache; {size:.1f} MB{where}"))
     return Facts(tuple(items), title="What was compared", where="page")
 
 
-def groups(result: "IntrudersResult") -> "dict[str, list[ModuleIntruders]]":
-    """The changed weights by type, in order of first appearance."""
-    found: dict[str, list] = {}
-    for module in result.changed:
-        found.setdefault(module.type, []).append(module)
-    return found
+def _some(keys: Sequence[str]) -> list[Metric]:
+    return [metric for key in keys for metric in METRICS if metric.key == key]
 
 
-def _median(values: list) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.median(known)) if known else None
-
-
-def _by_type(result: "IntrudersResult") -> Table:
-    medians = ("relative_norm", "spike_margin", "strength", "lowest", "chance")
+def _by_type(result: IntrudersResult, records: Sequence[Row]) -> Table:
+    left, right, expected = _some(("intruders.left", "intruders.right", "prediction.in_top"))
+    medians = _some(_BY_TYPE)
     columns = (
         Column("type", "module type"), Column("n", "n", "int"), Column("slots", "vectors", "int"),
-        Column("left", "intruders", "int", help=f"left, ε = {result.epsilon:g}"),
-        Column("right", "on the right", "int"), Column("in_top", "expected", "int", help=_about("in_top")[3]),
-        *(Column(key, title, unit, help=about) for key, title, unit, about in map(_about, medians)),
+        Column(left.key, left.title, "int", help=f"left, ε = {result.epsilon:g}"), right, expected, *medians,
     )  # fmt: skip
-    rows = []
-    for name, modules in groups(result).items():
-        sums = [sum(value(result, m, key) or 0 for m in modules) for key in ("left", "right", "in_top")]
-        middles = [_median([value(result, m, key) for m in modules]) for key in medians]
-        rows.append((name, len(modules), sum(len(m.vectors) for m in modules), *sums, *middles))
-    caption = "Sums, and from ‖ΔW‖/‖W‖ on medians over the weights of a type."
-    return Table(columns, tuple(rows), title="By module type", caption=caption)
+    rows = [
+        {"type": name, "n": len(those), "slots": sum(len(row["vectors"]) for row in those)}
+        | {metric.key: sum(value(row, metric.key) or 0 for row in those) for metric in (left, right, expected)}
+        | {metric.key: median(value(row, metric.key) for row in those) for metric in medians}
+        for name, those in group(records).items()
+    ]
+    caption = "Sums, and from ‖ΔW‖/‖W‖ on medians over the weights of each type."
+    return table(rows, columns, "By module type", caption=caption)
 
 
-def _about(key: str) -> tuple[str, str, Any, str]:
-    return next(measure for measure in MEASURES if measure[0] == key)
-
-
-def _counts(result: "IntrudersResult") -> Table:
+def _counts(result: IntrudersResult) -> Table:
     """Left intruders for each ε and k."""
     ks = sorted({k for k in (*SHOWN_K, result.k) if k <= result.k})
     columns = (Column("epsilon", "ε", "float"), *(Column(str(k), f"k = {k}", "int") for k in ks))
     rows = tuple((e, *(result.count(e, k) for k in ks)) for e in result.epsilons)
     chance = result.summary()["median_chance"]["left"]
-    vectors = ", ".join(str(sum(min(k, len(m.vectors)) for m in result.modules)) for k in ks)
+    vectors = ", ".join(str(sum(min(k, len(m.vectors)) for m in result.rows)) for k in ks)
     caption = (
-        f"Left singular vectors, over all weights; of {vectors} vectors. Below ε = {chance:.2f} a random direction is"
-        " no intruder in most weights."
+        f"Left singular vectors, over all weights; of {vectors} vectors. Below ε = {chance:.2f} even a random direction"
+        " is not counted in most weights."
     )
     return Table(columns, rows, title="Intruders for each ε and k", caption=caption)
 
 
-def _most(result: "IntrudersResult") -> Table:
-    keys = ("left", "right", "lowest", "share", "spike_margin", "strength", "in_top", "relative_norm")
-    order = sorted(result.changed, key=lambda m: (-value(result, m, "left"), -(m.spike_margin or 0)))
-    left_out = max(len(order) - ROWS, 0)
-    caption = f"{left_out} weights with fewer are not shown (--csv)" if left_out else ""
-    columns = (Column("name", "weight", "code"), *(Column(k, t, u, help=h) for k, t, u, h in map(_about, keys)))
-    rows = tuple((m.name, *(value(result, m, key) for key in keys)) for m in order[:ROWS])
-    return Table(columns, rows, title="Weights with the most intruders", caption=caption, where="terminal")
+def _most(records: Sequence[Row]) -> Table:
+    order = sorted(records, key=lambda row: (-row["intruders"]["left"], -(row["spike_margin"] or 0)))
+    hidden = max(len(order) - ROWS, 0)
+    caption = f"{hidden} weights with fewer are not shown (--csv)" if hidden else ""
+    columns = (Column("name", "weight", "code"), *_some(_MOST))
+    return table(order[:ROWS], columns, "Weights with the most intruders", caption=caption, where="terminal")
 
 
-def _against_epsilon(result: "IntrudersResult") -> Lines:
+def _all(result: IntrudersResult) -> Table:
+    records = [row if row["vectors"] else row | {"intruders": None} for row in result.records()]
+    shown = [metric for metric in METRICS if any(value(row, metric.key) is not None for row in records)]
+    columns = (Column("name", "weight", "code"), Column("shape", "shape"), *shown, Column("notes", "notes"))
+    rows = [row | {"notes": "; ".join(row["notes"])} for row in records]
+    return table(rows, columns, "All weights", interactive=True, where="page")
+
+
+def _vectors(result: IntrudersResult) -> Block:
+    columns = (
+        Column("name", "weight", "code"), Column("position", "position", "int"), Column("sigma", "σ", "float"),
+        Column("energy_share", "of ‖W + ΔW‖²", "percent"), Column("cosine.left", "max |cos| left", "float"),
+        Column("nearest.left", "nearest in W", "int", help="the position in W's spectrum of the nearest vector"),
+        Column("cosine.right", "max |cos| right", "float"),
+        Column("of_base.left", "in W's top", "percent",
+               help="share of the left vector in the span of W's 2k leading ones: a mixture of W's own directions"),
+        Column("of_change.left", "in ΔW's space", "percent", help="share of the left vector in ΔW's column space"),
+    )  # fmt: skip
+    rows = [{"name": m.name, **vars(vector)} for m in result.changed for vector in result.of(m)]
+    if not rows:
+        return Text(f"No vector is an intruder at ε = {result.epsilon:g}.", where="page")
+    return table(rows, columns, "The intruders", interactive=True, where="page")
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _groups(result: IntrudersResult) -> list[tuple[str, list[ModuleIntruders]]]:
+    return list(group(result.changed).items())[:MAX_TYPES]
+
+
+def _against_epsilon(result: IntrudersResult) -> Lines:
     """The share of vectors whose largest |cos| lies below ε, by type and side."""
     grid = np.linspace(0.02, 1, 50)
     series = []
-    for side, panel in (("left", "left (outputs)"), ("right", "right (inputs)")):
-        for name, modules in list(groups(result).items())[:MAX_TYPES]:
+    for side, panel in _PANELS.items():
+        for name, modules in _groups(result):
             cosines = np.array([v.cosine[side] for m in modules for v in m.vectors])
-            line = tuple(float(np.mean(cosines < e)) for e in grid)
-            series.append(Series(name, tuple(grid.tolist()), line, panel))
+            share = tuple(float(np.mean(cosines < e)) for e in grid)
+            series.append(Series(name, tuple(grid.tolist()), share, panel))
     chance = result.summary()["median_chance"]
-    marks = [Marker("x", result.epsilon, f"ε = {result.epsilon:g}")]
-    marks += [
-        Marker("x", chance["left"], "chance", "left (outputs)"),
-        Marker("x", chance["right"], "chance", "right (inputs)"),
-    ]
-    return Lines(
-        "Share of the leading vectors that are intruders, against ε", tuple(series), "ε", "share", markers=tuple(marks),
-        where="page", caption=f"Of the {result.k} leading singular vectors of each weight. Chance is the median of a"
-        " random direction's largest |cos|: to its left nothing can be counted.",
-    )  # fmt: skip
+    marks = (
+        Marker("x", result.epsilon, f"ε = {result.epsilon:g}"),
+        *(Marker("x", chance[side], "chance", panel) for side, panel in _PANELS.items()),
+    )
+    caption = (
+        f"Of the {result.k} leading singular vectors of each weight. Chance is the median of a random direction's"
+        " largest |cos|: below it, even random directions are not counted as intruders."
+    )
+    title = "Share of the leading vectors that are intruders, against ε"
+    return Lines(title, tuple(series), "ε", "share", markers=marks, where="page", caption=caption)
 
 
-def _by_position(result: "IntrudersResult") -> Lines:
+def _by_position(result: IntrudersResult) -> Lines:
     series: list[Series] = []
-    for name, modules in list(groups(result).items())[:MAX_TYPES]:
-        lines = [(m.name, [v.cosine["left"] for v in m.vectors]) for m in modules]
-        if len(lines) > 1:
+    for name, modules in _groups(result):
+        cosines = [[v.cosine["left"] for v in m.vectors] for m in modules]
+        if len(modules) > 1:
             series += [
-                Series(label, tuple(range(1, len(line) + 1)), tuple(line), name, "thin") for label, line in lines
+                Series(m.name, tuple(range(1, len(line) + 1)), tuple(line), name, "thin")
+                for m, line in zip(modules, cosines, strict=True)
             ]
-        width = min(len(line) for _, line in lines)
-        middle = np.median([line[:width] for _, line in lines], axis=0)
+        width = min(map(len, cosines))
+        middle = np.median([line[:width] for line in cosines], axis=0)
+        chance = median(value(m, "chance.left") for m in modules)
         series.append(Series("median", tuple(range(1, width + 1)), tuple(middle.tolist()), name))
-        series.append(
-            Series(
-                "by chance",
-                (1, width),
-                (_median([value(result, m, "chance") for m in modules]),) * 2,
-                name,
-                "reference",
-            )
-        )
+        series.append(Series("by chance", (1, width), (chance, chance), name, "reference"))
     return Lines(
         "Largest |cos| with W's left singular vectors, by position in W + ΔW", tuple(series), "position", "max |cos|",
         where="page", shade="depth, first to last", markers=(Marker("y", result.epsilon, f"ε = {result.epsilon:g}"),),
-        caption="One thin line for each weight. A dip is a direction that W did not have.",
+        caption="One thin line for each weight. Dips mark directions absent from W.",
     )  # fmt: skip
 
 
-def _strength(result: "IntrudersResult") -> Lines:
+def _strength(result: IntrudersResult) -> Lines:
     """σ₁(ΔW) against the strength that enters the k leading values; points above the line have entered."""
-    known = [m for m in result.changed if m.prediction is not None and m.prediction.threshold > 0]
+    points = [(m, m.prediction.threshold) for m in result.changed if m.prediction and m.prediction.threshold > 0]
     series = []
-    for label, chosen in (
-        ("with intruders", [m for m in known if m.intruders(result.epsilon, result.k)]),
-        ("without", [m for m in known if not m.intruders(result.epsilon, result.k)]),
-    ):
+    for label, has_intruders in (("with intruders", True), ("without", False)):
+        chosen = [(m, threshold) for m, threshold in points if bool(result.of(m)) == has_intruders]
         if chosen:
-            x = tuple(m.prediction.threshold for m in chosen if m.prediction)
-            series.append(Series(label, x, tuple(m.delta_sigma for m in chosen), points=tuple(m.name for m in chosen)))
-    if known:
-        ends = tuple(f(m.prediction.threshold for m in known if m.prediction) for f in (min, max))
-        series.append(Series("the threshold itself", ends, ends, weight="reference"))
+            x, y = tuple(threshold for _, threshold in chosen), tuple(m.delta_sigma for m, _ in chosen)
+            series.append(Series(label, x, y, points=tuple(m.name for m, _ in chosen)))
+    if points:
+        ends = tuple(pick(threshold for _, threshold in points) for pick in (min, max))
+        series.append(Series("threshold", ends, ends, weight="reference"))
     return Lines(
         f"σ₁(ΔW) against the strength that enters the {result.k} leading values of W + ΔW", tuple(series),
         "expected threshold θ̄", "σ₁(ΔW)", log_x=True, log_y=True, where="page",
-        caption="From W's spectrum alone, for a direction that knows nothing of W's. ΔW that lies along W's own"
-        " directions rises without being an intruder.",
+        caption="From W's spectrum alone, assuming directions independent of W. A ΔW aligned with W's own directions"
+        " rises without being an intruder.",
     )  # fmt: skip
 
 
-def _heatmap(result: "IntrudersResult") -> list[Block]:
-    """A depth × type grid of each measure."""
-    measures = [(key, title, "float" if unit == "int" else unit, about) for key, title, unit, about in MEASURES]
-    caption = "Empty cells are unchanged or absent. Where several weights share a cell (experts), the mean."
-    found = depth_by_type(
-        result.changed,
-        lambda m: (m.depth, m.type),
-        measures,
-        lambda m, key: value(result, m, key),
-        caption,
-        types=list(groups(result)),
-    )
-    return [found or Text("The weights name fewer than two layers, so there is no map by depth.", where="page")]
+def _heatmap(result: IntrudersResult) -> Heatmap | None:
+    """A depth × type grid of each metric."""
+    metrics = [replace(metric, unit="float") if metric.unit == "int" else metric for metric in METRICS]  # means
+    caption = "Blank cells are unchanged or absent. Where several weights share a cell (experts), the mean."
+    records = [result.record_of(module) for module in result.changed]
+    return depth_map(records, metrics, caption=caption, types=list(group(records)))
 
 
-def _all(result: "IntrudersResult") -> Table:
-    shown = [m for m in MEASURES if any(value(result, module, m[0]) is not None for module in result.modules)]
-    columns = (
-        Column("name", "weight", "code"), Column("shape", "shape"),
-        *(Column(key, title, unit, help=about) for key, title, unit, about in shown), Column("notes", "notes"),
-    )  # fmt: skip
-    rows: list[tuple[Cell, ...]] = [
-        (m.name, "×".join(map(str, m.shape)), *(value(result, m, key) for key, *_ in shown), "; ".join(m.notes))
-        for m in result.modules
-    ]
-    return Table(columns, tuple(rows), title="All weights", interactive=True, where="page")
-
-
-def _vectors(result: "IntrudersResult") -> list[Block]:
+def _scores(made: Intervention) -> list[Block]:
+    """The scores of the intervention: a table of all arms, and a line for each."""
+    if not made.points:
+        return []
+    shown = [column for key, column in _SCORES.items() if key in made.trained]
+    columns = (Column("arm", "scaled"), Column("lambda", "λ", "float"), Column("norm", "‖ΔW‖ of trained", "percent"))
+    factors = sorted((f for f in made.lambdas() if f != 1), reverse=True)
     rows = [
-        (m.name, v.position, v.sigma, v.energy_share, v.cosine["left"], v.nearest["left"], v.cosine["right"],
-         v.of_base["left"], v.of_change["left"] if v.of_change else None)
-        for m in result.changed
-        for v in m.intruders(result.epsilon, result.k)
-    ]  # fmt: skip
-    if not rows:
-        return [Text(f"No vector is an intruder at ε = {result.epsilon:g}.", where="page")]
-    columns = (
-        Column("name", "weight", "code"), Column("position", "position", "int"), Column("sigma", "σ", "float"),
-        Column("energy", "of ‖W + ΔW‖²", "percent"), Column("left", "max |cos| left", "float"),
-        Column("nearest", "nearest in W", "int", help="the position in W's spectrum of the vector that is nearest"),
-        Column("right", "max |cos| right", "float"),
-        Column("of_base", "in W's top", "percent",
-               help="share of the left vector in the span of W's 2k leading ones: a mixture of W's own directions"),
-        Column("of_change", "in ΔW's space", "percent", help="share of the left vector in ΔW's column space"),
-    )  # fmt: skip
-    return [Table(columns, tuple(rows), title="The intruders", interactive=True, where="page")]
+        {"arm": "trained model (no scaling)", "lambda": 1.0, "norm": 1.0, **made.trained},
+        *(made.at(arm, factor) for factor in factors for arm in ARMS),
+        {"arm": "base model (ΔW removed)", "lambda": 0.0, "norm": 0.0, **made.base},
+    ]
+    what = "The top intruder" if made.scaled == "top" else "Every intruder among the leading vectors"
+    texts = ", ".join(f"{count} {name}" for name, count in made.texts.items())
+    caption = (
+        f"{what} of {len(made.modules)} weights, and the controls: neighbour, the nearest leading direction that is not"
+        " an intruder; shrink, ΔW as a whole scaled to the norm that the first arm leaves; step, ΔW as a whole shrunk"
+        " by the distance that the first arm moves it; random, a random direction of the same size. ‖ΔW‖ over these"
+        f" weights.{f' Scores of {texts}.' if texts else ''}"
+    )
+    scores = table(rows, (*columns, *shown), "Scores with the intruders scaled by λ", caption=caption)
+    figures = (_of_scores(made, ("loss", "retained_loss"), "Loss"), _of_scores(made, ("accuracy",), "Accuracy"))
+    return [Heading("Scaling the intruders"), scores, *(figure for figure in figures if figure)]
 
 
-def _set_aside(result: "IntrudersResult") -> list[Block]:
-    if not result.skipped:
-        return [Text("Every weight was looked at.", where="page")]
-    columns = (Column("name", "parameter", "code"), Column("reason", "why"))
-    rows = tuple((item.name, item.reason) for item in result.skipped)
-    return [Table(columns, rows, title="Not looked at", where="page")]
+def _of_scores(made: Intervention | None, keys: Sequence[str], what: str) -> Lines | None:
+    """A line for each arm, a panel for each set of texts; None where there are no such scores."""
+    keys = [key for key in keys if made is not None and made.points and key in made.trained]
+    if made is None or not keys:
+        return None
+    panels = {key: _SCORES[key].title if len(keys) > 1 else "" for key in keys}
+    at = tuple(made.lambdas())
+    series = [Series(arm, at, tuple(made.at(arm, f)[key] for f in at), panels[key]) for key in keys for arm in ARMS]
+    marks = tuple(Marker("y", made.base[key], "base", panels[key] or None) for key in keys)
+    caption = "λ = 1 is the trained model; the line of the base is the score without any ΔW."
+    return Lines(f"{what} against λ", tuple(series), "λ", what.lower(), markers=marks, where="page", caption=caption)
+
+
+def _if_changed(draw: Callable[[IntrudersResult], Lines]) -> Callable[[IntrudersResult], Lines | None]:
+    return lambda result: draw(result) if result.changed else None
+
+
+PLOTS: dict[str, Callable[[IntrudersResult], Lines | Heatmap | None]] = {
+    "epsilon": _if_changed(_against_epsilon),
+    "position": _if_changed(_by_position),
+    "strength": _if_changed(_strength),
+    "heatmap": _heatmap,
+    "loss": lambda result: _of_scores(result.intervention, ("loss", "retained_loss"), "Loss"),
+    "accuracy": lambda result: _of_scores(result.intervention, ("accuracy",), "Accuracy"),
+}

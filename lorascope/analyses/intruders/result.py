@@ -1,27 +1,19 @@
-"""The frozen result: records, counts over ε and k, JSON and table."""
+"""What a search for intruders gives: a record of each weight, counts over ε and k, scores with intruders scaled."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-import lorascope
-from lorascope.analyses.intruders import findings as words
-from lorascope.analyses.intruders import page
-from lorascope.analyses.intruders.module import SIDES, ModuleIntruders
-from lorascope.blocks import Block, Finding
+from lorascope.analyses.base import Result
+from lorascope.analyses.intruders.module import SIDES, ModuleIntruders, TunedVector
+from lorascope.analyses.toolkit import Row, flat, median, value
 from lorascope.weights.adapter import Skipped
 from lorascope.weights.base_svd import SvdCache
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from lorascope.analyses.intruders.intervention import Intervention
-
-SCHEMA = 1
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+ARMS = ("intruder", "neighbour", "shrink", "step", "random")
+Scores = Mapping[str, float]  # "loss", "accuracy", and where other texts were given "retained_loss"
 
 
 @dataclass(frozen=True)
@@ -42,130 +34,146 @@ class CacheUse:
 
 
 @dataclass(frozen=True)
-class IntrudersResult:
+class Intervention:
+    """Scores by arm and λ; see `intervention` for the arms.
+
+    Attributes:
+        run: the folder of the run.
+        scaled: "top", the first intruder of each weight, or "all" among the k leading vectors.
+        modules: the weights that were changed, with the positions of their intruders and of the neighbours.
+        without: weights with an intruder all of whose leading vectors are intruders, so that there is no neighbour.
+        base: scores of the base weights, with whatever else was trained (a head) as trained.
+        trained: scores as trained, λ = 1.
+        points: one record for each arm and λ < 1: arm, lambda, loss, accuracy, retained_loss, and `norm`, ‖ΔW‖_F over
+            the changed weights relative to the trained one's.
+        texts: how many texts each score is of.
+    """
+
+    run: str
+    scaled: str
+    modules: tuple[Mapping[str, Any], ...]
+    without: tuple[str, ...]
+    base: Scores
+    trained: Scores
+    points: tuple[Mapping[str, Any], ...]
+    texts: Mapping[str, int] = field(default_factory=dict)
+
+    def at(self, arm: str, factor: float) -> Mapping[str, Any]:
+        """The record of one arm at one λ; at 1 all are the trained model."""
+        if factor == 1:
+            return {"arm": arm, "lambda": 1.0, "norm": 1.0, **self.trained}
+        return next(p for p in self.points if p["arm"] == arm and p["lambda"] == factor)
+
+    def lambdas(self) -> list[float]:
+        return sorted({point["lambda"] for point in self.points} | {1.0})
+
+
+@dataclass(frozen=True, repr=False)
+class IntrudersResult(Result):
     """The leading singular vectors of every tuned weight.
 
     Attributes:
-        modules: one record for each weight, in the base's order.
-        sides: what was read: `base` and `tuned`, with path and hash.
-        k: how many leading vectors of each weight were looked at.
-        epsilon: an intruder's largest |cos| is below this.
+        rows: one record for each weight, in the base's order.
+        inputs: what was read: `base` and `tuned`, with path and hash.
+        k: how many leading vectors of each weight were compared.
+        epsilon: a vector is an intruder where its largest |cos| is below this.
         epsilons: the grid of the counts.
-        skipped: what was not looked at, and why.
+        skipped: what was not measured, and why.
         cache: what was read from the cache of decompositions, and what computed.
-        intervention: what scaling the intruders did to the scores, where that was asked for.
+        intervention: what scaling the intruders did to the scores, where it was measured.
     """
 
-    modules: tuple[ModuleIntruders, ...]
-    sides: Mapping[str, Any]
+    analysis: ClassVar[str] = "intruders"
+    rows: tuple[ModuleIntruders, ...]
+    inputs: Mapping[str, Any]
     k: int
     epsilon: float
     epsilons: tuple[float, ...]
     skipped: tuple[Skipped, ...] = ()
     cache: CacheUse | None = None
-    intervention: "Intervention | None" = None
-
-    @cached_property
-    def findings(self) -> tuple[Finding, ...]:
-        return words.findings(self)
+    intervention: Intervention | None = None
 
     @cached_property
     def changed(self) -> tuple[ModuleIntruders, ...]:
         """The weights whose ΔW is finite and not zero."""
-        return tuple(module for module in self.modules if module.delta_norm)
+        return tuple(module for module in self.rows if module.delta_norm)
 
     @cached_property
     def slots(self) -> int:
-        """How many vectors were looked at."""
-        return sum(len(module.vectors) for module in self.modules)
+        """How many vectors were compared."""
+        return sum(len(module.vectors) for module in self.rows)
+
+    def of(self, module: ModuleIntruders, side: str = "left") -> tuple[TunedVector, ...]:
+        """The intruders of one weight."""
+        return module.intruders(self.epsilon, self.k, side)
 
     def count(
         self, epsilon: float, k: int | None = None, side: str = "left", modules: Iterable[ModuleIntruders] | None = None
     ) -> int:
         """Intruders among the k leading vectors of every weight."""
-        chosen = self.modules if modules is None else modules
+        chosen = self.rows if modules is None else modules
         return sum(len(m.intruders(epsilon, self.k if k is None else k, side)) for m in chosen)
 
-    def energy_share(self, side: str = "left") -> float | None:
-        """What share of the energy of the k leading vectors the intruders hold."""
-        all_of_it = sum(v.sigma**2 for m in self.modules for v in m.vectors)
-        mine = sum(v.sigma**2 for m in self.modules for v in m.intruders(self.epsilon, self.k, side))
-        return mine / all_of_it if all_of_it else None
+    def energy_share(self, side: str = "left", modules: Iterable[ModuleIntruders] | None = None) -> float | None:
+        """What share of the energy of the k leading vectors the intruders carry."""
+        chosen = self.rows if modules is None else tuple(modules)
+        total = sum(v.sigma**2 for m in chosen for v in m.vectors)
+        return sum(v.sigma**2 for m in chosen for v in self.of(m, side)) / total if total else None
 
     def agreement(self) -> dict[str, int]:
         """In how many weights a spike was expected among the k leading values, and an intruder was there, or not."""
-        found = {"both": 0, "expected_only": 0, "found_only": 0, "neither": 0}
+        counts = {"both": 0, "expected_only": 0, "found_only": 0, "neither": 0}
         for module in self.changed:
             if module.prediction is not None:
-                expected, there = module.prediction.in_top > 0, bool(module.intruders(self.epsilon, self.k))
-                name = ("neither", "found_only", "expected_only", "both")[2 * expected + there]
-                found[name] += 1
-        return found
+                expected, there = module.prediction.in_top > 0, bool(self.of(module))
+                counts[("neither", "found_only", "expected_only", "both")[2 * expected + there]] += 1
+        return counts
 
-    def table(self) -> "pd.DataFrame":
-        """One row per weight, nested records flattened with dots, the vectors left out."""
-        import pandas as pd
-
-        return pd.DataFrame(self.flat_rows())
-
-    def flat_rows(self) -> list[dict[str, Any]]:
-        rows = []
-        for module in self.modules:
-            record = self._record(module)
-            row = {key: record[key] for key in record if not isinstance(record[key], (dict, list, tuple))}
-            row |= {"d_out": module.shape[0], "d_in": module.shape[1], "notes": "; ".join(module.notes)}
-            for name in ("intruders", "chance", "prediction"):
-                row |= {f"{name}.{key}": value for key, value in (record[name] or {}).items()}
-            rows.append(row)
-        return rows
-
-    def summary(self) -> dict[str, Any]:
-        def median(values: Iterable[Any]) -> float | None:
-            known = [value for value in values if value is not None]
-            return float(np.median(known)) if known else None
-
+    def record_of(self, module: ModuleIntruders) -> Row:
         return {
-            "modules": len(self.modules),
+            **asdict(module),
+            "intruders": {side: len(self.of(module, side)) for side in SIDES},
+            "lowest_cosine": min((vector.cosine["left"] for vector in module.vectors), default=None),
+            "intruder_energy_share": self.energy_share(modules=[module]),
+        }
+
+    def records(self) -> list[Row]:
+        return [self.record_of(module) for module in self.rows]
+
+    def flat_rows(self) -> list[Row]:
+        """One row per weight, the vectors left out."""
+        return [flat({k: v for k, v in row.items() if k not in ("vectors", "base_sigma")}) for row in self.records()]
+
+    def summary(self) -> Row:
+        return {
+            "modules": len(self.rows),
             "changed": len(self.changed),
             "slots": self.slots,
             "intruders": {side: self.count(self.epsilon, side=side) for side in SIDES},
-            "modules_with_intruders": {
-                side: sum(bool(m.intruders(self.epsilon, self.k, side)) for m in self.modules) for side in SIDES
-            },
+            "modules_with_intruders": {side: sum(bool(self.of(m, side)) for m in self.rows) for side in SIDES},
             "energy_share": {side: self.energy_share(side) for side in SIDES},
             "median_spike_margin": median(m.spike_margin for m in self.changed),
-            "median_chance": {side: median((m.chance or {}).get(side) for m in self.modules) for side in SIDES},
+            "median_chance": {side: median(value(m, f"chance.{side}") for m in self.rows) for side in SIDES},
             "agreement": self.agreement(),
         }
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> Row:
         """By side the number of intruders for each ε and each k from 1 on: {"left": [[…], …]}, a row for each ε."""
+        ks = range(1, self.k + 1)
         return {
             "epsilon": list(self.epsilons),
-            "k": list(range(1, self.k + 1)),
-            **{side: [[self.count(e, k, side) for k in range(1, self.k + 1)] for e in self.epsilons] for side in SIDES},
+            "k": list(ks),
+            **{side: [[self.count(e, k, side) for k in ks] for e in self.epsilons] for side in SIDES},
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything; schema 1."""
+    def record(self) -> Row:
         return {
-            "schema": SCHEMA,
-            "lorascope": lorascope.__version__,
-            **self.sides,
+            **self.inputs,
             "k": self.k,
             "epsilon": self.epsilon,
             "summary": self.summary(),
             "counts": self.counts(),
-            "modules": [self._record(module) for module in self.modules],
-            "intervention": self.intervention.to_json() if self.intervention is not None else None,
-            "skipped": [asdict(item) for item in self.skipped],
+            "modules": self.records(),
+            "intervention": asdict(self.intervention) if self.intervention is not None else None,
             "cache": asdict(self.cache) if self.cache is not None else None,
-            "findings": [{"severity": f.severity, "module": f.module, "text": f.text} for f in self.findings],
         }
-
-    def _record(self, module: ModuleIntruders) -> dict[str, Any]:
-        counts = {side: len(module.intruders(self.epsilon, self.k, side)) for side in SIDES}
-        return {**asdict(module), "intruders": counts}
-
-    def blocks(self) -> tuple[Block, ...]:
-        return page.blocks(self)

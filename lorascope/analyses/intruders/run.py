@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.delta.run import selected
 from lorascope.analyses.intruders.module import ModuleIntruders, measure
 from lorascope.analyses.intruders.result import EPSILONS, CacheUse, IntrudersResult
+from lorascope.analyses.toolkit import choose
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.blas import one_thread
@@ -36,14 +36,14 @@ def run(
         base: the model before.
         k: how many leading vectors of each weight; fewer where it is smaller.
         epsilon: a vector is an intruder where its largest |cos| is below this.
-        epsilons: the grid that counts are given for beside it.
-        modules: a regular expression; only weights whose name it finds are measured.
+        epsilons: the grid that counts are given for as well.
+        modules: a regular expression; only weights whose name matches are measured.
         cache: of the base's decompositions; without one they are computed and forgotten.
         progress: wraps the list of weights, such as a progress bar.
 
     Raises:
-        InputError: the two have nothing in common, `modules` finds nothing, k is not positive, or an epsilon is not in
-            (0, 1].
+        InputError: the two have nothing in common, `modules` matches nothing, k is not positive, or an epsilon is not
+            in (0, 1].
     """
     if k < 1:
         raise InputError(f"cannot look at the leading {k} singular vectors", expected="1 or more")
@@ -52,28 +52,28 @@ def run(
         raise InputError("ε is a cosine", found=wrong[0], expected="more than 0 and at most 1")
     matched = match(base, tuned)
     skipped = list(matched.unmatched)
-    pairs = selected([pair for pair in matched.pairs if not pair.is_vector], modules)
+    pairs = choose([pair for pair in matched.pairs if not pair.is_vector], modules, lambda pair: pair.name)
     skipped += [
         Skipped(pair.name, "a vector: it has no singular directions") for pair in matched.pairs if pair.is_vector
     ]
     cache = cache if cache is not None else SvdCache(None)
     types = module_types(pair.name for pair in pairs)
-    found: list[ModuleIntruders] = []
+    rows: list[ModuleIntruders] = []
     with one_thread():
         for pair in progress(pairs):
             one = _one(pair, types[pair.name], k, cache)
             if isinstance(one, Skipped):
                 skipped.append(one)
             else:
-                found.append(one)
-    sides: dict[str, Any] = {
+                rows.append(one)
+    inputs: dict[str, Any] = {
         "base": {"path": str(base.path)},
         "tuned": {"path": tuned.source.path if isinstance(tuned, Adapter) else str(tuned.path)},
     }
     if isinstance(tuned, Adapter):
-        sides["tuned"] |= {"sha256": tuned.source.sha256, "method": tuned.source.method, "notes": list(tuned.notes)}
+        inputs["tuned"] |= {"sha256": tuned.source.sha256, "method": tuned.source.method, "notes": list(tuned.notes)}
     grid = tuple(sorted({*epsilons, epsilon}))
-    return IntrudersResult(tuple(found), sides, k, epsilon, grid, tuple(skipped), CacheUse.of(cache))
+    return IntrudersResult(tuple(rows), inputs, k, epsilon, grid, tuple(skipped), CacheUse.of(cache))
 
 
 def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | Skipped:
@@ -88,10 +88,10 @@ def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | Sk
         "notes": (*pair.notes, *(pair.update.notes if pair.update is not None else ())),
     }
     try:
-        known = cache.of(weight)
+        cached = cache.of(weight)
     except ValueError:
-        return Skipped(pair.name, "the base weight holds NaN or infinite entries")
-    return measure(facts, known, weight, delta, k)
+        return Skipped(pair.name, "the base weight contains NaN or infinite entries")
+    return measure(facts, cached, weight, delta, k)
 
 
 def weight_and_delta(pair: Pair) -> tuple[np.ndarray, Matrix]:
