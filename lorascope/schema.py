@@ -61,7 +61,7 @@ def _spellings(
     spelled: dict[str, Any] = {}
     for key in values:
         field = key if key in fields else aliases.get(key)
-        if field not in fields:
+        if field is None or field not in fields:
             problems.append(unknown(dotted(where, key), key, fields, also))
         elif field in spelled:
             problems.append(f"{dotted(where, spelled[field])} and {dotted(where, key)} are the same setting")
@@ -120,7 +120,8 @@ def convert(hint: Any, value: object) -> Any:
         Wrong: the value does not fit; the message says what would.
     """
     if isinstance(value, numbers.Number) and not isinstance(value, bool | int | float):
-        value = getattr(value, "item", lambda: value)()
+        item = getattr(value, "item", None)
+        value = item() if item is not None else value
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError:
