@@ -56,10 +56,6 @@ class Verdict:
     verdict: str
     criteria: tuple[Judged, ...] = field(default=())
 
-    @property
-    def failed_to_fail(self) -> tuple[Judged, ...]:
-        return tuple(each for each in self.criteria if each.control and each.verdict != NOT_HELD)
-
 
 def judge(claim: Claim, results: Results) -> Verdict:
     """The claim's verdict on the results."""

@@ -48,7 +48,6 @@ class Found:
             smallest one surely at the target, by Student's t with the standard deviation pooled over all d. Either end
             is None where no d is sure. None altogether with a single seed: then the bracket is all that is known.
         tried: every d, ascending.
-        evaluations: how many gains were asked for.
     """
 
     target: float
@@ -56,7 +55,6 @@ class Found:
     high: int | None
     interval: tuple[int | None, int | None] | None
     tried: tuple[Tried, ...]
-    evaluations: int
 
 
 def search(
@@ -90,7 +88,7 @@ def search(
         place = _next(gains, lowest, highest, target, tolerance)
     tried = tuple(Tried(d, gains[d]) for d in sorted(gains))
     low, high = bracket({each.d: each.mean for each in tried}, target)
-    return Found(target, low, high, _interval(tried, target), tried, len(tried) * len(seeds))
+    return Found(target, low, high, _interval(tried, target), tried)
 
 
 def _next(

@@ -33,9 +33,9 @@ def test_a_monotone_curve_is_bracketed_to_the_tolerance(crossing, start, toleran
     assert found.low < crossing * (1 + 1e-9)  # rounding of the curve at the crossing itself
     assert crossing <= found.high * (1 + 1e-9)
     assert found.high / found.low <= tolerance or found.high - found.low == 1
-    assert len(asked) == len(set(asked)) == found.evaluations
+    assert len(asked) == len(set(asked)) == len(found.tried)
     # At most log₄(10⁶) ≈ 10 steps to the bracket, and then halvings of log 4 down to log 1.1.
-    assert found.evaluations <= 11 + math.ceil(math.log2(math.log(4) / math.log(1.1)))
+    assert len(asked) <= 11 + math.ceil(math.log2(math.log(4) / math.log(1.1)))
     assert found.interval is None  # one seed
 
 
