@@ -27,7 +27,7 @@ from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_anoth
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft.lora import B_BIAS
 from lorascope.weights.formats.peft.tokens import TOKENS
-from lorascope.weights.subspace import LAMBDA, THETA, subspace_of
+from lorascope.weights.random_subspace import LAMBDA, THETA, subspace_of
 
 
 @dataclass

@@ -37,7 +37,7 @@ from lorascope.errors import InputError
 from lorascope.linalg.projections import Name
 from lorascope.methods.full import refuse_codes
 from lorascope.updates.base import Update
-from lorascope.weights.subspace import LAMBDA, THETA, Plan, Projected, Subspace, derived_seed, subspace_of
+from lorascope.weights.random_subspace import LAMBDA, THETA, Plan, Projected, Subspace, derived_seed, subspace_of
 from lorascope.weights.tensors import InMemory
 
 Scope = Literal["global", "per-tensor"]

@@ -63,7 +63,7 @@ PAIRS = {
 
 
 @dataclass(frozen=True)
-class Family:
+class Algorithm:
     """One algorithm: the suffixes that give it away, the others it may have, and how a module of it is read."""
 
     name: str
@@ -81,18 +81,18 @@ class Lycoris(Format):
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         settings = Settings.of(bundle.metadata)
-        suffixes = {suffix for f in FAMILIES for suffix in (*f.marks, *f.others)}
+        suffixes = {suffix for f in ALGORITHMS for suffix in (*f.marks, *f.others)}
         groups = by_module(bundle.tensors, suffixes | {*VECTORS} | {*PAIRS})
         updates, methods = [], []
         lokr = _LokrRanks.of(bundle)
         for group in map(_without_stray_weight, map(_one_spelling, groups.values())):
             for suffix, reason in VECTORS.items():
                 group.skip(ledger, reason, (suffix,))
-            family = _family(group)
-            if family is None:
+            algorithm = _algorithm(group)
+            if algorithm is None:
                 continue
-            methods.append(family.name)
-            if update := family.read(group, ledger):
+            methods.append(algorithm.name)
+            if update := algorithm.read(group, ledger):
                 updates.append(_scaled_by(settings, group, lokr.rescaled(group, update, ledger)))
         kohya.skip_embeddings(bundle.tensors, ledger)
         names = resolve(groups, base, kohya.PREFIXES)
@@ -111,18 +111,18 @@ class Lycoris(Format):
         )
 
 
-def _family(group: KeyGroup) -> Family | None:
+def _algorithm(group: KeyGroup) -> Algorithm | None:
     """The algorithm of a module; None where it holds vectors only. InputError where it is none, or several."""
     rest = [suffix for suffix in group.keys if suffix not in VECTORS]
-    families = [family for family in FAMILIES if any(mark in group for mark in family.marks)]
-    strange = [group.keys[s] for s in rest if not any(s in (*f.marks, *f.others) for f in families)]
-    if len(families) > 1 or strange:
+    algorithms = [algorithm for algorithm in ALGORITHMS if any(mark in group for mark in algorithm.marks)]
+    strange = [group.keys[s] for s in rest if not any(s in (*f.marks, *f.others) for f in algorithms)]
+    if len(algorithms) > 1 or strange:
         raise InputError(
             f"{group.module} mixes the keys of several LyCORIS algorithms, or has keys of none",
             found=", ".join(group.keys.values()),
             expected="the keys of one algorithm",
         )
-    return families[0] if families else None
+    return algorithms[0] if algorithms else None
 
 
 @dataclass(frozen=True)
@@ -317,25 +317,25 @@ def _skips(reason: str) -> Callable[[KeyGroup, Ledger], None]:
     return lambda group, ledger: group.skip(ledger, reason)
 
 
-FAMILIES = (
-    Family("IA3", ("on_input",), ("weight",), _ia3),
-    Family("LoCon", ("lora_down.weight", "lora_up.weight", "lora_mid.weight"), COMMON, kohya.read_pair),
-    Family("LoHa", LOHA, COMMON, _loha),
-    Family("LoKr", LOKR, COMMON, _lokr),
-    Family("full", ("diff",), (), _full),
-    Family(
+ALGORITHMS = (
+    Algorithm("IA3", ("on_input",), ("weight",), _ia3),
+    Algorithm("LoCon", ("lora_down.weight", "lora_up.weight", "lora_mid.weight"), COMMON, kohya.read_pair),
+    Algorithm("LoHa", LOHA, COMMON, _loha),
+    Algorithm("LoKr", LOKR, COMMON, _lokr),
+    Algorithm("full", ("diff",), (), _full),
+    Algorithm(
         "OFT",
         ("oft_blocks",),
         ("rescale", "alpha"),
         _skips("OFT and BOFT rotate the base weight: ΔW = (R - I)·W, which lorascope does not model"),
     ),
-    Family(
+    Algorithm(
         "GLoRA",
         kohya.GLORA,
         ("bm.weight", "alpha", "scalar"),
         _skips("GLoRA's ΔW = W·A + B needs the base weight, and lorascope does not model it"),
     ),
-    Family(
+    Algorithm(
         "T-LoRA",
         ("q_layer.weight", "p_layer.weight", "lambda_layer"),
         ("alpha",),

@@ -26,8 +26,8 @@ from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.drawn import Drawn
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats, refuse_loss
+from lorascope.weights.random_subspace import LAMBDA, THETA, Plan, Projected, Subspace, subspace_of
 from lorascope.weights.safetensors import write_safetensors
-from lorascope.weights.subspace import LAMBDA, THETA, Plan, Projected, Subspace, subspace_of
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
