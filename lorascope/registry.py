@@ -81,8 +81,17 @@ class Registry(Generic[T]):
         self._load_plugins()
         return sorted(self._members)
 
+    def built_in(self) -> list[tuple[str, T]]:
+        """The members of the folder by name, and others that are imported already; plug-ins are not looked for."""
+        self._load_folder()
+        return sorted(self._members.items(), key=lambda item: item[0])
+
     def items(self) -> Iterator[tuple[str, T]]:
-        return ((name, self.get(name)) for name in self.names())
+        """The built-in members by name, then the plug-ins', which are looked for only once these are through."""
+        first = self.built_in()
+        yield from first
+        self._load_plugins()
+        yield from (item for item in self.built_in() if item not in first)
 
     def _is_built_in(self, module: str) -> bool:
         return f"{module}.".startswith(f"{self.folder}.")

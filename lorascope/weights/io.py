@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,10 +152,16 @@ def _refuse_shells(path: Path, tensors: Mapping[str, Stored]) -> None:
         )
 
 
+def _file_names() -> Iterator[str]:
+    """The names by which an adapter's weights are found in a folder, the commonest first."""
+    yield from _ADAPTERS
+    for _, format in formats.items():
+        yield from format.file_names
+
+
 def _weights_of(folder: Path) -> Path:
     """The one weights file of a folder."""
-    usual = (*_ADAPTERS, *(name for _, format in formats.items() for name in format.file_names))
-    for name in usual:
+    for name in _file_names():
         if (folder / name).is_file():
             return folder / name
     present = sorted(entry.name for entry in folder.iterdir())
@@ -171,7 +177,7 @@ def _weights_of(folder: Path) -> Path:
     foreign = [name for name in present if is_foreign(name)]
     if foreign:
         return folder / foreign[0]  # which is refused for what it is
-    below = sorted({str(path.parent) for name in usual for path in folder.glob(f"*/{name}")})
+    below = sorted({str(path.parent) for name in _file_names() for path in folder.glob(f"*/{name}")})
     raise InputError(
         f"{folder} holds no adapter",
         found=preview(present) or "an empty folder",
@@ -181,7 +187,8 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _claimant(bundle: Bundle) -> tuple[str, Format]:
-    claims = [(name, format) for name, format in formats.items() if format.claims(bundle)]
+    claims = [(name, format) for name, format in formats.built_in() if format.claims(bundle)]
+    claims = claims or [(name, format) for name, format in formats.items() if format.claims(bundle)]  # plug-ins'
     if len(claims) == 1:
         return claims[0]
     if claims:

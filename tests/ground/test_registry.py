@@ -185,7 +185,7 @@ def test_the_command_line_lists_a_plugins_method(site):
 
 
 def test_plugins_are_not_loaded_where_nobody_needs_them(site, lora_folder):
-    for arguments in (["--help"], ["analyze", "--help"], ["methods", "lora"]):
+    for arguments in (["--help"], ["analyze", str(lora_folder)], ["methods", "lora"]):
         code = f"from lorascope.cli.app import main; import sys; sys.argv[1:] = {arguments!r}\ntry: main()\n"
         code += f"except SystemExit: pass\n{LOADED}"
         done = python("-c", code, site=site)
