@@ -13,6 +13,7 @@ accurate SVDs of products). Float64 throughout, from whatever dtype the factors 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -117,8 +118,8 @@ class Factored:
         (left, of_left), (right_t, of_right) = _to_range(_double(self.left)), _to_range(_double(self.right.T))
         return left, right_t, (of_left, of_right)
 
-    def inner(self, other: "Matrix") -> float:
-        """⟨X, Y⟩ = tr(Xᵀ Y) of two matrices of one shape, in O((m + n) k k') where the other is factored, too."""
+    def inner(self, other: Any) -> float:
+        """⟨X, Y⟩ = tr(Xᵀ Y) of two matrices (`other` is a `Matrix`) of one shape; O((m + n) k k') where both are factored."""
         if self.shape != other.shape:
             raise ValueError(f"shapes differ: {self.shape} and {other.shape}")
         xp = namespace(self.left)
