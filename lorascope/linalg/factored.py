@@ -119,7 +119,7 @@ class Factored:
         return left, right_t, (of_left, of_right)
 
     def inner(self, other: Any) -> float:
-        """⟨X, Y⟩ = tr(Xᵀ Y) of two matrices (`other` is a `Matrix`) of one shape; O((m + n) k k') where both are factored."""
+        """⟨X, Y⟩ = tr(Xᵀ Y) with a `Matrix` of the same shape, in O((m + n) k k') where that is factored, too."""
         if self.shape != other.shape:
             raise ValueError(f"shapes differ: {self.shape} and {other.shape}")
         xp = namespace(self.left)
