@@ -85,7 +85,7 @@ def states(n: int = 120, width: int = 10, layers: int = 3, seed: int = 1) -> lis
     return [rng.standard_normal((n, width)).astype(np.float32) for _ in range(layers)]
 
 
-def made(rng: np.random.Generator, **how):
+def recorded(rng: np.random.Generator, **how) -> Recorded:
     base, other = states(), states(seed=2)
     turn = np.linalg.qr(rng.standard_normal((10, 10)))[0]
     rotated = [state @ turn * 3 for state in base]
@@ -95,7 +95,11 @@ def made(rng: np.random.Generator, **how):
         RunActivations("turned", "lora", modules, left, tuple(rotated)),
         RunActivations("far", "full", (), (), tuple(other)),
     ]
-    return run(Recorded(tuple(runs), tuple(base), np.arange(120), tokens=K, source="texts", **how))
+    return Recorded(tuple(runs), tuple(base), np.arange(120), tokens=K, source="texts", **how)
+
+
+def made(rng: np.random.Generator, **how):
+    return run(recorded(rng, **how))
 
 
 def test_rotated_states_are_the_same_and_independent_ones_as_by_chance(rng):

@@ -1,5 +1,6 @@
 """What every registered analysis promises, covered by its registration alone."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -10,24 +11,30 @@ import pytest
 
 from lorascope.analyses.base import Analysis, Metric, analyses
 from lorascope.blocks import Block, Finding
+from lorascope.errors import InputError
 from lorascope.report import html, terminal
 from lorascope.weights import io
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.files import Tensors
 from lorascope.weights.tensors import InMemory
+from tests.analyses import test_activations, test_dimension
 
 NAMES = [name for name, each in analyses.items() if isinstance(each, Analysis)]
-OF_ADAPTERS = [name for name in NAMES if "adapter" in analyses.get(name).takes]
+TRIED = [name for name in NAMES if "checkpoints" not in analyses.get(name).takes]
 
 
-@pytest.fixture(scope="module", params=OF_ADAPTERS)
+@pytest.fixture(scope="module", params=TRIED)
 def result(request, lora_folder):
     analysis = analyses.get(request.param)
     return analysis.run(*inputs_of(analysis, io.read(lora_folder)))
 
 
 def inputs_of(analysis: Analysis, adapter) -> tuple:
-    """What an analysis of adapters is run on."""
+    """What an analysis is run on, by what it takes."""
+    if analysis.takes == "runs":
+        return ([test_dimension.full_candidate(), test_dimension.lora_candidate(2, 0.95)],)
+    if analysis.takes == "run and texts":
+        return (test_activations.recorded(np.random.default_rng(0)),)
     if analysis.takes == "adapters":
         return ([adapter] * 3,)
     if analysis.takes == "adapter":
@@ -65,9 +72,22 @@ def test_findings_and_page_can_be_drawn(result, tmp_path):
     assert "\n" not in repr(result)
 
 
-def test_a_pattern_that_is_none_or_matches_nothing_is_refused(result, lora_folder):
-    from lorascope.errors import InputError
+def test_every_figure_can_be_drawn_or_there_is_nothing_to_draw(result):
+    import matplotlib
 
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for name in analyses.get(result.analysis).plots:
+        axes = pyplot.figure().add_subplot()
+        with contextlib.suppress(InputError):
+            assert result.plot(name, axes) is axes
+        pyplot.close("all")
+    with pytest.raises(InputError, match="no plot"):
+        result.plot("no_such_figure")
+
+
+def test_a_pattern_that_is_none_or_matches_nothing_is_refused(result, lora_folder):
     analysis = analyses.get(result.analysis)
     inputs = inputs_of(analysis, io.read(lora_folder))
     for pattern in ("(", "no_such_module"):
