@@ -10,7 +10,7 @@ from lorascope.analyses.dimension import functional, sizes, spectra
 from lorascope.analyses.dimension.functional import Baseline, Curve, OnProgress, Truncations
 from lorascope.analyses.dimension.inputs import families, freedom, is_vector, matrices
 from lorascope.analyses.dimension.result import DimensionResult, FullRun
-from lorascope.analyses.dimension.sizes import TrainedRun
+from lorascope.analyses.dimension.sizes import Family, TrainedRun
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum, Parts, Split
 from lorascope.analyses.toolkit import choose, group
 from lorascope.architectures import module_types
@@ -34,7 +34,7 @@ def run(
     texts: Mapping[str, Any] | None = None,
     search: Search | None = None,
     on_progress: OnProgress = lambda what: None,
-) -> DimensionResult:  # each of them is a choice of its own
+) -> DimensionResult:
     """Measure the runs: every score is on the same texts, which whoever opens the runs has seen to (`training.runs`).
 
     Args:
@@ -53,30 +53,17 @@ def run(
     """
     check_same_task([each.facts for each in candidates])
     work = _Work(modules, baseline, tuple(draws), on_progress)
-    kept, rest = work.choose([each for each in candidates if each.facts.method == FULL and not each.facts.diverged])
-    full = tuple(work.full(each, first=i == 0) for i, each in enumerate(kept))
+    full, rest = work.full_runs([each for each in candidates if each.facts.method == FULL and not each.facts.diverged])
     splits = work.splits() if len(full) > 1 else ()
-    work.base = Baseline(
-        float(np.mean([each.base.start for each in full])), float(np.mean([each.base.end for each in full]))
-    )
-    others = [*rest, *(each for each in candidates if each.facts.method != FULL and not each.facts.diverged)]
-    record: Mapping[str, Any] | None = None
-    if search is not None:
-        more, record = search(work.gain)
-        seen = {each.facts.path for each in candidates}
-        more = [each for each in more if each.facts.path not in seen]
-        check_same_task([*(each.facts for each in candidates), *(each.facts for each in more)])
-        candidates = [*candidates, *more]
-        others += [each for each in more if not each.facts.diverged]
-    runs, adapters, truncated = work.others(others)
-    accuracy = float(np.mean([each.accuracy for each in full]))
-    by_family = sorted(group(runs, "family").items())
+    candidates, record = _with_searched(candidates, search, work.gain)
+    others = [each for each in candidates if each.facts.method != FULL and not each.facts.diverged]
+    runs, adapters, truncated = work.others([*rest, *others])
     return DimensionResult(
         full=full,
         spectra=work.spectra,
         splits=splits,
         runs=runs,
-        families=tuple(each for name, of in by_family if (each := sizes.family(name, of, accuracy)) is not None),
+        families=_families(runs, full),
         adapters=adapters,
         truncated=truncated,
         base=work.base,
@@ -88,6 +75,25 @@ def run(
         search=record,
         skipped=tuple(work.skipped),
     )
+
+
+def _families(runs: Sequence[TrainedRun], full: Sequence[FullRun]) -> tuple[Family, ...]:
+    accuracy = float(np.mean([each.accuracy for each in full]))
+    by_size = [sizes.family(name, members, accuracy) for name, members in sorted(group(runs, "family").items())]
+    return tuple(each for each in by_size if each is not None)
+
+
+def _with_searched(
+    candidates: Sequence[Run], search: Search | None, gain: Gain
+) -> tuple[Sequence[Run], Mapping[str, Any] | None]:
+    """The candidates with those that the search trained, and its record."""
+    if search is None:
+        return candidates, None
+    trained, record = search(gain)
+    seen = {each.facts.path for each in candidates}
+    candidates = [*candidates, *(each for each in trained if each.facts.path not in seen)]
+    check_same_task([each.facts for each in candidates])
+    return candidates, record
 
 
 @dataclass
@@ -117,18 +123,24 @@ class _Work:
         gain = self.base.recovered(self.score(candidate.facts, candidate.open())[0])
         return np.nan if gain is None else gain
 
-    def choose(self, full: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-        """The full runs that differ in their seed alone, of the best held-out loss; and the others."""
+    def full_runs(self, candidates: Sequence[Run]) -> tuple[tuple[FullRun, ...], list[Run]]:
+        """The full runs that differ in their seed alone, of the best held-out loss, measured; and the others.
+
+        Their means are what all gains are measured by.
+        """
         groups: dict[str, list[Run]] = {}
-        for each in full:
+        for each in candidates:
             facts = each.facts
-            training = {key: value for key, value in facts.training.items() if key != "seed"}
+            training = {key: setting for key, setting in facts.training.items() if key != "seed"}
             groups.setdefault(repr((facts.settings, facts.optim, training)), []).append(each)
-        if len(groups) == 1:
-            return list(full), []
-        losses = {key: np.mean([self.score(e.facts, e.open())[0] for e in members]) for key, members in groups.items()}
-        best = min(losses, key=lambda key: losses[key])
-        return groups[best], [each for key, members in groups.items() if key != best for each in members]
+        best = next(iter(groups))
+        if len(groups) > 1:
+            losses = {key: np.mean([self.score(e.facts, e.open())[0] for e in of]) for key, of in groups.items()}
+            best = min(losses, key=lambda key: losses[key])
+        full = tuple(self.full(each, first=i == 0) for i, each in enumerate(groups[best]))
+        start, end = (float(np.mean([getattr(each.base, at) for each in full])) for at in ("start", "end"))
+        self.base = Baseline(start, end)
+        return full, [each for key, members in groups.items() if key != best for each in members]
 
     def full(self, candidate: Run, first: bool) -> FullRun:
         """Everything about one full fine-tuning run; the controls of the first one only."""

@@ -226,7 +226,7 @@ class ResizeResult(Result):
         }
 
 
-def run(
+def run(  # every argument is a choice of its own
     adapter: Adapter,
     rules: Sequence[Rule] = (),
     *,
@@ -237,7 +237,7 @@ def run(
     evaluate: Evaluate | None = None,
     scored_on: str = "",
     progress: Callable[[list], Iterable] = iter,
-) -> ResizeResult:  # what each of these changes is a choice of its own
+) -> ResizeResult:
     """What each rule makes of `adapter`.
 
     Args:
@@ -259,35 +259,64 @@ def run(
     wanted = set(choose(adapter.updates, modules))
     with one_thread():
         decomposed = truncation.decompose(adapter, base, progress)
-        spectra = [one for one in decomposed.spectra if one.name in wanted]
-        if not spectra:
+        work = _Work(adapter, decomposed.spectra, wanted, base, dtype, build, evaluate, progress)
+        if not work.chosen:
             raise InputError(f"--modules {modules!r} matches no module with a rank to reduce")
-        full_ranks = {one.name: len(one.values) for one in decomposed.spectra}
-        plans, resized = [], None
-        for rule in rules or _usual(spectra):
-            ranks = full_ranks | rule.ranks(spectra)
-            truncated = None
-            if build or evaluate is not None:
-                if not any(ranks.values()):
-                    raise InputError(f"{rule.label} leaves no module with a direction", hint="allow more")
-                truncated = truncation.truncate(adapter, ranks, base, dtype, progress)
-            score = None
-            if evaluate is not None and truncated is not None:
-                score = evaluate({name: update.delta() for name, update in truncated.updates.items()})
-            rows = _modules(decomposed.spectra, ranks, truncated)
-            plans.append(Plan(rule.label, rule.counts, rows, *_uniform(decomposed.spectra, wanted, ranks), score))
-            if build and truncated is not None:
-                resized = truncation.resized(adapter, truncated, base)
-        scores = {}
-        if evaluate is not None:
-            deltas = {one.name: truncation.delta(adapter.updates[one.name], base) for one in decomposed.spectra}
-            scores = {"base": evaluate({}), "before": evaluate(deltas)}
-    kinds = ", ".join(sorted({update.kind for update in adapter.updates.values()}))
-    before = sum(len(one.values) * one.cost for one in decomposed.spectra)
+        plans = tuple(work.plan(rule) for rule in rules or _usual(work.chosen))
+        scores = work.scores()
     return ResizeResult(
-        adapter.source, kinds, tuple(plans), before, decomposed.skipped, dtype, scores, scored_on, adapter.notes,
-        resized,
-    )  # fmt: skip
+        source=adapter.source,
+        kind=", ".join(sorted({update.kind for update in adapter.updates.values()})),
+        plans=plans,
+        parameters_before=sum(len(one.values) * one.cost for one in decomposed.spectra),
+        skipped=decomposed.skipped,
+        dtype=dtype,
+        scores=scores,
+        scored_on=scored_on,
+        notes=adapter.notes,
+        resized=work.resized,
+    )
+
+
+@dataclass
+class _Work:
+    """What one call works on, and the adapter that it builds."""
+
+    adapter: Adapter
+    spectra: tuple[Spectrum, ...]
+    wanted: set[str]
+    base: Checkpoint | None
+    dtype: str | None
+    build: bool
+    evaluate: Evaluate | None
+    progress: Callable[[list], Iterable]
+    resized: Adapter | None = None
+
+    @property
+    def chosen(self) -> list[Spectrum]:
+        """Of the modules whose rank may change."""
+        return [one for one in self.spectra if one.name in self.wanted]
+
+    def plan(self, rule: Rule) -> Plan:
+        ranks = {one.name: len(one.values) for one in self.spectra} | rule.ranks(self.chosen)
+        truncated = score = None
+        if self.build or self.evaluate is not None:
+            if not any(ranks.values()):
+                raise InputError(f"{rule.label} leaves no module with a direction", hint="allow more")
+            truncated = truncation.truncate(self.adapter, ranks, self.base, self.dtype, self.progress)
+            if self.evaluate is not None:
+                score = self.evaluate({name: update.delta() for name, update in truncated.updates.items()})
+            if self.build:
+                self.resized = truncation.resized(self.adapter, truncated, self.base)
+        modules, uniform = _modules(self.spectra, ranks, truncated), _uniform(self.spectra, self.wanted, ranks)
+        return Plan(rule.label, rule.counts, modules, *uniform, score)
+
+    def scores(self) -> dict[str, Mapping[str, Any]]:
+        """Without ΔW, and with all of it; empty where nothing is evaluated."""
+        if self.evaluate is None:
+            return {}
+        deltas = {one.name: truncation.delta(self.adapter.updates[one.name], self.base) for one in self.spectra}
+        return {"base": self.evaluate({}), "before": self.evaluate(deltas)}
 
 
 def _usual(spectra: Sequence[Spectrum]) -> list[Rule]:
