@@ -16,8 +16,6 @@ from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.files import Tensors
 from lorascope.weights.tensors import InMemory
 
-RNG = np.random.default_rng(5)
-
 
 def checkpoint(**weights) -> Checkpoint:
     stored = {f"{name}.weight": InMemory(np.asarray(w), "F64") for name, w in weights.items()}
@@ -38,8 +36,8 @@ def one(weight, b, a, **options):
 
 
 @pytest.mark.parametrize(("m", "n"), [(30, 30), (40, 25), (25, 40)])
-def test_every_measure_against_dense_numpy(m, n):
-    weight, b, a = RNG.standard_normal((m, n)), RNG.standard_normal((m, 3)), RNG.standard_normal((3, n))
+def test_every_measure_against_dense_numpy(rng, m, n):
+    weight, b, a = rng.standard_normal((m, n)), rng.standard_normal((m, 3)), rng.standard_normal((3, n))
     found = one(weight, b, a)
     u, _, vh = (part[:, :3] if i == 0 else part[:3] for i, part in enumerate(np.linalg.svd(b @ a)))
     w_u, w_s, w_vh = np.linalg.svd(weight, full_matrices=False)
@@ -58,8 +56,8 @@ def test_every_measure_against_dense_numpy(m, n):
     assert abs(found.z) < 5
 
 
-def test_along_w_and_across_it():
-    u, v = (np.linalg.qr(RNG.standard_normal((40, 40)))[0] for _ in range(2))
+def test_along_w_and_across_it(rng):
+    u, v = (np.linalg.qr(rng.standard_normal((40, 40)))[0] for _ in range(2))
     weight = (u * np.linspace(10, 0.1, 40)) @ v.T
     along = one(weight, u[:, :2], v[:, :2].T)
     assert along.inside == pytest.approx(along.top)
@@ -72,8 +70,8 @@ def test_along_w_and_across_it():
     assert least.amplification > least.amplification_random
 
 
-def test_the_factors_gauge_the_layout_and_the_rank_that_is_there_decide():
-    weight, b, a = RNG.standard_normal((20, 30)), RNG.standard_normal((20, 2)), RNG.standard_normal((2, 30))
+def test_the_factors_gauge_the_layout_and_the_rank_that_is_there_decide(rng):
+    weight, b, a = rng.standard_normal((20, 30)), rng.standard_normal((20, 2)), rng.standard_normal((2, 30))
     plain = one(weight, b, a)
     doubled = one(weight, np.hstack([b, b]), np.vstack([a, a]) / 2)  # rank 2 in factors of 4
     assert doubled.directions == 2
@@ -93,8 +91,8 @@ def test_the_factors_gauge_the_layout_and_the_rank_that_is_there_decide():
     assert found.inside == pytest.approx(plain.inside)
 
 
-def test_dora_takes_the_whole_change():
-    weight, b, a = RNG.standard_normal((20, 24)), RNG.standard_normal((20, 2)), RNG.standard_normal((2, 24))
+def test_dora_takes_the_whole_change(rng):
+    weight, b, a = rng.standard_normal((20, 24)), rng.standard_normal((20, 2)), rng.standard_normal((2, 24))
     m = np.linalg.norm(weight, axis=1) * np.linspace(0.5, 2, 20)
     roles = {"A": InMemory(a, "F64"), "B": InMemory(b, "F64"), "m": InMemory(m, "F64")}
     dora = Update("q", "magnitude", roles, 0.1)
@@ -105,23 +103,23 @@ def test_dora_takes_the_whole_change():
     assert found.inside == pytest.approx(np.linalg.norm(u[:, :r].T @ weight @ vh[:r].T))
 
 
-def test_equal_singular_values_of_w_are_not_divided():
-    u, v = (np.linalg.qr(RNG.standard_normal((30, 30)))[0] for _ in range(2))
+def test_equal_singular_values_of_w_are_not_divided(rng):
+    u, v = (np.linalg.qr(rng.standard_normal((30, 30)))[0] for _ in range(2))
     sigma = np.concatenate([[3.0, 3.0, 3.0], np.linspace(2, 1, 27)])
-    b, a = RNG.standard_normal((30, 2)), RNG.standard_normal((2, 30))
+    b, a = rng.standard_normal((30, 2)), rng.standard_normal((2, 30))
     found = []
     for _ in range(2):
         turn = np.eye(30)
-        turn[:3, :3] = np.linalg.qr(RNG.standard_normal((3, 3)))[0]
+        turn[:3, :3] = np.linalg.qr(rng.standard_normal((3, 3)))[0]
         found.append(one((u @ turn * sigma) @ (v @ turn).T, b, a))
     assert [f.left["r"].j for f in found] == [3, 3]  # not 2: that would be no subspace of W
     assert found[0].left["r"].phi == pytest.approx(found[1].left["r"].phi, abs=1e-9)
 
 
-def test_a_large_weight_is_not_decomposed_unless_it_was(monkeypatch, tmp_path):
+def test_a_large_weight_is_not_decomposed_unless_it_was(rng, monkeypatch, tmp_path):
     monkeypatch.setattr(against_base, "EXACT", 50)
-    weight, b, a = RNG.standard_normal((120, 100)), RNG.standard_normal((120, 2)), RNG.standard_normal((2, 100))
-    weight += 60 * np.outer(RNG.standard_normal(120), RNG.standard_normal(100)) / 110
+    weight, b, a = rng.standard_normal((120, 100)), rng.standard_normal((120, 2)), rng.standard_normal((2, 100))
+    weight += 60 * np.outer(rng.standard_normal(120), rng.standard_normal(100)) / 110
     cache = SvdCache(tmp_path)
     quick = one(weight, b, a, cache=cache)
     assert (quick.method, cache.computed) == ("randomised", 0)
@@ -137,8 +135,8 @@ def test_a_large_weight_is_not_decomposed_unless_it_was(monkeypatch, tmp_path):
     assert list(exact.left) == ["r", "tenth"]
 
 
-def test_what_cannot_be_measured_is_listed_and_the_rest_drawn():
-    weight, b, a = RNG.standard_normal((20, 24)), RNG.standard_normal((20, 2)), RNG.standard_normal((2, 24))
+def test_what_cannot_be_measured_is_listed_and_the_rest_drawn(rng):
+    weight, b, a = rng.standard_normal((20, 24)), rng.standard_normal((20, 2)), rng.standard_normal((2, 24))
     whole = adapter(**{"layers.0.q": (b, a), "layers.1.q": (b, 2 * a), "zero": (0 * b, a), "gone": (b, a)})
     base = checkpoint(**dict.fromkeys(("layers.0.q", "layers.1.q", "zero"), weight))
     result = against_base.run(whole, base)

@@ -18,10 +18,9 @@ from lorascope.weights.tensors import InMemory
 from tests.weights import examples
 
 M, N, LAYERS = 96, 128, 4
-RNG = np.random.default_rng(11)
 
 
-def orthonormal(m: int, k: int, rng=RNG) -> np.ndarray:
+def orthonormal(rng: np.random.Generator, m: int, k: int) -> np.ndarray:
     return np.linalg.qr(rng.standard_normal((m, k)))[0]
 
 
@@ -46,7 +45,7 @@ def lora(path: str, seed: int, rank: int = 4, init: int | None = None, task: int
         a += 0.1 * rng.standard_normal(a.shape) / N**0.5
         b = rng.standard_normal((M, rank))
         if task is not None:
-            common = orthonormal(M, 2, np.random.default_rng([9, task, layer]))
+            common = np.linalg.qr(np.random.default_rng([9, task, layer]).standard_normal((M, 2)))[0]
             b = common @ rng.standard_normal((2, rank)) * 10 + 0.1 * b
         updates.append(update(name(layer), b, a))
     return adapter(path, updates)
@@ -87,9 +86,9 @@ def test_independent_adapters_are_at_the_chance_level():
     assert abs(found["cosine"]) < 5 / np.sqrt(M * N)
 
 
-def test_planted_angles_come_back_on_the_side_where_they_are():
+def test_planted_angles_come_back_on_the_side_where_they_are(rng):
     angles = np.array([1e-6, 0.4, 1.0])
-    frame, right = orthonormal(M, 6), [orthonormal(N, 3), orthonormal(N, 3)]
+    frame, right = orthonormal(rng, M, 6), [orthonormal(rng, N, 3), orthonormal(rng, N, 3)]
     u, v = frame[:, :3], frame[:, :3] * np.cos(angles) + frame[:, 3:] * np.sin(angles)
     sigma = np.array([3.0, 2.0, 1.0])
     sides = [adapter(str(k), [update(name(0), side * sigma, right[k].T)]) for k, side in enumerate((u, v))]
@@ -102,11 +101,11 @@ def test_planted_angles_come_back_on_the_side_where_they_are():
     assert row["right"]["p"] > 1e-3
 
 
-def test_one_update_in_two_gauges_stored_in_float32():
+def test_one_update_in_two_gauges_stored_in_float32(rng):
     one = lora("a", 0, rank=4)
     turned = []
     for old in one.updates.values():
-        roles, gauge = old.read(), RNG.standard_normal((4, 4))
+        roles, gauge = old.read(), rng.standard_normal((4, 4))
         b, a = roles["B"] @ gauge, np.linalg.solve(gauge, roles["A"])
         turned.append(update(old.name, b.astype(np.float32), a.astype(np.float32)))
     result = compare.run([one, adapter("b", turned)])
@@ -120,13 +119,13 @@ def test_one_update_in_two_gauges_stored_in_float32():
     assert not any("initialisation" in finding.text for finding in result.findings)
 
 
-def test_more_rank_in_the_file_than_in_the_update():
+def test_more_rank_in_the_file_than_in_the_update(rng):
     """Two columns of B depend on the others, up to float32: they are no directions of the update."""
     one = lora("a", 0, rank=4)
     padded = []
     for old in one.updates.values():
         b, a = old.read()["B"], old.read()["A"]
-        mix = RNG.standard_normal((6, 6))
+        mix = rng.standard_normal((6, 6))
         b, a = np.concatenate([b, np.zeros((M, 2))], 1) @ mix, np.linalg.solve(mix, np.concatenate([a, a[:2]]))
         padded.append(update(old.name, b.astype(np.float32), a.astype(np.float32)))
     row = only(compare.run([one, adapter("b", padded)]))["modules"][0]
@@ -134,10 +133,10 @@ def test_more_rank_in_the_file_than_in_the_update():
     assert row["cosine"] == pytest.approx(1, abs=1e-5)
 
 
-def test_equal_singular_values_have_no_order():
+def test_equal_singular_values_have_no_order(rng):
     """σ = 2, 1, 1: φ(2, ·) is left out, and what remains does not depend on the basis that the factors bring."""
-    left, right = orthonormal(M, 3), orthonormal(N, 3)
-    other = [update(name(0), RNG.standard_normal((M, 2)), RNG.standard_normal((2, N)))]
+    left, right = orthonormal(rng, M, 3), orthonormal(rng, N, 3)
+    other = [update(name(0), rng.standard_normal((M, 2)), rng.standard_normal((2, N)))]
     grids = []
     for turn in (0.0, 0.9):
         mix = np.eye(3)
@@ -178,24 +177,24 @@ def test_a_seed_shared_by_the_first_module_only():
     assert "1 of 4 modules" in result.findings[0].text
 
 
-def test_subspaces_trained_alike_are_not_taken_for_a_shared_seed():
+def test_subspaces_trained_alike_are_not_taken_for_a_shared_seed(rng):
     """The right spaces agree in half of their directions, the rows do not: no word of an initialisation."""
-    common = orthonormal(N, 2)
+    common = orthonormal(rng, N, 2)
     sides = []
     for k in range(2):
-        a = RNG.standard_normal((4, 2)) @ common.T * 3 + RNG.standard_normal((4, N)) / N**0.5
-        sides.append(adapter(str(k), [update(name(0), RNG.standard_normal((M, 4)), a)]))
+        a = rng.standard_normal((4, 2)) @ common.T * 3 + rng.standard_normal((4, N)) / N**0.5
+        sides.append(adapter(str(k), [update(name(0), rng.standard_normal((M, 4)), a)]))
     row = only(compare.run(sides))["modules"][0]
     assert row["right"]["p"] < 1e-6
     assert not row["initialisation"]["shared"]
 
 
 @pytest.mark.parametrize("cosine", [0.6, -0.9])
-def test_a_single_row_trained_to_one_direction_is_not_taken_for_a_shared_seed(cosine):
+def test_a_single_row_trained_to_one_direction_is_not_taken_for_a_shared_seed(rng, cosine):
     """Rank 1: two rows that training turned to one direction, or to its opposite, agree as no four rows would."""
-    direction, other = orthonormal(N, 2).T
+    direction, other = orthonormal(rng, N, 2).T
     rows = [direction, cosine * direction + (1 - cosine**2) ** 0.5 * other]
-    pair = [adapter(str(k), [update(name(0), RNG.standard_normal((M, 1)), row[None])]) for k, row in enumerate(rows)]
+    pair = [adapter(str(k), [update(name(0), rng.standard_normal((M, 1)), row[None])]) for k, row in enumerate(rows)]
     row = only(compare.run(pair))["modules"][0]
     assert row["initialisation"]["row_cosine"] == pytest.approx(cosine)
     assert not row["initialisation"]["shared"]
@@ -225,11 +224,11 @@ def test_other_shapes_are_listed_and_not_compared():
     assert "96×129" in item.reason
 
 
-def test_against_a_dense_update_and_what_needs_the_base():
+def test_against_a_dense_update_and_what_needs_the_base(rng):
     """The dense ΔW is one adapter's and a little noise: its leading directions hold the adapter's."""
     one = lora("a", 0)
     dense = [
-        Update(u.name, "dense", {"delta": InMemory(u.delta().dense() + 1e-3 * RNG.standard_normal((M, N)))})
+        Update(u.name, "dense", {"delta": InMemory(u.delta().dense() + 1e-3 * rng.standard_normal((M, N)))})
         for u in list(one.updates.values())[:3]
     ]
     scaling = Update(name(3), "scaling", {"out_scale": InMemory(np.ones(M))})
@@ -243,13 +242,13 @@ def test_against_a_dense_update_and_what_needs_the_base():
     assert [item.name for item in result.skipped if item.adapter] == [name(3)]
 
 
-def test_large_dense_updates_by_their_leading_directions(monkeypatch):
+def test_large_dense_updates_by_their_leading_directions(rng, monkeypatch):
     """A dense ΔW of three strong directions and noise, decomposed whole and by its leading directions alone."""
     from lorascope.analyses import subspaces
 
     one = adapter("a", [lora("a", 0).updates[name(0)]])
-    noise = [1e-3 * RNG.standard_normal((M, N)) for _ in range(2)]
-    strong = orthonormal(M, 3) * [3.0, 2.0, 1.0] @ orthonormal(N, 3).T
+    noise = [1e-3 * rng.standard_normal((M, N)) for _ in range(2)]
+    strong = orthonormal(rng, M, 3) * [3.0, 2.0, 1.0] @ orthonormal(rng, N, 3).T
     part = one.updates[name(0)].delta().dense()
     full = [
         adapter(f"full{k}", [Update(name(0), "dense", {"delta": InMemory(strong + 0.1 * part + x)})])
@@ -273,10 +272,10 @@ def test_large_dense_updates_by_their_leading_directions(monkeypatch):
         assert subspaces.RANDOMISED in x["notes"]
 
 
-def test_zero_and_broken_updates():
+def test_zero_and_broken_updates(rng):
     one, two = lora("a", 0), lora("b", 1)
-    zero = update(name(0), np.zeros((M, 4)), RNG.standard_normal((4, N)))
-    broken = update(name(1), np.full((M, 4), np.nan), RNG.standard_normal((4, N)))
+    zero = update(name(0), np.zeros((M, 4)), rng.standard_normal((4, N)))
+    broken = update(name(1), np.full((M, 4), np.nan), rng.standard_normal((4, N)))
     result = compare.run([one, adapter("b", [zero, broken, *list(two.updates.values())[2:]])])
     rows = {row["name"]: row for row in only(result)["modules"]}
     assert rows[name(0)]["cosine"] is None
@@ -357,23 +356,23 @@ def test_every_format_and_kind_is_the_dense_update_it_stands_for(format, build, 
             assert rows[module]["cosine"] == pytest.approx(1, abs=max(1e-6, 10 * example.tolerance)), module
 
 
-def test_the_chance_marked_on_a_mean_over_widths_is_the_mean():
+def test_the_chance_marked_on_a_mean_over_widths_is_the_mean(rng):
     """Modules in R^96 and R^24: by chance their mean φ(4, 4) is the mean of 4/96 and 4/24."""
     sides = []
     for path in "ab":
-        b, a = RNG.standard_normal((24, 4)), RNG.standard_normal((4, N))
+        b, a = rng.standard_normal((24, 4)), rng.standard_normal((4, N))
         sides.append(adapter(path, [lora(path, ord(path)).updates[name(0)], update("model.layers.0.k_proj", b, a)]))
     grid = next(b for b in compare.run(sides).blocks() if isinstance(b, Heatmap) and "left" in b.title)
     assert [mark[0] for mark in grid.measures[0].marks] == pytest.approx([(1 / 96 + 1 / 24) / 2, (4 / 96 + 4 / 24) / 2])
 
 
-def test_replicas_are_their_own_modules_and_no_base_layer_s(tmp_path):
+def test_replicas_are_their_own_modules_and_no_base_layer_s(rng, tmp_path):
     """Two adapters of one replicated model agree module by module, with the base as without it."""
     from safetensors.numpy import save_file
 
     from lorascope.weights.checkpoint import open_checkpoint
 
-    weights = {f"model.layers.{i}.q_proj.weight": RNG.standard_normal((M, N)).astype("f4") for i in range(2)}
+    weights = {f"model.layers.{i}.q_proj.weight": rng.standard_normal((M, N)).astype("f4") for i in range(2)}
     save_file(weights, tmp_path / "model.safetensors")
     base = open_checkpoint(tmp_path)
     source = {0: 0, 1: 0, 2: 1}
@@ -381,7 +380,7 @@ def test_replicas_are_their_own_modules_and_no_base_layer_s(tmp_path):
     def replicated(label):
         made = []
         for layer, origin in source.items():
-            one = update(f"model.layers.{layer}.q_proj", RNG.standard_normal((M, 2)), RNG.standard_normal((2, N)))
+            one = update(f"model.layers.{layer}.q_proj", rng.standard_normal((M, 2)), rng.standard_normal((2, N)))
             note = f"a replica of the base's layer {origin}"
             made.append(replace(one, base_weight=f"model.layers.{origin}.q_proj", notes=(note,)))
         return adapter(label, made)

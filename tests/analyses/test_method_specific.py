@@ -22,8 +22,6 @@ from lorascope.weights.tensors import InMemory
 from tests.cli.command import lorascope
 from tests.weights import examples_peft
 
-RNG = np.random.default_rng(0)
-
 
 def adapter(*updates: Update, **settings) -> Adapter:
     return Adapter({update.name: update for update in updates}, settings)
@@ -177,9 +175,9 @@ def test_veras_input_overlaps_against_dense_decompositions(tmp_path):
     assert group["null"]["shared_space"] == group["k"] / 5
 
 
-def test_the_null_of_the_span_is_the_mean_over_all_orders():
+def test_the_null_of_the_span_is_the_mean_over_all_orders(rng):
     """All 120 orders of b, dense: mean numerator over mean denominator."""
-    a, big_b, d, b = RNG.standard_normal((2, 6)), RNG.standard_normal((5, 2)), RNG.random(2), RNG.random(5) - 0.3
+    a, big_b, d, b = rng.standard_normal((2, 6)), rng.standard_normal((5, 2)), rng.random(2), rng.random(5) - 0.3
     row = section(adapter(vera("q", a, big_b, d, b)), "vera").rows[0]
     span, _ = np.linalg.qr(big_b)
     within = whole = 0.0
@@ -190,9 +188,9 @@ def test_the_null_of_the_span_is_the_mean_over_all_orders():
     assert row["null"]["in_span_b"] == pytest.approx(within / whole, rel=1e-12)
 
 
-def test_a_constant_b_stays_in_the_span_and_random_signs_leave_it():
-    a, big_b = RNG.standard_normal((8, 64)), RNG.standard_normal((400, 8))
-    signs = RNG.permutation(np.repeat([-1.0, 1.0], 200))
+def test_a_constant_b_stays_in_the_span_and_random_signs_leave_it(rng):
+    a, big_b = rng.standard_normal((8, 64)), rng.standard_normal((400, 8))
+    signs = rng.permutation(np.repeat([-1.0, 1.0], 200))
     rows = section(
         adapter(vera("0.q", a, big_b, np.ones(8), np.full(400, 0.3)), vera("1.q", a, big_b, np.ones(8), signs)), "vera"
     ).rows
@@ -203,12 +201,12 @@ def test_a_constant_b_stays_in_the_span_and_random_signs_leave_it():
     assert rows[1]["null"]["in_span_b"] == pytest.approx(0.02, rel=0.2)  # leverages and lengths are not independent
 
 
-def test_learned_overlap_stands_out_from_what_sharing_forces():
+def test_learned_overlap_stands_out_from_what_sharing_forces(rng):
     """Eight modules that raise the same entry of d: shuffled, they raise different ones."""
-    a, big_b = RNG.standard_normal((64, 256)), RNG.standard_normal((128, 64))
+    a, big_b = rng.standard_normal((64, 256)), rng.standard_normal((128, 64))
     d = np.full(64, 0.05)
     d[5] = 1.0  # then 86 % of the energy is in this row of A
-    modules = [vera(f"{i}.q", a, big_b, d, RNG.standard_normal(128)) for i in range(8)]
+    modules = [vera(f"{i}.q", a, big_b, d, rng.standard_normal(128)) for i in range(8)]
     part = section(adapter(*modules, d_initial=0.1), "vera")
     (group,) = part.summary["inputs"]
     assert group["overlap"] > 0.9
@@ -217,9 +215,9 @@ def test_learned_overlap_stands_out_from_what_sharing_forces():
     assert {type(block) for block in part.blocks} >= {Lines, Heatmap}
 
 
-def test_modules_are_compared_only_where_they_share_a():
+def test_modules_are_compared_only_where_they_share_a(rng):
     own = [
-        vera(f"{i}.q", RNG.standard_normal((3, 9)), RNG.standard_normal((7, 3)), [1, 2, 3], np.ones(7)) for i in (0, 1)
+        vera(f"{i}.q", rng.standard_normal((3, 9)), rng.standard_normal((7, 3)), [1, 2, 3], np.ones(7)) for i in (0, 1)
     ]
     part = section(adapter(*own), "vera")
     assert part.summary["inputs"] == []
@@ -263,47 +261,49 @@ def test_ranks_kept_in_a_pruned_file_of_peft(tmp_path):
     assert "1 of 2 modules have no rank left" in texts(part)
 
 
-def triplet(name: str, e, d_in: int = 6, d_out: int = 8) -> Update:
+def triplet(rng: np.random.Generator, name: str, e, d_in: int = 6, d_out: int = 8) -> Update:
     e = np.asarray(e, float)
-    a, b = RNG.standard_normal((len(e), d_in)), RNG.standard_normal((d_out, len(e)))
+    a, b = rng.standard_normal((len(e), d_in)), rng.standard_normal((d_out, len(e)))
     return update(name, "triplet", A=a, B=b, E=e[:, None])
 
 
-def test_the_budget_met_exactly_is_a_note():
-    part = section(adapter(triplet("0.q", [1, 0, 2]), triplet("1.q", [0, 0, 3]), init_r=3, target_r=1), "triplet")
+def test_the_budget_met_exactly_is_a_note(rng):
+    part = section(
+        adapter(triplet(rng, "0.q", [1, 0, 2]), triplet(rng, "1.q", [0, 0, 3]), init_r=3, target_r=1), "triplet"
+    )
     assert "2 under" not in texts(part)
-    met = adapter(triplet("0.q", [1, 0, 2]), triplet("1.q", [0, 0, 0]), init_r=3, target_r=1)
+    met = adapter(triplet(rng, "0.q", [1, 0, 2]), triplet(rng, "1.q", [0, 0, 0]), init_r=3, target_r=1)
     part = section(met, "triplet")
     assert part.findings[0].severity == "note"
     assert "the budget of target_r = 1 a module, exactly" in part.findings[0].text
 
 
-def test_the_null_of_uneven_ranks():
+def test_the_null_of_uneven_ranks(rng):
     """Two modules of two triplets, two kept: of six ways two are (2, 0) or (0, 2), Gini ½; four are (1, 1), Gini 0."""
-    part = section(adapter(triplet("0.q", [1, 2]), triplet("1.q", [0, 0]), init_r=2, target_r=1), "triplet")
+    part = section(adapter(triplet(rng, "0.q", [1, 2]), triplet(rng, "1.q", [0, 0]), init_r=2, target_r=1), "triplet")
     assert part.summary["gini"] == pytest.approx(0.5)
     # 1000 draws: the mean's standard deviation is √(1/3 · 2/3) / 2 / √1000 = 0.0075, the share's 0.015
     assert part.summary["null"]["gini"] == pytest.approx(1 / 6, abs=0.03)
     assert part.summary["null"]["p"] == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_orthogonality_and_what_the_initialisation_gives():
-    p, _ = np.linalg.qr(RNG.standard_normal((50, 4)))
-    q, _ = np.linalg.qr(RNG.standard_normal((30, 4)))
+def test_orthogonality_and_what_the_initialisation_gives(rng):
+    p, _ = np.linalg.qr(rng.standard_normal((50, 4)))
+    q, _ = np.linalg.qr(rng.standard_normal((30, 4)))
     e = np.array([[1.0], [0.5], [0.0], [2.0]])
     part = section(adapter(update("q", "triplet", A=q.T, B=p, E=e)), "triplet")
     (row,) = part.rows
     assert row["kept_rank"] == 3
     assert row["off_orthogonal"]["P"] < 1e-14  # of an orthonormal basis: rounding alone
     assert "close to the singular values" in texts(part)
-    drawn = [0.02 * RNG.standard_normal((50, 3)) for _ in range(2000)]
+    drawn = [0.02 * rng.standard_normal((50, 3)) for _ in range(2000)]
     mean_square = np.mean([np.linalg.norm(t.T @ t - np.eye(3)) ** 2 / 3 for t in drawn])
     # ‖TᵀT − I‖² is near 0.96 and varies by 0.006 between draws: the mean is good to 1e-4 and better
     assert row["null"]["off_orthogonal"]["P"] == pytest.approx(mean_square**0.5, rel=1e-3)
 
 
-def test_an_adalora_that_was_never_trained():
-    part = section(adapter(triplet("0.q", [0, 0]), triplet("1.q", [0, 0])), "triplet")
+def test_an_adalora_that_was_never_trained(rng):
+    part = section(adapter(triplet(rng, "0.q", [0, 0]), triplet(rng, "1.q", [0, 0])), "triplet")
     assert part.findings[0].text == "every E is zero: this adapter changes nothing"
     assert part.summary["gini"] is None
 
@@ -332,24 +332,24 @@ def test_dora_of_peft_by_the_papers_formulas(tmp_path):
         assert row["direction_change"] == pytest.approx(np.mean(1 - signs * merged_cosines), rel=1e-6)
 
 
-def dora_with_base(tmp_path, changes):
+def dora_with_base(rng: np.random.Generator, tmp_path, changes):
     """A base of 6 modules and a DoRA of it whose module i has magnitudes longer by changes[i] and turned by i/10."""
     from safetensors.numpy import save_file
 
-    weights = {f"layers.{i}.q.weight": RNG.standard_normal((6, 9)) for i in range(len(changes))}
+    weights = {f"layers.{i}.q.weight": rng.standard_normal((6, 9)) for i in range(len(changes))}
     save_file(weights, tmp_path / "model.safetensors")
     updates = []
     for i, change in enumerate(changes):
         weight = weights[f"layers.{i}.q.weight"]
         m = np.linalg.norm(weight, axis=1) + change
-        turn = 0.1 * (i + 1) * RNG.standard_normal((2, 9))
+        turn = 0.1 * (i + 1) * rng.standard_normal((2, 9))
         updates.append(update(f"layers.{i}.q", "magnitude", A=turn, B=np.ones((6, 2)), m=m))
     return adapter(*updates), open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(("changes", "words"), [([1, 2, 3, 4, 5, 6], "together"), ([6, 5, 4, 3, 2, 1], "against")])
-def test_the_sign_of_dora(changes, words, tmp_path):
-    made, base = dora_with_base(tmp_path, [0.1 * change for change in changes])
+def test_the_sign_of_dora(rng, changes, words, tmp_path):
+    made, base = dora_with_base(rng, tmp_path, [0.1 * change for change in changes])
     part = section(made, "magnitude", base=base)
     found = part.summary["correlation"]["all"]
     rows = [(row["direction_change"], row["magnitude_change"]) for row in part.rows]
@@ -360,8 +360,8 @@ def test_the_sign_of_dora(changes, words, tmp_path):
     assert scatter.series[0].x == tuple(row["direction_change"] for row in part.rows)
 
 
-def test_magnitudes_alone_turn_nothing_and_need_the_base(tmp_path):
-    made, base = dora_with_base(tmp_path, [0.5, 0.25])
+def test_magnitudes_alone_turn_nothing_and_need_the_base(rng, tmp_path):
+    made, base = dora_with_base(rng, tmp_path, [0.5, 0.25])
     alone = adapter(*(Update(u.name, "magnitude", {"m": u.roles["m"]}) for u in made.updates.values()))
     part = section(alone, "magnitude", base=base)
     assert [row["magnitude_change"] for row in part.rows] == pytest.approx([0.5, 0.25], rel=1e-12)
@@ -405,8 +405,8 @@ def core(name: str, matrix, scale: float = 1.0) -> Update:
     return replace(made, scale=scale)
 
 
-def test_a_core_that_only_rescales_and_one_without_structure():
-    rescaling, random = np.diag([0.5, -0.2, 0.1, 0.3]), RNG.standard_normal((200, 200))
+def test_a_core_that_only_rescales_and_one_without_structure(rng):
+    rescaling, random = np.diag([0.5, -0.2, 0.1, 0.3]), rng.standard_normal((200, 200))
     part = section(adapter(core("0.q", rescaling, 2.0), core("1.q", random), core("2.q", np.zeros((4, 4)))), "core")
     first, second, zero = part.rows
     assert (first["on_diagonal"], first["dominant_rows"], first["symmetric"]) == (1.0, 1.0, 1.0)
@@ -478,11 +478,11 @@ def test_a_setting_that_is_no_record_is_a_warning(record):
     assert "cannot be read" in texts(part)
 
 
-def test_dense_of_vera_agrees_with_the_rows():
+def test_dense_of_vera_agrees_with_the_rows(rng):
     """The energies that the overlaps are made of are those of the kind's own formula."""
     from lorascope.analyses.method_specific.vera import _eigen
 
-    a, big_b, d, b = RNG.standard_normal((3, 9)), RNG.standard_normal((7, 3)), RNG.random(3), RNG.random(7)
+    a, big_b, d, b = rng.standard_normal((3, 9)), rng.standard_normal((7, 3)), rng.random(3), rng.random(7)
     energies, _ = _eigen(b, d, big_b, np.linalg.qr(a.T, mode="r").T)
     sigma = np.linalg.svd(dense(vera("q", a, big_b, d, b).delta()), compute_uv=False)[:3]
     np.testing.assert_allclose(np.sqrt(energies), sigma, rtol=1e-8)  # through the Gram matrix: half of the digits

@@ -11,19 +11,19 @@ from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.tensors import InMemory
 
-RNG = np.random.default_rng(7)
+
+def orthonormal(rng: np.random.Generator, m: int, k: int) -> np.ndarray:
+    return np.linalg.qr(rng.standard_normal((m, k)))[0]
 
 
-def orthonormal(m: int, k: int) -> np.ndarray:
-    return np.linalg.qr(RNG.standard_normal((m, k)))[0]
-
-
-def planted(name: str, sigma: list[float], shape: tuple[int, int] = (32, 48), scale: float = 2.0) -> Update:
+def planted(
+    rng: np.random.Generator, name: str, sigma: list[float], shape: tuple[int, int] = (32, 48), scale: float = 2.0
+) -> Update:
     """A low-rank update whose singular values are `sigma`, in a gauge of no structure."""
     r = len(sigma)
-    gauge = orthonormal(r, r)
-    b = orthonormal(shape[0], r) * np.array(sigma) / scale @ gauge
-    a = gauge.T @ orthonormal(shape[1], r).T
+    gauge = orthonormal(rng, r, r)
+    b = orthonormal(rng, shape[0], r) * np.array(sigma) / scale @ gauge
+    a = gauge.T @ orthonormal(rng, shape[1], r).T
     return Update(name, "low_rank", {"A": InMemory(a, "F64"), "B": InMemory(b, "F64")}, scale)
 
 
@@ -39,8 +39,8 @@ def texts(result, severity: str) -> str:
     return " | ".join(f"{f.module}: {f.text}" for f in result.findings if f.severity == severity)
 
 
-def test_planted_singular_values_and_their_measures():
-    module = one(planted("model.layers.3.self_attn.q_proj", [4.0, 3.0, 2.0, 1.0]))
+def test_planted_singular_values_and_their_measures(rng):
+    module = one(planted(rng, "model.layers.3.self_attn.q_proj", [4.0, 3.0, 2.0, 1.0]))
     np.testing.assert_allclose(module.singular_values, [4, 3, 2, 1], rtol=1e-13)
     assert (module.type, module.depth, module.shape, module.rank) == ("q_proj", 3, (32, 48), 4)
     assert module.frobenius_norm == pytest.approx(30**0.5)
@@ -55,8 +55,8 @@ def test_planted_singular_values_and_their_measures():
     assert module.b_zero is False
 
 
-def test_energy_shares_and_the_uniform_rank_is_the_worst_modules():
-    flat, steep = planted("layers.0.a", [1.0] * 4), planted("layers.1.b", [3.0, 1e-3, 1e-4, 1e-5])
+def test_energy_shares_and_the_uniform_rank_is_the_worst_modules(rng):
+    flat, steep = planted(rng, "layers.0.a", [1.0] * 4), planted(rng, "layers.1.b", [3.0, 1e-3, 1e-4, 1e-5])
     result = run(adapter(flat, steep))
     assert [result.energy_share(m) for m in result.rows] == pytest.approx([4 / 13, 9 / 13], rel=1e-6)
     assert result.uniform_rank(0.95) == 4
@@ -64,9 +64,9 @@ def test_energy_shares_and_the_uniform_rank_is_the_worst_modules():
     assert [result.summary()[f"uniform_rank_{share}"] for share in (0.95, 0.99)] == [4, 4]
 
 
-def test_zero_b_is_named_and_says_nothing_else():
+def test_zero_b_is_named_and_says_nothing_else(rng):
     zero = Update(
-        "layers.0.q", "low_rank", {"A": InMemory(RNG.standard_normal((2, 8))), "B": InMemory(np.zeros((6, 2)))}
+        "layers.0.q", "low_rank", {"A": InMemory(rng.standard_normal((2, 8))), "B": InMemory(np.zeros((6, 2)))}
     )
     module = one(zero)
     assert module.b_zero
@@ -74,15 +74,15 @@ def test_zero_b_is_named_and_says_nothing_else():
     assert module.stable_rank is module.effective_rank is module.negligible_share is None
     assert set(module.energy_ranks.values()) == {None}
     assert "changes nothing" in texts(run(adapter(zero)), "error")
-    assert "exactly zero in 1 of 2 modules" in texts(run(adapter(zero, planted("layers.1.q", [1.0]))), "warning")
+    assert "exactly zero in 1 of 2 modules" in texts(run(adapter(zero, planted(rng, "layers.1.q", [1.0]))), "warning")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_modules_are_reported_and_the_rest_is_analysed(bad):
-    a = RNG.standard_normal((2, 8))
+def test_non_finite_modules_are_reported_and_the_rest_is_analysed(rng, bad):
+    a = rng.standard_normal((2, 8))
     a[0, 3] = bad
     broken = Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((6, 2)))})
-    result = run(adapter(broken, planted("layers.1.q", [2.0, 1.0])))
+    result = run(adapter(broken, planted(rng, "layers.1.q", [2.0, 1.0])))
     assert result.rows[0].non_finite == 1
     assert result.rows[0].singular_values is None
     assert "layers.0.q: 1 NaN or Inf value; this module is excluded" in texts(result, "error")
@@ -90,30 +90,30 @@ def test_non_finite_modules_are_reported_and_the_rest_is_analysed(bad):
     assert result.total_energy == pytest.approx(5)
 
 
-def test_directions_below_the_rounding_of_the_stored_dtype_are_nothing():
-    update = planted("layers.0.q", [1.0, 0.5, 1e-3, 1e-4])
+def test_directions_below_the_rounding_of_the_stored_dtype_are_nothing(rng):
+    update = planted(rng, "layers.0.q", [1.0, 0.5, 1e-3, 1e-4])
     roles = {name: InMemory(stored.values, "BF16") for name, stored in update.roles.items()}  # u = 2⁻⁸ = 3.9e-3
     assert one(Update("layers.0.q", "low_rank", roles, 2.0)).negligible_share == 0.5
 
 
 @pytest.mark.parametrize(("moved", "expected"), [(0.0, "kaiming-uniform"), (0.05, None)])
-def test_an_a_that_never_left_its_initialisation(moved, expected):
+def test_an_a_that_never_left_its_initialisation(rng, moved, expected):
     """A of U(±1/√d_in), and one that moved by 5 % of its own size."""
     d_in = 256
-    a = RNG.uniform(-1, 1, (8, d_in)) / d_in**0.5
-    a += moved * np.linalg.norm(a) / a.size**0.5 * RNG.standard_normal(a.shape)
-    module = one(Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(RNG.standard_normal((64, 8)))}))
+    a = rng.uniform(-1, 1, (8, d_in)) / d_in**0.5
+    a += moved * np.linalg.norm(a) / a.size**0.5 * rng.standard_normal(a.shape)
+    module = one(Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(rng.standard_normal((64, 8)))}))
     assert module.a_at_initialisation == expected
 
 
-def test_an_outlying_module_is_named():
-    normal = [planted(f"layers.{i}.q", [1.0, 0.5]) for i in range(6)]
-    result = run(adapter(*normal, planted("layers.6.q", [40.0, 0.5])))
+def test_an_outlying_module_is_named(rng):
+    normal = [planted(rng, f"layers.{i}.q", [1.0, 0.5]) for i in range(6)]
+    result = run(adapter(*normal, planted(rng, "layers.6.q", [40.0, 0.5])))
     assert "layers.6.q: ‖ΔW‖₂ = 40, 40.0 times the median of all modules" in texts(result, "warning")
 
 
-def test_selection_by_regex():
-    both = adapter(planted("layers.0.q_proj", [1.0]), planted("layers.0.v_proj", [1.0]))
+def test_selection_by_regex(rng):
+    both = adapter(planted(rng, "layers.0.q_proj", [1.0]), planted(rng, "layers.0.v_proj", [1.0]))
     assert [m.name for m in run(both, modules="v_").rows] == ["layers.0.v_proj"]
     with pytest.raises(InputError, match=r"matches none of the 2 modules.*q_proj"):
         run(both, modules="k_proj")
@@ -121,9 +121,9 @@ def test_selection_by_regex():
         run(both, modules="(")
 
 
-def test_kinds_that_depend_on_the_base_say_so_without_it():
+def test_kinds_that_depend_on_the_base_say_so_without_it(rng):
     scaling = Update("layers.0.k_proj", "scaling", {"out_scale": InMemory(np.ones(6) * 1.5)})
-    result = run(adapter(planted("layers.0.q_proj", [1.0]), scaling, skipped=(Skipped("x", "y"),)))
+    result = run(adapter(planted(rng, "layers.0.q_proj", [1.0]), scaling, skipped=(Skipped("x", "y"),)))
     assert [item.name for item in result.skipped] == ["x", "layers.0.k_proj"]
     assert "--base" in result.skipped[1].reason
     with pytest.raises(InputError, match=r"could be analysed.*--base"):
@@ -131,22 +131,22 @@ def test_kinds_that_depend_on_the_base_say_so_without_it():
 
 
 @pytest.fixture
-def base(tmp_path):
+def base(rng, tmp_path):
     from safetensors.numpy import save_file
 
     from lorascope.weights.checkpoint import open_checkpoint
 
-    w = {f"model.layers.0.{n}.weight": RNG.standard_normal((32, 48)).astype(np.float32) for n in ("q", "k", "up")}
+    w = {f"model.layers.0.{n}.weight": rng.standard_normal((32, 48)).astype(np.float32) for n in ("q", "k", "up")}
     save_file(w, tmp_path / "model.safetensors")
     return open_checkpoint(tmp_path), {name.removesuffix(".weight"): array.astype(float) for name, array in w.items()}
 
 
-def test_against_the_base_with_formulas_written_out(base):
+def test_against_the_base_with_formulas_written_out(rng, base):
     checkpoint, weights = base
-    low, b, a = planted("model.layers.0.q", [0.3, 0.1]), RNG.standard_normal((32, 2)), RNG.standard_normal((2, 48))
-    m = RNG.uniform(0.5, 2, 32)
+    low, b, a = planted(rng, "model.layers.0.q", [0.3, 0.1]), rng.standard_normal((32, 2)), rng.standard_normal((2, 48))
+    m = rng.uniform(0.5, 2, 32)
     dora = Update("model.layers.0.k", "magnitude", {"A": InMemory(a), "B": InMemory(b), "m": InMemory(m)}, 0.5)
-    scale = RNG.uniform(0.9, 1.1, 48)
+    scale = rng.uniform(0.9, 1.1, 48)
     result = run(
         adapter(low, dora, Update("model.layers.0.up", "scaling", {"in_scale": InMemory(scale)})), base=checkpoint
     )
@@ -167,8 +167,8 @@ def test_against_the_base_with_formulas_written_out(base):
         assert beside.rounding_loss == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(delta), rel=1e-9)
 
 
-def test_dora_without_the_base_measures_the_direction_and_warns():
-    b, a = RNG.standard_normal((32, 2)), RNG.standard_normal((2, 48))
+def test_dora_without_the_base_measures_the_direction_and_warns(rng):
+    b, a = rng.standard_normal((32, 2)), rng.standard_normal((2, 48))
     dora = Update("layers.0.k", "magnitude", {"A": InMemory(a), "B": InMemory(b), "m": InMemory(np.ones(32))}, 0.5)
     result = run(adapter(dora))
     expected = np.linalg.svd(0.5 * b @ a, compute_uv=False)[:2]
@@ -176,7 +176,7 @@ def test_dora_without_the_base_measures_the_direction_and_warns():
     assert "s·B·A, which is not the full ΔW" in texts(result, "warning")
 
 
-def test_bf16_rounding_of_a_small_update_is_a_finding(tmp_path):
+def test_bf16_rounding_of_a_small_update_is_a_finding(rng, tmp_path):
     """‖ΔW‖/‖W‖ = 1e-3 in bfloat16: most of the update is lost (the shared reference measured 78 %)."""
     import torch
     from safetensors.torch import save_file
@@ -185,7 +185,7 @@ def test_bf16_rounding_of_a_small_update_is_a_finding(tmp_path):
 
     w = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)) * 0.02
     save_file({"layers.0.q.weight": w.bfloat16()}, tmp_path / "model.safetensors")
-    b, a = RNG.standard_normal((256, 8)), RNG.standard_normal((8, 256))
+    b, a = rng.standard_normal((256, 8)), rng.standard_normal((8, 256))
     factor = 1e-3 * float(w.norm()) / np.linalg.norm(b @ a)
     update = Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(b)}, factor)
     result = run(adapter(update), base=open_checkpoint(tmp_path))
@@ -196,11 +196,11 @@ def test_bf16_rounding_of_a_small_update_is_a_finding(tmp_path):
     assert "merging into BF16 loses" in texts(result, "warning")
 
 
-def test_saved_modules_are_measured_with_the_base_only(base):
+def test_saved_modules_are_measured_with_the_base_only(rng, base):
     checkpoint, weights = base
     tuned = weights["model.layers.0.up"] + 0.1
     whole = adapter(
-        planted("model.layers.0.q", [1.0]),
+        planted(rng, "model.layers.0.q", [1.0]),
         saved={"model.layers.0.up.weight": InMemory(tuned), "score.bias": InMemory(np.ones(3))},
     )
     assert "--base" in run(whole).skipped[0].reason
@@ -223,8 +223,8 @@ def test_types_and_depths_from_paths():
     assert {name: (depth(name), types[name]) for name in names} == names
 
 
-def test_table_rows_match_the_json():
-    result = run(adapter(planted("layers.0.q", [2.0, 1.0]), planted("layers.1.q", [1.0, 1.0])))
+def test_table_rows_match_the_json(rng):
+    result = run(adapter(planted(rng, "layers.0.q", [2.0, 1.0]), planted(rng, "layers.1.q", [1.0, 1.0])))
     frame = result.table()
     assert list(frame["name"]) == ["layers.0.q", "layers.1.q"]
     assert frame["energy_rank_0.95"].tolist() == [2, 2]
@@ -232,10 +232,10 @@ def test_table_rows_match_the_json():
     assert frame["frobenius_norm"].tolist() == [m["frobenius_norm"] for m in result.to_json()["modules"]]
 
 
-def test_the_uniform_rank_is_the_worst_of_three_modules():
+def test_the_uniform_rank_is_the_worst_of_three_modules(rng):
     """One of three: neither the median nor its upper neighbour is the largest."""
-    steep = [planted(f"layers.{i}.b", [3.0, 1e-3, 1e-4, 1e-5]) for i in range(2)]
-    result = run(adapter(planted("layers.2.a", [1.0] * 4), *steep))
+    steep = [planted(rng, f"layers.{i}.b", [3.0, 1e-3, 1e-4, 1e-5]) for i in range(2)]
+    result = run(adapter(planted(rng, "layers.2.a", [1.0] * 4), *steep))
     assert result.uniform_rank(0.95) == result.uniform_rank(0.99) == 4
 
 
