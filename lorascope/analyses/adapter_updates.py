@@ -40,7 +40,8 @@ def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update |
         return Skipped(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
     if (weight := base.find(name)) is None:
         return Skipped(name, "a full weight, saved whole, and the base has none of that name (a new head?)")
-    module, notes = name.removesuffix(".weight"), ("saved whole (modules_to_save)",)
+    module = name.removesuffix(".weight")
+    notes: tuple[str, ...] = ("saved whole (modules_to_save)",)
     shapes = tuple(stored.shape), tuple(weight.shape)
     if shapes[0] != shapes[1] and len(shapes[1]) == 2 and shapes[0][1] == shapes[1][1] and is_vocabulary(module):
         both = min(shapes[0][0], shapes[1][0])

@@ -15,7 +15,7 @@ from lorascope.analyses.base import Analysis, Result, analyses
 from lorascope.analyses.method_specific import MethodSpecificResult, engine
 from lorascope.analyses.spectrum import ModuleSpectrum, SpectrumResult, page
 from lorascope.analyses.toolkit import Row, finding_record, flat, short_path
-from lorascope.blocks import Block, Definitions, Finding, Lines
+from lorascope.blocks import Block, Definitions, Finding, Heatmap, Lines
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped
 
@@ -154,7 +154,7 @@ def norms(result: AnalyzeResult) -> Lines | None:
     return against_base.norms(result.against_base) if result.against_base and result.against_base.rows else None
 
 
-PLOTS: dict[str, Callable[[AnalyzeResult], Block | None]] = {
+PLOTS: dict[str, Callable[[AnalyzeResult], Lines | Heatmap | None]] = {
     "spectra": lambda result: page.spectra(result.spectrum),
     "energy": lambda result: page.energy(result.spectrum),
     "heatmap": lambda result: page.heatmap(result.spectrum),

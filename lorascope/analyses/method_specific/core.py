@@ -147,8 +147,8 @@ def _spectra(rows: Sequence[Row]) -> list[Block]:
         for row in members:
             sigma = row["singular_values"] or ()
             positive = tuple(s if s > 0 else None for s in sigma)
-            weight = "thin" if len(members) > 1 else "normal"
-            series.append(Series(row["name"], tuple(range(1, len(sigma) + 1)), positive, name, weight))
+            index, many = tuple(range(1, len(sigma) + 1)), len(members) > 1
+            series.append(Series(row["name"], index, positive, name, "thin" if many else "normal"))
     if not any(s.x for s in series):
         return []
     return [

@@ -294,4 +294,8 @@ def heatmap(result: SpectrumResult) -> Heatmap | None:
     return depth_map(rows, _shown(rows), caption=BLANK_CELLS)
 
 
-PLOTS: dict[str, Callable[[SpectrumResult], Block | None]] = {"spectra": spectra, "energy": energy, "heatmap": heatmap}
+PLOTS: dict[str, Callable[[SpectrumResult], Lines | Heatmap | None]] = {
+    "spectra": spectra,
+    "energy": energy,
+    "heatmap": heatmap,
+}
