@@ -188,9 +188,21 @@ def intruders(source: AdapterLike, base: ModelLike, *, modules: str | None = Non
         InputError: the two do not belong together, or one cannot be read.
     """
     before = open_model(base)
-    whole = isinstance(source, Checkpoint) or (memory.is_model(source) and not memory.is_peft(source))
-    after = open_model(source) if whole else read(source, base=before)  # type: ignore[arg-type]
-    return analyses.get("intruders").run(after, before, modules=modules, **options)
+    return analyses.get("intruders").run(_adapter_or_model(source, before), before, modules=modules, **options)
+
+
+def _adapter_or_model(source: AdapterLike, base: Checkpoint) -> Any:
+    """An adapter, or a full model where it is one: on disk its files say which, in memory whether PEFT is in it."""
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return open_tuned(source, base)
+    if isinstance(source, Checkpoint) or (memory.is_model(source) and not memory.is_peft(source)):
+        return open_model(source)  # type: ignore[arg-type]  # an nn.Module, which is no PeftModel
+    try:
+        return read(source, base=base)
+    except InputError as error:
+        if "full model" not in error.what:
+            raise
+    return open_model(str(source))
 
 
 def resize(
