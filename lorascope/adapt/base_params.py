@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
@@ -231,7 +232,7 @@ class BaseParamModule(TrainedPart):
 
     def install(self) -> "BaseParamModule":
         for own in self.base_params:
-            substitute(own, lambda own=own: self.substitutes(own))
+            substitute(own, partial(self.substitutes, own))
         return self
 
     def tensors(self) -> dict[str, Tensor]:

@@ -40,10 +40,8 @@ def vera(
 
     Gradients reach x, d and b, each in its own dtype; torch refuses a second derivative.
     """
-    tokens = x.numel() // x.shape[-1]
-    node = (
-        _ByWeight if cheaper_by_weight(tokens, *a.shape, b.shape[0], narrow=x.dtype != d.dtype) else _ThroughBottleneck
-    )
+    tokens, (rank, d_in) = x.numel() // x.shape[-1], a.shape
+    node = _ByWeight if cheaper_by_weight(tokens, rank, d_in, len(b), narrow=x.dtype != d.dtype) else _ThroughBottleneck
     return node.apply(x, d, b, a, b_matrix, weight, bias)
 
 

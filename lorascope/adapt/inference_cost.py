@@ -96,8 +96,10 @@ def _measure(injected: Injected, batch: Batch, seconds: float) -> Cost:
     merged = _merged(injected, passes, device, repeats)
     if merged is not None:
         times[False] += [_seconds(passes(on=False), device) for _ in range(repeats)]
+    texts, tokens = batch.input_ids.shape
     return Cost(
-        *batch.input_ids.shape,
+        texts,
+        tokens,
         repeats,
         median(times[False]),
         median(times[True]),
@@ -116,7 +118,7 @@ def _merged(
     injected.enable()
     try:
         injected.merge()
-        return [_seconds(passes(on=False), device) for _ in range(repeats)]
+        return [_seconds(passes(False), device) for _ in range(repeats)]
     except InputError:
         return None
     finally:

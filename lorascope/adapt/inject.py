@@ -174,12 +174,12 @@ class Injected:
 
         A parameter that several layers share stands here once, under the first layer's name.
         """
-        found = {}
+        named: dict[int, tuple[str, nn.Parameter]] = {}
         for path, part in self._parts().items():
             for name, parameter in part.named_parameters():
                 if parameter.requires_grad:
-                    found.setdefault(id(parameter), (f"{path}.{name}", parameter))
-        return dict(found.values())
+                    named.setdefault(id(parameter), (f"{path}.{name}", parameter))
+        return dict(named.values())
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """What a torch optimiser is made of, by the method's rule: LoRA+ gives B a higher rate than A."""
@@ -240,10 +240,13 @@ class Injected:
 
     def unmerge(self) -> None:
         """Put every original weight back, bit for bit, tied where it was tied."""
-        for each in (*self.layers.values(), *self.parts.values()):
-            each.unmerge()
+        for layer in self.layers.values():
+            layer.unmerge()
+        for part in self.parts.values():
+            part.unmerge()
         if self._untied_config:
-            self.model.config.tie_word_embeddings = True
+            config: Any = self.model.config
+            config.tie_word_embeddings = True
             self._untied_config = False
 
     def enable(self) -> None:
@@ -412,7 +415,7 @@ def _sharers(model: nn.Module, layer: nn.Module) -> list[str]:
 
 def _untie_config(model: nn.Module) -> bool:
     """Let the config say that embeddings are not tied, or a saved copy would lose one; whether it said so before."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     tied = bool(getattr(config, "tie_word_embeddings", False))
     if tied:
         config.tie_word_embeddings = False

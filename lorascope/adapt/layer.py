@@ -7,11 +7,12 @@ Conv1D and every Embedding do, its `Site` says `transposed`.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.layers import bias_of, weight_of
 from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
@@ -40,7 +41,12 @@ class Site:
     @property
     def weight(self) -> Tensor:
         """The stored weight: (d_out, d_in), or (d_in, d_out) where `transposed`."""
-        return self.layer.weight
+        return weight_of(self.layer)
+
+    @property
+    def padding_idx(self) -> int | None:
+        """Of an embedding, the token that has no gradient."""
+        return cast(int | None, self.layer.padding_idx)
 
     @property
     def master_dtype(self) -> torch.dtype:
@@ -116,11 +122,11 @@ class AdaptedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's weight as it is now, for model code that asks a layer for its dtype or device."""
-        return self.base.weight
+        return weight_of(self.base)
 
     @property
     def bias(self) -> Tensor | None:
-        return self.base.bias
+        return bias_of(self.base)
 
     @property
     def merged(self) -> bool:
@@ -145,7 +151,7 @@ class AdaptedLayer(nn.Module):
             InputError: the layer is merged already, its weight is not stored in a floating dtype, or a number in the
                 sum is NaN or infinite.
         """
-        original = self.base.weight
+        original = cast(nn.Parameter, self.base.weight)
         if self.merged:
             raise InputError(f"{self.name} is merged already", hint="unmerge it first")
         wide = widened(original)
@@ -186,7 +192,10 @@ class TrainedPart(nn.Module, ABC):
     """
 
     reason: ClassVar[str] = ""
-    context_tokens: int = 0
+
+    @property
+    def context_tokens(self) -> int:
+        return 0
 
     def updates(self) -> dict[str, Update]:
         """What it changes in weights of the base, by name; nothing by default."""
@@ -205,7 +214,7 @@ class TrainedPart(nn.Module, ABC):
         """Take it out of the model again, which then is what it was, bit for bit."""
 
     def set_enabled(self, on: bool) -> None:
-        """Stand aside in the forward pass, so that the base alone can be run and timed, or take part in it again.
+        """Take part in the forward pass, or leave it to the base alone, so that that can be run and timed.
 
         Nothing by default: whoever only changes values of the base costs what the base costs.
         """

@@ -2,6 +2,8 @@
 checks of the settings that most methods have.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,21 @@ def autocast(x: Tensor) -> Tensor:
     return x
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight as it is stored."""
+    return cast(Tensor, layer.weight)
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """A layer's bias, where it has one."""
+    return cast(Tensor | None, layer.bias)
+
+
+def map_weight(layer: nn.Module) -> Tensor:
+    """The weight of a Linear or a Conv1D as the map (d_out, d_in)."""
+    return weight_of(layer) if isinstance(layer, nn.Linear) else weight_of(layer).t()
+
+
 def plain(base: nn.Module, x: Tensor) -> bool:
     """Whether the layer is nothing but x Wᵀ + bias with frozen floats: no quantised subclass, no hook to run."""
     from transformers.pytorch_utils import Conv1D
@@ -24,8 +41,8 @@ def plain(base: nn.Module, x: Tensor) -> bool:
         type(base) in (nn.Linear, Conv1D)
         and not base._forward_hooks
         and not base._forward_pre_hooks
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
+        and not weight_of(base).requires_grad
+        and ((bias := bias_of(base)) is None or not bias.requires_grad)
     )
 
 

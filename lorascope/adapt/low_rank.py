@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lorascope.adapt.fused import low_rank
 from lorascope.adapt.layer import Delta
-from lorascope.adapt.layers import autocast, plain
+from lorascope.adapt.layers import autocast, bias_of, map_weight, plain
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 
@@ -45,8 +45,7 @@ class LowRankDelta(Delta):
         x = autocast(x)
         if (self._dropping() and torch.compiler.is_compiling()) or not plain(base, x):
             return base(x) + self(x)
-        weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
-        return low_rank(x, *self.factors(), self.scale, weight, base.bias, self._dropping())
+        return low_rank(x, *self.factors(), self.scale, map_weight(base), bias_of(base), self._dropping())
 
     def factors(self) -> tuple[Float[Tensor, "k d_in"], Float[Tensor, "d_out k"]]:
         """A and B as the product takes them; a kind with further roles folds them in here.

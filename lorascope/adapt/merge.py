@@ -10,7 +10,7 @@ disappears in that rounding, so what was lost is measured for each weight.
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ def _with_vocabulary(model: nn.Module, adapter: Adapter, done: Merge) -> None:
             found=f"no new rows for {preview(missing)}" if missing else "several sizes",
             hint="resize the base's vocabulary as it was resized before training, save it, and pass that folder",
         )
-    model.resize_token_embeddings(after, mean_resizing=False)
+    cast(Any, model).resize_token_embeddings(after, mean_resizing=False)
     done.grown = (before, after)
 
 
@@ -341,7 +341,7 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, merged: Merge, facts: M
     with staged(folder) as stage:
         if merged.untied or merged.grown:
             _unshare(model)
-        model.save_pretrained(stage)
+        cast(Any, model).save_pretrained(stage)
         if merged.untied or merged.grown:
             _check_reloaded(model, stage)
         if tokenizer is not None:

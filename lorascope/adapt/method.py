@@ -53,7 +53,7 @@ class Method(ABC):
     not_identity: ClassVar[str | None] = None  # why a fresh adapter changes the output, where it does
     detached_terms: ClassVar[str | None] = None  # what the gradient leaves out by design, where it is not the exact one
     uses_targets: ClassVar[bool] = True  # whether it puts an update into each target layer
-    not_sharded: ClassVar[str | None] = None  # why the base cannot be sharded over processes, where it cannot
+    not_sharded: str | None = None  # why the base cannot be sharded over processes, where it cannot
     calibrates: ClassVar[bool] = False  # whether it must look at the task before it trains; see `calibrate`
 
     injected: AdaptedModel | None = None

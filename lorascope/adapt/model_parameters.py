@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class ModelParameters:
 
 def untie(model: nn.Module) -> None:
     """Let the config say that embeddings are not tied."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     for one in (config, getattr(config, "text_config", None)):
         if getattr(one, "tie_word_embeddings", False):
             one.tie_word_embeddings = False

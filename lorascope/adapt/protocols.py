@@ -34,9 +34,13 @@ class AdaptedModel(Protocol):
 
     model: nn.Module
     method: Any
-    layers: Mapping[str, Any]
-    parts: Mapping[str, Any]
     stepped: bool
+
+    @property
+    def layers(self) -> Mapping[str, Any]: ...
+
+    @property
+    def parts(self) -> Mapping[str, Any]: ...
 
     def trainable(self) -> dict[str, nn.Parameter]: ...
 

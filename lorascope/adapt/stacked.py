@@ -17,9 +17,9 @@ mLoRA (arXiv 2312.02515), LoRAFusion (EuroSys 2026) and PLoRA (ICML 2026) train 
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from lorascope.adapt.inject import Injected, replace_modules
 from lorascope.adapt.layer import AdaptedLayer, Delta
-from lorascope.adapt.layers import autocast, plain
+from lorascope.adapt.layers import autocast, bias_of, map_weight, plain, weight_of
 from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
 from lorascope.adapt.products import matmul
 from lorascope.errors import InputError
@@ -142,17 +142,17 @@ class StackedModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The first member's, for model code that asks a layer for its dtype or device."""
-        return self.parts[0].weight
+        return weight_of(self.parts[0])
 
     @property
     def bias(self) -> Tensor | None:
-        return self.parts[0].bias
+        return bias_of(self.parts[0])
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         if any(isinstance(value, Tensor) for value in (*others, *named.values())):
             raise InputError(f"{type(self.parts[0]).__name__} takes several tensors, so that adapters cannot share it")
         rows = self.layout.rows(x)
-        outputs = [self._run(i, lambda x=x, part=part: part(x, *others, **named)) for i, part, x in self._each(rows)]
+        outputs = [self._run(i, partial(part, x, *others, **named)) for i, part, x in self._each(rows)]
         return torch.cat(outputs)
 
     def _each(self, rows: Sequence[Tensor]) -> Iterator[tuple[int, nn.Module, Tensor]]:
@@ -173,14 +173,17 @@ class StackedLayer(StackedModule):
     "added" to the base's output, which runs once for the group; and layers that run "whole", base and all.
     """
 
+    _base: nn.Module
+
     def __init__(self, layout: Layout, parts: Sequence[nn.Module]):
         super().__init__(layout, parts)
         # Plain attributes beside the registered modules: each pass asks for them once a member and layer.
         self._own = tuple(parts)
         self.__dict__["_base"] = _base(parts[0])
         self._found: dict[bool, list[tuple[str, list[int]]]] = {}
-        deltas = [part.delta for part in parts if isinstance(part, AdaptedLayer)]
-        if len(deltas) == len(parts) and all(isinstance(delta, LowRankDelta) for delta in deltas):
+        updates = [part.delta for part in parts if isinstance(part, AdaptedLayer)]
+        deltas = [delta for delta in updates if isinstance(delta, LowRankDelta)]
+        if len(deltas) == len(parts):
             gather([delta.A for delta in deltas])
             gather([delta.B for delta in deltas])
 
@@ -202,7 +205,7 @@ class StackedLayer(StackedModule):
 
     def _sort(self, member: int) -> str:
         part, base = self._own[member], self._base
-        if _base(part).weight is not base.weight:
+        if weight_of(_base(part)) is not weight_of(base):
             return "whole"
         if not isinstance(part, AdaptedLayer):
             return "added"
@@ -211,20 +214,19 @@ class StackedLayer(StackedModule):
         if (
             type(delta).forward_with_base is LowRankDelta.forward_with_base
             and not dropping
-            and plain(base, base.weight)
+            and plain(base, weight_of(base))
         ):
             return "stacked"
         return "added" if type(delta).forward_with_base in ADDED else "whole"
 
     def _stacked(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
-        base, deltas = self._base, [self._own[i].delta for i in members]
-        weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
+        base, deltas = self._base, [cast(LowRankDelta, self._adapted(i).delta) for i in members]
         x = autocast(x)
         rows = x.reshape(len(members), -1, x.shape[-1])
         factors = [delta.factors() for delta in deltas]
         scales = [float(delta.scale) for delta in deltas]
         a, b = [a for a, _ in factors], [b for _, b in factors]
-        return stacked_low_rank(rows, a, b, scales, weight, base.bias).view(*x.shape[:-1], -1)
+        return stacked_low_rank(rows, a, b, scales, map_weight(base), bias_of(base)).view(*x.shape[:-1], -1)
 
     def _added(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
         y = self._base(x)
@@ -237,16 +239,18 @@ class StackedLayer(StackedModule):
             outputs.append(out)
         return torch.cat(outputs)
 
+    def _adapted(self, member: int) -> AdaptedLayer:
+        return cast(AdaptedLayer, self._own[member])
+
     def _update(self, member: int, x: Tensor) -> Tensor:
-        layer = self._own[member]
+        layer = self._adapted(member)
         y = self._run(member, lambda: layer.delta(x))
         return y if layer.output_scale == 1.0 else y * layer.output_scale
 
     def _whole(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
         outputs = []
         for i, rows in zip(members, x.chunk(len(members)), strict=True):
-            own = self.layout.cut(rows, i, flat)
-            y = self._run(i, lambda i=i, own=own: self._own[i](own))
+            y = self._run(i, partial(self._own[i], self.layout.cut(rows, i, flat)))
             outputs.append(self.layout.fill(y, rows, i, flat))
         return torch.cat(outputs)
 
@@ -269,7 +273,7 @@ def stack(members: Sequence[Injected], layout: Layout) -> nn.Module:
     It holds the members' own layers and heads, so that whatever trains there is trained in each member.
     """
     first = members[0]
-    paths = {path: StackedLayer for member in members for path in member.layers}
+    paths: dict[str, type[StackedModule]] = {path: StackedLayer for member in members for path in member.layers}
     paths |= {path: StackedModule for member in members for path in member.originals}
     paths |= {path: StackedModule for member in members[1:] for path in _differing(first, member) or ()}
     outer = {path: cls for path, cls in paths.items() if not any(path.startswith(other + ".") for other in paths)}
@@ -397,7 +401,7 @@ def _padded(factors: Sequence[Tensor], axis: int) -> Tensor:
     """The factors one above another, filled up with zeros along `axis` to the largest rank; not to be written to."""
     ranks = [factor.shape[axis] for factor in factors]
     if min(ranks) == max(ranks):
-        return _in_place(factors) if _neighbours(factors) else torch.stack(factors)
+        return _in_place(factors) if _neighbours(factors) else torch.stack(list(factors))
     shape = list(factors[0].shape)
     shape[axis] = max(ranks)
     padded = factors[0].new_zeros(len(factors), *shape)

@@ -34,6 +34,12 @@ def backbone(model: nn.Module) -> nn.Module:
     return found if isinstance(found, nn.Module) else model
 
 
+def input_embeddings(model: nn.Module) -> nn.Embedding:
+    """The model's table of token embeddings."""
+    transformer: Any = model
+    return transformer.get_input_embeddings()
+
+
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The repeated blocks by their path in `model`, for a method that changes each.
 

@@ -13,6 +13,7 @@ has nothing pretrained to adapt. `attention` is those of them below a module tha
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any, cast
 
 from torch import nn
 
@@ -62,7 +63,8 @@ def site_of(model: nn.Module, name: str, layer: nn.Module) -> Site | None:
             return None
         return Site(name, layer, "linear", layer.in_features, layer.out_features, transposed=False)
     if isinstance(layer, Conv1D):
-        return Site(name, layer, "conv1d", *layer.weight.shape, transposed=True)
+        d_in, d_out = layer.weight.shape
+        return Site(name, layer, "conv1d", d_in, d_out, transposed=True)
     if isinstance(layer, nn.Embedding) and layer.max_norm is None:  # max_norm rewrites the weight in every forward
         return Site(name, layer, "embedding", layer.num_embeddings, layer.embedding_dim, transposed=True)
     return None
@@ -124,7 +126,7 @@ def _by_word(model: nn.Module, sites: dict[str, Site], word: str, excluded: Sequ
 
 def _heads(model: nn.Module) -> list[str]:
     """Paths of the output embedding and of a task head."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     paths = [path for path, module in model.named_modules() if output is not None and module is output]
     return paths + [path for path, _ in model.named_children() if path in TASK_HEADS]
 

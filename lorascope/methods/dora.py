@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from lorascope.adapt.dropout import dropped_product
 from lorascope.adapt.fused_dora import apart, folded, row_norms
 from lorascope.adapt.layer import Delta, Site
-from lorascope.adapt.layers import autocast, plain
+from lorascope.adapt.layers import autocast, bias_of, plain, weight_of
 from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
 from lorascope.adapt.method import methods
 from lorascope.errors import InputError
@@ -49,6 +49,7 @@ class MagnitudeMixin(LowRankDelta):
     """What a low-rank update of directions adds to one: the lengths m, and what the norms are made of."""
 
     kind = "magnitude"
+    squares: Tensor
 
     def measure(self, site: Site, detach_norm: bool) -> None:
         """Set m to the rows' lengths. InputError where a row of W has none, or W is no float."""
@@ -60,7 +61,7 @@ class MagnitudeMixin(LowRankDelta):
 
     @property
     def base_weight(self) -> Float[Tensor, "d_out d_in"]:
-        weight = self._layer[0].weight
+        weight = weight_of(self._layer[0])
         return weight.t() if self._transposed else weight
 
     def norms(self) -> Float[Tensor, " d_out"]:
@@ -102,18 +103,18 @@ class DoRADelta(MagnitudeMixin):
         a, b = self.factors()
         dropping = self._dropping()
         if x.dtype == self.m.dtype == self.base_weight.dtype and self.detach_norm and not dropping:
-            return folded(x, a, b, self.m, self.scale, self.base_weight, base.bias)
+            return folded(x, a, b, self.m, self.scale, self.base_weight, bias_of(base))
         h = dropped_product(x, a, dropping) if dropping else F.linear(x, a.to(x.dtype))
-        return apart(x, h, b, self.m, self.norms(), self.scale, self.base_weight, base.bias)
+        return apart(x, h, b, self.m, self.norms(), self.scale, self.base_weight, bias_of(base))
 
 
 class DoRAEmbeddingDelta(MagnitudeMixin, LowRankEmbeddingDelta):
     """ΔW of an embedding; a row of the map is one of the width's coordinates over the whole vocabulary."""
 
     def forward(self, x: Tensor) -> Float[Tensor, "... d_out"]:
-        return self.changed(F.embedding(x, self._layer[0].weight), LowRankEmbeddingDelta.forward(self, x))
+        return self.changed(F.embedding(x, weight_of(self._layer[0])), LowRankEmbeddingDelta.forward(self, x))
 
-    onto = Delta.forward_with_base
+    forward_with_base = Delta.forward_with_base
 
 
 @methods.register("dora")
@@ -130,7 +131,7 @@ class DoRA(LoRA):
         config = self.config
         delta: MagnitudeMixin
         if site.kind == "embedding":
-            dtype, padding_idx = site.weight.dtype, site.layer.padding_idx
+            dtype, padding_idx = site.weight.dtype, site.padding_idx
             delta = DoRAEmbeddingDelta(a, b, config.scale, dtype, padding_idx, from_base)
         else:
             delta = DoRADelta(a, b, config.scale, config.dropout, from_base)

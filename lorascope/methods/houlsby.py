@@ -17,7 +17,7 @@ A bottleneck is no change of a weight: it can neither be merged nor analysed as 
 sublayer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from lorascope.adapt.base_params import BaseParam, base_parameters, masters, own_parameters
 from lorascope.adapt.inject import layer_generator
 from lorascope.adapt.layer import Site, TrainedPart
+from lorascope.adapt.layers import weight_of
 from lorascope.adapt.method import Method, methods
 from lorascope.adapt.sublayers import sublayer_outputs
 from lorascope.errors import InputError
@@ -37,7 +38,12 @@ from lorascope.updates.base import Update
 
 Placement = Literal["houlsby", "pfeiffer"]
 Nonlinearity = Literal["gelu", "relu", "silu", "tanh"]
-NONLINEARITIES = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Bottleneck(TrainedPart):
     def __init__(self, path: str, layer: nn.Module, width: int, config: HoulsbyConfig, generator: torch.Generator):
         super().__init__()
         self.path, self.nonlinearity = path, NONLINEARITIES[config.nonlinearity]
-        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        dtype = torch.promote_types(weight_of(layer).dtype, torch.float32)
         std, m = config.init_std, config.bottleneck
         down, up = torch.empty(m, width), torch.zeros(width, m)
         nn.init.trunc_normal_(down, std=std or 1e-2, a=-2 * (std or 1e-2), b=2 * (std or 1e-2), generator=generator)
@@ -89,7 +95,7 @@ class Bottleneck(TrainedPart):
         self.down, self.down_bias = nn.Parameter(down.to(dtype)), nn.Parameter(torch.zeros(m, dtype=dtype))
         self.up, self.up_bias = nn.Parameter(up.to(dtype)), nn.Parameter(torch.zeros(width, dtype=dtype))
         self._layer = (layer,)  # in a tuple, so that the base's layer is no child of this module
-        self.to(layer.weight.device)
+        self.to(weight_of(layer).device)
         self._hook: Any = None
         self.set_enabled(True)
 
@@ -125,6 +131,11 @@ class Bottleneck(TrainedPart):
             setattr(self, name, nn.Parameter(tensor.to(getattr(self, name))))
 
 
+def _hidden_size(model: nn.Module) -> int:
+    config: Any = model.config
+    return config.hidden_size
+
+
 @methods.register("houlsby")
 class Houlsby(Method):
     """Trains a bottleneck of 2·m·d + d + m numbers after each sublayer, and the LayerNorms."""
@@ -134,7 +145,9 @@ class Houlsby(Method):
     config: HoulsbyConfig
     layer_kinds = ()
     uses_targets = False
-    not_sharded = "it trains the LayerNorms, which every process must hold whole, unless layer_norms is false"
+    not_sharded: str | None = (
+        "it trains the LayerNorms, which every process must hold whole, unless layer_norms is false"
+    )
     not_identity = "the bottlenecks start near the identity, not at it"
 
     def __init__(self, config: HoulsbyConfig | None = None, **settings: Any):
@@ -146,11 +159,11 @@ class Houlsby(Method):
         parts: dict[str, TrainedPart] = {}
         for path in self._places(model):
             layer, generator = model.get_submodule(path), layer_generator(seed, path, f"m={self.config.bottleneck}")
-            parts[f"{path}.adapter"] = Bottleneck(path, layer, model.config.hidden_size, self.config, generator)
+            parts[f"{path}.adapter"] = Bottleneck(path, layer, _hidden_size(model), self.config, generator)
         return {**parts, **masters(self._norms(own_parameters(model)))}
 
     def total_parameter_count(self, model: nn.Module, sites: list[Site]) -> int:
-        d, m = model.config.hidden_size, self.config.bottleneck
+        d, m = _hidden_size(model), self.config.bottleneck
         norms = sum(own.parameter.numel() for own in self._norms(base_parameters(model)))
         return len(self._places(model)) * (2 * m * d + d + m) + norms
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorascope.adapt.layer import Delta, Site
-from lorascope.adapt.layers import autocast
+from lorascope.adapt.layers import autocast, weight_of
 from lorascope.adapt.method import Method, methods
 from lorascope.architectures import FEEDFORWARD_OUTPUTS
 from lorascope.errors import InputError
@@ -57,7 +57,7 @@ class ScalingDelta(Delta):
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """ΔW x. The change of the bias is the layer's affair: see `forward_with_base`."""
-        weight = self._layer[0].weight
+        weight = weight_of(self._layer[0])
         weight, x = (weight.t() if self._transposed else weight), autocast(x)
         less = self.l - 1
         if self.role == "in_scale":

@@ -83,7 +83,7 @@ class LoRA(Method):
     def make(self, site: Site, generator: torch.Generator) -> LowRankDelta:
         (a, b), from_base = self.start(site, generator)
         if site.kind == "embedding":
-            return LowRankEmbeddingDelta(a, b, self.config.scale, site.weight.dtype, site.layer.padding_idx, from_base)
+            return LowRankEmbeddingDelta(a, b, self.config.scale, site.weight.dtype, site.padding_idx, from_base)
         return LowRankDelta(a, b, self.config.scale, self.config.dropout, from_base)
 
     def start(self, site: Site, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], bool]:

@@ -23,16 +23,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import fsum
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.calibration import Calibration
-from lorascope.adapt.inject import Injected, layer_generator
+from lorascope.adapt.inject import layer_generator
 from lorascope.adapt.layer import AdaptedLayer, Site
+from lorascope.adapt.low_rank import LowRankDelta
 from lorascope.adapt.method import methods
+from lorascope.adapt.protocols import AdaptedModel
 from lorascope.errors import InputError, LorascopeError, preview
 from lorascope.methods.initialise import initialisation
 from lorascope.methods.lora import LoRA, LoRAConfig
@@ -148,7 +150,7 @@ class LoRADrop(LoRA):
                 raise InputError(f"keep: no adapted layer is named {name!r}", expected=preview(layers))
         return [layer for layer in layers if any(_ends(layer, name) for name in keep)]
 
-    def _injected(self) -> Injected:
+    def _injected(self) -> AdaptedModel:
         assert self.injected is not None, "the method is not in a model yet"
         return self.injected
 
@@ -168,11 +170,11 @@ def stratified(length: int, labels: Sequence[int] | None, fraction: float, seed:
     return sorted(int(i) for c, n in enumerate(count) for i in order[classes[order] == c][:n])
 
 
-def output_sizes(injected: Injected, sample: Sequence[int], calibration: Calibration) -> dict[str, float]:
+def output_sizes(injected: AdaptedModel, sample: Sequence[int], calibration: Calibration) -> dict[str, float]:
     """g_i = Σ_x ‖ΔW_i x_i‖² of every layer over the sample, summed in float64."""
     sums = {name: torch.zeros((), dtype=torch.float64) for name in injected.layers}
 
-    def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def add(name: str, layer: AdaptedLayer, inputs: tuple[Tensor, ...]) -> None:
         sums[name] += layer.delta(inputs[0]).double().square().sum().cpu()
 
     hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in injected.layers.items()]
@@ -216,4 +218,5 @@ def _shape(site: Site) -> tuple:
 
 
 def _shape_of(layer: AdaptedLayer) -> tuple:
-    return layer.embedding, layer.delta.A.shape[1], layer.delta.B.shape[0]
+    delta = cast(LowRankDelta, layer.delta)
+    return layer.embedding, delta.A.shape[1], delta.B.shape[0]

@@ -6,6 +6,7 @@ option `loraplus_lr_ratio`; this is LoRA with it on.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lorascope.adapt.method import methods
 from lorascope.methods.lora import LoRA, LoRAConfig
@@ -30,4 +31,4 @@ class LoRAPlus(LoRA):
     """LoRA with B's learning rate λ times A's."""
 
     name, paper = "lora_plus", "Hayou, Ghosh, Yu 2024, arXiv 2402.12354"
-    Config = LoRAPlusConfig
+    Config: ClassVar[type] = LoRAPlusConfig

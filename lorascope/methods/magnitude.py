@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorascope.adapt.layer import Delta, Site
-from lorascope.adapt.layers import autocast, plain
+from lorascope.adapt.layers import autocast, bias_of, plain, weight_of
 from lorascope.adapt.method import Method, methods
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
@@ -31,6 +31,7 @@ class MagnitudeDelta(Delta):
     """ΔW of a Linear or a Conv1D by its rows' lengths. W is read from the layer, which never changes."""
 
     kind, scale = "magnitude", 1.0
+    lengths: Tensor
 
     def __init__(self, site: Site):
         super().__init__()
@@ -50,10 +51,11 @@ class MagnitudeDelta(Delta):
         if not plain(base, x):
             return base(x) + self(x)
         y = self._product(x) * (self.m / self.lengths)
-        return (y if base.bias is None else y + base.bias).to(x.dtype)
+        bias = bias_of(base)
+        return (y if bias is None else y + bias).to(x.dtype)
 
     def _product(self, x: Tensor) -> Tensor:
-        weight = self._layer[0].weight
+        weight = weight_of(self._layer[0])
         return F.linear(x, (weight.t() if self._transposed else weight).to(x.dtype))
 
     def roles(self) -> dict[str, Tensor]:

@@ -20,20 +20,23 @@ drops the cache and PEFT therefore refuses, and while text is generated.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorascope.adapt.inject import Injected, layer_generator
+from lorascope.adapt.inject import layer_generator
 from lorascope.adapt.layer import Site, TrainedPart
+from lorascope.adapt.layers import bias_of, weight_of
 from lorascope.adapt.method import Method, methods
+from lorascope.adapt.protocols import AdaptedModel
 from lorascope.adapt.sublayers import (
     Heads,
     attentions,
     backbone,
     by_name,
+    input_embeddings,
     key_value_sizes,
     learned_positions,
     parameters,
@@ -98,8 +101,8 @@ class Prepended:
         """Keys and values (batch, heads, t, head_dim) → (batch, heads, n + t, head_dim)."""
         if self.cache is not None:
             key, value = self.cache.update(key, value, layer_idx, *args, **kwargs)
-        own = (t.to(key).expand(len(key), -1, -1, -1) for t in (self.key, self.value))
-        return tuple(torch.cat(pair, 2) for pair in zip(own, (key, value), strict=True))
+        virtual_key, virtual_value = (t.to(key).expand(len(key), -1, -1, -1) for t in (self.key, self.value))
+        return torch.cat([virtual_key, key], 2), torch.cat([virtual_value, value], 2)
 
 
 class Prefix(TrainedPart):
@@ -107,7 +110,9 @@ class Prefix(TrainedPart):
 
     reason = "keys and values of virtual tokens in every layer, and no change of a weight"
 
-    def __init__(self, model: nn.Module, sizes: Heads, table: Float[Tensor, "n _"], network: nn.Module | None = None):
+    def __init__(
+        self, model: nn.Module, sizes: Heads, table: Float[Tensor, "n _"], network: nn.Sequential | None = None
+    ):
         super().__init__()
         self.sizes = sizes
         self.table, self.network = nn.Parameter(table), network
@@ -143,8 +148,12 @@ class Prefix(TrainedPart):
         if self.network is None or not torch.is_grad_enabled():
             both = self.prompt_embeddings()[:, own]
         else:
-            first, act, last = self.network
-            both = F.linear(act(first(self.table)), last.weight[own], last.bias[own])
+            *hidden, last = self.network.children()
+            bias = bias_of(last)
+            h = self.table
+            for each in hidden:
+                h = each(h)
+            both = F.linear(h, weight_of(last)[own], None if bias is None else bias[own])
         return both.unflatten(1, (2, heads, head_dim)).permute(1, 2, 0, 3)
 
     def set_enabled(self, on: bool) -> None:
@@ -210,9 +219,9 @@ def _hooked_positions(base: nn.Module, moved: Any) -> Any:
 
     Where the embeddings count positions themselves (BERT, RoBERTa), they are told of so many tokens before.
     """
-    own = getattr(base, "embeddings", None)
-    counting = isinstance(own, nn.Module) and "past_key_values_length" in parameters(own)
-    module = own if counting else base
+    embeddings = getattr(base, "embeddings", None)
+    counting = isinstance(embeddings, nn.Module) and "past_key_values_length" in parameters(embeddings)
+    module: nn.Module = embeddings if isinstance(embeddings, nn.Module) and counting else base
     names = parameters(module)
     if "position_ids" not in names:
         raise InputError(
@@ -259,12 +268,13 @@ def real_keys_values(model: nn.Module, tokens: Tensor) -> Float[Tensor, "n all"]
     restore = quietly(model)
     try:
         base = backbone(model)
-        base(input_ids=tokens[None].to(base.get_input_embeddings().weight.device))
+        base(input_ids=tokens[None].to(input_embeddings(base).weight.device))
     finally:
         restore()
         for hook in hooks:
             hook.remove()
-    pairs = [tensor[0].transpose(0, 1).flatten(1) for r in recorders for tensor in (r.key, r.value)]  # (n, width) each
+    recorded = [cast(Tensor, tensor) for r in recorders for tensor in (r.key, r.value)]  # (1, heads, n, head_dim) each
+    pairs = [tensor[0].transpose(0, 1).flatten(1) for tensor in recorded]  # (n, width) each
     return torch.cat(pairs, 1)
 
 
@@ -281,7 +291,7 @@ class PrefixTuning(Method):
 
     def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         sizes, generator = key_value_sizes(model), layer_generator(seed, KEY, f"n={self.config.num_virtual_tokens}")
-        weight = backbone(model).get_input_embeddings().weight
+        weight = input_embeddings(backbone(model)).weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         table, network = self._initial(model, sizes, generator)
         part = Prefix(model, sizes, table.to(weight.device, dtype), network and network.to(weight.device, dtype))
@@ -292,7 +302,7 @@ class PrefixTuning(Method):
         width, out = sizes.width, 2 * sizes.layers * sizes.width
         return n * width + width * h + h + (h + 1) * out if self.config.prefix_projection else n * out
 
-    def parameter_groups(self, injected: Injected, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, injected: AdaptedModel, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The network and its input at a rate of their own, everything else at `lr`."""
         part = injected.parts["prefix"]
         own = {id(p) for p in part.parameters()} if part.network is not None else set()
@@ -332,13 +342,13 @@ class PrefixTuning(Method):
 
 def _network(width: int, hidden: int, out: int, generator: torch.Generator) -> nn.Sequential:
     """W₂·tanh(W₁·x + b₁) + b₂, uniform in ±1/√d_in as torch's Linear is, drawn from `generator`."""
-    network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, out))
+    first, last = nn.Linear(width, hidden), nn.Linear(hidden, out)
     with torch.no_grad():
-        for layer in (network[0], network[2]):
+        for layer in (first, last):
             bound = layer.in_features**-0.5
             for parameter in layer.parameters():
                 parameter.uniform_(-bound, bound, generator=generator)
-    return network
+    return nn.Sequential(first, nn.Tanh(), last)
 
 
 def _peft_sizes(sizes: Heads) -> dict[str, int]:

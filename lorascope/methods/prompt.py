@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lorascope.adapt.inject import layer_generator
 from lorascope.adapt.layer import Site, TrainedPart
 from lorascope.adapt.method import Method, methods
-from lorascope.adapt.sublayers import backbone, by_name, learned_positions, parameters, require_room
+from lorascope.adapt.sublayers import backbone, by_name, input_embeddings, learned_positions, parameters, require_room
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.updates.base import Update
@@ -72,7 +72,7 @@ def require_init(init: str, known: tuple[str, ...], text: str | None) -> None:
 def initial_tokens(model: nn.Module, config: Any, generator: torch.Generator) -> Tensor:
     """The n tokens (n,) that virtual ones start from: drawn from the vocabulary, or the text's, repeated or cut."""
     n = config.num_virtual_tokens
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = input_embeddings(model).weight.shape[0]
     if config.init != "text":
         return torch.randint(vocabulary, (n,), generator=generator)
     from transformers import AutoTokenizer
@@ -150,7 +150,7 @@ class Prompt(TrainedPart):
         if not first:
             return (), call
         x = call.get("inputs_embeds")
-        x = base.get_input_embeddings()(call.pop("input_ids")) if x is None else x  # (b, t, d)
+        x = input_embeddings(base)(call.pop("input_ids")) if x is None else x  # (b, t, d)
         require_room(n, x.shape[1], self._limit)
         prompt = self.prompt_embeddings.to(x.dtype).expand(len(x), -1, -1)
         call |= {"input_ids": None, "inputs_embeds": torch.cat([prompt, x], 1)}
@@ -195,7 +195,7 @@ class PromptTuning(Method):
         return {"prompt": Prompt(base, self._initial(base, generator))}
 
     def total_parameter_count(self, model: nn.Module, sites: list[Site]) -> int:
-        return self.config.num_virtual_tokens * backbone(model).get_input_embeddings().weight.shape[1]
+        return self.config.num_virtual_tokens * input_embeddings(backbone(model)).weight.shape[1]
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -207,7 +207,7 @@ class PromptTuning(Method):
 
     def _initial(self, base: nn.Module, generator: torch.Generator) -> Tensor:
         """P (n, d), in float32 or wider."""
-        table = base.get_input_embeddings()
+        table = input_embeddings(base)
         dtype = torch.promote_types(table.weight.dtype, torch.float32)
         if self.config.init == "gaussian":
             std = float(table.weight.float().std())

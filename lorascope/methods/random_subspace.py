@@ -191,7 +191,7 @@ class RandomSubspace(BaseParamModule):
         return {o.name: o.parameter.to(v.dtype) + factor * v.view(o.parameter.shape) for o, v, factor in pairs}
 
     def updates(self) -> dict[str, Update]:
-        theta, lam = (None if t is None else _in_memory(t) for t in (self.theta, self.lam))
+        theta, lam = _in_memory(self.theta), None if self.lam is None else _in_memory(self.lam)
         self._follow_seed()
         subspace = Subspace(self.plan, theta, lam)
         found = {}

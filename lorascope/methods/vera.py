@@ -17,7 +17,7 @@ at which values it left the other vector; d = 1 (`d_initial: 1.0`) is the readin
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from lorascope.adapt.fused_vera import vera
 from lorascope.adapt.layer import Delta, Site
-from lorascope.adapt.layers import autocast, check_dropout, check_rank, plain
+from lorascope.adapt.layers import autocast, bias_of, check_dropout, check_rank, map_weight, plain
 from lorascope.adapt.method import Method, methods
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
@@ -111,8 +111,7 @@ class VeraDelta(Delta):
         x = autocast(x)
         if (self.training and self.dropout > 0) or not plain(base, x):
             return base(x) + self(x)
-        weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
-        return vera(x, self.d, self.b, *self.projections(), weight, base.bias)
+        return vera(x, self.d, self.b, *self.projections(), map_weight(base), bias_of(base))
 
     def projections(self) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
         """This layer's A and B, views of the pair on the layer's device."""
@@ -147,7 +146,7 @@ class Vera(Method):
     """Trains d and b of every layer, r + d_out numbers each; A and B are random, frozen and shared."""
 
     name, paper, kind = "vera", "Kopiczko, Blankevoort and Asano 2024, arXiv 2310.11454", "vera"
-    Config: type = VeraConfig
+    Config: ClassVar[type] = VeraConfig
     config: VeraConfig
     layer_kinds = ("linear", "conv1d")
     trains_d, trains_b, b_initial = True, True, 0.0
@@ -198,10 +197,10 @@ class Vera(Method):
                     f"{self.name} shares one pair of projections", found=f"another in {update.name}",
                     hint="load it with vera_unshared",
                 )  # fmt: skip
-        a, b = (torch.from_numpy(array).float() for array in (widest, tallest))
-        self.taken = not (torch.equal(a, self.pair.A) and torch.equal(b, self.pair.B))
+        wide, tall = torch.from_numpy(widest).float(), torch.from_numpy(tallest).float()
+        self.taken = not (torch.equal(wide, self.pair.A) and torch.equal(tall, self.pair.B))
         if self.taken:
-            self.pair.replace(a, b)
+            self.pair.replace(wide, tall)
 
     def state_dict(self) -> dict[str, Any]:
         return {"A": self.pair.A, "B": self.pair.B} if self.taken else {}

@@ -11,7 +11,7 @@ it is A' = diag(d) A and B' = diag(b) B, and d and b are lost.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class VeraUnshared(Vera):
     """Trains d and b of every layer, r + d_out numbers each; A and B are random, frozen and the layer's own."""
 
     name, format = "vera_unshared", "lorascope"
-    Config = UnsharedConfig
+    Config: ClassVar[type] = UnsharedConfig
     config: UnsharedConfig  # type: ignore[assignment]
 
     def prepare(self, model: torch.nn.Module, sites: list[Site]) -> None:

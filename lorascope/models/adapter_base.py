@@ -94,8 +94,9 @@ def seeded(folder: Path) -> list[str]:
 def name_classes(model: nn.Module, labels: list[str]) -> None:
     """Put the classes' names into the model's config, from which transformers' pipelines take them."""
     if labels:
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: number for number, label in enumerate(labels)}
+        config: Any = model.config
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
 
 
 def _of_task(adapter: Adapter, base: str, dtype: torch.dtype | str) -> nn.Module:
@@ -108,7 +109,7 @@ def _of_task(adapter: Adapter, base: str, dtype: torch.dtype | str) -> nn.Module
     named = [name for name in (*own, *(config.architectures or ())) if isinstance(name, str) and _opens(name)]
     mapped = type(config) in getattr(transformers, CLASSES[task])._model_mapping if task in CLASSES else False
     if mapped and not (task == "FEATURE_EXTRACTION" and named):  # whose head, where the base has one, is not used
-        auto = getattr(transformers, CLASSES[task])
+        auto = getattr(transformers, CLASSES[str(task)])
     else:
         if not named:
             raise InputError(

@@ -73,14 +73,15 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
         new_head = {"num_labels": num_labels, "ignore_mismatched_sizes": True, **cut}  # of other classes than these
         model = _from_checkpoint(AutoModelForSequenceClassification, config, dtype=dtype, **new_head)
         pad = load_tokenizer(config).pad_token_id
-        if model.config.pad_token_id != pad:  # decoders classify by the last token that is no padding
-            model.config.pad_token_id = pad
+        saved: Any = model.config
+        if saved.pad_token_id != pad:  # decoders classify by the last token that is no padding
+            saved.pad_token_id = pad
         return model
     if (whole := mean_pool.saved_config(place := assets.resolve(config.name))) is not None:
         model = mean_pool.load(place, whole, num_labels, dtype)
         same = len(whole["id2label"]) == num_labels
         return _remember(model, [] if same else [f"{mean_pool.HEAD}.weight", f"{mean_pool.HEAD}.bias"])
-    encoder = _from_checkpoint(AutoModel, config, dtype=dtype, **cut)
+    encoder: Any = _from_checkpoint(AutoModel, config, dtype=dtype, **cut)
     model = MeanPoolClassifier(encoder, num_labels).to(encoder.dtype)
     lacking = [f"{model.base_model_prefix}.{name}" for name in drawn(encoder)]
     if not mean_pool.load_old_head(model, place):
@@ -91,12 +92,12 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
 
 def _refuse_more_layers(config: ModelConfig) -> None:
     """InputError where more layers are asked for than the base has: they would be drawn at random, however many."""
-    own = getattr(load_config(config.name), "num_hidden_layers", None)
-    if isinstance(own, int) and config.num_hidden_layers > own:
+    depth, wanted = getattr(load_config(config.name), "num_hidden_layers", None), config.num_hidden_layers
+    if isinstance(depth, int) and wanted is not None and wanted > depth:
         raise InputError(
             f"model.num_hidden_layers is more than {config.name} has",
-            found=config.num_hidden_layers,
-            expected=f"at most {own}",
+            found=wanted,
+            expected=f"at most {depth}",
         )
 
 

@@ -36,7 +36,7 @@ class MeanPoolClassifier(nn.Module):
         num_labels: how many classes. The head starts at N(0, 0.02²), its bias at zero.
     """
 
-    def __init__(self, encoder: nn.Module, num_labels: int):
+    def __init__(self, encoder: Any, num_labels: int):
         super().__init__()
         if getattr(encoder.config, "is_encoder_decoder", False):
             raise InputError(
@@ -53,7 +53,7 @@ class MeanPoolClassifier(nn.Module):
         self.config.num_labels = num_labels
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Any:
         return getattr(self, self.base_model_prefix)
 
     def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -135,12 +135,13 @@ def load(place: str | os.PathLike, config: dict[str, Any], num_labels: int, dtyp
         model = MeanPoolClassifier(AutoModel.from_config(built, dtype=dtype), num_labels).to(dtype)
         if tensors[f"{HEAD}.weight"].shape[0] != num_labels:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{HEAD}.")}
-        found = model.load_state_dict(tensors, strict=False)
+        mismatch = model.load_state_dict(tensors, strict=False)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load the model {place}", found=" ".join(str(error).split())[:300]) from error
-    wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not name.startswith(f"{HEAD}.")]
-    if wrong:
-        raise InputError(f"cannot load the model {place}", found=f"missing or unknown: {', '.join(wrong[:3])}")
+    keys = (*mismatch.missing_keys, *mismatch.unexpected_keys)
+    wrong_keys = [name for name in keys if not name.startswith(f"{HEAD}.")]
+    if wrong_keys:
+        raise InputError(f"cannot load the model {place}", found=f"missing or unknown: {', '.join(wrong_keys[:3])}")
     return model
 
 

