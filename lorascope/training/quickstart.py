@@ -168,7 +168,8 @@ def table(outcome: Outcome, config: RunConfig) -> str:
         head = f"next-token loss in nats on {outcome.held_out} held-out blocks of WordNet glosses:"
         rows = [("base model", f"{outcome.base.loss:.3f}", ""), (adapter, f"{outcome.score.loss:.3f}", cost)]
     else:
-        assert outcome.majority is not None and outcome.probe is not None  # of a classifier
+        assert outcome.majority is not None  # of a classifier
+        assert outcome.probe is not None
         examples = f"25 classes ({outcome.train:,} training examples)"
         head = f"accuracy on {outcome.held_out:,} held-out WordNet glosses, {examples}:"
         rows = [
