@@ -119,7 +119,7 @@ def convert(hint: Any, value: object) -> Any:
     Raises:
         Wrong: the value does not fit; the message says what would.
     """
-    if isinstance(value, numbers.Number) and not isinstance(value, bool | int | float):
+    if isinstance(value, numbers.Number) and type(value) not in (bool, int, float):
         item = getattr(value, "item", None)
         value = item() if item is not None else value
     try:

@@ -2,10 +2,11 @@
 
 The base's parameters stay where they are, frozen and untouched, so that `remove` gives back the very same bits. What
 the model reads at that place is another tensor: torch's `parametrize` turns `module.weight` into a property, which here
-gives the trained master in the dtype of the base. A float32 master on a bfloat16 base, gradient checkpointing and code
-that reads a weight without calling its module all work by that alone. The price is a second copy of what is trained.
+gives the trained master weight in the dtype of the base. A float32 master weight on a bfloat16 base, gradient
+checkpointing and code that reads a weight without calling its module all work by that alone. The price is a second copy
+of what is trained.
 
-A parameter that hangs in the model at several places (tied embeddings) has one master and is counted once.
+A parameter that hangs in the model at several places (tied embeddings) has one master weight and is counted once.
 """
 
 import math
@@ -60,8 +61,8 @@ class BaseParam:
         """Whether it is a map stored as (d_in, d_out)."""
         from transformers.pytorch_utils import Conv1D
 
-        turned = isinstance(self.module, (Conv1D, nn.Embedding)) and self.parameter.ndim == 2
-        return self.attribute == "weight" and turned
+        is_matrix = isinstance(self.module, (Conv1D, nn.Embedding)) and self.parameter.ndim == 2
+        return self.attribute == "weight" and is_matrix
 
     @property
     def is_embedding(self) -> bool:
@@ -100,10 +101,12 @@ class BaseParam:
 
     def native(self, matrix: Tensor) -> Tensor:
         """An update's matrix in the shape and layout the base stores this parameter in."""
-        turned, own = matrix.t() if self.transposed else matrix, self.parameter
-        if turned.numel() != own.numel() or (own.ndim == 2 and turned.shape != own.shape):
-            raise InputError(f"{self.name} has another shape", found=tuple(turned.shape), expected=tuple(own.shape))
-        return turned.reshape(own.shape)
+        values, parameter = matrix.t() if self.transposed else matrix, self.parameter
+        if values.numel() != parameter.numel() or (parameter.ndim == 2 and values.shape != parameter.shape):
+            raise InputError(
+                f"{self.name} has another shape", found=tuple(values.shape), expected=tuple(parameter.shape)
+            )
+        return values.reshape(parameter.shape)
 
 
 class Parametrization(nn.Module):
@@ -116,7 +119,7 @@ class Parametrization(nn.Module):
         raise NotImplementedError
 
 
-class _Master(Parametrization):
+class _MasterWeight(Parametrization):
     def __init__(self, master: nn.Parameter):
         super().__init__()
         self.master = master
@@ -125,7 +128,7 @@ class _Master(Parametrization):
         return self.master
 
 
-def own_parameters(model: nn.Module) -> list[BaseParam]:
+def frozen_parameters(model: nn.Module) -> list[BaseParam]:
     """Every frozen floating-point parameter of the base, in the model's order, a shared one once.
 
     What already trains when a method is installed is a copy of a module that is trained as a whole.
@@ -144,69 +147,69 @@ def own_parameters(model: nn.Module) -> list[BaseParam]:
 
 
 def base_parameters(model: nn.Module) -> list[BaseParam]:
-    """As `own_parameters`, of a base that is not frozen yet."""
+    """As `frozen_parameters`, of a base that is not frozen yet."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     try:
-        return own_parameters(model)
+        return frozen_parameters(model)
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
 
-def chosen(base_params: list[BaseParam], train: Sequence[str] | None, freeze: Sequence[str]) -> list[BaseParam]:
+def select_by_name(base_params: list[BaseParam], train: Sequence[str] | None, freeze: Sequence[str]) -> list[BaseParam]:
     """Those of the parameters in whose names a pattern of `train` is found (all of them where it is None, none where it
     is empty) and none of `freeze`.
 
     Raises:
         InputError: a pattern is no regular expression or is found in no name; nothing is left.
     """
-    names = [own.name for own in base_params]
-    wanted = set(names) if train is None else {name for each in train for name in _found(each, names, "train")}
-    wanted -= {name for each in freeze for name in _found(each, names, "freeze")}
+    names = [param.name for param in base_params]
+    wanted = set(names) if train is None else {name for each in train for name in _matching_names(each, names, "train")}
+    wanted -= {name for each in freeze for name in _matching_names(each, names, "freeze")}
     if not wanted and train != ():
         raise InputError(
             "train and freeze leave nothing to train", found=f"{preview(train or ['everything'])} to train"
         )
-    return [own for own in base_params if own.name in wanted]
+    return [param for param in base_params if param.name in wanted]
 
 
-def _found(pattern: str, names: list[str], option: str) -> list[str]:
+def _matching_names(pattern: str, names: list[str], option: str) -> list[str]:
     regex = Pattern(pattern, option)
-    found = [name for name in names if regex.search(name)]
-    if not found:
+    matching = [name for name in names if regex.search(name)]
+    if not matching:
         near = get_close_matches(pattern, list(dict.fromkeys(part for name in names for part in name.split("."))), n=1)
         hint = f"did you mean {near[0]!r}?" if near else None
         raise InputError(
             f"{option}: {pattern!r} is found in no parameter's name", expected=preview(names, 4), hint=hint
         )
-    return found
+    return matching
 
 
-def substitute(own: BaseParam, make: Callable[[], Parametrization]) -> None:
+def substitute(param: BaseParam, make: Callable[[], Parametrization]) -> None:
     """Let the model read a substitute in every place where the parameter hangs."""
-    for module, attribute in own.owners:
+    for module, attribute in param.owners:
         parametrize.register_parametrization(module, attribute, make(), unsafe=True)
 
 
-def restore(own: BaseParam) -> None:
+def restore(param: BaseParam) -> None:
     """Take the substitutes away; the base's own parameter is there again, the same object."""
-    for module, attribute in own.owners:
+    for module, attribute in param.owners:
         parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
 
 
-def put(own: BaseParam, parameter: nn.Parameter) -> None:
+def put(param: BaseParam, parameter: nn.Parameter) -> None:
     """Hang `parameter` in every place of the base's own, so that what was tied stays tied."""
-    for module, attribute in own.owners:
+    for module, attribute in param.owners:
         module._parameters[attribute] = parameter
 
 
-def merged(own: BaseParam, value: Tensor) -> tuple[nn.Parameter, Merged]:
+def merged(param: BaseParam, value: Tensor) -> tuple[nn.Parameter, Merged]:
     """`value`, rounded once to the base's dtype, as a parameter; and what that did."""
-    original = own.parameter
+    original = param.parameter
     wide = widened(original)
     stored = value.to(original.dtype)
-    report = Merged(**vars(measured(own.name, original, value.to(wide.dtype) - wide, stored)))
+    report = Merged(**vars(measured(param.name, original, value.to(wide.dtype) - wide, stored)))
     return nn.Parameter(stored, requires_grad=False), report
 
 
@@ -218,7 +221,7 @@ class BaseParamModule(TrainedPart):
         self.base_params = tuple(base_params)
         self._merged = False
 
-    def substitutes(self, own: BaseParam) -> Parametrization:
+    def substitutes(self, param: BaseParam) -> Parametrization:
         """The stand-in of one parameter."""
         raise NotImplementedError
 
@@ -226,13 +229,13 @@ class BaseParamModule(TrainedPart):
         """What each parameter is now, by name, in the dtype it is trained in."""
         raise NotImplementedError
 
-    def stores_values(self, own: BaseParam) -> bool:
+    def stores_values(self, param: BaseParam) -> bool:
         """Whether a file holds the parameter's value itself, so that nobody needs the base's; not by default."""
         return False
 
     def install(self) -> "BaseParamModule":
-        for own in self.base_params:
-            substitute(own, partial(self.substitutes, own))
+        for param in self.base_params:
+            substitute(param, partial(self.substitutes, param))
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -243,48 +246,48 @@ class BaseParamModule(TrainedPart):
         if self._merged:
             raise InputError(f"{self.base_params[0].name} is merged already", hint="unmerge it first")
         reports = []
-        for own, value in zip(self.base_params, self.values().values(), strict=True):
-            parameter, report = merged(own, value)
-            restore(own)
-            put(own, parameter)
+        for param, value in zip(self.base_params, self.values().values(), strict=True):
+            parameter, report = merged(param, value)
+            restore(param)
+            put(param, parameter)
             reports.append(report)
         self._merged = True
         return reports
 
     def unmerge(self) -> None:
         if self._merged:
-            for own in self.base_params:
-                put(own, own.parameter)
+            for param in self.base_params:
+                put(param, param.parameter)
             self._merged = False
             self.install()
 
     def remove(self) -> None:
-        for own in self.base_params:
-            restore(own)
+        for param in self.base_params:
+            restore(param)
 
 
 class Tuned(BaseParamModule):
-    """Some parameters of one module, trained: a float32 master (float64 of a float64 base) of each.
+    """Some parameters of one module, trained: a float32 master weight (float64 of a float64 base) for each.
 
     Args:
-        whole: of a base narrower than float32, give the tuned values to a file all the same, not the change.
+        store_values: of a base narrower than float32, a file gets the tuned values all the same, not the change.
     """
 
-    def __init__(self, base_params: Sequence[BaseParam], whole: bool = False):
+    def __init__(self, base_params: Sequence[BaseParam], store_values: bool = False):
         super().__init__(base_params)
-        self.whole = whole
-        for own in self.base_params:
-            dtype = torch.promote_types(own.parameter.dtype, torch.float32)
-            self.register_parameter(own.attribute, nn.Parameter(own.parameter.detach().to(dtype, copy=True)))
+        self.store_values = store_values
+        for param in self.base_params:
+            dtype = torch.promote_types(param.parameter.dtype, torch.float32)
+            self.register_parameter(param.attribute, nn.Parameter(param.parameter.detach().to(dtype, copy=True)))
 
-    def substitutes(self, own: BaseParam) -> Parametrization:
-        return _Master(getattr(self, own.attribute))
+    def substitutes(self, param: BaseParam) -> Parametrization:
+        return _MasterWeight(getattr(self, param.attribute))
 
     def values(self) -> Mapping[str, Tensor]:
-        return {own.name: getattr(self, own.attribute).detach() for own in self.base_params}
+        return {param.name: getattr(self, param.attribute).detach() for param in self.base_params}
 
-    def stores_values(self, own: BaseParam) -> bool:
-        return self.whole or own.parameter.dtype == getattr(self, own.attribute).dtype
+    def stores_values(self, param: BaseParam) -> bool:
+        return self.store_values or param.parameter.dtype == getattr(self, param.attribute).dtype
 
     def updates(self) -> dict[str, Update]:
         """The tuned values, from which a file's reader takes the base; where the base is narrower, the change itself.
@@ -292,38 +295,40 @@ class Tuned(BaseParamModule):
         A bfloat16 base is most often a rounding of the checkpoint that the reader will compare with, and the rounding
         of W would be taken for training: it is as large as many an update.
         """
-        found = {}
-        for own, value in zip(self.base_params, self.values().values(), strict=True):
-            narrow = not self.stores_values(own)
-            values = value - own.parameter.detach().to(value.dtype) if narrow else value
-            array = own.matrix(values).cpu().numpy().copy()
+        updates = {}
+        for param, value in zip(self.base_params, self.values().values(), strict=True):
+            narrow = not self.stores_values(param)
+            values = value - param.parameter.detach().to(value.dtype) if narrow else value
+            array = param.matrix(values).cpu().numpy().copy()
             stored = InMemory(array, "F64" if values.dtype == torch.float64 else "F32")
             kind, role = ("dense", "delta") if narrow else ("tuned", "tuned")
-            update = own.update(kind, role, stored)
-            found[update.name] = update
-        return found
+            update = param.update(kind, role, stored)
+            updates[update.name] = update
+        return updates
 
     @torch.no_grad()
     def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
-        for own in self.base_params:
-            update = updates[own.update_name]
+        for param in self.base_params:
+            update = updates[param.update_name]
             if update.kind not in ("tuned", "dense"):
-                raise InputError(f"{own.name} holds another kind of update", found=update.kind, expected="tuned, dense")
-            master = getattr(self, own.attribute)
-            base = own.parameter.detach().double() if update.kind == "dense" else 0.0
+                raise InputError(
+                    f"{param.name} holds another kind of update", found=update.kind, expected="tuned, dense"
+                )
+            master = getattr(self, param.attribute)
+            base = param.parameter.detach().double() if update.kind == "dense" else 0.0
             (values,) = update.read().values()
-            master.copy_(base + own.native(torch.from_numpy(values)) * update.scale)
+            master.copy_(base + param.native(torch.from_numpy(values)) * update.scale)
 
 
-def masters(base_params: Sequence[BaseParam], whole: bool = False) -> dict[str, TrainedPart]:
-    """A trained part for every module that owns some of these parameters, in the model, by the module's path."""
+def fp32_master_weights(base_params: Sequence[BaseParam], store_values: bool = False) -> dict[str, TrainedPart]:
+    """Train these parameters: a part with their master weights for every module, by the module's path."""
     by_path: dict[str, list[BaseParam]] = {}
-    for own in base_params:
-        by_path.setdefault(own.path, []).append(own)
-    return {path: Tuned(those, whole).install() for path, those in by_path.items()}
+    for param in base_params:
+        by_path.setdefault(param.path, []).append(param)
+    return {path: Tuned(group, store_values).install() for path, group in by_path.items()}
 
 
-class OwnMethod(Method):
+class BaseParamMethod(Method):
     """A method that trains parameters of the base itself: a subclass says which."""
 
     kind = "tuned"
@@ -337,10 +342,10 @@ class OwnMethod(Method):
         raise NotImplementedError
 
     def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
-        return masters(self.select(own_parameters(model)))
+        return fp32_master_weights(self.select(frozen_parameters(model)))
 
     def total_parameter_count(self, model: nn.Module, sites: list[Any]) -> int:
-        return sum(own.parameter.numel() for own in self.select(base_parameters(model)))
+        return sum(param.parameter.numel() for param in self.select(base_parameters(model)))
 
     def settings(self) -> dict[str, Any]:
         return {"ties": "kept"}

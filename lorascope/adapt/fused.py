@@ -4,8 +4,8 @@
 
 Written as separate modules this costs, besides its own products, several passes over (n, d_in) and (n, d_out): the
 scaled update, its sum with the base's output, and in backward the sum of two gradients of x. Here the update is added
-by the product itself (`addmm_` with s as its alpha), forward and backward. A and B are float32 masters: products run in
-x's dtype on narrow copies of A and B, which are small, and never on a wide copy of x, which is not.
+by the product itself (`addmm_` with s as its alpha), forward and backward. A and B are float32 master weights:
+products run in x's dtype on narrow copies of A and B, which are small, and never on a wide copy of x, which is not.
 
 Saved for backward: x (which the rest of the model often holds anyway) and h = A xᵀ (r, n); with A frozen h alone, so
 that O(n·d_in) falls to O(n·r). Doing h again would save the last O(n·r) at the price of a pass over x, and measured

@@ -5,8 +5,8 @@
 
 Two ways to the same numbers:
 
-`folded`, where x is as wide as the masters: V = g ⊙ (W + s·B·A) is formed, used and dropped, in forward and again in
-backward. Over n tokens y and dx are then one GEMM each, without a low-rank product or a pass of g beside them; from
+`folded`, where x is as wide as the master weights: V = g ⊙ (W + s·B·A) is formed, used and dropped, in forward and again
+in backward. Over n tokens y and dx are then one GEMM each, without a low-rank product or a separate pass of g; from
 n = 2·d_in·d_out/(d_in + d_out) on, d of a square layer, that is less work than plain LoRA's. The norms come from V
 itself: nothing cancels.
 
@@ -37,8 +37,9 @@ def row_norms(
 ) -> Float[Tensor, " d_out"]:
     """‖W + s·B·A‖ of each row from ‖W‖² (`squares`), without forming it and with gradients to A and B.
 
-    ‖W‖² + s·Σ_r (2·W Aᵀ + s·B·A Aᵀ) ⊙ B. W Aᵀ is multiplied in W's dtype, the rest in the masters'. Where the update
-    undoes a row of W almost wholly, terms cancel and the norm loses as many digits as it is shorter than ‖W‖, squared.
+    ‖W‖² + s·Σ_r (2·W Aᵀ + s·B·A Aᵀ) ⊙ B. W Aᵀ is multiplied in W's dtype, the rest in the master weights'. Where the
+    update undoes a row of W almost wholly, terms cancel and the norm loses as many digits as it is shorter than ‖W‖,
+    squared.
     """
     cross = (weight @ a.to(weight.dtype).t()).to(b.dtype)  # (d_out, r)
     added = ((2 * cross + scale * (b @ (a @ a.t()))) * b).sum(1, dtype=torch.float64)

@@ -87,8 +87,8 @@ def _matters(injected: AdaptedModel, name: str) -> bool:
 
 def _after_any_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     for injected in list(_watched):
-        own = next(iter(injected.trainable().values()), None)
-        if own is not None and any(own is each for group in optimizer.param_groups for each in group["params"]):
+        trained = next(iter(injected.trainable().values()), None)
+        if trained is not None and any(trained is each for group in optimizer.param_groups for each in group["params"]):
             _check(injected)
 
 

@@ -156,10 +156,10 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     def added(_: Any, x: Sequence[int], *__: Any, out_shape: Sequence[int], **___: Any) -> int:
         return 2 * math.prod(out_shape) * x[-1]
 
-    found: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: added, torch.ops.aten.baddbmm_: added}
+    formulas: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: added, torch.ops.aten.baddbmm_: added}
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        found[torch.ops.mkldnn._linear_pointwise] = linear
-    return found
+        formulas[torch.ops.mkldnn._linear_pointwise] = linear
+    return formulas
 
 
 def _seconds(forward: Callable[[], None], device: torch.device) -> float:

@@ -199,23 +199,23 @@ class Injected:
         Raises:
             InputError: a shape differs; with `strict`, a key is missing or unknown.
         """
-        own = self.state_dict()
-        missing, unknown = [k for k in own if k not in state], [k for k in state if k not in own]
+        current = self.state_dict()
+        missing, unknown = [k for k in current if k not in state], [k for k in state if k not in current]
         if strict and (missing or unknown):
             raise InputError(
                 "the state is not of this adapter",
                 found=f"unknown {preview(unknown, 3)}" if unknown else f"no {preview(missing, 3)}",
-                expected=f"the {len(own)} keys of {self.method.name}",
+                expected=f"the {len(current)} keys of {self.method.name}",
                 hint="use the targets and the method it was saved with",
             )
-        for key in own.keys() & state.keys():
-            if own[key].shape != state[key].shape:
+        for key in current.keys() & state.keys():
+            if current[key].shape != state[key].shape:
                 raise InputError(
-                    f"{key} has another shape", found=tuple(state[key].shape), expected=tuple(own[key].shape)
+                    f"{key} has another shape", found=tuple(state[key].shape), expected=tuple(current[key].shape)
                 )
         for path, part in self._parts().items():
-            mine = {name: state[f"{path}.{name}"] for name in part.state_dict() if f"{path}.{name}" in state}
-            part.load_state_dict(mine, strict=False)
+            part_state = {name: state[f"{path}.{name}"] for name in part.state_dict() if f"{path}.{name}" in state}
+            part.load_state_dict(part_state, strict=False)
 
     def drop(self, names: Collection[str]) -> None:
         """Take the updates of these layers out for good: the model gets their own layers back."""
@@ -327,8 +327,8 @@ class Injected:
             saved |= {name: in_memory(tensor) for name, tensor in part.tensors().items()}
             reasons |= {name: part.reason for name in part.tensors() if part.reason}
         shared = {"modules_to_save": list(self.saved)} if self.saved else {}
-        whole = {**self.method.settings(), **shared, **settings}
-        return Adapter(updates, whole, Source(method=self.method.name), saved, non_weight_tensors=reasons)
+        all_settings = {**self.method.settings(), **shared, **settings}
+        return Adapter(updates, all_settings, Source(method=self.method.name), saved, non_weight_tensors=reasons)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:
@@ -350,8 +350,8 @@ class Injected:
         _same_names("modules", adapter.updates, {**self.layers, **dict.fromkeys(of_parts)})
         _same_names("saved tensors", adapter.saved, {**own_saved, **dict.fromkeys(tensors_of_parts)})
         for part in self.parts.values():
-            mine = {name: torch.from_numpy(adapter.saved[name].read()) for name in part.tensors()}
-            part.load({name: adapter.updates[name] for name in part.updates()}, mine)
+            tensors = {name: torch.from_numpy(adapter.saved[name].read()) for name in part.tensors()}
+            part.load({name: adapter.updates[name] for name in part.updates()}, tensors)
         _unshare([layer.delta for layer in self.layers.values()])
         for name, layer in self.layers.items():
             update, delta = adapter.updates[name], layer.delta
@@ -405,11 +405,11 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 
 def _sharers(model: nn.Module, layer: nn.Module) -> list[str]:
     """Paths of the other modules that hold one of the layer's own parameters."""
-    own = {id(p) for p in layer._parameters.values() if p is not None}
+    parameters = {id(p) for p in layer._parameters.values() if p is not None}
     return [
         path.removesuffix(".base")
         for path, module in model.named_modules()
-        if module is not layer and any(id(p) in own for p in module._parameters.values())
+        if module is not layer and any(id(p) in parameters for p in module._parameters.values())
     ]
 
 

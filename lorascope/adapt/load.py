@@ -44,8 +44,8 @@ def load(model: nn.Module, adapter: Adapter) -> Injected:
     }
     saved = {there.name(name) or name: stored for name, stored in named.saved.items()}
     whole = list(dict.fromkeys(name.rpartition(".")[0] for name in saved if name not in named.non_weight_tensors))
-    targets = {"targets": list(updates)} if method.uses_targets else {}
-    injected = inject(model, method, modules_to_save=whole, **targets)
+    targets = list(updates) if method.uses_targets else None
+    injected = inject(model, method, targets=targets, modules_to_save=whole)
     injected.load(replace(named, updates=updates, saved=saved))
     return injected
 

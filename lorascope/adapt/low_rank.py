@@ -14,7 +14,7 @@ from lorascope.linalg.arrays import Float
 
 
 class LowRankDelta(Delta):
-    """ΔW x = s·B·A·x for Linear and Conv1D. A and B are the masters, in float32 or wider.
+    """ΔW x = s·B·A·x for Linear and Conv1D. A and B are master weights, in float32 or wider.
 
     With `from_start` the values given are a start to measure from, kept as A₀ and B₀: ΔW = s·(B·A − B₀·A₀).
     """
@@ -64,16 +64,16 @@ class LowRankDelta(Delta):
         """Take A and B of any rank; where it differs, the parameters are new ones. ΔW is then theirs: a start goes."""
         (a, b), (d_in, d_out) = (roles["A"], roles["B"]), (self.A.shape[1], self.B.shape[0])
         if a.shape[1:] != (d_in,) or b.shape != (d_out, a.shape[0]):
-            found = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
+            shapes = f"A {tuple(a.shape)} and B {tuple(b.shape)}"
             raise InputError(
-                "the factors do not fit the layer", found=found, expected=f"A (r, {d_in}) and B ({d_out}, r)"
+                "the factors do not fit the layer", found=shapes, expected=f"A (r, {d_in}) and B ({d_out}, r)"
             )
         for name, value in (("A", a), ("B", b)):
-            own = getattr(self, name)
-            if own.shape == value.shape:
-                own.copy_(value)
+            parameter = getattr(self, name)
+            if parameter.shape == value.shape:
+                parameter.copy_(value)
             else:
-                setattr(self, name, nn.Parameter(value.to(own), requires_grad=own.requires_grad))
+                setattr(self, name, nn.Parameter(value.to(parameter), requires_grad=parameter.requires_grad))
         self.scale, self.A0, self.B0 = scale, None, None
 
     def _dropping(self) -> float:

@@ -129,18 +129,18 @@ def _with_vocabulary(model: nn.Module, adapter: Adapter, done: Merge) -> None:
     """Give the model as many tokens as the adapter's, where that has more. InputError where the adapter does not hold
     the rows that the base lacks."""
     params = ModelParameters(model)
-    whole = {**adapter.base, **adapter.saved}
+    stored_whole = {**adapter.base, **adapter.saved}
     sizes = {}
-    for name, stored in whole.items():
-        own = params.name(name)
-        if own is not None and _is_vocabulary(model, own):
-            sizes[own] = (params.parameters[own].shape[0], stored.shape[0])
+    for name, stored in stored_whole.items():
+        target = params.name(name)
+        if target is not None and _is_vocabulary(model, target):
+            sizes[target] = (params.parameters[target].shape[0], stored.shape[0])
     grown = {before_after for before_after in sizes.values() if before_after[0] < before_after[1]}
     if not grown:
         return
     ((before, after), *others) = grown
     tables = [n for n in params.parameters if n.endswith(".weight") and _is_vocabulary(model, n) and n not in sizes]
-    shared = {other for name in adapter.base if (own := params.name(name)) for other in params.sharers(own)}
+    shared = {other for name in adapter.base if (target := params.name(name)) for other in params.sharers(target)}
     apart = adapter.settings.get("modules_to_save") or ()
     shared |= {o for n in sizes if n.split(".")[-2] not in apart for o in params.sharers(n)}
     missing = [name for name in tables if name not in shared]
@@ -190,11 +190,11 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
 
 
 def _merge_one(params: ModelParameters, update: Update, name: str, keep_ties: bool, done: Merge) -> None:
-    whole = params.current(name)
-    fused = update.expert is not None and whole.ndim == 3
-    if fused and update.expert >= whole.shape[0]:  # type: ignore[operator]
-        raise InputError(f"{name} has {whole.shape[0]} experts", found=update.name)
-    weight = whole[update.expert] if fused else whole
+    parameter = params.current(name)
+    fused = update.expert is not None and parameter.ndim == 3
+    if fused and update.expert >= parameter.shape[0]:  # type: ignore[operator]
+        raise InputError(f"{name} has {parameter.shape[0]} experts", found=update.name)
+    weight = parameter[update.expert] if fused else parameter
     label = f"{name}[{update.expert}]" if fused else name
     stored, what_it_did = rounded_sum(label, weight, _delta(update, weight))
     done.weights.append(what_it_did)
@@ -242,8 +242,8 @@ def _merge_bias(params: ModelParameters, update: Update, source: str, done: Merg
     if update.bias is not None:
         change += torch.from_numpy(update.scale * update.bias.read()).to(change).reshape(change.shape)
     if update.needs_base and source != "lycoris":  # whose scaling is of the weight alone
-        own = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.double().cpu().numpy())
-        change += 0 if own is None else torch.from_numpy(own).to(change)
+        scaled = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.double().cpu().numpy())
+        change += 0 if scaled is None else torch.from_numpy(scaled).to(change)
     if bool(change.any()):
         params.put(name, rounded_sum(name, bias, change)[0])
         done.biases.append(name)
@@ -258,27 +258,27 @@ def _set(
     untied: list[str] | None = None,
 ) -> None:
     """A parameter that the file holds whole, put in place."""
-    own = params.name(name) or name
+    target = params.name(name) or name
     buffer = params.buffer(name) if params.name(name) is None else None
-    values, parameter = torch.from_numpy(stored.read()), params.current(own) if buffer is None else buffer
+    values, parameter = torch.from_numpy(stored.read()), params.current(target) if buffer is None else buffer
     if values.shape != parameter.shape:
         raise InputError(f"{name} has another shape", found=tuple(values.shape), expected=tuple(parameter.shape))
     rounded = values.to(parameter)
     if not bool(torch.isfinite(rounded).all()):
         raise InputError(
-            f"merging would write NaN or infinity into {own}", found=f"such entries in the adapter's {name}"
+            f"merging would write NaN or infinity into {target}", found=f"such entries in the adapter's {name}"
         )
     if keep_ties or buffer is not None:
         parameter.copy_(rounded)
-    elif params.put(own, rounded) and untied is not None:
-        untied.append(own)
-    record.append(own)
+    elif params.put(target, rounded) and untied is not None:
+        untied.append(target)
+    record.append(target)
 
 
 def _all_alike(params: ModelParameters, name: str, saved: Mapping[str, Stored]) -> bool:
     """Whether every module that shares this parameter was stored whole with the same numbers: then it stays shared."""
-    own = params.name(name)
-    sharers = params.sharers(own) if own else []
+    target = params.name(name)
+    sharers = params.sharers(target) if target else []
     theirs = {params.name(other): stored for other, stored in saved.items()}
     if len(sharers) < 2 or not all(other in theirs for other in sharers):
         return False
@@ -289,32 +289,32 @@ def _all_alike(params: ModelParameters, name: str, saved: Mapping[str, Stored]) 
 def _set_rows(model: nn.Module, params: ModelParameters, name: str, rows: Rows, alone: bool, done: Merge) -> None:
     """Trained rows, in the place of the base's. Whatever is tied to the input embedding has them as well, unless the
     file has other rows for that: so PEFT's `trainable_token_indices`. Any other module's are its own."""
-    own = params.name(name) or ""
-    table, indices = params.current(own), rows.indices
+    target = params.name(name) or ""
+    table, indices = params.current(target), rows.indices
     values = torch.from_numpy(rows.stored.read()).to(table)
     if max(indices, default=0) >= table.shape[0] or values.shape[1:] != table.shape[1:]:
         raise InputError(
-            f"the trained rows do not fit {own}",
+            f"the trained rows do not fit {target}",
             found=f"rows up to {max(indices, default=0)} of width {values.shape[-1]}",
             expected=f"a table of {tuple(table.shape)}",
         )
     if not bool(torch.isfinite(values).all()):
-        raise InputError(f"merging would write NaN or infinity into {own}", found="such entries in the trained rows")
-    for_all = alone and params.module(own)[0] is _table(model, "input")
-    tied = [other for other in params.sharers(own) if other != own]
+        raise InputError(f"merging would write NaN or infinity into {target}", found="such entries in the trained rows")
+    for_all = alone and params.module(target)[0] is _table(model, "input")
+    tied = [other for other in params.sharers(target) if other != target]
     biased = [other for other in tied if getattr(params.module(other)[0], "bias", None) is not None]
     if for_all and biased:
         raise InputError(
-            f"the trained rows of {own} cannot be merged",
+            f"the trained rows of {target} cannot be merged",
             found=f"{biased[0]} is tied to it and has a bias, which PEFT's layer of trained tokens leaves out",
         )
     changed = table.clone()
     changed[list(indices)] = values
     if for_all:
         table.copy_(changed)
-    elif params.put(own, changed):
-        done.untied.append(own)
-    done.rows[own] = len(indices)
+    elif params.put(target, changed):
+        done.untied.append(target)
+    done.rows[target] = len(indices)
 
 
 def _check_drawn(model: nn.Module, params: ModelParameters, filled: Collection[str]) -> None:

@@ -62,10 +62,10 @@ class Method(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        own = [name for name in HOOKS if name in vars(cls)]
-        for name in own:
+        hooks_here = [name for name in HOOKS if name in vars(cls)]
+        for name in hooks_here:
             setattr(cls, name, noted(name, vars(cls)[name]))
-        cls.overridden = cls.overridden | set(own)
+        cls.overridden = cls.overridden | set(hooks_here)
 
     def __init__(self, config: Any = None, **settings: Any):
         """With its `Config`, or with settings as keywords, PEFT's names included: `LoRA(r=4)` is

@@ -26,11 +26,11 @@ class ModelParameters:
 
     @cached_property
     def _rootless(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        by_rest: dict[str, list[str]] = {}
         for name in self.parameters:
             for rest in naming.rootless(name):
-                found.setdefault(rest, []).append(name)
-        return found
+                by_rest.setdefault(rest, []).append(name)
+        return by_rest
 
     def name(self, wanted: str) -> str | None:
         """The model's own name of a parameter; None where it has none."""
@@ -52,8 +52,8 @@ class ModelParameters:
 
     def sharers(self, name: str) -> list[str]:
         """All names of the parameter of that name: more than one where it is tied."""
-        own = self.parameters[name]
-        return [other for other, parameter in self.parameters.items() if parameter is own]
+        wanted = self.parameters[name]
+        return [other for other, parameter in self.parameters.items() if parameter is wanted]
 
     def module(self, name: str) -> tuple[nn.Module, str]:
         """The module that holds the parameter of that name, and the attribute it is."""
@@ -87,7 +87,8 @@ class ModelParameters:
 def untie(model: nn.Module) -> None:
     """Let the config say that embeddings are not tied."""
     config: Any = getattr(model, "config", None)
-    for one in (config, getattr(config, "text_config", None)):
+    configs: list[Any] = [config, getattr(config, "text_config", None)]
+    for one in configs:
         if getattr(one, "tie_word_embeddings", False):
             one.tie_word_embeddings = False
 
@@ -110,9 +111,9 @@ def oriented(params: ModelParameters, update: Update, name: str) -> Update:
         return replace(update, transposed=False)
     if update.kernel or weight.ndim < 2 or (not fused and attribute != "weight"):
         return update
-    sides, own = tuple(weight.shape[-2:]), _shape(update)
-    if own is not None and own[0] != own[1]:
-        return replace(update, transposed=sides != own)
+    sides, map_shape = tuple(weight.shape[-2:]), _shape(update)
+    if map_shape is not None and map_shape[0] != map_shape[1]:
+        return replace(update, transposed=sides != map_shape)
     if fused:
         return replace(update, transposed=bool(getattr(module, "is_transposed", False)))
     if isinstance(module, Conv1D | nn.Embedding | nn.Linear):

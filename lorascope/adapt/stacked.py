@@ -110,12 +110,12 @@ class Layout:
 
     def cut(self, x: Tensor, member: int, flat: bool) -> Tensor:
         """A member's rows of a layer's input, (b, S, d) or (b·S, d), cut to its own length. Others stay whole."""
-        longest, own = max(self.lengths), self.lengths[member]
-        if own == longest:
+        longest, length = max(self.lengths), self.lengths[member]
+        if length == longest:
             return x
         if flat:
-            return x.unflatten(0, (self.size, longest))[:, :own].flatten(0, 1)
-        return x[:, :own] if self._has_tokens(x) else x
+            return x.unflatten(0, (self.size, longest))[:, :length].flatten(0, 1)
+        return x[:, :length] if self._has_tokens(x) else x
 
     def fill(self, y: Tensor, x: Tensor, member: int, flat: bool) -> Tensor:
         """The inverse for the layer's output: zeros where x was cut away. Nothing reads them but other padding."""
@@ -277,8 +277,8 @@ def stack(members: Sequence[Injected], layout: Layout) -> nn.Module:
     paths |= {path: StackedModule for member in members for path in member.originals}
     paths |= {path: StackedModule for member in members[1:] for path in _differing(first, member) or ()}
     outer = {path: cls for path, cls in paths.items() if not any(path.startswith(other + ".") for other in paths)}
-    own = [first.model.get_submodule(path) for path in outer]
-    joint = skeleton(first.model, keep=own)
+    shared = [first.model.get_submodule(path) for path in outer]
+    joint = skeleton(first.model, keep=shared)
     for path, cls in outer.items():
         parts = [member.model.get_submodule(path) for member in members]
         replace_modules(joint, [(joint.get_submodule(path), cls(layout, parts))])
@@ -300,8 +300,8 @@ def _draws(part: nn.Module) -> bool:
 
 def _probability(module: nn.Module) -> float:
     """Of its dropout, whether it is a dropout layer or has it as a number."""
-    found = getattr(module, "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "dropout", 0.0)
-    return found if isinstance(found, float) else 0.0
+    probability = getattr(module, "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "dropout", 0.0)
+    return probability if isinstance(probability, float) else 0.0
 
 
 def _differing(first: Injected, other: Injected) -> list[str] | None:

@@ -30,8 +30,8 @@ class Heads(NamedTuple):
 def backbone(model: nn.Module) -> nn.Module:
     """The transformer without its head."""
     prefix = getattr(model, "base_model_prefix", "")
-    found = getattr(model, prefix, model) if prefix else model
-    return found if isinstance(found, nn.Module) else model
+    transformer = getattr(model, prefix, model) if prefix else model
+    return transformer if isinstance(transformer, nn.Module) else model
 
 
 def input_embeddings(model: nn.Module) -> nn.Embedding:

@@ -164,7 +164,7 @@ def left_out(
     word = targets if isinstance(targets, str) else ""
     rest = word in ("all-linear", "mlp") or any(not in_attention(path) for path in chosen)
     aside = [*_heads(model), *excluded, *chosen]
-    found: dict[str, list[tuple[str, int]]] = {}
+    by_class: dict[str, list[tuple[str, int]]] = {}
     for path, module in model.named_modules():
         size = sum(p.numel() for p in module._parameters.values() if p is not None and p.ndim > 1)
         if not size or isinstance(module, nn.Embedding) or any(_within(path, each) for each in aside):
@@ -172,9 +172,11 @@ def left_out(
         attends = in_attention(path) or isinstance(module, nn.MultiheadAttention)
         wanted = (word == "all-linear" or word == "attention") if attends else rest and word != "attention"
         if wanted and site_of(model, path, module) is None:
-            found.setdefault(type(module).__name__, []).append((path, size))
+            by_class.setdefault(type(module).__name__, []).append((path, size))
     least = LITTLE * sum(p.numel() for p in model.parameters())
-    groups = [LeftOut(sort, tuple(p for p, _ in own), sum(n for _, n in own)) for sort, own in found.items()]
+    groups = [
+        LeftOut(sort, tuple(p for p, _ in modules), sum(n for _, n in modules)) for sort, modules in by_class.items()
+    ]
     kept = [each for each in groups if each.parameters >= least or "expert" in each.sort.lower()]
     return sorted(kept, key=lambda each: -each.parameters)
 

@@ -135,7 +135,7 @@ def _paragraphs(docstring: str) -> list:
     return made
 
 
-def _as_json(described: "list[Description]", counts: "dict[str, int | str]", **whole: Any) -> str:
+def _as_json(described: "list[Description]", counts: "dict[str, int | str]", **facts: Any) -> str:
     """One object for each method; a count that cannot be had is null, with the reason beside it."""
     from dataclasses import asdict
 
@@ -151,4 +151,4 @@ def _as_json(described: "list[Description]", counts: "dict[str, int | str]", **w
             record |= {"trained_parameters": count if fits else None, "not_counted": None if fits else count}
         records.append(record)
     version = {"schema": 1, "lorascope": lorascope.__version__}
-    return json_text({**version, **whole, "methods": records}, ensure_ascii=True, indent=1) + "\n"
+    return json_text({**version, **facts, "methods": records}, ensure_ascii=True, indent=1) + "\n"

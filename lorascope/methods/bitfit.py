@@ -11,7 +11,7 @@ searches 1e-4 to 1e-3 (full fine-tuning: 1e-5 to 5e-5); 1.6e-3 on GPT-3 (Hu et a
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lorascope.adapt.base_params import BaseParam, OwnMethod
+from lorascope.adapt.base_params import BaseParam, BaseParamMethod
 from lorascope.adapt.method import methods
 from lorascope.architectures import FEEDFORWARD_INPUTS, QUERIES, ends_with
 from lorascope.errors import InputError
@@ -35,7 +35,7 @@ class BitFitConfig:
 
 
 @methods.register("bitfit")
-class BitFit(OwnMethod):
+class BitFit(BaseParamMethod):
     """Trains every bias of the base: b ← b + Δb."""
 
     name, paper = "bitfit", "Ben Zaken et al. 2022, arXiv 2106.10199"
@@ -43,7 +43,7 @@ class BitFit(OwnMethod):
     config: BitFitConfig
 
     def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
-        biases = [own for own in base_params if own.attribute == "bias" or own.attribute.endswith("_bias")]
+        biases = [param for param in base_params if param.attribute == "bias" or param.attribute.endswith("_bias")]
         if not biases:
             raise InputError(
                 "BitFit trains the biases of a model, and this one has none",
@@ -52,13 +52,13 @@ class BitFit(OwnMethod):
         if self.config.biases == "all":
             return biases
         groups = [
-            [own for own in biases if ends_with(own.name, (f"{name}.bias" for name in names))]
+            [param for param in biases if ends_with(param.name, (f"{name}.bias" for name in names))]
             for names in (QUERIES, FEEDFORWARD_INPUTS)
         ]
         if not all(groups):
             missing = "query" if not groups[0] else "first feed-forward"
             raise InputError(f"this model has no {missing} bias of its own", hint="say biases: all")
-        return [own for own in biases if any(own in group for group in groups)]
+        return [param for param in biases if any(param in group for group in groups)]
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "biases": self.config.biases}

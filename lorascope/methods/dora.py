@@ -146,7 +146,7 @@ class DoRA(LoRA):
 
 
 def row_lengths(site: Site) -> Float[Tensor, " d_out"]:
-    """‖W‖ of each row of the map, in the masters' dtype. InputError where a row is zero, or W is no float."""
+    """‖W‖ of each row of the map, in the master weights' dtype. InputError where a row is zero or W is no float."""
     weight = site.weight.detach()
     if not weight.is_floating_point():
         raise InputError(f"the rows of {site.name} cannot be measured", found=f"a {weight.dtype} weight")

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from lorascope.adapt.base_params import BaseParam, OwnMethod, chosen
+from lorascope.adapt.base_params import BaseParam, BaseParamMethod, select_by_name
 from lorascope.adapt.layer import TrainedPart
 from lorascope.adapt.method import methods
 from lorascope.errors import InputError, preview
@@ -38,7 +38,7 @@ class FullConfig:
 
 
 @methods.register("full")
-class Full(OwnMethod):
+class Full(BaseParamMethod):
     """Trains all of the base: T = W + ΔW without any restriction."""
 
     name, paper = "full", "Howard and Ruder 2018, arXiv 1801.06146"
@@ -47,8 +47,8 @@ class Full(OwnMethod):
 
     def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
         if not self.config.embeddings:
-            base_params = [own for own in base_params if not own.is_embedding]
-        return chosen(base_params, self.config.train, self.config.freeze)
+            base_params = [param for param in base_params if not param.is_embedding]
+        return select_by_name(base_params, self.config.train, self.config.freeze)
 
     def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         refuse_codes(model, self.name, self.config.train, self.config.freeze)

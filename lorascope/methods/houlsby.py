@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorascope.adapt.base_params import BaseParam, base_parameters, masters, own_parameters
+from lorascope.adapt.base_params import BaseParam, base_parameters, fp32_master_weights, frozen_parameters
 from lorascope.adapt.inject import layer_generator
 from lorascope.adapt.layer import Site, TrainedPart
 from lorascope.adapt.layers import weight_of
@@ -120,10 +120,10 @@ class Bottleneck(TrainedPart):
     @torch.no_grad()
     def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
         """Take D, U and the biases, of any m."""
-        found = {name: tensors[f"{self.path}.adapter.{name}"] for name in self.state_dict()}
-        width, m = self.up.shape[0], found["down"].shape[0]
+        loaded = {name: tensors[f"{self.path}.adapter.{name}"] for name in self.state_dict()}
+        width, m = self.up.shape[0], loaded["down"].shape[0]
         wanted = {"down": (m, width), "down_bias": (m,), "up": (width, m), "up_bias": (width,)}
-        for name, tensor in found.items():
+        for name, tensor in loaded.items():
             if tuple(tensor.shape) != wanted[name]:
                 raise InputError(
                     f"{self.path}.adapter.{name} has another shape", found=tuple(tensor.shape), expected=wanted[name]
@@ -160,18 +160,18 @@ class Houlsby(Method):
         for path in self._places(model):
             layer, generator = model.get_submodule(path), layer_generator(seed, path, f"m={self.config.bottleneck}")
             parts[f"{path}.adapter"] = Bottleneck(path, layer, _hidden_size(model), self.config, generator)
-        return {**parts, **masters(self._norms(own_parameters(model)))}
+        return {**parts, **fp32_master_weights(self._norms(frozen_parameters(model)))}
 
     def total_parameter_count(self, model: nn.Module, sites: list[Site]) -> int:
         d, m = _hidden_size(model), self.config.bottleneck
-        norms = sum(own.parameter.numel() for own in self._norms(base_parameters(model)))
+        norms = sum(param.parameter.numel() for param in self._norms(base_parameters(model)))
         return len(self._places(model)) * (2 * m * d + d + m) + norms
 
     def settings(self) -> dict[str, Any]:
         return {"method": self.name, **vars(self.config)}
 
     def _norms(self, base_params: list[BaseParam]) -> list[BaseParam]:
-        return [own for own in base_params if is_norm(own.module)] if self.config.layer_norms else []
+        return [param for param in base_params if is_norm(param.module)] if self.config.layer_norms else []
 
     def _places(self, model: nn.Module) -> list[str]:
         pairs = sublayer_outputs(model)

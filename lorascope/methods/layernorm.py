@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lorascope.adapt.base_params import BaseParam, OwnMethod, masters, own_parameters
+from lorascope.adapt.base_params import BaseParam, BaseParamMethod, fp32_master_weights, frozen_parameters
 from lorascope.adapt.layer import TrainedPart
 from lorascope.adapt.method import methods
 from lorascope.errors import InputError
@@ -31,7 +31,7 @@ class LayerNormConfig:
 
 
 @methods.register("layernorm")
-class LayerNorm(OwnMethod):
+class LayerNorm(BaseParamMethod):
     """Trains gain and offset of every LayerNorm and RMSNorm."""
 
     name, paper, format = "layernorm", "Zhao et al. 2024, arXiv 2312.11420", "peft"
@@ -40,13 +40,13 @@ class LayerNorm(OwnMethod):
 
     def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
         wanted = ("weight", "bias") if self.config.bias else ("weight",)
-        found = [own for own in base_params if is_norm(own.module) and own.attribute in wanted]
-        if not found:
+        chosen_params = [param for param in base_params if is_norm(param.module) and param.attribute in wanted]
+        if not chosen_params:
             raise InputError("this model has no LayerNorm or RMSNorm with parameters to train")
-        return found
+        return chosen_params
 
     def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
-        return masters(self.select(own_parameters(model)), whole=True)
+        return fp32_master_weights(self.select(frozen_parameters(model)), store_values=True)
 
     def settings(self) -> dict[str, Any]:
         return {"peft_type": "LN_TUNING"}

@@ -8,7 +8,7 @@ rsLoRA: Kalajdzievski 2023, arXiv 2312.03732: s = α/√r and nothing else, so t
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class LoRA(Method):
     """Trains A and B of every layer: r·(d_in + d_out) numbers each."""
 
     name, paper, kind = "lora", "Hu et al. 2021, arXiv 2106.09685", "low_rank"
-    Config = LoRAConfig
+    Config: ClassVar[type] = LoRAConfig
     config: LoRAConfig
 
     def make(self, site: Site, generator: torch.Generator) -> LowRankDelta:
@@ -87,7 +87,10 @@ class LoRA(Method):
         return LowRankDelta(a, b, self.config.scale, self.config.dropout, from_base)
 
     def start(self, site: Site, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], bool]:
-        """A (r, d_in) and B (d_out, r) as masters, and whether the base gives their product up."""
+        """A (r, d_in) and B (d_out, r), and whether their product is subtracted from the base weight.
+
+        Both are master weights, in float32 or wider.
+        """
         init = initialisation(self.config.init)
         a, b = init.factors(site, self.config.rank, self.config.scale, generator)
         return (a.to(site.master_dtype), b.to(site.master_dtype)), init.from_base

@@ -95,8 +95,8 @@ class LoRADrop(LoRA):
         if self.config.rest == "drop":
             rest = []
         shared = {_shape(site): site for site in rest}
-        own = [site for site in sites if site.name in kept]
-        return sum(self.parameter_count(site) for site in (*own, *shared.values()))
+        kept_sites = [site for site in sites if site.name in kept]
+        return sum(self.parameter_count(site) for site in (*kept_sites, *shared.values()))
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **({} if self.kept is None else {"lora_drop": self._learned()})}

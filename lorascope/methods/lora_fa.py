@@ -86,9 +86,9 @@ class LoRAFA(LoRA):
 
     def _cholesky(self, name: str, a: Tensor) -> Tensor:
         """The lower factor of A Aᵀ + ε·I in float64, kept until A is another (one read from a file, say)."""
-        known = self._factored.get(name)
-        if known is None or known[0] is not a or known[1] != a._version:
+        cached = self._factored.get(name)
+        if cached is None or cached[0] is not a or cached[1] != a._version:
             wide = a.detach().double()
             gram = wide @ wide.t() + RIDGE * torch.eye(len(a), dtype=torch.float64, device=a.device)
-            known = self._factored[name] = (a, a._version, torch.linalg.cholesky(gram))
-        return known[2]
+            cached = self._factored[name] = (a, a._version, torch.linalg.cholesky(gram))
+        return cached[2]

@@ -144,16 +144,16 @@ class Prefix(TrainedPart):
         """The key and the value of one layer; of the network, only the rows of this layer are multiplied."""
         _, heads, head_dim = self.sizes
         width = 2 * self.sizes.width
-        own = slice(layer * width, (layer + 1) * width)
+        columns = slice(layer * width, (layer + 1) * width)
         if self.network is None or not torch.is_grad_enabled():
-            both = self.prompt_embeddings()[:, own]
+            both = self.prompt_embeddings()[:, columns]
         else:
             *hidden, last = self.network.children()
             bias = bias_of(last)
             h = self.table
             for each in hidden:
                 h = each(h)
-            both = F.linear(h, weight_of(last)[own], None if bias is None else bias[own])
+            both = F.linear(h, weight_of(last)[columns], None if bias is None else bias[columns])
         return both.unflatten(1, (2, heads, head_dim)).permute(1, 2, 0, 3)
 
     def set_enabled(self, on: bool) -> None:
@@ -174,10 +174,10 @@ class Prefix(TrainedPart):
     @torch.no_grad()
     def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:
         """Take keys and values of any n. They are then trained directly: no network gives exactly these."""
-        found, width = tensors[KEY], self.sizes.layers * 2 * self.sizes.width
-        if found.ndim != 2 or found.shape[1] != width:
-            raise InputError(f"{KEY} has another shape", found=tuple(found.shape), expected=f"(n, {width})")
-        self.table, self.network = nn.Parameter(found.to(self.table)), None
+        table, width = tensors[KEY], self.sizes.layers * 2 * self.sizes.width
+        if table.ndim != 2 or table.shape[1] != width:
+            raise InputError(f"{KEY} has another shape", found=tuple(table.shape), expected=f"(n, {width})")
+        self.table, self.network = nn.Parameter(table.to(self.table)), None
 
     def _moved(self, past: int, tokens: int) -> int:
         require_room(self.context_tokens, past + tokens, self._limit)
@@ -305,11 +305,11 @@ class PrefixTuning(Method):
     def parameter_groups(self, injected: AdaptedModel, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The network and its input at a rate of their own, everything else at `lr`."""
         part = injected.parts["prefix"]
-        own = {id(p) for p in part.parameters()} if part.network is not None else set()
+        of_network = {id(p) for p in part.parameters()} if part.network is not None else set()
         trained = list(injected.trainable().values())
         groups = (
-            ([p for p in trained if id(p) not in own], lr),
-            ([p for p in trained if id(p) in own], lr * self.config.encoder_lr_ratio),
+            ([p for p in trained if id(p) not in of_network], lr),
+            ([p for p in trained if id(p) in of_network], lr * self.config.encoder_lr_ratio),
         )
         return [{"params": params, "lr": rate, "weight_decay": weight_decay} for params, rate in groups if params]
 

@@ -62,9 +62,9 @@ def require_virtual_tokens(number: int) -> None:
         raise InputError("num_virtual_tokens is too small", found=number, expected="a whole number from 1")
 
 
-def require_init(init: str, known: tuple[str, ...], text: str | None) -> None:
-    if init not in known:
-        raise InputError("init is unknown", found=repr(init), expected=", ".join(known))
+def require_init(init: str, inits: tuple[str, ...], text: str | None) -> None:
+    if init not in inits:
+        raise InputError("init is unknown", found=repr(init), expected=", ".join(inits))
     if (init == "text") != bool(text):
         raise InputError("init: text and init_text belong together", found=f"init {init!r} and init_text {text!r}")
 

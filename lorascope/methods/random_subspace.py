@@ -30,7 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorascope.adapt.base_params import BaseParam, BaseParamModule, OwnMethod, Parametrization, chosen, own_parameters
+from lorascope.adapt.base_params import (
+    BaseParam,
+    BaseParamMethod,
+    BaseParamModule,
+    Parametrization,
+    frozen_parameters,
+    select_by_name,
+)
 from lorascope.adapt.layer import TrainedPart
 from lorascope.adapt.method import methods
 from lorascope.errors import InputError
@@ -96,10 +103,10 @@ class _Values(torch.autograd.Function):
         ctx.directions = directions if lam is not None else None
         factors = part.factors(lam)
         return tuple(
-            torch.add(own.parameter.to(theta.dtype), direction.view(own.parameter.shape), alpha=factor).to(
-                own.parameter.dtype
+            torch.add(param.parameter.to(theta.dtype), direction.view(param.parameter.shape), alpha=factor).to(
+                param.parameter.dtype
             )
-            for own, direction, factor in zip(part.base_params, directions, factors, strict=True)
+            for param, direction, factor in zip(part.base_params, directions, factors, strict=True)
         )
 
     @staticmethod
@@ -138,13 +145,13 @@ class RandomSubspace(BaseParamModule):
         self.theta = nn.Parameter(torch.zeros(config.d - m, dtype=dtype, device=first.device))
         self.lam = nn.Parameter(torch.ones(m, dtype=dtype, device=first.device)) if m else None
         self.register_buffer("seed", torch.tensor(derived_seed(seed, config.projection, config.scope, config.d)))
-        parameters = tuple((own.name, tuple(own.parameter.shape)) for own in base_params)
+        parameters = tuple((param.name, tuple(param.parameter.shape)) for param in base_params)
         self.plan = Plan(config.projection, config.scope, config.d - m, int(self.seed), parameters, groups)
         self.projections = self.plan.projections(config.adjoint != "exact")
         self._cached: tuple[tuple, tuple[Tensor, ...]] | None = None
 
-    def substitutes(self, own: BaseParam) -> Parametrization:
-        return _Read(self, self.base_params.index(own))
+    def substitutes(self, param: BaseParam) -> Parametrization:
+        return _Read(self, self.base_params.index(param))
 
     def read(self, index: int) -> Tensor:
         """The parameter's value now, in the dtype of the base. Worked out for all of them at the first access."""
@@ -195,9 +202,9 @@ class RandomSubspace(BaseParamModule):
         self._follow_seed()
         subspace = Subspace(self.plan, theta, lam)
         found = {}
-        for index, own in enumerate(self.base_params):
-            projected = Projected(subspace, index, own.matrix_shape, own.transposed)
-            update = own.update("dense", "delta", projected)
+        for index, param in enumerate(self.base_params):
+            projected = Projected(subspace, index, param.matrix_shape, param.transposed)
+            update = param.update("dense", "delta", projected)
             found[update.name] = update
         return found
 
@@ -210,9 +217,9 @@ class RandomSubspace(BaseParamModule):
         subspace = subspace_of(updates)
         if subspace is None:
             raise InputError("the file does not say which subspace its updates lie in", hint="load the one it was")
-        plan, own = subspace.plan, self.plan
+        plan, expected = subspace.plan, self.plan
         fields = ("projection", "scope", "columns", "groups", "parameters")
-        wrong = [name for name in fields if getattr(plan, name) != getattr(own, name)]
+        wrong = [name for name in fields if getattr(plan, name) != getattr(expected, name)]
         if wrong:
             raise InputError(f"the file's subspace is another one: it differs in {', '.join(wrong)}")
         self.seed.fill_(plan.seed)
@@ -248,7 +255,7 @@ def _groups(base_params: list[BaseParam], said: str) -> tuple[int, ...]:
     """Which λ each parameter has: by tensor, or by numbered block with one for all that is in none."""
     if said == "none":
         return ()
-    keys = [own.name if said == "tensor" else _block(own.name) for own in base_params]
+    keys = [param.name if said == "tensor" else _block(param.name) for param in base_params]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return tuple(order[key] for key in keys)
 
@@ -263,7 +270,7 @@ def _in_memory(tensor: Tensor) -> InMemory:
 
 
 @methods.register("random_subspace")
-class RandomSubspaceTraining(OwnMethod):
+class RandomSubspaceTraining(BaseParamMethod):
     """Trains d numbers: θ = θ₀ + P θ_d (DID), or θ_i = θ₀,i + λ_i (P θ_d)_i (SAID)."""
 
     name, paper, kind = (
@@ -276,16 +283,16 @@ class RandomSubspaceTraining(OwnMethod):
 
     def select(self, base_params: list[BaseParam]) -> list[BaseParam]:
         if not self.config.embeddings:
-            base_params = [own for own in base_params if not own.is_embedding]
-        base_params = chosen(base_params, self.config.train, self.config.freeze)
-        size = sum(own.parameter.numel() for own in base_params)
+            base_params = [param for param in base_params if not param.is_embedding]
+        base_params = select_by_name(base_params, self.config.train, self.config.freeze)
+        size = sum(param.parameter.numel() for param in base_params)
         if size < self.config.d:
             raise InputError(f"a subspace of {self.config.d} dimensions has no place in {size} parameters")
         return base_params
 
     def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         refuse_codes(model, self.name, self.config.train, self.config.freeze)
-        part = RandomSubspace(self.select(own_parameters(model)), self.config, seed)
+        part = RandomSubspace(self.select(frozen_parameters(model)), self.config, seed)
         return {"subspace": part.install()}
 
     def total_parameter_count(self, model: nn.Module, sites: list[Any]) -> int:

@@ -92,7 +92,7 @@ class Pair:
 
 
 class VeraDelta(Delta):
-    """ΔW x = b ⊙ (B (d ⊙ (A x))). d and b are the masters, in float32 or wider; A and B are its share of the pair."""
+    """ΔW x = b ⊙ (B (d ⊙ (A x))). d and b are master weights, float32 or wider; A and B are its share of the pair."""
 
     kind, scale = "vera", 1.0
 
@@ -209,8 +209,8 @@ class Vera(Method):
         """Take back what `state_dict` gave. ValueError where it has not the rank, or is smaller than a layer."""
         if state:
             shapes = [tuple(state[role].shape) for role in "AB"]
-            own = [tuple(self.pair.A.shape), tuple(self.pair.B.shape)]
-            if not all(len(s) == 2 and s[0] >= o[0] and s[1] >= o[1] for s, o in zip(shapes, own, strict=True)):
+            expected = [tuple(self.pair.A.shape), tuple(self.pair.B.shape)]
+            if not all(len(s) == 2 and s[0] >= o[0] and s[1] >= o[1] for s, o in zip(shapes, expected, strict=True)):
                 raise ValueError(f"projections of {shapes}")
             self.taken = True
             self.pair.replace(state["A"].cpu(), state["B"].cpu())

@@ -65,10 +65,12 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
         model = _of_task(adapter, base, dtype)
         config = ModelConfig(base)
     else:
-        said = card["model"]
-        if said.get("random_init"):
+        trained_on = card["model"]
+        if trained_on.get("random_init"):
             raise InputError(f"{folder} was trained on random weights, which only its run's seed gives again")
-        config = ModelConfig(base, said["task_type"], said["head"], num_hidden_layers=said.get("num_hidden_layers"))
+        config = ModelConfig(
+            base, trained_on["task_type"], trained_on["head"], num_hidden_layers=trained_on.get("num_hidden_layers")
+        )
         if drawn := card.get("drawn"):
             torch.manual_seed(drawn["seed"])
         model = models.load_model(config, len(card["labels"]) or 2, dtype)
@@ -104,9 +106,9 @@ def _of_task(adapter: Adapter, base: str, dtype: torch.dtype | str) -> nn.Module
 
     task = adapter.settings.get("task_type")
     config = models.load_config(base)
-    said = adapter.settings.get("auto_mapping")
-    own = [said.get("base_model_class")] if isinstance(said, Mapping) and task not in CLASSES else []
-    named = [name for name in (*own, *(config.architectures or ())) if isinstance(name, str) and _opens(name)]
+    mapping = adapter.settings.get("auto_mapping")
+    mapped_class = [mapping.get("base_model_class")] if isinstance(mapping, Mapping) and task not in CLASSES else []
+    named = [name for name in (*mapped_class, *(config.architectures or ())) if isinstance(name, str) and _opens(name)]
     mapped = type(config) in getattr(transformers, CLASSES[task])._model_mapping if task in CLASSES else False
     if mapped and not (task == "FEATURE_EXTRACTION" and named):  # whose head, where the base has one, is not used
         auto = getattr(transformers, CLASSES[str(task)])
@@ -127,8 +129,8 @@ def _opens(name: str) -> bool:
     """Whether transformers has a model class of that name."""
     import transformers
 
-    found = getattr(transformers, name, None)
-    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    cls = getattr(transformers, name, None)
+    return isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
 
 
 def _labels(auto: Any, config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,12 +78,12 @@ def check_config(folder: Path) -> None:
 
 def check_base(card: Mapping[str, Any], model: nn.Module, base: str) -> None:
     """InputError where the model at hand is not the one that the adapter was trained on, by its sizes."""
-    own = sizes_of(model)
+    sizes = sizes_of(model)
     for key, trained_on in card.get("base", {}).items():
-        if key in own and own[key] != trained_on and key != "vocab_size":
+        if key in sizes and sizes[key] != trained_on and key != "vocab_size":
             raise InputError(
                 f"{base} is not the model that this adapter was trained on",
-                found=f"{key} {own[key]}",
+                found=f"{key} {sizes[key]}",
                 expected=f"{key} {trained_on}",
                 hint=f"give {card['model'].get('name', 'its base model')}",
             )
@@ -92,12 +92,12 @@ def check_base(card: Mapping[str, Any], model: nn.Module, base: str) -> None:
 def sizes_of(model: nn.Module) -> dict[str, Any]:
     """What a model's config says of its size."""
     config = getattr(model, "config", None)
-    found = {}
+    sizes = {}
     for names in _SIZES:
         name = next((each for each in names if getattr(config, each, None) is not None), None)
         if name is not None:
-            found[names[0]] = getattr(config, name)
-    return found
+            sizes[names[0]] = getattr(config, name)
+    return sizes
 
 
 def _origin(model: ModelConfig) -> dict[str, str]:

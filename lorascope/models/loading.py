@@ -77,9 +77,9 @@ def _load(config: ModelConfig, num_labels: int, dtype: torch.dtype | str) -> nn.
         if saved.pad_token_id != pad:  # decoders classify by the last token that is no padding
             saved.pad_token_id = pad
         return model
-    if (whole := mean_pool.saved_config(place := assets.resolve(config.name))) is not None:
-        model = mean_pool.load(place, whole, num_labels, dtype)
-        same = len(whole["id2label"]) == num_labels
+    if (saved_config := mean_pool.saved_config(place := assets.resolve(config.name))) is not None:
+        model = mean_pool.load(place, saved_config, num_labels, dtype)
+        same = len(saved_config["id2label"]) == num_labels
         return _remember(model, [] if same else [f"{mean_pool.HEAD}.weight", f"{mean_pool.HEAD}.bias"])
     encoder: Any = _from_checkpoint(AutoModel, config, dtype=dtype, **cut)
     model = MeanPoolClassifier(encoder, num_labels).to(encoder.dtype)
@@ -237,14 +237,14 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
         InputError: a parameter that the checkpoint did not hold belongs to the model's own blocks or embeddings, or to
             no module that can be trained as a whole.
     """
-    found = [name for name in CLASSIFIER_HEADS if hasattr(model, name)]
-    found += [_owner(model, name) for name in drawn(model) if not _inside(name, found)]
-    return tuple(dict.fromkeys(found))
+    modules = [name for name in CLASSIFIER_HEADS if hasattr(model, name)]
+    modules += [_owner(model, name) for name in drawn(model) if not _inside(name, modules)]
+    return tuple(dict.fromkeys(modules))
 
 
-def untrained(model: nn.Module, whole: Sequence[str]) -> tuple[str, ...]:
+def untrained(model: nn.Module, trained: Sequence[str]) -> tuple[str, ...]:
     """Those of `drawn` that lie in none of the modules `whole`."""
-    return tuple(name for name in drawn(model) if not _inside(name, whole))
+    return tuple(name for name in drawn(model) if not _inside(name, trained))
 
 
 def _inside(name: str, modules: Sequence[str]) -> bool:

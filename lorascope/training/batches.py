@@ -116,9 +116,9 @@ class Order:
             piece = order[start : start + window]
             order[start : start + window] = piece[np.argsort(self.lengths[piece], kind="stable")]
         passes = [order[start : start + self.size] for start in range(0, self.length, self.size)]
-        whole = self.length // self.size  # an incomplete pass stays last, so that the others stay whole
-        drawn = [passes[i] for i in permutation(whole, self.seed, epoch)]
-        return np.concatenate([*drawn, *passes[whole:]])
+        full_passes = self.length // self.size  # an incomplete pass stays last, so that the others stay whole
+        drawn = [passes[i] for i in permutation(full_passes, self.seed, epoch)]
+        return np.concatenate([*drawn, *passes[full_passes:]])
 
     def micro_batches(self, step: int, size: int, count: int) -> list[list[int]]:
         """Step `step`'s texts as `count` passes of `size`. No text is used twice in an epoch, and none is left out."""

@@ -230,7 +230,7 @@ def _ignored(model: ModelConfig | None, data: DataConfig | None) -> list[str]:
     if model is None or data is None:
         return []
     lm = model.task_type == "CAUSAL_LM"
-    found = {
+    set_keys = {
         "data.text_pair_column": lm and data.text_pair_column is not None,
         "data.random_labels": lm and data.random_labels,
         "data.label_column": lm and data.label_column != "label" and data.classes is None,
@@ -239,7 +239,7 @@ def _ignored(model: ModelConfig | None, data: DataConfig | None) -> list[str]:
         "data.add_eos_token": not lm and not data.add_eos_token,
     }
     why = {True: "a language model is trained on data.text_column alone", False: "a classifier does not use it"}
-    return [f"{key} has no meaning under {model.task_type} ({why[lm]})" for key, ignored in found.items() if ignored]
+    return [f"{key} has no meaning under {model.task_type} ({why[lm]})" for key, ignored in set_keys.items() if ignored]
 
 
 def _method(values: object, problems: list[str]) -> MethodConfig | None:

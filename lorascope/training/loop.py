@@ -47,7 +47,7 @@ class Pass:
 
     def losses(self, indices: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         """Each member's summed loss on its texts, and its hits."""
-        parts = [member.train.batch(own) for member, own in zip(self.members, indices, strict=True)]
+        parts = [member.train.batch(texts) for member, texts in zip(self.members, indices, strict=True)]
         return self._losses(parts)
 
     def _losses(self, parts: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
@@ -173,9 +173,9 @@ class Loop:
         shares: dict[Member, Tensor] = {}
         for joint in self.passes():
             texts = [member.passes(self.step) for member in joint.members]
-            targets = [sum(map(m.train.targets, own)) for m, own in zip(joint.members, texts, strict=True)]
+            targets = [sum(map(m.train.targets, batches)) for m, batches in zip(joint.members, texts, strict=True)]
             shares |= {member: torch.zeros((), device=world.device) for member in joint.members}
-            for indices in zip(*(own[world.rank :: world.size] for own in texts), strict=True):
+            for indices in zip(*(batches[world.rank :: world.size] for batches in texts), strict=True):
                 sums = joint.losses(indices)
                 losses = [loss / count for (loss, _), count in zip(sums, targets, strict=True)]
                 torch.autograd.backward(losses)  # each from its own 1: no sum over members
@@ -238,6 +238,6 @@ class Loop:
         for what, (found, expected) in counts.items():
             if found != expected:
                 raise InputError(f"the checkpoint is of another run: its {what} differ", found=found, expected=expected)
-        for member, own in zip(self.members, state["members"], strict=True):
-            member.load_state_dict(own)
+        for member, member_state in zip(self.members, state["members"], strict=True):
+            member.load_state_dict(member_state)
         self.step = state["step"]

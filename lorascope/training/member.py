@@ -224,7 +224,7 @@ def _with_head_rate(groups: list[dict[str, Any]], injected: Injected, rate: floa
     head = {id(parameter) for module in injected.saved.values() for parameter in module.parameters()}
     split = []
     for group in groups:
-        for own, lr in ((False, group["lr"]), (True, rate)):
-            if parameters := [each for each in group["params"] if (id(each) in head) == own]:
+        for in_head, lr in ((False, group["lr"]), (True, rate)):
+            if parameters := [each for each in group["params"] if (id(each) in head) == in_head]:
                 split.append({**group, "params": parameters, "lr": lr})
     return split

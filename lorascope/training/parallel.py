@@ -49,10 +49,10 @@ class World:
             return
         parameters = list(parameters)
         for dtype in sorted({p.dtype for p in parameters}, key=str):
-            own = [p for p in parameters if p.dtype == dtype]
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in own])
+            of_dtype = [p for p in parameters if p.dtype == dtype]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in of_dtype])
             dist.all_reduce(flat)
-            for p, piece in zip(own, flat.split([p.numel() for p in own]), strict=True):
+            for p, piece in zip(of_dtype, flat.split([p.numel() for p in of_dtype]), strict=True):
                 p.grad = piece.view_as(p)
 
 

@@ -86,10 +86,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     if not os.path.lexists(path):
         return {}
-    found = finite(read_json(path, SHAPES[SUMMARY], hint=AGAIN))
-    if "held_out" not in found and not found.get("diverged"):
+    summary = finite(read_json(path, SHAPES[SUMMARY], hint=AGAIN))
+    if "held_out" not in summary and not summary.get("diverged"):
         raise InputError(f"{path} is damaged", found="neither held_out nor diverged", hint=AGAIN)
-    return found
+    return summary
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -114,8 +114,8 @@ class Reopened:
             change = torch.from_numpy(np.ascontiguousarray(as_matrix(deltas[name]).dense(), dtype=np.float64))
             if tuple(change.shape) != self._shape(name):
                 raise InputError(f"{name} has another shape", found=tuple(change.shape), expected=self._shape(name))
-            turned = change.t() if update.transposed else change
-            weight.copy_(widened(base) + turned.reshape(base.shape).to(widened(base)))
+            stored_change = change.t() if update.transposed else change
+            weight.copy_(widened(base) + stored_change.reshape(base.shape).to(widened(base)))
 
     def restore(self) -> None:
         """The trained ΔW again."""

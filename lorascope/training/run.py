@@ -107,7 +107,7 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
         if seed != first:  # only a classifier has a head to draw
             other = base if lm else load_base(config, len(texts[seed][0].label_names), device)
             drawn[seed] = share_tensors(other, base)
-    of_texts = {seed: checks.fit_model(drawn[seed], own) for seed, own in texts.items()}
+    of_texts = {seed: checks.fit_model(drawn[seed], encoded) for seed, encoded in texts.items()}
     of_all = [*models.notes(base), *(data.notes(tokenizer, configs[0].data) if lm else ())]
     prepared = []
     for config in configs:
@@ -176,7 +176,7 @@ def inject_method(model: nn.Module, config: RunConfig) -> Injected:
         saved = models.head_modules(model) if config.model.task_type == "SEQ_CLS" else ()
     made = methods.get(method.name)(method.settings)
     injected = inject(model, made, targets=method.targets, modules_to_save=saved, seed=config.training.seed)
-    trained = {own.name for own, _ in _owns(injected)}
+    trained = {param.name for param, _ in _owns(injected)}
     if lost := [name for name in models.untrained(model, list(injected.saved)) if name not in trained]:
         modules = dict.fromkeys(name.rpartition(".")[0] for name in lost)
         raise InputError(
@@ -192,7 +192,10 @@ def inject_method(model: nn.Module, config: RunConfig) -> Injected:
 def _owns(injected: Injected) -> list[tuple[BaseParam, BaseParamModule]]:
     """The base's own parameters that the method trains, each with the part that does."""
     return [
-        (own, part) for part in injected.parts.values() if isinstance(part, BaseParamModule) for own in part.base_params
+        (param, part)
+        for part in injected.parts.values()
+        if isinstance(part, BaseParamModule)
+        for param in part.base_params
     ]
 
 
@@ -201,7 +204,7 @@ def not_stored(injected: Injected) -> list[str]:
     gives them again.
     """
     left = set(models.untrained(injected.model, list(injected.saved)))
-    return [own.name for own, part in _owns(injected) if own.name in left and not part.stores_values(own)]
+    return [param.name for param, part in _owns(injected) if param.name in left and not part.stores_values(param)]
 
 
 def train(
@@ -296,8 +299,8 @@ def fit_together(
             job.record.rewind(loop.step)
             count = job.prepared.injected.parameter_count()
             trains = {name: list(parameter.shape) for name, parameter in job.prepared.injected.trainable().items()}
-            said = {**_remarks(job.prepared), **facts}
-            job.record.start(command, _describe(here), trained_parameters=count, trains=trains, **said)
+            remarks = {**_remarks(job.prepared), **facts}
+            job.record.start(command, _describe(here), trained_parameters=count, trains=trains, **remarks)
     began, first = time.perf_counter(), loop.step
     loop.run_all(checkpoint, progress=progress)
     seconds = time.perf_counter() - began
@@ -313,14 +316,14 @@ def fit_together(
 
 def _remarks(prepared: Prepared) -> dict[str, Any]:
     """What a run's record says of what its user may not expect."""
-    found: dict[str, Any] = {"notes": list(prepared.notes)} if prepared.notes else {}
+    remarks: dict[str, Any] = {"notes": list(prepared.notes)} if prepared.notes else {}
     if prepared.left_out:
-        found["not_adapted"] = {
+        remarks["not_adapted"] = {
             "parameters": sum(each.parameters for each in prepared.left_out),
             "modules": sum(len(each.paths) for each in prepared.left_out),
             "sorts": {each.sort: each.parameters for each in prepared.left_out},
         }
-    return found
+    return remarks
 
 
 _measured: dict[tuple, Score] = {}  # by base and texts: runs of a sweep or a study share many

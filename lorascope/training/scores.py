@@ -40,8 +40,8 @@ def evaluate(model: torch.nn.Module, data: Encoded, size: int, world: World) -> 
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for start in range(0, len(batches), world.size):
-        mine = min(start + world.rank, len(batches) - 1)  # with too few for all, some repeat the last one: under FSDP
-        batch = data.batch(batches[mine]).to(world.device)  # all must take part in each pass
+        index = min(start + world.rank, len(batches) - 1)  # with too few for all, some repeat the last one: under FSDP
+        batch = data.batch(batches[index]).to(world.device)  # all must take part in each pass
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         loss, hits = cross_entropy(logits, batch.labels, batch.input_ids.shape[1])
         if start + world.rank < len(batches):

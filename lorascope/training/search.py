@@ -108,14 +108,14 @@ def _next(
 
 
 def _interval(tried: Sequence[Tried], target: float) -> tuple[int | None, int | None] | None:
-    known = [each for each in tried if len(each.gains) > 1 and np.isfinite(each.gains).all()]
-    if not known:
+    replicated = [each for each in tried if len(each.gains) > 1 and np.isfinite(each.gains).all()]
+    if not replicated:
         return None
     from scipy.stats import t
 
-    freedom = sum(len(each.gains) - 1 for each in known)
-    variance = sum(float(np.var(each.gains, ddof=1)) * (len(each.gains) - 1) for each in known) / freedom
-    margin = float(t.ppf(0.975, freedom)) * math.sqrt(variance / len(known[0].gains))
+    freedom = sum(len(each.gains) - 1 for each in replicated)
+    variance = sum(float(np.var(each.gains, ddof=1)) * (len(each.gains) - 1) for each in replicated) / freedom
+    margin = float(t.ppf(0.975, freedom)) * math.sqrt(variance / len(replicated[0].gains))
     sure = [each.d for each in tried if not each.mean + margin >= target]
     low = max(sure, default=None)
     high = min((e.d for e in tried if e.mean - margin >= target and (low is None or e.d > low)), default=None)

@@ -83,8 +83,8 @@ def plan(values: Mapping[str, Any], source: str = "the config") -> Plan:
     changes, most = _section(values["sweep"])
     names = _names(changes)
     entries = []
-    for name, own in zip(names, changes, strict=True):
-        entries.append(Entry(name, own, parse(changed(rest, own), f"{source}, for {name},")))
+    for name, change in zip(names, changes, strict=True):
+        entries.append(Entry(name, change, parse(changed(rest, change), f"{source}, for {name},")))
     for entry in entries[1:]:
         _agree(entries[0], entry)
     return Plan(tuple(entries), most or default_parallel(entries[0].config))
@@ -139,9 +139,9 @@ def _plain(value: object) -> str:
 
 def _agree(first: Entry, other: Entry) -> None:
     """InputError where two adapters differ in anything but method, optim and training.seed."""
-    mine, theirs = resolved(first.config), resolved(other.config)
+    ours, theirs = resolved(first.config), resolved(other.config)
     for section in ("model", "data", "training"):
-        for key, value in mine[section].items():
+        for key, value in ours[section].items():
             if value != theirs[section][key] and (section, key) != ("training", "seed"):
                 raise InputError(
                     f"the adapters of a sweep must agree in {section}.{key}",
@@ -236,11 +236,11 @@ def _train_group(
 def _check(prepared: Sequence[Prepared], config: RunConfig) -> None:
     """InputError where adapters in one pass would not equal their own runs."""
     alone = "or train one after another with sweep.max_parallel=1"
-    found = base_dropout(prepared[0].injected)
-    if found:
+    dropout = base_dropout(prepared[0].injected)
+    if dropout:
         raise InputError(
             "the base model's own dropout would draw other numbers than in each adapter's own run",
-            found=f"{found[1]} in {found[0] or 'the model'}",
+            found=f"{dropout[1]} in {dropout[0] or 'the model'}",
             hint=f"set model.dropout to 0, {alone}",
         )
     if config.training.gradient_checkpointing and any(draws(each.injected) for each in prepared):
@@ -257,9 +257,9 @@ def _check(prepared: Sequence[Prepared], config: RunConfig) -> None:
 
 def base_dropout(injected: Injected) -> tuple[str, float] | None:
     """A module of the frozen base that drops out, and its probability; None where none does."""
-    own = {id(module) for part in injected._parts().values() for module in part.modules()}
+    of_adapter = {id(module) for part in injected._parts().values() for module in part.modules()}
     for path, module in injected.model.named_modules():
-        if id(module) in own:
+        if id(module) in of_adapter:
             continue
         numbers = [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
         numbers += [value for name in DROPOUTS if isinstance(value := getattr(module, name, None), float)]
@@ -294,13 +294,13 @@ def _claim(plan: Plan, folder: Path, resume: bool) -> None:
 
 def _row(entry: Entry, folder: Path) -> dict[str, Any]:
     """An adapter's line in the table, from its folder."""
-    own = folder / entry.name
-    summary, run = read_summary(own), read_facts(own)
+    run_folder = folder / entry.name
+    summary, run = read_summary(run_folder), read_facts(run_folder)
     score = summary.get("held_out") or {}
     wanted = {"steps": summary.get("steps"), "trained_parameters": run.get("trained_parameters")}
     wanted |= {} if summary.get("diverged") else {f"held_out.{key}": score.get(key) for key in ("loss", "accuracy")}
     if missing := [key for key, value in wanted.items() if value is None]:
-        raise InputError(f"the record of {own} is damaged", found=f"no {missing[0]}", hint=AGAIN)
+        raise InputError(f"the record of {run_folder} is damaged", found=f"no {missing[0]}", hint=AGAIN)
     return {
         "name": entry.name,
         **entry.changes,
