@@ -5,9 +5,9 @@
 
 Two ways to the same numbers:
 
-`folded`, where x is as wide as the master weights: V = g ⊙ (W + s·B·A) is formed, used and dropped, in forward and again
-in backward. Over n tokens y and dx are then one GEMM each, without a low-rank product or a separate pass of g; from
-n = 2·d_in·d_out/(d_in + d_out) on, d of a square layer, that is less work than plain LoRA's. The norms come from V
+`folded`, where x is as wide as the master weights: V = g ⊙ (W + s·B·A) is formed, used and dropped, in forward and
+again in backward. Over n tokens y and dx are then one GEMM each, without a low-rank product or a separate pass of g;
+from n = 2·d_in·d_out/(d_in + d_out) on, d of a square layer, that is less work than plain LoRA's. The norms come from V
 itself: nothing cancels.
 
 `apart`, where x is narrower (a bfloat16 base, autocast), dropout acts between x and A, or gradients reach the norms. In

@@ -14,8 +14,8 @@ db = (P ⊙ B) d and dd = bᵀ (P ⊙ B). Kept for backward is one of two: x (n,
 share; or, where r is at most a third of d_in so that even three siblings keep less by it, h = x Aᵀ (n, r), from which P
 is cheaper, too. As separate modules it is h and B (d ⊙ h) (n, d_out).
 
-Where x is narrower than d and b (a bfloat16 base with float32 master weights, autocast) ΔW is never added to W: it is so
-much smaller that rounding the sum would lose most of it. x ΔWᵀ is then a product of its own.
+Where x is narrower than d and b (a bfloat16 base with float32 master weights, autocast) ΔW is never added to W: it is
+so much smaller that rounding the sum would lose most of it. x ΔWᵀ is then a product of its own.
 """
 
 import torch
