@@ -65,7 +65,7 @@ class ScalingDelta(Delta):
         return (F.linear(x, weight.to(x.dtype)) * less).to(x.dtype)
 
     def forward_with_base(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """The whole layer's output. The product is taken in the dtype of l, a master weight: a narrow l would spoil it."""
+        """The whole layer's output, the product in the dtype of l, a master weight: a narrow l would spoil it."""
         if self.role == "in_scale":
             return base((x * self.l).to(x.dtype))
         y = base(x)
