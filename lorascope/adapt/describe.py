@@ -143,8 +143,8 @@ def _documented(config: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for cls in reversed(config.__mro__):
         text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-        _, found, listed = text.partition("Attributes:\n")
-        if found:
+        _, has_attributes, listed = text.partition("Attributes:\n")
+        if has_attributes:
             docs |= _entries(listed)
     return docs
 

@@ -76,10 +76,10 @@ def apart(
 class _Folded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, m, scale, weight, bias):
-        turned = torch.addmm(weight, b, a, alpha=scale)  # (d_out, d_in)
-        gain = m / torch.linalg.vector_norm(turned, dim=1)
+        changed_weight = torch.addmm(weight, b, a, alpha=scale)  # (d_out, d_in)
+        gain = m / torch.linalg.vector_norm(changed_weight, dim=1)
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
-        out = as_rows_of(F.linear(flat, turned.mul_(gain[:, None]), bias), x)
+        out = as_rows_of(F.linear(flat, changed_weight.mul_(gain[:, None]), bias), x)
         ctx.save_for_backward(x, out if ctx.needs_input_grad[3] else None, a, b, m, gain, weight, bias)
         ctx.scale = scale
         return out
@@ -92,8 +92,8 @@ class _Folded(torch.autograd.Function):
         g, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])  # (n, d_out), (n, d_in)
         dx = da = db = dm = None
         if need_x:
-            turned = torch.addmm(weight, b, a, alpha=ctx.scale).mul_(gain[:, None])
-            dx = matmul(g, turned).view(x.shape)
+            changed_weight = torch.addmm(weight, b, a, alpha=ctx.scale).mul_(gain[:, None])
+            dx = matmul(g, changed_weight).view(x.shape)
         if need_a:
             dh = matmul(g, b * (ctx.scale * gain)[:, None])  # (n, r)
             da = matmul(dh.t().contiguous(), flat)
@@ -108,7 +108,7 @@ class _Folded(torch.autograd.Function):
 
 class _Apart(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h, b, m, norms, scale, weight, bias):
+    def forward(ctx, x, h, b, m, norms, scale, weight, bias):  # autograd tracks no tensor inside of another object
         flat = x.reshape(-1, x.shape[-1])  # (n, d_in)
         gain = m / norms
         out = F.linear(flat, weight.to(x.dtype))
@@ -136,8 +136,8 @@ class _Apart(torch.autograd.Function):
         if need_h:
             dh = matmul(scaled, b.to(g.dtype)).mul_(ctx.scale).view(h.shape)
         if need_b:
-            turned = h.reshape(-1, h.shape[-1]).t().contiguous()  # (r, n)
-            db = matmul(turned, g).t().to(b.dtype) * (ctx.scale * gain)[:, None]
+            h_transposed = h.reshape(-1, h.shape[-1]).t().contiguous()  # (r, n)
+            db = matmul(h_transposed, g).t().to(b.dtype) * (ctx.scale * gain)[:, None]
         if need_m or need_norms:
             length = _by_length(g, out, bias)
             dm = torch.where(m == 0, 0, length / m)

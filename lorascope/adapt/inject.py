@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.hooks import watch
-from lorascope.adapt.layer import AdaptedLayer, Delta, Merged, TrainedPart
-from lorascope.adapt.method import Method, methods
+from lorascope.adapt.layer import AdaptedLayer, Delta, Merged, Site, TrainedPart
+from lorascope.adapt.method import Method, make_method
+from lorascope.adapt.settings import targets_of
 from lorascope.adapt.targets import CARRIES, find_sites, match_modules, refuse_adapted
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
@@ -58,24 +59,14 @@ def inject(
             adapter already.
     """
     refuse_adapted(model)
-    targets = _targets(targets, settings)
-    is_new = not isinstance(method, Method)
-    method = make_method(method, settings)
-    if is_new and targets is not None and not method.uses_targets:
-        raise InputError(f"{method.name} does not work layer by layer and takes no targets", found=targets)
+    targets = targets_of(targets, settings)
+    method = make_method(method, settings, targets)
     targets = "all-linear" if targets is None else targets
     modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save or ())
     saved = match_modules(model, modules_to_save, "modules_to_save")
     saved = [path for path in saved if not any(path.startswith(other + ".") for other in saved)]
     sites = find_sites(model, targets, excluded=saved) if method.uses_targets else []
-    wrong = [site.name for site in sites if site.kind not in method.layer_kinds]
-    if wrong:
-        raise InputError(f"{method.name} cannot adapt {preview(wrong, 3)}", expected=f"layers of {method.layer_kinds}")
-    method.prepare(model, sites)
-    layers = {}
-    for site in sites:
-        delta = method.make(site, layer_generator(seed, site.name, method.salt())).to(site.weight.device)
-        layers[site.name] = AdaptedLayer(site, delta)
+    layers = _adapted_layers(model, method, sites, seed)
     originals = {path: model.get_submodule(path) for path in saved}
     model.requires_grad_(False)
     replace_modules(model, [(layer.base, layer) for layer in layers.values()])
@@ -88,37 +79,17 @@ def inject(
     return injected
 
 
-def _targets(targets: str | Collection[str] | None, settings: dict[str, Any]) -> str | list[str] | None:
-    """The targets under either of their names; PEFT's is taken out of `settings`."""
-    by_peft = settings.pop("target_modules", None)
-    if targets is not None and by_peft is not None:
-        raise InputError("targets and target_modules are the same setting", hint="give one of them")
-    chosen = by_peft if targets is None else targets
-    return chosen if chosen is None or isinstance(chosen, str) else list(chosen)
-
-
-def make_method(method: str | type[Method] | Method, settings: Mapping[str, Any]) -> Method:
-    """The method by its registered name, its class, or itself; the first two with `settings`.
-
-    Raises:
-        InputError: no method has that name, a setting is wrong, or there are settings beside an instance.
-    """
-    if isinstance(method, str):
-        method = methods.get(method)
-    if isinstance(method, type) and issubclass(method, Method):
-        return method(**settings)
-    if not isinstance(method, Method):
-        raise InputError(
-            "inject takes a method's name, its class or an instance",
-            found=type(method).__name__,
-            hint='write inject(model, "lora", r=8, target_modules=["q_proj", "v_proj"])',
-        )
-    if settings:
-        raise InputError(
-            f"{', '.join(settings)} cannot be set on a method that is made already",
-            hint=f"write inject(model, {method.name!r}, ...) or put the settings into {type(method).__name__}(...)",
-        )
-    return method
+def _adapted_layers(model: nn.Module, method: Method, sites: Sequence[Site], seed: int) -> dict[str, AdaptedLayer]:
+    """A fresh update around each of these layers, by path. InputError where the method cannot adapt one."""
+    wrong = [site.name for site in sites if site.kind not in method.layer_kinds]
+    if wrong:
+        raise InputError(f"{method.name} cannot adapt {preview(wrong, 3)}", expected=f"layers of {method.layer_kinds}")
+    method.prepare(model, sites)
+    layers = {}
+    for site in sites:
+        delta = method.make(site, layer_generator(seed, site.name, method.salt())).to(site.weight.device)
+        layers[site.name] = AdaptedLayer(site, delta)
+    return layers
 
 
 def layer_generator(seed: int, name: str, salt: str = "") -> torch.Generator:

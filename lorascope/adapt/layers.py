@@ -55,4 +55,4 @@ def check_rank(rank: int) -> None:
 def check_dropout(dropout: float) -> None:
     """InputError where it is no probability below one."""
     if not 0.0 <= dropout < 1.0:
-        raise InputError("dropout is no probability", found=dropout, expected="0 ≤ dropout < 1")
+        raise InputError("dropout is not a valid probability", found=dropout, expected="0 ≤ dropout < 1")

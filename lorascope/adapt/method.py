@@ -158,3 +158,30 @@ class Method(ABC):
         """Take back what `state_dict` gave."""
         if state:
             raise InputError(f"{self.name} keeps no state of its own", found=", ".join(state))
+
+
+def make_method(method: str | type[Method] | Method, settings: Mapping[str, Any], targets: object = None) -> Method:
+    """The method by its registered name, its class, or itself; the first two with `settings`.
+
+    Raises:
+        InputError: no method has that name, a setting is wrong, there are settings in addition to an instance, or there
+            are targets for a method that takes none.
+    """
+    if isinstance(method, str):
+        method = methods.get(method)
+    if isinstance(method, type) and issubclass(method, Method):
+        if targets is not None and not method.uses_targets:
+            raise InputError(f"{method.name} does not work layer by layer and takes no targets", found=targets)
+        return method(**settings)
+    if not isinstance(method, Method):
+        raise InputError(
+            "inject takes a method's name, its class or an instance",
+            found=type(method).__name__,
+            hint='write inject(model, "lora", r=8, target_modules=["q_proj", "v_proj"])',
+        )
+    if settings:
+        raise InputError(
+            f"{', '.join(settings)} cannot be set on a method that is made already",
+            hint=f"write inject(model, {method.name!r}, ...) or put the settings into {type(method).__name__}(...)",
+        )
+    return method

@@ -1,6 +1,6 @@
 """A method's settings by our names or by PEFT's, from a config's keys or from Python's keywords."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lorascope.errors import InputError
@@ -34,3 +34,12 @@ def settings_of(method: str, config: type, settings: Mapping[str, Any]) -> Any:
         hints = [f"{name}: {ELSEWHERE[name]}" for name in settings if name in ELSEWHERE and not hasattr(config, name)]
         raise InputError(f"wrong settings of {method}: {'; '.join(problems)}", hint="; ".join(hints) or None)
     return made
+
+
+def targets_of(targets: str | Collection[str] | None, settings: dict[str, Any]) -> str | list[str] | None:
+    """The targets under either of their names; PEFT's is taken out of `settings`."""
+    by_peft = settings.pop("target_modules", None)
+    if targets is not None and by_peft is not None:
+        raise InputError("targets and target_modules are the same setting", hint="give one of them")
+    chosen = by_peft if targets is None else targets
+    return chosen if chosen is None or isinstance(chosen, str) else list(chosen)

@@ -48,10 +48,10 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise InputError("a model with both an encoder and a decoder is not supported by this method")
-    found = repeated_blocks(model)
-    if not found:
+    members = repeated_blocks(model)
+    if not members:
         raise InputError("the model has no repeated blocks", found=type(model).__name__, expected="a transformer")
-    return found
+    return members
 
 
 def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -62,8 +62,8 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         return {}
-    path, found = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-    return {f"{path}.{i}": block for i, block in enumerate(found)}
+    path, longest_list = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    return {f"{path}.{i}": block for i, block in enumerate(longest_list)}
 
 
 def sublayer_outputs(model: nn.Module) -> list[tuple[str, str]]:
@@ -72,7 +72,7 @@ def sublayer_outputs(model: nn.Module) -> list[tuple[str, str]]:
     Raises:
         InputError: a block has not one of each, or their width is not the hidden size.
     """
-    found = []
+    outputs = []
     for path, block in blocks(model).items():
         layers = [name for name, module in block.named_modules() if _width(module)]
         attention = [name for name in layers if in_attention(name)]
@@ -84,8 +84,8 @@ def sublayer_outputs(model: nn.Module) -> list[tuple[str, str]]:
         for name in pair:
             if name.rpartition(".")[2] not in SUBLAYER_OUTPUTS or _width(block.get_submodule(name)) != width:
                 raise _not_found(path, f"a last projection to the hidden size, {width}", [name])
-        found.append((f"{path}.{pair[0]}", f"{path}.{pair[1]}"))
-    return found
+        outputs.append((f"{path}.{pair[0]}", f"{path}.{pair[1]}"))
+    return outputs
 
 
 def attentions(model: nn.Module) -> list[nn.Module]:
@@ -94,14 +94,14 @@ def attentions(model: nn.Module) -> list[nn.Module]:
     Raises:
         InputError: a block has none or several, or attention runs in a kernel that takes no mask.
     """
-    found = []
+    modules = []
     for path, block in blocks(model).items():
-        own = [m for m in block.modules() if hasattr(m, "layer_idx") and "past_key_values" in parameters(m)]
-        inner = [m for m in own if not any(other is not m and other in set(m.modules()) for other in own)]
+        candidates = [m for m in block.modules() if hasattr(m, "layer_idx") and "past_key_values" in parameters(m)]
+        inner = [m for m in candidates if not any(other is not m and other in set(m.modules()) for other in candidates)]
         if len(inner) != 1:
             sorts = [type(m).__name__ for m in inner or block.children()]
             raise _not_found(path, "one attention that takes past_key_values", sorts)
-        found += inner
+        modules += inner
     kernel = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if kernel not in ("eager", "sdpa"):
         raise InputError(
@@ -109,7 +109,7 @@ def attentions(model: nn.Module) -> list[nn.Module]:
             found=f"attn_implementation {kernel!r}",
             expected="eager or sdpa",
         )
-    return found
+    return modules
 
 
 def key_value_sizes(model: nn.Module) -> Heads:

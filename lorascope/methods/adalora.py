@@ -262,11 +262,11 @@ class AdaLoRA(Method):
         """The score of every triplet (r,), by layer."""
         if self.draws:
             return {name: self.draws[name].to(delta.A.device) for name, delta in self._deltas().items()}
-        found = {}
+        scores = {}
         for name in self._deltas():
             s = {role: self.sensitivity[f"{name}.{role}"] * self.uncertainty[f"{name}.{role}"] for role in "AEB"}
-            found[name] = s["E"].flatten() + (s["A"].mean(1) + s["B"].mean(0))
-        return found
+            scores[name] = s["E"].flatten() + (s["A"].mean(1) + s["B"].mean(0))
+        return scores
 
     @torch.no_grad()
     def keep(self, budget: int) -> None:

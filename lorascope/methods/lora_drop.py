@@ -64,7 +64,7 @@ class LoRADropConfig(LoRAConfig):
         super().__post_init__()
         for name in ("threshold", "sample_fraction"):
             if not 0.0 < getattr(self, name) <= 1.0:
-                raise InputError(f"{name} is no share", found=getattr(self, name), expected="0 < share ≤ 1")
+                raise InputError(f"{name} is not a valid share", found=getattr(self, name), expected="0 < share ≤ 1")
         if not self.sample_epochs > 0:
             raise InputError("sample_epochs is too small", found=self.sample_epochs, expected="more than 0")
         if self.rest not in get_args(Rest):

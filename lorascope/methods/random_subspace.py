@@ -201,12 +201,12 @@ class RandomSubspace(BaseParamModule):
         theta, lam = _in_memory(self.theta), None if self.lam is None else _in_memory(self.lam)
         self._follow_seed()
         subspace = Subspace(self.plan, theta, lam)
-        found = {}
+        updates = {}
         for index, param in enumerate(self.base_params):
             projected = Projected(subspace, index, param.matrix_shape, param.transposed)
             update = param.update("dense", "delta", projected)
-            found[update.name] = update
-        return found
+            updates[update.name] = update
+        return updates
 
     def tensors(self) -> dict[str, Tensor]:
         return {THETA: self.theta.detach(), **({} if self.lam is None else {LAMBDA: self.lam.detach()})}
@@ -261,8 +261,8 @@ def _groups(base_params: list[BaseParam], said: str) -> tuple[int, ...]:
 
 
 def _block(name: str) -> str:
-    found = _BLOCK.match(name)
-    return found[1] if found else ""
+    match = _BLOCK.match(name)
+    return match[1] if match else ""
 
 
 def _in_memory(tensor: Tensor) -> InMemory:

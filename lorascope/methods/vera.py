@@ -58,7 +58,9 @@ class VeraConfig:
         check_rank(self.rank)
         check_dropout(self.dropout)
         if not 0 <= self.projection_prng_key < 1 << 63:
-            raise InputError("projection_prng_key is no seed", found=self.projection_prng_key, expected="from 0")
+            raise InputError(
+                "projection_prng_key is not a valid seed", found=self.projection_prng_key, expected="from 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,11 @@ class VeraDelta(Delta):
     @torch.no_grad()
     def load_roles(self, roles: Mapping[str, Tensor], scale: float) -> None:
         """Take d and b; A and B must be the pair's, which takes a file's before (`Vera.prepare_load`)."""
-        found = {name: tuple(values.shape) for name, values in roles.items()}
+        shapes = {name: tuple(values.shape) for name, values in roles.items()}
         rank, d_out = self.pair.A.shape[0], self.b.shape[0]
         expected = {"A": (rank, self.d_in), "B": (d_out, rank), "d": (rank,), "b": (d_out,)}
-        if found != expected or scale != 1.0:
-            raise InputError("the update does not fit the layer", found=f"{found}, scale {scale:g}", expected=expected)
+        if shapes != expected or scale != 1.0:
+            raise InputError("the update does not fit the layer", found=f"{shapes}, scale {scale:g}", expected=expected)
         if self.d.shape != roles["d"].shape:
             self.d = nn.Parameter(roles["d"].to(self.d), requires_grad=self.d.requires_grad)
         self.d.copy_(roles["d"])

@@ -181,7 +181,7 @@ def _is_adapter(name: str, base: str | None) -> InputError:
         f"model.name is an adapter and no base model: {name}",
         found=ADAPTER_FILE + (f", of an adapter of {base}" if base else ""),
         hint=f"set model.name to {base or 'its base model'} to train a new adapter, or merge this one into its base "
-        "with `lorascope merge` and name the merged folder; continuing an adapter's training is not offered",
+        "with `lorascope merge` and name the merged folder; continuing an adapter's training is not supported",
     )
 
 

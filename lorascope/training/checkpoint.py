@@ -72,7 +72,7 @@ def resume_from(loop: "Loop", path: Path, device: torch.device) -> None:
         try:
             state = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(f"{path} is no checkpoint of lorascope", found=type(error).__name__) from error
+            raise InputError(f"{path} is not a checkpoint of lorascope", found=type(error).__name__) from error
     wrong = misfit(state, SHAPE) or next(_contradictions(state), None)
     if wrong is None and len(state["members"]) == len(loop.members):  # the loop says it where they are not
         pairs = zip(loop.members, state["members"], strict=True)
@@ -86,11 +86,11 @@ def resume_from(loop: "Loop", path: Path, device: torch.device) -> None:
 
 def _contradictions(state: Mapping[str, Any]) -> Iterator[str]:
     """What in a state cannot be, whatever the run."""
-    for own in state["members"]:
-        if state["step"] < 0 or (own["ended"] is None and state["step"] >= own["total"]):
-            yield f"step {state['step']} of {own['total']}"
-        if (own["ended"] == "diverged") != (own["error"] is not None):
-            yield f"{own['ended']} as the end, and {'no' if own['error'] is None else 'an'} error"
+    for member in state["members"]:
+        if state["step"] < 0 or (member["ended"] is None and state["step"] >= member["total"]):
+            yield f"step {state['step']} of {member['total']}"
+        if (member["ended"] == "diverged") != (member["error"] is not None):
+            yield f"{member['ended']} as the end, and {'no' if member['error'] is None else 'an'} error"
 
 
 def _differences(member: "Member", state: Mapping[str, Any]) -> Iterator[str]:

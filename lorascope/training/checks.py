@@ -119,14 +119,14 @@ def _refuse_several_ends(model: nn.Module, texts: Sequence[Encoded]) -> None:
 
 def _positions(model: nn.Module) -> tuple[int | None, str]:
     """How many positions a table of them allows, and where it is; None where the model has no such table."""
-    found: list[tuple[int, str]] = []
+    limits: list[tuple[int, str]] = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding) and _POSITIONS.match(path.rpartition(".")[2]):
             first: Any = getattr(module, "offset", None)  # BART's and OPT's tables begin so many rows later
             if first is None:
                 first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's, after its padding
-            found.append((module.num_embeddings - int(first), path))
-    return min(found, default=(None, ""))
+            limits.append((module.num_embeddings - int(first), path))
+    return min(limits, default=(None, ""))
 
 
 def left_out_in_words(each: LeftOut) -> str:

@@ -133,7 +133,7 @@ def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
         raise InputError(
             f"{column!r} of {config.path} holds lists, and a text can have one class",
             found=repr(listed)[:60],
-            hint="several classes of a text (multi-label) and classes of its tokens are not offered",
+            hint="several classes of a text (multi-label) and classes of its tokens are not supported",
         )
     values = {_whole(row[column]) for row in rows}
     if any(isinstance(value, float) for value in values) or _scores(values):
@@ -142,7 +142,7 @@ def label_names(rows: Sequence[Row], config: DataConfig) -> tuple[str, ...]:
             f"{column!r} of {config.path} holds fractions",
             found=repr(fraction),
             expected="classes",
-            hint="regression is not offered; classes that are numbers are written as whole numbers",
+            hint="regression is not supported; classes that are numbers are written as whole numbers",
         )
     try:
         return tuple(map(str, sorted(values, key=int)))
@@ -186,7 +186,7 @@ MAYBE_PIECES = ("input", "query", "context", "system", "source", "target", "user
 WHOLES = ("text", "content", "document")  # what a column of whole texts is called; others are metadata then
 CHATS = ("messages", "conversations", "conversation")
 JOIN = (
-    "loss on completions only, and chat templates, are not offered: join prompt and completion, or the conversation, "
+    "loss on completions only, and chat templates, are not supported: join prompt and completion, or the conversation, "
     "into one column of text and name it with data.text_column"
 )
 

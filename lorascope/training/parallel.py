@@ -65,7 +65,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise InputError(f"there is no device {name!r}", expected="auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"training on {name!r} is not offered", expected="auto, cpu, cuda or cuda:N")
+        raise InputError(f"training on {name!r} is not supported", expected="auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"{name} was asked for and is not there",

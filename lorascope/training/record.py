@@ -142,7 +142,7 @@ class Record:
                 self._clear(replace)
             check_regular(folder / name for name in FILES if name != "adapter")
             if os.path.lexists(self.adapter) and not self.adapter.is_dir():
-                raise InputError(f"{self.adapter} is no folder", hint="remove it")
+                raise InputError(f"{self.adapter} is not a folder", hint="remove it")
             for left in self._left():
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         except OSError as error:

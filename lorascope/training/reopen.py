@@ -179,7 +179,7 @@ def finished_config(folder: Path) -> RunConfig:
     for name in ("config.yaml", SUMMARY):
         if not os.path.lexists(folder / name):
             raise InputError(
-                f"{folder} is no folder of a finished run",
+                f"{folder} is not the folder of a finished run",
                 found=f"no {name}",
                 hint="name a folder that `lorascope train` wrote",
             )

@@ -96,7 +96,9 @@ def read_file(path: Path) -> list[Row]:
         raise InputError(f"cannot read {path}", found=getattr(error, "strerror", None) or error) from error
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise InputError(f"row {i + 1} of {path} is no object", found=repr(row)[:60], expected='{"text": ..., ...}')
+            raise InputError(
+                f"row {i + 1} of {path} is not an object", found=repr(row)[:60], expected='{"text": ..., ...}'
+            )
     return rows
 
 

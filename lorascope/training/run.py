@@ -330,7 +330,7 @@ _measured: dict[tuple, Score] = {}  # by base and texts: runs of a sweep or a st
 
 
 def base_score(job: Job, here: World) -> Score:
-    """The held-out score of the base model, the fresh adapter standing aside. Draws no random numbers.
+    """The held-out score of the base model, the fresh adapter disabled. Draws no random numbers.
 
     Runs of one process that share base and held-out texts measure it once.
     """

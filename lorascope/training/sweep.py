@@ -107,7 +107,7 @@ def _section(section: object) -> tuple[list[dict[str, Any]], int | None]:
             raise InputError(f"sweep: {key} is {value!r}", expected="a list of values")
     configs, most = section.get("configs", [{}]), section.get("max_parallel")
     if not isinstance(configs, list) or not configs or not all(isinstance(each, Mapping) for each in configs):
-        raise InputError("sweep: configs is no list of changes", expected="as - {method.rank: 2}")
+        raise InputError("sweep: configs is not a list of changes", expected="as - {method.rank: 2}")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise InputError("sweep: max_parallel is wrong", found=repr(most), expected="a whole number from 1")
     changes = [

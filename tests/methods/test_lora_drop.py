@@ -160,7 +160,7 @@ def test_what_cannot_be_is_refused():
         injected().method.apply_calibration({"kept": ["bert.pooler.none"]})
     with pytest.raises(InputError, match="cannot share a LoRA that starts from their weights"):
         LoRADropConfig(init="pissa")
-    with pytest.raises(InputError, match="threshold is no share"):
+    with pytest.raises(InputError, match="threshold is not a valid share"):
         LoRADropConfig(threshold=1.5)
     with pytest.raises(InputError, match="keep: no adapted layer is named 'quary'"):
         injected(keep=("quary",)).method.calibrate(calibration(None))

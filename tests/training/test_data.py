@@ -149,7 +149,7 @@ def test_a_conversation_in_the_texts_place_says_what_to_do(tmp_path, tokenizer):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "red"}]}) + "\n")
     for column in ("text", "messages"):
-        with pytest.raises(InputError, match=r"no text in the column .* chat templates, are not offered"):
+        with pytest.raises(InputError, match=r"no text in the column .* chat templates, are not supported"):
             data.load(DataConfig(str(path), eval_path=str(path), text_column=column), "CAUSAL_LM", tokenizer, 0)
 
 
@@ -201,7 +201,7 @@ def test_words_with_numbers_in_them_are_classes():
         ('{"text": 3, "label": 1}\n', "has no text in the column"),
         ('{"text": "a"}\n', "has no 'label'"),
         ('{"text": "a", "label": 0.5}\n', "holds fractions"),
-        ('{"text": "a", "label": "4.69"}\n', "holds fractions; found '4.69'.*regression is not offered"),
+        ('{"text": "a", "label": "4.69"}\n', "holds fractions; found '4.69'.*regression is not supported"),
         ('{"text": "a", "label": "4"}\n{"text": "b", "label": "3.5"}\n', "holds fractions; found '3.5'"),
         ('{"text": "a", "label": "1.0"}\n', "holds fractions"),  # a column of floats gives it: as JSON's 1.0
         ('{"text": "a", "label": "4,5"}\n', "holds fractions"),
@@ -209,7 +209,7 @@ def test_words_with_numbers_in_them_are_classes():
         ('{"text": "a", "label": [0, 1]}\n', "holds lists"),
         ('{"text": "a", "label": {"x": 1}}\n', "holds lists"),
         ('{"text": "a", "label": 1}\n{"text"', "cannot read"),
-        ("[1]\n", "is no object"),
+        ("[1]\n", "is not an object"),
         ("", "no rows"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(classifier, tmp_path, m
     interrupt(config, tmp_path / "run", monkeypatch, at=2)
     path = tmp_path / "run" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"checkpoint\.pt is no checkpoint"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt is not a checkpoint"):
         run.train(config, tmp_path / "run", resume=True)
 
 

@@ -319,7 +319,7 @@ def test_a_sweep_is_resumed_with_its_own_config_alone(labels, tmp_path):
         ({"training.max_steps": [2, 4]}, r"must agree in training.max_steps; found 2 \(max_steps=2\) and 4"),
         ({"data.max_length": [8, 16]}, "must agree in data.max_length"),
         ({"max_parallel": 0, "method.rank": [2]}, "max_parallel is wrong; found 0"),
-        ({"configs": {"method.rank": 2}}, "configs is no list of changes"),
+        ({"configs": {"method.rank": 2}}, "configs is not a list of changes"),
         ("method.rank", "neither a grid nor a list"),
     ],
 )
