@@ -80,5 +80,5 @@ def refuse_codes(model: nn.Module, method: str, train: Sequence[str] | None, fre
         raise InputError(
             f"{method} cannot train a quantised base",
             found=f"{len(wanted)} parameters stored as codes, {preview(wanted, 2)} ({codes[wanted[0]]})",
-            hint="name the model as it was before it was quantised, or use method: lora, which leaves the codes as they are",
+            hint="name the model as it was before it was quantised, or use method: lora, which leaves the codes alone",
         )
