@@ -42,7 +42,7 @@ class Merge:
         base: parameters of the base that the file held itself, and that were used.
         untied: parameters that no longer share one tensor with another.
         grown: the rows of the vocabulary before and after, where the adapter has more tokens than the base.
-        left_out: the rest of the file, and why it is not needed.
+        skipped: the rest of the file, and why it is not needed.
         notes: what the reader of the adapter wants said, and whether this is its base.
     """
 
@@ -53,7 +53,7 @@ class Merge:
     base: list[str] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
     grown: tuple[int, int] | None = None
-    left_out: tuple[Skipped, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -74,7 +74,7 @@ def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> M
     """
     refuse(adapter)
     unsure = fewer_layers(adapter, getattr(getattr(model, "config", None), "num_hidden_layers", None))
-    done = Merge(left_out=adapter.skipped, notes=(*adapter.notes, *([unsure] if unsure else [])))
+    done = Merge(skipped=adapter.skipped, notes=(*adapter.notes, *([unsure] if unsure else [])))
     _with_vocabulary(model, adapter, done)
     params = ModelParameters(model)
     _check_names(params, adapter)

@@ -132,7 +132,7 @@ def _heads(model: nn.Module) -> list[str]:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class NotAdapted:
     """Modules of one class that targets pass over, since no update can go into them.
 
     Attributes:
@@ -149,9 +149,9 @@ class LeftOut:
 LITTLE = 0.01  # the share of the model's parameters below which modules that are left out are not worth a word
 
 
-def left_out(
+def not_adapted(
     model: nn.Module, targets: str | Sequence[str], chosen: Collection[str], excluded: Sequence[str] = ()
-) -> list[LeftOut]:
+) -> list[NotAdapted]:
     """What a reader of `targets` would take for adapted and is not: experts fused into one tensor, torch's attention,
     convolutions, bare parameters. Of `attention` those of attention, of `mlp` (and of names that choose feed-forward
     layers) the others, of `all-linear` both; the largest first.
@@ -175,7 +175,7 @@ def left_out(
             by_class.setdefault(type(module).__name__, []).append((path, size))
     least = LITTLE * sum(p.numel() for p in model.parameters())
     groups = [
-        LeftOut(sort, tuple(p for p, _ in modules), sum(n for _, n in modules)) for sort, modules in by_class.items()
+        NotAdapted(sort, tuple(p for p, _ in modules), sum(n for _, n in modules)) for sort, modules in by_class.items()
     ]
     kept = [each for each in groups if each.parameters >= least or "expert" in each.sort.lower()]
     return sorted(kept, key=lambda each: -each.parameters)

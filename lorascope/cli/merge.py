@@ -62,10 +62,10 @@ def summary(merged: "Merge", dtype: str) -> str:
         lines.append(f"vocabulary grown from {merged.grown[0]} to {merged.grown[1]} tokens, as the adapter has it")
     if merged.untied:
         lines.append(f"no longer tied to another weight: {', '.join(merged.untied)}")
-    if merged.left_out:
-        reasons = dict.fromkeys(item.reason for item in merged.left_out)
+    if merged.skipped:
+        reasons = dict.fromkeys(item.reason for item in merged.skipped)
         lines.append(
-            f"tensors of the file that are not weight updates: {len(merged.left_out)} ({'; '.join(list(reasons)[:3])})"
+            f"tensors of the file that are not weight updates: {len(merged.skipped)} ({'; '.join(list(reasons)[:3])})"
         )
     return "\n".join(lines)
 

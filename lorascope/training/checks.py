@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.layers import weight_of
-from lorascope.adapt.targets import LeftOut
+from lorascope.adapt.targets import NotAdapted
 from lorascope.errors import InputError, preview
 from lorascope.models.loading import embeddings
 from lorascope.training.batches import Encoded
@@ -129,7 +129,7 @@ def _positions(model: nn.Module) -> tuple[int | None, str]:
     return min(limits, default=(None, ""))
 
 
-def left_out_in_words(each: LeftOut) -> str:
+def not_adapted_in_words(each: NotAdapted) -> str:
     several = len(each.paths) > 1
     fused = ", and these experts are fused into parameters of their own" * ("expert" in each.sort.lower())
     return (

@@ -16,7 +16,7 @@ from lorascope.adapt.base_params import BaseParam, BaseParamModule
 from lorascope.adapt.inject import Injected, inject
 from lorascope.adapt.method import methods
 from lorascope.adapt.stacked import skeleton
-from lorascope.adapt.targets import LeftOut, left_out
+from lorascope.adapt.targets import NotAdapted, not_adapted
 from lorascope.architectures import CLASSIFIER_HEADS
 from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
@@ -42,7 +42,7 @@ ROUNDING = 1e-5  # of a held-out loss: float32 sums in another order
 class Prepared:
     """A base model with a fresh adapter in it, and its data.
 
-    `notes` are sentences on what its user may not expect, and `left_out` what the targets pass over.
+    `notes` are sentences on what its user may not expect, and `not_adapted` what the targets pass over.
     """
 
     injected: Injected
@@ -50,7 +50,7 @@ class Prepared:
     train: Encoded
     held_out: Encoded
     notes: tuple[str, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    not_adapted: tuple[NotAdapted, ...] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -117,15 +117,15 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
             cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         injected = inject_method(model, config)
         passed = _passed_over(injected, config)
-        notes = (*of_all, *of_texts[seed], *_new_modules(injected), *map(checks.left_out_in_words, passed))
+        notes = (*of_all, *of_texts[seed], *_new_modules(injected), *map(checks.not_adapted_in_words, passed))
         prepared.append(Prepared(injected, tokenizer, *texts[seed], notes, tuple(passed)))
     return prepared
 
 
-def _passed_over(injected: Injected, config: RunConfig) -> list[LeftOut]:
+def _passed_over(injected: Injected, config: RunConfig) -> list[NotAdapted]:
     if not injected.layers:
         return []
-    return left_out(injected.model, config.method.targets, list(injected.layers), list(injected.saved))
+    return not_adapted(injected.model, config.method.targets, list(injected.layers), list(injected.saved))
 
 
 def _new_modules(injected: Injected) -> list[str]:
@@ -317,11 +317,11 @@ def fit_together(
 def _remarks(prepared: Prepared) -> dict[str, Any]:
     """What a run's record says of what its user may not expect."""
     remarks: dict[str, Any] = {"notes": list(prepared.notes)} if prepared.notes else {}
-    if prepared.left_out:
+    if prepared.not_adapted:
         remarks["not_adapted"] = {
-            "parameters": sum(each.parameters for each in prepared.left_out),
-            "modules": sum(len(each.paths) for each in prepared.left_out),
-            "sorts": {each.sort: each.parameters for each in prepared.left_out},
+            "parameters": sum(each.parameters for each in prepared.not_adapted),
+            "modules": sum(len(each.paths) for each in prepared.not_adapted),
+            "sorts": {each.sort: each.parameters for each in prepared.not_adapted},
         }
     return remarks
 

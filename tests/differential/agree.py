@@ -159,8 +159,8 @@ def _resize(draw: Draw, trained: Trained, adapter: Any, base: Checkpoint) -> str
         io.write(resize.resized(adapter, truncated, base), trained.folder / "resized")
     except InputError as error:
         return _refused(draw, error)
-    if found.left_out:
-        return "left out: " + found.left_out[0].reason
+    if found.skipped:
+        return "left out: " + found.skipped[0].reason
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(_plain(trained, draw), trained.folder / "resized")

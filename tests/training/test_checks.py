@@ -6,7 +6,7 @@ import transformers as T
 
 from lorascope.adapt.inject import inject
 from lorascope.adapt.method import methods
-from lorascope.adapt.targets import left_out
+from lorascope.adapt.targets import not_adapted
 from lorascope.errors import InputError, LorascopeError
 from lorascope.methods.full import refuse_codes
 from lorascope.models import loading as models
@@ -154,29 +154,29 @@ def adapted(config, targets, cls=T.AutoModelForCausalLM):
 )
 def test_fused_experts_that_targets_pass_over_are_counted(name, targets):
     injected = adapted(EXPERTS[name], targets)
-    found = {each.sort: each for each in left_out(injected.model, targets, list(injected.layers))}
+    found = {each.sort: each for each in not_adapted(injected.model, targets, list(injected.layers))}
     (experts,) = (each for sort, each in found.items() if sort.endswith("Experts"))
     threes = [p.numel() for p in injected.model.parameters() if p.ndim == 3]
     assert experts.parameters == sum(threes)
     assert experts.paths == tuple(f"model.layers.{i}.mlp.experts" for i in (0, 1))
-    assert "experts are fused into parameters" in checks.left_out_in_words(experts)
+    assert "experts are fused into parameters" in checks.not_adapted_in_words(experts)
 
 
 @pytest.mark.parametrize("targets", ["attention", ["q_proj", "v_proj"]])
 def test_what_nobody_asked_for_is_not_passed_over(targets):
     injected = adapted(EXPERTS["mixtral"], targets)
-    assert left_out(injected.model, targets, list(injected.layers)) == []
+    assert not_adapted(injected.model, targets, list(injected.layers)) == []
 
 
 @pytest.mark.parametrize("config", [T.LlamaConfig(**DECODER), T.GPT2Config(**GPT2)], ids=lambda c: c.model_type)
 def test_a_model_of_plain_layers_leaves_nothing_out(config):
     injected = adapted(config, "all-linear")
-    assert left_out(injected.model, "all-linear", list(injected.layers)) == []
+    assert not_adapted(injected.model, "all-linear", list(injected.layers)) == []
 
 
 def test_attention_of_bare_parameters_and_torchs_own_are_passed_over():
     xlnet = adapted(T.XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=24), "all-linear")
-    assert {e.sort for e in left_out(xlnet.model, "all-linear", list(xlnet.layers))} == {"XLNetRelativeAttention"}
+    assert {e.sort for e in not_adapted(xlnet.model, "all-linear", list(xlnet.layers))} == {"XLNetRelativeAttention"}
 
     class Torch(torch.nn.Module):
         def __init__(self):
@@ -186,7 +186,7 @@ def test_attention_of_bare_parameters_and_torchs_own_are_passed_over():
 
     method = methods.get("lora")
     injected = inject(Torch(), method(method.Config(rank=2)), targets="all-linear")
-    found = {each.sort: each.parameters for each in left_out(injected.model, "all-linear", list(injected.layers))}
+    found = {each.sort: each.parameters for each in not_adapted(injected.model, "all-linear", list(injected.layers))}
     assert found == {"MultiheadAttention": 3 * 64, "NonDynamicallyQuantizableLinear": 64, "Conv1d": 8 * 8 * 3}
 
 
