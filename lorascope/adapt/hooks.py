@@ -28,7 +28,7 @@ _watched: weakref.WeakSet[AdaptedModel] = weakref.WeakSet()
 _handle: Any = None
 
 
-def noted(name: str, function: Callable) -> Callable:
+def recording(name: str, function: Callable) -> Callable:
     """The method's own hook, which notes that it was called."""
 
     @functools.wraps(function)
@@ -50,7 +50,7 @@ def watch(injected: AdaptedModel) -> None:
         _handle = register_optimizer_step_post_hook(_after_any_step)
 
 
-def attended(injected: AdaptedModel) -> None:
+def unwatch(injected: AdaptedModel) -> None:
     """The loop that trains this calls every hook: nothing is watched."""
     global _handle
     _watched.discard(injected)
@@ -100,7 +100,7 @@ def _check(injected: AdaptedModel) -> None:
         missing = []  # it is due now; the next step will tell
     called -= {"penalty", "before_step", AFTER}  # of this step
     if missing:
-        attended(injected)
+        unwatch(injected)
         warnings.warn(
             f"{injected.method.name} is trained by a loop that does not call {', '.join(missing)} of its method, and "
             f"without that it is another method: {'; '.join(HOOKS[name] for name in missing)}",

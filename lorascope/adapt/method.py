@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt.calibration import Calibration
-from lorascope.adapt.hooks import HOOKS, noted
+from lorascope.adapt.hooks import HOOKS, recording
 from lorascope.adapt.layer import Delta, Site, TrainedPart
 from lorascope.adapt.protocols import AdaptedModel
 from lorascope.adapt.settings import settings_of
@@ -64,7 +64,7 @@ class Method(ABC):
         super().__init_subclass__(**options)
         hooks_here = [name for name in HOOKS if name in vars(cls)]
         for name in hooks_here:
-            setattr(cls, name, noted(name, vars(cls)[name]))
+            setattr(cls, name, recording(name, vars(cls)[name]))
         cls.overridden = cls.overridden | set(hooks_here)
 
     def __init__(self, config: Any = None, **settings: Any):

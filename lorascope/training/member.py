@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorascope.adapt.hooks import attended
+from lorascope.adapt.hooks import unwatch
 from lorascope.adapt.inject import Injected
 from lorascope.adapt.stacked import Stream
 from lorascope.errors import InputError, LorascopeError
@@ -60,7 +60,7 @@ class Member:
         record: Record | None = None,
     ):
         self.injected, self.method = injected, injected.method
-        attended(injected)  # every hook of the method is called here
+        unwatch(injected)  # every hook of the method is called here
         self.train, self.held_out, self.config, self.world, self.record = train, held_out, config, world, record
         self.total = total_steps(config, len(train), world)
         settings = config.training

@@ -99,5 +99,39 @@ def test_a_model_that_is_gone_is_watched_no_more():
 
 def test_our_own_loop_is_not_watched():
     adapted = injected("lora_plus")
-    hooks.attended(adapted)
+    hooks.unwatch(adapted)
     assert foreign_steps(adapted) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "hooks_named"),
+    [
+        ("lora", {}, ()),
+        ("lora_plus", {}, ("parameter_groups",)),
+        ("adalora", {"init_r": 4, "target_r": 2}, ("penalty", "before_step", "after_step")),
+    ],
+)
+def test_trainer_of_transformers_is_warned_once_where_the_method_needs_more(name, options, hooks_named, tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    adapted = injected(name, **options)
+    texts = [{"input_ids": row, "labels": torch.tensor(0)} for row in tokens()]
+    settings = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    before = {key: value.clone() for key, value in adapted.trainable().items()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(model=adapted.model, args=settings, train_dataset=texts).train()
+    said = [str(each.message) for each in caught if "of its method" in str(each.message)]
+    assert len(said) == bool(hooks_named)
+    assert all(hook in said[0] for hook in hooks_named)
+    assert any(not torch.equal(value, before[key]) for key, value in adapted.trainable().items())  # it trained
