@@ -6,7 +6,7 @@ from typing import Any
 
 from lorascope.analyses.base import definitions
 from lorascope.analyses.resize.measure import METRICS, Plan, ResizeResult
-from lorascope.analyses.toolkit import depth_map, module_table, percent, skipped_table
+from lorascope.analyses.toolkit import depth_map, module_table, percent, short_path, skipped_table
 from lorascope.blocks import (
     Block,
     Cell,
@@ -49,15 +49,16 @@ RULES = (
 
 
 def heading(result: ResizeResult) -> tuple[str, str]:
+    title = short_path(result.source.path) or "an adapter in memory"
     if len(result.plans) > 1:
         modules = len(result.plans[0].modules)
         summary = f"{len(result.plans)} plans for {modules} modules, {result.parameters_before:,} parameters as B·A"
-        return result.source.path, summary
+        return title, summary
     plan = result.plans[0]
     summary = f"{plan.label}: {plan.parameters:,} of {result.parameters_before:,} parameters"
     if plan.error is not None:
         summary += f", ‖ΔW − ΔW_r‖ = {100 * plan.error:.3g} % of ‖ΔW‖"
-    return result.source.path, summary
+    return title, summary
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
