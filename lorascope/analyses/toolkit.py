@@ -147,6 +147,13 @@ def short_path(path: str, parts: int = 2) -> str:
     return "/".join(part for part in whole.parts[-parts:] if part != whole.anchor) or path
 
 
+def model_name(path: str) -> str:
+    """The last component of a path, with its folder where that alone names nothing: "minilm", "lora-0/adapter"."""
+    whole = PurePath(path)
+    file = whole.suffix in (".safetensors", ".bin", ".json", ".gguf", ".pt", ".pth")
+    return short_path(path, 2 if file or whole.name == "adapter" else 1)
+
+
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors, then warnings, then notes, each in the order given."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))

@@ -17,7 +17,7 @@ from lorascope.analyses.toolkit import (
     depth_map,
     group,
     median,
-    short_path,
+    model_name,
     skipped_table,
     table,
     value,
@@ -52,7 +52,7 @@ def heading(result: DeltaResult) -> tuple[str, str]:
     summary = f"{whole['changed']} of {whole['matrices']} matrices changed, {whole['vectors']} biases and norm weights"
     if (relative := whole["relative_norm"]) is not None:
         summary += f"; ‖ΔW‖_F = {whole['frobenius_norm']:.4g}, {100 * relative:.3g} % of ‖W‖_F"
-    return f"{short_path(result.base.path)} → {short_path(result.tuned.path)}", summary
+    return f"{model_name(result.base.path)} → {model_name(result.tuned.path)}", summary
 
 
 def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_AT_EACH_END) -> tuple[Block, ...]:

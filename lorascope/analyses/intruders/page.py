@@ -9,7 +9,7 @@ from lorascope.analyses.base import Metric, definitions
 from lorascope.analyses.intruders.metrics import METRICS
 from lorascope.analyses.intruders.module import ModuleIntruders
 from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
-from lorascope.analyses.toolkit import Row, depth_map, group, median, short_path, skipped_table, table, value
+from lorascope.analyses.toolkit import Row, depth_map, group, median, model_name, skipped_table, table, value
 from lorascope.blocks import (
     Block,
     Column,
@@ -40,7 +40,7 @@ _SCORES = {
 
 
 def heading(result: IntrudersResult) -> tuple[str, str]:
-    base, tuned = (short_path(result.inputs[side]["path"]) for side in ("base", "tuned"))
+    base, tuned = (model_name(result.inputs[side]["path"]) for side in ("base", "tuned"))
     whole = result.summary()
     summary = (
         f"{whole['intruders']['left']} intruders among the {result.k} leading singular vectors of {whole['modules']}"
