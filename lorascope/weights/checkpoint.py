@@ -116,10 +116,10 @@ class Checkpoint:
         """
         spelled = [naming.plain(name + ending) for ending in ("", ".weight")]
         for one in spelled:
-            if found := self._resolve_plain(one):
-                return found
-        if found := self._resolve_tied(name.removesuffix(".weight")):
-            return found
+            if resolved := self._resolve_plain(one):
+                return resolved
+        if resolved := self._resolve_tied(name.removesuffix(".weight")):
+            return resolved
         if not any(part.isdecimal() for part in spelled[0].split(".")):
             return None
         every = [each for one in spelled for each in (one, *naming.rootless(one))]
@@ -166,8 +166,8 @@ class Checkpoint:
 
         Of experts that the model fuses into one parameter and the file keeps apart, as (experts, d_out, d_in).
         """
-        found = self.resolve(name)
-        return self.stored[found] if found is not None else self._fused(naming.plain(name))
+        resolved = self.resolve(name)
+        return self.stored[resolved] if resolved is not None else self._fused(naming.plain(name))
 
     def _fused(self, name: str) -> Stored | None:
         """`….experts.gate_up_proj` of a file with `….experts.0.gate_proj.weight`, ...: as transformers 5 joins them."""

@@ -244,8 +244,8 @@ class _Transposed:
         )
 
     def __call__(self, module: str) -> bool:
-        known = is_conv1d(module, self.base.config)
-        return bool(known) or (self._three_wide and looks_like_conv1d(module))
+        conv1d = is_conv1d(module, self.base.config)
+        return bool(conv1d) or (self._three_wide and looks_like_conv1d(module))
 
     @property
     def experts(self) -> bool:
@@ -354,8 +354,8 @@ def difference(pair: Pair) -> Difference:
         rounding.add(start, t, moved)
         if base_rounding is not None:
             base_rounding.add(start, w, moved)
-    turned = pair.transposed and not pair.is_vector and pair.update is None
-    return Difference(matrix.T if turned else matrix, math.sqrt(energy), broken, rounding, base_rounding, notes)
+    as_stored = pair.transposed and not pair.is_vector and pair.update is None
+    return Difference(matrix.T if as_stored else matrix, math.sqrt(energy), broken, rounding, base_rounding, notes)
 
 
 def base_matrix(pair: Pair) -> np.ndarray:
