@@ -1,12 +1,17 @@
 """The contract of a kind of update, over every registered one: the dense formula, shapes that disagree, torch.
 
-A kind needs one line here in `FORMULAS`: ΔW written out densely, in the textbook's way, from the same roles.
+A kind needs one line: ΔW written out densely, in the textbook's way, from the same roles. It stands here in `FORMULAS`,
+or as `FORMULA` in a file of its own, `tests/updates/formula_KIND.py`.
 """
+
+import importlib
+import pkgutil
 
 import numpy as np
 import pytest
 import torch
 
+import tests.updates
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import to_numpy
 from lorascope.updates.base import dense, kinds
@@ -56,6 +61,10 @@ FORMULAS = {
     "pissa": lambda x, s, w: s * x["B"] @ x["A"] - leading(w, x["A"].shape[0]),
     "olora": lambda x, s, w: s * (x["B"] @ x["A"] - (w - rest_of_qr(w, x["A"].shape[0]))),
 }
+for _module in pkgutil.iter_modules(tests.updates.__path__, "tests.updates."):
+    _name = _module.name.rpartition(".")[2]
+    if _name.startswith("formula_"):
+        FORMULAS[_name.removeprefix("formula_")] = importlib.import_module(_module.name).FORMULA
 # Which roles are there together, for kinds that have a choice; all of them otherwise.
 CHOICES = {
     "scaling": [("out_scale",), ("in_scale",)],
