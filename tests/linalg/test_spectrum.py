@@ -21,6 +21,11 @@ def test_k_equal_values_have_rank_k_in_every_sense(measure, scale):
     assert measure([scale] * 5 + [0.0] * 3) == pytest.approx(5, rel=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1.0, 1e200, 1e300])
+def test_the_norm_neither_vanishes_nor_overflows(scale):
+    assert spectrum.frobenius_norm([3 * scale, 4 * scale]) == pytest.approx(5 * scale, rel=1e-14)
+
+
 def test_one_spectrum_six_effective_ranks():
     """The table of the peers' six meanings: σ_k = 0.8^k, r = 16."""
     sigma = 0.8 ** np.arange(1, 17)
