@@ -84,33 +84,38 @@ def intruders(  # one parameter per option
         lorascope intruders runs/lora --intervene
     """
     check([tuned, base, retain], html=html, json=json, csv=csv)
-    from lorascope.cli._base_svd import open_cache
-    from lorascope.linalg.blas import prepare_process
-    from lorascope.models import assets
-
-    if not intervene:
-        prepare_process()
-    factors = _factors(lambdas)
-    path, run, base = _inputs(assets.resolve(tuned), base, intervene, retain)
-    svds = open_cache(cache, no_cache)
-    result = _measured(path, base, k=k, epsilon=epsilon, modules=modules, cache=svds)
-    if run is not None and intervene:
-        result = _intervened(
-            result, run, device, samples, retain, lambdas=factors, all_intruders=all_intruders, cache=svds
-        )
+    scaling = {"lambdas": _factors(lambdas), "all_intruders": all_intruders}
+    evaluation = {"device": device, "samples": samples, "retain": retain, **scaling} if intervene else None
+    path, run, base = _inputs(tuned, base, intervene, retain)
+    options = {"k": k, "epsilon": epsilon, "modules": modules}
+    result = _result(path, run, base, (cache, no_cache), evaluation, **options)
     show(result, html=html, json=json, csv=csv)
 
 
-def _measured(path: str, base: str, **options: Any) -> "IntrudersResult":
-    from lorascope.analyses.intruders import run
+def _result(
+    path: str,
+    run: Path | None,
+    base: str,
+    cache: tuple[Path | None, bool],
+    evaluation: Mapping[str, Any] | None,
+    **options: Any,
+) -> "IntrudersResult":
+    """The intruders, and with the options of an evaluation also the scores of the run with its intruders scaled."""
+    from lorascope.linalg.blas import prepare_process
+
+    if evaluation is None:
+        prepare_process()
+    from lorascope.analyses import intruders as analysis
+    from lorascope.cli._base_svd import open_cache
     from lorascope.cli._progress import bar
     from lorascope.models import assets
     from lorascope.weights.checkpoint import open_checkpoint
     from lorascope.weights.delta import open_tuned
 
-    before = open_checkpoint(assets.resolve(base))
+    before, svds = open_checkpoint(assets.resolve(base)), open_cache(*cache)
     after = open_tuned(path, before) if Path(path).is_dir() else _adapter_or_model(path, before)
-    return run(after, before, progress=bar("intruders", "weights"), **options)
+    result = analysis.run(after, before, cache=svds, progress=bar("intruders", "weights"), **options)
+    return result if run is None or evaluation is None else _intervened(result, run, cache=svds, **evaluation)
 
 
 def _factors(text: str) -> list[float]:
@@ -125,7 +130,9 @@ def _factors(text: str) -> list[float]:
 def _inputs(tuned: str, base: str | None, intervene: bool, retain: str | None) -> tuple[str, Path | None, str]:
     """What is read as the tuned side, the run's folder where it is one, and the base."""
     from lorascope.errors import InputError
+    from lorascope.models import assets
 
+    tuned = assets.resolve(tuned)
     folder = Path(tuned)
     is_run = (folder / "config.yaml").is_file() and (folder / "adapter").is_dir()
     if intervene and not is_run:

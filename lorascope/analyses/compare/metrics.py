@@ -41,7 +41,7 @@ COLUMNS = (
            " chance", source="in one stream of random numbers A (8, d) is the first rows of A (64, d)"),
 )  # fmt: skip
 
-# Recorded besides.
+# Recorded as well, and in no column.
 METRICS = (
     *COLUMNS,
     Metric("left.effect", "effect", help="how far the left φ lies between chance and 1", term="Effect",

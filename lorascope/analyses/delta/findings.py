@@ -88,9 +88,9 @@ def _rounding(result: DeltaResult) -> list[Finding]:
         made.append(Finding("warning", text, worst.name))
     narrow = [m for m in floored if m.effective_dtype != m.tuned_dtype]
     if narrow:
-        stored, held = narrow[0].tuned_dtype, narrow[0].effective_dtype
-        text = f"stored as {stored}, the values of {_count(narrow, result)} are {held}: the rounding floor is computed"
-        made.append(Finding("note", f"{text} for {held}"))
+        stored, effective = narrow[0].tuned_dtype, narrow[0].effective_dtype
+        text = f"stored as {stored}, the values of {_count(narrow, result)} are {effective}: the rounding floor is"
+        made.append(Finding("note", f"{text} computed for {effective}"))
     coarse = [m for m in floored if value(m, "noise_floor.base_floor")]
     if coarse:
         hidden = sum((m.spectral_norm or 0.0) <= value(m, "noise_floor.base_floor") for m in coarse)

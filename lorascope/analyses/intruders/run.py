@@ -18,7 +18,7 @@ from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair, base_matrix, difference, match
 
 
-def run(
+def run(  # the weights, what counts as an intruder, where SVDs are kept
     tuned: Adapter | Checkpoint,
     base: Checkpoint,
     *,

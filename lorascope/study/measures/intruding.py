@@ -23,7 +23,7 @@ Row = dict[str, Scalar]
 def leading(folders: Sequence[Path], method: str) -> Iterator[Row]:
     """The leading singular vectors of every weight of a run.
 
-    Beside them two changes with a known answer: ten random directions, twice as strong as W's first, are all intruders;
+    With them two changes with a known answer: ten random directions, twice as strong as W's first, are all intruders;
     ΔW's singular values on W's own directions are none.
     """
     from lorascope.weights.base_svd import SvdCache
@@ -32,32 +32,32 @@ def leading(folders: Sequence[Path], method: str) -> Iterator[Row]:
     rng = np.random.default_rng(run.config.training.seed)
     for name in matrices(run):
         weight, delta = run.base_weight(name), run.delta(name)
-        found = measured(name, weight, delta, cache)
-        intruders = found.intruders(EPSILON, K)
-        known = _known(weight, delta, rng)
+        module = measured(name, weight, delta, cache)
+        intruders = module.intruders(EPSILON, K)
+        changes = _changes_with_known_counts(weight, delta, rng)
         yield {
             "module": name,
-            "slots": len(found.vectors),
-            "energy": sum(v.sigma**2 for v in found.vectors),
+            "slots": len(module.vectors),
+            "energy": sum(v.sigma**2 for v in module.vectors),
             "energy_found": sum(v.sigma**2 for v in intruders),
-            "margin": found.spike_margin,
-            "squares": found.delta_norm**2,
-            "chance": found.chance["left"],
-            "strength": found.prediction.strength if found.prediction else None,
+            "margin": module.spike_margin,
+            "squares": module.delta_norm**2,
+            "chance": module.chance["left"],
+            "strength": module.prediction.strength if module.prediction else None,
             "found": len(intruders),
-            **{f"found_{epsilon}": len(found.intruders(epsilon, K)) for epsilon in EPSILONS},
-            **{kind: len(measured(name, weight, d, cache).intruders(EPSILON, K)) for kind, d in known.items()},
+            **{f"found_{epsilon}": len(module.intruders(epsilon, K)) for epsilon in EPSILONS},
+            **{kind: len(measured(name, weight, d, cache).intruders(EPSILON, K)) for kind, d in changes.items()},
         }
 
 
-def _known(weight: np.ndarray, delta: Matrix, rng: np.random.Generator) -> dict[str, Factored]:
+def _changes_with_known_counts(weight: np.ndarray, delta: Matrix, rng: np.random.Generator) -> dict[str, Factored]:
     """Changes whose first K directions are all intruders (`planted`), and none (`aligned`)."""
     u, sigma, vh = np.linalg.svd(weight, full_matrices=False)
     a, b = (np.linalg.qr(rng.standard_normal((side, K)))[0] for side in weight.shape)
-    own = singular_values(delta)[:K]
+    sigma_delta = singular_values(delta)[:K]
     return {
         "planted": Factored(a * (2 * sigma[0]), b.T),
-        "aligned": Factored(u[:, : len(own)] * own, vh[: len(own)]),
+        "aligned": Factored(u[:, : len(sigma_delta)] * sigma_delta, vh[: len(sigma_delta)]),
     }
 
 
@@ -65,8 +65,8 @@ def retained(folders: Sequence[Path], method: str, texts: int) -> list[Row]:
     """What a run has lost of the base."""
     from lorascope.study.measures.retention import Retention
 
-    found = Retention(opened(folders[0]), texts)
-    return [{**found.score(), "pair_loss_of_base": found.base["pair_loss"]}]
+    lost = Retention(opened(folders[0]), texts)
+    return [{**lost.score(), "pair_loss_of_base": lost.base["pair_loss"]}]
 
 
 def scaled(folders: Sequence[Path], method: str, texts: int, split: str | None) -> list[Row]:
@@ -95,7 +95,7 @@ def scaled(folders: Sequence[Path], method: str, texts: int, split: str | None) 
 def critical(folders: Sequence[Path], method: str) -> Iterator[Row]:
     """By how much ΔW must be multiplied for its first intruder: found by bisection, and from W's spectrum alone.
 
-    Beside it the same from the spectrum of noise that has W's shape and norm.
+    With it the same from the spectrum of noise that has W's shape and norm.
     """
     from lorascope.linalg import deformation
     from lorascope.linalg.noise import noise_spectrum

@@ -39,7 +39,7 @@ def test_the_rank_that_is_reached_is_kept_by_all_larger_ones():
 def test_planted_directions_are_intruders_and_aligned_ones_are_not(rng):
     weight = rng.standard_normal(SHAPE)
     delta = Dense(rng.standard_normal(SHAPE))
-    known = intruding._known(weight, delta, rng)
+    known = intruding._changes_with_known_counts(weight, delta, rng)
     cache = SvdCache(None)
     counts = {
         kind: len(intruding.measured("m", weight, d, cache).intruders(intruding.EPSILON, intruding.K))
