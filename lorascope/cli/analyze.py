@@ -20,7 +20,7 @@ Paths = Annotated[
 ]
 
 
-def analyze(
+def analyze(  # one parameter for each option
     paths: Paths,
     html: Html = None,
     json: Json = None,

@@ -163,14 +163,9 @@ def run(
             hint="pass the base model with --base" if any(u.needs_base for u in updates) else None,
         )
     caveat = fewer_layers(adapter, base.layers) if base is not None else None
-    return SpectrumResult(
-        tuple(measured),
-        adapter.source,
-        dict(adapter.settings),
-        (*skipped, *not_compared),
-        (*adapter.notes, *([caveat] if caveat else [])),
-        str(base.path) if base is not None else None,
-    )
+    notes = (*adapter.notes, caveat) if caveat else adapter.notes
+    everything_skipped, path = (*skipped, *not_compared), str(base.path) if base is not None else None
+    return SpectrumResult(tuple(measured), adapter.source, dict(adapter.settings), everything_skipped, notes, path)
 
 
 def _unmeasurable(update: Update, base: Stored | None, not_compared: list[Skipped] | None) -> str | None:
