@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorascope.cli._options import Base, Html, Json, Modules, csv_of
+from lorascope.cli._options import Html, Json, Modules, csv_of
 from lorascope.cli._outputs import check, show
 
 Paths = Annotated[
@@ -13,6 +13,12 @@ Paths = Annotated[
     typer.Argument(metavar="A B [...]", help="Adapters, as for analyze; with --base, full models as well."),
 ]
 Csv = Annotated[Path | None, csv_of("module of a pair (per pair, of many adapters)")]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="Base model (folder or name). Required for DoRA and (IA)³, and to compare full models."
+    ),
+]
 Directions = Annotated[
     int, typer.Option(min=1, help="Number of leading singular directions used for full-rank updates.")
 ]
