@@ -346,8 +346,8 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, merged: Merge, facts: M
             _check_reloaded(model, stage)
         if tokenizer is not None:
             tokenizer.save_pretrained(stage)
-        left_out = [item.record() for item in merged.left_out]
-        write_json(stage / "merge.json", {**facts, "dtype": dtype_of(model), **asdict(merged), "left_out": left_out})
+        skipped = [item.record() for item in merged.skipped]
+        write_json(stage / "merge.json", {**facts, "dtype": dtype_of(model), **asdict(merged), "skipped": skipped})
 
 
 def _unshare(model: nn.Module) -> None:
