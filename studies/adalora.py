@@ -9,7 +9,7 @@ import numpy as np
 
 from lorascope.blocks import Heatmap
 from lorascope.blocks import Measure as Layer
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead
 from lorascope.study.tasks import VARIANTS, full_arm, head_arm, scales, variant_arm
 
@@ -52,7 +52,7 @@ def ranks(folders):
 
 def adapted(results):
     runs = results.runs
-    return [Call((key,)) for key in runs.loc[runs["method"].isin((UNIFORM, ADAPTIVE, RANDOM)), "key"]]
+    return [MeasurementSpec((key,)) for key in runs.loc[runs["method"].isin((UNIFORM, ADAPTIVE, RANDOM)), "key"]]
 
 
 def rank_maps(results, method, column="rank"):

@@ -6,7 +6,7 @@ python studies/alternatives.py --scale small --jobs 2
 import numpy as np
 
 from lorascope.blocks import Column, Lines, Marker, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, share
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
@@ -82,7 +82,7 @@ def inference(folders, texts, times):
 def each_method(results):
     runs = results.runs[results.runs["method"].isin(EVERY)]
     times = results.scale.params["times"]
-    return [Call((key,), {"texts": texts, "times": times}) for texts in (ONE, MANY) for key in runs["key"]]
+    return [MeasurementSpec((key,), {"texts": texts, "times": times}) for texts in (ONE, MANY) for key in runs["key"]]
 
 
 def mean(results, method, column, texts=ONE):

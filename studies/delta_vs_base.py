@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lorascope.blocks import Column, Lines, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.tasks import LORA_RATES, lora, scales
 
 TRAINED, RANDOM, OWN = "ΔW", "a random ΔW", "W's own leading directions"
@@ -71,7 +71,7 @@ def made(update, a, b):
 
 
 def each_run(results):
-    return [Call((key,)) for key in results.runs["key"]]
+    return [MeasurementSpec((key,)) for key in results.runs["key"]]
 
 
 def median(of, rank, column):

@@ -6,7 +6,7 @@ python studies/dora.py --scale small --jobs 2
 import numpy as np
 
 from lorascope.blocks import Column, Lines, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead
 from lorascope.study.tasks import FULL, LORA_RATES, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
 
@@ -70,7 +70,7 @@ def each_run(results):
         for part, name in ((1, method), *((part, shorter(method, part)) for part in SHORTER)):
             if name in runs.groups:
                 for key in runs.get_group(name)["key"]:
-                    yield Call((key,), {"of": method, "part": part})
+                    yield MeasurementSpec((key,), {"of": method, "part": part})
 
 
 def points(results, method, type, random=False):
@@ -153,7 +153,7 @@ study = Study(
     claims=(
         Claim(
             "full",
-            "MagnitudeMixin and directions change together in LoRA, and far less so in full fine-tuning",
+            "Lengths and directions change together in LoRA, and far less so in full fine-tuning",
             f"{PAPER}, Figure 2 (correlation +0.83 against −0.62)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in full fine-tuning", apart(LORA, FULL_TUNING),
                        at_least=0.5),),
@@ -165,7 +165,7 @@ study = Study(
         ),
         Claim(
             "dora",
-            "MagnitudeMixin and directions change together in LoRA, and far less so in DoRA",
+            "Lengths and directions change together in LoRA, and far less so in DoRA",
             f"{PAPER}, Figure 2 (+0.83 against −0.31)",
             (Criterion("correlation of ΔM and ΔD in LoRA less that in DoRA", apart(LORA, DORA), at_least=0.5),),
             (Control("less that of random ΔW of DoRA's norms", apart(LORA, DORA, random=True), at_least=0.5),),

@@ -4,7 +4,7 @@ python studies/full_finetuning_rank.py --scale small --jobs 2
 """
 
 from lorascope.blocks import Column, Lines, Marker, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.measures.rank import curves, shared, spectral
 from lorascope.study.measures.truncation import TENTH, functional
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
@@ -41,7 +41,7 @@ def widest(results):
 
 
 def each_delta(results):
-    return [Call((key,)) for key in results.runs.loc[results.runs["method"] != "head", "key"]]
+    return [MeasurementSpec((key,)) for key in results.runs.loc[results.runs["method"] != "head", "key"]]
 
 
 def by_replicate(results, *kinds):
@@ -53,18 +53,20 @@ def by_replicate(results, *kinds):
 def each_truncation(results):
     wanted = by_replicate(results, ("full",), ("head",), ("lora", widest(results)))
     given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
-    return [Call(keys, {"replicate": i, **given}) for i, keys in wanted]
+    return [MeasurementSpec(keys, {"replicate": i, **given}) for i, keys in wanted]
 
 
 def each_spectrum(results):
-    return [Call(keys, {"replicate": i}) for i, keys in by_replicate(results, ("full",), ("lora", widest(results)))]
+    both = by_replicate(results, ("full",), ("lora", widest(results)))
+    return [MeasurementSpec(keys, {"replicate": i}) for i, keys in both]
 
 
 def each_pair(results):
     """Full runs in a ring: each beside the next."""
     keys = runs_of(results, "full").set_index("replicate")["key"]
     after = [*keys.iloc[1:], keys.iloc[0]]
-    return [Call((key, other), {"replicate": i}) for (i, key), other in zip(keys.items(), after, strict=True)]
+    pairs = zip(keys.items(), after, strict=True)
+    return [MeasurementSpec((key, other), {"replicate": i}) for (i, key), other in pairs]
 
 
 # Statistics.

@@ -6,7 +6,7 @@ python studies/initialisation.py --scale small --jobs 2
 import numpy as np
 
 from lorascope.blocks import Lines, Series
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.tasks import LORA_RATES, head_arm, lora, scales
 
 STARTS = {"A random, B zero": "kaiming", "A zero, B random": "a-zero", "both zero": "zero-both"}
@@ -45,7 +45,7 @@ def gradients(folders, start):
 
 def adapters(results):
     runs = results.runs[results.runs["start"].isin(STARTS)]
-    return [Call((row["key"],), {"start": row["start"]}) for row in runs.to_dict("records")]
+    return [MeasurementSpec((row["key"],), {"start": row["start"]}) for row in runs.to_dict("records")]
 
 
 def teacher_student(folders, init, width, replicate, steps):
@@ -99,7 +99,7 @@ def widths(results):
     for init in ("kaiming", "a-zero"):
         for width in results.scale.params["widths"]:
             for replicate in range(results.scale.replicates):
-                yield Call(
+                yield MeasurementSpec(
                     (), {"init": init, "width": width, "replicate": replicate, "steps": results.scale.params["steps"]}
                 )
 
@@ -199,10 +199,10 @@ study = Study(
         }
     ),
     arms=arms,
-    beside="The claims on the width n: a ReLU network with one hidden layer, {steps} steps, n = {widths}.",
+    scope_note="The claims on the width n: a ReLU network with one hidden layer, {steps} steps, n = {widths}.",
     measures=(
         Measure("gradients", gradients, adapters),
-        Measure("teacher_student", teacher_student, widths, apart=("width",)),
+        Measure("teacher_student", teacher_student, widths, independent_params=("width",)),
     ),
     claims=(
         Claim(

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lorascope.blocks import Column, Lines, Marker, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
@@ -78,7 +78,7 @@ def each_truncation(results):
     runs = results.runs[results.runs["base"] == PRETRAINED]
     full, head = (runs[runs["method"] == method].set_index("replicate")["key"] for method in (FULL_TUNING, HEAD_ALONE))
     given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
-    return [Call((full[i], head[i]), {"replicate": i, **given}) for i in full.index if i in head]
+    return [MeasurementSpec((full[i], head[i]), {"replicate": i, **given}) for i in full.index if i in head]
 
 
 # Statistics.

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 
 from lorascope.blocks import Column, Lines, Marker, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, gain, loss, share
 from lorascope.study.measures.intruding import EPSILONS, K, critical, leading, retained, scaled
 from lorascope.study.tasks import FULL, LORA_RATES, PAIRS_CANNOT_TELL, full_arm, head_arm, lora, scales
@@ -47,21 +47,21 @@ def runs_of(results, methods=None):
 
 
 def each_tuned(results):
-    return [Call((run["key"],), {"method": run["method"]}) for run in runs_of(results)]
+    return [MeasurementSpec((run["key"],), {"method": run["method"]}) for run in runs_of(results)]
 
 
 def each_retained(results):
     texts = results.scale.params["texts"]
-    return [Call((run["key"],), {"method": run["method"], "texts": texts}) for run in runs_of(results)]
+    return [MeasurementSpec((run["key"],), {"method": run["method"], "texts": texts}) for run in runs_of(results)]
 
 
 def each_scaled(results):
     given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
-    return [Call((run["key"],), {"method": run["method"], **given}) for run in runs_of(results, SCALED)]
+    return [MeasurementSpec((run["key"],), {"method": run["method"], **given}) for run in runs_of(results, SCALED)]
 
 
 def each_critical(results):
-    return [Call((run["key"],), {"method": run["method"]}) for run in runs_of(results, (LORA_1, LORA_8))]
+    return [MeasurementSpec((run["key"],), {"method": run["method"]}) for run in runs_of(results, (LORA_1, LORA_8))]
 
 
 # Statistics.

@@ -7,7 +7,7 @@ python studies/learns_less_forgets_less.py --scale small --jobs 2
 import numpy as np
 
 from lorascope.blocks import Lines, Marker, Series
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, loss, share
 from lorascope.study.tasks import FULL, LORA_RATES, PAIRS_CANNOT_TELL, full_arm, head_arm, lora, scales
 
@@ -69,14 +69,14 @@ def shrunk(folders, method, texts, split, scored):
 def each_run(results):
     texts = results.scale.params["texts"]
     runs = results.runs.to_dict("records")
-    return [Call((run["key"],), {"method": run["method"], "texts": texts}) for run in runs]
+    return [MeasurementSpec((run["key"],), {"method": run["method"], "texts": texts}) for run in runs]
 
 
 def each_shrunk(results):
     scale = results.scale
     given = {"texts": scale.params["texts"], "split": scale.test_split, "scored": scale.test_samples}
     runs = results.runs[results.runs["method"].isin((FULL_TUNING, named(SWEPT)))].to_dict("records")
-    return [Call((run["key"],), {"method": run["method"], **given}) for run in runs]
+    return [MeasurementSpec((run["key"],), {"method": run["method"], **given}) for run in runs]
 
 
 # Statistics.

@@ -8,7 +8,7 @@ import numpy as np
 from lorascope.blocks import Heatmap
 from lorascope.blocks import Measure as Layer
 from lorascope.inputs import read_json
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, loss, parameters, share
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
 
@@ -54,7 +54,7 @@ def importances(folders):
 
 
 def each_drop(results):
-    return [Call((key,)) for key in results.runs.loc[results.runs["method"] == DROP, "key"]]
+    return [MeasurementSpec((key,)) for key in results.runs.loc[results.runs["method"] == DROP, "key"]]
 
 
 def orders(results, within=None):

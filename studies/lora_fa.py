@@ -4,7 +4,7 @@ python studies/lora_fa.py --scale small --jobs 2
 """
 
 from lorascope.blocks import Column, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead
 from lorascope.study.tasks import LORA_RATES, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
 
@@ -65,7 +65,7 @@ def saved(folders, method):
 def each_run(results):
     wanted = (HEAD_ALONE, LORA, B_ONLY, A_ONLY)
     runs = results.runs[results.runs["method"].isin(wanted)]
-    return [Call((row["key"],), {"method": row["method"]}) for row in runs.to_dict("records")]
+    return [MeasurementSpec((row["key"],), {"method": row["method"]}) for row in runs.to_dict("records")]
 
 
 def per_token(results, method):

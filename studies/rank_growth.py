@@ -4,7 +4,7 @@ python studies/rank_growth.py --scale small --jobs 2
 """
 
 from lorascope.blocks import Column, Lines, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.measures.rank import spectral
 from lorascope.study.tasks import FULL, full_arm, scales
 
@@ -20,7 +20,7 @@ def arms(scale):
 
 
 def each_run(results):
-    return [Call((key,)) for key in results.runs["key"]]
+    return [MeasurementSpec((key,)) for key in results.runs["key"]]
 
 
 def mlp_over_attention(column):

@@ -6,7 +6,7 @@ python studies/rank_sweep.py --scale small --jobs 2
 import numpy as np
 
 from lorascope.blocks import Column, Lines, Marker, Series, Table
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, memorise, scales
 
 TASKS = ("wordnet", "memorise")
@@ -41,7 +41,7 @@ def spectra(folders):
 
 
 def adapters(results):
-    return [Call((key,)) for key in results.runs.loc[results.runs["scaling"].isin(SCALINGS), "key"]]
+    return [MeasurementSpec((key,)) for key in results.runs.loc[results.runs["scaling"].isin(SCALINGS), "key"]]
 
 
 def mean_loss(results, task, scaling, rank):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from lorascope.blocks import Lines, Marker, Series
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, loss
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
@@ -70,7 +70,10 @@ def norm(prepared, settings):
 
 def each_adapter(results):
     runs = results.runs[results.runs["scaling"].isin(SCALINGS)]
-    return [Call((row["key"],), {"scaling": row["scaling"], "rank": row["rank"]}) for row in runs.to_dict("records")]
+    return [
+        MeasurementSpec((row["key"],), {"scaling": row["scaling"], "rank": row["rank"]})
+        for row in runs.to_dict("records")
+    ]
 
 
 def means(results, scale, when):

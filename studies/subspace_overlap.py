@@ -7,7 +7,7 @@ import numpy as np
 
 from lorascope.blocks import Column, Heatmap, Lines, Marker, Series, Table
 from lorascope.blocks import Measure as Layer
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.tasks import LORA_RATES, lora, scales
 
 TASKS = {
@@ -129,7 +129,7 @@ def pairs(results):
 
 
 def each_pair(results):
-    return [Call(found, {"what": what, "replicate": i}) for what, i, found in pairs(results)]
+    return [MeasurementSpec(found, {"what": what, "replicate": i}) for what, i, found in pairs(results)]
 
 
 def each_start(results):
@@ -138,12 +138,12 @@ def each_start(results):
 
 
 def each_run(results):
-    return [Call((key,)) for key in results.runs["key"]]
+    return [MeasurementSpec((key,)) for key in results.runs["key"]]
 
 
 def each_control(results):
     shared = {"what": "numbers", "n": 384, "large": results.scale.params["large"]}
-    return [Call((), {**shared, "replicate": i}) for i in range(results.scale.replicates)]
+    return [MeasurementSpec((), {**shared, "replicate": i}) for i in range(results.scale.replicates)]
 
 
 def of(results, table, what, side):

@@ -5,7 +5,7 @@ python studies/variants.py --scale small --jobs 2
 
 from lorascope.blocks import Column, Lines, Series, Table
 from lorascope.inputs import read_json_lines
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, share
 from lorascope.study.tasks import (
     LORA_RATES,
@@ -56,7 +56,7 @@ def losses(folders, method):
 def each_tuned(results):
     runs = results.runs[results.runs["method"].isin((HEAD_ALONE, *FAMILY, untuned("PiSSA")))]
     # the method is said, for a run whose own rate is LoRA's belongs to two arms
-    return [Call((row["key"],), {"method": row["method"]}) for row in runs.to_dict("records")]
+    return [MeasurementSpec((row["key"],), {"method": row["method"]}) for row in runs.to_dict("records")]
 
 
 def spread(named=lambda name: name):
@@ -138,7 +138,7 @@ def _by_rate(results):
         rows.append((name, rates[name], own.mean(), own.min(), own.max(), share(results, untuned(name))))
     columns = (
         Column("method", "Method"),
-        Column("rate", "BaseParam rate", "float"),
+        Column("rate", "Own rate", "float"),
         Column("own", "Gain at it", "percent"),
         Column("least", "Least", "percent"),
         Column("most", "Most", "percent"),

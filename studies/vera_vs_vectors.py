@@ -9,7 +9,7 @@ import numpy as np
 
 from lorascope.blocks import Heatmap, Lines, Marker, Series
 from lorascope.blocks import Measure as Layer
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, parameters, share
 from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
@@ -128,11 +128,11 @@ def each_pair(results):
         for i in range(results.scale.replicates):
             found = keys.get((first, i)), keys.get((second, (i + step) % results.scale.replicates))
             if None not in found:
-                yield Call(found, {"what": what, "replicate": i})
+                yield MeasurementSpec(found, {"what": what, "replicate": i})
 
 
 def each_vera(results):
-    return [Call((key,)) for key in results.runs.loc[results.runs["method"].isin((SHARED, STILL)), "key"]]
+    return [MeasurementSpec((key,)) for key in results.runs.loc[results.runs["method"].isin((SHARED, STILL)), "key"]]
 
 
 def median(what, column, side="right"):

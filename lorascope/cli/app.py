@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import warnings
 from typing import Annotated, NoReturn, TextIO
@@ -16,9 +17,11 @@ from lorascope.cli._plugins import Group
 from lorascope.errors import TRAIN, LorascopeError, needs_train, printable
 from lorascope.registry import PluginWarning
 
+MAX_SUMMARY = 60  # characters of a command's line in a terminal of 80 columns
+
 app = typer.Typer(
     cls=Group,
-    help="Train low-rank adapters, and see what they did to the weights.",
+    help="Analyse, compare and train LoRA-style adapters.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,8 +30,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(lorascope.__version__)
         raise typer.Exit
 
@@ -48,17 +51,29 @@ def _register() -> None:
     for module in pkgutil.iter_modules(package.__path__):
         command = getattr(importlib.import_module(f"lorascope.cli.{module.name}"), module.name, None)
         if isinstance(command, typer.Typer) and module.name != "app":
-            for each in command.registered_commands:
-                each.help = _help((each.callback.__doc__ if each.callback else "") or "")
-            app.add_typer(command, name=module.name)
+            for subcommand in command.registered_commands:
+                docstring = (subcommand.callback.__doc__ if subcommand.callback else None) or ""
+                subcommand.help, subcommand.short_help = _help(docstring), _summary(docstring)
+            app.add_typer(command, name=module.name, short_help=_summary(str(command.info.help)))
         elif callable(command) and module.name != "app":
-            app.command(module.name, help=_help(command.__doc__ or ""))(command)
+            docstring = command.__doc__ or ""
+            app.command(module.name, help=_help(docstring), short_help=_summary(docstring))(command)
 
 
 def _help(docstring: str) -> str:
     """The docstring as help: indented paragraphs keep their lines (a YAML file, a command)."""
     paragraphs = inspect.cleandoc(docstring).split("\n\n")
     return "\n\n".join(f"\b\n{text}" if text.startswith("    ") else text for text in paragraphs)
+
+
+def _summary(docstring: str) -> str:
+    """The first sentence, for the list of commands; where that is too long, up to its colon, semicolon or bracket."""
+    first = " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
+    sentence = re.split(r"(?<=[^.])\.(?= |$)", first)[0]
+    if len(sentence) <= MAX_SUMMARY:
+        return sentence
+    ends = [match.start() for match in re.finditer(r" \(|[:;] ", sentence)]
+    return sentence[: max((end for end in ends if end <= MAX_SUMMARY), default=len(sentence))]
 
 
 def main() -> None:

@@ -6,92 +6,113 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from lorascope.study import Study
-    from lorascope.study.runner import Progress
+    from lorascope.study import Results, Study
+    from lorascope.study.runner import Engine as Engines
+    from lorascope.study.runner import Runner, Tuned
+    from lorascope.study.store import Store
+    from lorascope.study.verdict import Verdict
 
 study = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The field's claims as studies: a grid of runs, verdicts, one page. Example: lorascope study run rank_sweep",
+    help="Replicate published claims: run, list and render studies. Example: lorascope study run rank_sweep",
 )
-REPORTS = Annotated[Path, typer.Option(metavar="DIR", help="Where reports lie.")]
-STUDIES = Annotated[Path, typer.Option(metavar="DIR", help="Where study scripts lie.")]
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or its script.")]
+Scale = Annotated[str, typer.Option(help="smoke, small or full.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Number of worker processes, which share the cores.")]
+Engine = Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster address (default: $RAY_ADDRESS, else local).")]
+Gpus = Annotated[float, typer.Option(min=0, help="With Ray: GPUs per group of runs; may be a fraction such as 0.5.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Another model or data: model.name=..., data.path=... Repeatable."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+StoreFolder = Annotated[Path, typer.Option(metavar="DIR", help="Directory of finished runs.")]
+Reports = Annotated[Path, typer.Option(metavar="DIR", help="Reports directory.")]
+Studies = Annotated[Path, typer.Option(metavar="DIR", help="Directory of study scripts.")]
 
 
 @study.command()
-def run(
-    name: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or its script.")],
-    scale: Annotated[str, typer.Option(help="smoke, small or full.")] = "small",
-    jobs: Annotated[int, typer.Option(min=1, help="Worker processes; they share the cores.")] = 1,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster; else RAY_ADDRESS, else this machine.")
-    ] = None,
-    gpus_per_run: Annotated[float, typer.Option(min=0, help="On Ray: GPUs of each chunk of runs; may be 0.5.")] = 0.0,
-    set: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Another model or data: model.name=..., data.path=... Repeatable."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
-    store: Annotated[Path, typer.Option(metavar="DIR", help="Where finished runs are kept.")] = Path(
-        ".lorascope/store"
-    ),
-    reports: REPORTS = Path("reports"),
-    studies: STUDIES = Path("studies"),
+def run(  # one parameter per option
+    name: Name,
+    scale: Scale = "small",
+    jobs: Jobs = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    gpus_per_run: Gpus = 0.0,
+    set: Set = None,
+    device: Device = "auto",
+    store: StoreFolder = Path(".lorascope/store"),
+    reports: Reports = Path("reports"),
+    studies: Studies = Path("studies"),
 ) -> None:
-    """Run a study: train what is not in the store yet, measure, judge, and write its JSON and its page.
+    """Run a study and write its report (JSON and HTML).
 
-    Stopped or killed, it goes on where it was when it is started again. Example:
+    Trains and measures what is not in the store yet, and judges the claims. Stopped or killed, it resumes when it is
+    started again. Example:
 
         lorascope study run rank_sweep --scale smoke --jobs 2
 
-    A run is kept by the hash of its config and is shared by all studies.
+    Runs are stored by the hash of their config and shared by all studies.
     """
     import sys
-    from contextlib import closing
 
     from lorascope.outputs import write_json
     from lorascope.report import terminal
     from lorascope.study import page, record
-    from lorascope.study.runner import Runner
     from lorascope.study.store import Store
-    from lorascope.study.verdict import judge
 
     script = _script(name, studies)
-    found = _load(script)
+    definition = _load(script)
     workers = _engine(engine, jobs, address, gpus_per_run)
     try:
-        with _told(found.name) as progress:
-            settings = {"overrides": set or (), "device": device, "progress": progress}
-            with closing(workers):
-                runner = Runner(found, script, scale, Store(store), workers, **settings)
-                results, tuned = runner.run()
-            verdicts = []
-            progress.say("judging", 0, len(found.claims), 0, "")
-            for claim in found.claims:
-                verdicts.append(judge(claim, results))
-                progress.say("judging", len(verdicts), len(found.claims), 0, claim.name)
+        settings = {"overrides": set or (), "device": device}
+        outcome = _outcome(definition, script, scale, Store(store), workers, settings)
     except KeyboardInterrupt:
-        print("lorascope: stopped; what is finished is kept, and the same command goes on from there.", file=sys.stderr)
+        print("lorascope: interrupted; finished runs are kept. Run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
-    made = record.make(runner, scale, results, tuned, verdicts)
+    report = record.make(*outcome)
     reports.mkdir(parents=True, exist_ok=True)
-    report = reports / f"{found.name}.json"
-    write_json(report, made)
-    sys.stdout.write(terminal.render(page.page(made)))
-    print(f"wrote {report}", file=sys.stderr)
-    _draw([report], studies)
+    path = reports / f"{definition.name}.json"
+    write_json(path, report)
+    sys.stdout.write(terminal.render(page.page(report)))
+    print(f"wrote {path}", file=sys.stderr)
+    _draw([path], studies)
+
+
+def _outcome(
+    definition: "Study", script: Path, scale: str, store: "Store", workers: "Engines", settings: dict[str, Any]
+) -> "tuple[Runner, str, Results, list[Tuned], list[Verdict]]":
+    """Run and judge a study, with progress on stderr: the arguments of `record.make`."""
+    from contextlib import closing
+
+    from lorascope.study.runner import Runner
+    from lorascope.study.verdict import judge
+
+    with ProgressBar(definition.name) as progress:
+        with closing(workers):
+            runner = Runner(definition, script, scale, store, workers, **settings, progress=progress.update)
+            results, tuned = runner.run()
+        verdicts: list[Verdict] = []
+        progress.update("judging", 0, len(definition.claims), 0, "")
+        for claim in definition.claims:
+            verdicts.append(judge(claim, results))
+            progress.update("judging", len(verdicts), len(definition.claims), 0, claim.name)
+    return runner, scale, results, tuned, verdicts
 
 
 @study.command("list")
 def list_(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    reports: REPORTS = Path("reports"),
-    studies: STUDIES = Path("studies"),
+    reports: Reports = Path("reports"),
+    studies: Studies = Path("studies"),
 ) -> None:
-    """List the studies with question, cost and last verdicts. Example:
+    """List studies with their question, cost and last verdicts.
 
-    lorascope study list
+    Example:
+
+        lorascope study list
     """
     import sys
 
@@ -99,27 +120,29 @@ def list_(
     from lorascope.report import terminal
     from lorascope.study import page, record
 
-    last, wrong = record.all_in(reports)
-    by_name = {each["name"]: each for each in last}
+    records, errors = record.read_folder(reports)
+    by_name = {report["name"]: report for report in records}
     rows = [_listed(script, by_name.get(script.stem)) for script in _scripts(studies)]
     if json:
         print(json_text({"schema": 1, "studies": rows}, indent=2, ensure_ascii=True))
     else:
         sys.stdout.write(terminal.render(page.listing(rows)))
-    for each in wrong:
-        print(f"lorascope: left out: {each}", file=sys.stderr)
+    for error in errors:
+        print(f"lorascope: skipped: {error}", file=sys.stderr)
 
 
 @study.command()
 def render(
     reports_json: Annotated[list[Path], typer.Argument(metavar="REPORT.json...", help="Reports of studies.")],
-    studies: STUDIES = Path("studies"),
+    studies: Studies = Path("studies"),
 ) -> None:
-    """Draw the pages of reports again, each beside its JSON, from that alone, and the index. Example:
+    """Re-render HTML pages from report JSON files.
 
-    lorascope study render reports/rank_sweep.json
+    Writes each page next to its JSON, and the index of the folder. Example:
 
-    Where the study's script is at hand, its claims that are withdrawn or cannot tell are marked in the JSON first.
+        lorascope study render reports/rank_sweep.json
+
+    If the study's script is available, its claims that are withdrawn or cannot tell are marked in the JSON first.
     """
     _draw(reports_json, studies)
 
@@ -137,27 +160,28 @@ def _draw(reports: list[Path], studies: Path) -> None:
     from lorascope.report import html
     from lorascope.study import page, record
 
-    drawn, marks = {}, {}
+    pages: dict[Path, str] = {}
+    changed: dict[Path, dict[str, Any]] = {}
     for path in reports:
-        kept = record.read(path)
-        found = _marked(kept, studies)
-        if found != kept:
-            marks[path] = found
+        recorded = record.read(path)
+        marked = _marked(recorded, studies)
+        if marked != recorded:
+            changed[path] = marked
         try:
-            drawn[path.with_suffix(".html")] = html.render(page.page(found))
+            pages[path.with_suffix(".html")] = html.render(page.page(marked))
         except InputError as error:
             raise InputError(f"{path} is damaged: {error}") from None
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # blocks that fit, and cannot be drawn
             raise InputError(f"{path} cannot be drawn", found=f"{type(error).__name__}: {error}") from error
     for folder in dict.fromkeys(path.parent for path in reports):
-        records, wrong = record.all_in(folder)
-        drawn[folder / "index.html"] = html.render(page.index([_marked(each, studies) for each in records]))
-        for each in wrong:
-            print(f"lorascope: left out of the index: {each}", file=sys.stderr)
-    for path, found in marks.items():
-        write_json(path, found)
+        records, errors = record.read_folder(folder)
+        pages[folder / "index.html"] = html.render(page.index([_marked(report, studies) for report in records]))
+        for message in errors:
+            print(f"lorascope: skipped in the index: {message}", file=sys.stderr)
+    for path, marked in changed.items():
+        write_json(path, marked)
         print(f"wrote {path}", file=sys.stderr)
-    for path, text in drawn.items():
+    for path, text in pages.items():
         write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
 
@@ -186,10 +210,10 @@ def _script(name: str, folder: Path) -> Path:
     path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
     if path.is_file():
         return path
-    known = [each.stem for each in _scripts(folder)]
-    near = get_close_matches(path.stem, known, n=1)
+    names = [script.stem for script in _scripts(folder)]
+    near = get_close_matches(path.stem, names, n=1)
     hint = f"did you mean {near[0]}?" if near else "run it in a clone of lorascope, or name the script"
-    raise InputError(f"there is no study {name!r}", found=f"no {path}", expected=", ".join(known) or None, hint=hint)
+    raise InputError(f"no such study: {name}", found=f"no {path}", expected=", ".join(names) or None, hint=hint)
 
 
 def _load(script: Path) -> "Study":
@@ -197,20 +221,22 @@ def _load(script: Path) -> "Study":
     from lorascope.study import Study, work
 
     try:
-        found = getattr(work.script(script), "study", None)
+        definition = getattr(work.script(script), "study", None)
     except LorascopeError:
         raise
     except Exception as error:
         where = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise InputError(f"{script} cannot be loaded", found=f"{type(error).__name__}{where}: {error}") from error
-    if not isinstance(found, Study):
-        raise InputError(f"{script} makes no study", expected="a Study called `study`")
-    if found.name != script.stem:
-        raise InputError(f"the study in {script} has another name", found=found.name, expected=script.stem)
-    return found
+    if not isinstance(definition, Study):
+        raise InputError(f"{script} defines no study", expected="a Study called `study`")
+    if definition.name != script.stem:
+        raise InputError(
+            f"the study in {script} is not named after its script", found=definition.name, expected=script.stem
+        )
+    return definition
 
 
-def _engine(name: str, jobs: int, address: str | None, gpus: float) -> Any:
+def _engine(name: str, jobs: int, address: str | None, gpus: float) -> "Engines":
     if name == "ray":
         from lorascope.study.cluster import Cluster
 
@@ -221,68 +247,74 @@ def _engine(name: str, jobs: int, address: str | None, gpus: float) -> Any:
 
 
 def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
-    """A study's line in the list. What a scale costs is the number of its runs: sweeps may add to it, and runs that
-    other studies have trained take from it."""
+    """A study's line in the list. The cost of a scale is its number of runs: sweeps may add to it, and runs that other
+    studies have trained are reused."""
     from lorascope.study.marks import marked
-    from lorascope.study.verdict import MARKS, VERDICTS
 
     row: dict[str, Any] = {"name": script.stem, "runs": {}, **dict.fromkeys(("question", "claims", "last", "error"))}
     try:
-        found = _load(script)
-        runs = {name: found.runs_of(scale) for name, scale in found.scales.items()}
+        definition = _load(script)
+        runs = {name: definition.runs_of(scale) for name, scale in definition.scales.items()}
     except Exception as error:  # the others are listed all the same
         return row | {"error": str(error)}
-    row |= {"question": found.question, "claims": len(found.claims), "runs": runs}
-    if last is None:
-        return row
-    last = marked(last, found)
-    verdicts = [claim["verdict"] for claim in last["claims"]]
-    counted = {v: verdicts.count(v) for v in (*VERDICTS, *(each for each in MARKS if each in verdicts))}
+    row |= {"question": definition.question, "claims": len(definition.claims), "runs": runs}
+    return row if last is None else row | {"last": _last_run(marked(last, definition))}
+
+
+def _last_run(report: dict[str, Any]) -> dict[str, Any]:
+    """When and where a study was last run, and its verdicts."""
+    from lorascope.study.verdict import MARKS, VERDICTS
+
+    verdicts = [claim["verdict"] for claim in report["claims"]]
     marks = [
-        {"claim": each["name"], "verdict": each["verdict"], "reason": each["mark"]["reason"]}
-        for each in last["claims"]
-        if "mark" in each
+        {"claim": claim["name"], "verdict": claim["verdict"], "reason": claim["mark"]["reason"]}
+        for claim in report["claims"]
+        if "mark" in claim
     ]
-    cost, made = last["cost"], last["made"]
-    said = {"scale": last["scale"]["name"], "runs": cost["runs"], "hours": round(cost["seconds_of_work"] / 3600, 4)}
-    said |= {"devices": made["devices"], "date": made["date"]}
-    return row | {"last": said | {"verdicts": counted, "marks": marks}}
+    cost, made = report["cost"], report["made"]
+    return {
+        "scale": report["scale"]["name"],
+        "runs": cost["runs"],
+        "hours": round(cost["seconds_of_work"] / 3600, 4),
+        "devices": made["devices"],
+        "date": made["date"],
+        "verdicts": {
+            verdict: verdicts.count(verdict) for verdict in (*VERDICTS, *MARKS) if verdict in (*VERDICTS, *verdicts)
+        },
+        "marks": marks,
+    }
 
 
-class _told:
-    """Shows how far a study is: a bar where somebody looks, else a line at each tenth."""
+class ProgressBar:
+    """Shows how far a study is on stderr: a bar in a terminal, else a line at each tenth."""
 
     def __init__(self, name: str):
-        self.name, self.stage, self.last = name, "", -1
+        self.name, self.stage, self.tenth = name, "", -1
+        self.bar: Any = None
 
-    def __enter__(self) -> "Progress":
-        import sys
-
-        from lorascope.study.runner import Progress
-
-        self.bar = None
-        self.terminal = sys.stderr.isatty()
-        return Progress(self.say)
+    def __enter__(self) -> "ProgressBar":
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def say(self, stage: str, done: int, number: int, failed: int, title: str) -> None:
-        if number == 0:
-            return
-        if self.terminal:
-            self._draw(stage, done, number, failed, title)
-            return
+    def update(self, stage: str, done: int, total: int, failed: int, title: str) -> None:
+        """`title` is of what ended last."""
         import sys
 
-        tenth = 10 * done // number
-        if stage != self.stage or tenth != self.last:
-            wrong = f", {failed} failed" if failed else ""
-            print(f"{self.name}: {stage}, {done} of {number} done{wrong}", file=sys.stderr, flush=True)
-        self.stage, self.last = stage, tenth
+        if total == 0:
+            return
+        if sys.stderr.isatty():
+            self._draw(stage, done, total, failed, title)
+            return
+        tenth = 10 * done // total
+        if stage != self.stage or tenth != self.tenth:
+            failures = f", {failed} failed" if failed else ""
+            print(f"{self.name}: {stage}, {done} of {total} done{failures}", file=sys.stderr, flush=True)
+        self.stage, self.tenth = stage, tenth
 
-    def _draw(self, stage: str, done: int, number: int, failed: int, title: str) -> None:
+    def _draw(self, stage: str, done: int, total: int, failed: int, title: str) -> None:
         from tqdm import tqdm
 
         if stage != self.stage or self.bar is None:
@@ -290,8 +322,8 @@ class _told:
                 self.bar.close()
             shape = "{desc} |{bar:20}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
             self.bar = tqdm(
-                total=number, initial=done, desc=f"{self.name}: {stage}", bar_format=shape, dynamic_ncols=True
+                total=total, initial=done, desc=f"{self.name}: {stage}", bar_format=shape, dynamic_ncols=True
             )
             self.stage = stage
-        self.bar.total, self.bar.n = number, done
+        self.bar.total, self.bar.n = total, done
         self.bar.set_postfix_str(f"{failed} failed; {title}" if failed else title)

@@ -62,7 +62,9 @@ def render(page: Page, *, width: int | None = None, color: bool | None = None) -
             parts.append(heading + _draw(block, screen))
             heading = []
     if figures:
-        parts.append([screen.style(line, "dim") for line in screen.wrap("Drawn on the page: " + "; ".join(figures))])
+        parts.append(
+            [screen.style(line, "dim") for line in screen.wrap("Figures on the HTML page: " + "; ".join(figures))]
+        )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
@@ -133,7 +135,7 @@ def _findings(block: blocks.Findings, screen: Screen) -> list[str]:
         counts = [(sum(f.severity == s for f in rest), s) for s in SEVERITIES]
         named = ", ".join(f"{n} {s}{'s' if n > 1 else ''}" for n, s in counts if n)
         lines.append(screen.style(f"  … and {len(rest)} more ({named})", "dim"))
-    return lines if block.items else [*lines, screen.style("  nothing to report", "dim")]
+    return lines if block.items else [*lines, screen.style("  no findings", "dim")]
 
 
 def _claims(block: blocks.Claims, screen: Screen) -> list[str]:
@@ -143,7 +145,7 @@ def _claims(block: blocks.Claims, screen: Screen) -> list[str]:
         lines += [screen.style(claim.verdict, claim.verdict) + first[len(claim.verdict) :], *more]
         lines += screen.wrap(claim.reason, "    ", "    ") if claim.reason else []
         for check in claim.checks:
-            kind = "control, must fail: " if check.control else ""
+            kind = "negative control: " if check.control else ""
             why = f"; {check.reason}" if check.reason else ""
             said = f"{kind}{check.text}: {t.interval(check)}, {check.bound}: {check.verdict}{why}"
             lines += screen.wrap(said, "    ", "      ")
@@ -178,7 +180,7 @@ def _table(block: Table, screen: Screen) -> list[str]:
         lines.append((" " * _GAP).join(cells).rstrip())
     if shown < len(columns):
         rest = ", ".join(t.visible(c.title) for c in columns[shown:])
-        lines += [screen.style(line, "dim") for line in screen.wrap(f"not shown for want of width: {rest}")]
+        lines += [screen.style(line, "dim") for line in screen.wrap(f"columns hidden (terminal too narrow): {rest}")]
     if block.caption:
         lines += [screen.style(line, "dim") for line in screen.wrap(block.caption)]
     return lines

@@ -1,4 +1,4 @@
-"""Studies: a question, a grid of runs, claims with pass criteria and controls that must fail, and one page.
+"""Studies: a question, a grid of runs, claims with pass criteria and negative controls, and one page.
 
 A study is one script in `studies/`. It makes one `Study` and ends with
 
@@ -9,6 +9,16 @@ so that `python studies/NAME.py` and `lorascope study run NAME` do the same: tra
 measure, judge, and write `reports/NAME.json` and, from that alone, `reports/NAME.html`.
 """
 
-from lorascope.study.definition import Arm, Call, Claim, Control, Criterion, Measure, Results, Scale, Study
+from lorascope.study.definition import (
+    Arm,
+    Claim,
+    Control,
+    Criterion,
+    Measure,
+    MeasurementSpec,
+    Results,
+    Study,
+    StudyScale,
+)
 
-__all__ = ["Arm", "Call", "Claim", "Control", "Criterion", "Measure", "Results", "Scale", "Study"]
+__all__ = ["Arm", "MeasurementSpec", "Claim", "Control", "Criterion", "Measure", "Results", "Study", "StudyScale"]

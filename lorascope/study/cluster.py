@@ -23,7 +23,7 @@ from lorascope.study.work import Chunk, execute, start_worker
 
 Files = Mapping[str, bytes]
 RETRIES = 2  # of a chunk whose worker died
-AHEAD = 2  # chunks handed to Ray for each that it can do at once: their inputs lie in its memory
+QUEUED = 2  # chunks handed to Ray per chunk that it can do at once: their inputs are kept in its memory
 
 
 class Cluster:
@@ -49,8 +49,8 @@ class Cluster:
                 "--engine ray needs Ray, which is not installed", hint="pip install 'lorascope[ray]'"
             ) from None
         self.ray, self.cpus, self.gpus = ray, cpus, gpus
-        self._own = not ray.is_initialized()
-        if self._own:
+        self._started_here = not ray.is_initialized()
+        if self._started_here:
             _start(ray, address, jobs * cpus)
         try:
             self.slots = self._slots()
@@ -62,14 +62,14 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""
-        if self._own:
+        if self._started_here:
             self.ray.shutdown()
 
     def run(self, chunks: Sequence[Chunk], store: Store) -> Iterator[tuple[Chunk, list[str]]]:
         """Each chunk as it ends, with the keys of its jobs that failed."""
         waiting, running = deque(chunks), {}
         while waiting or running:
-            while waiting and len(running) < AHEAD * self.slots:
+            while waiting and len(running) < QUEUED * self.slots:
                 chunk = waiting.popleft()
                 running[self._submit(chunk, store)] = chunk
             (ended,), _ = self.ray.wait(list(running), num_returns=1)
@@ -80,7 +80,7 @@ class Cluster:
                 if len(chunk.jobs) > 1:  # one of them may be the cause: each on its own
                     waiting.extend(Chunk((job,)) for job in chunk.jobs)
                     continue
-                store.fail(chunk.jobs[0], f"Ray gave it up after {RETRIES + 1} tries: {type(error).__name__}")
+                store.fail(chunk.jobs[0], f"its Ray worker died {RETRIES + 1} times: {type(error).__name__}")
                 yield chunk, [chunk.jobs[0].key]
                 continue
             for job in chunk.jobs:
@@ -93,16 +93,16 @@ class Cluster:
         """How many chunks the cluster has room for now; one at least."""
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
-            most = max((node.get("GPU", 0) for node in nodes), default=0)
+            largest = max((node.get("GPU", 0) for node in nodes), default=0)
             raise InputError(
                 f"no node of the Ray cluster has room for a run of {self.cpus:g} CPUs and {self.gpus:g} GPUs",
-                found=f"{most:g} GPUs on one node at most",
+                found=f"at most {largest:g} GPUs on one node",
                 hint="ask for fewer with --gpus-per-run",
             )
-        rooms = [min(node.get("CPU", 0) / self.cpus, node.get("GPU", 0) / (self.gpus or 1)) for node in nodes]
+        room = [min(node.get("CPU", 0) / self.cpus, node.get("GPU", 0) / (self.gpus or 1)) for node in nodes]
         if not self.gpus:
-            rooms = [node.get("CPU", 0) / self.cpus for node in nodes]
-        return max(1, sum(map(int, rooms)))
+            room = [node.get("CPU", 0) / self.cpus for node in nodes]
+        return max(1, sum(map(int, room)))
 
     def _submit(self, chunk: Chunk, store: Store) -> Any:
         inputs = {key: packed(store.folder(key)) for job in chunk.jobs for key in job.inputs}
@@ -142,9 +142,9 @@ def _execute(
             path = Path(root) / Path(job.spec["script"]).name
             path.write_bytes(script)
             chunk = Chunk((replace(job, spec={**job.spec, "script": str(path)}),))
-        if found := _other(chunk, keys):
+        if mismatch := _mismatch(chunk, keys):
             for job in chunk.jobs:
-                store.fail(job, found)
+                store.fail(job, mismatch)
             failed = [job.key for job in chunk.jobs]
         else:
             failed = execute(chunk, store)
@@ -152,8 +152,8 @@ def _execute(
         return answer, [key for key, job in zip(keys, chunk.jobs, strict=True) if job.key in failed]
 
 
-def _other(chunk: Chunk, keys: Sequence[str]) -> str | None:
-    """Why this node would do other work than it was asked for; None where it would not."""
+def _mismatch(chunk: Chunk, keys: Sequence[str]) -> str | None:
+    """Why this node would do other work than requested; None where it would not."""
     for job, key in zip(chunk.jobs, keys, strict=True):
         if job.key != key:
             return "the node has other versions of torch, transformers, tokenizers or lorascope"

@@ -1,7 +1,7 @@
 """What a study is made of: data that a script states, and the engine acts on. No torch is imported for it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Scalar = str | int | float | bool | None
-RUNS = "runs"  # the table of final runs, beside those of the measures
+RUNS = "runs"  # the name of the table of final runs, among those of the measures
 
 
 @dataclass(frozen=True)
-class Scale:
-    """One size of a study.
+class StudyScale:
+    """One size of a study: smoke, small or full.
 
     Attributes:
         config: what every run has in common: the sections of a training config, as nested dictionaries.
@@ -25,7 +25,7 @@ class Scale:
         params: the study's own sizes, such as the ranks.
         test_split: where final runs are scored, and nothing is chosen; None scores them on the held-out texts.
         test_samples: how many of its texts, the same for all runs; None takes all.
-        conclusive: whether it gives verdicts. A smoke run shows that a study runs, and decides nothing.
+        conclusive: whether it gives verdicts. A smoke run only shows that the study runs.
     """
 
     config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -61,8 +61,8 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a measure: the finished runs it is given, and named values.
+class MeasurementSpec:
+    """One measurement to make: the finished runs that the measure is given, and named values.
 
     Attributes:
         runs: rows of `Results.runs`, by their `key`.
@@ -82,15 +82,15 @@ class Measure:
         name: of its table in `Results.tables`.
         function: called as function(folders, **params); gives rows (dictionaries of scalars). It must stand at the top
             of the study's script, where another process finds it.
-        calls: given the results so far, the calls to make.
-        apart: of calls without runs, the params whose values have random numbers of their own: calls that differ in
-            them are resampled apart.
+        specs: given the results so far, the measurements to make.
+        independent_params: of measurements without runs, the params whose values have their own random numbers:
+            measurements that differ in them are resampled independently.
     """
 
     name: str
-    function: Callable[..., Sequence[Mapping[str, Scalar]]]
-    calls: Callable[["Results"], Sequence[Call]]
-    apart: tuple[str, ...] = ()
+    function: Callable[..., Iterable[Mapping[str, Scalar]]]
+    specs: Callable[["Results"], Iterable[MeasurementSpec]]
+    independent_params: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name == RUNS:
@@ -99,7 +99,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Results:
-    """What a study found, as tidy tables. A column `replicate` says which unit a row belongs to when it is resampled.
+    """The results of a study as tidy tables. A column `replicate` names the resampling unit that a row belongs to.
 
     Attributes:
         runs: one row per final run: the arm's labels, `replicate`, `seed`, `learning_rate`, `loss` and `accuracy` on
@@ -113,24 +113,24 @@ class Results:
 
     runs: "pd.DataFrame"
     tables: Mapping[str, "pd.DataFrame"]
-    scale: Scale
+    scale: StudyScale
     curves: "pd.DataFrame"
     strata: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @cached_property
     def replicates(self) -> dict[int, list[int]]:
         """The resampling units of all tables together, by stratum."""
-        found: dict[int, set[int]] = {}
+        replicates: dict[int, set[int]] = {}
         for units in self._units.values():
             for stratum, replicate in units:
-                found.setdefault(stratum, set()).add(replicate)
-        return {stratum: sorted(found[stratum]) for stratum in sorted(found)}
+                replicates.setdefault(stratum, set()).add(replicate)
+        return {stratum: sorted(replicates[stratum]) for stratum in sorted(replicates)}
 
-    def drawn(self, draws: Mapping[int, Sequence[int]]) -> "Results":
-        """The same with these replicates of each stratum alone, as often; each becomes a replicate of its own."""
-        take = {RUNS: self.runs, **self.tables}
-        tables = {name: partial(_taken, table, self._units[name], draws) for name, table in take.items()}
-        return Results(tables.pop(RUNS)(), _Lazy(tables), self.scale, self.curves)
+    def resampled(self, draws: Mapping[int, Sequence[int]]) -> "Results":
+        """The same results with only these replicates of each stratum, as often as drawn; each gets a new number."""
+        tables = {RUNS: self.runs, **self.tables}
+        makers = {name: partial(_resampled, table, self._units[name], draws) for name, table in tables.items()}
+        return Results(makers.pop(RUNS)(), _Lazy(makers), self.scale, self.curves)
 
     @cached_property
     def _units(self) -> dict[str, dict[tuple[int, int], Any]]:
@@ -140,16 +140,17 @@ class Results:
         }
 
 
-class _Lazy(Mapping):
+class _Lazy(Mapping[str, Any]):
     """Values that are made when they are first asked for: most statistics look at one table of many."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Any]]):
-        self._makers, self._made = makers, {}
+        self._makers = makers
+        self._values: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-        return self._made[name]
+        if name not in self._values:
+            self._values[name] = self._makers[name]()
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
@@ -168,30 +169,31 @@ def _positions(table: "pd.DataFrame", strata: Sequence[int] | None) -> dict[tupl
     return units.groupby(["stratum", "replicate"]).indices
 
 
-def _taken(
+def _resampled(
     table: "pd.DataFrame", units: Mapping[tuple[int, int], Any], draws: Mapping[int, Sequence[int]]
 ) -> "pd.DataFrame":
     import numpy as np
+    import pandas as pd
 
     if not units:
         return table
     chosen = [
-        (i, units[stratum, each])
+        (i, units[stratum, replicate])
         for stratum, draw in draws.items()
-        for i, each in enumerate(draw)
-        if (stratum, each) in units
+        for i, replicate in enumerate(draw)
+        if (stratum, replicate) in units
     ]
     if not chosen:
         return table.iloc[:0]
-    found = table.take(np.concatenate([rows for _, rows in chosen]))
-    found.index = range(len(found))
-    found["replicate"] = np.repeat([i for i, _ in chosen], [len(rows) for _, rows in chosen])
-    return found
+    resample = table.take(np.concatenate([rows for _, rows in chosen]))
+    resample.index = pd.RangeIndex(len(resample))
+    resample["replicate"] = np.repeat([i for i, _ in chosen], [len(rows) for _, rows in chosen])
+    return resample
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One number and the bound that it must keep.
+    """One number and the bound that it must satisfy.
 
     Attributes:
         text: what the number is, with its bound in words.
@@ -210,19 +212,19 @@ class Criterion:
         if self.at_least is None and self.at_most is None:
             raise ValueError(f"the criterion {self.text!r} has no bound")
 
-    def keeps(self, value: float) -> bool:
+    def satisfied_by(self, value: float) -> bool:
         low = -math.inf if self.at_least is None else self.at_least
         high = math.inf if self.at_most is None else self.at_most
         return low <= value <= high
 
 
 class Control(Criterion):
-    """A criterion that must not be held: the same question where the answer is known to be no."""
+    """A negative control: a criterion that must not be held, the same question where the answer is known to be no."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the literature, and what must be seen here for it to be held.
+    """A statement of the literature, and the criteria under which it is held here.
 
     Attributes:
         name: short, unique in the study.
@@ -245,8 +247,8 @@ class Claim:
     cannot_tell: str | None = None
 
     def __post_init__(self) -> None:
-        marks = [each for each in (self.withdrawn, self.cannot_tell) if each is not None]
-        if len(marks) > 1 or not all(each.strip() for each in marks):
+        reasons = [reason for reason in (self.withdrawn, self.cannot_tell) if reason is not None]
+        if len(reasons) > 1 or not all(reason.strip() for reason in reasons):
             raise ValueError(f"the claim {self.name!r} is withdrawn or cannot tell, for a reason in words; not both")
 
 
@@ -264,8 +266,8 @@ class Study:
         claims: what is judged.
         figures: blocks for the page, of the results.
         reading: what the results mean, in plain paragraphs of the author's; shown as such.
-        beside: which claims are of no run of the grid but of a problem of their own, and of which, for the line of
-            scope; {names} in it stand for the scale's `params`.
+        scope_note: for the line of scope: which claims are not about runs of the grid but about another problem, and
+            which one; {names} in it stand for the scale's `params`.
     """
 
     name: str
@@ -274,18 +276,19 @@ class Study:
     varied: str
     tuned: str
     fixed: str
-    scales: Mapping[str, Scale]
+    scales: Mapping[str, StudyScale]
     claims: tuple[Claim, ...]
-    arms: Callable[[Scale], Sequence[Arm]] = lambda scale: ()
+    arms: Callable[[StudyScale], Sequence[Arm]] = lambda scale: ()
     measures: tuple[Measure, ...] = ()
     figures: Callable[[Results], Sequence[Block]] = lambda results: ()
     reading: str = ""
-    beside: str = ""
+    scope_note: str = ""
 
-    def runs_of(self, scale: Scale) -> int:
+    def runs_of(self, scale: StudyScale) -> int:
         """How many runs a scale trains: every rate of every sweep, and every replicate; before sweeps go on."""
         arms = self.arms(scale)
-        return sum(scale.replicates + (len(a.learning_rates) if len(a.learning_rates) > 1 else 0) for a in arms)
+        sweeps = [len(arm.learning_rates) for arm in arms if len(arm.learning_rates) > 1]
+        return scale.replicates * len(arms) + sum(sweeps)
 
     def main(self) -> None:
         """What the script does when it is run: `lorascope study run` with the script's own options."""

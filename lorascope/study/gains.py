@@ -1,6 +1,6 @@
 """Numbers that many studies judge: mean test losses, and how far they lie below the head's alone.
 
-The arms have a label `method`, and two of them are the frame: HEAD_ALONE and FULL_TUNING.
+The arms have a label `method`, and two of them are the reference points: HEAD_ALONE and FULL_TUNING.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def loss(results: Results, method: str, **labels: Any) -> float:
 
 
 def gain(results: Results, method: str, **labels: Any) -> float:
-    """How far its loss lies below that of the head alone, whose labels besides `method` are the same."""
+    """How far its loss lies below that of the head alone, with the same labels except `method`."""
     return loss(results, HEAD_ALONE, **labels) - loss(results, method, **labels)
 
 
@@ -56,8 +56,8 @@ def by_method(results: Results, **labels: Any) -> Table:
     rows = []
     for method, part in runs.groupby("method", sort=False):
         rate = None if method == HEAD_ALONE else part["learning_rate"].iloc[0]
-        found = (loss(results, method, **labels), gain(results, method, **labels), share(results, method, **labels))
-        rows.append((method, parameters(results, method), rate, *found))
+        outcome = (loss(results, method, **labels), gain(results, method, **labels), share(results, method, **labels))
+        rows.append((method, parameters(results, method), rate, *outcome))
     columns = (
         Column("method", "Method"),
         Column("trained", "Trained, without the head", "int"),

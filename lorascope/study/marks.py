@@ -13,30 +13,31 @@ from lorascope.study.verdict import CANNOT_TELL, WITHDRAWN
 
 
 def marked(record: Mapping[str, Any], study: Study) -> dict[str, Any]:
-    """The record with its study's marks, and with what its line of scope says beside the grid.
+    """The record with its study's marks, and with the study's note for the line of scope.
 
     A marked claim's `verdict` is the mark, and its `mark` has the reason and the verdict as measured. Claims that the
     script no longer has stay as they are.
     """
-    claims = {claim.name: claim for claim in study.claims}
+    by_name = {claim.name: claim for claim in study.claims}
     conclusive = record["scale"]["conclusive"]
-    found = [
-        _marked(each, claims[each["name"]], conclusive) if each["name"] in claims else each for each in record["claims"]
+    claims = [
+        _marked(recorded, by_name[recorded["name"]], conclusive) if recorded["name"] in by_name else recorded
+        for recorded in record["claims"]
     ]
     rest = {key: value for key, value in record.items() if key != "beside"}
     sizes = {
         name: ", ".join(map(str, size)) if isinstance(size, list | tuple) else size
         for name, size in record["scale"]["params"].items()
     }
-    beside = study.beside.format(**sizes)
-    return rest | {"claims": found} | ({"beside": beside} if beside else {})
+    note = study.scope_note.format(**sizes)
+    return rest | {"claims": claims} | ({"beside": note} if note else {})
 
 
-def _marked(found: Mapping[str, Any], claim: Claim, conclusive: bool) -> dict[str, Any]:
-    measured = found["mark"]["measured"] if "mark" in found else found["verdict"]
-    rest = {key: value for key, value in found.items() if key != "mark"} | {"verdict": measured}
-    marks = {WITHDRAWN: claim.withdrawn, CANNOT_TELL: claim.cannot_tell}
-    for mark, reason in marks.items():
+def _marked(recorded: Mapping[str, Any], claim: Claim, conclusive: bool) -> dict[str, Any]:
+    measured = recorded["mark"]["measured"] if "mark" in recorded else recorded["verdict"]
+    unmarked = {key: value for key, value in recorded.items() if key != "mark"} | {"verdict": measured}
+    reasons = {WITHDRAWN: claim.withdrawn, CANNOT_TELL: claim.cannot_tell}
+    for mark, reason in reasons.items():
         if reason is not None and conclusive:
-            return rest | {"verdict": mark, "mark": {"measured": measured, "reason": reason}}
-    return rest
+            return unmarked | {"verdict": mark, "mark": {"measured": measured, "reason": reason}}
+    return unmarked

@@ -39,16 +39,26 @@ INTERVAL = Definitions(
         ),
         Definition(
             "Resampled",
-            "together: replicates of arms that share runs, seeds or a measurement; apart: those of all other arms, "
-            "then with the degrees of freedom of Welch and Satterthwaite",
+            "jointly: replicates of arms that share runs, seeds or a measurement; independently: those of all other "
+            "arms, with Welch-Satterthwaite degrees of freedom",
             "Satterthwaite 1946",
         ),
-        Definition("Held", "every criterion's whole interval keeps its bound, and every control fails", "this page"),
-        Definition("Not held", "some criterion's interval lies wholly beyond its bound", "this page"),
-        Definition("Undecided", "an interval contains its bound, a number is missing, or a control did not fail", ""),
-        Definition("Withdrawn", "the verdict does not stand, for the reason beside it; it counts as none", "this page"),
-        Definition("Cannot tell", "the test could not have come out otherwise, so that it shows nothing", "this page"),
-        Definition("Replicate", "a run with an initialisation, data subset and order of its own", "this page"),
+        Definition(
+            "Held",
+            "the 95 % interval of every criterion lies inside its bound, and every negative control fails",
+            "this page",
+        ),
+        Definition(
+            "Not held", "the 95 % interval of at least one criterion lies entirely outside its bound", "this page"
+        ),
+        Definition(
+            "Undecided",
+            "an interval contains its bound, a value is missing, or a negative control did not fail",
+            "this page",
+        ),
+        Definition("Withdrawn", "the verdict was retracted, for the reason given; it is not counted", "this page"),
+        Definition("Cannot tell", "the test could only come out this way, so its result is uninformative", "this page"),
+        Definition("Replicate", "a run with its own initialisation, data subset and data order", "this page"),
     ),
     where="page",
 )
@@ -87,20 +97,20 @@ def index(records: Sequence[Record]) -> Page:
         Column("verdict", "Verdict", "verdict"),
         Column("scale", "Scale"),
         Column("measured", "What is measured"),
-        Column("found", "Found [95 % interval]"),
+        Column("found", "Estimate [95 % interval]"),
         Column("bound", "Bound"),
         Column("source", "Source"),
     )
     rows = [row for record in records for row in _index_rows(record)]
     return Page(
-        "The claims of low-rank adaptation, re-run",
+        "Replications of published LoRA claims",
         (
             Table(
                 columns,
                 tuple(rows),
                 "Claims",
                 "The first criterion of each claim; the study's page has all of them, "
-                "with the controls that had to fail. Of a claim that is withdrawn or cannot tell: why.",
+                "with negative controls. Claims marked withdrawn or cannot tell show the reason instead.",
                 interactive=True,
             ),
             Table(
@@ -111,7 +121,7 @@ def index(records: Sequence[Record]) -> Page:
                     Column("scale", "Scale"),
                     Column("replicates", "Replicates", "int"),
                     Column("runs", "Runs", "int"),
-                    Column("hours", "Hours of work", "float"),
+                    Column("hours", "Compute hours", "float"),
                     Column("device", "Device"),
                 ),
                 tuple(_study_row(record) for record in records),
@@ -120,7 +130,8 @@ def index(records: Sequence[Record]) -> Page:
             INTERVAL,
         ),
         kicker="lorascope study",
-        summary=f"{scope.common(records)}\n\n{len(verdicts)} claims of {len(records)} studies: {counts}.",
+        summary=f"{scope.common(records)}\n\n{len(verdicts)} claims in {len(records)} studies: {counts}. "
+        "Model, task and replicates: see each study.",
     )
 
 
@@ -131,17 +142,17 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
     shown = (*VERDICTS, *(each for each in MARKS if any(mark["verdict"] == each for _, mark in marks)))
     columns = [Column("study", "study"), Column("claims", "claims", "int")]
     columns += [Column(scale, f"runs at {scale}", "int") for scale in scales]
-    columns += [Column("scale", "last scale"), Column("hours", "hours of work", "float", 2)]
+    columns += [Column("scale", "last scale"), Column("hours", "compute hours", "float", 2)]
     columns += [Column(verdict, verdict, "int") for verdict in shown]
     cells = []
     for row in rows:
         last = row["last"]
-        said = (last["scale"], last["hours"], *(last["verdicts"].get(each, 0) for each in shown)) if last else ()
-        blank = (None,) * (2 + len(shown) - len(said))
-        cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *said, *blank))
+        summary = (last["scale"], last["hours"], *(last["verdicts"].get(each, 0) for each in shown)) if last else ()
+        blank = (None,) * (2 + len(shown) - len(summary))
+        cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *summary, *blank))
     questions = tuple((row["name"], row["question"] or row["error"]) for row in rows)
-    caption = "Runs: every learning rate and every replicate; sweeps whose best rate is at an end add some, runs that "
-    caption += "another study has trained are taken from the store."
+    caption = "Runs: all learning rates and replicates. Sweeps whose best rate is at the edge add runs; runs already "
+    caption += "trained for another study are reused."
     table = Table(tuple(columns), tuple(cells), "", caption)
     reasons = [
         Facts(tuple((f"{n}: {m['claim']}", m["reason"]) for n, m in marks if m["verdict"] == each), each.capitalize())
@@ -167,44 +178,46 @@ def _study_row(record: Record) -> tuple:
     device = ", ".join(record["made"]["devices"]) or "cpu"
     hours = cost["seconds_of_work"] / 3600
     name = Link(record["title"], f"{record['name']}.html")
-    said = scope.line(record).removeprefix("Scope: ")
-    return name, record["question"], said, scale["name"], scale["replicates"], cost["runs"], hours, device
+    scope_line = scope.line(record).removeprefix("Scope: ")
+    return name, record["question"], scope_line, scale["name"], scale["replicates"], cost["runs"], hours, device
 
 
-def _claim(found: Record) -> Claim:
+def _claim(recorded: Record) -> Claim:
     """A claim; of one whose verdict was taken back no criterion shows one either."""
-    checks = tuple(_check(each) for each in found["criteria"])
-    if "mark" not in found:
-        return Claim(found["text"], found["verdict"], found["source"], checks, found["note"])
-    checks = tuple(each if each.control else replace(each, verdict=found["verdict"]) for each in checks)
-    return Claim(found["text"], found["verdict"], found["source"], checks, found["note"], found["mark"]["reason"])
+    checks = tuple(_check(check) for check in recorded["criteria"])
+    if "mark" not in recorded:
+        return Claim(recorded["text"], recorded["verdict"], recorded["source"], checks, recorded["note"])
+    checks = tuple(check if check.control else replace(check, verdict=recorded["verdict"]) for check in checks)
+    return Claim(
+        recorded["text"], recorded["verdict"], recorded["source"], checks, recorded["note"], recorded["mark"]["reason"]
+    )
 
 
-def _check(found: Record) -> Check:
-    low, high, unit = found["at_least"], found["at_most"], found["unit"]
+def _check(recorded: Record) -> Check:
+    low, high, unit = recorded["at_least"], recorded["at_most"], recorded["unit"]
     ends = [f"≥ {t.cell(low, unit)}" if low is not None else "", f"≤ {t.cell(high, unit)}" if high is not None else ""]
     bound = " and ".join(end for end in ends if end)
-    numbers = (found["estimate"], found["low"], found["high"])
-    return Check(found["text"], *numbers, bound, found["verdict"], unit, found["control"], found["reason"])
+    numbers = (recorded["estimate"], recorded["low"], recorded["high"])
+    return Check(recorded["text"], *numbers, bound, recorded["verdict"], unit, recorded["control"], recorded["reason"])
 
 
 def _warnings(record: Record) -> list[Block]:
     items = []
     scale = record["scale"]
     if not scale["conclusive"]:
-        text = f"scale {scale['name']}: this shows that the study runs, and decides nothing"
+        text = f"scale {scale['name']}: smoke test only: no verdicts"
         items.append(Finding("warning", text))
     elif scale["replicates"] < 5:
         items.append(Finding("warning", _few(scale["replicates"])))
-    edges = [_named(each["labels"]) for each in record["tuning"] if not each["interior"]]
+    edges = [_named(entry["labels"]) for entry in record["tuning"] if not entry["interior"]]
     if edges:
-        items.append(Finding("warning", f"the best learning rate stayed at an end of its sweep: {'; '.join(edges)}"))
-    items += [Finding("warning", each) for each in _apart(record["runs"])]
+        items.append(Finding("warning", f"best learning rate is at the edge of its sweep: {'; '.join(edges)}"))
+    items += [Finding("warning", entry) for entry in _apart(record["runs"])]
     failures = record["failures"]
-    items += [Finding("error", f"{each['title']}: {each['message']}") for each in failures[:MAX_FAILURES]]
+    items += [Finding("error", f"{entry['title']}: {entry['message']}") for entry in failures[:MAX_FAILURES]]
     if len(failures) > MAX_FAILURES:
-        items.append(Finding("error", f"and {len(failures) - MAX_FAILURES} more runs failed; the JSON names them"))
-    return [Findings(tuple(items), "What to know first")] if items else []
+        items.append(Finding("error", f"{len(failures) - MAX_FAILURES} more runs failed; see `failures` in the JSON"))
+    return [Findings(tuple(items), "Caveats")] if items else []
 
 
 def _apart(runs: Record) -> list[str]:
@@ -217,21 +230,24 @@ def _apart(runs: Record) -> list[str]:
     for row in runs["rows"]:
         if isinstance(row[loss], int | float):
             arms.setdefault(tuple(map(_worded, row[: len(labels)])), []).append(row[loss])
-    found = []
+    warnings = []
     for arm, losses in arms.items():
-        least, most = min(losses), max(losses)
-        if most > 2 * abs(least) + FAR:
-            where = ", ".join(f"{key} {value}" for key, value in zip(labels, arm, strict=True) if value != "")
-            found.append(f"{where}: replicates ended at losses from {least:.3g} to {most:.3g}; all are counted")
-    return found
+        lowest, highest = min(losses), max(losses)
+        if highest > 2 * abs(lowest) + FAR:
+            arm_name = ", ".join(f"{key} {value}" for key, value in zip(labels, arm, strict=True) if value != "")
+            warnings.append(
+                f"{arm_name}: final losses of the replicates differ widely ({lowest:.3g} to {highest:.3g}); "
+                "all are included"
+            )
+    return warnings
 
 
 def _few(n: int) -> str:
     """What the intervals of fewer than five replicates are worth: they reach from the least to the greatest."""
     if n < 2:
-        return "one replicate has no interval, and decides nothing; the protocol asks for five or more"
-    covered = 100 * (1 - 2 ** (1 - n))
-    return f"{n} replicates; the protocol asks for five or more: intervals of so few cover {covered:.0f} %, not 95 %"
+        return "one replicate gives no interval and no verdict; the protocol requires at least five"
+    coverage = 100 * (1 - 2 ** (1 - n))
+    return f"{n} replicates, fewer than the five that the protocol requires: intervals cover {coverage:.0f} %, not 95 %"
 
 
 def _protocol(record: Record) -> Facts:
@@ -242,13 +258,13 @@ def _protocol(record: Record) -> Facts:
     )
     work = f"{cost['runs']:,} training runs and {cost['measurements']:,} measurements, "
     work += (
-        f"{cost['seconds_of_work'] / 3600:.2g} hours of work in all ({', '.join(record['made']['devices']) or 'cpu'})"
+        f"{cost['seconds_of_work'] / 3600:.2g} compute hours in total ({', '.join(record['made']['devices']) or 'cpu'})"
     )
     items = [
         ("Varied", record["varied"]),
         ("Tuned", record["tuned"]),
         ("Fixed", record["fixed"]),
-        ("Replicates", f"{scale['replicates']}, each with its own initialisation, data subset and order"),
+        ("Replicates", f"{scale['replicates']}, each with its own initialisation, data subset and data order"),
         ("Scale", scale["name"] + "".join(f"; {key} {_shown(value)}" for key, value in scale["params"].items())),
         ("Config", config),
         ("Scored on", _scored_on(scale) + _scored_elsewhere(record)),
@@ -259,15 +275,15 @@ def _protocol(record: Record) -> Facts:
 
 def _scored_on(scale: Record) -> str:
     if not scale["test_split"]:
-        return "the held-out texts, on which learning rates are tuned as well"
-    some = f"{scale['test_samples']:,} texts, drawn once for all runs," if scale["test_samples"] else "all texts"
-    return f"{some} of the {scale['test_split']} split, on which nothing is tuned"
+        return "the held-out texts, which are also used to tune learning rates"
+    texts = f"{scale['test_samples']:,} texts, drawn once for all runs," if scale["test_samples"] else "all texts"
+    return f"{texts} of the {scale['test_split']} split, not used for tuning"
 
 
 def _scored_elsewhere(record: Record) -> str:
     if not any("data.eval_split" in arm["changes"] for arm in record["arms"]):
         return ""
-    return "; arms that name a data.eval_split of their own on that, by which their rates are tuned as well"
+    return "; arms with their own data.eval_split are scored on that split, which also tunes their learning rates"
 
 
 def _arms(record: Record) -> list[Block]:
@@ -292,19 +308,19 @@ def _shown(value: Any) -> str:
 def _tuning(record: Record) -> list[Block]:
     if not record["tuning"]:
         return []
-    labels = list(dict.fromkeys(key for each in record["tuning"] for key in each["labels"]))
+    labels = list(dict.fromkeys(key for entry in record["tuning"] for key in entry["labels"]))
     columns = [Column(key, key) for key in labels]
     columns += [Column("rate", "learning rate", "float"), Column("sweep", "held-out loss of each rate")]
     rows = []
-    for each in record["tuning"]:
-        swept = "  ".join(f"{rate:g}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in each["curve"])
-        rows.append((*(each["labels"].get(key) for key in labels), each["learning_rate"], swept))
-    caption = "One run a rate, with a seed that no judged run has; the rate of the lowest held-out loss is taken."
+    for entry in record["tuning"]:
+        swept = "  ".join(f"{rate:g}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in entry["curve"])
+        rows.append((*(entry["labels"].get(key) for key in labels), entry["learning_rate"], swept))
+    caption = "One run per learning rate, with a seed that no scored run uses; the lowest held-out loss wins."
     return [Table(tuple(columns), tuple(rows), "Learning rates", caption, where="page")]
 
 
 def _tables(record: Record) -> list[Block]:
-    tables = [Heading("Every number"), _table("runs", record["runs"])]
+    tables = [Heading("All data"), _table("runs", record["runs"])]
     return [*tables, *(_table(name, table) for name, table in record["tables"].items())]
 
 

@@ -21,7 +21,7 @@
     strata           of runs and of each table that has rows, the stratum of every row: replicates of one are resampled
                      together, those of others apart
     figures          the page's figures: blocks of `lorascope.blocks`, as `report.serial` writes them
-    beside           only where some claims are of no run of the grid: of what they are, for the line of scope
+    beside           only where some claims are not about runs of the grid: what they are about, for the line of scope
 
 Numbers have seven digits. What could not be computed is null; there is no NaN and no infinity.
 """
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA, KIND = 1, "study"
-DIGITS = 7  # of every number: more than any of them means
+DIGITS = 7  # of every number: more than any of them is accurate to
 NUMBER, WORD, SCALAR = (float,), (str,), (str, float, bool, type(None))
 MAYBE = (float, type(None))
 TABLE = {"columns": [WORD], "rows": [[SCALAR]]}
@@ -102,22 +102,24 @@ SHAPE = {
 }
 
 
+class NotAStudyReport(InputError):
+    """A JSON file of another kind."""
+
+
 def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], verdicts: Sequence[Verdict]) -> dict:
     """The record, JSON types only."""
     study = runner.study
     figures = _figures(runner, results)
     root = str(runner.store.root.resolve())
-    words = {
-        name: getattr(study, name) for name in ("name", "title", "question", "varied", "tuned", "fixed", "reading")
-    }
+    texts = ("name", "title", "question", "varied", "tuned", "fixed", "reading")
     record = {
         "schema": SCHEMA,
         "kind": KIND,
-        **words,
+        **{name: getattr(study, name) for name in texts},
         "scale": {"name": scale, **_scale(results)},
         "claims": [asdict(verdict) for verdict in verdicts],
         "cost": _cost(runner),
-        "made": _made(runner),
+        "made": _provenance(runner),
         "arms": [{"labels": dict(arm.labels), "changes": dict(arm.changes)} for arm in runner.arms],
         "tuning": [
             {
@@ -145,44 +147,50 @@ def read(path: Path) -> dict[str, Any]:
     """A record from its file.
 
     Raises:
-        InputError: it is no study's record, one of another schema, or damaged.
+        NotAStudyReport: it is something else.
+        InputError: it is a study's record of an unsupported schema, or damaged.
     """
     try:
-        found = read_json(path, ANY)
+        record = read_json(path, ANY)
     except InputError as error:
-        raise InputError(error.what, found=error.found, expected="a study's report") from error
-    if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise InputError(f"{path} is no study's report", hint="name a reports/*.json that `lorascope study run` wrote")
-    if found.get("schema") != SCHEMA:
-        raise InputError(f"{path} has another schema", found=repr(found.get("schema"))[:40], expected=SCHEMA)
-    if wrong := _damage(found):
-        raise InputError(f"{path} is damaged", found=wrong, hint="write it again with `lorascope study run`")
-    return found
+        raise InputError(error.what, found=error.found, expected="a study report") from error
+    if not isinstance(record, dict) or record.get("kind") != KIND:
+        raise NotAStudyReport(
+            f"{path} is not a study report", hint="name a reports/*.json that `lorascope study run` wrote"
+        )
+    if record.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path} has an unsupported schema", found=repr(record.get("schema"))[:40], expected=str(SCHEMA)
+        )
+    if damage := _damage(record):
+        raise InputError(f"{path} is damaged", found=damage, hint="write it again with `lorascope study run`")
+    return record
 
 
-def all_in(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Every study's record in a folder, by name, and why others could not be read; other JSON is passed over."""
-    found, wrong = [], []
+    records, errors = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(read(path))
+            records.append(read(path))
+        except NotAStudyReport:
+            continue
         except LorascopeError as error:
-            if "no study's report" not in error.what:
-                wrong.append(str(error))
-    return found, wrong
+            errors.append(str(error))
+    return records, errors
 
 
 def _damage(record: dict[str, Any]) -> str | None:
-    """What is wrong with a record, in words."""
+    """What is wrong with a record, in words; None where nothing is."""
     try:
         if finite(record) != record:
             return "a number that is not finite"
-        return misfit(record, SHAPE) or _mismarked(record) or _ragged(record)
+        return misfit(record, SHAPE) or _wrong_mark(record) or _wrong_length(record)
     except RecursionError:
         return "something that is nested too deep"
 
 
-def _mismarked(record: Mapping[str, Any]) -> str | None:
+def _wrong_mark(record: Mapping[str, Any]) -> str | None:
     """Which claim has a mark and the verdict of one that has none, or the other way round, in words."""
     for i, claim in enumerate(record["claims"]):
         if ("mark" in claim) != (claim["verdict"] in MARKS):
@@ -190,14 +198,14 @@ def _mismarked(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _ragged(record: Mapping[str, Any]) -> str | None:
+def _wrong_length(record: Mapping[str, Any]) -> str | None:
     """What has another length than it must, in words."""
     for name, table in {"runs": record["runs"], **record["tables"]}.items():
         if any(len(row) != len(table["columns"]) for row in table["rows"]):
             return f"rows of another length than the columns of {name[:40]}"
         if len(record["strata"].get(name, table["rows"])) != len(table["rows"]):
             return f"strata of another length than the rows of {name[:40]}"
-    if any(len(pair) != 2 or pair[0] is None for each in record["tuning"] for pair in each["curve"]):
+    if any(len(pair) != 2 or pair[0] is None for sweep in record["tuning"] for pair in sweep["curve"]):
         return "a learning rate without its loss"
     return None if all(claim["criteria"] for claim in record["claims"]) else "a claim without criteria"
 
@@ -207,14 +215,14 @@ def _scale(results: Results) -> dict[str, Any]:
     return {
         "replicates": scale.replicates,
         "params": dict(scale.params),
-        "config": {section: _named(keys) for section, keys in scale.config.items()},
+        "config": {section: _without_paths(keys) for section, keys in scale.config.items()},
         "test_split": scale.test_split,
         "conclusive": scale.conclusive,
         "test_samples": scale.test_samples,
     }
 
 
-def _named(keys: Mapping[str, Any]) -> dict[str, Any]:
+def _without_paths(keys: Mapping[str, Any]) -> dict[str, Any]:
     """A section of a config, absolute paths by their last part."""
     return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in keys.items()}
 
@@ -222,9 +230,9 @@ def _named(keys: Mapping[str, Any]) -> dict[str, Any]:
 def _figures(runner: Runner, results: Results) -> list[Any]:
     """The study's figures; where they cannot be drawn, the study's numbers are not lost for it."""
     try:
-        made = _rounded(serial.to_json(runner.study.figures(results)))
-        serial.from_json(made)  # what cannot be read again is told now
-        return made
+        figures = _rounded(serial.to_json(runner.study.figures(results)))
+        serial.from_json(figures)  # what cannot be read again is told now
+        return figures
     except Exception as error:
         runner.failures["figures"] = f"{type(error).__name__}: {error}"
         return []
@@ -243,22 +251,22 @@ def _cost(runner: Runner) -> dict[str, Any]:
     }
 
 
-def _made(runner: Runner) -> dict[str, Any]:
+def _provenance(runner: Runner) -> dict[str, Any]:
     devices = {facts["device"] for key in runner.used if (facts := runner.store.done(key)) and "device" in facts}
     return {
-        "command": shlex.join(["lorascope", *_shown(sys.argv[1:])]),
+        "command": shlex.join(["lorascope", *_without_folders(sys.argv[1:])]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "lorascope": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": sorted(devices),
-        "versions": {name: found for name in PACKAGES if (found := package_version(name))},
+        "versions": {name: version for name in PACKAGES if (version := package_version(name))},
     }
 
 
-def _shown(arguments: Sequence[str]) -> list[str]:
+def _without_folders(arguments: Sequence[str]) -> list[str]:
     """The command's words, paths by their last part: a page is sent to others."""
-    return [re.sub(r"(^|=)[/~]\S*/", r"\1", each) for each in arguments]
+    return [re.sub(r"(^|=)[/~]\S*/", r"\1", argument) for argument in arguments]
 
 
 def _rows(table: "pd.DataFrame") -> dict[str, Any]:
@@ -276,9 +284,9 @@ def _scalar(value: Any) -> Any:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _rounded(each) for key, each in value.items()}
+        return {str(key): _rounded(element) for key, element in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
+        return [_rounded(element) for element in value]
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else _scalar(value)

@@ -1,4 +1,4 @@
-"""The runner: from a study to its record. Tune, train, measure, judge; whatever is in the store is not done again."""
+"""The runner: from a study to its record. Tune, train, measure, judge; what is in the store is not done again."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorascope.errors import InputError
-from lorascope.study.definition import RUNS, Arm, Call, Measure, Results, Study
+from lorascope.study.definition import RUNS, Arm, Measure, MeasurementSpec, Results, Study
 from lorascope.study.store import Job, Store, data_hashes, fingerprint
 from lorascope.study.strata import Strata
 from lorascope.study.work import TEST, Chunk, read_rows, read_score
@@ -31,11 +31,11 @@ class Engine(Protocol):
     def run(self, chunks: Sequence[Chunk], store: Store) -> Iterator[tuple[Chunk, list[str]]]: ...
 
 
-@dataclass
-class Progress:
-    """What is told while a study runs. `say` takes (stage, done, all, failed, title of what ended last)."""
+Progress = Callable[[str, int, int, int, str], None]  # (stage, done, total, failed, title of what ended last)
 
-    say: Callable[[str, int, int, int, str], None] = lambda *_: None
+
+def no_progress(stage: str, done: int, total: int, failed: int, title: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +74,25 @@ class Runner:
         *,
         overrides: Sequence[str] = (),
         device: str = "auto",
-        progress: Progress | None = None,
+        progress: Progress = no_progress,
     ):
         if scale not in study.scales:
             raise InputError(f"{study.name} has no scale {scale!r}", expected=", ".join(study.scales))
-        given = study.scales[scale]
-        config = override(given.config, overrides) if overrides else given.config
+        chosen = study.scales[scale]
+        config = override(chosen.config, overrides) if overrides else chosen.config
         self.study, self.script, self.store, self.engine = study, script, store, engine
-        own_file = Path(str(config.get("data", {}).get("path", ""))).is_file()  # has no splits to be tested on
-        self.scale = replace(given, config=config, test_split=None if own_file else given.test_split)
-        self.device, self.progress = device, progress or Progress()
+        is_file = Path(str(config.get("data", {}).get("path", ""))).is_file()  # has no splits to be tested on
+        self.scale = replace(chosen, config=config, test_split=None if is_file else chosen.test_split)
+        self.device, self.progress = device, progress
         self.arms = tuple(study.arms(self.scale))
         self.failures: dict[str, str] = {}
         self.used: dict[str, Job] = {}
         self.reused = 0
         self.strata = Strata()
-        _distinct(self.arms)
+        check_arms(self.arms)
 
     def run(self) -> tuple[Results, list[Tuned]]:
-        """Everything that the claims need.
+        """Train, tune and measure everything that the claims need.
 
         Raises:
             InputError: an arm's config is wrong.
@@ -111,18 +111,18 @@ class Runner:
 
     def _do(self, stage: str, jobs: Sequence[Job]) -> None:
         """Do those that are not in the store."""
-        every = {job.key: job for job in jobs}
-        missing = [job for job in every.values() if not self.store.intact(job)]
-        self.reused += len({key for key in every if key not in self.used} - {job.key for job in missing})
-        self.used |= every
-        done, failed = len(every) - len(missing), 0
-        self.progress.say(stage, done, len(every), failed, "")
-        for chunk, wrong in self.engine.run(_chunks(missing), self.store):
-            done, failed = done + len(chunk.jobs), failed + len(wrong)
+        by_key = {job.key: job for job in jobs}
+        missing = [job for job in by_key.values() if not self.store.intact(job)]
+        self.reused += len({key for key in by_key if key not in self.used} - {job.key for job in missing})
+        self.used |= by_key
+        done, failed = len(by_key) - len(missing), 0
+        self.progress(stage, done, len(by_key), failed, "")
+        for chunk, failed_keys in self.engine.run(_chunks(missing), self.store):
+            done, failed = done + len(chunk.jobs), failed + len(failed_keys)
             for job in chunk.jobs:
                 if (failure := self.store.failure(job.key)) is not None:
                     self.failures[job.title] = failure["message"]
-            self.progress.say(stage, done, len(every), failed, chunk.title)
+            self.progress(stage, done, len(by_key), failed, chunk.title)
 
     def _train_job(self, arm: Arm, seed: int, rate: float | None, title: str, *, final: bool) -> Job:
         values = {section: dict(keys) for section, keys in self.scale.config.items()}
@@ -145,8 +145,8 @@ class Runner:
         for _ in range(EXTENSIONS + 1):
             jobs = {
                 (i, rate): self._tuning_job(self.arms[i], rate)
-                for i, those in rates.items()
-                for rate in those
+                for i, arm_rates in rates.items()
+                for rate in arm_rates
                 if rate not in curves[i]
             }
             if not jobs:
@@ -154,8 +154,8 @@ class Runner:
             self._do("tuning", list(jobs.values()))
             for (i, rate), job in jobs.items():
                 curves[i][rate] = self._held_out(job.key)
-            for i, those in rates.items():
-                those.extend(_beyond(curves[i]))
+            for i, arm_rates in rates.items():
+                arm_rates.extend(_beyond(curves[i]))
         return [self._chosen(arm, curves.get(i)) for i, arm in enumerate(self.arms)]
 
     def _tuning_job(self, arm: Arm, rate: float) -> Job:
@@ -166,11 +166,11 @@ class Runner:
         if curve is None:
             rate = arm.learning_rates[0] if arm.learning_rates else None
             return Tuned(rate)
-        known = {rate: loss for rate, loss in curve.items() if loss is not None}
-        if not known:
+        finite = {rate: loss for rate, loss in curve.items() if loss is not None}
+        if not finite:
             self.failures[f"{_named(arm)} (tuning)"] = "no learning rate gave a finite loss"
             return Tuned(None, dict(sorted(curve.items())), interior=False)
-        best = min(known, key=known.__getitem__)
+        best = min(finite, key=finite.__getitem__)
         return Tuned(best, dict(sorted(curve.items())), min(curve) < best < max(curve))
 
     def _held_out(self, key: str) -> float | None:
@@ -190,16 +190,11 @@ class Runner:
             if rate is not None and arm.rate_factor != 1.0:
                 rate = _rounded(rate * arm.rate_factor)
             changes = {**arm.changes, "config": self.scale.config}
+            seeds = [_seed(changes, n) if arm.seed is None else arm.seed + n for n in range(self.scale.replicates)]
             finals.append(
                 [
-                    self._train_job(
-                        arm,
-                        arm.seed + n if arm.seed is not None else _seed(changes, n),
-                        rate,
-                        f"{_named(arm)}, replicate {n}",
-                        final=True,
-                    )
-                    for n in range(self.scale.replicates)
+                    self._train_job(arm, seed, rate, f"{_named(arm)}, replicate {n}", final=True)
+                    for n, seed in enumerate(seeds)
                 ]
             )
         return finals
@@ -223,9 +218,9 @@ class Runner:
         return self.strata.link([("arm", _key(arm.labels)), ("run", job.key), ("seed", seed)])
 
     def _row(self, job: Job) -> dict[str, Any] | None:
-        """A final run's numbers; None where it failed or diverged, which is said among the failures.
+        """A final run's row; None where it failed or diverged, which is recorded in `failures`.
 
-        They are of the test texts; of a run that is scored on its own training texts, of those.
+        Its scores are of the test texts, or of the training texts where the run is scored on those.
         """
         folder, done = self.store.run_folder(job.key), self.store.done(job.key)
         summary = read_summary(folder) if done else None
@@ -258,55 +253,55 @@ class Runner:
         import pandas as pd
 
         try:
-            calls = list(measure.calls(results))
+            specs = list(measure.specs(results))
         except Exception as error:  # such as a column that no run was left to fill
-            self.failures[measure.name] = f"its calls could not be made: {type(error).__name__}: {error}"
+            self.failures[measure.name] = f"its measurements could not be listed: {type(error).__name__}: {error}"
             return pd.DataFrame()
-        jobs = {job.key: (call, job) for call in calls for job in [self._measure_job(measure, call)]}
+        jobs = {job.key: (spec, job) for spec in specs for job in [self._measure_job(measure, spec)]}
         self._do(measure.name, [job for _, job in jobs.values()])
-        rows = []
-        for call, job in jobs.values():
+        rows: list[dict[str, Any]] = []
+        for spec, job in jobs.values():
             if self.store.done(job.key):
-                found = read_rows(self.store.folder(job.key))
-                new = [{**own, **row} for own in self._labels_of(call, results.runs) for row in found]
+                measured = read_rows(self.store.folder(job.key))
+                labelled = [{**labels, **row} for labels in self._labels_of(spec, results.runs) for row in measured]
                 owner = self.strata.link(
-                    [("run", key) for key in call.runs]
-                    or [(measure.name, *(call.params[name] for name in measure.apart))]
+                    [("run", key) for key in spec.runs]
+                    or [(measure.name, *(spec.params[name] for name in measure.independent_params))]
                 )
-                for _ in new:
+                for _ in labelled:
                     self.strata.add(measure.name, owner)
-                rows += new
+                rows += labelled
         table = pd.DataFrame(rows)
         if "replicate" in table.columns and table["replicate"].isna().any():
             raise InputError(
                 f"some rows of the measure {measure.name} name a replicate and some do not",
-                hint="give `replicate` among the params of calls of several runs",
+                hint="add `replicate` to the params of measurements of several runs",
             )
         return table
 
-    def _labels_of(self, call: Call, runs: "pd.DataFrame") -> list[dict[str, Any]]:
-        """What the rows of a call are told apart by: its values, and of one run its arm's labels.
+    def _labels_of(self, spec: MeasurementSpec, runs: "pd.DataFrame") -> list[dict[str, Any]]:
+        """What identifies the rows of a measurement: its params, and for a single run its arm's labels.
 
-        A run that several arms share is measured once and has its rows in each, unless the call says in which.
+        A run that several arms share is measured once and has rows in each of them, unless `params` names the arm.
         """
-        if len(call.runs) != 1:
-            return [dict(call.params)]
+        if len(spec.runs) != 1:
+            return [dict(spec.params)]
         labels = [*_labels(self.arms), "replicate"]
-        arms = [{key: row[key] for key in labels} for row in runs[runs["key"] == call.runs[0]].to_dict("records")]
-        said = [arm for arm in arms if all(call.params[key] == arm[key] for key in labels if key in call.params)]
-        return [{**arm, **call.params} for arm in said or arms[:1]]
+        arms = [{key: row[key] for key in labels} for row in runs[runs["key"] == spec.runs[0]].to_dict("records")]
+        matching = [arm for arm in arms if all(spec.params[key] == arm[key] for key in labels if key in spec.params)]
+        return [{**arm, **spec.params} for arm in matching or arms[:1]]
 
-    def _measure_job(self, measure: Measure, call: Call) -> Job:
-        spec = {
+    def _measure_job(self, measure: Measure, spec: MeasurementSpec) -> Job:
+        job_spec = {
             "kind": "measure",
             "script": str(self.script.resolve()),
             "function": measure.function.__name__,
             "code": fingerprint(measure.function),
-            "params": dict(call.params),
+            "params": dict(spec.params),
         }
-        told = [f"{key} {value}" for key, value in call.params.items()]
-        told += [self.used[key].title for key in call.runs]
-        return Job(spec, tuple(call.runs), f"{measure.name}: {'; '.join(told)}")
+        title_parts = [f"{key} {value}" for key, value in spec.params.items()]
+        title_parts += [self.used[key].title for key in spec.runs]
+        return Job(job_spec, tuple(spec.runs), f"{measure.name}: {'; '.join(title_parts)}")
 
 
 def _chunks(jobs: Sequence[Job]) -> list[Chunk]:
@@ -316,14 +311,14 @@ def _chunks(jobs: Sequence[Job]) -> list[Chunk]:
         groups.setdefault(_shared(job), []).append(job)
     chunks = []
     for key, group in groups.items():
-        size = _most_together(group[0]) if key != "alone" else 1
+        size = _max_together(group[0]) if key != "alone" else 1
         chunks += [Chunk(tuple(group[start : start + size])) for start in range(0, len(group), size)]
     return chunks
 
 
 def _shared(job: Job) -> str:
     """What runs of one pass agree in."""
-    if job.spec["kind"] != "train" or _most_together(job) == 1:
+    if job.spec["kind"] != "train" or _max_together(job) == 1:
         return "alone"
     config = job.spec["config"]
     training = {key: value for key, value in config["training"].items() if key != "seed"}
@@ -331,7 +326,7 @@ def _shared(job: Job) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _most_together(job: Job) -> int:
+def _max_together(job: Job) -> int:
     from lorascope.adapt.method import methods
     from lorascope.training.sweep import default_parallel
 
@@ -343,10 +338,10 @@ def _most_together(job: Job) -> int:
 
 def _beyond(curve: Mapping[float, float | None]) -> list[float]:
     """The next learning rate beyond the end of a sweep, where the best is at that end."""
-    known = {rate: loss for rate, loss in curve.items() if loss is not None}
-    if not known:
+    finite = {rate: loss for rate, loss in curve.items() if loss is not None}
+    if not finite:
         return []
-    rates, best = sorted(curve), min(known, key=known.__getitem__)
+    rates, best = sorted(curve), min(finite, key=finite.__getitem__)
     if best == rates[-1]:
         return [_rounded(rates[-1] * rates[-1] / rates[-2])]
     return [_rounded(rates[0] * rates[0] / rates[1])] if best == rates[0] else []
@@ -385,12 +380,13 @@ def _key(labels: Mapping[str, Any]) -> str:
     return json.dumps(dict(labels), sort_keys=True)
 
 
-def _distinct(arms: Sequence[Arm]) -> None:
-    seen = [_key(arm.labels) for arm in arms]
-    if twins := {each for each in seen if seen.count(each) > 1}:
-        raise InputError("two arms of the study have the same labels", found=min(twins))
+def check_arms(arms: Sequence[Arm]) -> None:
+    """Raises InputError where two arms have the same labels, or one takes its rate from an arm without rates."""
+    keys = [_key(arm.labels) for arm in arms]
+    if duplicates := {key for key in keys if keys.count(key) > 1}:
+        raise InputError("two arms of the study have the same labels", found=min(duplicates))
     tuned = {_key(arm.labels) for arm in arms if arm.learning_rates}
     for arm in arms:
         if arm.rate_of is not None and _key(arm.rate_of) not in tuned:
-            what = "has no learning rates of its own" if _key(arm.rate_of) in seen else "is not there"
+            what = "has no learning rates" if _key(arm.rate_of) in keys else "does not exist"
             raise InputError(f"the arm {_named(arm)} takes the rate of an arm that {what}", found=dict(arm.rate_of))

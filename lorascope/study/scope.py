@@ -1,6 +1,6 @@
-"""What a study's numbers are of, in one line, from its record: model and layers, task, examples, steps, seeds, rates.
+"""The scope of a study in one line, from its record: model and layers, task, examples, steps, seeds, learning rates.
 
-Of each part the value that most arms have is said, and beside it what other arms have instead.
+Each part gives the value that most arms have, followed in brackets by what other arms have instead.
 """
 
 from collections import Counter
@@ -16,25 +16,25 @@ TASKS = {"wordnet-classes": "WordNet glosses in 25 classes", "wordnet-glosses": 
 def line(record: Record) -> str:
     """The line of scope of one study."""
     parts = [_joined(*part) for part in _parts(record)]
-    beside = f" {record['beside']}" if record.get("beside") else ""
-    return f"Scope: {', '.join(part for part in parts if part)}.{beside}"
+    note = f" {record['beside']}" if record.get("beside") else ""
+    return f"Scope: {', '.join(part for part in parts if part)}.{note}"
 
 
 def common(records: Sequence[Record]) -> str:
     """What the studies that give verdicts have in common, in one line; empty where there is nothing."""
     bases = [[base for base, _ in _parts(record)] for record in records if record["scale"]["conclusive"]]
-    shared = [said[0] for said in zip(*bases, strict=True) if len(set(said)) == 1 and said[0]]
+    shared = [values[0] for values in zip(*bases, strict=True) if len(set(values)) == 1 and values[0]]
     return f"Scope: {', '.join(shared)}; exceptions stand in each study's own line." if shared else ""
 
 
 def _joined(base: str, others: Sequence[str]) -> str:
-    beside = "; ".join(others)
-    return f"{base} ({beside})" if base and beside else base or beside
+    exceptions = "; ".join(others)
+    return f"{base} ({exceptions})" if base and exceptions else base or exceptions
 
 
 def _parts(record: Record) -> list[tuple[str, list[str]]]:
-    """Each part: what most arms have, empty where that goes without saying, and what others have."""
-    of = _Arms(record).of
+    """Each part: what most arms have (empty where it is the default and needs no words), and what others have."""
+    of = _ArmValues(record).in_words
     steps, other_steps = of("training.max_steps", lambda n: "" if n is None else _count(n, "steps"))
     batch, other_batches = of(
         "training.per_device_train_batch_size", lambda n: "" if n is None else f" of {n} examples"
@@ -43,7 +43,7 @@ def _parts(record: Record) -> list[tuple[str, list[str]]]:
         of("model.num_hidden_layers", lambda layers: _model(record, layers)),
         of("model.random_init", lambda drawn: "random initial weights" if drawn else "", "pre-trained weights"),
         of("data.path", lambda path: TASKS.get(str(path), str(path))),
-        of("data.classes", lambda some: _count(len(some), "of these classes") if some else "", "all classes"),
+        of("data.classes", lambda classes: _count(len(classes), "of these classes") if classes else "", "all classes"),
         of("data.random_labels", lambda drawn: "random labels" if drawn else "", "true labels"),
         of("data.max_train_samples", lambda n: _count(n, "training examples")),
         ((steps or "steps by passes over them") + batch, other_steps + other_batches),
@@ -53,30 +53,30 @@ def _parts(record: Record) -> list[tuple[str, list[str]]]:
     ]
 
 
-class _Arms:
+class _ArmValues:
     """Config values over a record's arms; a study without arms has the common config alone."""
 
     def __init__(self, record: Record):
         self.config = record["scale"]["config"]
         self.changes = [arm["changes"] for arm in record["arms"]] or [{}]
 
-    def of(self, key: str, say: Callable[[Any], str], unsaid: str = "") -> tuple[str, list[str]]:
-        """The most frequent value in words, and in words with counts those of other arms.
+    def in_words(self, key: str, words: Callable[[Any], str], default_words: str = "") -> tuple[str, list[str]]:
+        """The most frequent value in words, and those of other arms in words with counts.
 
         Args:
-            say: a value in words; empty where it goes without saying, as long as all arms have it.
-            unsaid: that value's words beside others.
+            words: of a value; empty where it needs no words as long as all arms have it.
+            default_words: what such a value is called where arms differ.
         """
         section, _, name = key.partition(".")
         default = self.config.get(section, {}).get(name)
-        counts = Counter(say(changes.get(key, default)) for changes in self.changes)
-        base = max(counts, key=lambda said: (counts[said], said == say(default)))
-        others = {said or unsaid: n for said, n in counts.items() if said != base}
-        return base, [f"{said} in {n} of {len(self.changes)} arms" for said, n in others.items()]
+        counts = Counter(words(changes.get(key, default)) for changes in self.changes)
+        base = max(counts, key=lambda value: (counts[value], value == words(default)))
+        others = {value or default_words: n for value, n in counts.items() if value != base}
+        return base, [f"{value} in {n} of {len(self.changes)} arms" for value, n in others.items()]
 
 
 def _count(n: Any, what: str) -> str:
-    """A number of things; None takes all there are. A stranger's record may have anything."""
+    """A number of things; None means all. A record from elsewhere may hold any value."""
     if n is None:
         return f"all {what}"
     return f"{n:,} {what}" if isinstance(n, int) else f"{n} {what}"

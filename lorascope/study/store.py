@@ -31,10 +31,17 @@ from lorascope.training.record import package_version
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
 RECIPE = 1
 VERSIONS = ("torch", "transformers", "tokenizers")  # of the packages whose release changes a run's numbers
-MEASURING = ("linalg", "updates", "weights", "analyses", "study")  # rooms whose code a measure's numbers depend on
+MEASURING = (
+    "linalg",
+    "updates",
+    "weights",
+    "analyses",
+    "study",
+    "architectures",
+)  # code that a measure's numbers depend on
 ROOT = Path(lorascope.__file__).parent
-# Keys that configs got after runs were stored: at their default they say what those runs did, and stay out of the key.
-LATER = {"data": {"add_bos_token": None, "add_eos_token": True}}
+# Config keys that are newer than stored runs: at their default they change nothing, and stay out of the key.
+ADDED_LATER = {"data": {"add_bos_token": None, "add_eos_token": True}}
 NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "logging_steps")
 
 
@@ -67,40 +74,42 @@ class Job:
 
 
 def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without those of `LATER` that are at their default."""
+    """The config without those of `ADDED_LATER` that are at their default."""
     return {
-        section: {k: v for k, v in keys.items() if k not in (late := LATER.get(section, {})) or v != late[k]}
+        section: {
+            k: v for k, v in keys.items() if k not in (defaults := ADDED_LATER.get(section, {})) or v != defaults[k]
+        }
         for section, keys in config.items()
     }
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """Of a function's code, comments and docstrings apart, and of what its numbers come from: functions and classes of
-    its own module that it names, constants of that module, and modules of lorascope that it imports to measure with.
+    """A hash of a function's code without comments and docstrings, and of the code that its numbers depend on:
+    functions, classes and constants of its module that it names, and modules of lorascope that it measures with.
 
-    A measure whose code changes is measured again. Of what trains, `RECIPE` tells.
+    A measure whose code changes is measured again. For code that trains, `RECIPE` is raised by hand.
     """
-    found: dict[str, str] = {"recipe": str(RECIPE)}
-    _collect(function, found)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+    sources: dict[str, str] = {"recipe": str(RECIPE)}
+    _collect(function, sources)
+    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _collect(function: Any, found: dict[str, str]) -> None:
+def _collect(function: Any, sources: dict[str, str]) -> None:
     tree = _bare(textwrap.dedent(inspect.getsource(function)))
-    found[function.__name__] = ast.dump(tree)
-    own = vars(sys.modules[function.__module__])
+    sources[function.__name__] = ast.dump(tree)
+    namespace = vars(sys.modules[function.__module__])
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                _measuring(f"{node.module}.{alias.name}", found)
-        elif isinstance(node, ast.Name) and node.id in own and node.id not in found:
-            other = own[node.id]
-            module = other.__name__ if inspect.ismodule(other) else getattr(other, "__module__", "")
-            if module == function.__module__ and (inspect.isfunction(other) or inspect.isclass(other)):
-                _collect(other, found)
-            elif not _measuring(module, found):
+                _measuring(f"{node.module}.{alias.name}", sources)
+        elif isinstance(node, ast.Name) and node.id in namespace and node.id not in sources:
+            value = namespace[node.id]
+            module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")
+            if module == function.__module__ and (inspect.isfunction(value) or inspect.isclass(value)):
+                _collect(value, sources)
+            elif not _measuring(module, sources):
                 with contextlib.suppress(TypeError, ValueError):  # what JSON does not have is no constant
-                    found[node.id] = json.dumps(other, sort_keys=True)
+                    sources[node.id] = json.dumps(value, sort_keys=True)
 
 
 def _bare(source: str) -> ast.Module:
@@ -114,7 +123,7 @@ def _bare(source: str) -> ast.Module:
     return tree
 
 
-def _measuring(name: str, found: dict[str, str]) -> bool:
+def _measuring(name: str, sources: dict[str, str]) -> bool:
     """Take up the module of lorascope that a dotted name is, or is in, where it is one that measures; whether it is."""
     package, *parts = name.split(".")
     if package != "lorascope" or not parts or parts[0] not in MEASURING:
@@ -124,7 +133,7 @@ def _measuring(name: str, found: dict[str, str]) -> bool:
         path = path.parent  # a function of a module
     files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     for file in files:
-        found.setdefault(str(file.relative_to(ROOT)), ast.dump(_bare(file.read_text(encoding="utf-8"))))
+        sources.setdefault(str(file.relative_to(ROOT)), ast.dump(_bare(file.read_text(encoding="utf-8"))))
     return True
 
 

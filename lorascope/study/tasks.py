@@ -11,7 +11,7 @@ half passes over the packaged texts. `--set model.name=... --set data.path=...` 
 from collections.abc import Mapping
 from typing import Any
 
-from lorascope.study.definition import Arm, Scale
+from lorascope.study.definition import Arm, StudyScale
 
 HEAD_RATE = 2e-2  # of the new head, the same in every arm; alone, at scale small, 0.01 and 0.04 lose more
 ALPHA = 16
@@ -56,12 +56,12 @@ def memorise(name: str) -> dict[str, Any]:
     return {**rows, "data.eval_split": "train", "training.max_steps": steps}
 
 
-def scales(params: Mapping[str, Mapping[str, Any]], replicates: int = 5) -> dict[str, Scale]:
+def scales(params: Mapping[str, Mapping[str, Any]], replicates: int = 5) -> dict[str, StudyScale]:
     """Scales of the WordNet task with a study's own sizes: of smoke two replicates, scored on a few held-out texts."""
     return {
-        "smoke": Scale(wordnet("smoke"), 2, params["smoke"], test_split=None, conclusive=False),
-        "small": Scale(wordnet("small"), replicates, params["small"], test_samples=1000),
-        "full": Scale(wordnet("full"), replicates, params["full"]),
+        "smoke": StudyScale(wordnet("smoke"), 2, params["smoke"], test_split=None, conclusive=False),
+        "small": StudyScale(wordnet("small"), replicates, params["small"], test_samples=1000),
+        "full": StudyScale(wordnet("full"), replicates, params["full"]),
     }
 
 

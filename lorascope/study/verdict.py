@@ -17,12 +17,12 @@ from lorascope.study.definition import Claim, Criterion, Results
 
 VERDICTS = HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
 MARKS = WITHDRAWN, CANNOT_TELL = "withdrawn", "cannot tell"  # shown in a verdict's place: see `marks`
-SHOWN = 200  # of a scale that decides nothing
+SHOWN = 200  # of a scale without verdicts
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A criterion with what was found.
+class JudgedCriterion:
+    """A criterion with its estimate, interval and verdict.
 
     Attributes:
         text, at_least, at_most, unit: the criterion's.
@@ -54,49 +54,49 @@ class Verdict:
     source: str
     note: str
     verdict: str
-    criteria: tuple[Judged, ...] = field(default=())
+    criteria: tuple[JudgedCriterion, ...] = field(default=())
 
 
 def judge(claim: Claim, results: Results) -> Verdict:
     """The claim's verdict on the results."""
-    judged = tuple(criterion(each, results) for each in claim.criteria)
-    controls = tuple(criterion(each, results, control=True) for each in claim.controls)
-    verdicts = [each.verdict for each in judged]
-    if not results.scale.conclusive or any(each.verdict != NOT_HELD for each in controls):
+    criteria = tuple(judge_criterion(criterion, results) for criterion in claim.criteria)
+    controls = tuple(judge_criterion(control, results, control=True) for control in claim.controls)
+    verdicts = [criterion.verdict for criterion in criteria]
+    if not results.scale.conclusive or any(control.verdict != NOT_HELD for control in controls):
         verdict = UNDECIDED
     elif NOT_HELD in verdicts:
         verdict = NOT_HELD
     else:
         verdict = HELD if set(verdicts) == {HELD} else UNDECIDED
-    return Verdict(claim.name, claim.text, claim.source, claim.note, verdict, judged + controls)
+    return Verdict(claim.name, claim.text, claim.source, claim.note, verdict, criteria + controls)
 
 
-def criterion(each: Criterion, results: Results, *, control: bool = False) -> Judged:
+def judge_criterion(criterion: Criterion, results: Results, *, control: bool = False) -> JudgedCriterion:
     """The criterion's estimate, interval and verdict."""
-    stated = (each.text, each.at_least, each.at_most, each.unit)
-    estimate, why = _value(each, results)
+    stated = (criterion.text, criterion.at_least, criterion.at_most, criterion.unit)
+    estimate, reason = _estimate(criterion, results)
     if estimate is None:
-        return Judged(*stated, None, None, None, UNDECIDED, why, control)
-    most = DRAWN if results.scale.conclusive else SHOWN
-    low, high, why = expanded_interval(lambda draws: _value(each, results.drawn(draws))[0], results.replicates, most)
+        return JudgedCriterion(*stated, None, None, None, UNDECIDED, reason, control)
+    resamples = DRAWN if results.scale.conclusive else SHOWN
+    low, high, reason = expanded_interval(
+        lambda draws: _estimate(criterion, results.resampled(draws))[0], results.replicates, resamples
+    )
     if low is None or high is None:
-        return Judged(*stated, estimate, None, None, UNDECIDED, why, control)
-    inside = each.keeps(low), each.keeps(high)
-    if all(inside):
+        return JudgedCriterion(*stated, estimate, None, None, UNDECIDED, reason, control)
+    if criterion.satisfied_by(low) and criterion.satisfied_by(high):
         verdict = HELD
     else:  # an interval around a two-sided bound overlaps it, too
-        apart = (each.at_least is not None and high < each.at_least) or (
-            each.at_most is not None and low > each.at_most
-        )
-        verdict = NOT_HELD if apart else UNDECIDED
-    return Judged(*stated, estimate, low, high, verdict, "", control)
+        below = criterion.at_least is not None and high < criterion.at_least
+        above = criterion.at_most is not None and low > criterion.at_most
+        verdict = NOT_HELD if below or above else UNDECIDED
+    return JudgedCriterion(*stated, estimate, low, high, verdict, "", control)
 
 
-def _value(each: Criterion, results: Results) -> tuple[float | None, str]:
-    """The statistic, and why it has none. A ValueError is a study's way to say so; NaN and infinity are no numbers."""
+def _estimate(criterion: Criterion, results: Results) -> tuple[float | None, str]:
+    """The statistic, or None and why. A ValueError is how a study says that; NaN and infinity are not numbers."""
     try:
         with np.errstate(all="ignore"):
-            value = each.statistic(results)
+            value = criterion.statistic(results)
         if value is None or math.isnan(value):
             return None, "it could not be computed: a run or a number that it needs is missing"
         if math.isinf(value):

@@ -1,4 +1,4 @@
-"""What a worker process does: train runs that share a base in one pass, or call a measure. Knows no study's plan."""
+"""What a worker process does: train runs that share a base in one pass, or call a measure. Independent of any study."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ def execute(chunk: Chunk, store: Store) -> list[str]:
             if jobs:
                 _train(jobs, store) if jobs[0].spec["kind"] == "train" else _measure(jobs[0], store)
     except Exception as error:  # a study goes on without the run, and its page says why
-        message = str(error) if isinstance(error, LorascopeError) else _traced(error)
+        message = str(error) if isinstance(error, LorascopeError) else _located(error)
         if len(chunk.jobs) > 1:  # one of them may be the cause: each on its own
             return [key for job in chunk.jobs for key in execute(Chunk((job,)), store)]
         store.fail(chunk.jobs[0], message)
@@ -51,7 +51,7 @@ def execute(chunk: Chunk, store: Store) -> list[str]:
     return []
 
 
-def _traced(error: Exception) -> str:
+def _located(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
@@ -67,18 +67,17 @@ def _train(jobs: Sequence[Job], store: Store) -> None:
         store.begin(job)
     folders = [store.run_folder(job.key) for job in jobs]
     run.set_threads(configs[0].training.num_threads)
-    here = World(pick_device(configs[0].training.device))
+    world = World(pick_device(configs[0].training.device))
     began = time.perf_counter()
 
     def fit(resume: bool) -> tuple[list[Any], Any]:
         if not resume:
             for job in jobs:
                 store.start_over(job.key)
-        each = zip(folders, configs, strict=True)
-        records = [Record(folder, config, resume=resume) for folder, config in each]
-        prepared = run.prepare_together(configs, here.device)
-        members = [run.Job(*each) for each in zip(configs, prepared, folders, records, strict=True)]
-        ended, _ = run.fit_together(members, here, resume, (), progress=False, trained_together=len(jobs))
+        records = [Record(folder, config, resume=resume) for folder, config in zip(folders, configs, strict=True)]
+        prepared = run.prepare_together(configs, world.device)
+        members = [run.Job(*parts) for parts in zip(configs, prepared, folders, records, strict=True)]
+        ended, _ = run.fit_together(members, world, resume, (), progress=False, trained_together=len(jobs))
         return ended, prepared[0].tokenizer
 
     resume = (folders[0] / "checkpoint.pt").is_file()
@@ -93,7 +92,7 @@ def _train(jobs: Sequence[Job], store: Store) -> None:
             _test(job, member, folder, tokenizer)
     seconds = round((time.perf_counter() - began) / len(jobs), 3)
     for job in jobs:
-        store.finish(job.key, {"seconds": seconds, "together": len(jobs)} | _here(here.device))
+        store.finish(job.key, {"seconds": seconds, "together": len(jobs)} | _hardware(world.device))
 
 
 def _test(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
@@ -107,7 +106,7 @@ def _test(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
     write_json(folder / TEST, asdict(score))
 
 
-def _here(device: Any) -> dict[str, Any]:
+def _hardware(device: Any) -> dict[str, Any]:
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -143,7 +142,7 @@ def script(path: Path) -> ModuleType:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """What a measure found. InputError where its file is damaged."""
+    """The rows of a measure. InputError where its file is damaged."""
     return read_json(folder / ROWS, {"rows": [OBJECT]}, hint=f"remove {folder}; it is measured again")["rows"]
 
 
@@ -153,7 +152,7 @@ def read_score(path: Path) -> dict[str, Any] | None:
 
 
 def start_worker(threads: int) -> None:
-    """Called first in every worker process, before anything imports torch. Nothing but errors is printed from there."""
+    """Called first in every worker process, before anything imports torch. Workers print errors only."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["TQDM_DISABLE"] = "1"

@@ -137,7 +137,7 @@ def test_refusals(named):
     )
     assert "data.nope" in refused(here("study", "run", "toy", *arguments, "--set", "data.nope=1", cwd=home))
     for name, text, said in (
-        ("empty", "x = 1\n", "makes no study"),
+        ("empty", "x = 1\n", "defines no study"),
         ("wrong", "def (\n", "line 1"),
         ("other", TOY.read_text(), "another name"),
     ):
@@ -174,7 +174,7 @@ def test_stopped_by_hand_it_goes_on(named, first):
     out, err = process.communicate(timeout=300)
     assert process.returncode in (130, -signal.SIGINT), err  # 130 to a shell, both
     assert out == ""
-    assert err.splitlines()[-1].startswith("lorascope: stopped; what is finished is kept")
+    assert err.splitlines()[-1].startswith("lorascope: interrupted; finished runs are kept")
     assert "Traceback" not in err
     finished = {path: path.stat().st_mtime_ns for path in (home / "s").rglob("done.json")}
     assert len(finished) >= 4  # the tuning runs
@@ -239,8 +239,8 @@ DAMAGE = {
     "a field too many": (lambda r: r["figures"][0].update(more=1), "damaged"),
     "a field of a wrong type": (lambda r: r["figures"][0].update(title=7), "title"),
     "series of two lengths": (lambda r: r["figures"][0]["series"][0]["x"].pop(), "cannot be drawn"),
-    "another schema": (lambda r: r.update(schema=2), "another schema"),
-    "another kind": (lambda r: r.update(kind="adapter"), "no study's report"),
+    "another schema": (lambda r: r.update(schema=2), "unsupported schema"),
+    "another kind": (lambda r: r.update(kind="adapter"), "not a study report"),
 }
 
 
@@ -285,6 +285,6 @@ def test_a_damaged_neighbour_is_told_and_left_out_of_the_index(named, first, tmp
     (tmp_path / "analysis.json").write_text('{"schema": 1}')
     done = lorascope("study", "render", "toy.json", cwd=tmp_path)
     assert done.returncode == 0
-    assert "left out of the index: other.json is damaged" in done.stderr
+    assert "skipped in the index: other.json is damaged" in done.stderr
     assert "analysis.json" not in done.stderr
     assert (tmp_path / "index.html").read_bytes() == written["index.html"]

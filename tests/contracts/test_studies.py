@@ -158,7 +158,7 @@ def test_it_runs_at_scale_smoke(path, tmp_path):
 # --- what is published ------------------------------------------------------------------------------------------------
 
 REPORTS = ROOT / "reports"
-PUBLISHED, UNREADABLE = record.all_in(REPORTS)
+PUBLISHED, UNREADABLE = record.read_folder(REPORTS)
 README = (ROOT / "README.md").read_text()
 VERDICTS = ("held", "not held", "undecided", "withdrawn", "cannot tell")
 # What a reader of the studies found to rest on a grid of learning rates that is too coarse, and re-trained or not:
@@ -256,7 +256,7 @@ def test_the_index_has_the_scope_and_the_verdicts_that_stand():
     together = [sum(counts) for counts in zip(*map(tally, PUBLISHED), strict=True)]
     assert [page.count(f'<span class="verdict {each.replace(" ", "-")}">') for each in VERDICTS] == together
     said = ", ".join(f"{n} {each}" for n, each in zip(together, VERDICTS, strict=True))
-    assert f"{sum(together)} claims of {len(PUBLISHED)} studies: {said}." in page
+    assert f"{sum(together)} claims in {len(PUBLISHED)} studies: {said}." in page
     for found in PUBLISHED:  # each study's own line, in its row
         line = scope_line((REPORTS / f"{found['name']}.html").read_text()).removeprefix("Scope: ")
         assert line in html.unescape(page)

@@ -234,7 +234,7 @@ def _store(scene: Scene, folder: Path, about: SimpleNamespace) -> None:
 
 
 def _report(_: Scene, folder: Path, about: SimpleNamespace) -> None:
-    study_record.all_in(folder)
+    study_record.read_folder(folder)
     serial.from_json(study_record.read(folder / REPORT)["figures"])
 
 

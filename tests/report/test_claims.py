@@ -26,7 +26,7 @@ def test_claims_in_the_terminal():
     text = terminal.render(Page("p", (CLAIMS,)), width=100, color=False)
     assert "held: A small rank suffices (Hu et al. 2021)" in text
     assert "gain of r = 4: 93.1 % [91.0 %, 96.0 %], ≥ 90.0 %: held" in text
-    assert "control, must fail: the head alone: 0.0 % [0.0 %, 0.0 %], ≥ 90.0 %: not held" in text
+    assert "negative control: the head alone: 0.0 % [0.0 %, 0.0 %], ≥ 90.0 %: not held" in text
     assert "no run: –, ≤ 1: undecided; no run of rank 4" in text
     assert "Of five replicates." in text
     assert "no claims" in terminal.render(Page("p", (Claims(()),)), width=100, color=False)
@@ -38,7 +38,7 @@ def test_claims_on_a_page(page_in_browser, tmp_path):
     assert page.locator(".verdict").all_text_contents() == ["Held", "Not held", "Undecided"]
     rows = page.locator(".claim").first.locator("tbody tr")
     assert rows.nth(0).locator("td").all_text_contents() == ["93.1 % [91.0 %, 96.0 %]", "≥ 90.0 %", "held"]
-    assert rows.nth(1).locator("th").text_content() == "Control, must fail: the head alone"
+    assert rows.nth(1).locator("th").text_content() == "Negative control: the head alone"
     assert rows.nth(2).locator("th").text_content() == "no run (no run of rank 4)"
     colours = page.locator(".verdict").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
     assert len(set(colours)) == 3
@@ -165,7 +165,7 @@ def index(tmp_path):
 def test_the_index_lists_every_claim_sorts_and_leads_to_the_pages(page_in_browser, index):
     opened = page_in_browser(index, viewport={"width": 1280, "height": 900})
     page = opened.page
-    assert "9 claims of 2 studies: 7 held, 1 not held, 1 undecided." in page.locator(".summary").last.text_content()
+    assert "9 claims in 2 studies: 7 held, 1 not held, 1 undecided." in page.locator(".summary").last.text_content()
     table = page.locator("figure[data-interactive]")
     assert table.locator("tbody tr").count() == 9
     assert table.locator(".verdict").count() == 9

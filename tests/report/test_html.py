@@ -169,7 +169,7 @@ def test_empty_blocks():
     text = draw(empty, lines, blank, Findings(()), Facts(()), Definitions(()), Code(""), Heatmap("H", (), (), ()))
     assert "No rows." in text
     assert "There is no finite value to draw." in text
-    assert "Nothing to report." in text
+    assert "No findings." in text
     assert "no values" in text
     assert not Structure(text).open
 

@@ -68,7 +68,7 @@ def test_a_whole_summary_as_it_is_printed():
         "v_proj       32       –\n"
         "Shares of ‖ΔW‖².\n"
         "\n"
-        "Drawn on the page: Spectra\n"
+        "Figures on the HTML page: Spectra\n"
     )
 
 
@@ -119,7 +119,7 @@ def test_long_names_are_cut_in_the_middle_before_columns_go():
     assert "self_attn.q_proj" in out
     assert "not shown" not in out
     narrow = draw(table, width=40)
-    assert "not shown for want of width: c4, c5" in narrow
+    assert "columns hidden (terminal too narrow): c4, c5" in narrow
 
 
 def test_many_findings_are_counted_and_the_worst_come_first():
@@ -133,7 +133,7 @@ def test_empty_blocks_say_so():
     empty = Table((Column("a", "A"),), ())
     heatmap = Heatmap("H", (), (), (Measure("m", "M", ()),))
     out = draw(Findings(()), empty, Facts(()), Code(""), heatmap, Heading("nothing below"))
-    assert "nothing to report" in out
+    assert "no findings" in out
     assert "no rows" in out
     assert "nothing below" not in out
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from lorascope.study import Results, Scale
+from lorascope.study import Results, StudyScale
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, gain, lead, loss, parameters, share
 
 ROWS = [(HEAD_ALONE, 2.0, 10), (FULL_TUNING, 1.0, 1000), ("lora", 1.1, 60), ("lora", 1.3, 60), ("vera", 1.5, 15)]
@@ -12,7 +12,7 @@ ROWS = [(HEAD_ALONE, 2.0, 10), (FULL_TUNING, 1.0, 1000), ("lora", 1.1, 60), ("lo
 @pytest.fixture
 def results():
     runs = pd.DataFrame(ROWS, columns=["method", "loss", "trained"]).assign(task="easy", learning_rate=0.01)
-    return Results(runs, {}, Scale(), pd.DataFrame())
+    return Results(runs, {}, StudyScale(), pd.DataFrame())
 
 
 def test_gains_are_counted_from_the_head_alone_in_units_of_full_fine_tuning(results):

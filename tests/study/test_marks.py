@@ -11,13 +11,13 @@ from lorascope.study.marks import marked
 from tests.cli.command import lorascope, refused
 
 SCRIPT = """
-from lorascope.study import Claim, Criterion, Scale, Study
+from lorascope.study import Claim, Criterion, StudyScale, Study
 
 def claim(name, **marks):
     return Claim(name, f"The claim {{name}}", "a paper", (Criterion("x", lambda r: 1.0, at_least=0.0),), **marks)
 
 study = Study(
-    "paper", "A paper?", "Is it so?", "x", "y", "z", {{"small": Scale(params={{"n": [4, 8]}})}}, {beside}
+    "paper", "A paper?", "Is it so?", "x", "y", "z", {{"small": StudyScale(params={{"n": [4, 8]}})}}, {beside}
     claims=(claim("stays"), claim("back"{back}), claim("blind"{blind})),
 )
 """
@@ -29,7 +29,7 @@ def script(back="", blind="", beside=""):
     return SCRIPT.format(
         back=f", withdrawn={back!r}" if back else "",
         blind=f", cannot_tell={blind!r}" if blind else "",
-        beside=f"beside={beside!r}, " if beside else "",
+        beside=f"scope_note={beside!r}, " if beside else "",
     )
 
 
@@ -127,7 +127,9 @@ def test_the_page_and_the_terminal_show_the_mark_and_its_reason(tmp_path):
 
 def test_the_index_gives_the_reason_in_place_of_the_number(tmp_path):
     drawn = page.index([marked(measured(*VERDICTS), study(tmp_path, script(BACK, BLIND)))])
-    assert drawn.summary.endswith("3 claims of 1 studies: 1 held, 1 withdrawn, 1 cannot tell.")
+    assert drawn.summary.endswith(
+        "3 claims in 1 studies: 1 held, 1 withdrawn, 1 cannot tell. Model, task and replicates: see each study."
+    )
     stays, back, blind = drawn.blocks[0].rows
     keys = [column.key for column in drawn.blocks[0].columns]
     found = [dict(zip(keys, row, strict=True)) for row in (stays, back, blind)]

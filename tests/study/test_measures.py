@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lorascope.study import Results, Scale, work
+from lorascope.study import Results, StudyScale, work
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -16,7 +16,8 @@ def script(name):
 
 
 def results(**tables):
-    return Results(pd.DataFrame(), {name: pd.DataFrame(rows) for name, rows in tables.items()}, Scale(), pd.DataFrame())
+    frames = {name: pd.DataFrame(rows) for name, rows in tables.items()}
+    return Results(pd.DataFrame(), frames, StudyScale(), pd.DataFrame())
 
 
 def test_rows_made_longer_move_in_length_alone():

@@ -13,7 +13,7 @@ def test_replicates_that_ended_far_apart_are_named():
     broken = [("lora", 16, i, loss) for i, loss in enumerate((0.03, 3.2, 0.08))]
     steady = [("lora", 8, i, loss) for i, loss in enumerate((0.70, 0.74, 0.85))]
     (told,) = page._apart(runs(*broken, *steady))
-    assert told.startswith("method lora, rank 16: replicates ended at losses from 0.03 to 3.2")
+    assert told.startswith("method lora, rank 16: final losses of the replicates differ widely (0.03 to 3.2)")
     assert page._apart(runs(*steady)) == []
     assert page._apart(runs(("lora", 8, 0, 0.001), ("lora", 8, 1, 0.05))) == []  # twice, and still nothing
 

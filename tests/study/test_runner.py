@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorascope.errors import InputError
-from lorascope.study import Call, work
+from lorascope.study import MeasurementSpec, work
 from lorascope.study.local import Local
 from lorascope.study.runner import Runner, _beyond
 from lorascope.study.store import Job, Store
@@ -75,10 +75,11 @@ def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy, fin
 
     def pairs(results):
         keys = results.runs["key"].tolist()
-        both = [Call((keys[i], keys[2 + i]), {"frequency": 1.0, "replicate": i}) for i in range(2)]
-        return [*both, *waves.calls(results)]
+        both = [MeasurementSpec((keys[i], keys[2 + i]), {"frequency": 1.0, "replicate": i}) for i in range(2)]
+        return [*both, *waves.specs(results)]
 
-    runner.study = replace(runner.study, measures=(sizes, replace(waves, calls=pairs, apart=("frequency",))))
+    paired = replace(waves, specs=pairs, independent_params=("frequency",))
+    runner.study = replace(runner.study, measures=(sizes, paired))
     found = runner.run()[0].strata
     assert found["runs"] == found["sizes"] == [0, 0, 0, 0, 1, 1]
     assert found["waves"] == [0, 0, 2, 2, 3, 3]
@@ -261,7 +262,7 @@ def test_a_run_that_stores_its_training_texts_is_scored_on_them(toy, tmp_path):
 
 def test_a_measure_whose_calls_cannot_be_made_costs_itself_alone(toy):
     runner = toy()
-    wrong = replace(runner.study.measures[0], calls=lambda results: results.runs["absent"])
+    wrong = replace(runner.study.measures[0], specs=lambda results: results.runs["absent"])
     runner.study = replace(runner.study, measures=(wrong, runner.study.measures[1]))
     runner.arms = ()
     results, _ = runner.run()
@@ -280,7 +281,7 @@ def test_a_run_of_two_arms_is_measured_once_and_stands_in_both(toy):
         [(rank, n) for rank in (1, "the same") for n in (0, 1)], key=str
     )
     assert sum(job.spec["kind"] == "measure" for job in runner.used.values()) == 2 + 4
-    call = Call((results.runs["key"].iloc[0],), {"rank": "the same"})
+    call = MeasurementSpec((results.runs["key"].iloc[0],), {"rank": "the same"})
     assert [row["rank"] for row in runner._labels_of(call, results.runs)] == ["the same"]
 
 

@@ -9,14 +9,14 @@ import pytest
 from scipy import stats
 
 from lorascope.linalg.bootstrap import expanded_interval, freedom, variance_parts
-from lorascope.study import Claim, Control, Criterion, Results, Scale, verdict
+from lorascope.study import Claim, Control, Criterion, Results, StudyScale, verdict
 
 NORMAL = [0.2, -0.7, 1.1, 0.4, -0.1]
 
 
 def results(values):
     runs = pd.DataFrame({"replicate": range(len(values)), "loss": values})
-    return Results(runs, {}, Scale(), pd.DataFrame())
+    return Results(runs, {}, StudyScale(), pd.DataFrame())
 
 
 def mean(found):
@@ -24,7 +24,7 @@ def mean(found):
 
 
 def judged(values, **bounds):
-    return verdict.criterion(Criterion("mean", mean, **bounds), results(values))
+    return verdict.judge_criterion(Criterion("mean", mean, **bounds), results(values))
 
 
 def test_the_enumerated_bootstrap_is_the_bootstrap():
@@ -68,7 +68,7 @@ def test_what_cannot_be_computed_is_undecided_and_says_why():
     def missing(found):
         raise ValueError("no run of rank 4")
 
-    found = verdict.criterion(Criterion("x", missing, at_least=0), results(NORMAL))
+    found = verdict.judge_criterion(Criterion("x", missing, at_least=0), results(NORMAL))
     assert (found.verdict, found.estimate) == ("undecided", None)
     assert "no run of rank 4" in found.reason
     assert judged([float("nan")] * 3, at_least=0).verdict == "undecided"
@@ -91,7 +91,7 @@ def test_a_claim_needs_all_its_criteria_and_its_controls_to_fail():
 
 
 def test_a_scale_that_shows_that_a_study_runs_decides_nothing():
-    found = Results(results(NORMAL).runs, {}, Scale(conclusive=False), pd.DataFrame())
+    found = Results(results(NORMAL).runs, {}, StudyScale(conclusive=False), pd.DataFrame())
     judged = verdict.judge(Claim("c", "c", "c", (Criterion("m", mean, at_least=-2),)), found)
     assert judged.verdict == "undecided"
     assert judged.criteria[0].verdict == "held"  # the number is told all the same
@@ -114,7 +114,7 @@ def test_a_bound_is_needed():
 def test_replicates_are_resampled_in_all_tables_together():
     runs = pd.DataFrame({"replicate": [0, 0, 1], "loss": [1.0, 2.0, 3.0]})
     other = pd.DataFrame({"replicate": [0, 1], "x": [10.0, 20.0]})
-    drawn = Results(runs, {"o": other}, Scale(), pd.DataFrame()).drawn({0: [1, 1, 0]})
+    drawn = Results(runs, {"o": other}, StudyScale(), pd.DataFrame()).resampled({0: [1, 1, 0]})
     assert list(drawn.runs["loss"]) == [3.0, 3.0, 1.0, 2.0]
     assert list(drawn.runs["replicate"]) == [0, 1, 2, 2]
     assert list(drawn.tables["o"]["x"]) == [20.0, 20.0, 10.0]
@@ -143,7 +143,7 @@ def test_an_interval_against_a_plain_monte_carlo_bootstrap():
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, None])
 def test_what_is_no_number_decides_nothing(value):
-    found = verdict.criterion(Criterion("x", lambda r: value, at_least=0), results(NORMAL))
+    found = verdict.judge_criterion(Criterion("x", lambda r: value, at_least=0), results(NORMAL))
     assert (found.verdict, found.estimate) == ("undecided", None)
 
 
@@ -160,7 +160,7 @@ def test_a_statistic_that_fails_on_many_resamples_has_no_interval():
             found.runs.loc[found.runs["loss"] == NORMAL[0], "loss"].iloc[0]
         )  # IndexError where it is not drawn
 
-    found = verdict.criterion(Criterion("x", last, at_least=0), results(NORMAL))
+    found = verdict.judge_criterion(Criterion("x", last, at_least=0), results(NORMAL))
     assert (found.estimate, found.low, found.verdict) == (NORMAL[0], None, "undecided")
     assert "resamples" in found.reason
 
@@ -174,7 +174,7 @@ def two_arms(first, second, *, apart=True, numbered=range(5)):
     rows += [("b", i, value) for i, value in zip(numbered, second, strict=True)]
     runs = pd.DataFrame(rows, columns=["arm", "replicate", "loss"])
     strata = {"runs": [0] * len(first) + [1] * len(second)} if apart else {}
-    return Results(runs, {}, Scale(), pd.DataFrame(), strata)
+    return Results(runs, {}, StudyScale(), pd.DataFrame(), strata)
 
 
 def difference(found):
@@ -186,7 +186,7 @@ LOWER, HIGHER = [0.1, 0.3, 0.2, 0.5, 0.4], [1.0, 1.6, 1.1, 1.4, 1.2]
 
 
 def test_strata_are_resampled_apart():
-    found = two_arms([1.0, 2.0], [3.0, 4.0], numbered=range(2)).drawn({0: [1, 1], 1: [0, 1]})
+    found = two_arms([1.0, 2.0], [3.0, 4.0], numbered=range(2)).resampled({0: [1, 1], 1: [0, 1]})
     assert list(found.runs["loss"]) == [2.0, 2.0, 3.0, 4.0]
     assert list(found.runs["replicate"]) == [0, 1, 0, 1]
 
@@ -201,7 +201,7 @@ def test_an_interval_of_two_arms_does_not_depend_on_how_replicates_are_numbered(
     sorted_order, other_order = (0, 2, 1, 4, 3), (4, 1, 3, 0, 2)  # replicates that go together, and against each other
 
     def ends(order, *, apart):
-        found = verdict.criterion(
+        found = verdict.judge_criterion(
             Criterion("a - b", difference, at_most=0), two_arms(LOWER, HIGHER, apart=apart, numbered=order)
         )
         return np.array([found.low, found.high])
@@ -215,7 +215,7 @@ def test_an_interval_of_two_arms_does_not_depend_on_how_replicates_are_numbered(
 def test_degrees_of_freedom_are_welchs():
     """The jackknife's variance of a mean is s²/n, so that they are those of Welch's test."""
     found = two_arms(LOWER, [4 * value for value in HIGHER])
-    parts = variance_parts(lambda draws: difference(found.drawn(draws)), found.replicates)
+    parts = variance_parts(lambda draws: difference(found.resampled(draws)), found.replicates)
     expected = stats.ttest_ind(LOWER, [4 * value for value in HIGHER], equal_var=False).df
     assert freedom(parts, found.replicates) == pytest.approx(expected, rel=1e-9)  # rounding
     assert freedom({0: 1.0, 1: 0.0}, {0: range(5), 1: range(5)}) == 4
@@ -240,11 +240,11 @@ def test_intervals_of_two_arms_cover_the_truth(spread):
 def test_what_one_arm_decides_is_enumerated_beside_others():
     alone = judged(LOWER, at_least=0)
     criterion = Criterion("a", lambda found: found.runs.loc[found.runs["arm"] == "a", "loss"].mean(), at_least=0)
-    among = verdict.criterion(criterion, two_arms(LOWER, HIGHER))
+    among = verdict.judge_criterion(criterion, two_arms(LOWER, HIGHER))
     assert (among.low, among.high) == pytest.approx((alone.low, alone.high), rel=1e-12)  # rounding
 
 
 def test_an_arm_with_one_replicate_has_no_interval():
-    found = verdict.criterion(Criterion("x", difference, at_most=0), two_arms(LOWER, [1.0], numbered=[0]))
+    found = verdict.judge_criterion(Criterion("x", difference, at_most=0), two_arms(LOWER, [1.0], numbered=[0]))
     assert (found.low, found.verdict) == (None, "undecided")
     assert "one replicate" in found.reason

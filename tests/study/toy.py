@@ -4,7 +4,7 @@ import json
 import math
 
 from lorascope.blocks import Lines, Series
-from lorascope.study import Arm, Call, Claim, Control, Criterion, Measure, Scale, Study
+from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study, StudyScale
 
 CONFIG = {
     "model": {"name": "to be named", "task_type": "SEQ_CLS", "dropout": 0.0},
@@ -38,11 +38,12 @@ def waves(folders, frequency, replicate):
 
 
 def each_run(results):
-    return [Call((key,), {"power": 2}) for key in results.runs["key"]]
+    return [MeasurementSpec((key,), {"power": 2}) for key in results.runs["key"]]
 
 
 def each_wave(results):
-    return [Call((), {"frequency": f, "replicate": n}) for f in (1.0, 2.0) for n in range(results.scale.replicates)]
+    replicates = range(results.scale.replicates)
+    return [MeasurementSpec((), {"frequency": f, "replicate": n}) for f in (1.0, 2.0) for n in replicates]
 
 
 def figures(results):
@@ -66,8 +67,8 @@ study = Study(
     tuned="the learning rate",
     fixed="everything else",
     scales={
-        "smoke": Scale(CONFIG, 2, {"ranks": [1, 2]}, test_split=None),
-        "small": Scale(CONFIG, 3, {"ranks": [1, 2, 4]}, test_split=None),
+        "smoke": StudyScale(CONFIG, 2, {"ranks": [1, 2]}, test_split=None),
+        "small": StudyScale(CONFIG, 3, {"ranks": [1, 2, 4]}, test_split=None),
     },
     arms=arms,
     measures=(Measure("sizes", sizes, each_run), Measure("waves", waves, each_wave)),
