@@ -81,8 +81,8 @@ def gini(method):
 
 def unevenness(maps):
     """(runs, modules) to (runs,)."""
-    apart = np.abs(maps[:, :, None] - maps[:, None, :]).sum(axis=(1, 2))
-    return apart / (2 * maps.shape[1] * maps.sum(axis=1))
+    differences = np.abs(maps[:, :, None] - maps[:, None, :]).sum(axis=(1, 2))
+    return differences / (2 * maps.shape[1] * maps.sum(axis=1))
 
 
 @lru_cache
@@ -100,10 +100,10 @@ def stable(method):
     """Mean rank correlation of two seeds' maps, ties by their mean rank."""
 
     def statistic(results):
-        found = np.unique(rank_maps(results, method), axis=0)  # a replicate that is drawn twice is one
-        if len(found) < 2:
+        maps = np.unique(rank_maps(results, method), axis=0)  # a replicate that is drawn twice is one
+        if len(maps) < 2:
             raise ValueError("one seed has none to agree with")
-        orders = [(each[:, None] > each).sum(1) + (each[:, None] == each).sum(1) / 2 for each in found]
+        orders = [(ranks[:, None] > ranks).sum(1) + (ranks[:, None] == ranks).sum(1) / 2 for ranks in maps]
         return float(np.mean(np.corrcoef(orders)[np.triu_indices(len(orders), 1)]))
 
     return statistic
@@ -125,9 +125,9 @@ def figures(results):
     layers, depths = [], ()
     for method in (ADAPTIVE, RANDOM):
         means = table[table["method"] == method].groupby("module", sort=False)["rank"].mean()
-        found = {module.split("layer.")[-1]: value for module, value in means.items()}
-        depths = sorted({module.split(".")[0] for module in found}, key=int)
-        rows = tuple(tuple(next(v for m, v in found.items() if m.split(".")[0] == i and _is(m, t)) for t in TYPES)
+        by_module = {module.split("layer.")[-1]: value for module, value in means.items()}
+        depths = sorted({module.split(".")[0] for module in by_module}, key=int)
+        rows = tuple(tuple(next(v for m, v in by_module.items() if m.split(".")[0] == i and _is(m, t)) for t in TYPES)
                      for i in depths)  # fmt: skip
         layers.append(Layer(method, method, rows, limits=(0.0, float(START))))
     caption = f"Means over seeds. Every matrix begins with {START}; the mean at the end is {TARGET}."

@@ -64,14 +64,16 @@ def inference(folders, texts, times):
     device = pick_device(config.training.device)
     prepared = prepare(replace(config, data=replace(config.data, max_train_samples=None)), device)
     batch = prepared.held_out.batch(prepared.held_out.by_length(texts)[0]).to(device)  # the longest ones
-    found = [inference_cost.measure(prepared.injected, batch) for _ in range(times)]
-    merged = [one.merged_seconds / one.base_seconds - 1 for one in found if one.merged_seconds is not None]
-    first, room = found[0], prepared.model.config.max_position_embeddings
+    timings = [inference_cost.measure(prepared.injected, batch) for _ in range(times)]
+    merged = [
+        timing.merged_seconds / timing.base_seconds - 1 for timing in timings if timing.merged_seconds is not None
+    ]
+    first, room = timings[0], prepared.model.config.max_position_embeddings
     return [{
         "tokens": first.tokens,
-        "latency": float(np.median([one.unmerged_seconds / one.base_seconds - 1 for one in found])),
+        "latency": float(np.median([timing.unmerged_seconds / timing.base_seconds - 1 for timing in timings])),
         "merged_latency": float(np.median(merged)) if merged else None,
-        "base_milliseconds": 1000 * min(one.base_seconds for one in found),
+        "base_milliseconds": 1000 * min(timing.base_seconds for timing in timings),
         "operations": first.unmerged_flops / first.base_flops - 1,
         "kept": first.extra_parameters,
         "context": first.context_tokens,
@@ -88,18 +90,18 @@ def each_method(results):
 def mean(results, method, column, texts=ONE):
     table = results.tables["inference"]
     chosen = (table["method"].to_numpy() == method) & (table["texts"].to_numpy() == texts)
-    found = table[column].to_numpy(dtype=float)[chosen]
-    if not len(found) or np.isnan(found).any():
+    values = table[column].to_numpy(dtype=float)[chosen]
+    if not len(values) or np.isnan(values).any():
         raise ValueError(f"no {column} of {method}")
-    return float(found.mean())
+    return float(values.mean())
 
 
 def of(method, column, texts=ONE):
     return lambda results: mean(results, method, column, texts)
 
 
-def kept(method, beside=LORA):
-    return lambda results: mean(results, method, "kept") / mean(results, beside, "kept")
+def kept(method, reference=LORA):
+    return lambda results: mean(results, method, "kept") / mean(results, reference, "kept")
 
 
 def costs(results):
@@ -157,8 +159,8 @@ def fewer_tokens(name, method):
                    unit="percent")  # fmt: skip
 
 
-def quality(name, method, source, note="", instead=None):
-    """`instead`: what the control is set against, where that is not the method."""
+def quality(name, method, source, note="", control_method=None):
+    """`control_method`: what the control is set against, where that is not the method."""
     return Claim(
         name,
         f"At as many numbers to keep LoRA gains more than {NAMES[method]}",
@@ -168,7 +170,7 @@ def quality(name, method, source, note="", instead=None):
                       at_least=0.0, unit="percent"),
             Criterion(f"numbers to keep: {method} over LoRA, r = 2", kept(method), at_least=0.9, at_most=1.1),
         ),
-        (fewer_tokens("LoRA", method if instead is None else instead),),
+        (fewer_tokens("LoRA", method if control_method is None else control_method),),
         f"{note} LoRA is on all linear layers here, on some of attention in the paper.".strip(),
     )  # fmt: skip
 

@@ -39,22 +39,22 @@ def against(folders):
     rng, rows = np.random.default_rng(settings.training.seed), []
     variants = {
         TRAINED: trained,
-        RANDOM: replace(trained, updates={name: drawn(each, rng) for name, each in trained.updates.items()}),
-        OWN: replace(trained, updates={name: own(each, base) for name, each in trained.updates.items()}),
+        RANDOM: replace(trained, updates={name: drawn(update, rng) for name, update in trained.updates.items()}),
+        OWN: replace(trained, updates={name: own(update, base) for name, update in trained.updates.items()}),
     }
-    with tempfile.TemporaryDirectory() as kept:
+    with tempfile.TemporaryDirectory() as cache_folder:
         for of, adapter in variants.items():
-            for row in against_base.run(adapter, base, cache=SvdCache(Path(kept))).table().to_dict("records"):
-                wanted = {name: row[name] for name in MEASURES} | {name: row[key] for name, key in OVERLAPS.items()}
-                rows.append({"of": of, "module": row["name"], **wanted})
+            for row in against_base.run(adapter, base, cache=SvdCache(Path(cache_folder))).table().to_dict("records"):
+                measured = {name: row[name] for name in MEASURES} | {name: row[key] for name, key in OVERLAPS.items()}
+                rows.append({"of": of, "module": row["name"], **measured})
     return rows
 
 
 def drawn(update, rng):
     """An update of this one's shape, rank and norm with Gaussian factors."""
-    found = {name: rng.standard_normal(stored.shape) for name, stored in update.roles.items()}
-    norm = np.linalg.norm(found["B"] @ found["A"])
-    return made(update, found["A"], found["B"] * (update.delta().frobenius_norm() / norm))
+    roles = {name: rng.standard_normal(stored.shape) for name, stored in update.roles.items()}
+    norm = np.linalg.norm(roles["B"] @ roles["A"])
+    return made(update, roles["A"], roles["B"] * (update.delta().frobenius_norm() / norm))
 
 
 def own(update, base):
@@ -78,10 +78,10 @@ def median(of, rank, column):
     """Over modules and replicates. `rank` says which of the scale's ranks: the first or the last."""
 
     def statistic(results):
-        table, wanted = results.tables["against"], results.scale.params["ranks"][rank]
-        chosen = (table["of"].to_numpy() == of) & (table["rank"].to_numpy() == wanted)
+        table, r = results.tables["against"], results.scale.params["ranks"][rank]
+        chosen = (table["of"].to_numpy() == of) & (table["rank"].to_numpy() == r)
         if not chosen.any():
-            raise ValueError(f"no run of r = {wanted}")
+            raise ValueError(f"no run of r = {r}")
         return float(np.median(table[column].to_numpy()[chosen]))
 
     return statistic

@@ -59,7 +59,7 @@ def decomposed(folders, of, part):
 def moved(before, delta):
     """Liu et al. 2024, §3.2: with W' = W + ΔW, mean |‖w'‖ − ‖w‖| and mean 1 − cos(w', w) over rows."""
     after = before + delta
-    lengths = [np.linalg.norm(each, axis=1) for each in (before, after)]
+    lengths = [np.linalg.norm(weight, axis=1) for weight in (before, after)]
     cosines = np.sum(before * after, axis=1) / (lengths[0] * lengths[1])
     return {"magnitude": float(np.abs(lengths[1] - lengths[0]).mean()), "direction": float((1 - cosines).mean())}
 

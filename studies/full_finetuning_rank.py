@@ -51,9 +51,9 @@ def by_replicate(results, *kinds):
 
 
 def each_truncation(results):
-    wanted = by_replicate(results, ("full",), ("head",), ("lora", widest(results)))
-    given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
-    return [MeasurementSpec(keys, {"replicate": i, **given}) for i, keys in wanted]
+    triples = by_replicate(results, ("full",), ("head",), ("lora", widest(results)))
+    settings = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
+    return [MeasurementSpec(keys, {"replicate": i, **settings}) for i, keys in triples]
 
 
 def each_spectrum(results):
@@ -137,10 +137,10 @@ def accuracy_share(kind):
 
 
 def trained_gain(results, rank):
-    head, full, own = (runs_of(results, *kind)["loss"].mean() for kind in (("head",), ("full",), ("lora", rank)))
+    head, full, lora = (runs_of(results, *kind)["loss"].mean() for kind in (("head",), ("full",), ("lora", rank)))
     if full >= head:
         raise ValueError("full fine-tuning gained nothing")
-    return (head - own) / (head - full)
+    return (head - lora) / (head - full)
 
 
 def smallest_trained(results):
@@ -230,8 +230,10 @@ def trained_points(results, x):
     except ValueError:
         return []
     head, full = (runs_of(results, method).set_index("replicate")["loss"] for method in ("head", "full"))
-    each = [(head - runs_of(results, "lora", r).set_index("replicate")["loss"]) / (head - full).mean() for r in ranks]
-    low, high = (tuple(float(end(own)) for own in each) for end in (min, max))
+    gains_by_replicate = [
+        (head - runs_of(results, "lora", r).set_index("replicate")["loss"]) / (head - full).mean() for r in ranks
+    ]
+    low, high = (tuple(float(end(replicate_gains)) for replicate_gains in gains_by_replicate) for end in (min, max))
     return [Series("LoRA trained at this rank", tuple(float(x(r)) for r in ranks), gains, low=low, high=high)]
 
 
@@ -258,9 +260,9 @@ def spectrum_figure(results):
     for shape in sorted(set(table["shape"])):
         part = table[table["shape"] == shape].groupby("i")[list(labels)].mean()
         for kind, label in labels.items():
-            own = part[kind].dropna()
+            spectrum = part[kind].dropna()
             weight = "reference" if kind == "noise" else "normal"
-            series.append(Series(label, tuple(map(float, own.index)), tuple(own), shape, weight))
+            series.append(Series(label, tuple(map(float, spectrum.index)), tuple(spectrum), shape, weight))
     caption = "Means over matrices of one shape and over replicates. Noise of this shape by the Marchenko–Pastur law."
     return Lines("Spectra of ΔW", tuple(series), "i", "σᵢ / ‖ΔW‖", True, True, caption=caption)
 

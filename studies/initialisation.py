@@ -36,11 +36,11 @@ def gradients(folders, start):
     single = loop.Pass([member])
     ((loss, _),) = single.losses([list(range(min(32, len(prepared.train))))])
     loss.backward()
-    found = {name: parameter.grad for name, parameter in prepared.injected.trainable().items()}
-    inside = [grad for name, grad in found.items() if grad is not None and name.endswith((".A", ".B"))]
+    grads = {name: parameter.grad for name, parameter in prepared.injected.trainable().items()}
+    of_factors = [grad for name, grad in grads.items() if grad is not None and name.endswith((".A", ".B"))]
     updates = io.read(folders[0] / "adapter").updates.values()
     delta = max(float(abs(dense(update.delta())).max()) for update in updates)
-    return [{"gradient": max(float(grad.abs().max()) for grad in inside), "delta": delta}]
+    return [{"gradient": max(float(grad.abs().max()) for grad in of_factors), "delta": delta}]
 
 
 def adapters(results):
@@ -165,7 +165,7 @@ def figures(results):
         first = float(rates.iloc[0])
         power = -0.5 if init == "kaiming" else -1.0
         label = "n^(−1/2)" if init == "kaiming" else "n^(−1)"
-        guide = tuple(first * (each / rates.index[0]) ** power for each in rates.index)
+        guide = tuple(first * (width / rates.index[0]) ** power for width in rates.index)
         series.append(Series(label, tuple(map(float, rates.index)), guide, weight="reference"))
     curves = []
     table = results.tables["teacher_student"]

@@ -66,19 +66,19 @@ def truncated(folders, replicate, texts, split):
 
     full, head = (reopen(folder, split=split, max_samples=texts) for folder in folders)
     parts = {name: spectra.decompose(full.delta(name)) for name, shape in full.shapes.items() if min(shape) > 1}
-    cut = functional.Truncations("", full, parts, lambda what: None)
+    cut = functional.Truncations("", full, parts, lambda step: None)
     base = functional.Baseline(head.score().loss, cut.whole().loss)
     for k in functional.powers(cut.largest):
         ranks = cut.same(k)
-        found = cut.point(k, ranks, cut.keep(f"k = {k}", ranks), base)
-        yield {"k": k, "freedom": found.freedom, "loss": found.loss, "gain": found.recovered}
+        point = cut.point(k, ranks, cut.keep(f"k = {k}", ranks), base)
+        yield {"k": k, "freedom": point.freedom, "loss": point.loss, "gain": point.recovered}
 
 
 def each_truncation(results):
     runs = results.runs[results.runs["base"] == PRETRAINED]
     full, head = (runs[runs["method"] == method].set_index("replicate")["key"] for method in (FULL_TUNING, HEAD_ALONE))
-    given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
-    return [MeasurementSpec((full[i], head[i]), {"replicate": i, **given}) for i in full.index if i in head]
+    settings = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
+    return [MeasurementSpec((full[i], head[i]), {"replicate": i, **settings}) for i in full.index if i in head]
 
 
 # Statistics.
@@ -107,15 +107,17 @@ def curve(results, method, base=PRETRAINED, column="loss", over="mean"):
         raise ValueError(f"no run of {method} on {base}")
     sizes, trained, scores = (runs[name].to_numpy(float)[chosen] for name in ("size", "trained", column))
     grid = np.unique(sizes)
-    own = np.array([trained[sizes == each][0] for each in grid]) - mean(results, HEAD_ALONE, base, "trained")
-    found = np.array([getattr(np, over)(scores[sizes == each]) for each in grid])
+    trained_sizes = np.array([trained[sizes == grid_size][0] for grid_size in grid]) - mean(
+        results, HEAD_ALONE, base, "trained"
+    )
+    grid_scores = np.array([getattr(np, over)(scores[sizes == grid_size]) for grid_size in grid])
     full = mean(results, FULL_TUNING, base, column)
     if column == "accuracy":
-        return own, found / full
+        return trained_sizes, grid_scores / full
     head = mean(results, HEAD_ALONE, base)
     if full >= head:
         raise ValueError("full fine-tuning gained nothing")
-    return own, (head - found) / (head - full)
+    return trained_sizes, (head - grid_scores) / (head - full)
 
 
 def crossing(sizes, values, level, beyond=False, on_grid=False):
@@ -153,10 +155,10 @@ def over_random(on_grid, share=0.9):
     return lambda results: d90(results, DID, **how) / d90(results, DID, RANDOM, beyond=True, **how)
 
 
-def over_did(method, least=0.9, **how):
-    """`least`: the share of the gain that DID's size is of, and the method's unless `how` says another."""
-    how = {"share": least, **how}
-    return lambda results: d90(results, method, **how) / d90(results, DID, share=least, beyond=True)
+def over_did(method, did_share=0.9, **how):
+    """`did_share`: the share of the gain that DID's size is of, and the method's unless `how` says another."""
+    how = {"share": did_share, **how}
+    return lambda results: d90(results, method, **how) / d90(results, DID, share=did_share, beyond=True)
 
 
 def gain_within(share):
@@ -176,11 +178,11 @@ def raised(method, reference):
     """How many times the d of `reference` a method needs for its gain at the largest d that is released."""
 
     def statistic(results):
-        (own, gains), (sizes, values) = curve(results, method), curve(results, reference)
-        at = int(np.searchsorted(own, max(results.scale.params["d_released"]), side="right")) - 1
+        (released_sizes, gains), (sizes, values) = curve(results, method), curve(results, reference)
+        at = int(np.searchsorted(released_sizes, max(results.scale.params["d_released"]), side="right")) - 1
         if gains[at] <= 0:
             raise ValueError("it gained nothing")
-        return own[at] / crossing(sizes, values, gains[at], beyond=True)
+        return released_sizes[at] / crossing(sizes, values, gains[at], beyond=True)
 
     return statistic
 
@@ -189,8 +191,8 @@ def lead_of(method):
     """Its gain at its largest size, less that of DID with as many numbers, log-linear between the d of the grid."""
 
     def statistic(results):
-        (sizes, gains), (own, found) = curve(results, DID), curve(results, method)
-        return found[-1] - np.interp(math.log(own[-1]), np.log(sizes), gains)
+        (sizes, gains), (method_sizes, method_gains) = curve(results, DID), curve(results, method)
+        return method_gains[-1] - np.interp(math.log(method_sizes[-1]), np.log(sizes), gains)
 
     return statistic
 
@@ -208,7 +210,9 @@ def figures(results):
     )
     marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size(results)), "D"))
     both = [*drawn(results, [DID], label=PRETRAINED), *drawn(results, [DID], RANDOM, label=RANDOM)]
-    own = "Each as a share of the gain of full fine-tuning from the same weights, over the head alone on them. DID."
+    start_caption = (
+        "Each as a share of the gain of full fine-tuning from the same weights, over the head alone on them. DID."
+    )
     scores = "As the papers count: the head alone, which has no d, is drawn as a line."
     line = mean(results, HEAD_ALONE, column="accuracy") / mean(results, FULL_TUNING, column="accuracy")
     levels = (Marker("y", 0.9, "90 %"), Marker("y", float(line), "head alone"))
@@ -217,7 +221,7 @@ def figures(results):
         Lines("One axis of parameters", tuple(one_axis), "parameters", "share of the gain", True, markers=marks,
               caption=caption),
         Lines("Pretrained and random weights", tuple(both), "d", "share of the own gain", True, markers=marks,
-              caption=own),
+              caption=start_caption),
         Lines("Share of full fine-tuning's accuracy", tuple(metric), "parameters", "share of the accuracy", True,
               markers=levels, caption=scores),
         readings(results),
@@ -232,7 +236,10 @@ def drawn(results, methods, base=PRETRAINED, column="loss", label=None):
             ends = [curve(results, method, base, column, over)[1] for over in ("min", "max")]
         except ValueError:
             continue
-        x, y, low, high = (tuple(map(float, each)) for each in (sizes, values, np.minimum(*ends), np.maximum(*ends)))
+        x, y, low, high = (
+            tuple(map(float, values_of_series))
+            for values_of_series in (sizes, values, np.minimum(*ends), np.maximum(*ends))
+        )
         series.append(Series(label or method, x, y, low=low, high=high))
     return series
 
@@ -250,7 +257,7 @@ def readings(results):
     families = [(method, PRETRAINED) for method in (DID, SAID, EXACT, RELEASED, LORA, VERA, TRUNCATED)]
     for method, base in [*families, (DID, RANDOM)]:
         metric = None if method == TRUNCATED else known(method, base, column="accuracy", on_grid=True)
-        frame = tuple(float(mean(results, each, base)) for each in (HEAD_ALONE, FULL_TUNING))
+        frame = tuple(float(mean(results, method_of_frame, base)) for method_of_frame in (HEAD_ALONE, FULL_TUNING))
         rows.append((method, base, known(method, base, on_grid=True), known(method, base), metric, *frame))
     columns = (
         Column("method", "Method"),

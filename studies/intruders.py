@@ -56,8 +56,8 @@ def each_retained(results):
 
 
 def each_scaled(results):
-    given = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
-    return [MeasurementSpec((run["key"],), {"method": run["method"], **given}) for run in runs_of(results, SCALED)]
+    settings = {"texts": results.scale.params["texts"], "split": results.scale.test_split}
+    return [MeasurementSpec((run["key"],), {"method": run["method"], **settings}) for run in runs_of(results, SCALED)]
 
 
 def each_critical(results):
@@ -128,7 +128,7 @@ def ranked(values):
     return (ranks - ranks.mean()) / spread
 
 
-def correlation(first, second, *, given=None, shuffled=False):
+def correlation(first, second, *, partial_on=None, shuffled=False):
     """Spearman's ρ over the runs of the sweep, or the partial one; of the first one `shuffled` among the runs the mean
     over shuffles."""
 
@@ -137,10 +137,10 @@ def correlation(first, second, *, given=None, shuffled=False):
         rates = dict(zip(SWEEP, RATES, strict=True))
         table = table.assign(rate=[rates[method] for method, _ in table.index])
         x, y = ranked(table[first]), ranked(table[second])
-        z = None if given is None else ranked(table[given])
+        z = None if partial_on is None else ranked(table[partial_on])
         rng = np.random.default_rng(0)
-        those = [rng.permutation(x) for _ in range(SHUFFLES)] if shuffled else [x]
-        return float(np.mean([rho(each, y, z) for each in those]))
+        orders = [rng.permutation(x) for _ in range(SHUFFLES)] if shuffled else [x]
+        return float(np.mean([rho(order, y, z) for order in orders]))
 
     return statistic
 
@@ -205,14 +205,16 @@ def auc(shuffled=False, column="strength"):
     def statistic(results):
         table = results.tables["leading"]
         table = table[table["method"].isin(SWEEP) & table["strength"].notna()]
-        there, strength = table["found"].to_numpy() > 0, table[column].to_numpy(float)
+        has_intruder, strength = table["found"].to_numpy() > 0, table[column].to_numpy(float)
         strength = -strength if column == "strength" else strength
         strength = np.random.default_rng(0).permutation(strength) if shuffled else strength
-        if there.all() or not there.any():
+        if has_intruder.all() or not has_intruder.any():
             raise ValueError("all weights, or none, have intruders")
         ranks = strength.argsort().argsort() + 1.0
-        yes = there.sum()
-        return float((ranks[there].sum() - yes * (yes + 1) / 2) / (yes * (~there).sum()))
+        positives = has_intruder.sum()
+        return float(
+            (ranks[has_intruder].sum() - positives * (positives + 1) / 2) / (positives * (~has_intruder).sum())
+        )
 
     return statistic
 
@@ -227,10 +229,10 @@ def behind(results):
     energy = table.groupby("method")[["energy_found", "energy"]].sum()
     margins, lost = (t.groupby("method")[c] for t, c in ((table, "margin"), (results.tables["retained"], "forgetting")))
     for method in table["method"].unique():
-        found, part = count(results, method), energy["energy_found"][method] / energy["energy"][method]
+        intruders, part = count(results, method), energy["energy_found"][method] / energy["energy"][method]
         sizes = (float(margins.median()[method]), float(norms[method].mean()))
         scored = (share(results, method), float(lost.mean()[method]))
-        rows.append((method, found, slots(method)(results), float(part), *sizes, *scored))
+        rows.append((method, intruders, slots(method)(results), float(part), *sizes, *scored))
     columns = (
         Column("method", "Method"),
         Column("found", "Intruders in a run", "float"),
@@ -298,19 +300,19 @@ def by_lambda(results, column, title, label):
     table = table[table["weights"] > 0]
     for method in SCALED:
         part = table[table["method"] == method]
-        for arm, own in part.groupby("arm", sort=False):
-            lines = own.groupby("factor")[column]
+        for arm, arm_rows in part.groupby("arm", sort=False):
+            lines = arm_rows.groupby("factor")[column]
             x = tuple(map(float, lines.mean().index))
             if len(x) > 1:
                 series.append(
                     Series(arm, x, tuple(lines.mean()), method, low=tuple(lines.min()), high=tuple(lines.max()))
                 )
-    told = "; ".join(f"{method} {weights:.1f}" for method, weights in weights_scaled(results).items())
+    weight_counts = "; ".join(f"{method} {weights:.1f}" for method, weights in weights_scaled(results).items())
     caption = (
         "λ multiplies the singular value of the top intruder of each weight; 1 is the run as trained. Neighbour: the "
         "nearest direction that is no intruder. Shrink: ΔW as a whole, to the same norm. Step: ΔW as a whole, by as "
         "much. Random: a random direction in the intruder's place. Means over the runs that have an intruder, "
-        f"the band from the lowest to the highest. Weights with an intruder, means over runs: {told}."
+        f"the band from the lowest to the highest. Weights with an intruder, means over runs: {weight_counts}."
     )
     return [Lines(title, tuple(series), "λ", label, caption=caption)] if series else []
 
@@ -520,9 +522,9 @@ study = Study(
             "Of runs whose ΔW are equally large, those with more intruders have forgotten more",
             "Not in the paper; an unreviewed test on Llama-2-7B holds that the size drives forgetting",
             (Criterion("Spearman's partial ρ of intruders and forgetting, given ‖ΔW‖",
-                       correlation("found", "forgetting", given="squares"), at_least=0.3),),
+                       correlation("found", "forgetting", partial_on="squares"), at_least=0.3),),
             (Control(COUNTS,
-                     correlation("found", "forgetting", given="squares", shuffled=True), at_least=0.3),),
+                     correlation("found", "forgetting", partial_on="squares", shuffled=True), at_least=0.3),),
             f"LoRA, r = 8, four rates. The rate drives all three, so that little is left to tell them apart. {FORGETS}",
         ),
         causes("causal", HIGH),

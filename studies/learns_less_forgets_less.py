@@ -45,8 +45,8 @@ def retained(folders, method, texts):
     from lorascope.study.measures.retention import Retention
     from lorascope.training.reopen import reopen
 
-    found = Retention(reopen(folders[0], max_samples=8), texts)
-    return [{**found.score(), "pair_loss_of_base": found.base["pair_loss"]}]
+    retention = Retention(reopen(folders[0], max_samples=8), texts)
+    return [{**retention.score(), "pair_loss_of_base": retention.base["pair_loss"]}]
 
 
 def shrunk(folders, method, texts, split, scored):
@@ -74,9 +74,9 @@ def each_run(results):
 
 def each_shrunk(results):
     scale = results.scale
-    given = {"texts": scale.params["texts"], "split": scale.test_split, "scored": scale.test_samples}
+    settings = {"texts": scale.params["texts"], "split": scale.test_split, "scored": scale.test_samples}
     runs = results.runs[results.runs["method"].isin((FULL_TUNING, named(SWEPT)))].to_dict("records")
-    return [MeasurementSpec((run["key"],), {"method": run["method"], **given}) for run in runs]
+    return [MeasurementSpec((run["key"],), {"method": run["method"], **settings}) for run in runs]
 
 
 # Statistics.
@@ -193,7 +193,7 @@ def pareto(results, column, title, label):
 
 
 def paths(results):
-    found = {
+    panel_paths = {
         "trained with lower rates": (("LoRA", lora_path), ("full fine-tuning", full_path)),
         "ΔW shrunk after training": (
             ("LoRA", lambda results: by_factors(results, named(SWEPT))),
@@ -201,8 +201,8 @@ def paths(results):
         ),
     }
     series = []
-    for panel, those in found.items():
-        for name, path in those:
+    for panel, named_paths in panel_paths.items():
+        for name, path in named_paths:
             reached, forgotten = zip((0.0, 0.0), *path(results), strict=True)
             series.append(Series(name, tuple(map(float, forgotten)), tuple(map(float, reached)), panel))
     caption = (
@@ -211,7 +211,7 @@ def paths(results):
         f"LoRA has r = {SWEPT}. Means over replicates. All paths start at the base with a head of its own; the first "
         "stretch on the right leads from that head to the tuned one, which the base was not tuned with."
     )
-    panels = tuple(Marker("y", TARGET, "compared here", panel) for panel in found)
+    panels = tuple(Marker("y", TARGET, "compared here", panel) for panel in panel_paths)
     return Lines(
         "Two ways to forget less", tuple(series), "forgetting", "gain over full fine-tuning's", markers=panels,
         caption=caption,

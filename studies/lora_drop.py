@@ -37,8 +37,10 @@ def random_layers(depth, seed):
     """A third of the narrow matrices and a third of the wide ones: about as many parameters as LoRA-drop keeps."""
     rng, chosen = np.random.default_rng(seed), []
     for names in (NARROW, WIDE):
-        every = [f"layer.{i}.{name}" for i in range(depth) for name in names]
-        chosen += [every[i] for i in sorted(rng.choice(len(every), max(1, len(every) // 3), replace=False))]
+        candidates = [f"layer.{i}.{name}" for i in range(depth) for name in names]
+        chosen += [
+            candidates[i] for i in sorted(rng.choice(len(candidates), max(1, len(candidates) // 3), replace=False))
+        ]
     return chosen
 
 
@@ -92,7 +94,9 @@ def worse(method):
 
 def over_random(method):
     """Its gain less the mean of the random choices', over full fine-tuning's gain."""
-    return lambda results: share(results, method) - float(np.mean([share(results, each) for each in RANDOM]))
+    return lambda results: (
+        share(results, method) - float(np.mean([share(results, random_choice) for random_choice in RANDOM]))
+    )
 
 
 def figures(results):
@@ -101,9 +105,11 @@ def figures(results):
     modules = [module.split("layer.")[-1] for module in means.index]
     depths = sorted({module.split(".")[0] for module in modules}, key=int)
     types = [*NARROW, *WIDE]
-    found = dict(zip(modules, means.to_dict("records"), strict=True))
+    by_module = dict(zip(modules, means.to_dict("records"), strict=True))
     layers = [
-        Layer(key, title, tuple(tuple(float(found[f"{i}.{name}"][key]) for name in types) for i in depths), "percent")
+        Layer(
+            key, title, tuple(tuple(float(by_module[f"{i}.{name}"][key]) for name in types) for i in depths), "percent"
+        )
         for key, title in (("score", "importance"), ("kept", "kept, of the seeds"))
     ]
     caption = "Means over seeds. Importance: the layer's share of Σ‖ΔW x‖² on a tenth of the training texts."

@@ -46,12 +46,12 @@ def saved(folders, method):
     member = member.Member(
         prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu"))
     )
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     sizes = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameter_storages:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -63,8 +63,8 @@ def saved(folders, method):
 
 
 def each_run(results):
-    wanted = (HEAD_ALONE, LORA, B_ONLY, A_ONLY)
-    runs = results.runs[results.runs["method"].isin(wanted)]
+    methods = (HEAD_ALONE, LORA, B_ONLY, A_ONLY)
+    runs = results.runs[results.runs["method"].isin(methods)]
     return [MeasurementSpec((row["key"],), {"method": row["method"]}) for row in runs.to_dict("records")]
 
 
@@ -92,9 +92,9 @@ def memory(results):
     rows = []
     for method in results.tables["saved"]["method"].unique():
         share = None if method == HEAD_ALONE else share_of_lora(method)(results)
-        kept = per_token(results, method)
+        bytes_per_token = per_token(results, method)
         name = "the base alone" if method == HEAD_ALONE else method
-        rows.append((name, kept / 1024, kept / per_token(results, LORA), share))
+        rows.append((name, bytes_per_token / 1024, bytes_per_token / per_token(results, LORA), share))
     columns = (
         Column("method", "Method"),
         Column("kept", "Kept for backward, KiB a token", "float"),

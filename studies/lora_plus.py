@@ -41,10 +41,10 @@ def arms(scale):
 
 def losses(results, method):
     runs = results.runs
-    found = runs["loss"].to_numpy()[runs["method"].to_numpy() == method]
-    if not len(found):
+    method_losses = runs["loss"].to_numpy()[runs["method"].to_numpy() == method]
+    if not len(method_losses):
         raise ValueError(f"no run of {method}")
-    return found
+    return method_losses
 
 
 def one_of_each(results, methods):
@@ -54,8 +54,8 @@ def one_of_each(results, methods):
 
 def as_many(results, method):
     """The lowest loss of as many runs of one method as there are higher ratios, of all ways to draw them."""
-    found = losses(results, method)
-    return np.array([min(each) for each in combinations(found, min(len(HIGHER), len(found)))])
+    run_losses = losses(results, method)
+    return np.array([min(subset) for subset in combinations(run_losses, min(len(HIGHER), len(run_losses)))])
 
 
 def below(first, second):
@@ -80,8 +80,10 @@ def figures(results):
 
 
 def by_ratio(results):
-    found = [losses(results, method) for method in RATIOS]
-    low, mean, high = (tuple(float(of(each)) for each in found) for of in (np.min, np.mean, np.max))
+    losses_by_ratio = [losses(results, method) for method in RATIOS]
+    low, mean, high = (
+        tuple(float(statistic(run_losses)) for run_losses in losses_by_ratio) for statistic in (np.min, np.mean, np.max)
+    )
     levels = (HEAD_ALONE, FULL_TUNING)
     return Lines(
         "Loss by ratio",

@@ -55,9 +55,9 @@ def less(better, worse, task):
 def poorest(task):
     """The choices of which the paper has least gain, against all layers: q or k in the place of the better one."""
     return tuple(
-        Control(f"{each} alone in its place, less that of {ALL}", lead(each, ALL, task=task), at_least=0.0,
+        Control(f"{matrix} alone in its place, less that of {ALL}", lead(matrix, ALL, task=task), at_least=0.0,
                 unit="percent")
-        for each in ("q", "k")
+        for matrix in ("q", "k")
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def by_steps(results):
     """How far each length has come, which its rank may follow."""
     table, runs = results.tables["spectral"], results.runs.groupby("steps")[["learning_rate", "loss"]].mean()
     ratios = {c: table[c] / table["r90_noise"] for c in ("r90", "r90_flipped")}
-    means = {c: each.groupby([table["steps"], table["part"]]).mean() for c, each in ratios.items()}
+    means = {c: ratio.groupby([table["steps"], table["part"]]).mean() for c, ratio in ratios.items()}
     rows = [
         (steps, *map(float, runs.loc[steps]), *(float(m[steps, part]) for m in means.values() for part in PARTS))
         for steps in sorted(runs.index)
@@ -87,9 +87,18 @@ def drawn(results):
     table, series = results.tables["spectral"], []
     for column, title in (("r90", "rank for 90 % of the energy"), ("stable_rank", "stable rank")):
         for part in PARTS:
-            own = table[table["part"] == part].groupby(["steps", "replicate"])[column].mean().groupby("steps")
-            x = tuple(map(float, own.mean().index))
-            series.append(Series(part, x, tuple(own.mean()), title, low=tuple(own.min()), high=tuple(own.max())))
+            by_replicate = table[table["part"] == part].groupby(["steps", "replicate"])[column].mean().groupby("steps")
+            x = tuple(map(float, by_replicate.mean().index))
+            series.append(
+                Series(
+                    part,
+                    x,
+                    tuple(by_replicate.mean()),
+                    title,
+                    low=tuple(by_replicate.min()),
+                    high=tuple(by_replicate.max()),
+                )
+            )
             noise = float(table.loc[table["part"] == part, f"{column}_noise"].mean())
             series.append(Series(f"iid noise, {part}", (x[0], x[-1]), (noise, noise), title, "reference"))
     caption = (

@@ -82,8 +82,8 @@ def full_share(task, rank=None):
     """The gain of the largest rank, or of another one, over full fine-tuning's."""
 
     def statistic(results):
-        own = gain(results, task, "α/r", largest(results) if rank is None else rank)
-        return own / (mean_loss(results, task, "", 0) - mean_loss(results, task, "full", None))
+        lora_gain = gain(results, task, "α/r", largest(results) if rank is None else rank)
+        return lora_gain / (mean_loss(results, task, "", 0) - mean_loss(results, task, "full", None))
 
     return statistic
 
@@ -155,10 +155,10 @@ def stops(results):
     ranks, rows = results.scale.params["ranks"], []
     for task in TASKS:
         for scaling in SCALINGS:
-            own = {r: gain(results, task, scaling, r) for r in ranks if r > 1 or scaling == "α/r"}
-            best = max(own.values())
-            of_best = {r: gained / best for r, gained in own.items()} if best > 0 else {}  # no rank may have gained
-            first = next((r for r, each in of_best.items() if each >= 0.95), None)
+            gains = {r: gain(results, task, scaling, r) for r in ranks if r > 1 or scaling == "α/r"}
+            best = max(gains.values())
+            of_best = {r: gained / best for r, gained in gains.items()} if best > 0 else {}  # no rank may have gained
+            first = next((r for r, ratio in of_best.items() if ratio >= 0.95), None)
             rows.append((task, scaling, first, *map(of_best.get, ranks)))
     columns = (
         Column("task", "Task"),

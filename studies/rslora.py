@@ -63,9 +63,9 @@ def norm(prepared, settings):
     )
     texts = list(range(min(64, len(prepared.train))))
     ((loss, _),) = loop.Pass([member]).losses([texts])
-    trained = {name: each for name, each in prepared.injected.trainable().items() if name.endswith((".A", ".B"))}
-    found = torch.autograd.grad(loss / len(texts), list(trained.values()))
-    return float(sum(float(each.square().sum()) for each in found) ** 0.5)
+    trained = {name: tensor for name, tensor in prepared.injected.trainable().items() if name.endswith((".A", ".B"))}
+    gradients = torch.autograd.grad(loss / len(texts), list(trained.values()))
+    return float(sum(float(tensor.square().sum()) for tensor in gradients) ** 0.5)
 
 
 def each_adapter(results):
@@ -86,10 +86,10 @@ def slope(scale, when):
     """Of log ‖g‖ against log r."""
 
     def statistic(results):
-        found = means(results, scale, when)
-        if len(found) < 2:
+        norms = means(results, scale, when)
+        if len(norms) < 2:
             raise ValueError("fewer than two ranks")
-        return float(np.polyfit(np.log(found.index.to_numpy(float)), np.log(found.to_numpy()), 1)[0])
+        return float(np.polyfit(np.log(norms.index.to_numpy(float)), np.log(norms.to_numpy()), 1)[0])
 
     return statistic
 
@@ -108,9 +108,9 @@ def figures(results):
     series = []
     for when, panel in (("start", "before training"), ("end", "after training")):
         for scale in (*SCALINGS, CONSTANT):
-            found = means(results, scale, when)
-            if len(found):
-                series.append(Series(scale, tuple(map(float, found.index)), tuple(found), panel))
+            norms_by_rank = means(results, scale, when)
+            if len(norms_by_rank):
+                series.append(Series(scale, tuple(map(float, norms_by_rank.index)), tuple(norms_by_rank), panel))
     norms = Lines("Norm of the gradients of A and B", tuple(series), "rank r", "‖g‖", log_x=True, log_y=True,
                   caption="Means over replicates; all matrices together, 64 training texts.")  # fmt: skip
     runs, curves = results.runs, []

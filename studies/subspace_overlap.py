@@ -23,12 +23,12 @@ def arms(scale):
     for rank in (SMALL, scale.params["large"]):
         yield Arm({"task": "wordnet", "rank": rank, "start": "own start"}, lora(rank), LORA_RATES)
     for task, classes in TASKS.items():
-        own = {"task": task, "rank": SMALL, "start": "own start"}
+        own_start = {"task": task, "rank": SMALL, "start": "own start"}
         changes = {**lora(SMALL), "data.classes": classes}
-        yield Arm(own, changes, LORA_RATES)
+        yield Arm(own_start, changes, LORA_RATES)
         for rate in TASKS:
-            labels = {**own, "start": f"shared start, rate of {rate}"}
-            yield Arm(labels, changes, rate_of={**own, "task": rate}, seed=SHARED_SEED)
+            labels = {**own_start, "start": f"shared start, rate of {rate}"}
+            yield Arm(labels, changes, rate_of={**own_start, "task": rate}, seed=SHARED_SEED)
 
 
 def agreement(folders, what, replicate):
@@ -114,8 +114,8 @@ def pairs(results):
     large = results.scale.params["large"]
 
     def pair(what, first, second, i, j):
-        found = keys.get((*first, i)), keys.get((*second, j))
-        return [(what, i, found)] if None not in found else []
+        keys_of_pair = keys.get((*first, i)), keys.get((*second, j))
+        return [(what, i, keys_of_pair)] if None not in keys_of_pair else []
 
     for i in range(n):
         after = (i + 1) % n
@@ -129,12 +129,12 @@ def pairs(results):
 
 
 def each_pair(results):
-    return [MeasurementSpec(found, {"what": what, "replicate": i}) for what, i, found in pairs(results)]
+    return [MeasurementSpec(run_keys, {"what": what, "replicate": i}) for what, i, run_keys in pairs(results)]
 
 
 def each_start(results):
-    wanted = ("ranks", "seeds, large r", "tasks, own start", *(f"tasks, {start}" for start in SHARED))
-    return [call for call in each_pair(results) if call.params["what"] in wanted]
+    kinds = ("ranks", "seeds, large r", "tasks, own start", *(f"tasks, {start}" for start in SHARED))
+    return [call for call in each_pair(results) if call.params["what"] in kinds]
 
 
 def each_run(results):
@@ -147,15 +147,15 @@ def each_control(results):
 
 
 def of(results, table, what, side):
-    found = results.tables[table]
-    found = found[(found["what"] == what) & (found["side"] == side)]
-    if found.empty:
+    rows = results.tables[table]
+    rows = rows[(rows["what"] == what) & (rows["side"] == side)]
+    if rows.empty:
         raise ValueError(f"no pair of {what}")
-    return found
+    return rows
 
 
-def share_above(what, column, least, side="right", table="agreement"):
-    return lambda results: (of(results, table, what, side)[column] >= least).mean()
+def share_above(what, column, threshold, side="right", table="agreement"):
+    return lambda results: (of(results, table, what, side)[column] >= threshold).mean()
 
 
 def median(what, column, side="right", table="agreement"):

@@ -63,8 +63,8 @@ def spread(named=lambda name: name):
     """The best gain less the worst one, over full fine-tuning's."""
 
     def statistic(results):
-        found = [share(results, named(name)) for name in FAMILY]
-        return max(found) - min(found)
+        shares = [share(results, named(name)) for name in FAMILY]
+        return max(shares) - min(shares)
 
     return statistic
 
@@ -83,8 +83,8 @@ def apart(names):
 
     def statistic(results):
         rates = tuned_rates(results)
-        found = [rates[name] for name in names(results)]
-        return round(max(found) / min(found), 6)
+        rates_of_variants = [rates[name] for name in names(results)]
+        return round(max(rates_of_variants) / min(rates_of_variants), 6)
 
     return statistic
 
@@ -134,8 +134,8 @@ def _by_rate(results):
     rates, runs, rows = tuned_rates(results), results.runs, []
     head, full = (runs.loc[runs["method"] == name, "loss"].mean() for name in (HEAD_ALONE, FULL_TUNING))
     for name in FAMILY:
-        own = (head - runs.loc[runs["method"] == name, "loss"]) / (head - full)
-        rows.append((name, rates[name], own.mean(), own.min(), own.max(), share(results, untuned(name))))
+        gains = (head - runs.loc[runs["method"] == name, "loss"]) / (head - full)
+        rows.append((name, rates[name], gains.mean(), gains.min(), gains.max(), share(results, untuned(name))))
     columns = (
         Column("method", "Method"),
         Column("rate", "Own rate", "float"),

@@ -36,10 +36,10 @@ DIRECTIONS = 8
 
 
 def vera(name="vera", rank=RANK, targets="all-linear", **settings):
-    found = {"name": name, "rank": rank, "targets": targets, **settings}
+    config = {"name": name, "rank": rank, "targets": targets, **settings}
     if name != "vera_unshared":
-        found["save_projection"] = False
-    return {f"method.{key}": value for key, value in found.items()}
+        config["save_projection"] = False
+    return {f"method.{key}": value for key, value in config.items()}
 
 
 def arms(scale):
@@ -126,9 +126,9 @@ def each_pair(results):
     keys = {(row["method"], row["replicate"]): row["key"] for row in results.runs.to_dict("records")}
     for what, first, second, step in PAIRS:
         for i in range(results.scale.replicates):
-            found = keys.get((first, i)), keys.get((second, (i + step) % results.scale.replicates))
-            if None not in found:
-                yield MeasurementSpec(found, {"what": what, "replicate": i})
+            run_keys = keys.get((first, i)), keys.get((second, (i + step) % results.scale.replicates))
+            if None not in run_keys:
+                yield MeasurementSpec(run_keys, {"what": what, "replicate": i})
 
 
 def each_vera(results):
@@ -149,8 +149,8 @@ def median(what, column, side="right"):
 def by_pair(prefix):
     """φ(8, 8) on the right: what one pair for all seeds adds to that of pairs of their own."""
     column = f"{prefix}phi_{DIRECTIONS}"
-    one, own = median("VeRA with one pair, seeds", column), median("VeRA, seeds", column)
-    return lambda results: one(results) - own(results)
+    one_pair, separate_pairs = median("VeRA with one pair, seeds", column), median("VeRA, seeds", column)
+    return lambda results: one_pair(results) - separate_pairs(results)
 
 
 def largest(method):
@@ -192,8 +192,8 @@ def grid(results, side):
         title: tuple(tuple(float(part.get_group(kind)[f"{prefix}_{k}"].median()) for k in columns) for kind in kinds)
         for prefix, title in (("phi", "φ"), ("chance", "φ by chance"), ("shuffled_phi", "φ, one of them shuffled"))
     }
-    most = math.ceil(10 * max(map(max, values["φ"]))) / 10
-    layers = [Layer(title, title, found, limits=(0.0, most)) for title, found in values.items()]
+    upper_limit = math.ceil(10 * max(map(max, values["φ"]))) / 10
+    layers = [Layer(title, title, cells, limits=(0.0, upper_limit)) for title, cells in values.items()]
     titles = ("φ(1, 1)", "φ(8, 8)")
     caption = "Medians over modules and replicates. Matrices are each run's own unless one pair is said."
     return Heatmap(f"φ of ΔW's {side} side", tuple(kinds), titles, tuple(layers), "pair", "directions", caption)
@@ -203,16 +203,19 @@ def figures(results):
     return [by_method(results), against_parameters(results), grid(results, "left"), grid(results, "right")]
 
 
-def against(method, ours, name, note, source="Asked here; the VeRA paper has no such row", instead=None):
-    """VeRA against vectors without random matrices, at equal parameters. `instead`: what must fail in its place."""
-    instead = instead or STILL
+def against(method, ours, name, note, source="Asked here; the VeRA paper has no such row", control_method=None):
+    """VeRA against vectors without random matrices, at equal parameters.
+
+    `control_method`: the method that must fail in its place.
+    """
+    control_method = control_method or STILL
     return Claim(
         name,
         f"At equal parameters VeRA ({ours.removeprefix('VeRA, ')}) gains more than {method}",
         source,
         (Criterion(f"gain of VeRA less that of {method}, over full fine-tuning's", lead(ours, method), at_least=0.0,
                    unit="percent"),),
-        (Control(f"{instead} in its place", lead(instead, method), at_least=0.0, unit="percent"),),
+        (Control(f"{control_method} in its place", lead(control_method, method), at_least=0.0, unit="percent"),),
         note,
     )  # fmt: skip
 
@@ -299,7 +302,7 @@ study = Study(
             SMALLER,
         ),
         against("BitFit", SHARED, "bitfit", "BitFit trains 6 % fewer numbers here."),
-        against(MAGNITUDE, SMALLER, "magnitude", "VeRA trains 3 % more numbers here.", instead=ONLY_B),
+        against(MAGNITUDE, SMALLER, "magnitude", "VeRA trains 3 % more numbers here.", control_method=ONLY_B),
         against("LayerNorm", SMALLEST, "layernorm", "VeRA on attention alone has r for as few parameters."),
         Claim(
             "xs",

@@ -67,7 +67,7 @@ class Cluster:
 
     def run(self, chunks: Sequence[Chunk], store: Store) -> Iterator[tuple[Chunk, list[str]]]:
         """Each chunk as it ends, with the keys of its jobs that failed."""
-        waiting, running = deque(chunks), {}
+        waiting, running = deque(chunks), dict[Any, Chunk]()
         while waiting or running:
             while waiting and len(running) < QUEUED * self.slots:
                 chunk = waiting.popleft()
@@ -130,7 +130,7 @@ def _start(ray: Any, address: str | None, cpus: float) -> None:
 
 def _execute(
     chunk: Chunk, keys: Sequence[str], inputs: Mapping[str, Files], script: bytes, threads: int
-) -> tuple[dict[str, Files], list[str]]:
+) -> tuple[Mapping[str, Files], list[str]]:
     """On a node: do the chunk in a store of its own, and give its folders back by their keys."""
     start_worker(threads)
     with tempfile.TemporaryDirectory(prefix="lorascope-") as root:

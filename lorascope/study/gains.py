@@ -53,7 +53,7 @@ def by_method(results: Results, **labels: Any) -> Table:
     runs = results.runs
     for key, value in labels.items():
         runs = runs[runs[key] == value]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for method, part in runs.groupby("method", sort=False):
         rate = None if method == HEAD_ALONE else part["learning_rate"].iloc[0]
         outcome = (loss(results, method, **labels), gain(results, method, **labels), share(results, method, **labels))
@@ -68,4 +68,5 @@ def by_method(results: Results, **labels: Any) -> Table:
     )
     caption = "Means over replicates. Gain: how far the loss lies below that of the head alone."
     title = ", ".join(["By method", *map(str, labels.values())])
-    return Table(columns, tuple(sorted(rows, key=lambda row: row[1])), title, caption)
+    rows.sort(key=lambda row: row[1])
+    return Table(columns, tuple(rows), title, caption)

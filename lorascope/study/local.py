@@ -44,11 +44,11 @@ class Local:
             lost: list[Chunk] = []
             yield from self._through(waiting, lost, store)
             for chunk in lost:  # each by itself now, to see whose fault it was
-                again = [chunk]
+                lost_again = [chunk]
                 for _ in range(TRIES):
-                    alone, again = again, []
-                    yield from self._through(alone, again, store)
-                if again:
+                    alone, lost_again = lost_again, []
+                    yield from self._through(alone, lost_again, store)
+                if lost_again:
                     for job in chunk.jobs:
                         store.fail(job, f"its worker process died {TRIES} times: killed, or out of memory")
                     yield chunk, [job.key for job in chunk.jobs]
@@ -56,8 +56,7 @@ class Local:
     def _workers(self) -> ProcessPoolExecutor:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
-            start = {"initializer": _start, "initargs": (self.threads,)}
-            self._pool = ProcessPoolExecutor(self.jobs, mp_context=spawn, **start)
+            self._pool = ProcessPoolExecutor(self.jobs, mp_context=spawn, initializer=_start, initargs=(self.threads,))
         return self._pool
 
     def _through(self, waiting: list[Chunk], lost: list[Chunk], store: Store) -> Iterator[tuple[Chunk, list[str]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from lorascope.blocks import (
     Block,
@@ -27,6 +27,7 @@ from lorascope.study import scope
 from lorascope.study.verdict import MARKS, VERDICTS
 
 Record = Mapping[str, Any]
+Unit = Literal["int", "float", "text"]
 MAX_FAILURES = 20
 FAR = 0.1  # nats: differences below it are no sign of a run that broke
 INTERVAL = Definitions(
@@ -66,7 +67,7 @@ INTERVAL = Definitions(
 
 def page(record: Record) -> Page:
     """The page of one study."""
-    claims = Claims(tuple(_claim(each) for each in record["claims"]))
+    claims = Claims(tuple(_claim(claim) for claim in record["claims"]))
     return Page(
         record["title"],
         (
@@ -139,7 +140,7 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
     """What `lorascope study list` shows: a table, and beneath it the questions in full, and what was taken back."""
     scales = list(dict.fromkeys(scale for row in rows for scale in row["runs"]))
     marks = [(row["name"], mark) for row in rows if row["last"] for mark in row["last"]["marks"]]
-    shown = (*VERDICTS, *(each for each in MARKS if any(mark["verdict"] == each for _, mark in marks)))
+    shown = (*VERDICTS, *(word for word in MARKS if any(mark["verdict"] == word for _, mark in marks)))
     columns = [Column("study", "study"), Column("claims", "claims", "int")]
     columns += [Column(scale, f"runs at {scale}", "int") for scale in scales]
     columns += [Column("scale", "last scale"), Column("hours", "compute hours", "float", 2)]
@@ -147,7 +148,7 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
     cells = []
     for row in rows:
         last = row["last"]
-        summary = (last["scale"], last["hours"], *(last["verdicts"].get(each, 0) for each in shown)) if last else ()
+        summary = (last["scale"], last["hours"], *(last["verdicts"].get(word, 0) for word in shown)) if last else ()
         blank = (None,) * (2 + len(shown) - len(summary))
         cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *summary, *blank))
     questions = tuple((row["name"], row["question"] or row["error"]) for row in rows)
@@ -155,8 +156,8 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
     caption += "trained for another study are reused."
     table = Table(tuple(columns), tuple(cells), "", caption)
     reasons = [
-        Facts(tuple((f"{n}: {m['claim']}", m["reason"]) for n, m in marks if m["verdict"] == each), each.capitalize())
-        for each in shown[len(VERDICTS) :]
+        Facts(tuple((f"{n}: {m['claim']}", m["reason"]) for n, m in marks if m["verdict"] == mark), mark.capitalize())
+        for mark in shown[len(VERDICTS) :]
     ]
     return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), *reasons, table))
 
@@ -166,10 +167,10 @@ def _index_rows(record: Record) -> list[tuple]:
     for claim in record["claims"]:
         first = _check(claim["criteria"][0])
         name = Link(record["name"], f"{record['name']}.html")
-        found = (first.text, t.interval(first), first.bound)
+        shown = (first.text, t.interval(first), first.bound)
         if "mark" in claim:  # a number that does not stand is not quoted
-            found = (claim["mark"]["reason"], "", "")
-        rows.append((name, claim["text"], claim["verdict"], record["scale"]["name"], *found, claim["source"]))
+            shown = (claim["mark"]["reason"], "", "")
+        rows.append((name, claim["text"], claim["verdict"], record["scale"]["name"], *shown, claim["source"]))
     return rows
 
 
@@ -329,9 +330,11 @@ def _table(name: str, table: Record) -> Table:
     columns = []
     for j, key in enumerate(table["columns"]):
         values = [row[j] for row in rows if row[j] is not None]
-        whole = all(isinstance(value, int) or (isinstance(value, float) and value.is_integer()) for value in values)
+        is_whole = all(isinstance(value, int) or (isinstance(value, float) and value.is_integer()) for value in values)
         numeric = bool(values) and all(isinstance(value, int | float) for value in values)
-        unit = "int" if numeric and whole and key != "seed" else "float" if numeric and not whole else "text"
+        unit: Unit = (
+            "int" if numeric and is_whole and key != "seed" else "float" if numeric and not is_whole else "text"
+        )
         columns.append(Column(key, key.replace("_", " "), unit, 4))
     shown = tuple(tuple(_cell(column.unit, v) for column, v in zip(columns, row, strict=True)) for row in rows)
     return Table(tuple(columns), shown, name, interactive=True, where="page")
@@ -350,7 +353,7 @@ def _cell(unit: str, value: Any) -> Any:
 
 def _made_by(record: Record) -> tuple[tuple[str, str], ...]:
     made = record["made"]
-    versions = ", ".join(f"{name} {found}" for name, found in made["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return (
         ("command", made["command"]),
         ("date", made["date"]),

@@ -133,9 +133,13 @@ class Runner:
             values.setdefault(section, {})[key] = value
         values["training"] = {"measure_cost": False, **values.get("training", {}), "seed": seed, "device": self.device}
         config = resolved(parse(values, f"{self.study.name}, {title},"))
-        spec = {"kind": "train", "config": config, "test_split": self.scale.test_split if final else None}
-        spec["test_samples"] = self.scale.test_samples if final else None
-        spec["data"] = data_hashes(config)
+        spec = {
+            "kind": "train",
+            "config": config,
+            "test_split": self.scale.test_split if final else None,
+            "test_samples": self.scale.test_samples if final else None,
+            "data": data_hashes(config),
+        }
         return Job(spec, title=title)
 
     def _tune(self) -> list[Tuned]:
@@ -180,7 +184,7 @@ class Runner:
     def _finals(self, tuned: Sequence[Tuned]) -> list[list[Job]]:
         """The jobs of every arm, a replicate each. An arm without a rate has none."""
         by_labels = {_key(arm.labels): t for arm, t in zip(self.arms, tuned, strict=True)}
-        finals = []
+        finals: list[list[Job]] = []
         for i, arm in enumerate(self.arms):
             source = tuned[i] if arm.rate_of is None else by_labels[_key(arm.rate_of)]
             if source.rate is None and (arm.learning_rates or arm.rate_of is not None):
@@ -224,7 +228,7 @@ class Runner:
         """
         folder, done = self.store.run_folder(job.key), self.store.done(job.key)
         summary = read_summary(folder) if done else None
-        if not summary:
+        if not done or not summary:
             return None
         if summary.get("diverged"):
             self.failures[job.title] = summary["diverged"]
@@ -351,9 +355,9 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-def _seed(what: Mapping[str, Any], replicate: int) -> int:
+def _seed(config: Mapping[str, Any], replicate: int) -> int:
     """A seed that this config and replicate have, and hardly any other."""
-    text = json.dumps([what, replicate], sort_keys=True, default=list)
+    text = json.dumps([config, replicate], sort_keys=True, default=list)
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) >> 1
 
 
@@ -388,5 +392,5 @@ def check_arms(arms: Sequence[Arm]) -> None:
     tuned = {_key(arm.labels) for arm in arms if arm.learning_rates}
     for arm in arms:
         if arm.rate_of is not None and _key(arm.rate_of) not in tuned:
-            what = "has no learning rates" if _key(arm.rate_of) in keys else "does not exist"
-            raise InputError(f"the arm {_named(arm)} takes the rate of an arm that {what}", found=dict(arm.rate_of))
+            problem = "has no learning rates" if _key(arm.rate_of) in keys else "does not exist"
+            raise InputError(f"the arm {_named(arm)} takes the rate of an arm that {problem}", found=dict(arm.rate_of))

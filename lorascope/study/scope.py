@@ -75,11 +75,11 @@ class _ArmValues:
         return base, [f"{value} in {n} of {len(self.changes)} arms" for value, n in others.items()]
 
 
-def _count(n: Any, what: str) -> str:
+def _count(n: Any, things: str) -> str:
     """A number of things; None means all. A record from elsewhere may hold any value."""
     if n is None:
-        return f"all {what}"
-    return f"{n:,} {what}" if isinstance(n, int) else f"{n} {what}"
+        return f"all {things}"
+    return f"{n:,} {things}" if isinstance(n, int) else f"{n} {things}"
 
 
 def _model(record: Record, layers: Any) -> str:
@@ -96,7 +96,7 @@ def _model(record: Record, layers: Any) -> str:
 
 def _rates(record: Record) -> str:
     """How learning rates were chosen: the widest step of all sweeps."""
-    sweeps = [sorted(rate for rate, _ in each["curve"]) for each in record["tuning"]]
+    sweeps = [sorted(rate for rate, _ in sweep["curve"]) for sweep in record["tuning"]]
     steps = [high / low for rates in sweeps for low, high in pairwise(rates) if low > 0]
     if not steps:
         return "no learning rate tuned"

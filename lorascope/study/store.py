@@ -117,9 +117,11 @@ def _bare(source: str) -> ast.Module:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
+        if not isinstance(body, list) or not body:
+            continue
+        first = body[0]
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body = body[1:] or [ast.Pass()]
+            body[:] = body[1:] or [ast.Pass()]
     return tree
 
 
@@ -247,8 +249,8 @@ def _least(job: Job) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    own = {folder / name for name in ("done.json", "failed.json", "spec.json")}
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
+    bookkeeping = {folder / name for name in ("done.json", "failed.json", "spec.json")}
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in bookkeeping]
 
 
 @contextlib.contextmanager

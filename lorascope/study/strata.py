@@ -33,8 +33,8 @@ class Strata:
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
         """The stratum of every row, by table; numbered in the order of their first rows."""
-        seen: dict[Hashable, int] = {}
+        numbers: dict[Hashable, int] = {}
         return {
-            table: [seen.setdefault(self._owners[owner], len(seen)) for owner in owners]
+            table: [numbers.setdefault(self._owners[owner], len(numbers)) for owner in owners]
             for table, owners in self._rows.items()
         }

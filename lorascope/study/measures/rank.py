@@ -27,13 +27,13 @@ def spectral(folders: Sequence[Path]) -> Iterator[Row]:
 def _known(name: str, delta: np.ndarray, rng: np.random.Generator) -> Row:
     """What the measures give for ΔW with random signs, and for a rank that was planted."""
     flipped = np.linalg.svd(delta * rng.choice([-1.0, 1.0], delta.shape), compute_uv=False)
-    without = described(name, delta.shape, flipped, product=False)
-    strong = described(name, delta.shape, planted(delta.shape, min(delta.shape) // 4, rng), product=False)
+    randomised = described(name, delta.shape, flipped, product=False)
+    planted_rank = described(name, delta.shape, planted(delta.shape, min(delta.shape) // 4, rng), product=False)
     return {
-        "r90_flipped": without["r90"],
-        "stable_rank_flipped": without["stable_rank"],
-        "r90_planted": strong["r90"],
-        "gavish_donoho_planted": strong["gavish_donoho"],
+        "r90_flipped": randomised["r90"],
+        "stable_rank_flipped": randomised["stable_rank"],
+        "r90_planted": planted_rank["r90"],
+        "gavish_donoho_planted": planted_rank["gavish_donoho"],
     }
 
 
@@ -43,20 +43,20 @@ def described(name: str, shape: tuple[int, int], sigma: np.ndarray, product: boo
     from lorascope.architectures import depth
     from lorascope.linalg.noise import noise_measures
 
-    found = spectra.measure("", name, "", shape, sigma, product)
+    spectrum = spectra.measure("", name, "", shape, sigma, product)
     noise = noise_measures(*shape)
     return {
         "part": part_of(name),
         "module": name,
         "depth": depth(name),
         "smaller_side": min(shape),
-        "r90": found.measures["energy_rank_0.9"],
+        "r90": spectrum.measures["energy_rank_0.9"],
         "r90_noise": noise["energy_rank_0.9"],
-        "stable_rank": found.measures["stable_rank"],
+        "stable_rank": spectrum.measures["stable_rank"],
         "stable_rank_noise": noise["stable_rank"],
-        "effective_rank": found.measures["effective_rank"],
-        "gavish_donoho": found.gavish_donoho,
-        "marchenko_pastur": found.marchenko_pastur,
+        "effective_rank": spectrum.measures["effective_rank"],
+        "gavish_donoho": spectrum.gavish_donoho,
+        "marchenko_pastur": spectrum.marchenko_pastur,
     }
 
 
@@ -82,17 +82,17 @@ def shared(folders: Sequence[Path], replicate: int) -> Iterator[Row]:
     rng = np.random.default_rng(first.config.training.seed)
     for name in matrices(first):
         delta = first.delta(name).dense()
-        found = spectra.split(name, "", [delta, second.delta(name).dense()])
+        parts = spectra.split(name, "", [delta, second.delta(name).dense()])
         noise = rng.standard_normal((2, *delta.shape)) * np.linalg.norm(delta) / (2 * delta.size**0.5)
-        known = spectra.split(name, "", [delta + each for each in noise])
-        if found is not None and known is not None:
+        parts_planted = spectra.split(name, "", [delta + copy_noise for copy_noise in noise])
+        if parts is not None and parts_planted is not None:
             yield {
                 "module": name,
-                "shared_rank": found.rank,
-                "signal_share": found.signal_share,
-                "signal_share_planted": known.signal_share,
-                "cosine": found.cosine,
-                "cosine_chance": found.cosine_chance,
+                "shared_rank": parts.rank,
+                "signal_share": parts.signal_share,
+                "signal_share_planted": parts_planted.signal_share,
+                "cosine": parts.cosine,
+                "cosine_chance": parts.cosine_chance,
             }
 
 
@@ -103,10 +103,12 @@ def curves(folders: Sequence[Path], replicate: int) -> Iterator[Row]:
     runs = {"full": opened(folders[0]), "lora": opened(folders[1])}
     shapes = {name: tuple(sorted(runs["full"].shapes[name])) for name in matrices(runs["full"])}
     for shape in sorted(set(shapes.values())):
-        names = [name for name, own in shapes.items() if own == shape]
+        names = [name for name, its_shape in shapes.items() if its_shape == shape]
         spectra = {kind: [singular_values(run.delta(name)) for name in names] for kind, run in runs.items()}
         spectra["noise"] = [noise_spectrum(*shape)]
-        means = {kind: np.mean([s / np.linalg.norm(s) for s in those], axis=0) for kind, those in spectra.items()}
+        means = {
+            kind: np.mean([s / np.linalg.norm(s) for s in normalised], axis=0) for kind, normalised in spectra.items()
+        }
         for i in sorted({round(x) for x in np.geomspace(1, shape[0], 24)}):
             at = {kind: float(sigma[i - 1]) if i <= len(sigma) else None for kind, sigma in means.items()}
             yield {"shape": f"{shape[0]} × {shape[1]}", "i": i, **at}

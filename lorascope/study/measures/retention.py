@@ -1,7 +1,7 @@
-"""What a tuned sentence encoder has lost of the base: how it orders texts that its task says nothing about.
+"""What a tuned sentence encoder has lost of the base: how it orders texts that its task does not involve.
 
-Two numbers, both of WordNet nouns of the test split, and both among nouns of one class, so that what the task of
-`tasks.wordnet` teaches, to tell classes apart, is asked of neither:
+Two numbers, both of WordNet nouns of the test split, and both among nouns of one class, so that neither tests
+what the task of `tasks.wordnet` teaches, to tell classes apart:
 
     forgetting    1 − Spearman's ρ of the cosine similarities of glosses, after tuning against before: 0 where the order
                   is the base's, 1 where it has nothing to do with it
@@ -12,11 +12,12 @@ The second has a right answer and can fall as well as rise. An encoder cut to it
 at that depth.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from lorascope.training.batches import Encoded
     from lorascope.training.reopen import Reopened
 
 SCALE = 20.0  # of the cosines
@@ -57,22 +58,23 @@ class Retention:
         """The rank of every pair's similarity."""
         return (glosses @ glosses.T)[self.pairs].argsort().argsort()
 
-    def _encoded(self, texts: list[str]):
+    def _encoded(self, texts: list[str]) -> "Encoded":
         from lorascope.training.batches import Encoded
 
         limit = self.run.config.data.max_length
         tokens = self.run.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         return Encoded(tokens, [0] * len(tokens), self.run.tokenizer.pad_token_id)
 
-    def _features(self, texts) -> np.ndarray:
+    def _features(self, texts: "Encoded") -> np.ndarray:
         """Features (texts, hidden size) of length 1, in float64."""
         import torch
 
-        found: dict[int, np.ndarray] = {}
+        model: Any = self.run.model
+        by_place: dict[int, np.ndarray] = {}
         with torch.no_grad():
             for places in texts.by_length(self.run.config.training.per_device_eval_batch_size):
                 batch = texts.batch(places).to(self.run.world.device)
-                rows = self.run.model.features(batch.input_ids, batch.attention_mask).double().cpu().numpy()
-                found |= dict(zip(places, rows, strict=True))
-        every = np.stack([found[i] for i in range(len(texts))])
-        return every / np.linalg.norm(every, axis=1, keepdims=True)
+                rows = model.features(batch.input_ids, batch.attention_mask).double().cpu().numpy()
+                by_place |= dict(zip(places, rows, strict=True))
+        features = np.stack([by_place[i] for i in range(len(texts))])
+        return features / np.linalg.norm(features, axis=1, keepdims=True)

@@ -41,10 +41,12 @@ def functional(folders: Sequence[Path], replicate: int, texts: int, split: str |
     yield from _of_full(cut, base, from_w, replicate)
     yield from _of_parts(cut, base, from_w)
     cut = truncations(adapter)
-    own = Baseline(alone, cut.whole().loss)
-    points, reach = _refined(cut, "adapter", own, SHARES[:1])
+    adapter_baseline = Baseline(alone, cut.whole().loss)
+    points, reach = _refined(cut, "adapter", adapter_baseline, SHARES[:1])
     widest = max(part.rank for part in cut.parts.values())
-    yield from rows("adapter", [p for p in points if p.k <= widest], base, from_w, own, {"k90": reach.get("0.9")})
+    yield from rows(
+        "adapter", [p for p in points if p.k <= widest], base, from_w, adapter_baseline, {"k90": reach.get("0.9")}
+    )
 
 
 def _of_full(cut: "Truncations", base: "Baseline", from_w: "Baseline", replicate: int) -> Iterator[Row]:
@@ -54,11 +56,11 @@ def _of_full(cut: "Truncations", base: "Baseline", from_w: "Baseline", replicate
 
     tenth = round(TENTH * cut.largest)
     top, reach = _refined(cut, "top", base, SHARES)
-    again, from_start = _refined(cut, "top", from_w, SHARES[:1])
-    places = sorted({*cuts.powers(cut.largest), tenth, reach.get("0.9") or tenth})[:-1]
+    from_start_points, from_start = _refined(cut, "top", from_w, SHARES[:1])
+    ranks = sorted({*cuts.powers(cut.largest), tenth, reach.get("0.9") or tenth})[:-1]
     named = {f"k{float(share):.0%}"[:-1]: k for share, k in reach.items()} | {"k90_from_w": from_start.get("0.9")}
-    yield from rows("top", [*top, *again, point(cut, base, tenth)], base, from_w, base, named)
-    for curve in (cuts.bottom(cut, base, places), cuts.random(cut, base, places, [replicate], inside=True)):
+    yield from rows("top", [*top, *from_start_points, point(cut, base, tenth)], base, from_w, base, named)
+    for curve in (cuts.bottom(cut, base, ranks), cuts.random(cut, base, ranks, [replicate], inside=True)):
         points = [*curve.points, point(cut, base, cut.largest)]
         yield from rows(curve.kind, points, base, from_w, base, {"k90": reached(points)})
 
@@ -111,7 +113,13 @@ def point(cut: "Truncations", base: "Baseline", k: int, part: str | None = None)
 
 def reached(points: Sequence["Point"]) -> int | None:
     """The smallest k from which on all measured k keep 90 % of the gain."""
-    return bracket({each.k: np.nan if each.recovered is None else each.recovered for each in points}, 0.9)[1]
+    return bracket(
+        {
+            point_measured.k: np.nan if point_measured.recovered is None else point_measured.recovered
+            for point_measured in points
+        },
+        0.9,
+    )[1]
 
 
 def truncations(run: "Reopened") -> "Truncations":
