@@ -41,7 +41,7 @@ def test_a_share_is_of_full_fine_tunings_gain_on_the_same_task():
     hard = [(HEAD_ALONE, 6.0, 10), (FULL_TUNING, 2.0, 1000), ("lora", 5.2, 60), ("vera", 5.6, 15)]
     columns = ["method", "loss", "trained"]
     both = [pd.DataFrame(rows, columns=columns).assign(task=task) for rows, task in ((ROWS, "easy"), (hard, "hard"))]
-    results = Results(pd.concat(both, ignore_index=True).assign(learning_rate=0.01), {}, Scale(), pd.DataFrame())
+    results = Results(pd.concat(both, ignore_index=True).assign(learning_rate=0.01), {}, StudyScale(), pd.DataFrame())
     assert share(results, "lora", task="easy") == pytest.approx(0.8)
     assert share(results, "lora", task="hard") == pytest.approx(0.2)
     assert lead("lora", "vera", task="hard")(results) == pytest.approx(0.1)

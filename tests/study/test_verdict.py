@@ -99,7 +99,7 @@ def test_a_scale_that_shows_that_a_study_runs_decides_nothing():
 
 def test_many_replicates_are_drawn_and_the_same_each_time():
     values = np.random.default_rng(1).standard_normal(20)
-    low, high, _ = verdict.interval(lambda draws: values[list(draws[0])].mean(), {0: range(20)})
+    low, high, _ = expanded_interval(lambda draws: values[list(draws[0])].mean(), {0: range(20)})
     half = stats.t.ppf(0.975, 19) * np.std(values, ddof=1) / math.sqrt(20)
     assert high - low == pytest.approx(2 * half, rel=0.12)  # 5000 draws of a tail of 2 %
     found = judged(list(values), at_least=0)
