@@ -32,7 +32,7 @@ AllModules = Annotated[
 ]
 
 
-def compare(
+def compare(  # one parameter per option
     paths: Paths,
     html: Html = None,
     json: Json = None,

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,48 @@ def test_imports_point_downward(path):
     room = path.relative_to(ROOT).parts[0].removesuffix(".py")
     upward = imported_rooms(path) - BELOW[room] - {room}
     assert not upward, f"{path.relative_to(ROOT)} must not import {sorted(upward)}"
+
+
+def dependencies() -> dict[str, set[str]]:
+    """Every module, and the modules of ours that it imports, for typing only too."""
+    paths = {".".join(("lorascope", *path.relative_to(ROOT).with_suffix("").parts)): path for path in MODULES}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        imported: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                imported |= inside & paths.keys() or {str(node.module)}
+        graph[name] = (imported & paths.keys()) - {name, "lorascope"}
+    return graph
+
+
+def test_no_files_import_each_other():
+    graph = dependencies()
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        raise AssertionError(f"a circle of imports: {' ← '.join(error.args[1])}") from None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_have_a_size(path):
+    """450 lines a file; 50 lines and 8 parameters a function, but where a comment in its first line says why."""
+    text = path.read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 450, f"{len(lines)} lines: look for the seam"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            taken = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            parameters = len([name for name in taken if name not in ("self", "cls")])
+            length = (node.end_lineno or 0) - node.lineno + 1
+            head = "\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1])
+            says_why = "#" in head
+            assert says_why or length <= 50, f"{node.name} has {length} lines"
+            assert says_why or parameters <= 8, f"{node.name} has {parameters} parameters"
 
 
 def loaded_by(*arguments: str) -> set[str]:

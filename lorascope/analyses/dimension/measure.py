@@ -24,7 +24,7 @@ Gain = Callable[[Run], float]
 Search = Callable[[Gain], tuple[Sequence[Run], Mapping[str, Any]]]
 
 
-def run(
+def run(  # its docstring is half of it
     candidates: Sequence[Run],
     *,
     modules: str | None = None,
