@@ -79,7 +79,7 @@ def inject(
     return injected
 
 
-def _adapted_layers(model: nn.Module, method: Method, sites: Sequence[Site], seed: int) -> dict[str, AdaptedLayer]:
+def _adapted_layers(model: nn.Module, method: Method, sites: list[Site], seed: int) -> dict[str, AdaptedLayer]:
     """A fresh update around each of these layers, by path. InputError where the method cannot adapt one."""
     wrong = [site.name for site in sites if site.kind not in method.layer_kinds]
     if wrong:
