@@ -10,7 +10,6 @@ imports torch, transformers or matplotlib.
 """
 
 import importlib
-from typing import Any
 
 __version__ = "0.2.0"
 
@@ -25,7 +24,7 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """A public name, imported when it is first used (PEP 562)."""
     if name not in _WHERE:
         raise AttributeError(f"module 'lorascope' has no attribute {name!r}")

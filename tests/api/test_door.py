@@ -1,7 +1,9 @@
 """`import lorascope` is the public API, costs nothing, and names nothing that is not there."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,10 @@ def test_what_opens_a_model_names_the_extra(tmp_path):
         assert done.returncode == 1
         assert "pip install 'lorascope[train]'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_stub_names_what_is_exported():
+    """Type checkers read `__init__.pyi`, since names come lazily."""
+    stub = (Path(ls.__file__).with_suffix(".pyi")).read_text()
+    named = set(re.findall(r"import \w+ as (\w+)", stub))
+    assert named == set(ls.__all__) - {"__version__"}
