@@ -278,7 +278,7 @@ class Study:
     fixed: str
     scales: Mapping[str, StudyScale]
     claims: tuple[Claim, ...]
-    arms: Callable[[StudyScale], Sequence[Arm]] = lambda scale: ()
+    arms: Callable[[StudyScale], Iterable[Arm]] = lambda scale: ()
     measures: tuple[Measure, ...] = ()
     figures: Callable[[Results], Sequence[Block]] = lambda results: ()
     reading: str = ""
@@ -286,7 +286,7 @@ class Study:
 
     def runs_of(self, scale: StudyScale) -> int:
         """How many runs a scale trains: every rate of every sweep, and every replicate; before sweeps go on."""
-        arms = self.arms(scale)
+        arms = list(self.arms(scale))
         sweeps = [len(arm.learning_rates) for arm in arms if len(arm.learning_rates) > 1]
         return scale.replicates * len(arms) + sum(sweeps)
 

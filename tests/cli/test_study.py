@@ -139,7 +139,7 @@ def test_refusals(named):
     for name, text, said in (
         ("empty", "x = 1\n", "defines no study"),
         ("wrong", "def (\n", "line 1"),
-        ("other", TOY.read_text(), "another name"),
+        ("other", TOY.read_text(), "is not named after its script"),
     ):
         path = home / f"{name}.py"
         path.write_text(text)

@@ -152,13 +152,13 @@ def test_a_cluster_that_does_not_answer(monkeypatch):
 
 
 def test_a_node_with_other_versions_or_data_is_refused(toy, tmp_path):
-    from lorascope.study.cluster import _other
+    from lorascope.study.cluster import _mismatch
 
     runner = toy()
     job = runner._tuning_job(runner.arms[0], 1e-3)
-    assert _other(Chunk((job,)), [job.key]) is None
-    assert "other versions" in _other(Chunk((job,)), ["0" * 16])
-    assert "other data" in _other(Chunk((Job({**job.spec, "data": ["0"]}),)), [Job({**job.spec, "data": ["0"]}).key])
+    assert _mismatch(Chunk((job,)), [job.key]) is None
+    assert "other versions" in _mismatch(Chunk((job,)), ["0" * 16])
+    assert "other data" in _mismatch(Chunk((Job({**job.spec, "data": ["0"]}),)), [Job({**job.spec, "data": ["0"]}).key])
 
 
 @pytest.mark.skipif(HERE, reason="Ray is installed")

@@ -179,7 +179,7 @@ def test_runs_that_share_a_pass_equal_their_own(toy, finished, monkeypatch):
     made = []
     chunks = module._chunks
     monkeypatch.setattr(module, "_chunks", lambda jobs: made.extend(chunks(jobs)) or chunks(jobs))
-    monkeypatch.setattr(module, "_most_together", lambda job: 1 if job.spec["config"]["method"]["rank"] == 2 else 8)
+    monkeypatch.setattr(module, "_max_together", lambda job: 1 if job.spec["config"]["method"]["rank"] == 2 else 8)
     together, _ = toy().run()
     assert max(len(chunk.jobs) for chunk in made) > 1
     columns = ["rank", "replicate", "seed"]
@@ -298,7 +298,7 @@ def test_rows_with_and_without_replicates_do_not_mix(toy, monkeypatch):
 def test_an_arm_cannot_take_a_rate_that_nobody_tunes(toy):
     study = work.script(TOY).study
     untuned = replace(study, arms=lambda scale: [replace(arm, learning_rates=()) for arm in study.arms(scale)])
-    with pytest.raises(InputError, match="has no learning rates of its own"):
+    with pytest.raises(InputError, match="has no learning rates"):
         Runner(untuned, TOY, "smoke", toy().store, Local())
 
 
