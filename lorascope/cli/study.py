@@ -58,9 +58,7 @@ def run(  # one parameter per option
     """
     import sys
 
-    from lorascope.outputs import write_json
-    from lorascope.report import terminal
-    from lorascope.study import page, record
+    from lorascope.study import record
     from lorascope.study.store import Store
 
     script = _script(name, studies)
@@ -72,13 +70,7 @@ def run(  # one parameter per option
     except KeyboardInterrupt:
         print("lorascope: interrupted; finished runs are kept. Run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
-    report = record.make(*outcome)
-    reports.mkdir(parents=True, exist_ok=True)
-    path = reports / f"{definition.name}.json"
-    write_json(path, report)
-    sys.stdout.write(terminal.render(page.page(report)))
-    print(f"wrote {path}", file=sys.stderr)
-    _draw([path], studies)
+    _write(record.make(*outcome), reports, studies)
 
 
 def _outcome(
@@ -100,6 +92,22 @@ def _outcome(
             verdicts.append(judge(claim, results))
             progress.update("judging", len(verdicts), len(definition.claims), 0, claim.name)
     return runner, scale, results, tuned, verdicts
+
+
+def _write(report: dict[str, Any], reports: Path, studies: Path) -> None:
+    """Print a report, and write its JSON and its page."""
+    import sys
+
+    from lorascope.outputs import write_json
+    from lorascope.report import terminal
+    from lorascope.study import page
+
+    reports.mkdir(parents=True, exist_ok=True)
+    path = reports / f"{report['name']}.json"
+    write_json(path, report)
+    sys.stdout.write(terminal.render(page.page(report)))
+    print(f"wrote {path}", file=sys.stderr)
+    _draw([path], studies)
 
 
 @study.command("list")
