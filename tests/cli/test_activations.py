@@ -58,4 +58,4 @@ def test_numbers_files_and_streams(runs, tmp_path, page_in_browser):
 
 
 def test_refusals(tmp_path):
-    assert "no folder of a finished run" in refused(lorascope("activations", tmp_path))
+    assert "is not the folder of a finished run" in refused(lorascope("activations", tmp_path))

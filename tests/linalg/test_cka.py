@@ -4,7 +4,6 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from lorascope.linalg.cka import Features, Sums, chance_sd, cka
@@ -136,10 +135,7 @@ def test_over_all_permutations_the_mean_is_0_and_the_spread_the_closed_form():
 
 @pytest.mark.parametrize("groups", [2, 3, 10, 20, 21, 30])
 def test_the_interval_is_the_jackknife_with_students_t(groups):
-    """Leaving groups out by hand, with dense kernels; scipy's quantile, beyond 20 groups the normal's (2.09 at most).
-
-    The table has four digits: 5e-4 of the reach.
-    """
+    """Leaving groups out by hand, with dense kernels; rounding of float64 through two ways of summing: 1e-6."""
     x, y = pair(2 * groups + 10, 3, 3)
     labels = np.arange(len(x)) % groups
 
@@ -148,7 +144,7 @@ def test_the_interval_is_the_jackknife_with_students_t(groups):
 
     without = np.array([value(labels != group) for group in range(groups)])
     error = np.sqrt((groups - 1) / groups * np.sum((without - without.mean()) ** 2))
-    quantile = student_t.ppf(0.975, groups - 1) if groups <= 20 else norm.ppf(0.975)
+    quantile = student_t.ppf(0.975, groups - 1)
     found = cka(Features(x, labels), Features(y, labels))
-    assert found.value - found.low == pytest.approx(quantile * error, rel=5e-4)
-    assert found.high == pytest.approx(min(found.value + quantile * error, 1), rel=5e-4)
+    assert found.value - found.low == pytest.approx(quantile * error, rel=1e-6)
+    assert found.high == pytest.approx(min(found.value + quantile * error, 1), rel=1e-6)
