@@ -171,6 +171,7 @@ def _intervened(
     from lorascope.analyses.intruders.intervention import intervene
     from lorascope.cli._progress import bar
     from lorascope.cli._runs import opened as reopened
+    from lorascope.weights.adapter import Skipped
 
     opened = reopened(run, device, max_samples=samples)
     others = _retained(opened, retain, samples) if retain is not None else None
@@ -184,11 +185,16 @@ def _intervened(
         scores = {"loss": score.loss, "accuracy": score.accuracy}
         return scores if others is None else {**scores, "retained_loss": opened.score(others).loss}
 
+    # A head that was trained whole has a spectrum and is no update: it stays as trained.
+    scaled = replace(result, rows=tuple(row for row in result.rows if row.name in opened.updates))
+    whole = [row.name for row in result.rows if row.name not in opened.updates]
+    reason = "trained whole: it stays as trained while intruders are scaled"
+    skipped = (*result.skipped, *(Skipped(name, reason, stage="intervention") for name in whole))
     made = intervene(
-        result, str(run), opened.base_weight, opened.delta, evaluate,
+        scaled, str(run), opened.base_weight, opened.delta, evaluate,
         texts=texts, progress=bar("evaluations"), **options,
     )  # fmt: skip
-    return replace(result, intervention=made)
+    return replace(result, intervention=made, skipped=skipped)
 
 
 def _retained(opened: Any, retain: str, samples: int | None) -> Any:

@@ -211,7 +211,7 @@ def _own_words() -> Iterator[None]:
 
 def _unknown_keys(config: ModelConfig, unexpected: Iterable[str]) -> list[str]:
     """A sentence where the checkpoint holds tensors of blocks that the model does not have: it may be of another
-    architecture. Another task's head, and blocks that `num_hidden_layers` cuts away, are no unknown_keys.
+    architecture. Another task's head, and blocks that `num_hidden_layers` cuts away, are not meant.
     """
     most = config.num_hidden_layers
     numbers = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in unexpected}
