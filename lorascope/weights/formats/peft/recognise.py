@@ -12,7 +12,7 @@ from lorascope.weights.formats.peft.keys import Key, body
 
 # Methods that are recognised by the first letters of a segment of the key, and not analysed.
 NOT_READ = {
-    "adamss_": "AdaMSS", "beft_": "BEFT", "boft_": "BOFT", "c3a_": "C3A", "deft_": "DEFT", "delora_": "DeLoRA",
+    "adamss_": "AdaMSS", "beft_": "BEFT", "boft_": "BOFT", "c3a_": "C3A", "deft_": "DEFT",
     "fourierft_": "FourierFT", "frod_": "FROD", "glora_": "GLoRA", "gralora_": "GraLoRA", "hira_": "HiRA",
     "hra_": "HRA", "lily_": "Lily", "ln_tuning_": "LayerNorm tuning", "miss_": "MiSS", "oft_": "OFT", "osf_": "OSF",
     "peanut_": "PEANuT", "poly_": "Poly", "psoft_": "PSOFT", "pvera_": "PVeRA", "randlora_": "RandLoRA",
