@@ -26,6 +26,7 @@ from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.recognise import read_config
 from lorascope.weights.leftovers import changes_delta, modules_of
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import reshaped
 
 if TYPE_CHECKING:
@@ -221,3 +222,5 @@ def _method(updates: Mapping[str, Update], settings: Settings) -> str:
 
 
 formats.register("diffusers")(Diffusers())
+
+SUPPORT = (Support("diffusers", "the writer's formula in float64"),)

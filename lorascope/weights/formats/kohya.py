@@ -26,6 +26,7 @@ from lorascope.weights.formats.key_groups import (
     rename,
     resolve,
 )
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import reshaped
 
 if TYPE_CHECKING:
@@ -153,3 +154,5 @@ def _json(value: str) -> Any:
 
 
 formats.register("kohya")(Kohya())
+
+SUPPORT = (Support("kohya, sd-scripts and ComfyUI", "the writer's formula in float64"),)

@@ -26,6 +26,7 @@ from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.key_groups import KeyGroup, by_module, number
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import Combined, Mapped
 
 if TYPE_CHECKING:
@@ -239,3 +240,5 @@ def _is_within(module: str, adapted: set[str]) -> bool:
 
 
 formats.register("loralib")(Loralib())
+
+SUPPORT = (Support("loralib, AdaLoRA's repository, litgpt", "loralib's merge and the writers' formula"),)

@@ -28,6 +28,7 @@ from lorascope.weights.formats.key_groups import (
     rename,
     resolve,
 )
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import Mapped, flattened, transposed
 
 if TYPE_CHECKING:
@@ -344,3 +345,5 @@ ALGORITHMS = (
 )
 
 formats.register("lycoris")(Lycoris())
+
+SUPPORT = (Support("LyCORIS", "LyCORIS's merge in float64", base="for ΔW of (IA)³ and DoRA"),)

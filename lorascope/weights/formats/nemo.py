@@ -16,6 +16,7 @@ from lorascope.errors import InputError
 from lorascope.updates.base import Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.key_groups import KeyGroup, by_module, low_rank_roles
+from lorascope.weights.support import Support
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -54,3 +55,5 @@ def _update(group: KeyGroup, ledger: Ledger) -> Update:
 
 
 formats.register("nemo")(Nemo())
+
+SUPPORT = (Support("NeMo and Megatron-Bridge", "the writer's formula in float64"),)

@@ -28,6 +28,7 @@ from lorascope.weights.drawn import Drawn
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats, refuse_loss
 from lorascope.weights.random_subspace import LAMBDA, THETA, Plan, Projected, Subspace, subspace_of
 from lorascope.weights.safetensors import write_safetensors
+from lorascope.weights.support import Support
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -215,3 +216,5 @@ def _json(record: Mapping[str, Any]) -> str:
 
 
 formats.register(NAME)(BaseParam())
+
+SUPPORT = (Support("lorascope", "its own formula in float64, and the trained layer"),)

@@ -10,6 +10,7 @@ from lorascope.weights.formats.peft.family import Context, Group, Written, contr
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.lora import LoRA, is_transposed, mismatch
 from lorascope.weights.formats.peft.scales import exact_alpha
+from lorascope.weights.support import Support
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -92,3 +93,6 @@ def _written(adapter: Adapter) -> Written:
         "rank_pattern": pattern or None,
     }
     return Written(tensors, config)
+
+
+SUPPORT = (Support("AdaLoRA", "PEFT's merge in float64", peft="ADALORA"),)

@@ -3,6 +3,7 @@
 from lorascope.updates.base import Update
 from lorascope.weights.formats.peft.config import ScaleFields
 from lorascope.weights.formats.peft.family import Context, Family, Group, check_rank, families
+from lorascope.weights.support import Support
 
 
 class DeLoRA(Family):
@@ -21,3 +22,5 @@ class DeLoRA(Family):
 
 
 families.register("delora")(DeLoRA())
+
+SUPPORT = (Support("DeLoRA", "PEFT's merge in float64", peft="DELORA"),)

@@ -90,6 +90,7 @@ class Family:
         roles: the last segments of its keys.
         marks: of these, the roles by which a module is known to be this family's.
         with_tail: of these, the roles that are modules, whose parameter is `.weight`.
+        rest_keys: how the segment of a key begins that `read_rest` takes, as in `recognise.NOT_READ`.
         fields: of adapter_config.json that this family has and not every method has, with spaces between.
         scales: the fields that say rank and scale; None where ΔW has no scale.
         kinds_written: the kinds of update that `write` has a place for.
@@ -100,6 +101,7 @@ class Family:
     roles: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[frozenset[str]] = frozenset()
     with_tail: ClassVar[frozenset[str]] = frozenset()
+    rest_keys: ClassVar[frozenset[str]] = frozenset()
     fields: ClassVar[str] = ""
     scales: ClassVar[ScaleFields | None] = None
     kinds_written: ClassVar[frozenset[str]] = frozenset()

@@ -10,6 +10,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import reshaped
 
 if TYPE_CHECKING:
@@ -99,3 +100,6 @@ def _written(adapter: Adapter) -> Written:
         "fan_in_fan_out": transposed,
     }
     return Written(tensors, config)
+
+
+SUPPORT = (Support("(IA)³", "PEFT's merge in float64", base="for ΔW", peft="IA3"),)

@@ -8,6 +8,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.peft.family import Context, Family, Rest, Written, families
 from lorascope.weights.formats.peft.keys import PREFIX, body
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import reshaped
 
 _KEY = re.compile(r"^(?P<module>.+)\.ln_tuning_layers(?:\.(?P<adapter>[^.]+))?\.(?P<parameter>weight|bias)$")
@@ -60,3 +61,6 @@ def norm_keys(updates: dict[str, Update]) -> tuple[dict[str, Stored], list[str]]
             )
         tensors[f"{PREFIX}{module}.ln_tuning_layers.{parameter}"] = reshaped(update.roles["tuned"], update.shape[0])
     return tensors, list(dict.fromkeys((u.base_weight or u.name).rpartition(".")[0] for u in updates.values()))
+
+
+SUPPORT = (Support("LayerNorm tuning", "PEFT's merge in float64", base="for ΔW", peft="LN_TUNING"),)

@@ -18,6 +18,7 @@ from lorascope.weights.formats.peft.family import Context, Family, Group, Writte
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.merged import enabled, merged_linear
 from lorascope.weights.formats.peft.scales import scale_fields
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import Mapped, flattened, reshaped
 
 if TYPE_CHECKING:
@@ -293,3 +294,25 @@ def _lora_keys(update: Update) -> dict[str, Stored]:
 def _like_embedding(update: Update) -> bool:
     """Whether an update that is not marked as one is an embedding's: transposed, under a name that embeddings have."""
     return update.transposed and (update.name.endswith(EMBEDDINGS) or "embedding" in update.name.rpartition(".")[2])
+
+
+SUPPORT = (
+    Support("LoRA", "PEFT's merge in float64", peft="LORA"),
+    Support("rsLoRA", "PEFT's merge in float64", peft="LORA.use_rslora"),
+    Support("DoRA", "PEFT's merge in float64", base="for ΔW; B·A without", peft="LORA.use_dora"),
+    Support("LoRA of fused experts", "PEFT's merge in float64", peft="LORA.target_parameters"),
+    Support("a bias of B", "PEFT's merge in float64", peft="LORA.lora_bias"),
+    Support("activated LoRA", "PEFT's merge in float64", peft="LORA.alora_invocation_tokens"),
+    Support("VeLoRA", "PEFT's merge in float64", peft="LORA.velora_config"),
+    Support("replicated layers", "PEFT's merge in float64", peft="LORA.layer_replication"),
+    Support("PiSSA and OLoRA", "PEFT's merge in float64", base="for ΔW; B·A without", peft="LORA.init_lora_weights"),
+    Support("QALoRA", refused=_CHANGES_DELTA["use_qalora"], peft="LORA.use_qalora"),
+    Support("BD-LoRA", refused=_CHANGES_DELTA["use_bdlora"], peft="LORA.use_bdlora"),
+    Support("KaSA", refused=_CHANGES_DELTA["kasa_config"], peft="LORA.kasa_config"),
+    Support("MonteCLoRA", refused=_CHANGES_DELTA["monteclora_config"], peft="LORA.monteclora_config"),
+    Support("Arrow", refused=_CHANGES_DELTA["arrow_config"], peft="LORA.arrow_config"),
+    Support("EVA", "as LoRA: A starts elsewhere, ΔW = s·B·A", peft="LORA.eva_config"),
+    Support("CorDA", "B·A alone, with a note: training started from another base", peft="LORA.corda_config"),
+    Support("LoftQ", "B·A alone, with a note: training started from another base", peft="LORA.loftq_config"),
+    Support("LoRA-GA", "B·A alone, with a note: training started from another base", peft="LORA.lora_ga_config"),
+)

@@ -11,6 +11,7 @@ from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.scales import scale_fields
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import Combined, flattened, transposed
 
 _SCALES = ScaleFields(alpha="alpha")
@@ -171,3 +172,9 @@ def _written_loha(adapter: Adapter) -> Written:
         tensors |= {f"{PREFIX}{update.name}.hada_{role}": stored for role, stored in update.roles.items()}
     ranked = [(update, update.roles["w1_b"].shape[0]) for update in adapter.updates.values()]
     return Written(tensors, {"peft_type": "LOHA", **scale_fields(adapter, ranked, _SCALES)})
+
+
+SUPPORT = (
+    Support("LoHa", "PEFT's merge in float64", peft="LOHA"),
+    Support("LoKr", "PEFT's merge in float64", peft="LOKR"),
+)

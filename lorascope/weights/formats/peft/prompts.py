@@ -19,6 +19,7 @@ from lorascope.weights.formats.base import Ledger, refuse_loss
 from lorascope.weights.formats.peft.config import COMMON, Config
 from lorascope.weights.formats.peft.family import Context, Family, Rest, families
 from lorascope.weights.safetensors import write_safetensors
+from lorascope.weights.support import Support
 
 KEY = "prompt_embeddings"
 REASONS = {
@@ -122,3 +123,10 @@ def _submodules(config: Config) -> int:
     """How many stacks have virtual tokens of their own: 2 in an encoder with a decoder, and prefixes are shared."""
     number = config.raw.get("num_transformer_submodules") or 1
     return number if type(number) is int and config.peft_type != "PREFIX_TUNING" else 1
+
+
+_NAMES = {
+    "PROMPT_TUNING": "prompt tuning", "P_TUNING": "P-tuning", "PREFIX_TUNING": "prefix tuning",
+    "MULTITASK_PROMPT_TUNING": "multitask prompt tuning", "CPT": "CPT", "CARTRIDGE": "Cartridge",
+}  # fmt: skip
+SUPPORT = tuple(Support(_NAMES[type], refused=reason.partition(": ")[2], peft=type) for type, reason in REASONS.items())

@@ -10,7 +10,7 @@ from lorascope.weights.formats.peft.config import COMMON, Config, ScaleFields, p
 from lorascope.weights.formats.peft.family import Family, Group, families
 from lorascope.weights.formats.peft.keys import Key, body
 
-# Methods that are recognised by the first letters of a segment of the key, and not analysed.
+# Methods by the first letters of a segment of the key; not analysed, but where a family has such roles or `rest_keys`.
 NOT_READ = {
     "adamss_": "AdaMSS", "beft_": "BEFT", "boft_": "BOFT", "c3a_": "C3A", "deft_": "DEFT",
     "fourierft_": "FourierFT", "frod_": "FROD", "glora_": "GLoRA", "gralora_": "GraLoRA", "hira_": "HiRA",
@@ -117,7 +117,12 @@ def method_not_read(key: str) -> str | None:
 
 def _not_read(key: str) -> re.Match[str] | None:
     match = _NOT_READ.search(body(key))
-    return match if match and parse(key) is None else None
+    return match if match and match[1] not in _rest_keys() and parse(key) is None else None
+
+
+@cache
+def _rest_keys() -> frozenset[str]:
+    return frozenset().union(*(family.rest_keys for family in all_families()))
 
 
 def betrayed_modules(keys: Iterable[str]) -> dict[str, str]:
@@ -142,6 +147,6 @@ def betrayed_for_all(keys: Iterable[str]) -> list[str]:
 
 def is_peft(key: str) -> bool:
     """Whether a key alone, without a config, is PEFT's spelling."""
-    if key.startswith("base_model.") and (parse(key) is not None or method_not_read(key) is not None):
+    if key.startswith("base_model.") and (parse(key) is not None or _NOT_READ.search(body(key))):
         return True
     return any(family.claims_key(key) for family in all_families())

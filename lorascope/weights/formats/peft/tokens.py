@@ -13,6 +13,7 @@ from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Family, Rest, families
 from lorascope.weights.formats.peft.keys import body
+from lorascope.weights.support import Support
 
 TOKENS = "rows of trainable tokens: they replace the base's rows, and are not an update by themselves"
 
@@ -78,3 +79,9 @@ def _indices(config: Config, module: str) -> tuple[int, ...]:
             f"adapter_config.json does not say which rows of {module} were trained", found=repr(indices)[:100]
         )
     return tuple(indices)
+
+
+SUPPORT = (
+    Support("trainable tokens", refused=TOKENS, peft="TRAINABLE_TOKENS"),
+    Support("trainable tokens", refused=TOKENS, peft="LORA.trainable_token_indices"),
+)

@@ -17,6 +17,7 @@ from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.quantised import HINT, Unreadable
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import InMemory, Recent, Slice
 
 if TYPE_CHECKING:
@@ -252,3 +253,8 @@ def _is_draw(key: Any, a: np.ndarray, b: np.ndarray) -> bool:
         return False
     drawn = draw_projections(key, a.shape[0], a.shape[1], b.shape[0])
     return np.array_equal(drawn[0], a) and np.array_equal(drawn[1], b)
+
+
+SUPPORT = (
+    Support("VeRA", "PEFT's merge in float64", base="for shapes, where the projections are not stored", peft="VERA"),
+)
