@@ -22,8 +22,7 @@ from lorascope.weights import quantised
 from lorascope.weights.conversion import names_in_memory
 from lorascope.weights.dtypes import SIZES
 from lorascope.weights.files import PICKLES, SAFETENSORS, Tensors, open_tensors
-from lorascope.weights.safetensors import OnDisk
-from lorascope.weights.tensors import Mapped, first_rows, flattened, reshaped, transposed
+from lorascope.weights.tensors import Mapped, first_rows, flattened, reshaped, slot, transposed
 
 _FILES = (
     "model.safetensors",
@@ -220,7 +219,7 @@ class Checkpoint:
         if update.expert is not None and len(stored.shape) == 3:
             if update.expert >= stored.shape[0]:
                 return f"the base has {stored.shape[0]} experts there"
-            stored = _first_axis(stored, update.expert)
+            stored = slot(stored, update.expert)
         if len(stored.shape) < 2:
             stored = reshaped(stored, math.prod(stored.shape), 1)  # a bias or a norm's weight is a map of one input
         matrix = flattened(stored) if len(stored.shape) > 2 else stored
@@ -258,13 +257,6 @@ class Stacked:
     def rows(self, start: int, stop: int) -> "Stacked":
         """Experts `start` to `stop`, without reading the others."""
         return Stacked(self.experts[start:stop])
-
-
-def _first_axis(stored: Stored, index: int) -> Stored:
-    rest = tuple(stored.shape[1:])
-    if isinstance(stored, OnDisk | Stacked):
-        return reshaped(stored.rows(index, index + 1), *rest)
-    return Mapped(stored, rest, lambda values: values[index])
 
 
 def _fitted(update: Update, matrix: Stored) -> Stored | str:

@@ -38,7 +38,6 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
     (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "a NeMo or Megatron adapter that is not LoRA", ""),
     (r"_lora_[ab]$|lora_kernel_[ab]$", "a LoRA of JAX or Keras (tunix, qwix, KerasHub)", _PEFT),
-    (r"\.lora_[ab]$", "a LoRA of MLX (lora_a and lora_b)", "fuse it with mlx_lm.fuse, or train with PEFT"),
     (r"\.lora_(down|up)\.\d+\.weight$", "a LoRA of sd-scripts with query, key and value apart (lora_down.0)",
      "convert it with sd-scripts' convert_flux_lora.py"),
     (r"\.lora_(down|up)$", "a LoRA of Nunchaku, packed for its kernels (lora_down without .weight)",
@@ -101,10 +100,6 @@ def _by_config(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """What an `adapter_config.json` that is not PEFT's belongs to."""
     if "peft_type" in config:
         return None
-    if "fine_tune_type" in config or "lora_parameters" in config:
-        sort = config.get("fine_tune_type", "lora")
-        what = "whole weights tuned" if sort == "full" else f"a {sort} adapter"
-        return f"{what} by MLX (mlx_lm), which lorascope does not read", "fuse it with mlx_lm.fuse, or train with PEFT"
     if isinstance(config.get("config"), Mapping) and config.keys() & {"name", "model_class", "hidden_size"}:
         sort = config["config"].get("architecture") or "bottleneck: a small network between two layers"
         return f"an adapter of AdapterHub ({sort})", "of AdapterHub's adapters, lorascope reads LoRA"

@@ -126,3 +126,12 @@ def first_rows(stored: Stored, count: int) -> Stored:
     if rows is not None:
         return rows(0, count)
     return Mapped(stored, (count, *stored.shape[1:]), lambda values: values[:count])
+
+
+def slot(stored: Stored, index: int) -> Stored:
+    """`stored[index]`, without reading the rest where the file allows that."""
+    rest = tuple(stored.shape[1:])
+    rows = getattr(stored, "rows", None)
+    if rows is not None:
+        return reshaped(rows(index, index + 1), *rest)
+    return Mapped(stored, rest, lambda values: values[index])

@@ -482,6 +482,30 @@ def torchtune(hand: Hand) -> Files:
     return plain("torchtune", "torchtune", tensors)
 
 
+@family("mlx")
+def mlx(hand: Hand) -> Files:
+    rank, tensors = hand.size(1, 4), {}
+    for module in hand.modules():
+        d_in, d_out, experts = hand.size(), hand.size(), hand.size(1, 3)
+        if hand.maybe():
+            tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"] = hand.array(d_in, rank), hand.array(rank, d_out)
+            if hand.maybe():
+                tensors[f"{module}.m"] = hand.array(d_out)
+        else:
+            tensors[f"{module}.lora_a"] = hand.array(experts, rank, d_in)
+            tensors[f"{module}.lora_b"] = hand.array(experts, d_out, rank)
+    scale = {"rank": rank, "scale": hand.alpha()} if hand.maybe() else {"rank": rank}
+    said = [("fine_tune_type", "lora"), ("num_layers", 2), ("lora_parameters", scale)]
+    return Files("mlx", "mlx", list(tensors.items()), {"format": "mlx"}, said)
+
+
+@family("mlx")
+def mlx_whole_weights(hand: Hand) -> Files:
+    tensors = {f"{module}.weight": hand.array(hand.size(), hand.size()) for module in hand.modules()}
+    tensors["model.norm.weight"] = hand.array(4)
+    return Files("mlx", "mlx", list(tensors.items()), {}, [("fine_tune_type", "full"), ("num_layers", 2)])
+
+
 def own_record(tensors: dict[str, Tensor], **more: Any) -> Files:
     record = {"format": "lorascope", "schema": 1, "method": "test", "settings": {"r": 3}, "notes": ["by hand"]}
     record |= {"modules": {}, "saved": [], "parts": {}, **more}

@@ -431,8 +431,6 @@ def test_foreign_files_are_named_for_what_they_are(name, said, by_folder, tmp_pa
         ),
         (["l.0.q.weight"], {"config": {"reduction_factor": 4}, "name": "x"}, "AdapterHub"),
         (["lora_transformer_blocks_0_attn_to_q.oft_R.weight"], None, "OFT"),
-        (["l.0.q.lora_a", "l.0.q.lora_b"], None, "MLX"),
-        (["l.0.q.weight"], {"fine_tune_type": "full", "num_layers": 1}, "MLX"),
         (["l.0.q.w_lora_a", "l.0.q.w_lora_b"], None, "JAX"),
         (["l.adapter_layer.adapter_1.linear_in.weight", "l.adapter_layer.adapter_1.linear_out.weight"], None, "NeMo"),
         (["l.0.q.lora_down", "l.0.q.lora_up"], None, "Nunchaku"),
