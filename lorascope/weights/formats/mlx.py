@@ -21,6 +21,7 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.expert_factors import per_expert
 from lorascope.weights.formats.key_groups import KeyGroup, by_module
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import transposed
 
 if TYPE_CHECKING:
@@ -161,3 +162,10 @@ def _whole(config: Mapping[str, Any], ledger: Ledger) -> Parsed:
 
 
 formats.register("mlx")(Mlx())
+
+SUPPORT = (
+    Support("MLX (mlx_lm): LoRA, experts, embeddings", "mlx_lm's fuse in float64"),
+    Support("MLX (mlx_lm): DoRA", "mlx_lm's fuse in float64", base="for ΔW; B·A without"),
+    Support("MLX (mlx_lm): whole weights", "mlx_lm's fuse in float64", base="for ΔW"),
+    Support("MLX (mlx_vlm): LoRA", "the writer's formula in float64"),
+)
