@@ -29,12 +29,9 @@ ENDINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 _TENSORFLOW_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 
 # What some key looks like: what the file is, and what to do.
-_BOTTLENECK = "an adapter of AdapterHub (bottleneck): a small network between two layers, and no update of a weight"
 _OFT = "an OFT adapter (oft_R): it rotates the base's weight, ΔW = (R − I)·W, which lorascope does not compute"
 KEYS: tuple[tuple[str, str, str], ...] = (
-    (r"\.adapters\.[^.]+\.(adapter_down|adapter_up|\w*phm\w*)", _BOTTLENECK, ""),
-    (r"(^|\.)prefix_tunings?\.|prefix_gates", "a prefix of AdapterHub: keys and values, and no update of a weight", ""),
-    (r"\.refts?\.|intkey_|(^|\.)(rotate_layer|learned_source)\.", "a ReFT: it edits hidden states, and no weight", ""),
+    (r"intkey_|(^|\.)(rotate_layer|learned_source)\.", "a ReFT: it edits hidden states, and no weight", ""),
     (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
     (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "a NeMo or Megatron adapter that is not LoRA", ""),
     (r"_lora_[ab]$|lora_kernel_[ab]$", "a LoRA of JAX or Keras (tunix, qwix, KerasHub)", _PEFT),

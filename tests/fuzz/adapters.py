@@ -506,6 +506,17 @@ def mlx_whole_weights(hand: Hand) -> Files:
     return Files("mlx", "mlx", list(tensors.items()), {}, [("fine_tune_type", "full"), ("num_layers", 2)])
 
 
+@family("bottlenecks")
+def bottlenecks(hand: Hand) -> Files:
+    width, inner, place = hand.size(), hand.size(), "bert.encoder.layer.0.output.adapters.sst"
+    tensors = {
+        f"{place}.adapter_down.0.weight": hand.array(inner, width),
+        f"{place}.adapter_up.bias": hand.array(width),
+    }
+    config = [("config", {"architecture": None, "reduction_factor": 4}), ("name", "sst")]
+    return Files("bottlenecks", "bottlenecks", list(tensors.items()), {}, config if hand.maybe() else None)
+
+
 def own_record(tensors: dict[str, Tensor], **more: Any) -> Files:
     record = {"format": "lorascope", "schema": 1, "method": "test", "settings": {"r": 3}, "notes": ["by hand"]}
     record |= {"modules": {}, "saved": [], "parts": {}, **more}

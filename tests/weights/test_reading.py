@@ -383,6 +383,9 @@ def test_adapterhubs_lora_has_its_configs_scale(tmp_path):
     for change in ({"composition_mode": "scale"}, {"use_gating": True}):
         with pytest.raises(InputError, match="composition_mode"):
             read(saved(tmp_path, tensors, {**config, "config": {**config["config"], **change}}, "pytorch_adapter.bin"))
+    prefix = "bert.prefix_tuning.prefix_tunings.sst.wte.weight"
+    mixed = read(saved(tmp_path, {**tensors, prefix: A}, config, "pytorch_adapter.bin"))
+    assert set(mixed.non_weight_tensors) == {prefix}
     gate = {"bert.layer.0.query.loras.sst.gate.weight": A}
     with pytest.raises(InputError, match="not understood"):
         read(saved(tmp_path, {**tensors, **gate}, config, "pytorch_adapter.bin"))
@@ -424,15 +427,9 @@ def test_foreign_files_are_named_for_what_they_are(name, said, by_folder, tmp_pa
 @pytest.mark.parametrize(
     ("keys", "config", "said"),
     [
-        (
-            ["l.0.output.adapters.sst.adapter_down.0.weight", "l.0.output.adapters.sst.adapter_up.bias"],
-            None,
-            "bottleneck",
-        ),
         (["l.0.q.weight"], {"config": {"reduction_factor": 4}, "name": "x"}, "AdapterHub"),
         (["lora_transformer_blocks_0_attn_to_q.oft_R.weight"], None, "OFT"),
         (["l.0.q.w_lora_a", "l.0.q.w_lora_b"], None, "JAX"),
-        (["l.adapter_layer.adapter_1.linear_in.weight", "l.adapter_layer.adapter_1.linear_out.weight"], None, "NeMo"),
         (["l.0.q.lora_down", "l.0.q.lora_up"], None, "Nunchaku"),
         (["lora_unet_x.lora_down.0.weight", "lora_unet_x.lora_up.0.weight"], None, "sd-scripts"),
         (["medusa_head.0.0.linear.weight", "medusa_head.0.1.weight"], None, "Medusa"),

@@ -25,6 +25,7 @@ from lorascope.architectures import LITGPT_FUSED
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
+from lorascope.weights.formats.bottlenecks import take_parts
 from lorascope.weights.formats.key_groups import KeyGroup, by_module, number
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import Combined, Mapped
@@ -63,10 +64,12 @@ class Loralib(Format):
         if hub is not None:
             updates = _of_adapterhub(updates, *hub)
         adalora = any(update.kind == "triplet" for update in updates.values())
+        parts, reasons = take_parts(ledger)  # AdapterHub combines LoRA with bottlenecks and prefixes in one file
         return Parsed(
             updates=updates,
             method="AdaLoRA" if adalora else "LoRA",
-            saved=_saved(bundle.tensors, ledger, set(groups)),
+            saved={**_saved(bundle.tensors, ledger, set(groups)), **parts},
+            non_weight_tensors=reasons,
             settings=dict((bundle.config or {}).get("config") or {}) if hub is not None else {},
             notes=(NO_ALPHA,) if hub is None else (),
         )
