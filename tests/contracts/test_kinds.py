@@ -17,6 +17,8 @@ from lorascope.linalg.arrays import to_numpy
 from lorascope.updates.base import dense, kinds
 
 SIZES = {"r": 3, "d_out": 8, "d_in": 12, "a": 2, "b": 3, "c": 4, "d": 4, "r1": 1, "r2": 2, "1": 1}
+# Of blocks: k·q and m·block are d_out, k·p and n·block are d_in.
+SIZES |= {"k": 2, "p": 6, "q": 4, "w": 4, "h": 1, "m": 2, "n": 3, "block": 4}
 SCALE = 0.75
 
 
@@ -69,6 +71,7 @@ for _module in pkgutil.iter_modules(tests.updates.__path__, "tests.updates."):
 CHOICES = {
     "scaling": [("out_scale",), ("in_scale",)],
     "magnitude": [("A", "B", "m"), ("m",)],
+    "gralora": [("A_blocks", "B_blocks"), ("A_blocks", "B_blocks", "A_general", "B_general")],
     "kronecker": [("w1", "w2"), ("w1_a", "w1_b", "w2"), ("w1", "w2_a", "w2_b"), ("w1_a", "w1_b", "w2_a", "w2_b")],
 }
 CASES = [(name, chosen) for name, kind in kinds.items() for chosen in CHOICES.get(name, [tuple(kind.roles)])]

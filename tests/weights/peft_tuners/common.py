@@ -8,6 +8,7 @@ reads from the same files, and from the model in memory.
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Case:
         tolerance: of ‖ΔW − PEFT's‖ / ‖PEFT's‖, beside its reason where it is not that of sums.
         prepare: what is done to the PEFT model after its parameters were drawn.
         says: a part of one of the adapter's notes.
+        widened: makes PEFT's merge compute in float64 where it narrows to float32 whatever the model is in.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Case:
     tolerance: float = SUMS
     prepare: Callable[[nn.Module], None] | None = None
     says: str = ""
+    widened: Callable[[], AbstractContextManager] = nullcontext
 
     def __str__(self) -> str:
         return self.name
@@ -126,9 +129,11 @@ def saved(case: Case, folder: Path) -> Saved:
     return Saved(base, model, folder / "adapter", folder / "base")
 
 
-def truth(base: nn.Module, adapter_folder: Path) -> dict[str, np.ndarray]:
+def truth(
+    base: nn.Module, adapter_folder: Path, widened: Callable[[], AbstractContextManager] = nullcontext
+) -> dict[str, np.ndarray]:
     """What PEFT's merge of the files adds, in float64, to each parameter of the base that it changes."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), widened():
         warnings.simplefilter("ignore")
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), adapter_folder)
         merged = loaded.double().merge_and_unload().state_dict()
@@ -157,7 +162,7 @@ def compare(case: Case, adapter: Adapter, base: Checkpoint | None, expected: dic
 def check(case: Case, folder: Path) -> Adapter:
     """The case's files, read by lorascope, are what PEFT merges; the model in memory gives the same numbers."""
     written = saved(case, folder)
-    expected = truth(written.base, written.adapter_folder)
+    expected = truth(written.base, written.adapter_folder, case.widened)
     assert expected
     base = written.checkpoint if case.base else None
     adapter = io.read(written.adapter_folder, base)

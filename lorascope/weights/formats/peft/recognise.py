@@ -12,8 +12,8 @@ from lorascope.weights.formats.peft.keys import Key, body
 
 # Methods by the first letters of a segment of the key; not analysed, but where a family has such roles or `rest_keys`.
 NOT_READ = {
-    "adamss_": "AdaMSS", "beft_": "BEFT", "boft_": "BOFT", "c3a_": "C3A", "deft_": "DEFT",
-    "fourierft_": "FourierFT", "frod_": "FROD", "glora_": "GLoRA", "gralora_": "GraLoRA", "hira_": "HiRA",
+    "adamss_": "AdaMSS", "beft_": "BEFT", "boft_": "BOFT", "deft_": "DEFT",
+    "fourierft_": "FourierFT", "frod_": "FROD", "glora_": "GLoRA", "hira_": "HiRA",
     "hra_": "HRA", "lily_": "Lily", "ln_tuning_": "LayerNorm tuning", "miss_": "MiSS", "oft_": "OFT", "osf_": "OSF",
     "peanut_": "PEANuT", "poly_": "Poly", "psoft_": "PSOFT", "pvera_": "PVeRA", "randlora_": "RandLoRA",
     "road_": "RoAd", "shadow_": "Shadow", "shira_": "SHiRA", "supertuning_": "Supertuning", "tinylora_": "TinyLoRA",
