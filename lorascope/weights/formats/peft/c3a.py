@@ -2,6 +2,7 @@
 
 from lorascope.updates.base import Update
 from lorascope.weights.formats.peft.family import Context, Family, Group, families
+from lorascope.weights.support import Support
 
 
 class C3A(Family):
@@ -16,3 +17,5 @@ class C3A(Family):
 
 
 families.register("c3a")(C3A())
+
+SUPPORT = (Support("C3A", "PEFT's merge in float64", peft="C3A"),)

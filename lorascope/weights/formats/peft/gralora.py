@@ -5,6 +5,7 @@ from lorascope.updates.base import Update, kinds
 from lorascope.weights.formats.peft.config import ScaleFields
 from lorascope.weights.formats.peft.family import Context, Family, Group, check_rank, families
 from lorascope.weights.formats.peft.lora import is_transposed
+from lorascope.weights.support import Support
 
 _ROLES = {
     "A_blocks": "gralora_A",
@@ -42,3 +43,5 @@ class GraLoRA(Family):
 
 
 families.register("gralora")(GraLoRA())
+
+SUPPORT = (Support("GraLoRA", "PEFT's merge in float64", peft="GRALORA"),)
