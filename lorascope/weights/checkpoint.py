@@ -220,6 +220,8 @@ class Checkpoint:
             if update.expert >= stored.shape[0]:
                 return f"the base has {stored.shape[0]} experts there"
             stored = slot(stored, update.expert)
+        if len(stored.shape) == 4 and update.kind == "oft_v2" and not update.kernel:
+            return "it is a convolution, which the adapter was read without: read it together with the base"
         if len(stored.shape) < 2:
             stored = reshaped(stored, math.prod(stored.shape), 1)  # a bias or a norm's weight is a map of one input
         matrix = flattened(stored) if len(stored.shape) > 2 else stored

@@ -1,7 +1,7 @@
 """The contract of a kind of update, over every registered one: the dense formula, shapes that disagree, torch.
 
 A kind needs one line: ΔW written out densely, in the textbook's way, from the same roles. It stands here in `FORMULAS`,
-or as `FORMULA` in a file of its own, `tests/updates/formula_KIND.py`.
+or as `FORMULA` in a file of its own, `tests/updates/formula_KIND.py`, which may also have `CHOICES` and `SIZES`.
 """
 
 import importlib
@@ -63,10 +63,6 @@ FORMULAS = {
     "pissa": lambda x, s, w: s * x["B"] @ x["A"] - leading(w, x["A"].shape[0]),
     "olora": lambda x, s, w: s * (x["B"] @ x["A"] - (w - rest_of_qr(w, x["A"].shape[0]))),
 }
-for _module in pkgutil.iter_modules(tests.updates.__path__, "tests.updates."):
-    _name = _module.name.rpartition(".")[2]
-    if _name.startswith("formula_"):
-        FORMULAS[_name.removeprefix("formula_")] = importlib.import_module(_module.name).FORMULA
 # Which roles are there together, for kinds that have a choice; all of them otherwise.
 CHOICES = {
     "scaling": [("out_scale",), ("in_scale",)],
@@ -74,6 +70,14 @@ CHOICES = {
     "gralora": [("A_blocks", "B_blocks"), ("A_blocks", "B_blocks", "A_general", "B_general")],
     "kronecker": [("w1", "w2"), ("w1_a", "w1_b", "w2"), ("w1", "w2_a", "w2_b"), ("w1_a", "w1_b", "w2_a", "w2_b")],
 }
+for _module in pkgutil.iter_modules(tests.updates.__path__, "tests.updates."):
+    _name = _module.name.rpartition(".")[2]
+    if _name.startswith("formula_"):
+        _formula = importlib.import_module(_module.name)
+        FORMULAS[_name.removeprefix("formula_")] = _formula.FORMULA
+        SIZES |= getattr(_formula, "SIZES", {})
+        if hasattr(_formula, "CHOICES"):
+            CHOICES[_name.removeprefix("formula_")] = _formula.CHOICES
 CASES = [(name, chosen) for name, kind in kinds.items() for chosen in CHOICES.get(name, [tuple(kind.roles)])]
 
 
@@ -87,6 +91,11 @@ def shapes_of(roles):
     return {role: tuple(array.shape) for role, array in roles.items()}
 
 
+def rounding(expected):
+    """Of sums of a few products in float64, of size one or of the largest entry's."""
+    return 1e-13 * max(1.0, np.abs(expected).max())
+
+
 def test_every_kind_has_its_formula_here():
     assert set(FORMULAS) == set(kinds.names())
 
@@ -98,7 +107,7 @@ def test_delta_is_the_dense_formula(name, chosen):
     expected = FORMULAS[name](roles, SCALE, base)
     found = dense(kind.delta(roles, SCALE, base if kind.needs_base else None))
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)  # sums of a few products of size one in float64
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(expected))
 
 
 @pytest.mark.parametrize(("name", "chosen"), CASES)
@@ -108,7 +117,8 @@ def test_torch_gives_the_same(name, chosen):
     tensors = {role: torch.from_numpy(array) for role, array in roles.items()}
     found = dense(kind.delta(tensors, SCALE, torch.from_numpy(base) if kind.needs_base else None))
     assert isinstance(found, torch.Tensor)
-    np.testing.assert_allclose(to_numpy(found), FORMULAS[name](roles, SCALE, base), rtol=0, atol=1e-13)
+    expected = FORMULAS[name](roles, SCALE, base)
+    np.testing.assert_allclose(to_numpy(found), expected, rtol=0, atol=rounding(expected))
 
 
 @pytest.mark.parametrize(("name", "chosen"), CASES)

@@ -37,4 +37,16 @@ def examples() -> list[Example]:
         "diffusion_model.blocks.0.self_attn.q.lora_up.weight": up,
         "diffusion_model.blocks.0.self_attn.q.alpha": np.array(2.0, np.float32),
     }
-    return [Example("kohya", tensors, expected, metadata), Example("comfy", comfy, dotted)]
+    parts = [(normal(rng, 4, 12), normal(rng, rows, 4)) for rows in (6, 6, 6, 8)]
+    fused = "lora_unet_single_blocks_0_linear1"
+    split = {f"{fused}.alpha": np.array(2.0, np.float32)}
+    for part, pair in enumerate(parts):
+        split |= {
+            f"{fused}.lora_{side}.{part}.weight": factor for side, factor in zip(("down", "up"), pair, strict=True)
+        }
+    rows = np.concatenate([double(up) @ double(down) for down, up in parts]) / 2
+    return [
+        Example("kohya", tensors, expected, metadata),
+        Example("comfy", comfy, dotted),
+        Example("split", split, {fused: rows}),
+    ]

@@ -96,9 +96,12 @@ def write(folder: Path, algo: str, *, dim: int = 3, alpha: float = 2.0, measure:
     network.save_weights(str(folder / f"{algo}.safetensors"), None, {})
     expected = {}
     if measure:
-        network.double()
-        model.double()
-        expected = {f"lycoris_{name.replace('.', '_')}": _response(m) - before[name] for name, m in _layers(model)}
+        dtype = torch.float32 if algo in ("diag-oft", "boft") else torch.float64  # they invert in float32
+        network.to(dtype)
+        model.to(dtype)
+        expected = {
+            f"lycoris_{name.replace('.', '_')}": _response(m, dtype) - before[name] for name, m in _layers(model)
+        }
     return Written(folder / f"{algo}.safetensors", folder / "model.safetensors", expected)
 
 
@@ -107,12 +110,12 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def _response(layer: nn.Module) -> np.ndarray:
+def _response(layer: nn.Module, dtype: torch.dtype = torch.float64) -> np.ndarray:
     """W of a layer as it acts: its answers to a basis of inputs, less its answer to zero. (d_out, d_in·k)"""
     if isinstance(layer, nn.Linear):
-        basis = torch.eye(layer.in_features, dtype=torch.float64)
+        basis = torch.eye(layer.in_features, dtype=dtype)
     else:
         sides = (layer.in_channels, *layer.kernel_size)
-        basis = torch.eye(int(np.prod(sides)), dtype=torch.float64).reshape(-1, *sides)
+        basis = torch.eye(int(np.prod(sides)), dtype=dtype).reshape(-1, *sides)
     answers = layer(basis) - layer(torch.zeros_like(basis))
     return answers.reshape(len(basis), -1).T.numpy()

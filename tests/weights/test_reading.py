@@ -314,9 +314,7 @@ def test_wan(prefix, pairs, tmp_path):
     "roles",
     [
         {"diff": (6,)},
-        {"oft_blocks": (2, 3, 3)},
-        {"lora_down.weight": (3, 10), "lora_up.weight": (6, 3), "dora_scale": (1, 10)},
-        dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "dora_scale"), (3, 3)),
+        {"q_layer.weight": (3, 10), "p_layer.weight": (6, 3), "lambda_layer": (1, 3)},
     ],
     ids=lambda roles: next(iter(roles)),
 )
@@ -428,10 +426,9 @@ def test_foreign_files_are_named_for_what_they_are(name, said, by_folder, tmp_pa
     ("keys", "config", "said"),
     [
         (["l.0.q.weight"], {"config": {"reduction_factor": 4}, "name": "x"}, "AdapterHub"),
-        (["lora_transformer_blocks_0_attn_to_q.oft_R.weight"], None, "OFT"),
+        (["base_model.model.blocks.0.to_q.oft_R.weight"], None, "OFT"),
         (["l.0.q.w_lora_a", "l.0.q.w_lora_b"], None, "JAX"),
         (["l.0.q.lora_down", "l.0.q.lora_up"], None, "Nunchaku"),
-        (["lora_unet_x.lora_down.0.weight", "lora_unet_x.lora_up.0.weight"], None, "sd-scripts"),
         (["medusa_head.0.0.linear.weight", "medusa_head.0.1.weight"], None, "Medusa"),
         (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], None, "IP-Adapter"),
         (["emb_params"], None, "textual inversion"),

@@ -4,12 +4,20 @@
 absent (files of 2022) or 0, sd-scripts takes alpha = r. Convolutions: down (r, c_in, k, k), up (d_out, r, 1, 1).
 LyCORIS's LoCon, saved through sd-scripts, adds a Tucker core `.lora_mid.weight` (r, r, k, k) and DoRA's `.dora_scale`.
 
+A fused projection may be trained in parts (sd-scripts' `split_qkv` for FLUX), each with a pair of its own that gives so
+many rows: `.lora_down.0.weight`, `.lora_up.0.weight`, `.lora_down.1.weight`, ... with one alpha over the rank of a part
+(networks/lora_flux.py). They are read as the one pair that they are: the A stacked, the B along a diagonal.
+
 Module names are lossy: sd-scripts wrote every dot as `_`. A base model gives them back; without one they stay as they
 are and a note says so. ComfyUI's variant keeps the dots (`diffusion_model.blocks.0.q.lora_down.weight`), and is read.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.inputs import parse_json
@@ -27,20 +35,27 @@ from lorascope.weights.formats.key_groups import (
     resolve,
 )
 from lorascope.weights.support import Support
-from lorascope.weights.tensors import reshaped
+from lorascope.weights.tensors import Combined, reshaped
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "scalar")
-PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_prior_unet_", "lycoris_")
+MOST_PARTS = 8  # of a fused projection; FLUX has four
+PARTS = tuple(f"lora_{side}.{part}.weight" for side in ("down", "up") for part in range(MOST_PARTS))
+SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "scalar", *PARTS)
+PREFIXES = (
+    *("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_prior_unet_", "lycoris_"),
+    *("lora_transformer_", "lora_transformer_2_", "lora_prior_", "oft_unet_", "oft_te_", "oft_te1_", "oft_te2_"),
+)
 LYCORIS_SUFFIXES = (  # what only LyCORIS writes: with one of these the whole file is LyCORIS's
     *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
     *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-    *("diff", "diff_b", "w_norm", "b_norm", "on_input", "oft_blocks", "lambda_layer"),
+    *("diff", "diff_b", "w_norm", "b_norm", "on_input", "oft_blocks", "lambda_layer", "oft_R.weight"),
 )
 GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")  # each alone could be a layer of some model
 LONGEST_SETTING = 300
+DORA = ("magnitude", "dora_low_rank", "dora_hadamard", "dora_kronecker")
+_PAIR = re.compile(r"\.lora_(down|up)(\.[0-7])?\.weight")
 
 
 class Kohya(Format):
@@ -49,18 +64,17 @@ class Kohya(Format):
 
     def claims(self, bundle: Bundle) -> bool:
         return not claimed_by_lycoris(bundle.tensors) and any(
-            key.endswith((".lora_down.weight", ".lora_up.weight")) and not key.startswith("base_model.")
-            for key in bundle.tensors
+            _PAIR.search(key) and not key.startswith("base_model.") for key in bundle.tensors
         )
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         groups = by_module(bundle.tensors, SUFFIXES)
-        updates = [update for group in groups.values() if (update := read_pair(group, ledger))]
+        updates = [read_pair(group, ledger) for group in groups.values()]
         skip_embeddings(bundle.tensors, ledger)
         names = resolve(groups, base, PREFIXES)
         return Parsed(
             updates=rename(updates, names),
-            method="DoRA" if any(u.kind == "magnitude" for u in updates) else "LoRA",
+            method="DoRA" if any(u.kind in DORA for u in updates) else "LoRA",
             settings=settings(bundle.metadata),
             saved=comfy_extras(ledger),
             notes=name_notes(groups, names, base is not None),
@@ -79,23 +93,45 @@ def claimed_by_lycoris(keys: Iterable[str]) -> bool:
     )
 
 
-def read_pair(group: KeyGroup, ledger: Ledger) -> Update | None:
-    """The update of a down/up pair; None where DoRA's magnitude lies along the inputs and all of it is skipped."""
-    if "dora_scale" in group and _along_inputs(ledger.peek(group.keys["dora_scale"])):
-        group.skip(
-            ledger,
-            "DoRA with its norm along the inputs (LyCORIS wd_on_output=False): "
-            "lorascope has DoRA along the outputs, as in PEFT and the paper",
+def read_pair(group: KeyGroup, ledger: Ledger) -> Update:
+    """The update of a down/up pair, or of the pairs of a projection's parts; with DoRA's magnitude where it has one."""
+    parts = [int(suffix.split(".")[1]) for suffix in PARTS if suffix in group]
+    if parts:
+        count = max(parts) + 1
+        roles, kernel = _parts(group, ledger, count), tuple[int, ...]()
+        rank = roles["A"].shape[0] // count
+    else:
+        down, up = group.take(ledger, "lora_down.weight"), group.take(ledger, "lora_up.weight")
+        mid = group.optional(ledger, "lora_mid.weight")
+        roles = low_rank_roles(down, up, mid, (group.keys["lora_down.weight"], group.keys["lora_up.weight"]))
+        rank, kernel = down.shape[0], kernel_of(mid or down)
+    scale = alpha_scale(group, ledger, rank) * scalar(group, ledger)
+    update = Update(group.module, "low_rank", roles, scale, kernel=kernel)
+    return decomposed(group, ledger, update)
+
+
+def _parts(group: KeyGroup, ledger: Ledger, count: int) -> dict[str, Stored]:
+    """A (count·r, d_in) and B (d_out, count·r), block diagonal, of the pairs of a projection's parts."""
+    downs = [group.take_matrix(ledger, f"lora_down.{part}.weight") for part in range(count)]
+    ups = [group.take_matrix(ledger, f"lora_up.{part}.weight") for part in range(count)]
+    rank, d_in = downs[0].shape[:2]
+    if any(down.shape != (rank, d_in) for down in downs) or any(up.shape[1:] != (rank,) for up in ups):
+        raise InputError(
+            f"the parts of {group.module} do not fit together",
+            found=", ".join(str(tuple(stored.shape)) for stored in (*downs, *ups)),
+            expected="(r, d_in) of each lora_down, (rows, r) of each lora_up",
         )
-        return None
-    down, up = group.take(ledger, "lora_down.weight"), group.take(ledger, "lora_up.weight")
-    mid = group.optional(ledger, "lora_mid.weight")
-    roles = low_rank_roles(down, up, mid, (group.keys["lora_down.weight"], group.keys["lora_up.weight"]))
-    scale = alpha_scale(group, ledger, down.shape[0]) * scalar(group, ledger)
-    kind = "low_rank"
-    if "dora_scale" in group:
-        kind, roles = "magnitude", {**roles, "m": magnitude(group, ledger, up.shape[0])}
-    return Update(group.module, kind, roles, scale, kernel=kernel_of(mid or down))
+
+    def along_the_diagonal(*values: np.ndarray) -> np.ndarray:
+        whole, row = np.zeros((sum(map(len, values)), count * rank)), 0
+        for part, rows in enumerate(values):
+            whole[row : row + len(rows), part * rank : (part + 1) * rank] = rows
+            row += len(rows)
+        return whole
+
+    a = Combined(tuple(downs), (count * rank, d_in), lambda *values: np.concatenate(values))
+    b = Combined(tuple(ups), (sum(up.shape[0] for up in ups), count * rank), along_the_diagonal)
+    return {"A": a, "B": b}
 
 
 def scalar(group: KeyGroup, ledger: Ledger) -> float:
@@ -104,18 +140,24 @@ def scalar(group: KeyGroup, ledger: Ledger) -> float:
     return 1.0 if stored is None else number(stored, group.keys["scalar"])
 
 
-def magnitude(group: KeyGroup, ledger: Ledger, d_out: int) -> Stored:
-    """`dora_scale` (d_out, 1, ...) as m (d_out,)."""
-    stored = group.take(ledger, "dora_scale")
-    if tuple(stored.shape[:1]) != (d_out,) or any(side != 1 for side in stored.shape[1:]):
-        raise InputError(
-            f"{group.keys['dora_scale']!r} does not fit", found=tuple(stored.shape), expected=f"({d_out}, 1)"
-        )
-    return reshaped(stored, d_out)
-
-
-def _along_inputs(stored: Stored) -> bool:
-    return len(stored.shape) > 1 and stored.shape[0] == 1 and stored.shape[1] > 1
+def decomposed(group: KeyGroup, ledger: Ledger, update: Update) -> Update:
+    """The update with DoRA's magnitude on top, where the module has one: of the outputs, `dora_scale` (d_out, 1, ...),
+    or of the inputs, (1, d_in, 1, ...), which is OneTrainer's default and LyCORIS's `wd_on_output=False`."""
+    stored = group.optional(ledger, "dora_scale")
+    if stored is None:
+        return update
+    axis = 1 if len(stored.shape) > 1 and stored.shape[0] == 1 and stored.shape[1] > 1 else 0
+    sides = tuple(stored.shape)
+    if any(side != 1 for side in (*sides[:axis], *sides[axis + 1 :])) or not sides:
+        expected = "(d_out, 1) or (1, d_in)"
+        raise InputError(f"{group.keys['dora_scale']!r} does not fit", found=sides, expected=expected)
+    lengths = reshaped(stored, sides[axis])
+    if update.kind == "low_rank" and axis == 0:
+        if update.roles["B"].shape[0] != sides[0]:
+            expected = f"({update.roles['B'].shape[0]}, 1)"
+            raise InputError(f"{group.keys['dora_scale']!r} does not fit", found=sides, expected=expected)
+        return replace(update, kind="magnitude", roles={**update.roles, "m": lengths})
+    return replace(update, kind=f"dora_{update.kind}", roles={**update.roles, ("m", "m_in")[axis]: lengths})
 
 
 def skip_embeddings(keys: Iterable[str], ledger: Ledger) -> None:

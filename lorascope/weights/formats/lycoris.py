@@ -1,4 +1,5 @@
-"""LyCORIS: LoHa, LoKr, LoCon, full differences, (IA)³, norms, and what else its algorithms leave in one file.
+"""LyCORIS: LoHa, LoKr, LoCon, full differences, (IA)³, OFT, GLoRA, norms, and what else its algorithms leave in one
+file; and OneTrainer's OFT. What rotates or maps W itself is read in `formats/rotations.py`.
 
 One file may mix algorithms, module by module. Scale, where there is one, is alpha/r: LyCORIS stores alpha already
 multiplied for rsLoRA, and takes alpha = r where it is 0. Two rules of its own: LoKr with both operands stored whole has
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
-from lorascope.weights.formats import kohya
+from lorascope.weights.formats import kohya, rotations
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.diffusers import B_BIAS, NO_ALPHA, Settings
 from lorascope.weights.formats.key_groups import (
@@ -97,6 +98,7 @@ class Lycoris(Format):
                 updates.append(_scaled_by(settings, group, lokr.rescaled(group, update, ledger)))
         kohya.skip_embeddings(bundle.tensors, ledger)
         names = resolve(groups, base, kohya.PREFIXES)
+        updates = [rotations.of_kernel(update, base, names) for update in updates]
         bare = (
             {}
             if settings.raw
@@ -209,10 +211,8 @@ def _without_stray_weight(group: KeyGroup) -> KeyGroup:
     return KeyGroup(group.module, {suffix: key for suffix, key in group.keys.items() if suffix != "weight"})
 
 
-def _loha(group: KeyGroup, ledger: Ledger) -> Update | None:
+def _loha(group: KeyGroup, ledger: Ledger) -> Update:
     """ΔW = s·(w1_a w1_b) ∘ (w2_a w2_b); with Tucker cores, w_a is stored (r, d_out) and t (r, r, *kernel)."""
-    if _with_magnitude(group, ledger):
-        return None
     factors = {name: group.take_matrix(ledger, f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b")}
     rank, kernel = factors["w1_b"].shape[0], kernel_of(factors["w1_b"])
     if "hada_t1" in group or "hada_t2" in group:
@@ -221,19 +221,13 @@ def _loha(group: KeyGroup, ledger: Ledger) -> Update | None:
             left, right = factors[f"w{i}_a"], factors[f"w{i}_b"]
             factors |= {f"w{i}_a": _as_transposed(group, left), f"w{i}_b": _folded(group, core, right)}
             kernel = kernel_of(core)
-    return Update(
-        group.module,
-        "hadamard",
-        {name: flattened(stored) for name, stored in factors.items()},
-        alpha_scale(group, ledger, rank) * kohya.scalar(group, ledger),
-        kernel=kernel,
-    )
+    roles = {name: flattened(stored) for name, stored in factors.items()}
+    scale = alpha_scale(group, ledger, rank) * kohya.scalar(group, ledger)
+    return kohya.decomposed(group, ledger, Update(group.module, "hadamard", roles, scale, kernel=kernel))
 
 
-def _lokr(group: KeyGroup, ledger: Ledger) -> Update | None:
+def _lokr(group: KeyGroup, ledger: Ledger) -> Update:
     """ΔW = s·w1 ⊗ w2. Of a convolution w2 is (c, d, *kernel), w2_b (r, d·k), or w2_a (r, c) with a core t2."""
-    if _with_magnitude(group, ledger):
-        return None
     roles: dict[str, Stored] = {}
     for operand in ("w1", "w2"):
         whole, halves = f"lokr_{operand}", (f"lokr_{operand}_a", f"lokr_{operand}_b")
@@ -255,9 +249,9 @@ def _lokr(group: KeyGroup, ledger: Ledger) -> Update | None:
     else:
         group.optional(ledger, "alpha")
     roles = {name: flattened(stored) for name, stored in roles.items()}
-    return Update(
-        group.module, "kronecker", roles, scale * kohya.scalar(group, ledger), kernel=kernel, notes=tuple(notes)
-    )
+    scale *= kohya.scalar(group, ledger)
+    update = Update(group.module, "kronecker", roles, scale, kernel=kernel, notes=tuple(notes))
+    return kohya.decomposed(group, ledger, update)
 
 
 def _full(group: KeyGroup, ledger: Ledger) -> Update | None:
@@ -291,13 +285,6 @@ def _ia3(group: KeyGroup, ledger: Ledger) -> Update | None:
     return Update(group.module, "scaling", {"in_scale" if on_input else "out_scale": factor})
 
 
-def _with_magnitude(group: KeyGroup, ledger: Ledger) -> bool:
-    """Whether this LoHa or LoKr module has DoRA's magnitude on top: then all of it is skipped."""
-    if "dora_scale" in group:
-        group.skip(ledger, "DoRA's magnitude on top of LoHa or LoKr: ΔW depends on the base, and is not modelled")
-    return "dora_scale" in group
-
-
 def _as_transposed(group: KeyGroup, stored: Stored) -> Stored:
     if len(stored.shape) != 2:
         raise InputError(f"a factor of {group.module} is not a matrix", found=tuple(stored.shape))
@@ -324,18 +311,9 @@ ALGORITHMS = (
     Algorithm("LoHa", LOHA, COMMON, _loha),
     Algorithm("LoKr", LOKR, COMMON, _lokr),
     Algorithm("full", ("diff",), (), _full),
-    Algorithm(
-        "OFT",
-        ("oft_blocks",),
-        ("rescale", "alpha"),
-        _skips("OFT and BOFT rotate the base weight: ΔW = (R - I)·W, which lorascope does not model"),
-    ),
-    Algorithm(
-        "GLoRA",
-        kohya.GLORA,
-        ("bm.weight", "alpha", "scalar"),
-        _skips("GLoRA's ΔW = W·A + B needs the base weight, and lorascope does not model it"),
-    ),
+    Algorithm("OFT", ("oft_blocks",), ("rescale", "alpha"), rotations.diagonal_or_butterfly),
+    Algorithm("OFTv2", rotations.OFT_V2, rotations.OFT_V2_OTHERS, rotations.oft_v2),
+    Algorithm("GLoRA", kohya.GLORA, ("bm.weight", "alpha", "scalar"), rotations.glora),
     Algorithm(
         "T-LoRA",
         ("q_layer.weight", "p_layer.weight", "lambda_layer"),
