@@ -133,7 +133,7 @@ class OftV2(_Rotation):
     name = "oft_v2"
     formula = "ΔW = s·(diag(m / n)·W·R̃ᵀ − W), R̃ = 1 + 2Q + 2Q² + 2Q³ + Q⁴"
     roles = {
-        "entries": Role(("k", "e"), "of Q above its diagonal, for each group of inputs; one row serves all groups"),
+        "entries": Role(("groups", "triangle"), "of Q above its diagonal, for each group of inputs; one row serves all groups"),
         "m": Role(("d_out",), "length of each row of W'", optional=True),
         "n": Role(("d_out",), "length of each row of W in training, instead of the base's", optional=True),
     }
@@ -142,7 +142,7 @@ class OftV2(_Rotation):
         sizes = super().dimensions(shapes)
         if "n" in shapes and "m" not in shapes:
             raise InputError("the rows' first lengths have no lengths to be set against", found=", ".join(shapes))
-        return {**sizes, "b": side_of(sizes["e"])}
+        return {**sizes, "b": side_of(sizes["triangle"])}
 
     def tuned(self, roles: Mapping[str, Array], base: Array) -> Array:
         xp = namespace(base)

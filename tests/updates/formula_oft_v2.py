@@ -3,7 +3,7 @@ import numpy as np
 from tests.updates.formula_diag_oft import block_diagonal
 
 CHOICES = [("entries",), ("entries", "m"), ("entries", "m", "n")]
-SIZES = {"k": 3, "e": 6}
+SIZES = {"groups": 3, "triangle": 6}
 
 
 def series(entries):

@@ -197,4 +197,7 @@ def _json(value: str) -> Any:
 
 formats.register("kohya")(Kohya())
 
-SUPPORT = (Support("kohya, sd-scripts and ComfyUI", "the writer's formula in float64"),)
+SUPPORT = (
+    Support("kohya, sd-scripts and ComfyUI", "the writer's formula in float64", base="for ΔW of DoRA"),
+    Support("sd-scripts: a fused projection in parts", "sd-scripts' formula in float64"),
+)

@@ -324,4 +324,8 @@ ALGORITHMS = (
 
 formats.register("lycoris")(Lycoris())
 
-SUPPORT = (Support("LyCORIS", "LyCORIS's merge in float64", base="for ΔW of (IA)³ and DoRA"),)
+SUPPORT = (
+    Support("LyCORIS: LoHa, LoKr, LoCon, full", "LyCORIS's layers in float64", base="for ΔW of DoRA"),
+    Support("LyCORIS: (IA)³", "LyCORIS's layers", base="for ΔW"),
+    Support("LyCORIS: T-LoRA", refused="it subtracts its start, directions of W of which the file does not say which"),
+)

@@ -22,6 +22,7 @@ from lorascope.updates.base import Stored, Update
 from lorascope.updates.block_rotation import side_of
 from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.key_groups import KeyGroup, alpha_scale, kernel_of, low_rank_roles, number
+from lorascope.weights.support import Support
 from lorascope.weights.tensors import Mapped, flattened, reshaped
 
 if TYPE_CHECKING:
@@ -133,3 +134,11 @@ def glora(group: KeyGroup, ledger: Ledger) -> Update:
         scale *= number(scalar, group.keys["scalar"])
     roles = {"a1": flattened(a1), "a2": flattened(a2), "b1": product["B"], "b2": product["A"]}
     return Update(group.module, "lycoris_glora", roles, scale, kernel=kernel_of(mid or b2))
+
+
+SUPPORT = (
+    Support("LyCORIS: diag-OFT, BOFT", "LyCORIS's layers, and the dense formula in float64", base="for ΔW"),
+    Support("LyCORIS: GLoRA", "LyCORIS's layers, and ComfyUI's formula in float64", base="for ΔW"),
+    Support("OFTv2 of OneTrainer and sd-scripts", "OneTrainer's formula in float64", base="for ΔW"),
+    Support("OFT of sd-scripts", "sd-scripts' formula in float64", base="for ΔW"),
+)
