@@ -96,6 +96,32 @@ def ends_with(path: str, names: Iterable[str]) -> bool:
     return any(path == name or path.endswith("." + name) for name in names)
 
 
+# The order in which a block computes, by the last part of a type's name in any model.
+_ORDER = (
+    ("q_proj", "query", "q", "q_lin", "to_q", "wq"), ("k_proj", "key", "k", "k_lin", "to_k", "wk"),
+    ("v_proj", "value", "v", "v_lin", "to_v", "wv"), ("qkv_proj", "qkv", "query_key_value", "c_attn", "Wqkv", "to_qkv"),
+    ("o_proj", "out_proj", "o", "out_lin", "to_out", "wo", "proj"),
+    ("gate_proj", "w1", "gate_up_proj", "intermediate", "fc1", "lin1", "c_fc", "dense_h_to_4h"), ("up_proj", "w3"),
+    ("down_proj", "w2", "fc2", "lin2", "c_proj", "dense_4h_to_h"),
+)  # fmt: skip
+
+
+def natural_order(types: Iterable[str]) -> list[str]:
+    """Module types in the order in which a block computes: q, k, v, o, gate, up, down; others after, as they come."""
+    place = {name: i for i, names in enumerate(_ORDER) for name in names}
+
+    def key(kind: str) -> int:
+        parts = kind.split(".")
+        if ends_with(kind, ("attention.output.dense", "attn.c_proj")):
+            return place["o_proj"]
+        if ends_with(kind, ("output.dense",)):
+            return place["down_proj"]
+        return min((place[part] for part in (parts[-1], parts[0] if len(parts) == 2 else "") if part in place),
+                   default=len(_ORDER))  # fmt: skip
+
+    return sorted(dict.fromkeys(types), key=key)
+
+
 _INDEX = re.compile(r"(?:^|[._])(\d+)(?=[._]|$)")
 
 

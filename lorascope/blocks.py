@@ -52,17 +52,60 @@ class Facts(Block):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth saying in words. `module` is None where it is about the whole."""
+    """One thing worth saying in words, one for all modules that it is true of.
+
+    Attributes:
+        severity: error: do not use it as it is; warning: look before you use it; note: a fact.
+        module: the one module that the sentence is about, which is printed in front; None where it is about several.
+        modules: every module that it is true of; empty where it is about the whole.
+        rule: the stable code of the check, such as "LS106"; see `analyses.rules`.
+        action: what to do next, one instruction.
+        command: the command line that does it, to be copied.
+    """
 
     severity: Severity
     text: str
     module: str | None = None
+    modules: tuple[str, ...] = ()
+    rule: str = ""
+    action: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
 class Findings(Block):
     items: tuple[Finding, ...]
     title: str = "Findings"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number of the first screen: what it is, the number, and what it is compared with."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary(Block):
+    """The first screen: what this is, whether it is all right, five numbers, and what to do next.
+
+    Attributes:
+        name: short, as a title.
+        facts: method and format, base, r, α with the scale, targets, parameters, dtype: one line when joined.
+        status: one sentence with the number of checks, such as "No problems found (14 checks)".
+        severity: the worst of the problems; None where there is none.
+        tiles: at most five.
+        problems: errors and warnings, and the notes with something to do, in the order in which to read them.
+    """
+
+    name: str
+    facts: tuple[str, ...]
+    status: str
+    severity: Severity | None = None
+    tiles: tuple[Tile, ...] = ()
+    problems: tuple[Finding, ...] = ()
 
 
 VerdictWord = Literal["held", "not held", "undecided", "withdrawn", "cannot tell"]

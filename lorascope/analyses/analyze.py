@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorascope.analyses import method_specific, spectrum
+from lorascope.analyses import method_specific, rules, spectrum
 from lorascope.analyses.base import Analysis, Result, analyses
 from lorascope.analyses.method_specific import MethodSpecificResult, engine
-from lorascope.analyses.spectrum import ModuleSpectrum, SpectrumResult, page
-from lorascope.analyses.toolkit import Row, finding_record, flat, short_path
+from lorascope.analyses.spectrum import ModuleSpectrum, SpectrumResult, page, screen
+from lorascope.analyses.toolkit import Row, flat, short_path
 from lorascope.blocks import Block, Definitions, Finding, Heatmap, Lines
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped
@@ -59,7 +59,7 @@ class AnalyzeResult(Result):
         }
         if self.against_base is not None:
             against = self.against_base
-            findings = [finding_record(finding) for finding in against.findings]
+            findings = [rules.record(finding) for finding in against.findings]
             record["against_base"] = {"summary": against.summary(), "findings": findings}
         return record
 
@@ -125,17 +125,17 @@ def heading(result: AnalyzeResult) -> tuple[str, str]:
     return title or short_path(result.spectrum.source.path), summary
 
 
-def blocks(result: AnalyzeResult, *, sort: str = "energy_share", top: int = page.ROWS_AT_EACH_END) -> tuple[Block, ...]:
-    """The spectrum, ΔW against W, what is specific to the method, and the definitions of all.
+def blocks(result: AnalyzeResult, *, sort: str = page.SORT, top: int | None = None) -> tuple[Block, ...]:
+    """The first screen, the spectrum, ΔW against W, what is specific to the method, the file, all definitions.
 
     Args:
         sort: the metric by which the largest and smallest modules are listed on the terminal.
-        top: how many at each end.
+        top: how many at each end; without it, and without another metric than the energy, one line has the largest.
 
     Raises:
         InputError: `sort` is not a metric.
     """
-    made = [*page.sections(result.spectrum, sort=sort, top=top)]
+    made = [screen.summary(result.spectrum, result.findings), *page.sections(result.spectrum, sort=sort, top=top)]
     definitions = [*page.DEFINITIONS]
     if result.against_base is not None and result.against_base.rows:
         from lorascope.analyses import against_base
@@ -144,7 +144,7 @@ def blocks(result: AnalyzeResult, *, sort: str = "energy_share", top: int = page
         definitions += against_base.DEFINITIONS
     made += engine.sections(result.method_specific)
     definitions += engine.definitions_of(result.method_specific)
-    return (*made, Definitions(tuple(definitions), where="page"))
+    return (*made, page.facts(result.spectrum), Definitions(tuple(definitions), where="page"))
 
 
 def norms(result: AnalyzeResult) -> Lines | None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lorascope
-from lorascope.analyses.toolkit import Row, finding_record, flat, in_order
+from lorascope.analyses import rules
+from lorascope.analyses.toolkit import Row, flat, in_order
 from lorascope.blocks import Block, Column, Definition, Finding, Heatmap, Lines, Page
 from lorascope.errors import InputError
 from lorascope.registry import Registry
@@ -111,7 +112,7 @@ class Result:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """What a careful colleague would point out: errors, then warnings, then notes."""
-        return in_order(self._analysis.findings(self))
+        return in_order(rules.with_rules(self._analysis.findings(self), self.analysis))
 
     def flat_rows(self) -> list[Row]:
         """The rows for a table: nested records with dotted keys, lists left out."""
@@ -132,7 +133,7 @@ class Result:
             "analysis": self.analysis,
             **self.record(),
             "skipped": [item.record() for item in self.skipped],
-            "findings": [finding_record(finding) for finding in self.findings],
+            "findings": [rules.record(finding) for finding in self.findings],
         }
 
     def blocks(self, **options: Any) -> tuple[Block, ...]:

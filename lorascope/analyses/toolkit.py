@@ -8,8 +8,21 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lorascope.blocks import Block, Cell, Column, Finding, Heatmap, Lines, Marker, Measure, Number, Series, Table
-from lorascope.errors import InputError, preview
+from lorascope.blocks import (
+    Block,
+    Cell,
+    Column,
+    Finding,
+    Heatmap,
+    Lines,
+    Marker,
+    Measure,
+    Number,
+    Series,
+    Severity,
+    Table,
+)
+from lorascope.errors import InputError, cut, preview, printable
 from lorascope.patterns import Pattern
 from lorascope.weights.adapter import Skipped
 
@@ -141,6 +154,33 @@ def counted(some: int, total: int, noun: str = "module") -> str:
     return f"all {total} {plural}" if some == total and total > 1 else f"{some} of {total} {plural}"
 
 
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers as ranges: "3 to 5, 8"."""
+    runs: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a} to {b}" for a, b in runs)
+
+
+def places(rows: Sequence[Any], most: int = 4) -> str:
+    """Where modules lie: their types and layers, "query, value in layers 3 to 5"; names where there are no layers."""
+    if any(value(row, "depth") is None for row in rows):
+        return preview([value(row, "name") for row in rows], most)
+    layers = {name: tuple(sorted({value(row, "depth") for row in members})) for name, members in group(rows).items()}
+    by_layers: dict[tuple[int, ...], list[str]] = {}
+    for name, at in layers.items():
+        by_layers.setdefault(at, []).append(name)
+    parts = []
+    for at, names in list(by_layers.items())[:most]:
+        listed = ", ".join(printable(cut(name, 60)) for name in names[:8]) + (", …" if len(names) > 8 else "")
+        parts.append(f"{listed} in layer{'s' * (len(at) > 1)} {cut(ranges(at), 60)}")
+    more = len(by_layers) - len(parts)
+    return "; ".join(parts) + (f"; and {more} more types" if more > 0 else "")
+
+
 def short_path(path: str, parts: int = 2) -> str:
     """The last components of a path, to name what was read in titles: "lora-0/adapter"."""
     whole = PurePath(path)
@@ -159,8 +199,14 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def finding_record(finding: Finding) -> Row:
-    return {"severity": finding.severity, "module": finding.module, "text": finding.text}
+def status(findings: Sequence[Finding], checks: int) -> tuple[str, Severity | None]:
+    """Whether there are problems, in one sentence with the number of checks, and the worst severity of them."""
+    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning")}
+    ran = f"({checks} check{'s' * (checks != 1)})"
+    if not any(counts.values()):
+        return f"No problems found {ran}", None
+    named = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in counts.items() if n)
+    return f"{named} {ran}", "error" if counts["error"] else "warning"
 
 
 def spread(values: np.ndarray) -> float | None:

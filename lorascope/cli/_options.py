@@ -24,7 +24,10 @@ Modules = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Analyse only modules whose path matches this regex.")
 ]
 Sort = Annotated[str, typer.Option(metavar="METRIC", help="Metric used to rank the modules in the terminal table.")]
-Top = Annotated[int, typer.Option(min=1, metavar="N", help="List the N largest and N smallest modules.")]
+Top = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="List the N largest and N smallest modules (else 3 in a line)."),
+]
 Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="With --base: cache directory for base-weight SVDs.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="With --base: do not use the SVD cache.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, or a torch device such as cuda.")]

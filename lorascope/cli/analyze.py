@@ -28,7 +28,7 @@ def analyze(  # one parameter for each option
     base: Base = None,
     modules: Modules = None,
     sort: Sort = "energy_share",
-    top: Top = 4,
+    top: Top = None,
     cache: Cache = None,
     no_cache: NoCache = False,
 ) -> None:
@@ -81,7 +81,7 @@ def report_on(
     json: Path | None = None,
     csv: Path | None = None,
     sort: str = "energy_share",
-    top: int = 4,
+    top: int | None = None,
 ) -> None:
     """Print the summary, unless the JSON goes to stdout, and write what is asked for. `quickstart` ends with it, too.
 
@@ -99,7 +99,7 @@ def report_on(
     _refuse_another_base(results)
 
 
-def page_of(results: "Sequence[AnalyzeResult]", sort: str = "energy_share", top: int = 4) -> "Page":
+def page_of(results: "Sequence[AnalyzeResult]", sort: str = "energy_share", top: int | None = None) -> "Page":
     """The page of one adapter, or of several under one another."""
     import sys
     from dataclasses import replace

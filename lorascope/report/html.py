@@ -205,6 +205,10 @@ def _text(d: _Drawing, block: blocks.Text, previous: Block | None) -> View:
     return View("text", block)
 
 
+def _summary(d: _Drawing, block: blocks.Summary, previous: Block | None) -> View:
+    return View("summary", block)
+
+
 def _own_title(d: _Drawing, title: str, previous: Block | None) -> dict:
     """A titled block opens a section of its own, unless a heading stands right above it."""
     if not title or (isinstance(previous, blocks.Heading) and previous.text == title):
@@ -308,6 +312,7 @@ def _named_rows(page: Page) -> dict[str, str]:
 _VIEWS: dict[type[Block], Callable[..., View]] = {
     blocks.Heading: _heading,
     blocks.Text: _text,
+    blocks.Summary: _summary,
     blocks.Facts: _facts,
     blocks.Findings: _findings,
     blocks.Claims: _claims,

@@ -48,12 +48,12 @@ def render(page: Page, *, width: int | None = None, color: bool | None = None) -
         color: whether to use ANSI styles; by default only on a terminal, and never where NO_COLOR is set.
     """
     screen = screen_of(width, color)
-    parts = [_opening(page, screen)]
+    shown = [block for block in page.blocks if block.where != "page"]
+    opened = bool(shown) and isinstance(shown[0], blocks.Summary)  # which says what the opening would
+    parts = [] if opened else [_opening(page, screen)]
     figures: list[str] = []
     heading: list[str] = []  # held back until something stands under it: its figures may be on the page alone
-    for block in page.blocks:
-        if block.where == "page":
-            continue
+    for block in shown:
         if isinstance(block, blocks.Lines | blocks.Heatmap):
             figures.append(t.visible(block.title))
         elif isinstance(block, blocks.Heading):
@@ -94,6 +94,8 @@ def _draw(block: Block, screen: Screen) -> list[str]:
             return screen.wrap(block.text)
         case blocks.Facts():
             return _facts(block, screen)
+        case blocks.Summary():
+            return _summary(block, screen)
         case blocks.Findings():
             return _findings(block, screen)
         case blocks.Claims():
@@ -122,20 +124,64 @@ def _facts(block: blocks.Facts, screen: Screen) -> list[str]:
     return lines
 
 
+def _summary(block: blocks.Summary, screen: Screen) -> list[str]:
+    """The name with what it is, the facts in a line, the status, and what to do."""
+    name, what = t.visible(block.name), t.visible(block.facts[0]) if block.facts else ""
+    rest = "   ".join(t.visible(fact) for fact in block.facts[1:])
+    if t.width_of(name) + 3 + t.width_of(what) <= screen.width:
+        lines = [screen.style(name, "bold") + (f"   {what}" if what else "")]
+    else:
+        lines = [*(screen.style(line, "bold") for line in screen.wrap(name)), *screen.wrap(what)]
+    lines += _joined(block.facts[1:], screen) if rest else []
+    mark = MARKS[block.severity] if block.severity else "✓"
+    lines += ["", screen.style(f"{mark} {block.status}", block.severity or "held")]
+    for group in (True, False):  # what is wrong, then what could be better
+        chosen = [f for f in block.problems if (f.severity != "note") is group]
+        drawn = [line for finding in chosen[:MAX_FINDINGS] for line in _finding(finding, screen, brief=not group)]
+        lines += ["", *drawn, *_left_out(chosen[MAX_FINDINGS:], screen)] if drawn else []
+    return lines
+
+
+def _joined(facts: tuple[str, ...], screen: Screen) -> list[str]:
+    """Facts with three spaces between them, a new line where the next does not fit."""
+    lines: list[str] = []
+    for fact in facts:
+        text = t.shorten(t.visible(fact), screen.width)
+        if lines and t.width_of(lines[-1]) + 3 + t.width_of(text) <= screen.width:
+            lines[-1] += f"   {text}"
+        else:
+            lines.append(text)
+    return lines
+
+
+def _finding(finding: blocks.Finding, screen: Screen, brief: bool = False) -> list[str]:
+    """A sentence behind its mark, below it what to do, and the command. `brief`: a note's command says enough."""
+    mark = "→" if brief and finding.command else MARKS[finding.severity]
+    name = t.shorten(t.visible(finding.module), screen.width - 4) + ": " if finding.module else ""
+    first, *more = screen.wrap(name + finding.text, mark + " ", "  ")
+    lines = [screen.style(mark, finding.severity) + first[len(mark) :], *more]
+    if finding.action and not (brief and finding.command):
+        lines += screen.wrap(finding.action, "  → ", "    ")
+    if finding.command:
+        lines.append(screen.style(f"  {t.visible(finding.command)}", "bold"))
+    return lines
+
+
 def _findings(block: blocks.Findings, screen: Screen) -> list[str]:
     lines = _title(block.title, screen)
     ordered = sorted(block.items, key=lambda f: SEVERITIES.index(f.severity))
     for finding in ordered[:MAX_FINDINGS]:
-        mark = MARKS[finding.severity]
-        name = t.shorten(t.visible(finding.module), screen.width - 4) + ": " if finding.module else ""
-        first, *more = screen.wrap(name + finding.text, mark + " ", "  ")
-        lines += [screen.style(mark, finding.severity) + first[len(mark) :], *more]
-    if len(ordered) > MAX_FINDINGS:
-        rest = ordered[MAX_FINDINGS:]
-        counts = [(sum(f.severity == s for f in rest), s) for s in SEVERITIES]
-        named = ", ".join(f"{n} {s}{'s' if n > 1 else ''}" for n, s in counts if n)
-        lines.append(screen.style(f"  … and {len(rest)} more ({named})", "dim"))
+        lines += _finding(finding, screen)
+    lines += _left_out(ordered[MAX_FINDINGS:], screen)
     return lines if block.items else [*lines, screen.style("  no findings", "dim")]
+
+
+def _left_out(rest: list[blocks.Finding], screen: Screen) -> list[str]:
+    if not rest:
+        return []
+    counts = [(sum(f.severity == s for f in rest), s) for s in SEVERITIES]
+    named = ", ".join(f"{n} {s}{'s' if n > 1 else ''}" for n, s in counts if n)
+    return [screen.style(f"  … and {len(rest)} more ({named})", "dim")]
 
 
 def _claims(block: blocks.Claims, screen: Screen) -> list[str]:

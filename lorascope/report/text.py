@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections.abc import Sequence
 
 from lorascope.blocks import Cell, Check, Column, Link
 from lorascope.errors import printable
@@ -74,6 +75,27 @@ def interval(check: Check) -> str:
         return ABSENT
     value, *ends = (cell(each, check.unit) for each in (check.value, check.low, check.high))
     return value if check.low is None else f"{value} [{ends[0]}, {ends[1]}]"
+
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float | None], width: int = 16) -> str:
+    """Values as a line of blocks, from 0 to the largest; several that share a place are averaged.
+
+    "·" stands for zero and " " for None, so that neither looks like a small value.
+    """
+    count = min(width, len(values))
+    places = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    means = [sum(known) / len(known) if (known := [v for v in at if v is not None]) else None for at in places]
+    top = max((mean for mean in means if mean is not None and math.isfinite(mean)), default=0.0)
+    return "".join(_spark(mean, top) for mean in means)
+
+
+def _spark(value: float | None, top: float) -> str:
+    if value is None or not math.isfinite(value):
+        return " "
+    return "·" if value == 0 or top == 0 else _SPARKS[min(int(len(_SPARKS) * value / top), len(_SPARKS) - 1)]
 
 
 def is_numeric(column: Column) -> bool:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.base import Metric, Result, definitions
-from lorascope.analyses.toolkit import BLANK_CELLS, Row, depth_map, finding_record, flat, value
+from lorascope.analyses.toolkit import BLANK_CELLS, Row, depth_map, flat, value
 from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Definition, Definitions, Finding, Findings, Heading, Text
 from lorascope.linalg.blas import one_thread
@@ -126,7 +127,7 @@ class MethodSpecificResult(Result):
             name: {
                 "summary": section.summary,
                 "modules": list(section.rows),
-                "findings": [finding_record(each) for each in kind_metrics.get(name).findings(section)],
+                "findings": [rules.record(each) for each in kind_metrics.get(name).findings(section)],
             }
             for name, section in self.sections.items()
         }

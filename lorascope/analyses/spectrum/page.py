@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.base import Metric, definitions, metric_to_sort_by
+from lorascope.analyses.spectrum import screen
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import (
@@ -20,6 +21,7 @@ from lorascope.analyses.toolkit import (
     skipped_table,
     value,
 )
+from lorascope.architectures import natural_order
 from lorascope.blocks import (
     Block,
     Cell,
@@ -40,6 +42,7 @@ from lorascope.linalg.spectrum import energy_curve
 from lorascope.outputs import json_text
 
 ROWS_AT_EACH_END = 4
+SORT = "energy_share"
 RANK_FORMULA = "the smallest k with Σ_{i≤k} σ² ≥ 90, 95, 99 % of Σσ²"
 RANK_SOURCE = "Eckart and Young 1936: no rank-k matrix keeps more"
 
@@ -120,28 +123,30 @@ def heading(result: SpectrumResult) -> tuple[str, str]:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # medians of numbers at the end of float64's range
-def blocks(result: SpectrumResult, *, sort: str = "energy_share", top: int = ROWS_AT_EACH_END) -> tuple[Block, ...]:
+def blocks(result: SpectrumResult, *, sort: str = SORT, top: int | None = None) -> tuple[Block, ...]:
     """The page in reading order.
 
     Args:
         sort: the metric by which the largest and smallest modules are listed on the terminal.
-        top: how many at each end.
+        top: how many at each end; without it, and without another metric than the energy, one line has the largest.
 
     Raises:
         InputError: `sort` is not a metric.
     """
-    return (*sections(result, sort=sort, top=top), Definitions(DEFINITIONS, where="page"))
+    first = screen.summary(result, result.findings)
+    return (first, *sections(result, sort=sort, top=top), facts(result), Definitions(DEFINITIONS, where="page"))
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def sections(result: SpectrumResult, *, sort: str, top: int) -> tuple[Block, ...]:
-    """The page without its definitions."""
+def sections(result: SpectrumResult, *, sort: str, top: int | None) -> tuple[Block, ...]:
+    """The page without its summary, its facts and its definitions."""
     by = metric_to_sort_by(METRICS, sort)
-    made: list[Block] = [_facts(result), Findings(result.findings)]
+    made: list[Block] = [Findings(result.findings, where="page")]
     if result.rows:
         rows = result.records()
         shown = _shown(rows)
-        made += [_by_type(result), _ends(rows, by, top)]
+        ends = None if top is None and sort == SORT else _ends(rows, by, top or ROWS_AT_EACH_END)
+        made += [*screen.terminal_blocks(result, ends), _by_type(result)]
         made += [Heading("Singular values", where="page"), spectra(result), energy(result)]
         no_map = Text("No layer heatmap: module names contain fewer than two layer indices.", where="page")
         made += [Heading("Update by layer and module type", where="page"), heatmap(result) or no_map]
@@ -159,7 +164,7 @@ def _shown(rows: Sequence[Row]) -> list[Metric]:
     return [metric for metric in METRICS if any(value(row, metric.key) is not None for row in rows)]
 
 
-def _facts(result: SpectrumResult) -> Facts:
+def facts(result: SpectrumResult) -> Facts:
     ranks = sorted({m.rank for m in result.rows if m.rank is not None})
     scales = sorted({m.scale for m in result.rows})
     items = [
@@ -199,16 +204,21 @@ def _by_type(result: SpectrumResult) -> Table:
         Column("energy_rank_0.99", "r99", "int", help="rank that keeps 99 % of the energy in every module of the type"),
     )  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
-    for name, modules in group(result.rows).items():
+    by_type = group(result.rows)
+    for name in natural_order(by_type):
+        modules = by_type[name]
+        live = [m for m in modules if m.frobenius_norm]
         rows.append((
             name, len(modules), max((m.rank for m in modules if m.rank is not None), default=None),
             result.energy(modules) / result.total_energy if result.total_energy else None,
-            median(m.frobenius_norm for m in modules), max(m.spectral_norm or 0.0 for m in modules),
+            median(m.frobenius_norm for m in live), max(m.spectral_norm or 0.0 for m in modules),
             *(median(value(m, key) for m in modules) for key in ("stable_rank", "null.stable_rank", "effective_rank")),
             *(_max_energy_rank(modules, f"energy_rank_{share}") for share in (0.95, 0.99)),
         ))  # fmt: skip
+    zero = sum(m.frobenius_norm == 0 for m in result.rows)
     caption = "Median over the modules of each type; r95 and r99 are the maximum."
-    return Table(columns, tuple(rows), title="By module type", caption=caption)
+    caption += f" Medians leave out {zero} module{'s' * (zero != 1)} with ΔW = 0." if zero else ""
+    return Table(columns, tuple(rows), title="By module type", caption=caption, where="page")
 
 
 def _max_energy_rank(modules: Iterable[ModuleSpectrum], key: str) -> int | None:

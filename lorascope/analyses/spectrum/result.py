@@ -1,5 +1,6 @@
 """The run over all modules, and its frozen result."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,12 +19,14 @@ from lorascope.linalg.spectrum import EXTREME
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.caveats import fewer_layers
+from lorascope.weights.dtypes import SIZES
 from lorascope.weights.pieces import is_large
 from lorascope.weights.quantised import scheme_of
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
+SHARED = ("vera", "core")  # kinds whose A and B are frozen projections
 COMPARISON = "comparison with the base"  # the stage of what is measured and not compared
 
 
@@ -37,6 +40,9 @@ class SpectrumResult(Result):
             modules that could not be compared with the base.
         notes: what the reader wants said about the whole file.
         base: the path of the base model, where one was given.
+        filtered: only some of the modules were asked for.
+        parameters, bytes: how many numbers the updates hold in the file, and in how many bytes; frozen projections that
+            modules share (VeRA's, LoRA-XS's) are not counted.
     """
 
     analysis: ClassVar[str] = "spectrum"
@@ -47,6 +53,9 @@ class SpectrumResult(Result):
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     base: str | None = None
+    filtered: bool = False
+    parameters: int = 0
+    bytes: int = 0
 
     @cached_property
     def unit(self) -> float:
@@ -165,7 +174,19 @@ def run(
     caveat = fewer_layers(adapter, base.layers) if base is not None else None
     notes = (*adapter.notes, caveat) if caveat else adapter.notes
     everything_skipped, path = (*skipped, *not_compared), str(base.path) if base is not None else None
-    return SpectrumResult(tuple(measured), adapter.source, dict(adapter.settings), everything_skipped, notes, path)
+    return SpectrumResult(
+        tuple(measured), adapter.source, dict(adapter.settings), everything_skipped, notes, path, modules is not None,
+        *_size(updates),
+    )  # fmt: skip
+
+
+def _size(updates: Iterable[Update]) -> tuple[int, int]:
+    """Numbers and bytes of the updates' arrays, without the frozen projections."""
+    stored = [
+        array for u in updates for role, array in u.roles.items() if u.kind not in SHARED or role not in ("A", "B")
+    ]
+    counts = [(math.prod(array.shape), array.dtype) for array in stored]
+    return sum(n for n, _ in counts), sum(n * SIZES.get(dtype, 4) for n, dtype in counts)
 
 
 def _unmeasurable(update: Update, base: Stored | None, not_compared: list[Skipped] | None) -> str | None:

@@ -1,0 +1,175 @@
+"""Each check of an adapter on updates that were planted: it fires where it should, and is silent just short of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lorascope.analyses import rules
+from lorascope.analyses.spectrum import SpectrumResult, checks, run
+from lorascope.analyses.spectrum.module import AgainstBase
+from lorascope.analyses.toolkit import places, ranges
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter, Skipped, Source
+from lorascope.weights.tensors import InMemory
+
+SHAPE = (32, 48)
+
+
+def low_rank(name: str, sigma, scale: float = 2.0, seed: int = 0) -> Update:
+    """An update with these singular values, in no particular gauge."""
+    rng = np.random.default_rng([seed, len(name), sum(map(ord, name))])
+    b = np.linalg.qr(rng.standard_normal((SHAPE[0], len(sigma))))[0] * np.array(sigma) / scale
+    a = np.linalg.qr(rng.standard_normal((SHAPE[1], len(sigma))))[0].T
+    return Update(name, "low_rank", {"A": InMemory(a, "F32"), "B": InMemory(b, "F32")}, scale)
+
+
+def result(sigma=(0.3, 0.2, 0.1, 0.05), layers=6, types=("q_proj", "v_proj"), scale=2.0, settings=None, **more):
+    updates = {
+        name: low_rank(name, sigma, scale) for i in range(layers) for kind in types for name in [f"layers.{i}.{kind}"]
+    }
+    updates |= more.pop("changed", {})
+    source = Source("runs/it's/adapter", "0" * 64, more.pop("format", "peft"), "LoRA")
+    return run(Adapter(updates, {"r": len(sigma), **(settings or {})}, source, **more))
+
+
+def beside_w(made: SpectrumResult, relative: float, loss: float = 0.0) -> SpectrumResult:
+    """The result as if a base had been given, of which every ΔW is this share."""
+    against = AgainstBase(1.0, relative, "BF16", loss, 0.0)
+    rows = tuple(replace(m, against_base=against) for m in made.rows)
+    return replace(made, rows=rows, base="base model")
+
+
+def found(made: SpectrumResult) -> dict[str, object]:
+    return {rules.RULES[f.rule].name: f for f in made.findings if f.rule != rules.MEASURED.code}
+
+
+def test_a_healthy_adapter_has_no_problem():
+    made = result()
+    assert not {f.severity for f in made.findings} & {"error", "warning"}
+    assert checks.number_of_checks(made) >= 8
+    assert checks.number_of_checks(beside_w(made, 0.05)) > checks.number_of_checks(made)
+
+
+def test_zero_layers_are_named_by_type_and_layer():
+    zero = {
+        name: Update(name, "low_rank", {"A": InMemory(np.ones((4, 48))), "B": InMemory(np.zeros((32, 4)))}, 2.0)
+        for i in (3, 4, 5)
+        for name in [f"layers.{i}.q_proj"]
+    }
+    finding = found(result(changed=zero))["unchanged-modules"]
+    assert finding.severity == "warning"
+    assert "3 of 12 modules: q_proj in layers 3 to 5" in finding.text
+    assert set(finding.modules) == set(zero)
+
+
+def test_all_zero_and_non_finite_are_errors_in_one_line():
+    nan = {}
+    for i in range(3):
+        a = np.ones((4, 48))
+        a[0, 0] = np.nan
+        name = f"layers.{i}.v_proj"
+        nan[name] = Update(name, "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((32, 4)))}, 2.0)
+    errors = [f for f in result(changed=nan).findings if f.severity == "error"]
+    assert len(errors) == 1
+    assert "3 of 12 modules contain NaN or Inf (3 values): v_proj in layers 0 to 2" in errors[0].text
+    assert errors[0].rule == "LS101"
+
+
+@pytest.mark.parametrize(
+    ("relative", "severity"), [(2.02, "error"), (1.01, "error"), (0.5, "warning"), (0.29, None), (0.002, None)]
+)
+def test_the_size_relative_to_the_base(relative, severity):
+    finding = found(beside_w(result(), relative)).get("update-too-large")
+    assert (finding.severity if finding else None) == severity
+    if relative == 2.02:
+        assert "202 %" in finding.text
+
+
+def test_a_tiny_update_with_and_without_the_base():
+    assert "update-very-small" in found(beside_w(result(), 0.0009))
+    assert "update-very-small" not in found(beside_w(result(), 0.0011))
+    entry = 1e-5 * (SHAPE[0] * SHAPE[1]) ** 0.5  # the Frobenius norm at which entries have 1e-5
+    assert "update-very-small" in found(result(sigma=(0.9 * entry,) * 1))
+    assert "update-very-small" not in found(result(sigma=(1.1 * entry,) * 1))
+
+
+@pytest.mark.parametrize(("rms", "severity"), [(2.0, "error"), (0.1, "warning"), (0.04, None)])
+def test_the_size_without_the_base(rms, severity):
+    finding = found(result(sigma=(rms * (SHAPE[0] * SHAPE[1]) ** 0.5,))).get("update-too-large")
+    assert (finding.severity if finding else None) == severity
+
+
+@pytest.mark.parametrize(
+    ("scale", "settings", "form", "fires"),
+    [(128.0, {}, "peft", True), (64.0, {}, "peft", True), (8.0, {}, "peft", False), (0.125, {}, "kohya", False),
+     (0.05, {}, "peft", True), (32.0, {"use_rslora": True}, "peft", False), (40.0, {"use_rslora": True}, "peft", True),
+     (20.0, {}, "mlx", False)],
+)  # fmt: skip
+def test_the_scale(scale, settings, form, fires):
+    finding = found(result(scale=scale, settings=settings, format=form)).get("scale-out-of-range")
+    assert (finding is not None) is fires
+    if fires and not settings:
+        assert f"α/r = {scale:.4g} (α = {4 * scale:.4g}, r = 4)" in finding.text
+
+
+def test_one_module_is_compared_with_its_own_type():
+    """All v at three times q are healthy; one v at ten times the others is not."""
+    strong = {f"layers.{i}.v_proj": low_rank(f"layers.{i}.v_proj", (3.0, 2.0)) for i in range(6)}
+    assert "one-module-dominates" not in found(result(changed=strong))
+    one = {"layers.2.v_proj": low_rank("layers.2.v_proj", (3.0, 2.0))}
+    finding = found(result(changed=one))["one-module-dominates"]
+    assert finding.module == "layers.2.v_proj"
+
+
+def test_collapse_and_its_opposite():
+    collapsed = (1.0, *[0.01] * 15)
+    made = found(result(sigma=collapsed))
+    assert "1 of 16 directions" in made["rank-collapse"].text
+    assert "rank-collapse" not in found(result(sigma=(1.0, *[0.3] * 15)))
+    flat = found(result(sigma=[1.0] * 8))
+    assert "all-directions-used" in flat
+    assert flat["all-directions-used"].severity == "note"
+
+
+def test_the_smaller_plan_is_the_one_that_resize_makes(tmp_path):
+    """The promise of the finding against the plan that its command makes, and the energy that it keeps."""
+    from lorascope.analyses import resize
+    from lorascope.analyses.resize.truncate import Energy
+
+    sigma = (1.0, 0.5, 0.02, 0.01)
+    updates = {f"layers.{i}.q_proj": low_rank(f"layers.{i}.q_proj", sigma) for i in range(3)}
+    adapter = Adapter(updates, {"r": 4}, Source("runs/it's/adapter", "0" * 64, "peft", "LoRA"))
+    finding = found(run(adapter))["can-be-smaller"]
+    assert finding.command == "lorascope resize 'runs/it'\"'\"'s/adapter' --energy 0.99 --output smaller"
+    (plan,) = resize.run(adapter, [Energy(0.99)]).plans
+    assert f"{plan.parameters:,} of {3 * 4 * sum(SHAPE):,} parameters" in finding.action
+    assert all(1 - m.error**2 >= 0.99 for m in plan.modules)
+    assert "can-be-smaller" not in found(result(sigma=(1.0, 0.9, 0.8, 0.7)))
+
+
+def test_rounding_targets_skipped_and_the_missing_base():
+    made = result(skipped=(Skipped("score.bias", "a bias"),), settings={"target_modules": ["q_proj", "v_proj", "wq"]})
+    names = found(made)
+    assert names["tensors-skipped"].severity == "note"
+    assert "'wq'" in names["missing-targets"].text
+    assert names["no-base"].command.endswith("--base MODEL")
+    lossy = found(beside_w(made, 0.05, loss=0.02))
+    assert "no-base" not in lossy
+    assert lossy["merge-rounding"].command.endswith("--base 'base model' --dtype float32 --output merged")
+    assert "merge-rounding" not in found(beside_w(made, 0.05, loss=0.009))
+    assert "missing-targets" not in found(result(settings={"target_modules": ["q_proj", "v_proj"]}))
+
+
+def test_every_check_says_why_its_threshold():
+    for check in checks.CHECKS:
+        assert len(check.__doc__) > 60, check.__name__
+    assert len(rules.RULES) == len({rule.name for rule in rules.RULES.values()})
+
+
+def test_places_and_ranges():
+    assert ranges([5, 3, 4, 8]) == "3 to 5, 8"
+    assert ranges([1, 2]) == "1, 2"
+    rows = [{"name": f"l.{i}.{k}", "type": k, "depth": i} for i in (0, 1, 2) for k in ("q", "v")]
+    assert places(rows) == "q, v in layers 0 to 2"
+    assert places([{"name": "lm_head", "type": "lm_head", "depth": None}]) == "'lm_head'"
