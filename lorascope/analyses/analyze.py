@@ -135,7 +135,10 @@ def blocks(result: AnalyzeResult, *, sort: str = page.SORT, top: int | None = No
     Raises:
         InputError: `sort` is not a metric.
     """
-    made = [screen.summary(result.spectrum, result.findings), *page.sections(result.spectrum, sort=sort, top=top)]
+    first = screen.summary(result.spectrum, result.findings)
+    if not result.rows:
+        first = replace(first, facts=(heading(result)[1],), tiles=())
+    made = [first, *page.sections(result.spectrum, sort=sort, top=top)]
     definitions = [*page.DEFINITIONS]
     if result.against_base is not None and result.against_base.rows:
         from lorascope.analyses import against_base

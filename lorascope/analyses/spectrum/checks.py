@@ -307,10 +307,8 @@ def skipped(result: SpectrumResult) -> Found:
     made = []
     if not result.rows:
         needs_base = any("depends on W" in item.reason for item in items)
-        text = "ΔW of every module depends on the base weights"
-        text = text if needs_base else f"no weight update: {items[0].reason}"
-        action = "Pass --base MODEL" if needs_base else ""
-        made.append(rules.NO_UPDATE.finding(text, action=action))
+        text = "ΔW of every module depends on the base weights: pass --base MODEL"
+        made.append(rules.NO_UPDATE.finding(text if needs_base else f"no weight update: {items[0].reason}"))
     tensors = f"{len(items)} tensor{'s' * (len(items) != 1)} skipped ({preview([item.name for item in items], 2)})"
     text = f'{tensors}; reasons in the table "Skipped tensors" (--html, --json)'
     return [*made, rules.SKIPPED.finding(text, modules=tuple(item.name for item in items))]
