@@ -74,7 +74,7 @@ def expanded_interval(
         resamples: Iterable[Draws] = ({**strata, stratum: each} for each in one)
     else:
         resamples, weights = _drawn(strata, most), np.full(most, 1 / most)
-    values = [statistic(each) for each in resamples]
+    values = _computed_once(statistic, resamples, parts)
     computed = np.array([value is not None for value in values])
     if weights[computed].sum() < 0.95:
         return None, None, "the number cannot be computed on most resamples of the replicates"
@@ -85,6 +85,20 @@ def expanded_interval(
     low = drawn[order][np.searchsorted(cumulative, tail * (1 - 1e-12))]
     high = drawn[order][min(int(np.searchsorted(cumulative, 1 - tail)), len(drawn) - 1)]
     return float(low), float(high), ""
+
+
+def _computed_once(
+    statistic: Callable[[Draws], float | None], resamples: Iterable[Draws], influential: Iterable[Any]
+) -> list[float | None]:
+    """The statistic of each resample; once for those that draw the same replicates, in any order, where it matters."""
+    known: dict[tuple[tuple[int, ...], ...], float | None] = {}
+    values = []
+    for draws in resamples:
+        key = tuple(tuple(sorted(draws[each])) for each in influential)
+        if key not in known:
+            known[key] = statistic(draws)
+        values.append(known[key])
+    return values
 
 
 def freedom(parts: Mapping[Any, float], strata: Draws) -> float:
