@@ -22,10 +22,7 @@ def lorascope(
 def here(
     *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
-    """The same in this process: for what is refused, of which there is much, and for which torch need not start anew.
-
-    One refusal of each command is tested with `lorascope`, as a process.
-    """
+    """The same in this process, for which torch need not start anew: each command runs as a process once."""
     from lorascope.cli.app import main
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))

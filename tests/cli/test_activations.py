@@ -7,7 +7,7 @@ import pytest
 
 from lorascope.training import run
 from lorascope.training.config import parse, resolved
-from tests.cli.command import lorascope, refused
+from tests.cli.command import here, lorascope, refused
 
 MODULE = {
     "run", "name", "type", "depth", "shape", "uses", "tokens", "share", "share_of_output", "cosine", "chance_share",
@@ -52,10 +52,10 @@ def test_numbers_files_and_streams(runs, tmp_path, page_in_browser):
     assert opened.troubles == []
     assert opened.others_asked_for() == []
     assert opened.page.locator("svg").count() >= 2  # shares and CKA
-    alone = lorascope("activations", runs / "lora", "--pooled", "--json", "-", "--device", "cpu")
+    alone = here("activations", runs / "lora", "--pooled", "--json", "-", "--device", "cpu")
     assert alone.stderr == ""
     assert json.loads(alone.stdout)["summary"]["sample"] == "mean over a text's tokens"
 
 
 def test_refusals(tmp_path):
-    assert "is not the folder of a finished run" in refused(lorascope("activations", tmp_path))
+    assert "is not the folder of a finished run" in refused(here("activations", tmp_path))

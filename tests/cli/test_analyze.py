@@ -50,7 +50,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder):
 
 def test_a_file_and_its_folder_give_the_same_modules(lora_folder):
     both = [
-        json.loads(lorascope("analyze", path, "--json", "-").stdout)
+        json.loads(here("analyze", path, "--json", "-").stdout)
         for path in (lora_folder, lora_folder / "adapter_model.safetensors")
     ]
     assert both[0]["modules"] == both[1]["modules"]
@@ -59,7 +59,7 @@ def test_a_file_and_its_folder_give_the_same_modules(lora_folder):
 
 def test_terminal_fits_a_screen_and_files_are_named(lora_folder, tmp_path):
     outputs = [tmp_path / name for name in ("a.html", "a.json", "a.csv")]
-    done = lorascope("analyze", lora_folder, "--html", outputs[0], "--json", outputs[1], "--csv", outputs[2])
+    done = here("analyze", lora_folder, "--html", outputs[0], "--json", outputs[1], "--csv", outputs[2])
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 22
     assert done.stdout.index("r = 4   α = 8 (scale 2)") < done.stdout.index("energy") < done.stdout.index("largest  ")
@@ -74,32 +74,32 @@ def test_terminal_fits_a_screen_and_files_are_named(lora_folder, tmp_path):
 
 def test_several_adapters_at_once(lora_folder, tmp_path):
     second = shutil.copytree(lora_folder, tmp_path / "second")
-    found = json.loads(lorascope("analyze", lora_folder, second, "--json", "-").stdout)
+    found = json.loads(here("analyze", lora_folder, second, "--json", "-").stdout)
     assert [a["source"]["path"] for a in found["adapters"]] == [str(lora_folder), str(second)]
     assert found["adapters"][0]["modules"] == found["adapters"][1]["modules"]
-    done = lorascope("analyze", lora_folder, second)
+    done = here("analyze", lora_folder, second)
     assert str(lora_folder) in done.stdout
     assert str(second) in done.stdout
 
 
 def test_selection_order_and_length_of_the_list(lora_folder):
-    done = lorascope("analyze", lora_folder, "--modules", "v_proj$", "--sort", "stable_rank", "--top", "1")
+    done = here("analyze", lora_folder, "--modules", "v_proj$", "--sort", "stable_rank", "--top", "1")
     assert "q_proj" not in done.stdout
     assert "by stable rank" in done.stdout
-    assert "stable_rank" in refused(lorascope("analyze", lora_folder, "--sort", "size"))
+    assert "stable_rank" in refused(here("analyze", lora_folder, "--sort", "size"))
     assert "matches none" in refused(here("analyze", lora_folder, "--modules", "k_proj"))
 
 
 def test_help_names_every_metric_to_sort_by():
     from lorascope.analyses.spectrum import METRICS
 
-    listed = " ".join(lorascope("analyze", "--help").stdout.split())
+    listed = " ".join(here("analyze", "--help").stdout.split())
     assert f"Metrics to sort by: {', '.join(metric.key for metric in METRICS)}." in listed
 
 
 def test_unfinished_output_leaves_nothing(lora_folder, tmp_path):
     missing = tmp_path / "no" / "such" / "a.html"
-    done = lorascope("analyze", lora_folder, "--html", missing)
+    done = here("analyze", lora_folder, "--html", missing)
     assert done.returncode == 2
     assert "a folder that is not there" in done.stderr
     assert "Traceback" not in done.stderr
@@ -138,7 +138,7 @@ def test_nan_is_null_in_json_and_an_error_in_words(lora_folder, tmp_path):
         next(iter(tensors.values()))[0, 0] = np.nan
 
     folder = copy_with(lora_folder, tmp_path / "nan", spoil)
-    found = json.loads(lorascope("analyze", folder, "--json", "-").stdout, parse_constant=pytest.fail)
+    found = json.loads(here("analyze", folder, "--json", "-").stdout, parse_constant=pytest.fail)
     broken = [m for m in found["modules"] if m["non_finite"]]
     assert len(broken) == 1
     assert broken[0]["singular_values"] is None
@@ -156,7 +156,7 @@ def test_hostile_keys_neither_script_nor_colour(lora_folder, tmp_path):
             tensors[f"base_model.model.{HOSTILE}.q_proj.lora_{role}.weight"] = tensors.pop(key)
 
     folder = copy_with(lora_folder, tmp_path / "hostile", rename)
-    done = lorascope("analyze", folder, "--html", tmp_path / "a.html")
+    done = here("analyze", folder, "--html", tmp_path / "a.html")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     page = (tmp_path / "a.html").read_text()
@@ -186,8 +186,8 @@ def test_damaged_files_get_one_sentence(spoil, lora_folder, tmp_path):
 def test_usage_errors_exit_with_2(tmp_path):
     assert "no such file or folder" in refused(here("analyze", tmp_path / "nothing"))
     assert "no adapter" in refused(here("analyze", tmp_path))
-    assert lorascope("analyze").returncode == 2
-    assert lorascope("analyze", tmp_path, "--no-such-option").returncode == 2
+    assert here("analyze").returncode == 2
+    assert here("analyze", tmp_path, "--no-such-option").returncode == 2
 
 
 def test_a_full_model_is_not_an_adapter(tmp_path):
@@ -199,12 +199,12 @@ def test_a_full_model_is_not_an_adapter(tmp_path):
 def test_the_page_in_a_real_browser(lora_folder, tmp_path, page_in_browser):
     """Sorts the table, switches the heatmap; no console error, no request but the page itself."""
     file = tmp_path / "a.html"
-    assert lorascope("analyze", lora_folder, "--html", file).returncode == 0
+    assert here("analyze", lora_folder, "--html", file).returncode == 0
     opened = page_in_browser(file)
     names = opened.page.locator("figure[data-interactive] tbody th")
     before = names.all_text_contents()
     assert len(before) == 4
-    sizes = json.loads(lorascope("analyze", lora_folder, "--json", "-").stdout)["modules"]
+    sizes = json.loads(here("analyze", lora_folder, "--json", "-").stdout)["modules"]
     ascending = [m["name"] for m in sorted(sizes, key=lambda m: m["frobenius_norm"])]
     opened.page.locator("figure[data-interactive] thead [role=button]", has_text="_F").click()
     assert names.all_text_contents() in (ascending, ascending[::-1])

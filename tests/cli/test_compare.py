@@ -51,7 +51,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder, other_
 
 def test_terminal_and_files(lora_folder, other_folder, tmp_path):
     outputs = [tmp_path / name for name in ("a.html", "a.json", "a.csv")]
-    done = lorascope(
+    done = here(
         "compare", lora_folder, other_folder, "--html", outputs[0], "--json", outputs[1], "--csv", outputs[2]
     )
     assert done.returncode == 0
@@ -64,14 +64,14 @@ def test_terminal_and_files(lora_folder, other_folder, tmp_path):
 
 
 def test_usage_errors_exit_with_2(lora_folder, tmp_path):
-    assert "two adapters or more" in refused(lorascope("compare", lora_folder))
+    assert "two adapters or more" in refused(here("compare", lora_folder))
     assert "no such file or folder" in refused(here("compare", lora_folder, tmp_path / "nothing"))
     save_file({"model.layers.0.q.weight": np.ones((4, 4), np.float32)}, tmp_path / "model.safetensors")
     assert "full model" in refused(here("compare", lora_folder, tmp_path))
 
 
 def test_named_groups(lora_folder, other_folder):
-    done = lorascope("compare", lora_folder, other_folder, lora_folder, "--group", "lora|other", "--json", "-")
+    done = here("compare", lora_folder, other_folder, lora_folder, "--group", "lora|other", "--json", "-")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["groups_by_label"]
     assert sorted(map(len, found["groups"].values())) == [1, 2]
@@ -93,7 +93,7 @@ def test_an_adapter_against_a_full_fine_tune(lora_folder, tmp_path):
         (tmp_path / folder).mkdir()
         save_file(weights, tmp_path / folder / "model.safetensors")
     arguments = ("compare", lora_folder, tmp_path / "tuned", "--base", tmp_path / "base", "--json", "-")
-    (pair,) = json.loads(lorascope(*arguments).stdout)["pairs"]
+    (pair,) = json.loads(here(*arguments).stdout)["pairs"]
     assert len(pair["modules"]) == 4
     for row in pair["modules"]:
         assert row["cosine"] == pytest.approx(1, abs=1e-5)  # float32 of the merged weights
@@ -109,7 +109,7 @@ def test_no_torch(lora_folder, other_folder):
 def test_the_page_in_a_real_browser(lora_folder, other_folder, tmp_path, page_in_browser):
     """φ grids of both sides and of A, the chance levels named on their scales; nothing complains."""
     file = tmp_path / "a.html"
-    assert lorascope("compare", lora_folder, other_folder, "--html", file).returncode == 0
+    assert here("compare", lora_folder, other_folder, "--html", file).returncode == 0
     opened = page_in_browser(file)
     grids = opened.page.locator("figure.heatmap", has_text="φ(i, j)")
     assert grids.count() == 3

@@ -58,7 +58,7 @@ def test_numbers_files_and_streams(pair, lora_folder, tmp_path):
 
 
 def test_json_on_stdout_is_json_alone(pair):
-    done = lorascope("delta", pair / "base", pair / "tuned", "--json", "-", "--top", 2)
+    done = here("delta", pair / "base", pair / "tuned", "--json", "-", "--top", 2)
     assert done.stderr == ""
     found = json.loads(done.stdout)
     assert found["top"] == 2
@@ -66,7 +66,7 @@ def test_json_on_stdout_is_json_alone(pair):
 
 
 def test_refusals(pair, lora_folder, tmp_path):
-    assert "no such file or folder" in refused(lorascope("delta", pair / "base", pair / "nowhere"))
+    assert "no such file or folder" in refused(here("delta", pair / "base", pair / "nowhere"))
     assert "--extract requires --output" in refused(here("delta", pair / "base", pair / "tuned", "--extract", 2))
     assert "is not a metric" in refused(here("delta", pair / "base", pair / "tuned", "--sort", "size"))
     assert "is there already" in refused(

@@ -90,7 +90,7 @@ def test_the_search_trains_and_goes_on(runs, tmp_path):
     asked = ("dimension", runs / "full-0", "--search", folder, "--said-scaling", "layer", "--start", 40,
              "--tolerance", 40, "--learning-rates", "5e-2", "--draws", 1, "--max-samples", 20,
              "--json", "-")  # fmt: skip
-    first = lorascope(*asked, env=ENV)
+    first = here(*asked, env=ENV)
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout)  # and nothing else is on stdout
     assert found["texts"]["count"] == 20
@@ -99,14 +99,14 @@ def test_the_search_trains_and_goes_on(runs, tmp_path):
     assert [level["size"] for level in found["families"][0]["levels"]] == [t["d"] for t in found["search"]["tried"]]
     (tmp_path / "x").mkdir()
     twice = tmp_path / "x" / ".." / "search"  # named as runs, too, and spelled another way
-    again = json.loads(lorascope(*asked, twice, env=ENV).stdout)
+    again = json.loads(here(*asked, twice, env=ENV).stdout)
     assert (again["search"]["trained"], again["search"]["found"]) == (0, found["search"]["trained"])
     assert again["families"] == found["families"]
 
 
 def test_refusals(runs, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "is not a run directory" in refused(lorascope("dimension", tmp_path / "empty", env=ENV))
+    assert "is not a run directory" in refused(here("dimension", tmp_path / "empty", env=ENV))
     assert "no run is a full fine-tuning" in refused(here("dimension", runs / "did", env=ENV))
     assert "--said-scaling is unknown" in refused(here("dimension", runs / "full-0", "--said", "x", env=ENV))
     assert "--baseline is unknown" in refused(here("dimension", runs / "full-0", "--baseline", "x", env=ENV))
@@ -132,7 +132,7 @@ def test_minilm_on_wordnet(tmp_path):
         ("lora", {"name": "lora", "targets": "all-linear", "rank": 4, "alpha": 8}, 2e-3),
     ):
         run.train(parse({**values, "method": method, "optim": {"learning_rate": rate}}), tmp_path / name)
-    done = lorascope("dimension", tmp_path, "--json", "-", "--draws", 1, "--modules", "encoder", env=ENV)
+    done = here("dimension", tmp_path, "--json", "-", "--draws", 1, "--modules", "encoder", env=ENV)
     found = json.loads(done.stdout)
     (k90,) = found["summary"]["functional"]["k90"]
     assert k90 < found["summary"]["spectral"]["energy_rank_0.9"]

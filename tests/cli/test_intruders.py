@@ -57,7 +57,7 @@ def test_the_cache_is_read_kept_elsewhere_or_left_alone(base, lora_folder, tmp_p
     where = {"XDG_CACHE_HOME": str(tmp_path / "home")}
     common = ("intruders", lora_folder, "--base", base, "--json", "-")
     seen = [
-        json.loads(lorascope(*common, *more, env=where).stdout)
+        json.loads(here(*common, *more, env=where).stdout)
         for more in (["--cache", tmp_path / "own"], ["--cache", tmp_path / "own"], ["--no-cache"])
     ]
     assert [(s["cache"]["read"], s["cache"]["computed"]) for s in seen] == [(0, 4), (4, 0), (0, 4)]
@@ -65,7 +65,7 @@ def test_the_cache_is_read_kept_elsewhere_or_left_alone(base, lora_folder, tmp_p
     assert not (tmp_path / "home").exists()
     damaged = next((tmp_path / "own").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:100])
-    done = lorascope(*common, "--cache", tmp_path / "own")
+    done = here(*common, "--cache", tmp_path / "own")
     assert "is damaged: the decomposition is computed again" in done.stderr
     assert json.loads(done.stdout)["modules"] == seen[0]["modules"]
 
@@ -78,14 +78,14 @@ def test_a_tuned_model_in_the_adapters_place(base, tmp_path):
     save_file(
         {n: w + rng.standard_normal(w.shape).astype("f4") for n, w in weights.items()}, tmp_path / "t.safetensors"
     )
-    done = lorascope("intruders", tmp_path / "t.safetensors", "--base", base, "--no-cache", "--json", "-")
+    done = here("intruders", tmp_path / "t.safetensors", "--base", base, "--no-cache", "--json", "-")
     found = json.loads(done.stdout)
     assert [m["method"] for m in found["modules"]] == ["dense"] * 4
     assert [item["name"] for item in found["skipped"]] == ["model.norm"]
 
 
 def test_refusals(base, lora_folder, tmp_path):
-    assert "pass --base MODEL" in refused(lorascope("intruders", lora_folder))
+    assert "pass --base MODEL" in refused(here("intruders", lora_folder))
     assert "is not the folder of one" in refused(here("intruders", lora_folder, "--base", base, "--intervene"))
     assert "--retain requires --intervene" in refused(
         here("intruders", lora_folder, "--base", base, "--retain", "x.txt")
@@ -105,7 +105,7 @@ def test_a_language_models_intruders_are_scaled_beside_the_controls(tmp_path, ti
     run.train(parse(values), tmp_path / "run")
     other = tmp_path / "other.txt"
     other.write_text("\n".join(plain_text.read_text().splitlines()[::-1]))
-    done = lorascope(
+    done = here(
         "intruders", tmp_path / "run", "--intervene", "--retain", other, "--lambdas", "0,0.5,1", "-k", 3, "--epsilon",
         0.9, "--json", tmp_path / "i.json", "--html", tmp_path / "i.html", "--no-cache", "--device", "cpu",
     )  # fmt: skip
@@ -123,7 +123,7 @@ def test_a_language_models_intruders_are_scaled_beside_the_controls(tmp_path, ti
 
 
 def test_analyze_sets_the_change_against_the_base(base, lora_folder, tmp_path):
-    done = lorascope("analyze", lora_folder, "--base", base, "--json", tmp_path / "a.json", "--cache", tmp_path / "svd",
+    done = here("analyze", lora_folder, "--base", base, "--json", tmp_path / "a.json", "--cache", tmp_path / "svd",
                      "--csv", tmp_path / "a.csv")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "W in ΔW's directions" in done.stdout
@@ -136,4 +136,4 @@ def test_analyze_sets_the_change_against_the_base(base, lora_folder, tmp_path):
     assert module["right"]["tenth"]["chance"] == pytest.approx(4 / 24)
     assert float(next(csv.DictReader((tmp_path / "a.csv").open()))["against_base.ratio"]) == module["ratio"]
     assert len(list((tmp_path / "svd").iterdir())) == 4
-    assert "against_base" not in json.loads(lorascope("analyze", lora_folder, "--json", "-").stdout)
+    assert "against_base" not in json.loads(here("analyze", lora_folder, "--json", "-").stdout)

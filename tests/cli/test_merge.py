@@ -28,12 +28,12 @@ def test_merge_writes_a_model_and_says_what_rounding_took(adapter, tiny_llama, t
     assert (facts["dtype"], len(facts["weights"])) == ("bfloat16", 4)
     assert all(0 < weight["rounding_loss"] < 1 for weight in facts["weights"])
     assert load_file(tmp_path / "merged" / "model.safetensors").popitem()[1].dtype == torch.bfloat16
-    again = lorascope("merge", adapter, "--base", tiny_llama, "--output", tmp_path / "merged", env=QUIET)
+    again = here("merge", adapter, "--base", tiny_llama, "--output", tmp_path / "merged", env=QUIET)
     assert "is there already" in refused(again)
 
 
 def test_bad_use_is_one_sentence(adapter, tmp_path):
     out = ("--output", tmp_path / "merged")
-    assert "cannot load" in refused(lorascope("merge", adapter, "--base", tmp_path / "gone", *out, env=QUIET))
+    assert "cannot load" in refused(here("merge", adapter, "--base", tmp_path / "gone", *out, env=QUIET))
     assert "no such file or folder" in refused(here("merge", tmp_path / "gone", "--base", "minilm", *out, env=QUIET))
     assert not (tmp_path / "merged").exists()

@@ -28,7 +28,7 @@ def on_bert(tiny_bert):
 
 @pytest.fixture(scope="module")
 def on_llama(tiny_llama):
-    done = lorascope("methods", "--model", tiny_llama, "--targets", "q_proj,v_proj", "--json", env=QUIET)
+    done = here("methods", "--model", tiny_llama, "--targets", "q_proj,v_proj", "--json", env=QUIET)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout, parse_constant=pytest.fail)
 
@@ -74,7 +74,7 @@ def test_the_models_own_size(on_bert, tiny_bert):
 
 
 def test_the_listing_on_the_packaged_model():
-    done = lorascope("methods", env=QUIET)
+    done = here("methods", env=QUIET)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "on minilm (22,565,376 parameters, without a head)" in done.stdout.replace("\n", " ")
@@ -98,7 +98,7 @@ def test_a_method_in_full(name):
 
 
 def test_a_method_in_full_on_the_terminal():
-    done = lorascope("methods", "vera", env=QUIET)
+    done = here("methods", "vera", env=QUIET)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
     assert "ΔW = s·diag(b)·B·diag(d)·A" in shown
@@ -109,14 +109,14 @@ def test_a_method_in_full_on_the_terminal():
 
 
 def test_a_method_in_full_as_json():
-    (record,) = json.loads(lorascope("methods", "lora", "--json").stdout)["methods"]
+    (record,) = json.loads(here("methods", "lora", "--json").stdout)["methods"]
     assert record["formula"] == "ΔW = s·B·A"
     assert {"name": "rank", "type": "int", "default": "8", "doc": "r."} in record["settings"]
     assert "trained_parameters" not in record
 
 
 def test_what_is_not_there_is_refused(tmp_path):
-    assert "did you mean 'lora'" in refused(lorascope("methods", "loro"))
+    assert "did you mean 'lora'" in refused(here("methods", "loro"))
     assert "to count on" in refused(here("methods", "--model", tmp_path))
     assert "did you mean 'query'" in refused(here("methods", "--targets", "qury"))
 

@@ -38,7 +38,7 @@ def test_numbers_files_and_streams(lora_folder, tmp_path):
 
 
 def test_without_a_rule_it_compares_plans_and_writes_nothing(lora_folder, tmp_path):
-    done = lorascope("resize", lora_folder, cwd=tmp_path)
+    done = here("resize", lora_folder, cwd=tmp_path)
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
     assert [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("rank ", "energy "))] == [
@@ -48,14 +48,14 @@ def test_without_a_rule_it_compares_plans_and_writes_nothing(lora_folder, tmp_pa
 
 
 def test_json_on_stdout_is_json_alone(lora_folder):
-    done = lorascope("resize", lora_folder, "--rank", 1, "--rank", 2, "--json", "-")
+    done = here("resize", lora_folder, "--rank", 1, "--rank", 2, "--json", "-")
     assert done.stderr == ""
     assert [plan["plan"] for plan in json.loads(done.stdout)["plans"]] == ["rank 1", "rank 2"]
 
 
 def test_refusals(lora_folder, tmp_path):
-    assert "exactly one rule" in refused(lorascope("resize", lora_folder, "--output", tmp_path / "x"))
-    both = lorascope("resize", lora_folder, "--rank", 1, "--energy", 0.9, "--output", tmp_path / "x")
+    assert "exactly one rule" in refused(here("resize", lora_folder, "--output", tmp_path / "x"))
+    both = here("resize", lora_folder, "--rank", 1, "--energy", 0.9, "--output", tmp_path / "x")
     assert "exactly one rule" in refused(both)
     assert "is there already" in refused(here("resize", lora_folder, "--rank", 1, "--output", lora_folder))
     assert "is not supported" in refused(here("resize", lora_folder, "--dtype", "int4"))
@@ -66,7 +66,7 @@ def test_refusals(lora_folder, tmp_path):
 
 def test_the_page_in_a_real_browser(lora_folder, tmp_path, page_in_browser):
     file = tmp_path / "resize.html"
-    assert lorascope("resize", lora_folder, "--html", file).returncode == 0
+    assert here("resize", lora_folder, "--html", file).returncode == 0
     opened = page_in_browser(file)
     assert opened.troubles == []
     assert opened.others_asked_for() == []

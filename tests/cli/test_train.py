@@ -31,13 +31,13 @@ def test_train_writes_the_run_and_says_where(config, tmp_path):
     assert yaml.safe_load((run / "config.yaml").read_text())["method"]["rank"] == 3
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == 3
     assert json.loads((run / "run.json").read_text())["command"][:2] == ["lorascope", "train"]
-    assert "holds a run already" in refused(lorascope("train", config, cwd=tmp_path, env=QUIET))
+    assert "holds a run already" in refused(here("train", config, cwd=tmp_path, env=QUIET))
 
 
 def test_an_adapter_worse_than_the_base_ends_with_a_warning(config, tmp_path):
     wild = ("optim.learning_rate=1e4", "optim.max_grad_norm=null", "training.measure_cost=false")
     overrides = [part for each in wild for part in ("--set", each)]
-    done = lorascope("train", config, *overrides, "--output", tmp_path / "run", env=QUIET)
+    done = here("train", config, *overrides, "--output", tmp_path / "run", env=QUIET)
     assert done.returncode == 0, done.stderr
     assert "warning: the adapter is worse than the base model" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -56,7 +56,7 @@ def test_a_sweep_writes_a_run_for_each_and_prints_the_table(tmp_path, tiny_bert,
     values["model"]["dropout"] = 0.0
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump({**values, "sweep": {"method.rank": [2, 3]}}))
-    done = lorascope("train", path, "--set", "training.max_steps=2", cwd=tmp_path, env=QUIET)
+    done = here("train", path, "--set", "training.max_steps=2", cwd=tmp_path, env=QUIET)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["adapter", "rank=2", "rank=3"]
@@ -83,7 +83,7 @@ def test_wrong_keys_are_one_sentence(config, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_a_failure(config, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = lorascope("train", config, "--output", tmp_path / "file" / "run", env=QUIET)
+    done = here("train", config, "--output", tmp_path / "file" / "run", env=QUIET)
     assert "cannot use the folder" in refused(done, code=1)
 
 
