@@ -34,6 +34,7 @@ def merge(
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise InputError(f"--dtype {dtype!r} is not supported", expected="auto, float32, float16 or bfloat16")
     check_new_folder(output)
+    io.check_exists(adapter)
 
     from lorascope.adapt import merge as merging
     from lorascope.models import adapter_base

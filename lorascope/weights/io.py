@@ -112,9 +112,14 @@ def write(adapter: Adapter, folder: str | Path, format: str = "peft", *, replace
         return [folder / path.relative_to(stage) for path in chosen.write(adapter, stage)]
 
 
-def _open(path: Path) -> tuple[Bundle, str]:
+def check_exists(path: Path) -> None:
+    """InputError where nothing is at this path: asked before a base is fetched for it."""
     if not path.exists():
         raise InputError(f"no such file or folder: {path}")
+
+
+def _open(path: Path) -> tuple[Bundle, str]:
+    check_exists(path)
     weights = _weights_of(path) if path.is_dir() else path
     if weights.name == CONFIG:
         raise InputError(f"{path} is the config of an adapter", hint="pass the folder it lies in")
