@@ -67,6 +67,7 @@ FORMULAS = {
 CHOICES = {
     "scaling": [("out_scale",), ("in_scale",)],
     "magnitude": [("A", "B", "m"), ("m",)],
+    "randlora": [("lambda", "gamma_in", "A_in", "B_out"), ("lambda", "gamma_out", "A_out", "B_in")],
     "gralora": [("A_blocks", "B_blocks"), ("A_blocks", "B_blocks", "A_general", "B_general")],
     "kronecker": [("w1", "w2"), ("w1_a", "w1_b", "w2"), ("w1", "w2_a", "w2_b"), ("w1_a", "w1_b", "w2_a", "w2_b")],
 }

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from lorascope.inputs import parse_json
 from lorascope.updates.base import MAX_DRAWN, Stored, Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft.config import Config, ScaleFields
+from lorascope.weights.formats.peft.draws import drawn_again, seed_of
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.quantised import HINT, Unreadable
@@ -23,6 +24,7 @@ from lorascope.weights.tensors import InMemory, Recent, Slice
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
+KEY = "projection_prng_key"
 WIDTHS = "vera_input_widths"  # in the safetensors header: d_in by module, which PEFT does not write and does not miss
 NO_WIDTH = (
     "the file does not say this module's input width, which decides how many columns of the shared projection it uses; "
@@ -44,6 +46,7 @@ class VeRA(Family):
     fields = "projection_prng_key save_projection vera_dropout d_initial init_weights"
     scales = ScaleFields(default_rank=256)
     kinds_written = frozenset({"vera"})
+    rows_of_a: ClassVar[int] = 1  # times r; the first r are ΔW's
 
     def waits(self, group: Group, context: Context) -> bool:
         return True
@@ -55,8 +58,7 @@ class VeRA(Family):
         if holders:
             holders[0].need("vera_A", "vera_B")
             stored = holders[0].stored["vera_A"], holders[0].stored["vera_B"]
-        widths = widths_of(context.metadata)
-        results = vera(modules, stored, context.config, context.base, context.notes, widths) if modules else {}
+        results = vera(modules, stored, context, self.methods["vera"], self.rows_of_a) if modules else {}
         read_any = any(isinstance(result, Update) for result in results.values())
         for group in sorted(groups, key=lambda group: group.module not in results):  # the projections last
             result = results.get(group.module)
@@ -103,17 +105,18 @@ class Projections:
 def vera(
     groups: Sequence[Group],
     stored: tuple[Stored, Stored] | None,
-    config: Config,
-    base: "Checkpoint | None",
-    notes: list[str],
-    known_widths: Mapping[str, int],
+    context: Context,
+    method: str = "VeRA",
+    rows_of_a: int = 1,
 ) -> dict[str, Update | str]:
     """VeRA's updates by module, or the reason why a module has none.
 
     Args:
-        known_widths: those that the file itself tells, d_in by module.
         stored: the projections A and B, where the file has them; else they are drawn again from the config's key.
+        method: its name.
+        rows_of_a: how many times r rows A has.
     """
+    config, base, notes = context.config, context.base, context.notes
     if stored is not None and any(len(each.shape) != 2 for each in stored):
         raise InputError("VeRA's projections are not matrices", found=[tuple(each.shape) for each in stored])
     for group in groups:
@@ -126,15 +129,18 @@ def vera(
                 found=group.shape("vera_lambda_d"),
                 expected=f"rank {config.rank}",
             )
+    known_widths = widths_of(context.metadata)
     widths = {group.module: _width(group, config, base, known_widths) for group in groups}
     if stored is None:
         if any(width is None for width in widths.values()) or not config.given:
             return {group.module: NO_PROJECTION for group in groups}
-        stored = _redrawn(groups, [width for width, _ in filter(None, widths.values())], config, notes)
+        widest = max(width for width, _ in filter(None, widths.values()))
+        stored = _redrawn(groups, widest, config, rows_of_a)
+        notes.append(drawn_again(f"{method}: the projections", KEY, seed_of(config, KEY)))
     elif base is None and not any(widths.values()) and _all_read_hidden(groups):
         widths = {group.module: (stored[0].shape[1], config.flag("fan_in_fan_out")) for group in groups}
         notes.append(
-            "VeRA: every module's input width was taken to be that of the stored projection; --base confirms it"
+            f"{method}: every module's input width was taken to be that of the stored projection; --base confirms it"
         )
     projections = Projections(*stored, Recent())
     return {
@@ -180,37 +186,28 @@ def _all_read_hidden(groups: Sequence[Group]) -> bool:
     return uniform and (len(outputs) == 1 or set(outputs) <= READ_HIDDEN)
 
 
-def _redrawn(groups: Sequence[Group], widths: list[int], config: Config, notes: list[str]) -> tuple[Stored, Stored]:
+def _redrawn(groups: Sequence[Group], d_in: int, config: Config, rows_of_a: int) -> tuple[Stored, Stored]:
     """A and B as PEFT draws them again, by the config's key."""
-    import torch
-
-    key = config.raw.get("projection_prng_key", 0)
-    if type(key) is not int or not 0 <= key < 1 << 63:
-        raise InputError("adapter_config.json: projection_prng_key is not a seed", found=key)
     d_out = max(group.shape("vera_lambda_b")[0] for group in groups)
-    notes.append(
-        f"VeRA: the projections are not in the file; they were drawn again from projection_prng_key {key} with torch "
-        f"{torch.__version__}, which PEFT does too and does not guarantee across systems"
-    )
-    a, b = draw_projections(key, config.rank, max(widths), d_out)
+    a, b = draw_projections(seed_of(config, KEY), config.rank, d_in, d_out, rows_of_a)
     return InMemory(a), InMemory(b)
 
 
-def draw_projections(key: int, rank: int, d_in: int, d_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """A (r, d_in) and B (d_out, r) of VeRA in float32, as PEFT draws them from its `projection_prng_key`.
+def draw_projections(key: int, rank: int, d_in: int, d_out: int, rows_of_a: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A (r · rows_of_a, d_in) and B (d_out, r) of VeRA in float32, as PEFT draws them from its `projection_prng_key`.
 
     Kaiming uniform with gain √2, so U(±√(6/columns)); A first, then B, from one generator of torch on the CPU.
     """
     import torch
 
-    if rank * max(d_in, d_out) > MAX_DRAWN:
+    if rank * max(rows_of_a * d_in, d_out) > MAX_DRAWN:
         raise InputError(
             "VeRA's projections are too large to draw", found=f"({rank}, {d_in}) and ({d_out}, {rank})",
             expected=f"at most {MAX_DRAWN:,} entries",
         )  # fmt: skip
     generator = torch.Generator(device="cpu").manual_seed(key)
     bounds = [math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns)) for columns in (d_in, rank)]  # PEFT's rounding
-    a = torch.empty(rank, d_in).uniform_(-bounds[0], bounds[0], generator=generator)
+    a = torch.empty(rows_of_a * rank, d_in).uniform_(-bounds[0], bounds[0], generator=generator)
     b = torch.empty(d_out, rank).uniform_(-bounds[1], bounds[1], generator=generator)
     return a.numpy(), b.numpy()
 
