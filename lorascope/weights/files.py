@@ -1,6 +1,7 @@
 """Which files on disk hold a set of tensors: one file, the shards of an index, or a folder with either."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ from lorascope.errors import InputError, preview
 from lorascope.inputs import misfit, open_regular, read_json
 from lorascope.updates.base import Stored
 from lorascope.weights.foreign import refuse_by_name
+from lorascope.weights.gguf_file import MAGIC, open_gguf
 from lorascope.weights.pickles import open_pickle
 from lorascope.weights.safetensors import open_safetensors
 
 SAFETENSORS = (".safetensors", ".sft")
+GGUF = (".gguf",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")  # the last is litgpt's: lit_model.pth.lora
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[a-z]+$")
 _BLOCK = 1 << 20
@@ -61,6 +64,12 @@ def open_tensors(path: Path) -> Tensors:
 def _open_file(path: Path) -> Tensors:
     if path.suffix.lower() in PICKLES:
         return Tensors(open_pickle(path), {}, (path,))
+    with open_regular(path) as file:
+        is_gguf = file.read(len(MAGIC)) == MAGIC  # Ollama's have no ending
+    if is_gguf or path.suffix.lower() in GGUF:
+        of_gguf, values = open_gguf(path)
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+        return Tensors(of_gguf, texts, (path,))
     stored, metadata = open_safetensors(path)
     return Tensors(stored, metadata, (path,))
 

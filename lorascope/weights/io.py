@@ -12,7 +12,7 @@ from lorascope.inputs import read_json
 from lorascope.outputs import staged
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.adapter import Adapter, Source
-from lorascope.weights.files import PICKLES, SAFETENSORS, open_tensors
+from lorascope.weights.files import GGUF, PICKLES, SAFETENSORS, open_tensors
 from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import skip_what_stands_elsewhere
@@ -173,7 +173,7 @@ def _weights_of(folder: Path) -> Path:
     models = [name for name in MODELS if name in present]
     if models:  # where LoRA was put into it, the whole model with an adapter inside; else refused as a full model
         return folder / models[0]
-    candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES))]
+    candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES, *GGUF))]
     indices = [name for name in present if name.endswith(".index.json")]
     if len(indices) == 1 or len(candidates) == 1:
         return folder / (indices or candidates)[0]

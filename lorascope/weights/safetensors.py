@@ -208,12 +208,6 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
     """A clear word where a pickle, a zip, a GGUF or an LFS pointer was given in place of safetensors."""
     if start.startswith(b"version "):
         raise InputError(f"{path} is a Git LFS pointer, not the file itself", hint="run `git lfs pull` there")
-    if start.startswith(b"GGUF"):
-        raise InputError(
-            f"{path} is a GGUF file",
-            expected="a safetensors file",
-            hint="GGUF is not read; pass the file it was converted from",
-        )
     if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1] in (2, 3, 4, 5)):
         raise InputError(
             f"{path} is a pickle or a zip, not a safetensors file",

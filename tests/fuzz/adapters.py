@@ -506,6 +506,21 @@ def mlx_whole_weights(hand: Hand) -> Files:
     return Files("mlx", "mlx", list(tensors.items()), {}, [("fine_tune_type", "full"), ("num_layers", 2)])
 
 
+@family("gguf")
+def gguf(hand: Hand) -> Files:
+    """The keys alone: the container's own damage is drawn in tests/weights/test_gguf.py."""
+    rank, tensors = hand.size(1, 4), {}
+    for part in hand.chance.sample(["blk.0.attn_q", "blk.1.attn_k", "blk.0.ffn_down", "blk.0.ffn_up_exps"], 2):
+        experts = (hand.size(1, 3),) if part.endswith("exps") else ()
+        tensors[f"{part}.weight.lora_a"] = hand.array(*experts, rank, hand.size())
+        tensors[f"{part}.weight.lora_b"] = hand.array(*experts, hand.size(), rank)
+    if hand.maybe():
+        tensors["token_embd.weight.lora_a"] = hand.array(hand.size(), rank)
+        tensors["token_embd.weight.lora_b"] = hand.array(hand.size(), rank)
+    said = {"general.type": "adapter", "general.architecture": hand.chance.choice(["llama", "qwen3moe", "falcon"])}
+    return Files("gguf", "gguf", list(tensors.items()), {**said, "adapter.lora.alpha": str(hand.alpha())})
+
+
 @family("bottlenecks")
 def bottlenecks(hand: Hand) -> Files:
     width, inner, place = hand.size(), hand.size(), "bert.encoder.layer.0.output.adapters.sst"

@@ -407,7 +407,7 @@ def test_a_state_dict_inside_a_training_state(name, tmp_path):
         ("tf_model.h5", "HDF5"),
         ("flax_model.msgpack", "Flax"),
         ("adapters.npz", "numpy"),
-        ("adapter.gguf", "GGUF"),
+        ("adapter.ggla", "before GGUF"),
         ("model.onnx", "ONNX"),
         ("bert.ckpt.index", "TensorFlow"),
         ("bert.ckpt.data-00000-of-00001", "TensorFlow"),

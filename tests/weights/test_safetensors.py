@@ -195,7 +195,6 @@ BAD = {
     "half a surrogate pair": (file_of(b'{"\\ud800": %b}' % json.dumps(ONE).encode(), bytes(8)), "not valid text"),
     "a pickle": (b"\x80\x04\x95" + bytes(40), "a pickle or a zip"),
     "a zip": (b"PK\x03\x04" + bytes(40), "a pickle or a zip"),
-    "a GGUF": (b"GGUF" + bytes(40), "a GGUF file"),
     "an LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
 }
 

@@ -49,7 +49,7 @@ class Mlx(Format):
 
     def claims(self, bundle: Bundle) -> bool:
         config = bundle.config or {}
-        if "peft_type" in config or "general.architecture" in bundle.metadata:
+        if "peft_type" in config:
             return False
         return bool(_pairs(bundle)) or (_is_full(config) and not any(".lora_" in key for key in bundle.tensors))
 
