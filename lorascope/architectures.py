@@ -49,6 +49,7 @@ TIED = (
 # PEFT stores an embedding's factors under keys of their own; modules by these names are embeddings.
 EMBEDDINGS = ("embed_tokens", "wte", "wpe", "shared", "tok_embeddings", "embed_in", "word_embeddings")
 _EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
+_CONVOLUTION = re.compile(r"conv|patch_emb|downsampl|upsampl|(^|[._])stem([._]|$)", re.I)
 _OUTPUT_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
 
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)$")
@@ -65,6 +66,11 @@ def is_conv1d(module: str, config: Mapping[str, Any]) -> bool | None:
 def looks_like_conv1d(module: str) -> bool:
     """Whether a module has one of the names that Conv1D has in GPT-2."""
     return _CONV1D.search(module) is not None
+
+
+def looks_like_convolution(module: str) -> bool:
+    """Whether a name of this kind stands for a convolution somewhere; asked where only the base could say."""
+    return _CONVOLUTION.search(module) is not None
 
 
 def experts_transposed(config: Mapping[str, Any]) -> bool | None:

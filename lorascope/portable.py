@@ -32,6 +32,12 @@ def read_at(file: BufferedReader, view: memoryview, offset: int) -> int:
         return file.readinto(view)
 
 
+def wait_for_lock(descriptor: int) -> None:
+    """Take the lock of an open file, which ends with it, as soon as it is free; nothing where there is no `flock`."""
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
 def lock(descriptor: int) -> bool | None:
     """Take the lock of an open file, which ends with it: whether it was free; None where the system has no locks."""
     try:

@@ -81,7 +81,9 @@ def thresholds(sigma: np.ndarray, shape: tuple[int, int], k: int) -> np.ndarray:
     θ̄ = D(σ_j)^(-1/2) of the values below σ_j: W's own leading values change a bulk's D by O(j/p) and are left out, as
     are values equal to σ_j, which is right for a few of them (of a multiple of an orthogonal matrix it is too high). To
     pass σ_j a spike must have passed those below it, so the largest of the levels from σ_j on counts: one that has
-    another just below it, by chance, would otherwise seem to be passed too early. 0 where σ_j is.
+    another just below it, by chance, would otherwise seem to be passed too early. 0 where σ_j is. Levels are
+    computed at the first max(k, 64) places and at 16 more below: where the spectrum is so flat that a level far down is
+    the largest, another k may change a value.
 
     Raises:
         ValueError: k is not in 1 … p.

@@ -11,7 +11,7 @@ MAX_DRAWS, MIN_DRAWS = 32, 2  # one draw of rank r averages over r values alread
 
 
 @lru_cache(maxsize=512)
-def structureless_product(m: int, n: int, r: int) -> dict[str, float]:
+def random_product(m: int, n: int, r: int) -> dict[str, float]:
     """Mean rank measures of B A with independent Gaussian entries, B (m, r) and A (r, n).
 
     The comparison for a LoRA update: r directions of no structure. Only the triangular factors matter, and Bartlett's
@@ -34,7 +34,7 @@ def structureless_product(m: int, n: int, r: int) -> dict[str, float]:
 
 
 @lru_cache(maxsize=512)
-def structureless_energy(m: int, n: int, r: int) -> tuple[float, ...]:
+def random_product_energy(m: int, n: int, r: int) -> tuple[float, ...]:
     """Share of ‖B A‖_F² that the k largest singular values keep on average, k = 1..min(m, n, r), of the same B and A.
 
     What truncating an adapter keeps where no direction matters more than another: 1 − this is the mean relative energy

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import lorascope
-from lorascope import __version__
+from lorascope import __version__, portable
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import read_json
 from lorascope.outputs import write_json
@@ -217,7 +217,7 @@ class Store:
     def locked(self, keys: Sequence[str]) -> Iterator[None]:
         """Holds the locks of these jobs, waiting for whoever has them; a process that dies lets go of its own.
 
-        A system without `flock` has none: there, one store takes one process at a time.
+        A system without `flock` does not wait: there, one store takes one process at a time.
         """
         with contextlib.ExitStack() as held:
             for key in sorted(set(keys)):  # in one order everywhere, so that no two wait for each other
@@ -226,10 +226,7 @@ class Store:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     # Not "a": opening a pipe for writing alone would wait for a reader.
                     file = held.enter_context(open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb"))
-                with contextlib.suppress(ImportError):
-                    import fcntl
-
-                    fcntl.flock(file, fcntl.LOCK_EX)
+                portable.wait_for_lock(file.fileno())
             yield
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorascope.linalg.factored import Factored
-from lorascope.linalg.nulls import structureless_energy, structureless_product
+from lorascope.linalg.nulls import random_product, random_product_energy
 from lorascope.linalg.spectrum import effective_rank, stable_rank
 
 # r: stable rank, effective rank, rank for 90 %, n = 768, Gaussian B, uniform A (shared reference, papers §2.3).
@@ -14,7 +14,7 @@ TABLE = {4: (3.5, 4.0, 4), 8: (6.5, 8.0, 7), 16: (11.5, 15.9, 14), 64: (32.6, 62
 @pytest.mark.parametrize("r", TABLE)
 def test_the_reference_table(r):
     """The table's values are rounded, and come from few draws: 3 % covers both."""
-    null = structureless_product(768, 768, r)
+    null = random_product(768, 768, r)
     stable, effective, r90 = TABLE[r]
     assert null["stable_rank"] == pytest.approx(stable, rel=0.03)
     assert null["effective_rank"] == pytest.approx(effective, rel=0.01)
@@ -26,7 +26,7 @@ def test_bartlett_draws_have_the_distribution_of_the_full_matrices(m, n, r):
     """Means of both samples within 4 standard errors of their difference."""
     rng = np.random.default_rng(5)
     full = [Factored(rng.standard_normal((m, r)), rng.uniform(-1, 1, (r, n))).singular_values() for _ in range(200)]
-    null = structureless_product(m, n, r)
+    null = random_product(m, n, r)
     for name, measure in (("stable_rank", stable_rank), ("effective_rank", effective_rank)):
         values = np.array([measure(s) for s in full])
         error = values.std() * (1 / 200 + 1 / 32) ** 0.5
@@ -34,9 +34,9 @@ def test_bartlett_draws_have_the_distribution_of_the_full_matrices(m, n, r):
 
 
 def test_the_same_shape_always_gives_the_same_numbers():
-    first = dict(structureless_product(64, 48, 4))
-    structureless_product.cache_clear()
-    assert structureless_product(64, 48, 4) == first
+    first = dict(random_product(64, 48, 4))
+    random_product.cache_clear()
+    assert random_product(64, 48, 4) == first
 
 
 @pytest.mark.parametrize(("m", "n", "r"), [(96, 64, 8), (12, 50, 16)])
@@ -47,7 +47,7 @@ def test_the_energy_a_truncated_product_keeps_is_that_of_the_full_matrices(m, n,
         [Factored(rng.standard_normal((m, r)), rng.standard_normal((r, n))).singular_values() ** 2 for _ in range(400)]
     )
     kept = np.cumsum(squares, axis=1) / squares.sum(axis=1, keepdims=True)
-    expected = structureless_energy(m, n, r)
+    expected = random_product_energy(m, n, r)
     assert len(expected) == min(m, n, r)
     assert expected[-1] == pytest.approx(1, abs=1e-12)  # a sum of shares
     error = kept.std(axis=0) * (1 / 400 + 1 / 32) ** 0.5  # ours is a mean of 32 draws

@@ -10,7 +10,7 @@ from lorascope.architectures import depth, module_types
 from lorascope.linalg import noise, spectrum
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import Matrix
-from lorascope.linalg.nulls import structureless_product
+from lorascope.linalg.nulls import random_product
 
 SHARES = (0.9, 0.95, 0.99)
 NEGLIGIBLE = 1e-12  # of σ₁: below this a direction is rounding
@@ -90,7 +90,7 @@ def measure(run: str, name: str, type: str, shape: tuple[int, int], sigma: np.nd
         "participation_ratio": spectrum.participation_ratio(sigma),
         **{f"energy_rank_{share}": spectrum.energy_rank(sigma, share) for share in SHARES},
     }
-    null = structureless_product(*shape, len(sigma)) if product and len(sigma) else noise.noise_measures(*shape)
+    null = random_product(*shape, len(sigma)) if product and len(sigma) else noise.noise_measures(*shape)
     ratio = {key: None if value is None else value / null[key] for key, value in measures.items()}
     above: dict[str, int | None] = {"gavish_donoho": None, "marchenko_pastur": None}
     level = noise.noise_level(sigma, *shape) if not product and len(sigma) == min(shape) else 0.0

@@ -14,7 +14,7 @@ from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.blas import one_thread
 from lorascope.linalg.noise import noise_spectrum
-from lorascope.linalg.nulls import structureless_energy
+from lorascope.linalg.nulls import random_product_energy
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.checkpoint import Checkpoint
 
@@ -359,7 +359,7 @@ def _random_baseline(one: Spectrum, rank: int) -> float:
     if rank >= width:
         return 0.0
     if one.low_rank and width < min(one.shape):
-        return math.sqrt(max(0.0, 1 - structureless_energy(*one.shape, width)[rank - 1]))
+        return math.sqrt(max(0.0, 1 - random_product_energy(*one.shape, width)[rank - 1]))
     squares = noise_spectrum(*one.shape) ** 2
     return math.sqrt(float(squares[rank:].sum() / squares.sum()))
 

@@ -4,13 +4,13 @@ Only the factors are decomposed, never the dense product, and one module is in m
 which the rule takes the ranks, then the truncated factors, each with √σ, at scale 1 (α = r).
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from lorascope.architectures import looks_like_convolution
 from lorascope.errors import InputError, preview
 from lorascope.linalg.factored import RANK_FLOOR, Factored
 from lorascope.linalg.matrix import Matrix
@@ -22,7 +22,6 @@ from lorascope.weights.caveats import not_for_all_tokens, of_another_base
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.tensors import InMemory
 
-_CONVOLUTION = re.compile(r"conv|patch_emb|downsampl|upsampl|(^|[._])stem([._]|$)", re.I)
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 WRITABLE = ("F64", "F32", "F16", "BF16")  # what factors are rounded to
 # Settings that a plain LoRA keeps of another method's.
@@ -366,7 +365,7 @@ def _sided(update: Update) -> bool:
 
 
 def _may_be_convolution(update: Update) -> bool:
-    return not update.kernel and _CONVOLUTION.search(update.name) is not None
+    return not update.kernel and looks_like_convolution(update.name)
 
 
 def storage(update: Update) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.linalg import spectrum
 from lorascope.linalg.matrix import Dense, Matrix
-from lorascope.linalg.nulls import structureless_product
+from lorascope.linalg.nulls import random_product
 from lorascope.linalg.rounding import SumRounding, rounded_sum, unit_roundoff
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.pieces import PIECE, WHOLE, Change, condensed, is_large, part_of, sliceable
@@ -202,7 +202,7 @@ def _singular_values(delta: Matrix, last: bool) -> np.ndarray:
 
 def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: str, low_rank: bool) -> dict[str, Any]:
     stable = spectrum.stable_rank(sigma)
-    null = structureless_product(*shape, update.rank) if update.rank and low_rank and update.kind in PRODUCTS else None
+    null = random_product(*shape, update.rank) if update.rank and low_rank and update.kind in PRODUCTS else None
     return {
         "singular_values": tuple(sigma.tolist()),
         "frobenius_norm": spectrum.frobenius_norm(sigma),
