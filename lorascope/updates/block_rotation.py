@@ -133,7 +133,9 @@ class OftV2(_Rotation):
     name = "oft_v2"
     formula = "ΔW = s·(diag(m / n)·W·R̃ᵀ − W), R̃ = 1 + 2Q + 2Q² + 2Q³ + Q⁴"
     roles = {
-        "entries": Role(("groups", "triangle"), "of Q above its diagonal, for each group of inputs; one row serves all groups"),
+        "entries": Role(
+            ("groups", "triangle"), "of Q above its diagonal, for each group of inputs; one row serves all groups"
+        ),
         "m": Role(("d_out",), "length of each row of W'", optional=True),
         "n": Role(("d_out",), "length of each row of W in training, instead of the base's", optional=True),
     }

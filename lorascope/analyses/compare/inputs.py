@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.analyses.adapter_updates import selected
+from lorascope.analyses.compare.schemes import Known, in_one_scheme
 from lorascope.analyses.toolkit import choose
 from lorascope.errors import InputError, preview
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
@@ -56,7 +57,8 @@ def source(one: Adapter | Checkpoint) -> dict[str, Any]:
 
 
 def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, pattern: str | None) -> Modules:
-    """Modules under the first adapter's names. Dots and underscores are one, leading components may differ.
+    """Modules under the first adapter's names. Dots and underscores are one, leading components may differ, and so may
+    the schemes of image models, where fused projections are cut apart as far as adapters differ in that.
 
     Raises:
         InputError: a checkpoint without the base, or `pattern` is not a regular expression or matches nothing.
@@ -65,13 +67,15 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
         raise InputError("a full model is compared by ΔW = W' − W", hint="pass the base model with --base")
     names: dict[str, dict[int, Update]] = {}
     skipped: dict[int, tuple[Skipped, ...]] = {}
+    updates: dict[int, list[Update]] = {}
     index = _Names(base)
     for number, one in enumerate(inputs):
         if isinstance(one, Checkpoint):
             continue
-        updates, others = selected(one, base, pattern)
+        updates[number], others = selected(one, base, pattern)
         skipped[number] = tuple(others)
-        for name, update in index.place(updates).items():
+    for number, known in in_one_scheme(updates).items():
+        for name, update in index.place(known).items():
             names.setdefault(name, {})[number] = update
     full = {number: one for number, one in enumerate(inputs) if isinstance(one, Checkpoint)}
     if full and not names:
@@ -90,22 +94,27 @@ class _Names:
     def __init__(self, base: Checkpoint | None):
         self.base = base
         self.by_flat: dict[str, str] = {}  # name by its flat form
+        self.by_key: dict[str, str] = {}  # name by what tells the module in any scheme
         self.by_shorter: dict[str, set[str]] = {}  # names by their flat form without leading components
 
-    def place(self, updates: Sequence[Update]) -> dict[str, Update]:
+    def place(self, known: Sequence[Known]) -> dict[str, Update]:
         """One adapter's updates under the common names."""
+        updates = [each.update for each in known]
+        keys = {each.update.name: each.key for each in known}
         flat = {update.name: self._flat(update) for update in updates}
         taken = {self.by_flat[each] for each in flat.values() if each in self.by_flat}
         placed: dict[str, Update] = {}
         fresh = []
         for update in updates:
-            name = self.by_flat.get(flat[update.name]) or self._similar(update, taken | placed.keys())
+            name = self.by_flat.get(flat[update.name])
+            name = name or self._by_key(keys[update.name], taken | placed.keys())
+            name = name or self._similar(update, taken | placed.keys())
             if name is None:
                 fresh.append(update)
             else:
                 placed[name] = update
         for update in fresh:
-            self._add(update, flat[update.name])
+            self._add(update, flat[update.name], keys[update.name])
             placed[update.name] = update
         return placed
 
@@ -116,10 +125,16 @@ class _Names:
         expert = "" if update.expert is None else f"_{update.expert}"
         return _flat((resolved or update.name).removesuffix(".weight")) + expert
 
-    def _add(self, update: Update, flat: str) -> None:
+    def _by_key(self, key: str, taken: set[str]) -> str | None:
+        """The common name of the module of this key, if it is free."""
+        name = self.by_key.get(key)
+        return None if name is None or name in taken else name
+
+    def _add(self, update: Update, flat: str, key: str) -> None:
         self.by_flat[flat] = update.name
         if _is_replica(update):
             return
+        self.by_key.setdefault(key, update.name)
         self.by_flat.setdefault(_flat(naming.plain(update.name)), update.name)
         for shorter in _shorter(update.name):
             self.by_shorter.setdefault(shorter, set()).add(update.name)
