@@ -47,6 +47,19 @@ def _hadamard(size: int) -> np.ndarray:
     return h
 
 
+_SENT: dict[tuple, Array] = {}  # Hadamard matrices by size, dtype and device: sending one to a GPU waits for it
+
+
+def _hadamard_like(size: int, x: Array) -> Array:
+    """H (size, size) in the library and dtype of x, on its device."""
+    if isinstance(x, np.ndarray):
+        return as_like(_hadamard(size), x)
+    key = (size, x.dtype, x.device)
+    if key not in _SENT:
+        _SENT[key] = as_like(_hadamard(size), x)
+    return _SENT[key]
+
+
 def fwht(x: Float[Array, "... n"]) -> Float[Array, "... n"]:
     """H x along the last axis: the Walsh–Hadamard transform, unnormalised (H H = n I), in Sylvester's order.
 
@@ -58,7 +71,7 @@ def fwht(x: Float[Array, "... n"]) -> Float[Array, "... n"]:
     right = 1
     while right < n:
         radix = min(RADIX, n // right)
-        h = as_like(_hadamard(radix), x)
+        h = _hadamard_like(radix, x)
         x = x.reshape(-1, radix) @ h if right == 1 else h @ x.reshape(-1, radix, right)
         right *= radix
     return x.reshape(shape)

@@ -17,14 +17,25 @@ IGNORE = -100  # torch's label for "no target here"
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one pass: `input_ids` and `attention_mask` (b, t); `labels` (b,), or (b, t) with IGNORE."""
+    """Tensors of one pass: `input_ids` and `attention_mask` (b, t); `labels` (b,), or (b, t) with IGNORE.
+
+    `padded` says whether the mask hides anything.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    padded: bool = True
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        """On the device; the host does not wait for the copies, which start from pinned memory."""
+        return Batch(*(_sent(each, device) for each in (self.input_ids, self.attention_mask, self.labels)), self.padded)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return tensor.to(device)
+    return (tensor.pin_memory() if torch.cuda.is_available() else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,8 @@ class Encoded:
             ids[row, : len(self.tokens[i])] = self.tokens[i]
             mask[row, : len(self.tokens[i])] = 1
         labels = np.where(mask, ids, IGNORE) if self.labels is None else np.array([self.labels[i] for i in indices])
-        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))
+        padded = any(len(self.tokens[i]) < longest for i in indices)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), padded)
 
     def by_length(self, size: int) -> list[list[int]]:
         """All texts in batches of similar length, longest first: for evaluation, where order does not matter."""
@@ -80,6 +92,7 @@ def joined(batches: Sequence[Batch], pad: int) -> Batch:
         torch.cat([wide(batch.input_ids, pad) for batch in batches]),
         torch.cat([wide(batch.attention_mask, 0) for batch in batches]),
         torch.cat([wide(b.labels, IGNORE) if b.labels.ndim == 2 else b.labels for b in batches]),
+        any(batch.padded or batch.input_ids.shape[1] < longest for batch in batches),
     )
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from lorascope.adapt.inject import Injected
 from lorascope.adapt.stacked import Layout, joinable, stack
 from lorascope.errors import InputError
+from lorascope.models.masks import known
 from lorascope.outputs import write_bytes
 from lorascope.training.batches import Batch, Encoded, joined
 from lorascope.training.config import RunConfig
@@ -55,7 +56,8 @@ class Pass:
         lengths = [part.input_ids.shape[1] for part in parts]
         batch = joined(parts, self.members[0].train.pad).to(device)
         self.layout.set(len(parts[0].input_ids), lengths)
-        with self.members[0].stream if len(self.members) == 1 else nullcontext():
+        stream = self.members[0].stream if len(self.members) == 1 else nullcontext()
+        with stream, known(batch.padded, device):
             logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         rows = zip(logits.chunk(len(parts)), batch.labels.chunk(len(parts)), lengths, strict=True)
         return [cross_entropy(each, labels, length) for each, labels, length in rows]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorascope.models.masks import known
 from lorascope.training.batches import IGNORE, Encoded
 from lorascope.training.parallel import World
 
@@ -38,15 +39,16 @@ def evaluate(model: torch.nn.Module, data: Encoded, size: int, world: World) -> 
     """Score `data`, in batches of similar length dealt out to the processes. Leaves the model in the mode it was in."""
     training, batches = model.training, data.by_length(size)
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # read once, at the end
     for start in range(0, len(batches), world.size):
         index = min(start + world.rank, len(batches) - 1)  # with too few for all, some repeat the last one: under FSDP
         batch = data.batch(batches[index]).to(world.device)  # all must take part in each pass
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        with known(batch.padded, world.device):
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         loss, hits = cross_entropy(logits, batch.labels, batch.input_ids.shape[1])
         if start + world.rank < len(batches):
-            sums += torch.stack([loss.double().cpu(), hits.double().cpu()])
+            sums += torch.stack([loss.double(), hits.double()])
     model.train(training)
-    total = world.sum(sums.to(world.device)).tolist()
+    total = world.sum(sums).tolist()
     targets = data.targets(range(len(data)))
     return Score(total[0] / targets, total[1] / targets, targets)

@@ -1,0 +1,58 @@
+"""Commands with `--device cuda` give the CPU's numbers, on the simulated device of `tests/cuda.py`."""
+
+import json
+import math
+
+import pytest
+
+from lorascope.training import run
+from lorascope.training.config import override, parse
+from tests.cli.command import here
+from tests.cuda import simulated
+from tests.training.tiny import classifier_values
+
+COMMANDS = {
+    "activations": ["activations", "lora", "full", "--max-samples", 8, "--samples", 40],
+    "delta": ["delta", "base", "full/adapter", "--modules", "layer.0"],
+    "dimension": ["dimension", "full", "--draws", 1, "--modules", "layer.0.attention.self"],
+    "intruders": ["intruders", "lora", "--intervene", "-k", 2, "--epsilon", 0.9, "--lambdas", "0,1", "--no-cache"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_bert, labelled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    short = ["training.max_steps=4", "training.measure_cost=false", "model.dropout=0"]
+    values = override(classifier_values(tiny_bert, labelled), short)
+    (folder / "base").symlink_to(tiny_bert)
+    run.train(parse(values), folder / "lora")
+    run.train(parse({**values, "method": {"name": "full", "embeddings": False}}), folder / "full")
+    return folder
+
+
+def close(ours, theirs, where="$"):
+    """Equal JSON, numbers to the rounding of float32 sums in another order."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in theirs:
+            close(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs), where
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            close(one, other, f"{where}[{i}]")
+    elif isinstance(theirs, float) and math.isfinite(theirs):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4), where
+    else:
+        assert ours == theirs, where
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_gives_the_same_on_a_device(name, runs, tmp_path):
+    arguments = COMMANDS[name]
+    on_cpu = here(*arguments, "--device", "cpu", "--json", tmp_path / "cpu.json", cwd=runs)
+    assert on_cpu.returncode == 0, on_cpu.stderr
+    with simulated() as device:
+        done = here(*arguments, "--device", "cuda", "--json", tmp_path / "cuda.json", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert device.ops > 50
+    close(*(json.loads((tmp_path / f"{place}.json").read_text()) for place in ("cuda", "cpu")))
