@@ -13,6 +13,7 @@ from lorascope.api import open_model as open_model
 from lorascope.api import read as read
 from lorascope.api import resize as resize
 from lorascope.api import save as save
+from lorascope.api import trajectory as trajectory
 from lorascope.errors import InputError as InputError
 from lorascope.errors import LorascopeError as LorascopeError
 from lorascope.weights.adapter import Adapter as Adapter

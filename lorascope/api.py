@@ -29,7 +29,7 @@ ModelLike = Union[str, Path, Checkpoint, "nn.Module"]
 
 __all__ = [
     "activations", "analyze", "compare", "delta", "dimension", "inject", "intruders", "load", "merge", "open_model",
-    "read", "resize", "save",
+    "read", "resize", "save", "trajectory",
 ]  # fmt: skip
 
 
@@ -237,6 +237,31 @@ def resize(
     opened = None if base is None else open_model(base)
     adapter = read(source, base=opened)
     return analyses.get("resize").run(adapter, chosen, base=opened, modules=modules, build=len(chosen) == 1)
+
+
+def trajectory(
+    *checkpoints: AdapterLike, base: ModelLike | None = None, modules: str | None = None, **options: Any
+) -> Result:
+    """How ΔW got where it is: rank, size and directions over the checkpoints of a run. `lorascope trajectory`.
+
+    Args:
+        checkpoints: a run's folder (ours, Trainer's, TRL's, MLX's), or checkpoints, as for `read`, the oldest first.
+        base: the base model: for ‖ΔW‖/‖W‖, and for kinds whose ΔW depends on W.
+        modules: a regular expression; only modules whose path it matches are followed.
+        options: further arguments of `analyses.trajectory.run`, such as `evaluate`.
+
+    Raises:
+        InputError: fewer than two checkpoints, or no module in all of them.
+    """
+    opened = None if base is None else open_model(base)
+    if all(isinstance(each, str | Path) for each in checkpoints):
+        from lorascope.weights.series import find
+
+        series = find([Path(each) for each in checkpoints])  # type: ignore[arg-type]  # paths, all of them
+        options = {"series": series, "path": str(checkpoints[0]) if len(checkpoints) == 1 else "", **options}
+        checkpoints = tuple(each.path for each in series.snapshots)
+    adapters = [_adapter_or_model(each, opened) if opened is not None else read(each) for each in checkpoints]
+    return analyses.get("trajectory").run(adapters, base=opened, modules=modules, **options)
 
 
 def _needs_torch() -> None:

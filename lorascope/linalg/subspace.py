@@ -82,12 +82,23 @@ def _decomposed(delta: Matrix) -> tuple[Array, Array, Array]:
 
 
 def _by_cholesky(delta: Factored) -> tuple[Array, Array, Array] | None:
-    """The SVD by way of Gram matrices, several times faster than QR; None where either factor is too dependent.
-
-    With left = Q_l R_l and R_l from Cholesky, Q_l = left R_l⁻¹ is orthonormal to eps · cond(Gram) ≤ 2e-13.
-    """
+    """The SVD by way of Gram matrices, several times faster than QR; None where either factor is too dependent."""
     xp = namespace(delta.left)
     left, right_t = (xp.astype(side, xp.float64) for side in (delta.left, delta.right.T))
+    found = coordinates(left, right_t)
+    return None if found is None else (left @ found[0], found[1], right_t @ found[2])
+
+
+def coordinates(
+    left: Float[Array, "m k"], right_t: Float[Array, "n k"]
+) -> tuple[Float[Array, "k k"], Float[Array, " k"], Float[Array, "k k"]] | None:
+    """P, σ and Q of left · right_tᵀ: its singular vectors are left · P and right_t · Q. None where either factor is too
+    dependent for it, or holds what is not finite.
+
+    With left = Q_l R_l and R_l from Cholesky, Q_l = left R_l⁻¹ is orthonormal to eps · cond(Gram) ≤ 2e-13. In these
+    coordinates the overlap of two updates' subspaces costs one product of their factors, and no vector is written out.
+    """
+    xp = namespace(left)
     if 0 in left.shape or 0 in right_t.shape or left.shape[1] > min(left.shape[0], right_t.shape[0]):
         return None
     with np.errstate(invalid="ignore", over="ignore"):  # `svd` raises for it
@@ -95,7 +106,7 @@ def _by_cholesky(delta: Factored) -> tuple[Array, Array, Array] | None:
     if r_left is None or r_right is None:
         return None
     u, s, vh = xp.linalg.svd(r_left @ r_right.T)
-    return left @ xp.linalg.solve(r_left, u), s, right_t @ xp.linalg.solve(r_right, vh.T)
+    return xp.linalg.solve(r_left, u), s, xp.linalg.solve(r_right, vh.T)
 
 
 def cuts(sigma: Float[Array, " k"]) -> list[bool]:

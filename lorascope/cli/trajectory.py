@@ -1,0 +1,120 @@
+"""`lorascope trajectory`: how ΔW got where it is, over the checkpoints of a run."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorascope.cli._options import Base, Html, Json, Modules, csv_of, to_file
+from lorascope.cli._outputs import check, show
+
+if TYPE_CHECKING:
+    from lorascope.weights.adapter import Adapter
+    from lorascope.weights.series import Series
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN|CHECKPOINT...",
+        help="A run's folder (lorascope's, Trainer's, TRL's, MLX's), or two checkpoints or more.",
+    ),
+]
+Average = Annotated[
+    Path | None, to_file("New folder for the average of the checkpoints, in PEFT's layout.", "DIR")
+]  # fmt: skip
+AverageLast = Annotated[
+    int | None, typer.Option(min=2, metavar="N", help="With --average: only the last N checkpoints.")
+]
+
+
+def trajectory(  # one parameter per option
+    paths: Paths,
+    base: Base = None,
+    modules: Modules = None,
+    average: Average = None,
+    average_last: AverageLast = None,
+    html: Html = None,
+    json: Json = None,
+    csv: Annotated[Path | None, csv_of("module and checkpoint")] = None,
+) -> None:
+    """Follow ΔW over the checkpoints of a run: rank, size, and when its directions settled.
+
+    Singular values, stable rank and the rank for 95 % of the energy with their random baselines, ‖ΔW‖/‖W‖ (with
+    --base), the rotation of the left and right subspaces against the last checkpoint and the one before, and the
+    losses that the run logged. Example:
+
+        lorascope trajectory trl-output --html trajectory.html
+    """
+    check([*paths, base], html=html, json=json, csv=csv, output=average)
+    from lorascope.linalg.blas import prepare_process
+
+    prepare_process()
+    from lorascope.analyses.toolkit import short_path
+    from lorascope.analyses.trajectory import run
+    from lorascope.cli._progress import bar
+    from lorascope.weights.series import find
+
+    _check_average(average, average_last)
+    series, checkpoint = find(paths), _open_base(base)
+    adapters = [_read(each.path, checkpoint) for each in series.snapshots]
+    title = short_path(str(paths[0])) if len(paths) == 1 else f"{len(paths)} checkpoints"
+    result = run(
+        adapters, series=series, base=checkpoint, modules=modules, path=title, progress=bar("trajectory", "modules")
+    )
+    if average is not None:
+        _write_average(adapters, series, average, average_last)
+    show(result, html=html, json=json, csv=csv)
+
+
+def _open_base(base: str | None) -> Any:
+    if base is None:
+        return None
+    from lorascope.models import assets
+    from lorascope.weights.checkpoint import open_checkpoint
+
+    return open_checkpoint(assets.resolve(base))
+
+
+def _read(path: Path, base: Any) -> Any:
+    """An adapter; a full model where there is a base to take away from it."""
+    from lorascope.errors import InputError
+    from lorascope.weights import io
+    from lorascope.weights.checkpoint import open_checkpoint
+
+    try:
+        return io.read(path, base)
+    except InputError as error:
+        if base is None or "full model" not in error.what:
+            raise
+    return open_checkpoint(path)
+
+
+def _check_average(output: Path | None, last: int | None) -> None:
+    from lorascope.destinations import check_new_folder
+    from lorascope.errors import InputError
+
+    if output is not None:
+        check_new_folder(output)
+    elif last is not None:
+        raise InputError("--average-last belongs to --average", hint="name a new folder with --average DIR")
+
+
+def _write_average(adapters: "list[Adapter]", series: "Series", output: Path, last: int | None) -> None:
+    from lorascope.analyses.trajectory.average import average
+    from lorascope.cli._progress import bar
+    from lorascope.errors import InputError
+    from lorascope.weights import io
+    from lorascope.weights.adapter import Adapter
+
+    chosen = adapters[-last:] if last else adapters
+    if not all(isinstance(each, Adapter) for each in chosen):
+        raise InputError("only adapters are averaged", found="full models among the checkpoints")
+    made = average(chosen, progress=bar("average", "modules"))
+    io.write(made.adapter, output, replace=False)
+    steps = [each.step for each in series.snapshots[-len(chosen) :]]
+    lost = max(made.lost.values(), default=0.0)
+    what = (
+        f"the mean ΔW of {series.unit}s {steps[0]} to {steps[-1]}, of which its rank loses at most {100 * lost:.2g} %"
+    )
+    print(f"wrote {output}: {what} of ‖ΔW‖² in a module", file=sys.stderr)
