@@ -51,9 +51,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder, other_
 
 def test_terminal_and_files(lora_folder, other_folder, tmp_path):
     outputs = [tmp_path / name for name in ("a.html", "a.json", "a.csv")]
-    done = here(
-        "compare", lora_folder, other_folder, "--html", outputs[0], "--json", outputs[1], "--csv", outputs[2]
-    )
+    done = here("compare", lora_folder, other_folder, "--html", outputs[0], "--json", outputs[1], "--csv", outputs[2])
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 45
     assert done.stdout.index("same random initialisation") < done.stdout.index("By module type")

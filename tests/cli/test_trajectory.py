@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from tests.analyses.test_trajectory import factors, write_trainer_run
 from tests.cli.command import here, lorascope, refused
@@ -51,3 +52,20 @@ def test_from_python(tmp_path, rng):
     result = ls.trajectory(tmp_path)
     assert result.steps == (10, 20)
     assert np.isfinite(result.rows[0].points[0].left_to_last)
+
+
+def test_mlx_numbered_files(tmp_path, rng):
+    """MLX has lora_a (in, r), lora_b (r, out), and a scale that is not divided by r; ΔW = scale·lora_bᵀ·lora_aᵀ."""
+    series = factors(rng, 3)
+    name = next(iter(series))
+    for i, (b, a) in enumerate(series[name], 1):
+        tensors = {f"{name}.lora_a": np.ascontiguousarray(a.T, np.float32)}
+        tensors[f"{name}.lora_b"] = np.ascontiguousarray(b.T, np.float32)
+        save_file(tensors, tmp_path / f"{i}00_adapters.safetensors".zfill(len("0000100_adapters.safetensors")))
+    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    done = here("trajectory", tmp_path, "--json", "-")
+    record = json.loads(done.stdout or done.stderr)
+    assert [each["step"] for each in record["checkpoints"]] == [100, 200, 300]
+    sigma = np.linalg.svd(20.0 * series[name][-1][0] @ series[name][-1][1], compute_uv=False)[:4]
+    np.testing.assert_allclose(record["modules"][0]["points"][-1]["singular_values"], sigma, rtol=1e-6)  # float32 files
