@@ -42,7 +42,7 @@ MEASURING = (
 ROOT = Path(lorascope.__file__).parent
 # Config keys that are newer than stored runs: at their default they change nothing, and stay out of the key.
 ADDED_LATER = {"data": {"add_bos_token": None, "add_eos_token": True}}
-NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "logging_steps")
+NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "snapshot_steps", "logging_steps")
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def _offer(injected: Injected, data: Encoded, config: RunConfig, here: World) ->
             num_train_epochs=epochs,
             eval_steps=None,
             save_steps=None,
+            snapshot_steps=None,
             early_stopping_patience=None,
             load_best_model_at_end=False,
         )

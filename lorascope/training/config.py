@@ -140,6 +140,8 @@ class TrainingConfig:
         group_by_length: put texts of similar length into the same pass, so that less of it is padding.
         eval_steps: evaluate every so many steps, and at the end; null only at the end.
         save_steps: write a checkpoint every so many steps; null never.
+        snapshot_steps: keep the adapter of every so many steps in the run's folder (`snapshots/step-0000010`), to be
+            analysed while the run goes on and by `lorascope trajectory`; null keeps none.
         logging_steps: write the training loss every so many steps.
         load_best_model_at_end: keep the adapter of the lowest held-out loss, not the last one.
         early_stopping_patience: stop after so many evaluations in a row that did not lower the held-out loss; null
@@ -161,6 +163,7 @@ class TrainingConfig:
     group_by_length: bool = False
     eval_steps: int | None = None
     save_steps: int | None = None
+    snapshot_steps: int | None = None
     logging_steps: int = 10
     load_best_model_at_end: bool = False
     early_stopping_patience: int | None = None
@@ -175,7 +178,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in (
             *("max_steps", "eval_steps", "save_steps", "logging_steps", "num_threads", "num_train_epochs"),
-            *("early_stopping_patience", "gradient_accumulation_steps"),
+            *("early_stopping_patience", "gradient_accumulation_steps", "snapshot_steps"),
             *("per_device_train_batch_size", "per_device_eval_batch_size"),
         ):
             value = getattr(self, name)

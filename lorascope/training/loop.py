@@ -15,7 +15,7 @@ base (`adapt/stacked.py`), so that a member's numbers are those of its own run u
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,19 @@ class Loop:
         assert member.score is not None  # of a member that did not diverge
         return member.score
 
-    def run_all(self, checkpoint: Path | None = None, *, progress: bool = True) -> None:
+    def run_all(
+        self,
+        checkpoint: Path | None = None,
+        *,
+        progress: bool = True,
+        snapshot: Callable[[Member, int], None] | None = None,
+    ) -> None:
         """Train every member to its end, which it then says itself (`ended`, `score`). One that diverges just leaves.
+
+        Args:
+            checkpoint: where all that a resume needs is written every `save_steps`.
+            progress: show a bar.
+            snapshot: keeps a member's adapter as it is after a step, every `snapshot_steps` of its config.
 
         Raises:
             LorascopeError: a record or the checkpoint cannot be written.
@@ -143,6 +154,9 @@ class Loop:
                 seconds = time.perf_counter() - started
                 self._end_diverged()
                 self._log(results, bar, seconds)
+                for member in self.active if snapshot else ():
+                    if snapshot and self._due(member.config.training.snapshot_steps):
+                        snapshot(member, self.step)
                 self._evaluate(bar)
                 sound = any(member.ended != "diverged" for member in self.members)
                 if checkpoint and self.world.first and sound and self._due(settings.save_steps):

@@ -5,6 +5,7 @@ run.json        the command, package versions, seed, device
 metrics.jsonl   one line per logged step
 calibration.json  what the method learned of the task before training, where it does (LoRA-drop's scores)
 checkpoint.pt   adapter, optimiser and step, while it runs
+snapshots/      the adapter as it was after some steps, where the config asks for it
 adapter/        the trained adapter in PEFT's layout
 summary.json    how it ended
 """
@@ -27,6 +28,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import ANY, OBJECT, parse_yaml, read_json, read_json_lines, read_yaml
 from lorascope.outputs import append_json, finite, json_text, write_json, write_text
 from lorascope.training.config import RunConfig, parse, resolved
+from lorascope.weights.series import SNAPSHOTS
 
 FILES = (
     "config.yaml", "run.json", "metrics.jsonl", "calibration.json", "rehearsal.json", "checkpoint.pt", "summary.json",
@@ -229,6 +231,8 @@ class Record:
             )
         for name in ("metrics.jsonl", "calibration.json", "rehearsal.json", "checkpoint.pt", "summary.json"):
             (self.folder / name).unlink(missing_ok=True)
+        if (self.folder / SNAPSHOTS).is_dir():  # of the run whose place this one takes
+            shutil.rmtree(self.folder / SNAPSHOTS)
 
 
 def package_version(name: str) -> str | None:

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from lorascope.training.parallel import World, shard_base, world
 from lorascope.training.record import SUMMARY, Record, read_summary, working_in
 from lorascope.training.scores import Score, evaluate
 from lorascope.training.threads import usable_cores
+from lorascope.weights.series import SNAPSHOTS
 
 ROUNDING = 1e-5  # of a held-out loss: float32 sums in another order
 
@@ -302,7 +304,7 @@ def fit_together(
             remarks = {**_remarks(job.prepared), **facts}
             job.record.start(command, _describe(here), trained_parameters=count, trains=trains, **remarks)
     began, first = time.perf_counter(), loop.step
-    loop.run_all(checkpoint, progress=progress)
+    loop.run_all(checkpoint, progress=progress, snapshot=partial(_snapshot, dict(zip(members, jobs, strict=True))))
     seconds = time.perf_counter() - began
     for job, member, base in zip(jobs, members, bases, strict=True):
         if job.record:
@@ -312,6 +314,14 @@ def fit_together(
         checkpoint.unlink(missing_ok=True)
     here.wait()
     return members, seconds
+
+
+def _snapshot(jobs: Mapping[Member, Job], member: Member, step: int) -> None:
+    """Keep the adapter as it is after this step, as the run's own folder holds it in the end."""
+    job = jobs[member]
+    if job.record:
+        at = job.folder / SNAPSHOTS / f"step-{step:07d}"
+        write_adapter(member.injected, job.config, job.prepared.train.label_names, at)
 
 
 def _remarks(prepared: Prepared) -> dict[str, Any]:
