@@ -62,8 +62,14 @@ class Kind(ABC):
         """The part s·B·A, of a kind that needs the base for the whole; None where the file has no such part."""
         return None
 
-    def bias_change(self, roles: Mapping[str, Array], scale: float, bias: Array) -> Array | None:
-        """What the update adds to the layer's bias (d_out,), for a kind that acts on the output; else None."""
+    def bias_change(
+        self, roles: Mapping[str, Array], scale: float, bias: Array, base: Array | None = None
+    ) -> Array | None:
+        """What the update adds to the layer's bias (d_out,), for a kind that acts on the output; else None.
+
+        Args:
+            base: W (d_out, d_in) as it was, for a kind whose bias depends on it.
+        """
         return None
 
     def dimensions(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -71,8 +77,14 @@ class Kind(ABC):
         return bind(self, shapes)
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-        """(d_out, d_in) of ΔW."""
+        """(d_out, d_in) of ΔW. InputError where only the base says one of them."""
         sizes = self.dimensions(shapes)
+        if "d_out" not in sizes or "d_in" not in sizes:
+            raise InputError(
+                f"the shape of a {self.name} update is known from the base only",
+                found=dict(shapes),
+                hint="pass --base MODEL",
+            )
         return sizes["d_out"], sizes["d_in"]
 
     def rank(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -113,6 +125,21 @@ def bind(kind: Kind, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
                 )
             owner.setdefault(symbol, name)
     return sizes
+
+
+def needed(kind: Kind, roles: Mapping[str, Array], base: Array | None) -> Array:
+    """W (d_out, d_in), of a kind that cannot do without it.
+
+    Raises:
+        InputError: there is no base, its shape is another one, or the roles disagree.
+    """
+    if base is None:
+        raise InputError(f"{kind.name} gives ΔW only with the base weight", hint="pass --base MODEL")
+    sizes = kind.dimensions({name: tuple(array.shape) for name, array in roles.items()})
+    expected = sizes.get("d_out", base.shape[0]), sizes.get("d_in", base.shape[1])
+    if tuple(base.shape) != expected:
+        raise InputError("the base weight has another shape", found=tuple(base.shape), expected=expected)
+    return base
 
 
 @runtime_checkable
@@ -165,6 +192,12 @@ class Update:
     @property
     def shape(self) -> tuple[int, int]:
         return kinds.get(self.kind).shape(self._shapes)
+
+    @property
+    def sides(self) -> tuple[int | None, int | None]:
+        """d_out and d_in, None where only the base says one."""
+        sizes = kinds.get(self.kind).dimensions(self._shapes)
+        return sizes.get("d_out"), sizes.get("d_in")
 
     @property
     def rank(self) -> int | None:
@@ -221,4 +254,4 @@ def dense(delta: Matrix) -> Array:
     return delta.dense()
 
 
-__all__ = ["Factored", "Kind", "Role", "Stored", "Update", "bind", "dense", "kinds"]
+__all__ = ["Factored", "Kind", "Role", "Stored", "Update", "bind", "dense", "kinds", "needed"]

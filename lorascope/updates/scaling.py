@@ -46,7 +46,9 @@ class Scaling(Kind):
         factor = (vector - 1) * scale
         return Dense(base * (factor[:, None] if axis == 0 else factor[None, :]))
 
-    def bias_change(self, roles: Mapping[str, Array], scale: float, bias: Array) -> Array | None:
+    def bias_change(
+        self, roles: Mapping[str, Array], scale: float, bias: Array, base: Array | None = None
+    ) -> Array | None:
         """(l − 1) ⊙ bias where outputs are scaled, which the bias is part of: as PEFT has it."""
         return (roles["out_scale"] - 1) * scale * bias if "out_scale" in roles else None
 

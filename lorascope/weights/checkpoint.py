@@ -265,8 +265,11 @@ def _fitted(update: Update, matrix: Stored) -> Stored | str:
     """W in the shape of ΔW; why it does not fit where it does not."""
     try:
         expected = update.shape
-    except InputError:  # a scaling, or lengths alone: only the base knows
-        return matrix
+    except InputError:  # only the base knows both sides
+        known = update.sides
+        fits = all(side in (None, size) for side, size in zip(known, matrix.shape, strict=True))
+        there, wanted = tuple(matrix.shape), tuple("any" if side is None else side for side in known)
+        return matrix if fits else f"the base has another shape there: found {there}, expected {wanted}"
     shape = tuple(matrix.shape)
     if shape == expected:
         return matrix

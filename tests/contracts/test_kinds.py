@@ -1,7 +1,8 @@
 """The contract of a kind of update, over every registered one: the dense formula, shapes that disagree, torch.
 
 A kind needs one line: ΔW written out densely, in the textbook's way, from the same roles. It stands here in `FORMULAS`,
-or as `FORMULA` in a file of its own, `tests/updates/formula_KIND.py`, which may also have `CHOICES` and `SIZES`.
+or as `FORMULA` in a file of its own, `tests/updates/formula_KIND.py`, which may also have `CHOICES` and `SIZES`; or
+with others in one `formulas_*.py`, which has `FORMULAS`, `CHOICES` and `SIZES`.
 """
 
 import importlib
@@ -64,7 +65,7 @@ FORMULAS = {
     "olora": lambda x, s, w: s * (x["B"] @ x["A"] - (w - rest_of_qr(w, x["A"].shape[0]))),
 }
 # Which roles are there together, for kinds that have a choice; all of them otherwise.
-CHOICES = {
+CHOICES: dict[str, list[tuple[str, ...]]] = {
     "scaling": [("out_scale",), ("in_scale",)],
     "magnitude": [("A", "B", "m"), ("m",)],
     "randlora": [("lambda", "gamma_in", "A_in", "B_out"), ("lambda", "gamma_out", "A_out", "B_in")],
@@ -79,6 +80,11 @@ for _module in pkgutil.iter_modules(tests.updates.__path__, "tests.updates."):
         SIZES |= getattr(_formula, "SIZES", {})
         if hasattr(_formula, "CHOICES"):
             CHOICES[_name.removeprefix("formula_")] = _formula.CHOICES
+    if _name.startswith("formulas_"):
+        _several = importlib.import_module(_module.name)
+        FORMULAS |= _several.FORMULAS
+        SIZES |= _several.SIZES
+        CHOICES |= _several.CHOICES
 CASES = [(name, chosen) for name, kind in kinds.items() for chosen in CHOICES.get(name, [tuple(kind.roles)])]
 
 
@@ -139,7 +145,7 @@ def test_shape_and_rank_are_those_of_the_dense_matrix(name, chosen):
     kind = kinds.get(name)
     roles, base = make(name, chosen)
     delta = FORMULAS[name](roles, SCALE, base)
-    if (kind.needs_base and "d_in" not in kind.dimensions(shapes_of(roles))) or name == "scaling":
+    if kind.needs_base and not {"d_in", "d_out"} <= set(kind.dimensions(shapes_of(roles))):
         with pytest.raises(InputError, match="base"):
             kind.shape(shapes_of(roles))
     else:
@@ -186,5 +192,6 @@ def test_the_base_is_asked_for_and_must_fit(name):
     roles, base = make(name, CHOICES.get(name, [tuple(kind.roles)])[0])
     with pytest.raises(InputError, match="base"):
         kind.delta(roles, SCALE)
-    with pytest.raises(InputError):
-        kind.delta(roles, SCALE, base[:-1, :-1])
+    if {"d_in", "d_out"} & set(kind.dimensions(shapes_of(roles))):  # else only the base says either
+        with pytest.raises(InputError):
+            kind.delta(roles, SCALE, base[:-1, :-1])

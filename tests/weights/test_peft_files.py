@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
@@ -232,9 +232,9 @@ def test_an_initialisation_that_changes_the_base_is_noted(init, tmp_path):
 
 
 def test_methods_that_are_not_analysed_are_named(tmp_path):
-    path, *_ = build(tmp_path, OFTConfig(oft_block_size=4, target_modules=["q_proj"]))
-    with pytest.raises(InputError, match=r"no weight update that can be analysed; found OFT"):
-        read(path)
+    path, *_ = build(tmp_path, LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match=r"no weight update that can be analysed; found ADAPTION_PROMPT: learned"):
+        read(edited(path, peft_type="ADAPTION_PROMPT"))
 
 
 def test_trained_tokens_are_set_aside_and_named(tmp_path):

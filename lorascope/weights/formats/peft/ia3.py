@@ -10,6 +10,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
+from lorascope.weights.formats.peft.layout import is_transposed_by
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import reshaped
 
@@ -59,18 +60,10 @@ def ia3(group: Group, config: Config, base: "Checkpoint | None" = None) -> Updat
         name=group.module,
         kind="scaling",
         roles={"in_scale" if inward else "out_scale": reshaped(l, size)},
-        transposed=_is_transposed(group.module, size, 1 if inward else 0, config, base),
+        transposed=is_transposed_by(group.module, size, 1 if inward else 0, config, base),
         kernel=(1,) * (len(shape) - 2),
         notes=note,
     )
-
-
-def _is_transposed(module: str, size: int, axis: int, config: Config, base: "Checkpoint | None") -> bool:
-    """Whether the base stores (d_in, d_out): the only way round that the vector fits, else what the config says."""
-    stored = base.find(module) if base is not None else None
-    if stored is None or len(stored.shape) != 2 or stored.shape[0] == stored.shape[1]:
-        return config.flag("fan_in_fan_out")
-    return stored.shape[1 - axis] == size
 
 
 def _is_feedforward(module: str, config: Config) -> bool:

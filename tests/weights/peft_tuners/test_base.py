@@ -1,0 +1,82 @@
+"""Tuners whose ΔW depends on the base's weight."""
+
+import types
+
+import peft
+import pytest
+import torch
+
+from tests.weights.peft_tuners.common import Case, check, conv1d, conv2d, embedding
+
+LAYERS = ["q", "up", "down"]
+FLOAT32 = 1e-5  # PEFT takes W's singular directions, or rounds what it makes of W, in float32: some 2⁻²³ of W's norm
+
+
+def in_double(monkeypatch, *modules):
+    """PEFT's module with float64 wherever it says float32: its formula without its rounding."""
+    double = types.SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch)})
+    double.float32, double.float16 = torch.float64, torch.float32  # float32 stays one of the dtypes that are allowed
+    for module in modules:
+        monkeypatch.setattr(f"peft.tuners.{module}.torch", double)
+
+
+def on(make, **fields):
+    """A config's maker, for the layers that all cases have."""
+    return lambda: make(**{"target_modules": LAYERS, **fields})
+
+
+CASES = [
+    Case("oft", on(peft.OFTConfig, oft_block_size=4), base=True),
+    Case("oft by r", on(peft.OFTConfig, r=3, oft_block_size=0), base=True),
+    Case("oft exact", on(peft.OFTConfig, oft_block_size=6, use_cayley_neumann=False), base=True),
+    Case("oft shared", on(peft.OFTConfig, oft_block_size=4, block_share=True), base=True),
+    # PEFT computes the bound of the norm, eps/√blocks, in float32
+    Case("oft constrained", on(peft.OFTConfig, oft_block_size=4, coft=True, eps=0.3), base=True, tolerance=1e-7),
+    Case("oft of convolutions", on(peft.OFTConfig, oft_block_size=4, target_modules=["q", "up"]), conv2d, True),
+    Case("oft of an embedding", on(peft.OFTConfig, oft_block_size=4, target_modules=["embed_tokens"]), embedding, True),
+    *(
+        Case(f"oft of {n} terms", on(peft.OFTConfig, oft_block_size=3, num_cayley_neumann_terms=n), base=True)
+        for n in (2, 3, 7)
+    ),
+    Case("boft", on(peft.BOFTConfig, boft_block_size=4), base=True),
+    Case("boft by number", on(peft.BOFTConfig, boft_block_size=0, boft_block_num=3), base=True),
+    Case("boft of convolutions", on(peft.BOFTConfig, boft_block_size=4, target_modules=["q", "up"]), conv2d, True),
+    Case("hra", on(peft.HRAConfig, r=4), base=True),
+    Case("hra orthonormal", on(peft.HRAConfig, r=3, apply_GS=True), base=True),
+    Case("hra of convolutions", on(peft.HRAConfig, r=4, target_modules=["q", "up"]), conv2d, True),
+    *(Case(v, on(peft.RoadConfig, variant=v, group_size=4), base=True) for v in ("road_1", "road_2", "road_4")),
+    Case("hira", on(peft.HiraConfig, r=3), base=True),
+    Case("hira of conv1d", on(peft.HiraConfig, r=3, fan_in_fan_out=True), conv1d, True),
+    Case("hira of convolutions", on(peft.HiraConfig, r=3, target_modules=["q", "up"]), conv2d, True),
+    Case("hira of an embedding", on(peft.HiraConfig, r=3, target_modules=["embed_tokens"]), embedding, True),
+    Case("glora", on(peft.GloraConfig, r=3), base=True),
+    *(
+        Case(f"glora {ab} {c} {de}", on(peft.GloraConfig, r=3, config_A_B=ab, config_C=c, config_D_E=de), base=True)
+        for ab, c, de in (("vector", "vector", "vector"), ("constant", "lora", "constant"), ("lora", "none", "none"))
+    ),
+    Case("osf", on(peft.OSFConfig, effective_rank=5), base=True, tolerance=FLOAT32),
+    Case("osf by share", on(peft.OSFConfig), base=True, tolerance=FLOAT32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_files_are_what_peft_merges(case, tmp_path):
+    check(case, tmp_path)
+
+
+DOUBLE = [
+    Case("deft", on(peft.DeftConfig, r=3), base=True),
+    Case("deft qr", on(peft.DeftConfig, r=3, decomposition_method="qr", alpha=5), base=True),
+    Case("para", on(peft.DeftConfig, r=3, decomposition_method="qr", para=True), base=True),
+    Case("deft of conv1d", on(peft.DeftConfig, r=3, decomposition_method="qr"), conv1d, True),
+    Case("psoft", on(peft.PsoftConfig, r=4, psoft_alpha=6), base=True),
+    Case("psoft halved", on(peft.PsoftConfig, r=4, ab_svd_init="pissa_init", psoft_mag_a=False), base=True),
+    Case("psoft free", on(peft.PsoftConfig, r=4, psoft_orth=False, psoft_mag_b=False), base=True),
+    Case("psoft series", on(peft.PsoftConfig, r=4, use_cayley_neumann=True, cayley_neumann_eps=0.5), base=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DOUBLE, ids=str)
+def test_the_files_are_what_peft_merges_without_its_rounding(case, tmp_path, monkeypatch):
+    in_double(monkeypatch, "deft.layer", "psoft.layer")
+    check(case, tmp_path)
