@@ -19,7 +19,7 @@ import numpy as np
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.expert_factors import per_expert
+from lorascope.weights.formats.expert_factors import W_NAMES, per_expert
 from lorascope.weights.formats.key_groups import KeyGroup, by_module
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import Mapped, transposed
@@ -61,7 +61,6 @@ _BLOCK = {
     "ffn_down": "mlp.down_proj", "ffn_gate_inp": "mlp.gate",
 }  # fmt: skip
 _EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
-_MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 _TOP = {EMBEDDING: "model.embed_tokens", "output": "lm_head"}
 
 
@@ -150,7 +149,7 @@ def _named(update: Update, module: str, architecture: str) -> Update:
         return update
     part, owner = _EXPERTS[block[2]], "mlp.experts"
     if architecture == "llama":  # Mixtral's
-        part, owner = _MIXTRAL[part], "block_sparse_moe.experts"
+        part, owner = W_NAMES[part], "block_sparse_moe.experts"
     name = f"model.layers.{block[1]}.{owner}.{update.expert}.{part}"
     return replace(update, name=name, base_weight=None, expert=None)
 

@@ -19,7 +19,7 @@ from lorascope.architectures import is_embedding
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.expert_factors import per_expert
+from lorascope.weights.formats.expert_factors import in_base, per_expert
 from lorascope.weights.formats.key_groups import KeyGroup, by_module
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import transposed
@@ -39,8 +39,6 @@ OLD_ALPHA = (
 )
 WHOLE = "whole weights, tuned by MLX (fine_tune_type full): ΔW = W' − W"
 _WRITTEN = ("weight", "bias")
-# How mlx_lm calls Mixtral's projections when it stacks the experts.
-_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
 class Mlx(Format):
@@ -108,7 +106,7 @@ def _updates(group: KeyGroup, ledger: Ledger, scale: float, base: "Checkpoint | 
     keys = group.keys[first], group.keys[second]
     if len(b.shape) == 3:
         for update in per_expert(group.module, a, b, scale, keys):
-            yield _in_base(update, base)
+            yield in_base(update, base)
         return
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0] or 0 in (*a.shape, *b.shape):
         raise InputError(
@@ -131,19 +129,6 @@ def _of_matrix(group: KeyGroup, ledger: Ledger, a: Stored, b: Stored, scale: flo
         expected = f"({roles['B'].shape[0]},)"
         raise InputError(f"{group.keys['m']!r} does not fit", found=tuple(m.shape), expected=expected)
     return Update(group.module, "magnitude", {**roles, "m": m}, scale)
-
-
-def _in_base(update: Update, base: "Checkpoint | None") -> Update:
-    """An expert's update with the name that its weight has in the base, where the base keeps experts apart."""
-    path = update.base_weight or ""
-    if base is None or base.find(path) is not None:
-        return update
-    owner, _, part = path.rpartition(".")
-    owner = f"{owner.removesuffix('.switch_mlp')}.experts.{update.expert}"
-    name = next((f"{owner}.{one}" for one in (part, _MIXTRAL.get(part, part)) if base.find(f"{owner}.{one}")), None)
-    if name is None:
-        return update
-    return Update(name, update.kind, update.roles, update.scale)
 
 
 def _whole(config: Mapping[str, Any], ledger: Ledger) -> Parsed:

@@ -3,23 +3,113 @@
 For E experts PEFT keeps one A (E·r, d_in) and one B (d_out, r·E). Expert e owns the rows e·r … (e+1)·r of A, and the
 columns e, E+e, 2E+e, … of B: B is read as (d_out, r, E). The parameter's name is not in the keys: wrappers of several
 parameters of one module are nested, the first registered innermost, and show as `.base_layer`.
+
+Where a config lost its `target_parameters`, a module `experts` with such factors has the usual parameters, and a note
+says that they were guessed. vLLM, SkyRL and Tinker write the factors in three axes, A (E, r, d_in) and B (E, d_out, r).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorascope.architectures import EXPERT_PARAMETERS, experts_transposed
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
+from lorascope.weights.formats.expert_factors import in_base, is_turned, per_expert
 from lorascope.weights.formats.peft.config import Config
-from lorascope.weights.formats.peft.family import Group
+from lorascope.weights.formats.peft.family import Context, Group, contradiction
 from lorascope.weights.safetensors import OnDisk
 from lorascope.weights.tensors import Recent, Slice
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-# The order in which the usual models register the parameters of their experts.
+GUESSED = (
+    "target_parameters is missing in adapter_config.json: the factors of a module `experts` are read as PEFT's of"
+    " {names}; write target_parameters there where they are of other parameters"
+)
+THREE_AXES = "experts' factors in three axes: read as A (experts, r, d_in) and B (experts, d_out, r), as vLLM does"
+NO_RANK = (
+    "the factors of all experts in one matrix: how many there are, and which parameter they are of, is in the config,"
+    " and there is none"
+)
+# By the number of wrappers of one module, in the order in which models register its parameters.
+_USUAL = {1: ("",), 2: ("gate_up_proj", "down_proj"), 3: ("gate_proj", "up_proj", "down_proj")}
+
+
+def are_experts(group: Group, config: Config) -> bool:
+    """Whether a module's factors are those of the experts of a layer, each with a factor of its own."""
+    if "lora_A" not in group or "lora_B" not in group:
+        return False
+    a, b = group.shape("lora_A"), group.shape("lora_B")
+    if parameters_of(group.module, config):
+        return True
+    segments = group.module.split(".")
+    if len(a) == len(b) == 3:
+        convolution = a[0] == b[1] and b[2] == 1
+        return "experts" in segments or (not convolution and is_turned(*_factors(group)) is not None)
+    flat = len(a) == len(b) == 2 and a[0] == b[1] > 0
+    if segments[-1] == "experts":
+        return flat
+    several = config.given and a[0] > config.rank_of(group.module) and a[0] % config.rank_of(group.module) == 0
+    return flat and several and segments[-2:-1] == ["experts"]
+
+
+def read_experts(groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
+    """The updates of one module's wrappers, or why there are none. InputError where factors contradict the config."""
+    config, base, notes = context.config, context.base, context.notes
+    if parameters_of(groups[0].module, config):
+        named = assign(groups, config, base, notes)
+    else:
+        named = _guessed(groups, base, notes)
+    for group, parameter in named:
+        path = f"{group.module}.{parameter}" if parameter else group.module
+        if len(group.shape("lora_A")) == 3 or len(group.shape("lora_B")) == 3:
+            yield group, _stacked(group, path, context)
+        elif not config.given:
+            yield group, NO_RANK
+        else:
+            yield group, experts(group, path, config, base, context.recent)
+
+
+def _factors(group: Group) -> tuple[Stored, Stored]:
+    return group.stored["lora_A"], group.stored["lora_B"]
+
+
+def _guessed(groups: Sequence[Group], base: "Checkpoint | None", notes: list[str]) -> list[tuple[Group, str]]:
+    """Each wrapper with the parameter that it has in the usual models; "" where the module is one by itself."""
+    module = groups[0].module
+    inner_first = sorted(groups, key=lambda group: -group.wrapped)
+    names = list(_USUAL.get(len(groups), ("",) * len(groups)))
+    if len(groups) == 1 and base is not None and module.endswith("experts"):
+        sides = {groups[0].shape("lora_A")[-1], groups[0].shape("lora_B")[-2]}
+        there = {name: base.find(f"{module}.{name}") for name in EXPERT_PARAMETERS}
+        fits = [name for name, stored in there.items() if stored is not None and set(stored.shape[-2:]) == sides]
+        names = fits[:1] if len(fits) == 1 else names
+    elif len(groups) > 1 and base is not None:
+        names = _by_shape(inner_first, names, base)
+    if module.endswith("experts"):
+        said = GUESSED.format(names=" and ".join(filter(None, names)) or "one parameter whose name is not known")
+        notes += [said] if said not in notes else []
+    return list(zip(inner_first, names, strict=True))
+
+
+def _stacked(group: Group, path: str, context: Context) -> list[Update]:
+    """Experts whose factors have three axes."""
+    config, (a, b) = context.config, _factors(group)
+    keys = group.keys["lora_A"].text, group.keys["lora_B"].text
+    if extra := [key.text for role, key in group.keys.items() if role not in ("lora_A", "lora_B")]:
+        raise InputError(f"experts with more than A and B are not understood: {path}", found=preview(extra))
+    given = config.rank_of(path) if config.given else None
+    updates = list(per_expert(path, a, b, 1.0, keys, given))
+    rank = updates[0].roles["A"].shape[0]
+    if given not in (None, rank):
+        raise contradiction(group, "lora_A", rank, f"rank {given}")
+    if THREE_AXES not in context.notes:
+        context.notes.append(THREE_AXES)
+    scale = config.scale_of(path, rank)
+    turned = _stored_turned(path, updates[0].shape, context.base)
+    return [in_base(replace(update, scale=scale, transposed=turned), context.base) for update in updates]
 
 
 def parameters_of(module: str, config: Config) -> list[str]:
@@ -86,11 +176,10 @@ def _d_out(group: Group) -> int:
     return group.shape("lora_B")[0]
 
 
-def experts(group: Group, parameter: str, config: Config, base: "Checkpoint | None", recent: Recent) -> list[Update]:
-    """One update for each expert, `module.parameter[e]`; or one for a parameter that is a single matrix."""
+def experts(group: Group, path: str, config: Config, base: "Checkpoint | None", recent: Recent) -> list[Update]:
+    """One update for each expert, `path[e]`; or one for a parameter that is a single matrix."""
     group.need("lora_A", "lora_B")
-    a, b = group.stored["lora_A"], group.stored["lora_B"]
-    path = f"{group.module}.{parameter}"
+    a, b = _factors(group)
     rank = config.rank_of(path)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0 or a.shape[0] % rank:
         raise InputError(
@@ -102,9 +191,9 @@ def experts(group: Group, parameter: str, config: Config, base: "Checkpoint | No
     transposed = _stored_turned(path, (b.shape[0], a.shape[1]), base)
     scale = config.scale_of(path, rank)
     if count == 1:
-        name = group.module if parameter == "weight" else path
+        name = group.module if path == f"{group.module}.weight" else path
         return [Update(name, "low_rank", {"A": a, "B": b}, scale, transposed, base_weight=path)]
-    return [
+    updates = (
         Update(
             name=f"{path}[{expert}]",
             kind="low_rank",
@@ -115,7 +204,8 @@ def experts(group: Group, parameter: str, config: Config, base: "Checkpoint | No
             expert=expert,
         )
         for expert in range(count)
-    ]
+    )
+    return [in_base(update, base) for update in updates]
 
 
 def _rows(a: Stored, expert: int, rank: int, recent: Recent) -> Stored:

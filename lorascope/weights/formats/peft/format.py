@@ -16,6 +16,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.diffusers import is_diffusers
 from lorascope.weights.formats.kohya import claimed_by_lycoris
+from lorascope.weights.formats.peft import tinker
 from lorascope.weights.formats.peft.attention import attention, replicated
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Family, Group, Rest
@@ -54,14 +55,18 @@ class Peft(Format):
         return any(is_peft(key) for key in keys)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
-        config = read_config(bundle.config)
+        of_tinker = tinker.is_tinkers(bundle.config)
+        config = read_config(tinker.with_type(bundle.config))
         keys = [key for key in map(parse, bundle.tensors) if key is not None]
         adapter = one_adapter(keys)
         context = Context(config, base, notes_of(config), bundle.metadata)
-        groups = _groups(keys, ledger)
+        if of_tinker:
+            context.notes.append(tinker.NO_TYPE)
+        groups = _without_placeholders(_groups(keys, ledger), ledger)
         reader = _Reader(ledger, context)
         of_modules = reader.updates(groups)
         rests = [family.read_rest(ledger, context) for family in all_families()]
+        of_modules = tinker.in_hugging_faces_names(of_modules, of_tinker)
         updates = replicated(attention(of_modules, groups), config.raw.get("layer_replication"))
         for rest in rests:
             updates.update(rest.updates)
@@ -170,6 +175,18 @@ def _groups(keys: Iterable[Key], ledger: Ledger) -> list[Group]:
         Group(module, wrapped, roles, {role: ledger.peek(key.text) for role, key in roles.items()})
         for (module, wrapped), roles in by_module.items()
     ]
+
+
+def _without_placeholders(groups: list[Group], ledger: Ledger) -> list[Group]:
+    """The groups that hold something; the keys of the others are skipped."""
+    kept = []
+    for group in groups:
+        if tinker.is_placeholder(group):
+            for key in group.keys.values():
+                ledger.skip(key.text, tinker.PLACEHOLDER)
+        else:
+            kept.append(group)
+    return kept
 
 
 def _method(methods_read: Iterable[str], rests: list[Rest], ledger: Ledger) -> str:

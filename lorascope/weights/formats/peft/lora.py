@@ -13,7 +13,7 @@ from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft.config import Config, ScaleFields
-from lorascope.weights.formats.peft.experts import assign, experts, parameters_of
+from lorascope.weights.formats.peft.experts import are_experts, read_experts
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.merged import enabled, merged_linear
@@ -66,15 +66,14 @@ class LoRA(Family):
 
     def waits(self, group: Group, context: Context) -> bool:
         """Whether its factors are those of a parameter that fuses experts."""
-        return "lora_A" in group and bool(parameters_of(group.module, context.config))
+        return are_experts(group, context.config)
 
     def read_together(self, groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
         wrappers: dict[str, list[Group]] = {}
         for group in groups:
             wrappers.setdefault(group.module, []).append(group)
         for of_module in wrappers.values():
-            for group, parameter in assign(of_module, context.config, context.base, context.notes):
-                yield group, experts(group, parameter, context.config, context.base, context.recent)
+            yield from read_experts(of_module, context)
 
     def claims_key(self, key: str) -> bool:
         return not key.startswith("base_model.") and _IN_MEMORY.search(key) is not None
