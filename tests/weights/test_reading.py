@@ -433,11 +433,6 @@ def test_foreign_files_are_named_for_what_they_are(name, said, by_folder, tmp_pa
         (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], None, "IP-Adapter"),
         (["emb_params"], None, "textual inversion"),
         (["base_model.model.l.0.q.weight"], {"lora_alpha": 32, "r": 8}, "no peft_type"),
-        (
-            ["base_model.model.l.0.experts.lora_A.weight", "base_model.model.l.0.experts.lora_B.weight"],
-            None,
-            "how many",
-        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
