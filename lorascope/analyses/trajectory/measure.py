@@ -13,7 +13,7 @@ import numpy as np
 from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.linalg import spectrum
 from lorascope.linalg.matrix import Matrix
-from lorascope.linalg.nulls import structureless_product
+from lorascope.linalg.nulls import random_product
 from lorascope.linalg.subspace import RANK_FLOOR, bases, coordinates, cuts
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.pieces import PIECE, part_of, sliceable
@@ -158,7 +158,7 @@ def measure(
 
 
 def _null(m: int, n: int, r: int) -> dict[str, float]:
-    baseline = structureless_product(m, n, r)
+    baseline = random_product(m, n, r)
     return {key: baseline[key] for key in ("stable_rank", "energy_rank_0.95")}
 
 
