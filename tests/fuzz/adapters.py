@@ -222,6 +222,20 @@ def lora_of_experts(hand: Hand) -> Files:
 
 
 @family("peft")
+def lora_of_experts_in_three_axes(hand: Hand) -> Files:
+    rank, count, tensors = hand.size(1, 2), hand.size(1, 3), {}
+    for part in hand.chance.sample(["experts.w1", "experts.w2", "experts.down_proj", "experts.gate_up_proj"], 2):
+        shared = hand.chance.choice([(count, count), (1, count), (count, 1)])
+        layer, a, b = f"model.layers.0.mlp.{part}", (rank, hand.size()), (hand.size(), rank)
+        tensors[f"{layer}.lora_A.weight"] = hand.array(shared[0], *a)
+        tensors[f"{layer}.lora_B.weight"] = hand.array(shared[1], *b)
+    files = peft("lora_of_experts_in_three_axes", "LORA", tensors, r=rank, lora_alpha=4)
+    if hand.maybe():  # Tinker's
+        files.config = [pair for pair in files.config if pair[0] in ("r", "lora_alpha")]
+    return files
+
+
+@family("peft")
 def lora_of_blocks(hand: Hand) -> Files:
     rank, blocks = hand.size(1, 3), [True, hand.maybe(), hand.maybe()]
     count = sum(blocks)

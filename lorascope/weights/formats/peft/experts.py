@@ -51,8 +51,10 @@ def are_experts(group: Group, config: Config) -> bool:
     flat = len(a) == len(b) == 2 and a[0] == b[1] > 0
     if segments[-1] == "experts":
         return flat
-    several = config.given and a[0] > config.rank_of(group.module) and a[0] % config.rank_of(group.module) == 0
-    return flat and several and segments[-2:-1] == ["experts"]
+    if not flat or not config.given or segments[-2:-1] != ["experts"]:
+        return False
+    rank = config.rank_of(group.module)
+    return a[0] > rank and a[0] % rank == 0
 
 
 def read_experts(groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
