@@ -97,6 +97,46 @@ class Slice:
         return self.function(self.recent.read(self.source))
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """Some rows of a stored array, by their indices; the others are not read where the file allows that."""
+
+    source: Stored
+    indices: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.indices), *self.source.shape[1:]
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    def read(self) -> np.ndarray:
+        rows = getattr(self.source, "rows", None)
+        if rows is None or not self.indices:
+            return self.source.read()[list(self.indices)]
+        return np.concatenate([rows(index, index + 1).read() for index in self.indices])
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Row i has a 1 in column `indices[i]`, of `width` columns."""
+
+    indices: tuple[int, ...]
+    width: int
+    dtype: str = "F64"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.indices), self.width
+
+    def read(self) -> np.ndarray:
+        values = np.zeros(self.shape)
+        values[np.arange(len(self.indices)), list(self.indices)] = 1
+        return values
+
+
 def reshaped(stored: Stored, *shape: int) -> Stored:
     """`stored` in another shape of the same size; itself where it has that shape already."""
     if tuple(stored.shape) == shape:

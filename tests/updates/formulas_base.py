@@ -117,6 +117,7 @@ FORMULAS = {
     "replaced_tail": tail,
     "recomposed": recomposed,
     "glora": glora,
+    "replaced_rows": lambda x, s, w: s * (x["T"] - x["before"]).T @ x["E"],
     "peanut_relu": network(lambda h: np.maximum(h, 0)),
     "peanut_silu": network(lambda h: h / (1 + np.exp(-h))),
     "peanut_gelu": network(lambda h: h * (1 + erf(h / np.sqrt(2))) / 2),

@@ -2,11 +2,12 @@
 
 import types
 
+import numpy as np
 import peft
 import pytest
 import torch
 
-from tests.weights.peft_tuners.common import Case, check, conv1d, conv2d, embedding
+from tests.weights.peft_tuners.common import Case, Model, check, conv1d, conv2d, embedding, linear, truth
 
 LAYERS = ["q", "up", "down"]
 FLOAT32 = 1e-5  # PEFT takes W's singular directions, or rounds what it makes of W, in float32: some 2⁻²³ of W's norm
@@ -54,6 +55,12 @@ CASES = [
         Case(f"glora {ab} {c} {de}", on(peft.GloraConfig, r=3, config_A_B=ab, config_C=c, config_D_E=de), base=True)
         for ab, c, de in (("vector", "vector", "vector"), ("constant", "lora", "constant"), ("lora", "none", "none"))
     ),
+    *(
+        Case(f"peanut {act} {depth}", on(peft.PeanutConfig, r=3, depth=depth, act_fn=act, scaling=1.5), base=True)
+        for act, depth in (("relu", 0), ("silu", 1), ("gelu", 2), ("gelu_new", 1), ("tanh", 2))
+    ),
+    Case("frod", on(peft.FrodConfig, sparse_rate=0.1, progressbar=False), base=True, tolerance=FLOAT32),
+    Case("frod of conv1d", on(peft.FrodConfig, sparse_rate=0.1, progressbar=False), conv1d, True, FLOAT32),
     Case("osf", on(peft.OSFConfig, effective_rank=5), base=True, tolerance=FLOAT32),
     Case("osf by share", on(peft.OSFConfig), base=True, tolerance=FLOAT32),
 ]  # fmt: skip
@@ -62,6 +69,25 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_files_are_what_peft_merges(case, tmp_path):
     check(case, tmp_path)
+
+
+ADAMSS = [
+    Case("adamss", on(peft.AdamssConfig, r=6, num_subspaces=3, subspace_rank=2), base=True, says="found again"),
+    Case(
+        "adamss dynamic", on(peft.AdamssConfig, r=5, num_subspaces=2, subspace_rank=3, use_dynamic_rank=True), base=True
+    ),
+]
+
+
+@pytest.mark.slow  # importing scikit-learn takes seconds
+@pytest.mark.parametrize("case", ADAMSS, ids=str)
+def test_adamss_finds_its_clusters_again(case, tmp_path):
+    pytest.importorskip("sklearn", reason="PEFT's clusters are scikit-learn's")
+    adapter = check(case, tmp_path)
+    biases = {name: change for name, change in truth(Model(linear), tmp_path / "adapter").items() if change.ndim == 1}
+    assert set(biases) == {f"{name}.bias" for name in adapter.updates}
+    for name, update in adapter.updates.items():
+        np.testing.assert_allclose(update.bias.read(), biases[f"{name}.bias"], rtol=0, atol=1e-13)  # sums of products
 
 
 DOUBLE = [

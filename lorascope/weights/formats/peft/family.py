@@ -63,7 +63,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Rest:
-    """What a family makes of keys that stand under no module's roles; `methods` name it where nothing else does."""
+    """What a family makes of keys that stand under no module's roles; `methods` name it."""
 
     updates: Mapping[str, Update] = field(default_factory=dict)
     saved: Mapping[str, Stored] = field(default_factory=dict)

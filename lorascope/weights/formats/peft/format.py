@@ -193,13 +193,17 @@ def _method(methods_read: Iterable[str], rests: list[Rest], ledger: Ledger) -> s
     """The method's name: of the updates, and of whatever else the file holds and is not analysed."""
     names = dict.fromkeys(methods_read)
     for rest in rests:
-        names |= dict.fromkeys(method_of_kind(update.kind) for update in rest.updates.values())
+        names |= dict.fromkeys(rest.methods if rest.updates and rest.methods else map(_named, rest.updates.values()))
     for rest in rests:
         names |= dict.fromkeys(reason.partition(":")[0] for reason in rest.non_weight_tensors.values())
     names |= dict.fromkeys(filter(None, (method_not_read(item.name) for item in ledger.skipped)))
     for rest in rests:
         names |= dict.fromkeys(rest.methods)
     return " + ".join(names)
+
+
+def _named(update: Update) -> str:
+    return method_of_kind(update.kind)
 
 
 formats.register("peft")(Peft())

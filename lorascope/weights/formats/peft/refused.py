@@ -6,14 +6,9 @@ from lorascope.weights.support import Support
 
 LATER = "recognised by name only"
 REASONS = {
-    "ADAMSS": LATER,
     "ADAPTION_PROMPT": "learned tokens that attention reads besides the text, and no change of a weight",
     "BEFT": LATER,
     "FOURIERFT": LATER,
-    "FROD": LATER,
-    "LILY": LATER,
-    "PEANUT": LATER,
-    "POLY": "mixes its skills by the task, a number that comes with each input",
     "SHADOW": "a second network beside the model, and no change of a weight",
     "SHIRA": LATER,
     "SUPERTUNING": LATER,

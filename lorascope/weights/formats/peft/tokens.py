@@ -1,4 +1,4 @@
-"""Trained token rows in PEFT's files, which are not an update by themselves and which a merge needs.
+"""Trained token rows in PEFT's files: with the base an update, which analyses make of them, and which a merge puts in.
 
 `trainable_token_indices` (and the method TRAINABLE_TOKENS, `token_indices`): rows (n, width) that replace those rows of
 an embedding.
@@ -15,15 +15,16 @@ from lorascope.weights.formats.peft.family import Context, Family, Rest, familie
 from lorascope.weights.formats.peft.keys import body
 from lorascope.weights.support import Support
 
-TOKENS = "rows of trainable tokens: they replace the base's rows, and are not an update by themselves"
+TOKENS = "rows of trainable tokens, which replace the base's: ΔW depends on W: pass --base"
 
 
 _KEY = re.compile(r"^(?:(?P<module>.+?)\.)?(?:token_adapter\.)?trainable_tokens_(?:delta|original)(?:\.[^.]+)?$")
 
 
 class TrainableTokens(Family):
-    peft_types = {"TRAINABLE_TOKENS": frozenset()}
-    fields = "token_indices"
+    peft_types = {"TRAINABLE_TOKENS": frozenset({"replaced_rows"})}
+    methods = {"replaced_rows": "trainable tokens"}
+    fields = "token_indices init_weights"
 
     def read_rest(self, ledger: Ledger, context: Context) -> Rest:
         any_rows = any(map(is_trained_tokens, ledger.left()))
@@ -81,7 +82,8 @@ def _indices(config: Config, module: str) -> tuple[int, ...]:
     return tuple(indices)
 
 
+_MERGE, _BASE = "PEFT's merge in float64", "for ΔW"
 SUPPORT = (
-    Support("trainable tokens", refused=TOKENS, peft="TRAINABLE_TOKENS"),
-    Support("trainable tokens", refused=TOKENS, peft="LORA.trainable_token_indices"),
+    Support("trainable tokens", _MERGE, base=_BASE, peft="TRAINABLE_TOKENS"),
+    Support("trainable tokens", _MERGE, base=_BASE, peft="LORA.trainable_token_indices"),
 )
