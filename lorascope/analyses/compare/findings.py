@@ -4,8 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import PARTIAL
+from lorascope.analyses.compare import verdict
 from lorascope.analyses.compare.matrices import within_and_between
+from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
 from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE
@@ -13,7 +16,6 @@ from lorascope.analyses.toolkit import Row, counted, extreme, median
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 
-IDENTICAL = 0.9999  # cosine from which on two updates are one
 MIN_EFFECT = 0.1  # on the left, from which on it is not called unaffected
 MAX_CHANCE = 0.25  # of φ, above which φ by itself says little
 MAX_PAIRS = 3  # described one by one
@@ -22,7 +24,9 @@ SIDES = (("left", "left (output) subspaces"), ("right", "right (input) subspaces
 
 
 def findings(result: CompareResult) -> list[Finding]:
-    return [*_notes(result), *_initialisations(result), *_agreement(result), *_by_label(result), *_limits(result)]
+    """What would mislead, what agrees, the limits, and the verdict last."""
+    made = [*_notes(result), *_initialisations(result), *_agreement(result), *_by_label(result), *_limits(result)]
+    return [*made, rules.VERDICT.finding(verdict.sentence(result))]
 
 
 def _notes(result: CompareResult) -> list[Finding]:
@@ -33,13 +37,13 @@ def _notes(result: CompareResult) -> list[Finding]:
             labels.setdefault(note, []).append(adapter["label"])
     total = len(result.adapters)
     return [
-        Finding("warning", f"{'all adapters' if len(those) == total else preview(those, 2)}: {note}")
+        rules.FILE.finding(f"{'all adapters' if len(those) == total else preview(those, 2)}: {note}")
         for note, those in labels.items()
     ]
 
 
 def _identical(pair: Pair) -> bool:
-    return (pair.summary["cosine"] or 0.0) >= IDENTICAL
+    return (pair.summary["cosine"] or 0.0) >= IDENTICAL or pair.summary.get("relation") is not None
 
 
 def _shares_initialisation(pair: Pair) -> bool:
@@ -61,7 +65,7 @@ def _initialisations(result: CompareResult) -> list[Finding]:
     where = counted(len(rows), pair.summary["shared_initialisation"]["of"])
     if all(set(row["kind"]) <= set(FROZEN) for row in rows):
         text = f"same frozen projections in {where}: the subspaces agree by construction, not by training"
-        return [Finding("warning", text)]
+        return [rules.SAME_SEED.finding(text)]
     about = [row["initialisation"] for row in rows]
     cosine = median(each["row_cosine"] for each in about)
     sd = median(
@@ -70,9 +74,11 @@ def _initialisations(result: CompareResult) -> list[Finding]:
     text = (
         f"same random initialisation of A in {where} (same seed); mean row cosine {_number(cosine)} (expected by chance"
         f" 0 ± {_number(sd)}). Overlap of the input subspaces therefore reflects the seed, not the task"
-        f"{_left_too(pair)}. Compare runs of different seeds"
+        f"{_left_too(pair)}"
     )
-    return [Finding("warning", text, None if len(rows) > 1 else rows[0]["name"])]
+    names = tuple(row["name"] for row in rows)
+    only = None if len(rows) > 1 else rows[0]["name"]
+    return [rules.SAME_SEED.finding(text, module=only, modules=names, action="Compare runs of different seeds")]
 
 
 def _left_too(pair: Pair) -> str:
@@ -87,7 +93,7 @@ def _groups(result: CompareResult, pairs: int) -> Finding:
     several = [len(group) for group in result.groups if len(group) > 1]
     text = f"same random initialisation of A in {counted(pairs, len(result.pairs), 'pair')}"
     if not several:
-        return Finding("warning", f"{text}, in too few modules to make a group of adapters")
+        return rules.SAME_SEED.finding(f"{text}, in too few modules to make a group of adapters")
     sizes = ", ".join(map(str, several[:8])) + (", …" if len(several) > 8 else "")
     text += f": {len(several)} group{'s' * (len(several) != 1)} of {sizes} adapters"
     means = within_and_between(result.matrices, result.groups)
@@ -99,7 +105,7 @@ def _groups(result: CompareResult, pairs: int) -> Finding:
             f" (chance {_number(across['left_chance'])})"
         )
     text += ". Overlap of the input subspaces within a group therefore reflects the seed, not the task"
-    return Finding("warning", text)
+    return rules.SAME_SEED.finding(text)
 
 
 def _agreement(result: CompareResult) -> list[Finding]:
@@ -109,12 +115,19 @@ def _agreement(result: CompareResult) -> list[Finding]:
     for pair in result.pairs:
         names = f"{result.label(pair.a)} and {result.label(pair.b)}: " if len(result.pairs) > 1 else ""
         if _identical(pair):
-            text = f"{names}the two adapters are identical: cosine {pair.summary['cosine']:.6f} over all modules"
-            made.append(Finding("warning", text))
+            made.append(rules.SAME_UPDATE.finding(names + _same(pair)))
         elif pair.modules:
             texts = [_cosines(pair), *(_side(pair, key, name) for key, name in SIDES)]
             made += [Finding("note", names + text) for text in texts if text] + _most_similar(pair)
     return made
+
+
+def _same(pair: Pair) -> str:
+    related, cosine = pair.summary.get("relation"), pair.summary["cosine"]
+    if not related or related["kind"] != "truncated":
+        return f"identical up to a factor: cosine {cosine:.6f} over all modules"
+    text = f"one update, not two trained ones: cosine {cosine:.4f} over all modules, as the ratio of the norms is"
+    return f"{text}. The smaller is a part of the larger, which two runs do not give"
 
 
 def _cosines(pair: Pair) -> str:
@@ -144,8 +157,8 @@ def _side(pair: Pair, side: str, name: str) -> str:
 def _most_similar(pair: Pair) -> list[Finding]:
     rows = [row for row in pair.modules or () if row["left"] and row["left"]["effect"] is not None]
     best = extreme(rows, "left.effect")
-    if best is None or len(rows) < 2:
-        return []
+    if best is None or len(rows) < 2 or best["left"]["q"] is None or best["left"]["q"] > RATE:
+        return []  # the largest of many is no finding where chance alone gives it
     left = best["left"]
     text = (
         f"module with the most similar output subspace: φ {_number(left['phi_whole'])} (chance"
@@ -171,8 +184,8 @@ def _many(result: CompareResult) -> list[Finding]:
         made.append(Finding("note", text))
     same = [pair for pair in result.pairs if _identical(pair)]
     if same:
-        text = f"{counted(len(same), len(result.pairs), 'pair')} are identical, such as"
-        made.append(Finding("warning", f"{text} {result.label(same[0].a)} and {result.label(same[0].b)}"))
+        text = f"{counted(len(same), len(result.pairs), 'pair')} hold one update, such as"
+        made.append(rules.SAME_UPDATE.finding(f"{text} {result.label(same[0].a)} and {result.label(same[0].b)}"))
     if result.clusters and len(result.clusters["clusters"]) > 1:
         sizes = ", ".join(str(len(members)) for members in result.clusters["clusters"])
         text = f"{len(result.clusters['clusters'])} clusters by overlap of the output subspaces (of {sizes} adapters;"
@@ -212,7 +225,7 @@ def _limits(result: CompareResult) -> list[Finding]:
         names = preview([item.name for item in result.unmatched], 2)
         where = "exist in only one adapter" if len(result.adapters) == 2 else "are missing in some adapters"
         text = f"{len(result.unmatched)} modules {where} or differ in shape ({names}); full list in the report"
-        made.append(Finding("warning", text))
+        made.append(rules.NOT_SHARED.finding(text, modules=tuple(item.name for item in result.unmatched)))
     if others := [item for item in result.skipped if item not in result.unmatched]:
         reasons = "; ".join(list(dict.fromkeys(item.reason for item in others))[:2])
         made.append(Finding("note", f"{len(others)} tensors skipped ({reasons}); full list in the report"))
@@ -227,13 +240,13 @@ def _of_modules(rows: list[Row]) -> list[Finding]:
     made = []
     if zero := sorted({row["name"] for row in rows if 0.0 in row["frobenius_norm"]}):
         text = f"ΔW is zero in {len(zero)} module{'s' * (len(zero) != 1)} of one adapter ({preview(zero, 2)})"
-        made.append(Finding("warning", text))
+        made.append(rules.ZERO_COMPARED.finding(text, modules=tuple(zero)))
     if any(PARTIAL in row["notes"] for row in rows):
-        made.append(Finding("warning", f"DoRA is compared by {PARTIAL}; pass --base"))
+        made.append(rules.PARTIAL_UPDATE.finding(f"DoRA is compared by {PARTIAL}", action="Pass --base"))
     by_chance = [row for row in rows if any(side and side["phi_chance"] > MAX_CHANCE for side in _sides(row))]
     if by_chance:
         text = f"by chance alone φ is over {MAX_CHANCE} in {counted(len(by_chance), len(rows))}: the ranks are large"
-        made.append(Finding("warning", f"{text} relative to the widths, so read z and the effect"))
+        made.append(rules.HIGH_CHANCE.finding(f"{text} relative to the widths, so read z and the effect"))
     tied = [row for row in rows if any(side and any(side["tied_after"]) for side in _sides(row))]
     if tied:
         text = "tied singular values make the order of directions arbitrary; φ(i, j) is blank where i or j falls"

@@ -63,8 +63,14 @@ def heading(result: CompareResult) -> tuple[str, str]:
     most = max(pair.summary["modules"] for pair in result.pairs)
     unmatched = f"; {len(result.unmatched)} not in all adapters" if result.unmatched else ""
     if count == 2:
-        return " and ".join(one["label"] for one in result.adapters), f"{most} modules in common{unmatched}"
-    return f"{count} adapters", f"{len(result.pairs)} pairs, up to {most} modules in common{unmatched}"
+        return " and ".join(one["label"] for one in result.adapters), f"{_verdict(result)} {most} modules{unmatched}"
+    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {most} modules in common{unmatched}"
+    return f"{count} adapters", text
+
+
+def _verdict(result: CompareResult) -> str:
+    """The verdict that the findings end with."""
+    return f"{result.findings[-1].text}."
 
 
 def blocks(result: CompareResult) -> tuple[Block, ...]:
@@ -83,6 +89,7 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
         made.append(skipped_table(result.unmatched, title, "module"))
     if others := [item for item in result.skipped if item not in result.unmatched]:
         made.append(skipped_table(others))
+    made.append(Text(f"Verdict: {_verdict(result)}", where="terminal"))
     return (*made, Definitions(definitions(METRICS), where="page"))
 
 

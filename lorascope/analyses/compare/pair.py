@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from lorascope.analyses.compare.relation import relation
 from lorascope.analyses.subspaces import Subspaces
 from lorascope.analyses.toolkit import Row
 from lorascope.linalg import haar, subspace
@@ -28,7 +29,10 @@ def compare(a: Subspaces, b: Subspaces) -> Row:
         "right": _space(n, a, b, right, "right"),
         "a_alone": _a_alone(n, a, b),
     }
+    row["relation"] = relation(row["cosine"], row["frobenius_norm"], row["rank"], row["left"])
     row["initialisation"] = _initialisation(a, b, row["a_alone"])
+    if row["initialisation"] and row["relation"]:  # one update: that its A agree says nothing of the seed
+        row["initialisation"] |= {"shared": False}
     if row["initialisation"] and row["initialisation"]["shared"] and row["cosine"] is not None:
         row |= _cosine_given_right(m, a, b, right, row["cosine"])
     return row | {"notes": list(dict.fromkeys((*a.notes, *b.notes)))}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorascope.analyses.compare.matrices import Matrices
+from lorascope.analyses.compare.relation import of_pair
 from lorascope.analyses.toolkit import Row, median
 from lorascope.linalg.haar import false_discovery
 
@@ -30,6 +31,7 @@ def summary_of(records: Sequence[Row], matrices: Matrices, i: int, j: int) -> Ro
     return {
         **summary_of_matrices(matrices, i, j),
         "modules": len(records),
+        "relation": of_pair(records),
         "median_cosine": median([row["cosine"] for row in records]),
         "cosine_significant": _significant([row["cosine_q"] for row in records]),
         **{side: _side(records, side, matrices, i, j) for side in SIDES},
