@@ -475,10 +475,17 @@ def test_full_runs_of_several_rates_take_the_best():
     assert [run.family for run in result.runs] == ["full"]
 
 
-def test_steps_that_differ_are_said():
+def test_runs_of_different_steps_are_not_ranked():
     other = lora_candidate(1, 0.5)
     other = replace(other, facts=replace(other.facts, training={**other.facts.training, "max_steps": 99}))
-    assert any("training.max_steps (10, 99)" in f.text for f in run([full_candidate(), other]).findings)
+    result = run([full_candidate(), other])
+    first = result.findings[0]
+    assert (first.severity, first.rule) == ("error", "LS601")
+    assert "training.max_steps (10, 99)" in first.text
+    assert result.first_on_axis(0.9) == []
+    assert "not ranked" in result.page().summary
+    assert not any(f.text.startswith("trained ") for f in result.findings)
+    assert run([full_candidate(), lora_candidate(1, 0.95)]).first_on_axis(0.9)
 
 
 def test_searched_runs_join_the_others():

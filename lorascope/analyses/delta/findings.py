@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lorascope.analyses import rules
 from lorascope.analyses.delta.matrix import MatrixDelta
 from lorascope.analyses.delta.result import DeltaResult
 from lorascope.analyses.toolkit import counted, extreme, group, median, percent, value
+from lorascope.architectures import natural_order
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.delta import DEQUANTISED
@@ -13,29 +15,69 @@ from lorascope.weights.delta import DEQUANTISED
 MAX_ROUNDING = 0.05  # of ‖ΔW‖², below the rounding floor: above it is reported
 MAX_VECTOR_CHANGE = 0.05  # relative change of a bias or a norm's weight
 HARMLESS = ("tied:", "holds ")  # why a parameter is skipped, where nothing is missed
+DTYPES = {"F32": "float32", "F16": "fp16", "BF16": "bf16", "F64": "float64"}
+MAX_TYPES = 6  # named in the sentence of what changed
 UNLIKELY = 4.0  # standard deviations of the cosine
 
 
 def findings(result: DeltaResult) -> list[Finding]:
-    made = [*_broken(result), *_files(result), *_rounding(result), *_rank(result), *_where(result)]
+    """What is broken, what changed at all, what the files cannot tell, and what ΔW looks like."""
+    made = [*_broken(result), *_what(result), *_files(result), *_rounding(result), *_rank(result), *_where(result)]
     return [*made, *_adapters(result), *_vectors(result), *_extracted(result)]
 
 
+def beyond_rounding(matrix: MatrixDelta) -> bool:
+    """Whether σ₁ of ΔW is more than rounding to either side's storage dtype can make."""
+    floors = [value(matrix, f"noise_floor.{key}") for key in ("floor", "base_floor")] if matrix.noise_floor else []
+    return (matrix.spectral_norm or 0.0) > max((floor for floor in floors if floor is not None), default=0.0)
+
+
+def what_changed(result: DeltaResult) -> str:
+    """Which module types changed by more than rounding, and what the rest is: one sentence."""
+    real = [m for m in result.changed if beyond_rounding(m)]
+    rounded = [m for m in result.changed if not beyond_rounding(m)]
+    equal = len(result.matrices) - len(result.changed)
+    dtypes = " and ".join(dict.fromkeys(DTYPES.get(m.effective_dtype, m.effective_dtype) for m in rounded))
+    rest = f"the rest is {dtypes} rounding ({len(rounded)} matrices)" if rounded else ""
+    rest += (" or equal" if rounded else "the rest is equal") + f" ({equal} matrices)" if equal else ""
+    if not real:
+        return f"no matrix changed by more than rounding; {rest}" if rest else "no matrix changed"
+    types, every = natural_order(m.type for m in real), {m.type for m in result.matrices}
+    if len(types) == len(every) and not rest:
+        return f"all {len(every)} module types changed" if len(every) > 1 else f"{types[0]} changed"
+    named = types[0] if len(types) == 1 else f"{', '.join(types[:-1])} and {types[-1]}"
+    named = named if len(types) <= MAX_TYPES else f"{len(types)} of {len(every)} module types"
+    lead = f"only {named} changed" if len(types) < len(every) else f"{len(real)} matrices changed, of all types"
+    return f"{lead}; {rest}" if rest else lead
+
+
+def _what(result: DeltaResult) -> list[Finding]:
+    if not result.changed:
+        return []
+    names = tuple(m.name for m in result.changed if beyond_rounding(m))
+    return [rules.DELTA_CHANGED.finding(what_changed(result), modules=names)]
+
+
 def _broken(result: DeltaResult) -> list[Finding]:
-    made = [
-        Finding("error", f"{record.non_finite:,} entries are NaN or infinite; no metrics computed", record.name)
-        for record in result.rows
-        if record.non_finite
-    ]
+    bad = [record for record in result.rows if record.non_finite]
+    made = []
+    if bad:
+        entries = sum(record.non_finite for record in bad)
+        text = f"{entries:,} entries are NaN or infinite in {len(bad)} parameters"
+        text = text if len(bad) > 1 else f"{entries:,} entries are NaN or infinite"
+        only, names = bad[0].name if len(bad) == 1 else None, tuple(record.name for record in bad)
+        text += f" ({preview(names, 2)})" if len(bad) > 1 else ""
+        made.append(rules.DELTA_NON_FINITE.finding(f"{text}; no metrics computed", module=only, modules=names))
     if result.changed or made:
         return made
     if missing := _missing(result):
         compared = len(result.rows)
         text = f"that was compared; but only {compared} of {compared + missing} parameters were, and nothing is known"
-        return [Finding("error", f"ΔW is zero in every matrix {text} of the other {missing}")]
+        return [rules.DELTA_ZERO.finding(f"ΔW is zero in every matrix {text} of the other {missing}")]
     if any(vector.change_norm for vector in result.vectors):
-        return [Finding("warning", "ΔW is zero in every matrix; only biases and norm weights changed")]
-    return [Finding("error", "ΔW is zero in every matrix: the two checkpoints are identical")]
+        text = "ΔW is zero in every matrix; only biases and norm weights changed"
+        return [rules.DELTA_ZERO.finding(text, "warning")]
+    return [rules.DELTA_ZERO.finding("ΔW is zero in every matrix: the two checkpoints are identical")]
 
 
 def _missing(result: DeltaResult) -> int:
@@ -50,9 +92,11 @@ def _files(result: DeltaResult) -> list[Finding]:
     made = []
     if result.unmatched:
         total = len(result.unmatched) + len(result.rows)
-        names = preview([item.name for item in result.unmatched], 2)
-        text = f"{len(result.unmatched)} of {total} tensors skipped ({names}); reasons are in the report"
-        made.append(Finding("warning" if _missing(result) else "note", text))
+        shown = preview([item.name for item in result.unmatched], 2)
+        text = f"{len(result.unmatched)} of {total} tensors skipped ({shown}); reasons are in the report"
+        names = tuple(item.name for item in result.unmatched)
+        severity = "warning" if _missing(result) else "note"
+        made.append(rules.SKIPPED.finding(text, severity, modules=names))
     zero = [m for m in result.matrices if m.frobenius_norm == 0]
     if zero and result.changed:
         made.append(
@@ -67,7 +111,7 @@ def _files(result: DeltaResult) -> list[Finding]:
     largest = max((m.relative_norm or 0 for m in result.changed), default=0)
     if middle > 1:
         text = f"‖ΔW‖/‖W‖ is {middle:.2f} in the median matrix; unrelated weights of equal norm give √2 ≈ 1.41"
-        made.append(Finding("warning", f"{text}; is it the base of this model?"))
+        made.append(rules.DELTA_UNRELATED.finding(f"{text}; is it the base of this model?"))
     elif largest:
         text = f"‖ΔW‖/‖W‖ is {percent(middle)} in the median matrix and at most {percent(largest)}"
         made.append(Finding("note", text))
@@ -85,7 +129,8 @@ def _rounding(result: DeltaResult) -> list[Finding]:
             f" {worst.effective_dtype} here, and more than {percent(MAX_ROUNDING)} in {_count(below, result)}: ignore"
             " the small singular values there"
         )
-        made.append(Finding("warning", text, worst.name))
+        names = tuple(m.name for m in below)
+        made.append(rules.DELTA_ROUNDING.finding(text, module=worst.name, modules=names))
     narrow = [m for m in floored if m.effective_dtype != m.tuned_dtype]
     if narrow:
         stored, effective = narrow[0].tuned_dtype, narrow[0].effective_dtype

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.base import Metric, definitions, metric_to_sort_by
+from lorascope.analyses.delta.findings import what_changed
 from lorascope.analyses.delta.matrix import MatrixDelta
 from lorascope.analyses.delta.metrics import CAPTURED, METRICS
 from lorascope.analyses.delta.result import DeltaResult
@@ -49,9 +50,11 @@ _ENDS = ("relative_norm", "stable_rank", "energy_rank_0.9", "energy_rank_of_null
 
 def heading(result: DeltaResult) -> tuple[str, str]:
     whole = result.summary()
-    summary = f"{whole['changed']} of {whole['matrices']} matrices changed, {whole['vectors']} biases and norm weights"
+    lead = f"{what_changed(result)}. " if result.changed else ""
+    summary = f"{whole['changed']} of {whole['matrices']} matrices differ, {whole['vectors']} biases and norm weights"
     if (relative := whole["relative_norm"]) is not None:
         summary += f"; ‖ΔW‖_F = {whole['frobenius_norm']:.4g}, {100 * relative:.3g} % of ‖W‖_F"
+    summary = lead[:1].upper() + lead[1:] + summary
     return f"{model_name(result.base.path)} → {model_name(result.tuned.path)}", summary
 
 

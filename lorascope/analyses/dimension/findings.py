@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.dimension.functional import Curve
 from lorascope.analyses.dimension.result import DimensionResult
 from lorascope.analyses.dimension.sizes import Family, Reach
@@ -16,9 +17,10 @@ CONTROL_FAILS = 0.2  # of the gain: what the smallest components should not keep
 def heading(result: DimensionResult) -> tuple[str, str]:
     k90 = [k for k in result.k(0.9) if k is not None]
     summary = f"k90 = {' / '.join(map(str, k90))}" if k90 else "no k90"
-    for each in result.families:
+    for each in () if result.differences else result.families:
         if each.axis and (size := each.reach["0.9"].size) is not None:
             summary += f"; {each.label} {each.axis} = {size:,}"
+    summary += "; not ranked: the runs were trained differently" if result.differences else ""
     return f"Intrinsic dimension of {', '.join(run.facts.label for run in result.full)}", summary
 
 
@@ -45,13 +47,11 @@ def _baseline(result: DimensionResult) -> list[Finding]:
 
 
 def _comparable(result: DimensionResult) -> list[Finding]:
-    runs = [*(each.facts for each in result.full), *(each.facts for each in result.runs)]
     items = []
-    for key in runs[0].recipe:
-        values = list(dict.fromkeys(run.recipe[key] for run in runs))
-        if len(values) > 1:
-            text = f"the runs differ in training.{key} ({', '.join(map(str, values))})"
-            items.append(Finding("warning", f"{text}, so their gains are not comparable"))
+    if result.differences:
+        named = "; ".join(f"training.{k} ({', '.join(map(str, each))})" for k, each in result.differences.items())
+        text = f"the runs are not ranked: they differ in {named}, so their gains are not comparable"
+        items.append(rules.NOT_RANKED.finding(text, action="Train them with the same settings and steps"))
     if excluded := result.texts.get("skipped"):
         items.append(Finding("note", f"{excluded} held-out texts excluded: another run was trained on them"))
     if not result.runs:
@@ -147,8 +147,8 @@ def _controls(result: DimensionResult) -> list[Finding]:
 
 
 def _trained(result: DimensionResult) -> list[Finding]:
-    items = []
-    for each in result.families:
+    items: list[Finding] = []
+    for each in () if result.differences else result.families:
         if not each.axis:
             level = each.levels[0]
             count = "" if level.parameters is None else f" with {level.parameters:,} parameters"

@@ -202,8 +202,18 @@ class DimensionResult(Result):
         ]
         return tuple(sorted(points, key=lambda point: (point.family, point.parameters)))
 
+    @cached_property
+    def differences(self) -> dict[str, list[Any]]:
+        """The settings of training in which the runs differ, though a comparison needs them equal; their values."""
+        runs = [*(each.facts for each in self.full), *(each.facts for each in self.runs)]
+        values = {key: list(dict.fromkeys(run.recipe[key] for run in runs)) for key in runs[0].recipe}
+        return {key: each for key, each in values.items() if len(each) > 1}
+
     def first_on_axis(self, share: float) -> list[OnAxis]:
-        """Of each family the point at which it reaches the share: k90, the smallest rank, d90."""
+        """Of each family the point at which it reaches the share: k90, the smallest rank, d90. Of runs that were
+        trained differently, none: their gains are not comparable."""
+        if self.differences:
+            return []
         first = []
         reach = {each.label: reached.size for each in self.families if (reached := each.reach.get(str(share)))}
         if ks := [k for k in self.k(share) if k is not None]:

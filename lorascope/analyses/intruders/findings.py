@@ -1,5 +1,6 @@
 """The result in words: what cannot be told, then how many intruders there are and what that says."""
 
+from lorascope.analyses import rules
 from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
 from lorascope.analyses.toolkit import extreme, median, percent, value
 from lorascope.blocks import Finding
@@ -10,16 +11,30 @@ MIXTURE = 0.5  # of a vector in the span of W's leading ones
 
 
 def findings(result: IntrudersResult) -> list[Finding]:
-    made = [*_broken(result), *_chance(result), *_files(result), *_counts(result), *_prediction(result)]
-    return [*made, *(_scaled(result.intervention) if result.intervention is not None else ())]
+    """The note on what the count measures comes first among the notes, before the count itself."""
+    made = [*_strength(result), *_broken(result), *_chance(result), *_files(result), *_counts(result)]
+    return [*made, *_prediction(result), *(_scaled(result.intervention) if result.intervention is not None else ())]
+
+
+def _strength(result: IntrudersResult) -> list[Finding]:
+    if not result.changed:
+        return []
+    chance = result.summary()["median_chance"]["left"]
+    text = (
+        f"the count measures strength, not novelty: a random direction has at most |cos| = {chance:.2f} with W's"
+        " singular vectors in the median weight, so at this ε any added direction with a large enough singular value"
+        " counts as an intruder"
+    )
+    return [rules.STRENGTH.finding(text)]
 
 
 def _broken(result: IntrudersResult) -> list[Finding]:
-    made = [
-        Finding("error", "ΔW contains NaN or infinite entries; no metrics computed", m.name)
-        for m in result.rows
-        if m.non_finite
-    ]
+    bad = tuple(m.name for m in result.rows if m.non_finite)
+    made = []
+    if bad:
+        where = f"in {len(bad)} weights ({preview(bad, 2)})" if len(bad) > 1 else ""
+        text = f"ΔW contains NaN or infinite entries {where}".strip() + "; no metrics computed"
+        made.append(rules.NON_FINITE.finding(text, module=bad[0] if len(bad) == 1 else None, modules=bad))
     if not result.changed and not made:
         made.append(Finding("error", "ΔW is zero in every weight: no intruder dimensions possible"))
     return made
@@ -80,12 +95,6 @@ def _counts(result: IntrudersResult) -> list[Finding]:
         f" {whole['modules_with_intruders']['left']} weights; {whole['intruders']['right']} on the input side"
     )
     made = [Finding("note", text)]
-    text = (
-        f"a random direction has at most |cos| = {whole['median_chance']['left']:.2f} with W's singular vectors in the"
-        " median weight, so at this ε any added direction with a large enough singular value counts as an intruder. The"
-        " count measures the strength of ΔW, not its novelty"
-    )
-    made.append(Finding("note", text))
     strongest = extreme(result.changed, "spike_margin")
     if strongest is not None:
         text = (

@@ -19,6 +19,7 @@ from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.checkpoint import Checkpoint
 
 Evaluate = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # ΔW by module in; loss and accuracy out
+KEPT = 0.99  # of the energy of every module, by the plan that is recommended
 USUAL_SHARES = (0.5, 0.9, 0.95, 0.99)  # of the energy, where no rule is given
 
 METRICS = (
@@ -201,8 +202,10 @@ class ResizeResult(Result):
 
     @property
     def smallest(self) -> Plan | None:
-        """The plan with the fewest parameters that keeps 90 % of ‖ΔW‖²; None where none does."""
-        good = [plan for plan in self.plans if plan.error is not None and plan.error <= 0.1**0.5]
+        """The plan with the fewest parameters that keeps 99 % of ‖ΔW‖² in every module, as `analyze` recommends; None
+        where none does. A total hides modules: half of the modules can hold 90 % of it."""
+        most = (1 - KEPT) ** 0.5 * (1 + 1e-9)
+        good = [p for p in self.plans if p.error is not None and all((m.error or 0.0) <= most for m in p.modules)]
         return min(good, key=lambda plan: plan.parameters, default=None)
 
     def summary(self) -> Row:

@@ -1,11 +1,13 @@
 """The result in words and drawn: what is lost or skipped first, then what each plan keeps, next to its baseline."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lorascope.analyses import rules
 from lorascope.analyses.base import definitions
-from lorascope.analyses.resize.measure import METRICS, Plan, ResizeResult
+from lorascope.analyses.resize.measure import KEPT, METRICS, Plan, ResizeResult
 from lorascope.analyses.toolkit import depth_map, module_table, percent, short_path, skipped_table
 from lorascope.blocks import (
     Block,
@@ -57,7 +59,7 @@ def heading(result: ResizeResult) -> tuple[str, str]:
     plan = result.plans[0]
     summary = f"{plan.label}: {plan.parameters:,} of {result.parameters_before:,} parameters"
     if plan.error is not None:
-        summary += f", ‖ΔW − ΔW_r‖ = {100 * plan.error:.3g} % of ‖ΔW‖"
+        summary += f", {_loss(plan.error)}"
     return title, summary
 
 
@@ -77,7 +79,7 @@ def _skipped(result: ResizeResult) -> list[Finding]:
         return []
     names = preview([item.name for item in result.skipped], 2)
     text = f"{len(result.skipped)} updates are not low-rank and are dropped from the resized adapter: {names}"
-    return [Finding("warning", text)]
+    return [rules.LOST.finding(text, modules=tuple(item.name for item in result.skipped))]
 
 
 def _dropped(plan: Plan) -> list[Finding]:
@@ -89,7 +91,8 @@ def _dropped(plan: Plan) -> list[Finding]:
         f"{plan.label}: {len(plan.dropped)} of {len(plan.modules)} modules get rank 0 and are dropped because PEFT"
         f" cannot store it ({preview([m.name for m in plan.dropped], 2)}); they hold {percent(share)} of ‖ΔW‖²"
     )
-    return [Finding("warning" if share else "note", text)]
+    names = tuple(m.name for m in plan.dropped)
+    return [rules.LOST.finding(text, "warning" if share else "note", modules=names)]
 
 
 def _error(result: ResizeResult, plan: Plan) -> list[Finding]:
@@ -99,21 +102,22 @@ def _error(result: ResizeResult, plan: Plan) -> list[Finding]:
     low, high = min(ranks), max(ranks)
     text = (
         f"{plan.label}: ranks {low if low == high else f'{low} to {high}'}, {plan.parameters:,} parameters"
-        f" ({_of_original(result, plan)}), ‖ΔW − ΔW_r‖/‖ΔW‖ = {plan.error:.3g}"
+        f" ({_of_original(result, plan)}), {_loss(plan.error)}"
     )
     if plan.error_null:
-        text += f" (random baseline {plan.error_null:.3g})"
+        text += f" (random baseline: error {percent(plan.error_null, 3)})"
     items = [Finding("note", text)]
     if plan.error_null and plan.error > LIKE_NOISE**0.5 * plan.error_null:
         text = f"{plan.label} loses about as much as truncating random factors would: the adapter uses its full rank,"
-        items.append(Finding("warning", f"{text} do not truncate"))
+        items.append(rules.FULL_RANK.finding(f"{text} do not truncate"))
     if low == high:
         return items
     if plan.uniform_error is not None and plan.uniform_rank:
-        text = f"rank {plan.uniform_rank} in every module, at no more parameters, would lose {plan.uniform_error:.3g}"
+        text = f"rank {plan.uniform_rank} in every module, at no more parameters, would have an error of"
+        text += f" {percent(plan.uniform_error, 3)}"
         items.append(Finding("note", text))
     if plan.worst is not None and plan.worst.error is not None:
-        text = f"{plan.label}: largest relative error: {plan.worst.name} loses {percent(plan.worst.error)} of its norm"
+        text = f"{plan.label}: largest relative error: {plan.worst.name}, {_loss(plan.worst.error)}"
         items.append(Finding("note", text))
     return items
 
@@ -126,7 +130,7 @@ def _of_original(result: ResizeResult, plan: Plan) -> str:
 def _rounding(plan: Plan) -> list[Finding]:
     if plan.rounding is None or plan.error is None:
         return []
-    text = f"{plan.label}: rounding to the storage dtype adds {plan.rounding:.2g} of ‖ΔW‖"
+    text = f"{plan.label}: rounding to the storage dtype adds an error of {percent(plan.rounding)} of ‖ΔW‖"
     large = plan.rounding > ROUNDING_REPORT_THRESHOLD * max(plan.error, 1e-3)
     return [Finding("warning" if large else "note", text)]
 
@@ -146,9 +150,25 @@ def _curve(result: ResizeResult) -> list[Finding]:
         return _error(result, result.plans[0])
     best = result.smallest
     if best is None:
-        return [Finding("note", "no plan keeps 90 % of ‖ΔW‖²")]
-    text = f"smallest plan with ≥ 90 % of ‖ΔW‖² in total: {best.label} ({best.parameters:,} parameters,"
-    return [Finding("note", f"{text} {_of_original(result, best)})")]
+        return [rules.RECOMMENDED.finding(f"no plan keeps {percent(KEPT)} of the energy of every module")]
+    text = (
+        f"smallest plan that keeps {percent(KEPT)} of every module's energy: {best.label} ({best.parameters:,}"
+        f" parameters, {_of_original(result, best)}; {_loss(best.error or 0.0)})"
+    )
+    command = f"lorascope resize {shlex.quote(result.source.path or 'ADAPTER')} {_options(best.label)} --output smaller"
+    saves = best.parameters < result.parameters_before
+    return [rules.RECOMMENDED.finding(text, command=command if saves else "")]
+
+
+def _options(label: str) -> str:
+    """The rule of a plan as it is typed: "rank 4" is --rank 4."""
+    name, _, number = label.partition(" ")
+    return f"--{name} {number.partition(' ')[0]}" + (" --by-energy" if "by energy" in label else "")
+
+
+def _loss(error: float) -> str:
+    """One loss, in both units: an error of 22 % of ‖ΔW‖ is 4.8 % of its energy."""
+    return f"error {percent(error, 3)} of ‖ΔW‖, {percent(error**2, 2)} of its energy lost"
 
 
 def _scores(result: ResizeResult) -> list[Finding]:
@@ -213,7 +233,8 @@ def _plans(result: ResizeResult) -> Table:
         Column("plan", "plan", "code"), Column("rank", "ranks", help="min – median – max over modules"),
         Column("parameters", "parameters", "int"), Column("share", "of B·A", "percent"),
         Column("error", "error", "percent", help="‖ΔW − ΔW_r‖/‖ΔW‖ over all modules"),
-        Column("null", "random", "percent", help="random baseline: the same of Gaussian factors"),
+        Column("kept", "energy kept", "percent", help="1 − error²: the share of ‖ΔW‖² that the plan keeps"),
+        Column("null", "random", "percent", help="random baseline: the error of Gaussian factors"),
     ]  # fmt: skip
     if scored:
         columns += [Column("loss", "held-out loss", "float", 4), Column("gain", "of the gain", "percent")]
@@ -225,7 +246,7 @@ def _plans(result: ResizeResult) -> Table:
     rows = [_plan_row(result, plan, scored, accurate) for plan in result.plans]
     for name, title, share in (("before", "all of ΔW", 1.0), ("base", "without ΔW", 0.0)) if scored else ():
         score = result.scores[name]
-        blank: tuple[Cell, ...] = ("", None, None, None, None)
+        blank: tuple[Cell, ...] = ("", None, None, None, None, None)
         accuracy = [score.get("accuracy")] * accurate
         rows.append((title, *blank, score["loss"], share if result.gained else None, *accuracy, None, None))
     caption = "Error: ‖ΔW − ΔW_r‖/‖ΔW‖ (30 % error = 91 % of the energy kept); random: error for Gaussian factors"
@@ -237,7 +258,8 @@ def _plan_row(result: ResizeResult, plan: Plan, scored: bool, accurate: bool) ->
     low, middle, high = (summary["rank"][key] for key in ("min", "median", "max"))
     ranks = str(low) if low == high else f"{low} – {middle:g} – {high}"
     share = plan.parameters / result.parameters_before
-    row: tuple[Cell, ...] = (plan.label, ranks, plan.parameters, share, plan.error, plan.error_null)
+    kept = None if plan.error is None else 1 - plan.error**2
+    row: tuple[Cell, ...] = (plan.label, ranks, plan.parameters, share, plan.error, kept, plan.error_null)
     if scored:
         score = plan.score or {}
         row = (*row, score.get("loss"), result.gain(plan), *([score.get("accuracy")] * accurate))
@@ -263,7 +285,7 @@ def _worst(plan: Plan) -> list[Block]:
 
 
 def _chosen(result: ResizeResult) -> Plan:
-    """The plan whose modules are shown: the smallest that keeps 90 % of ‖ΔW‖², or the largest where none does."""
+    """The plan whose modules are shown: the smallest with 99 % of every module, or the largest where none has it."""
     if len(result.plans) == 1:
         return result.plans[0]
     return result.smallest or max(result.plans, key=lambda plan: plan.parameters)
