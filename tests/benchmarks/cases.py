@@ -33,6 +33,7 @@ class Case:
         roles: PEFT's attribute for each of our trained roles.
         random: whether the two differ by chance, so that gradients cannot be compared.
         targets: by model; all-linear where nothing is said.
+        nf4: on a base that bitsandbytes quantised to 4 bits.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Case:
     goal: Goal = Goal()
     random: bool = False
     targets: dict[str, Any] = field(default_factory=dict)
+    nf4: bool = False
 
 
 def _peft(name: str, **settings) -> Callable[..., Any]:
@@ -79,6 +81,14 @@ CASES = {
         LORA,
         Goal(None, (0.65, 0.65)),
         random=True,
+    ),
+    "nf4": Case(
+        "lora",
+        {"rank": RANK, "alpha": ALPHA},
+        _peft("LoraConfig", r=RANK, lora_alpha=ALPHA),
+        LORA,
+        random=True,  # no float64 copy of codes to compare with
+        nf4=True,
     ),
     "lora_fa": Case(
         "lora_fa",

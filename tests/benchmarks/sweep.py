@@ -42,7 +42,7 @@ GOALS = {"16 adapters of 1 × 16 tokens": 2.0, "everywhere": 0.98}
 
 
 def config(seed: int, b: int, s: int, device: torch.device) -> RunConfig:
-    method = {"name": "lora", "rank": RANK, "alpha": ALPHA, "targets": "all-linear"}
+    method = {"name": "lora", "rank": RANK, "alpha": ALPHA, "targets": "all-linear", "modules_to_save": []}
     training = {"per_device_train_batch_size": b, "max_steps": 10**6, "seed": seed, "device": str(device)}
     model, data = {"name": "-", "task_type": "CAUSAL_LM"}, {"path": "-", "max_length": s}
     return parse(
@@ -50,14 +50,16 @@ def config(seed: int, b: int, s: int, device: torch.device) -> RunConfig:
     )
 
 
-def texts(s: int) -> Encoded:
+def texts(s: int, base: nn.Module) -> Encoded:
+    """256 texts of s tokens; with classes where the model is a classifier, whose head stays frozen."""
     tokens = torch.randint(1, 2048, (256, s), generator=torch.Generator().manual_seed(0))
-    return Encoded(tokens.tolist(), None, pad=0)
+    classes = [i % 25 for i in range(256)] if hasattr(base, "classifier") else None
+    return Encoded(tokens.tolist(), classes, pad=0)
 
 
 def together(base: nn.Module, n: int, b: int, s: int, here: World, most: int) -> Callable[[], None]:
     """One step of n adapters, at most `most` of them in one pass."""
-    data, loops = texts(s), []
+    data, loops = texts(s, base), []
     for seeds in batched(range(n), most):
         members = []
         for seed in seeds:
@@ -84,7 +86,7 @@ def one_after_another(base: nn.Module, n: int, b: int, s: int, here: World) -> C
 
     model = get_peft_model(copy.deepcopy(base), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
     model.train()
-    parameters, data = [p for p in model.parameters() if p.requires_grad], texts(s)
+    parameters, data = [p for p in model.parameters() if p.requires_grad], texts(s, base)
     optimiser = torch.optim.AdamW(parameters, lr=1e-5)
     batches = [data.batch(range(i * b, (i + 1) * b)).to(here.device) for i in range(n)]
 

@@ -50,7 +50,38 @@ def bert() -> nn.Module:
     return BertForSequenceClassification(BertConfig(vocab_size=2048, num_labels=25, **sizes, **quiet))
 
 
-MODELS = {"llama": llama, "bert": bert}
+def large_llama(layers: int = 2, **sizes: int) -> nn.Module:
+    """Llama-7B's shapes, of which two layers tell as much as 32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32}
+    shape |= {"num_hidden_layers": layers, "vocab_size": 2048, **sizes}
+    return LlamaForCausalLM(LlamaConfig(use_cache=False, **shape))
+
+
+def smollm2() -> nn.Module:
+    """SmolLM2-135M's shapes."""
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    return large_llama(30, hidden_size=576, intermediate_size=1536, vocab_size=49152, **heads)
+
+
+def minilm() -> nn.Module:
+    """all-MiniLM-L6's shapes."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertForSequenceClassification(BertConfig(vocab_size=30522, num_labels=25, **sizes, **quiet))
+
+
+def tiny() -> nn.Module:
+    """For a dry run."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return large_llama(1, hidden_size=16, intermediate_size=24, **heads)
+
+
+MODELS = {"llama": llama, "bert": bert, "7b": large_llama, "smollm2": smollm2, "minilm": minilm, "tiny": tiny}
+SHAPES = {"7b": (4, 2048), "smollm2": (8, 128), "minilm": (16, 16), "tiny": (2, 8)}  # batch and tokens; else 8 × 128
 
 
 class Row:
@@ -111,8 +142,10 @@ class Row:
 def make_rows(name: str, case: Case, dtype: torch.dtype, device: str, compiled: bool) -> dict[str, Row]:
     torch.manual_seed(0)
     base = MODELS[name]().to(device, dtype)
-    ids = torch.randint(0, 2048, (8, 128), device=device)
-    labels = ids if name == "llama" else torch.randint(0, 25, (8,), device=device)
+    if case.nf4:
+        base = in_nf4(base, dtype)
+    ids = torch.randint(0, 2048, SHAPES.get(name, (8, 128)), device=device)
+    labels = torch.randint(0, 25, (len(ids),), device=device) if hasattr(base, "classifier") else ids
     embeds = base.get_input_embeddings()(ids).detach()
 
     def row(model: nn.Module, trained: dict[str, nn.Parameter]) -> Row:
@@ -133,6 +166,19 @@ def make_rows(name: str, case: Case, dtype: torch.dtype, device: str, compiled: 
             twin.model = torch.compile(twin.model)
             rows[f"{key} compiled"] = twin
     return rows
+
+
+def in_nf4(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with its blocks' linear layers quantised to 4 bits by bitsandbytes."""
+    import bitsandbytes as bnb
+
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and ".layers." in path:
+            device = layer.weight.device
+            codes = bnb.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, dtype, True, "nf4")
+            codes.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+            model.set_submodule(path, codes.to(device))
+    return model
 
 
 @torch.no_grad()
@@ -259,7 +305,7 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=["lora"], choices=[*CASES, "all"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=DTYPES)
-    parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--model", nargs="+", default=["llama", "bert"], choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")

@@ -186,3 +186,15 @@ def checkpointed():
     model = llama()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_never_waits():
+    loop = Loop.together(members(llama().cuda(), mixed(), torch.device("cuda", 0)))
+    for step in range(STEPS):
+        torch.cuda.set_sync_debug_mode("default" if step == 0 else "error")
+        try:
+            loop._step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        loop.step += 1
