@@ -53,7 +53,7 @@ class Checkpoint:
     @cached_property
     def stored(self) -> Mapping[str, Stored]:
         """The parameters by their names, in file order: codes of a known scheme decoded, others unreadable."""
-        return quantised.parameters(self.tensors.stored, self.config)
+        return quantised.parameters(self.tensors.stored, self.config, self.tensors.metadata)
 
     def names(self) -> list[str]:
         """The parameters' names as stored, in file order."""

@@ -3,11 +3,11 @@
 import numpy as np
 
 SIZES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 
-_NATIVE = {
+NATIVE = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
     "BOOL": "?",
@@ -15,7 +15,7 @@ _NATIVE = {
 
 _TORCH = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
@@ -45,9 +45,12 @@ def float8_table(exponent_bits: int, mantissa_bits: int, *, infinities: bool) ->
     return np.where(code & 0x80, -values, values)
 
 
-_FLOAT8 = {
+# A byte that is an exponent alone, of which the largest is NaN: the scales of "OCP Microscaling Formats" 1.0, §5.4.1.
+E8M0 = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan)
+FLOAT8 = {
     "F8_E4M3": float8_table(4, 3, infinities=False),
     "F8_E5M2": float8_table(5, 2, infinities=True),
+    "F8_E8M0": E8M0,
 }
 
 
@@ -57,10 +60,10 @@ def decode_into(raw: np.ndarray, dtype: str, out: np.ndarray) -> None:
         if dtype == "BF16":  # a float32 without its lower half
             wide = raw.view("<u2").astype(np.uint32)
             np.copyto(out, np.left_shift(wide, 16, out=wide).view(np.float32))
-        elif dtype in _FLOAT8:
-            np.take(_FLOAT8[dtype], raw, out=out)
+        elif dtype in FLOAT8:
+            np.take(FLOAT8[dtype], raw, out=out)
         else:
-            np.copyto(out, raw.view(_NATIVE[dtype]))
+            np.copyto(out, raw.view(NATIVE[dtype]))
 
 
 def encode(values: np.ndarray, dtype: str) -> bytes:
@@ -74,10 +77,14 @@ def encode(values: np.ndarray, dtype: str) -> bytes:
         nan = np.isnan(values)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return np.where(nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
-    if dtype in _FLOAT8:
-        return _encode_float8(values, _FLOAT8[dtype]).tobytes()
+    if dtype == "F8_E8M0":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            exponents = np.clip(np.rint(np.log2(values)) + 127, 0, 254)
+        return np.where(values >= 0, exponents, 255).astype(np.uint8).tobytes()
+    if dtype in FLOAT8:
+        return _encode_float8(values, FLOAT8[dtype]).tobytes()
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.ascontiguousarray(values).astype(_NATIVE[dtype]).tobytes()
+        return np.ascontiguousarray(values).astype(NATIVE[dtype]).tobytes()
 
 
 def _encode_float8(values: np.ndarray, table: np.ndarray) -> np.ndarray:

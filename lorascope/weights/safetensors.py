@@ -101,6 +101,10 @@ class OnDisk:
         row = math.prod(self.shape[1:]) * SIZES[self.dtype]
         return OnDisk(self.file, self.dtype, (stop - start, *self.shape[1:]), self.offset + start * row)
 
+    def entries(self, start: int, stop: int) -> "OnDisk":
+        """Entries `start` to `stop` in the order of the bytes, as a vector."""
+        return OnDisk(self.file, self.dtype, (stop - start,), self.offset + start * SIZES[self.dtype])
+
     def columns(self, start: int, stop: int) -> "ColumnsOnDisk":
         """Columns `start` to `stop` of a matrix, without reading the others."""
         return ColumnsOnDisk(self, start, stop)

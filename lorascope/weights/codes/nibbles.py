@@ -1,0 +1,165 @@
+"""Four-bit codes, two a byte, that stand for the entries of a table of sixteen: nf4, fp4, MXFP4 and NVFP4.
+
+Two codes are looked up at once: a byte's pair of float32 is one eight-byte entry of a table of 256.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from lorascope.updates.base import Stored
+from lorascope.weights.codes.decoded import PIECE, pieces, raw
+from lorascope.weights.codes.scales import Grid, numbers
+
+# E2M1: one bit of sign, two of exponent, one of mantissa ("OCP Microscaling Formats" 1.0, §5.3.3).
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+@lru_cache(maxsize=16)
+def pairs(table: tuple[float, ...], low_first: bool) -> np.ndarray:
+    """The two float32 of every byte as one entry, (256,) uint64."""
+    codes = np.arange(256)
+    halves = (codes & 15, codes >> 4) if low_first else (codes >> 4, codes & 15)
+    values = np.array(table, np.float32)[np.stack(halves, axis=1)]
+    return np.ascontiguousarray(values).view(np.uint64).reshape(-1)
+
+
+class Lookup:
+    """Looks bytes up in a table of pairs, in scratch memory of its own."""
+
+    def __init__(self, table: np.ndarray, most: int):
+        self.table = table
+        self.indices, self.values = np.empty(most, np.intp), np.empty(most, np.uint64)
+
+    def __call__(self, packed: np.ndarray) -> np.ndarray:
+        """The numbers of `packed` (…, n) uint8 as float32 (…, 2n), good until the next call."""
+        indices, values = self.indices[: packed.size], self.values[: packed.size]
+        np.copyto(indices, packed.reshape(-1))
+        np.take(self.table, indices, out=values, mode="clip")
+        return values.view(np.float32).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
+
+
+@dataclass(frozen=True)
+class Nibbles:
+    """E2M1 codes (…, m, n/2), the low one first, with scales by block; sources: codes, scales, and a scale of all.
+
+    Attributes:
+        shape: (…, m, n) of the numbers.
+        divides: whether the scale of all divides, and does not multiply.
+        turned: the model has the matrices as (n, m).
+    """
+
+    shape: tuple[int, ...]
+    grid: Grid
+    divides: bool = False
+    turned: bool = False
+
+    @property
+    def by_rows(self) -> bool:
+        return len(self.shape) > 2 or not self.turned
+
+    def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
+        if len(self.shape) == 2:
+            self._matrix(sources, out, start, 0)
+            return
+        flat = out.reshape(-1, *out.shape[-2:])
+        skipped = start * (len(flat) // max(1, len(out)))
+        for each, matrix in enumerate(flat):
+            self._matrix(sources, matrix, 0, skipped + each)
+
+    def _matrix(self, sources: tuple[Stored, ...], out: np.ndarray, start: int, skip: int) -> None:
+        codes, scale, *of_all = sources
+        rows, width = out.shape[::-1] if self.turned else out.shape
+        begin = (skip * self.shape[-2] + start) * width // 2
+        packed = raw(codes, begin, begin + rows * width // 2).view(np.uint8).reshape(rows, width // 2)
+        scales = self.grid.read(scale, start, start + rows, skip)
+        if of_all:
+            each = numbers(of_all[0])
+            scales = scales / each[skip % each.size] if self.divides else scales * each[skip % each.size]
+        lookup = Lookup(pairs(E2M1, True), max(PIECE, width) // 2)
+        for part in self.grid.spread(scales.astype(out.dtype), start, start + rows, width):
+            values = part.view(lookup(packed[part.start : part.stop]))
+            if self.turned:
+                out[:, part.start : part.stop] = (values * part.values).reshape(-1, width).T
+            else:
+                np.multiply(values, part.values, out=part.view(out[part.start : part.stop]))
+
+
+@dataclass(frozen=True)
+class FourBits:
+    """bitsandbytes' four bits: blocks of the weight in the order of its bytes, the high code first.
+
+    The arithmetic is the library's: a product of two float32, rounded to the weight's type; the blocks' largest may be
+    coded again, as bytes that a second table and largest resolve, plus an offset. Sources: codes, largest of the
+    blocks, table; and of the second coding the same two.
+
+    Attributes:
+        count: the entries of the weight.
+        block, nested_block: entries that share a largest.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    block: int
+    nested_block: int = 0
+    offset: float = 0.0
+
+    @property
+    def by_rows(self) -> bool:
+        return len(self.shape) > 1 and math.prod(self.shape[1:]) % 2 == 0
+
+    def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
+        codes, largest, table, *nested = sources
+        step = math.prod(self.shape[1:])
+        first, count = (start * step, len(out) * step) if self.by_rows else (0, out.size)
+        packed = raw(codes, first // 2, (first + count + 1) // 2).view(np.uint8)
+        blocks = first // self.block, -(-(first + count) // self.block)
+        scale = self._largest(largest, nested, *blocks)
+        flat, shift = out.reshape(-1), first - blocks[0] * self.block
+        values = tuple(np.asarray(table.read(), np.float64).reshape(-1).tolist())
+        whole = self.block * max(1, PIECE // self.block)
+        lookup = Lookup(pairs(values, False), whole // 2 + 1)
+        for a, b in pieces(count, whole):
+            decoded = lookup(packed[a // 2 : (b + 1) // 2])[: b - a]
+            if shift == 0 and (b - a) % self.block == 0:
+                grouped = decoded.reshape(-1, self.block)
+                np.multiply(grouped, scale[a // self.block : b // self.block, None], out=grouped)
+            else:
+                decoded *= scale[(np.arange(a, b) + shift) // self.block]
+            _round_in_place(decoded, self.dtype)
+            flat[a:b] = decoded
+
+    def _largest(self, largest: Stored, nested: list[Stored], first: int, last: int) -> np.ndarray:
+        """The largest of blocks `first` to `last`, float32."""
+        if not nested:
+            return numbers(largest, first, last).astype(np.float32)
+        of_all, table = (numbers(each).astype(np.float32) for each in nested)
+        codes = raw(largest, first, last).view(np.uint8)
+        return table[codes] * of_all[np.arange(first, last) // self.nested_block] + np.float32(self.offset)
+
+
+def four_bits(state: Mapping[str, Any], dtype: str) -> FourBits:
+    """The codec of a checked quant_state."""
+    nested = "nested_blocksize" in state
+    return FourBits(
+        tuple(state["shape"]), dtype, state["blocksize"],
+        state["nested_blocksize"] if nested else 0, float(state["nested_offset"]) if nested else 0.0,
+    )  # fmt: skip
+
+
+def _round_in_place(values: np.ndarray, dtype: str) -> None:
+    """float32 `values`, contiguous, as `dtype` would hold them: nearest, ties to even."""
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            values[...] = values.astype(np.float16)
+    elif dtype == "BF16":
+        bits = values.reshape(-1).view(np.uint32)
+        odd = np.right_shift(bits, 16)
+        np.bitwise_and(odd, 1, out=odd)
+        np.add(odd, 0x7FFF, out=odd)
+        np.add(bits, odd, out=bits)
+        np.bitwise_and(bits, 0xFFFF0000, out=bits)
