@@ -49,7 +49,11 @@ _NAMES = {
     "quark": "Quark", "modelopt": "ModelOpt", "metal": "Metal",
 }  # fmt: skip
 # By quant_method: those whose words of codes are understood under these names.
-_OF_WORDS = {"qweight": ("", "gptq", "awq"), "weight_packed": ("", "compressed-tensors"), "_weight_qdata": ("", "torchao")}
+_OF_WORDS = {
+    "qweight": ("", "gptq", "awq"),
+    "weight_packed": ("", "compressed-tensors"),
+    "_weight_qdata": ("", "torchao"),
+}
 
 
 def parameters(
@@ -143,7 +147,11 @@ class _Schemes:
             return True
         endings = ("_scale_inv", "_scale", "_scales", "_zero_point", "_blocks", "_global_scale")
         owner = next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), "")
-        return owner in self.tensors or (owner != "" and f"{owner}_blocks" in self.tensors) or self._of_packed(module, leaf)
+        return (
+            owner in self.tensors
+            or (owner != "" and f"{owner}_blocks" in self.tensors)
+            or self._of_packed(module, leaf)
+        )
 
     def _of_packed(self, module: str, leaf: str) -> bool:
         plain = module.removesuffix(".weight")

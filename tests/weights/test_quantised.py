@@ -119,7 +119,7 @@ def test_comfyui_s_scaled_fp8_and_a_plain_cast(tmp_path):
 I32 = torch.zeros(6, 192, dtype=torch.int32)
 UNKNOWN = {
     "gptq": ({"q.qweight": I32, "q.qzeros": I32, "q.scales": W, "q.g_idx": I32[0]}, {"quant_method": "gptq"}, "GPTQ"),
-    "no config": ({"q.qweight": I32, "q.qzeros": I32, "q.scales": W}, {}, "GPTQ or AWQ"),
+    "no config": ({"q.qweight": I32, "q.qzeros": I32, "q.scales": W}, {}, "GPTQ"),
     "packed": ({"q.weight_packed": I32, "q.weight_scale": W, "q.weight_shape": I32[0, :2]}, {}, "compressed-tensors"),
     "mlx": (
         {"q.weight": I32.to(torch.uint32), "q.scales": W, "q.biases": W},
@@ -162,14 +162,6 @@ def test_what_is_not_understood_is_refused_by_name(case, tmp_path):
         "q.meta",
     }
     np.testing.assert_array_equal(opened.stored["other.weight"].read(), W.double().numpy())
-
-
-def test_experts_in_mxfp4_are_named(tmp_path):
-    blocks, scales = torch.zeros(2, 8, 4, 16, dtype=torch.uint8), torch.zeros(2, 8, 4, dtype=torch.uint8)
-    name = "model.layers.0.mlp.experts.down_proj"
-    opened = checkpoint(tmp_path, {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": W})
-    assert sorted(opened.names()) == [name, f"{name}_bias"]
-    assert "MXFP4" in opened.stored[name].reason
 
 
 def test_rotated_weights_are_no_plain_ones(tmp_path):

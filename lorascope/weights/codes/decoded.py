@@ -115,6 +115,14 @@ def raw(stored: Stored, start: int = 0, stop: int | None = None) -> np.ndarray:
     return np.frombuffer(encode(values, stored.dtype), native)
 
 
+def stream(stored: Stored, start: int, stop: int) -> np.ndarray:
+    """Bytes `start` to `stop` of a stored array of integers, uint8."""
+    if isinstance(stored, OnDisk):
+        return OnDisk(stored.file, "U8", (stop - start,), stored.offset + start).raw()
+    size = SIZES[stored.dtype]
+    return raw(stored, start // size, -(-stop // size)).view(np.uint8)[start % size :][: stop - start]
+
+
 def as_type(stored: Stored, dtype: str) -> Stored:
     """An array of bytes read as a one-byte float: its file said U8."""
     if isinstance(stored, OnDisk):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.updates.base import Stored
-from lorascope.weights.codes.decoded import PIECE, pieces, raw
+from lorascope.weights.codes.decoded import PIECE, pieces, raw, stream
 from lorascope.weights.codes.scales import Grid, numbers
 
 # E2M1: one bit of sign, two of exponent, one of mantissa ("OCP Microscaling Formats" 1.0, §5.3.3).
@@ -75,7 +75,7 @@ class Nibbles:
         codes, scale, *of_all = sources
         rows, width = out.shape[::-1] if self.turned else out.shape
         begin = (skip * self.shape[-2] + start) * width // 2
-        packed = raw(codes, begin, begin + rows * width // 2).view(np.uint8).reshape(rows, width // 2)
+        packed = stream(codes, begin, begin + rows * width // 2).reshape(rows, width // 2)
         scales = self.grid.read(scale, start, start + rows, skip)
         if of_all:
             each = numbers(of_all[0])
@@ -98,8 +98,9 @@ class FourBits:
     blocks, table; and of the second coding the same two.
 
     Attributes:
-        count: the entries of the weight.
+        shape, dtype: of the weight.
         block, nested_block: entries that share a largest.
+        offset: what is added to a largest that was coded.
     """
 
     shape: tuple[int, ...]
@@ -116,7 +117,7 @@ class FourBits:
         codes, largest, table, *nested = sources
         step = math.prod(self.shape[1:])
         first, count = (start * step, len(out) * step) if self.by_rows else (0, out.size)
-        packed = raw(codes, first // 2, (first + count + 1) // 2).view(np.uint8)
+        packed = stream(codes, first // 2, (first + count + 1) // 2)
         blocks = first // self.block, -(-(first + count) // self.block)
         scale = self._largest(largest, nested, *blocks)
         flat, shift = out.reshape(-1), first - blocks[0] * self.block

@@ -70,7 +70,7 @@ class Rows:
         stop, codes = start + rows, sources[0]
         words = codes.shape[-1]
         begin = (skip * self.shape[-2] + start) * words
-        stream = raw(codes, begin, begin + rows * words).view(np.uint8).reshape(rows, -1)
+        packed = raw(codes, begin, begin + rows * words).view(np.uint8).reshape(rows, -1)
         scales = self.grid.read(sources[1], start, stop, skip)
         if self.second == "packed zero":
             other = _packed_zeros(sources[2], self.bits, self.shape[-2], skip)[start:stop] - self.centre
@@ -81,7 +81,7 @@ class Rows:
         groups = group_of(sources[-1], scales.shape[1]) if self.ordered else None
         wide = _Wide(self.bits, width)
         for part, moved in self._parts(scales, other, groups, start, width):
-            values = part.view(wide(stream[part.start : part.stop]).astype(np.float64))
+            values = part.view(wide(packed[part.start : part.stop]).astype(np.float64))
             target = part.view(out[part.start : part.stop])
             if self.second == "bias":
                 target[...] = values * part.values + moved.values

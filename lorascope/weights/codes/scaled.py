@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorascope.updates.base import Stored
-from lorascope.weights.codes.decoded import PIECE, raw
+from lorascope.weights.codes.decoded import PIECE, raw, stream
 from lorascope.weights.codes.scales import Grid
 from lorascope.weights.dtypes import FLOAT8
 
@@ -47,7 +47,7 @@ class Scaled:
         rows, width = out.shape
         begin = (skip * self.shape[-2] + start) * width
         if self.words:
-            dtype, packed = self.words, raw(codes, begin // 4, (begin + rows * width) // 4).view(np.uint8)
+            dtype, packed = self.words, stream(codes, begin, begin + rows * width)
         else:
             dtype, packed = codes.dtype, raw(codes, begin, begin + rows * width)
         packed = packed.reshape(rows, width)
@@ -74,9 +74,7 @@ def _centred(
         part.view(out[part.start : part.stop])[...] = centred * part.values
 
 
-def _float8(
-    packed: np.ndarray, dtype: str, grid: Grid, scales: np.ndarray, out: np.ndarray, start: int
-) -> None:
+def _float8(packed: np.ndarray, dtype: str, grid: Grid, scales: np.ndarray, out: np.ndarray, start: int) -> None:
     """A float8's bits are a float32's with a smaller bias, so that one multiplication sets bias and scale at once."""
     mantissa, factor, special = _BITS[dtype]
     shift, mask = 23 - mantissa, np.int32(-(1 << 31) + (0x7F << (23 - mantissa)))

@@ -1,14 +1,14 @@
 """Codes that are numbers themselves, float8, int8 or E2M1, and a scale for each block of them.
 
-    fp8 by block      `weight` F8 or a pair of E2M1, `weight_scale_inv` (⌈m/b⌉, ⌈n/b⌉)    W = code · scale
-    by tensor, row,   `weight` F8 or I8, `weight_scale` () (m,) (m, 1) (m, g) or blocks   W = (code − zero point) · scale
-    group or block
-    ComfyUI's fp8     `weight` F8, `scale_weight` ()                                      W = code · scale
-    NVFP4             `weight` U8 (m, n/2), `weight_scale` F8, `weight_scale_2` ()        W = code · scale · scale₂
-                      `weight_packed` U8, `weight_scale` F8, `weight_global_scale` ()     W = code · scale / global scale
-    MXFP4, MXFP8      U8 (m, n/2) or F8, a scale of exponents (m, n/32)                   W = code · 2^(scale − 127)
-    gpt-oss's MXFP4   `…_blocks` U8 (E, m, g, 16), `…_scales` U8 (E, m, g)                the same, turned: (E, n, m)
-    FBGEMM's experts  `gate_up_proj` F8 (E, n, m), `gate_up_proj_scale` (E, 1, m)         W = code · scale
+    fp8 by block     `weight` F8 or a pair of E2M1, `weight_scale_inv` (⌈m/b⌉, ⌈n/b⌉)   W = code · scale
+    by tensor, row,  `weight` F8 or I8, `weight_scale` (), (m,), (m, 1), (m, g)         W = (code − zero) · scale
+    group, block
+    ComfyUI's fp8    `weight` F8, `scale_weight` ()                                     W = code · scale
+    NVFP4            `weight` U8 (m, n/2), `weight_scale` F8, `weight_scale_2` ()       W = code · scale · scale₂
+                     `weight_packed` U8, `weight_scale` F8, `weight_global_scale` ()    W = code · scale / global
+    MXFP4, MXFP8     U8 (m, n/2) or F8, a scale of exponents (m, n/32)                  W = code · 2^(scale − 127)
+    gpt-oss's MXFP4  `…_blocks` U8 (E, m, g, 16), `…_scales` U8 (E, m, g)               the same, turned: (E, n, m)
+    FBGEMM, experts  `gate_up_proj` F8 (E, n, m), `gate_up_proj_scale` (E, 1, m)        W = code · scale
 
 Sources: DeepSeek-V3's README_WEIGHTS; transformers 5.23, `integrations/{finegrained_fp8,fbgemm_fp8,mxfp4}`;
 compressed-tensors 0.20, `compressors/{naive_quantized,nvfp4,mxfp4,mxfp8}` and `converters/modelopt_nvfp4`; "OCP
@@ -145,4 +145,4 @@ def _blocks(sides: Any, shape: tuple[int, ...], scale: tuple[int, ...]) -> Grid 
     )
     if not valid or (-(-rows // sides[0]), -(-width // sides[1])) != scale[-2:]:
         return None
-    return Grid(sides[0], sides[1], *scale[-2:])
+    return Grid(sides[0], sides[1], scale[-2], scale[-1])

@@ -36,7 +36,12 @@ def gptq_or_awq(place: Place) -> Stored:
     if scales is None:
         return place.lacking(scheme, "scales")
     codes = place.codes
-    if codes.dtype not in ("I32", "U32") or len(codes.shape) != 2 or len(scales.shape) != 2 or scales.dtype not in FLOATS:
+    if (
+        codes.dtype not in ("I32", "U32")
+        or len(codes.shape) != 2
+        or len(scales.shape) != 2
+        or scales.dtype not in FLOATS
+    ):
         return place.misfit(scheme, scales)
     groups, d_out = scales.shape
     said = place.config.get("bits", place.config.get("w_bit"))
@@ -115,7 +120,11 @@ def packed(place: Place) -> Stored | None:
 def _weights_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What compressed-tensors' config says of weights, where it says one thing of all."""
     groups = config.get("config_groups")
-    each = [one.get("weights") for one in groups.values() if isinstance(one, Mapping)] if isinstance(groups, Mapping) else []
+    each = (
+        [one.get("weights") for one in groups.values() if isinstance(one, Mapping)]
+        if isinstance(groups, Mapping)
+        else []
+    )
     known = [one for one in each if isinstance(one, Mapping)]
     return known[0] if len(known) == 1 else {}
 
