@@ -16,9 +16,9 @@ from lorascope.weights.safetensors import OnDisk
 from lorascope.weights.tensors import Mapped
 
 HINT = "give the same model as it was before it was quantised"
-PIECE = 1 << 15  # entries decoded at a time: codes, indices and numbers fit the second-level cache
+PIECE = 1 << 16  # entries decoded at a time: codes, indices and numbers fit the second-level cache
+_WINDOW = 1 << 20  # entries whose codes are read at a time, by one thread
 _THREADS = min(4, os.cpu_count() or 1)
-_ALONE = 1 << 21  # entries up to which one thread is faster
 
 
 class Codec(Protocol):
@@ -65,18 +65,16 @@ class Decoded:
         Raises:
             LorascopeError: the file has become shorter since it was opened.
         """
-        threads = min(_THREADS, len(out)) if self.codec.by_rows and out.size > _ALONE else 1
-        if threads == 1:
+        if not self.codec.by_rows or out.size <= _WINDOW:
             self.codec.fill(self.sources, out, self.first)
             return
-        step = math.ceil(len(out) / threads)
-        with ThreadPoolExecutor(threads) as pool:
-            parts = [
-                pool.submit(self.codec.fill, self.sources, out[at : at + step], self.first + at)
-                for at in range(0, len(out), step)
-            ]
-        for part in parts:
-            part.result()
+        windows = list(pieces(len(out), _WINDOW * len(out) // out.size))
+
+        def fill(window: tuple[int, int]) -> None:
+            self.codec.fill(self.sources, out[slice(*window)], self.first + window[0])
+
+        with ThreadPoolExecutor(min(_THREADS, len(windows))) as pool:
+            list(pool.map(fill, windows))  # which raises what one of them raises
 
     @property
     def rows(self) -> "Callable[[int, int], Decoded] | None":

@@ -17,6 +17,9 @@ from lorascope.weights.codes.scales import Grid, numbers
 
 # E2M1: one bit of sign, two of exponent, one of mantissa ("OCP Microscaling Formats" 1.0, §5.3.3).
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_PIECE = 1 << 15  # entries: their indices are twice as many bytes
+_LARGEST_HALF, _SMALLEST_HALF = 65504.0, np.float32(2.0**-14)  # normal float16
+_UNITS = np.float32(0.75)  # whose last bit is 2⁻²⁴, that of float16's subnormals
 
 
 @lru_cache(maxsize=16)
@@ -29,17 +32,21 @@ def pairs(table: tuple[float, ...], low_first: bool) -> np.ndarray:
 
 
 class Lookup:
-    """Looks bytes up in a table of pairs, in scratch memory of its own."""
+    """Looks bytes up in a table of pairs, in scratch memory of its own.
 
-    def __init__(self, table: np.ndarray, most: int):
-        self.table = table
+    Args:
+        most: bytes of one call.
+    """
+
+    def __init__(self, table: tuple[float, ...], low_first: bool, most: int):
+        self.table = pairs(table, low_first)
         self.indices, self.values = np.empty(most, np.intp), np.empty(most, np.uint64)
 
     def __call__(self, packed: np.ndarray) -> np.ndarray:
         """The numbers of `packed` (…, n) uint8 as float32 (…, 2n), good until the next call."""
         indices, values = self.indices[: packed.size], self.values[: packed.size]
         np.copyto(indices, packed.reshape(-1))
-        np.take(self.table, indices, out=values, mode="clip")
+        np.take(self.table, indices, out=values, mode="wrap")  # the others check every index, or copy
         return values.view(np.float32).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
@@ -80,7 +87,7 @@ class Nibbles:
         if of_all:
             each = numbers(of_all[0])
             scales = scales / each[skip % each.size] if self.divides else scales * each[skip % each.size]
-        lookup = Lookup(pairs(E2M1, True), max(PIECE, width) // 2)
+        lookup = Lookup(E2M1, True, min(out.size, max(PIECE, width)) // 2)
         for part in self.grid.spread(scales.astype(out.dtype), start, start + rows, width):
             values = part.view(lookup(packed[part.start : part.stop]))
             if self.turned:
@@ -122,17 +129,19 @@ class FourBits:
         scale = self._largest(largest, nested, *blocks)
         flat, shift = out.reshape(-1), first - blocks[0] * self.block
         values = tuple(np.asarray(table.read(), np.float64).reshape(-1).tolist())
-        whole = self.block * max(1, PIECE // self.block)
-        lookup = Lookup(pairs(values, False), whole // 2 + 1)
-        for a, b in pieces(count, whole):
+        piece = self.block * max(1, _PIECE // self.block)
+        lookup = Lookup(values, False, min(count, piece) // 2 + 1)
+        rounded = Rounding(self.dtype, min(count, piece))
+        for a, b in pieces(count, piece):
             decoded = lookup(packed[a // 2 : (b + 1) // 2])[: b - a]
+            here = decoded if self.dtype != "F32" else flat[a:b]
             if shift == 0 and (b - a) % self.block == 0:
-                grouped = decoded.reshape(-1, self.block)
-                np.multiply(grouped, scale[a // self.block : b // self.block, None], out=grouped)
+                each = scale[a // self.block : b // self.block, None]
+                np.multiply(decoded.reshape(-1, self.block), each, out=here.reshape(-1, self.block))
             else:
-                decoded *= scale[(np.arange(a, b) + shift) // self.block]
-            _round_in_place(decoded, self.dtype)
-            flat[a:b] = decoded
+                np.multiply(decoded, scale[(np.arange(a, b) + shift) // self.block], out=here)
+            if self.dtype != "F32":
+                rounded(decoded, flat[a:b])
 
     def _largest(self, largest: Stored, nested: list[Stored], first: int, last: int) -> np.ndarray:
         """The largest of blocks `first` to `last`, float32."""
@@ -152,15 +161,36 @@ def four_bits(state: Mapping[str, Any], dtype: str) -> FourBits:
     )  # fmt: skip
 
 
-def _round_in_place(values: np.ndarray, dtype: str) -> None:
-    """float32 `values`, contiguous, as `dtype` would hold them: nearest, ties to even."""
-    if dtype == "F16":
-        with np.errstate(over="ignore"):
-            values[...] = values.astype(np.float16)
-    elif dtype == "BF16":
-        bits = values.reshape(-1).view(np.uint32)
-        odd = np.right_shift(bits, 16)
+class Rounding:
+    """Rounds float32 to a half type as bits, nearest and ties to even: numpy has no bfloat16, and its float16 is slow.
+
+    Args:
+        most: entries of one call.
+    """
+
+    def __init__(self, dtype: str, most: int):
+        self.half = dtype == "F16"
+        self.dropped = 13 if self.half else 16
+        self.scratch = np.empty(most if dtype != "F32" else 0, np.uint32)
+
+    def __call__(self, values: np.ndarray, out: np.ndarray) -> None:
+        """float32 `values`, which are spoilt, rounded into `out`."""
+        if self.half and not np.abs(values).max(initial=0) < _LARGEST_HALF:
+            with np.errstate(over="ignore"):
+                out[...] = values.astype(np.float16)
+            return
+        small = np.flatnonzero(np.abs(values) < _SMALLEST_HALF) if self.half else values[:0]
+        fixed = (values[small] + _UNITS) - _UNITS if small.size else None  # multiples of 2⁻²⁴, subnormal ones
+        bits, odd = values.view(np.uint32), self.scratch[: values.size]
+        np.right_shift(bits, self.dropped, out=odd)
         np.bitwise_and(odd, 1, out=odd)
-        np.add(odd, 0x7FFF, out=odd)
+        np.add(odd, (1 << (self.dropped - 1)) - 1, out=odd)
         np.add(bits, odd, out=bits)
-        np.bitwise_and(bits, 0xFFFF0000, out=bits)
+        kept = np.uint32(0x100000000 - (1 << self.dropped))
+        if out.dtype == np.float32:
+            np.bitwise_and(bits, kept, out=out.view(np.uint32))
+        else:
+            np.bitwise_and(bits, kept, out=bits)
+            out[...] = values
+        if fixed is not None:
+            out[small] = fixed

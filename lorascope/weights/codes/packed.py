@@ -8,7 +8,7 @@ import numpy as np
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored
 from lorascope.weights.codes.decoded import PIECE, pieces, raw
-from lorascope.weights.codes.nibbles import Lookup, pairs
+from lorascope.weights.codes.nibbles import Lookup
 from lorascope.weights.codes.scales import Grid, Part, numbers
 
 _COUNTING = tuple(float(code) for code in range(16))
@@ -118,7 +118,7 @@ class _Wide:
 
     def __init__(self, bits: int, width: int):
         self.bits, self.width = bits, width
-        self.lookup = Lookup(pairs(_COUNTING, True), max(PIECE, width) // 2 + 64) if bits == 4 else None
+        self.lookup = Lookup(_COUNTING, True, max(PIECE, width) // 2 + 64) if bits == 4 else None
 
     def __call__(self, stream: np.ndarray) -> np.ndarray:
         if self.lookup is not None and stream.size <= len(self.lookup.indices):

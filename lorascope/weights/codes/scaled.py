@@ -81,17 +81,19 @@ def _float8(packed: np.ndarray, dtype: str, grid: Grid, scales: np.ndarray, out:
     quick = _keeps_subnormals() and not np.abs(scales).max(initial=0) > _LARGEST_SCALE
     rows, width = out.shape
     scratch = np.empty((max(1, PIECE // width), width), np.int32)
-    for part in grid.spread(scales.astype(out.dtype), start, start + rows, width):
+    shifted = scales * factor if quick else scales
+    for part in grid.spread(shifted.astype(out.dtype), start, start + rows, width):
         codes = packed[part.start : part.stop]
         bits, here = scratch[: len(codes)], part.view(out[part.start : part.stop])
         if quick and (codes & 0x7F).max(initial=0) < special:
             np.copyto(bits, codes.view(np.int8))  # its sign reaches the highest bit
             np.left_shift(bits, shift, out=bits)
             np.bitwise_and(bits, mask, out=bits)
-            np.multiply(part.view(bits.view(np.float32)), part.values * here.dtype.type(factor), out=here)
+            np.multiply(part.view(bits.view(np.float32)), part.values, out=here)
         else:
             with np.errstate(invalid="ignore", over="ignore"):
-                np.multiply(part.view(_SINGLE[dtype][codes]), part.values, out=here)
+                values = part.values / here.dtype.type(factor) if quick else part.values
+                np.multiply(part.view(_SINGLE[dtype][codes]), values, out=here)
 
 
 def _keeps_subnormals() -> bool:
