@@ -17,6 +17,7 @@ from lorascope.weights.codes.decoded import HINT, Decoded, Unreadable
 from lorascope.weights.dtypes import SIZES
 from lorascope.weights.schemes import bitsandbytes, by_scale, in_words
 from lorascope.weights.schemes.place import FLOATS, FP8, Place
+from lorascope.weights.support import Support
 
 _CODES = tuple(dtype for dtype in SIZES if dtype not in FLOATS and dtype != "F8_E8M0")
 # What may stand next to a matrix `weight` in one module without saying anything about the weight.
@@ -251,5 +252,9 @@ def _json_of(text: str | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+SUPPORT = tuple(
+    Support(name, refused="recognised by name only")
+    for name in ("AQLM", "AutoRound", "BitNet", "EETQ", "HIGGS", "HQQ", "Quanto", "SpQR", "VPTQ")
+)
 assert set(FLOATS) <= UNIT_ROUNDOFF.keys()
 __all__ = ["HINT", "Decoded", "Unreadable", "parameters", "scheme_name", "scheme_of"]

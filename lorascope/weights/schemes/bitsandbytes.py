@@ -19,6 +19,7 @@ from lorascope.weights.codes.nibbles import four_bits
 from lorascope.weights.codes.scaled import Scaled
 from lorascope.weights.codes.scales import Grid
 from lorascope.weights.schemes.place import FLOATS, Place
+from lorascope.weights.support import Support
 
 _STATE = "bitsandbytes__"
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -95,3 +96,9 @@ def _json_of(stored: Stored) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+SUPPORT = (
+    Support("bitsandbytes LLM.int8", "bitsandbytes' own dequantisation"),
+    Support("bitsandbytes nf4, fp4, nested or not", "bitsandbytes' own dequantisation, and its arithmetic written out"),
+)

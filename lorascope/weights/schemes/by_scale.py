@@ -25,6 +25,7 @@ from lorascope.weights.codes.nibbles import Nibbles
 from lorascope.weights.codes.scaled import Scaled
 from lorascope.weights.codes.scales import Grid
 from lorascope.weights.schemes.place import BLOCK, EXPONENTS, FLOATS, FP8, Place, as_exponents, by_groups
+from lorascope.weights.support import Support
 
 _METHODS = ("compressed-tensors", "fbgemm_fp8", "fp8", "modelopt", "modelopt_fp4", "quark", "mxfp8", "nvfp4")
 _NV, _MX = 16, 32  # columns that share a scale
@@ -146,3 +147,14 @@ def _blocks(sides: Any, shape: tuple[int, ...], scale: tuple[int, ...]) -> Grid 
     if not valid or (-(-rows // sides[0]), -(-width // sides[1])) != scale[-2:]:
         return None
     return Grid(sides[0], sides[1], scale[-2], scale[-1])
+
+
+SUPPORT = (
+    Support("fp8 by block (DeepSeek, Qwen, transformers)", "transformers' own dequantisation"),
+    Support("fp8, int8 by tensor, row or group (compressed-tensors, ModelOpt, FBGEMM)", "the formula in float64"),
+    Support("fp8 of ComfyUI", "the formula in float64"),
+    Support("MXFP4 (gpt-oss)", "transformers' own dequantisation"),
+    Support(
+        "MXFP4, MXFP8, NVFP4 (compressed-tensors, ModelOpt)", "compressed-tensors' own, and the formula in float64"
+    ),
+)

@@ -24,6 +24,7 @@ from lorascope.weights.codes.nibbles import Nibbles
 from lorascope.weights.codes.packed import Rows, Turned
 from lorascope.weights.codes.scaled import Scaled
 from lorascope.weights.schemes.place import FLOATS, FP8, Place, as_exponents, by_groups
+from lorascope.weights.support import Support
 
 _WORD = 32
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -206,3 +207,13 @@ def torchao(place: Place, described: Mapping[str, Any]) -> Stored:
     if grid is None or (zero is not None and tuple(zero.shape) != tuple(scale.shape)):
         return place.misfit(f"torchao's {kind}", scale, zero)
     return place.decoded(shape, f"torchao {kind}", Scaled(shape, grid), scale, zero)
+
+
+SUPPORT = (
+    Support("AWQ (gemm)", "AutoAWQ's own dequantisation"),
+    Support("compressed-tensors, packed", "compressed-tensors' own dequantisation"),
+    Support("GPTQ, 2, 3, 4 and 8 bits, in order or not", "AutoGPTQ's formula, bit by bit"),
+    Support("MLX, 2 to 8 bits, mxfp4, mxfp8, nvfp4", "MLX's own dequantisation"),
+    Support("torchao: Int8Tensor, IntxUnpackedToInt8Tensor, Float8Tensor", "the formula in float64"),
+    Support("torchao: other tensors", refused="their layouts are those of one kernel"),
+)
