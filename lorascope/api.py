@@ -33,7 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def read(source: AdapterLike, *, config: Any = None, base: ModelLike | None = None, name: str | None = None) -> Adapter:
+def read(
+    source: AdapterLike, *, config: Any = None, base: ModelLike | None = None, adapter_name: str | None = None
+) -> Adapter:
     """The adapter in a file or in memory: one update per module, its settings, and what was skipped.
 
     A model in memory gives the numbers of the files that PEFT would write.
@@ -42,7 +44,8 @@ def read(source: AdapterLike, *, config: Any = None, base: ModelLike | None = No
         source: a path, a model with an adapter in it, a state dict, or an adapter.
         config: of a state dict, its `adapter_config.json`: a dictionary, a path or a PEFT config.
         base: the base model, which helps where a format's names or shapes are lossy (kohya, VeRA).
-        name: of a model with several adapters, which; the active one by default.
+        adapter_name: of a file, a state dict or a model with several adapters, which; of a model, the active one by
+            default.
 
     Raises:
         InputError: there is no adapter in it, or it cannot be read; see `weights.io.read`.
@@ -51,13 +54,13 @@ def read(source: AdapterLike, *, config: Any = None, base: ModelLike | None = No
         return source
     opened = None if base is None else open_model(base)
     if isinstance(source, str | Path):
-        return io.read(source, opened)
+        return io.read(source, opened, adapter_name)
     if callable(export := getattr(source, "export", None)):  # an injected model
         return export()
     if memory.is_peft(source):
-        return io.read_bundle(memory.bundle_of_peft(source, name), opened)
+        return io.read_bundle(memory.bundle_of_peft(source, adapter_name), opened)
     if isinstance(source, Mapping):
-        return io.read_bundle(memory.bundle_of_state(source, config), opened)
+        return io.read_bundle(memory.bundle_of_state(source, config), opened, adapter_name=adapter_name)
     if memory.is_model(source):
         raise InputError(
             f"the {type(source).__name__} carries no adapter that can be read from the model alone",

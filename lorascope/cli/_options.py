@@ -23,6 +23,9 @@ Base = Annotated[
 Modules = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Analyse only modules whose path matches this regex.")
 ]
+AdapterName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a file that holds several adapters, which one to read.")
+]
 Sort = Annotated[str, typer.Option(metavar="METRIC", help="Metric used to rank the modules in the terminal table.")]
 Top = Annotated[
     int | None,
@@ -39,6 +42,6 @@ Split = Annotated[
 ]
 
 __all__ = [
-    "Base", "Cache", "Device", "Evaluated", "Html", "Json", "Modules", "NoCache", "Sort", "Split", "Top", "csv_of",
-    "to_file",
+    "AdapterName", "Base", "Cache", "Device", "Evaluated", "Html", "Json", "Modules", "NoCache", "Sort", "Split", "Top",
+    "csv_of", "to_file",
 ]  # fmt: skip

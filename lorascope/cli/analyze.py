@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._options import Base, Cache, Html, Json, Modules, NoCache, Sort, Top, csv_of
+from lorascope.cli._options import AdapterName, Base, Cache, Html, Json, Modules, NoCache, Sort, Top, csv_of
 from lorascope.cli._outputs import check, write_outputs
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def analyze(  # one parameter for each option
     csv: Annotated[Path | None, csv_of("module")] = None,
     base: Base = None,
     modules: Modules = None,
+    adapter_name: AdapterName = None,
     sort: Sort = "energy_share",
     top: Top = None,
     cache: Cache = None,
@@ -53,12 +54,17 @@ def analyze(  # one parameter for each option
     from lorascope.cli._base_svd import open_cache
 
     metric_to_sort_by(METRICS, sort)
-    results = analysed(paths, base, modules, None if base is None else open_cache(cache, no_cache))
+    svds = None if base is None else open_cache(cache, no_cache)
+    results = analysed(paths, base, modules, svds, adapter_name)
     report_on(results, html=html, json=json, csv=csv, sort=sort, top=top)
 
 
 def analysed(
-    paths: Sequence[Path], base: str | None = None, modules: str | None = None, cache: "SvdCache | None" = None
+    paths: Sequence[Path],
+    base: str | None = None,
+    modules: str | None = None,
+    cache: "SvdCache | None" = None,
+    adapter_name: str | None = None,
 ) -> "list[AnalyzeResult]":
     """Read and analyse each path.
 
@@ -71,7 +77,9 @@ def analysed(
 
     checkpoint = _open_base(base)
     options: dict[str, Any] = {"base": checkpoint, "modules": modules, "cache": cache, "base_name": base}
-    return [analyze.run(io.read(path, checkpoint), progress=bar(path.name, "modules"), **options) for path in paths]
+    adapters = (io.read(path, checkpoint, adapter_name) for path in paths)
+    progress = (bar(path.name, "modules") for path in paths)
+    return [analyze.run(adapter, progress=one, **options) for adapter, one in zip(adapters, progress, strict=True)]
 
 
 def report_on(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorascope.cli._options import AdapterName
 from lorascope.cli._outputs import to_file
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="Storage dtype: float32, float16, bfloat16, or auto (the base checkpoint's).")
     ] = "auto",
+    adapter_name: AdapterName = None,
 ) -> None:
     """Write the base model with an adapter merged into its weights, as transformers saves models.
 
@@ -39,7 +41,7 @@ def merge(
     from lorascope.adapt import merge as merging
     from lorascope.models import adapter_base
 
-    read = io.read(adapter, adapter_base.checkpoint_of(base))
+    read = io.read(adapter, adapter_base.checkpoint_of(base), adapter_name)
     merging.refuse(read)
 
     import torch

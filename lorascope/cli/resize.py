@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._options import Evaluated, Html, Json, csv_of, to_file
+from lorascope.cli._options import AdapterName, Evaluated, Html, Json, csv_of, to_file
 from lorascope.cli._outputs import check, show
 from lorascope.destinations import check_new_folder
 
@@ -61,6 +61,7 @@ def resize(  # one parameter per option
     parameters: Parameters = None,
     by_energy: ByEnergy = False,
     modules: Modules = None,
+    adapter_name: AdapterName = None,
     output: Output = None,
     dtype: Dtype = None,
     base: Base = None,
@@ -91,7 +92,7 @@ def resize(  # one parameter per option
     plans = rules(rank=rank, energy=energy, budget_rank=budget_rank, parameters=parameters, by_energy=by_energy)
     _check_output(plans, output)
     checkpoint = _open_base(base)
-    opened = io.read(adapter, checkpoint)
+    opened = io.read(adapter, checkpoint, adapter_name)
     scorer, scored_on = _scorer(evaluate, opened, device, max_samples)
     result = analysis.run(
         opened, plans, modules=modules, base=checkpoint, dtype=dtype_named(dtype), build=output is not None,

@@ -11,7 +11,8 @@ from lorascope.errors import InputError, preview
 from lorascope.inputs import read_json
 from lorascope.outputs import staged
 from lorascope.updates.base import Stored, Update, kinds
-from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights import several
+from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.files import GGUF, PICKLES, SAFETENSORS, open_tensors
 from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
@@ -44,23 +45,30 @@ _FACTOR = re.compile(r"\.lora_(A|B|down|up)(\.(?!bias$)[^.]+)?(\.weight)?$")
 _TWO_CHECKPOINTS = "two full checkpoints are compared by `lorascope delta BASE TUNED`"
 
 
-def read(path: str | Path, base: "Checkpoint | None" = None) -> Adapter:
+def read(path: str | Path, base: "Checkpoint | None" = None, adapter_name: str | None = None) -> Adapter:
     """The adapter at `path`: a weights file, an index of shards, or a folder with either. Arrays are read when used.
 
     Args:
         path: what the user named. A file takes the `adapter_config.json` next to it, where there is one.
         base: the base model, which helps where a format's names or shapes are lossy (kohya, VeRA).
+        adapter_name: which adapter, of a file that holds several.
 
     Raises:
         InputError: nothing there, damaged, no format or more than one claims it, keys nobody understands, shapes or
             settings that contradict each other, or nothing in it that could be used.
     """
     bundle, sha256 = _open(Path(path))
-    return read_bundle(bundle, base, Source(str(path), sha256))
+    return read_bundle(bundle, base, Source(str(path), sha256), adapter_name)
 
 
-def read_bundle(bundle: Bundle, base: "Checkpoint | None" = None, source: Source = NOWHERE) -> Adapter:
+def read_bundle(
+    bundle: Bundle, base: "Checkpoint | None" = None, source: Source = NOWHERE, adapter_name: str | None = None
+) -> Adapter:
     """The adapter in a bundle, of a file or of memory; `source` says where it is from. Raises as `read` does."""
+    others: tuple[Skipped, ...] = ()
+    if adapter_name is not None:
+        tensors, others = several.only(bundle.tensors, adapter_name, bundle.path)
+        bundle = replace(bundle, tensors=tensors)
     name, format = _claimant(bundle)
     ledger = Ledger(bundle.tensors)
     parsed = format.read(bundle, ledger, base)
@@ -87,7 +95,7 @@ def read_bundle(bundle: Bundle, base: "Checkpoint | None" = None, source: Source
         settings=parsed.settings,
         source=Source(source.path or str(bundle.path), source.sha256, name, parsed.method),
         saved=parsed.saved,
-        skipped=tuple(ledger.skipped),
+        skipped=(*ledger.skipped, *others),
         notes=notes,
         non_weight_tensors=parsed.non_weight_tensors,
         rows=parsed.rows,

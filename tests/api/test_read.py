@@ -75,9 +75,9 @@ def test_which_of_several_adapters():
     model = get_peft_model(llama(), CONFIGS["lora"])
     model.add_adapter("other", LoraConfig(r=2, target_modules=["k_proj"]))
     assert all(name.endswith(("q_proj", "v_proj")) for name in ls.read(model).updates)
-    assert all(name.endswith("k_proj") for name in ls.read(model, name="other").updates)
+    assert all(name.endswith("k_proj") for name in ls.read(model, adapter_name="other").updates)
     with pytest.raises(ls.InputError, match="no adapter 'third'"):
-        ls.read(model, name="third")
+        ls.read(model, adapter_name="third")
 
 
 def test_what_is_no_adapter_says_what_to_do():

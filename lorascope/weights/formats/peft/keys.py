@@ -38,7 +38,7 @@ def one_adapter(keys: Iterable[Key]) -> str | None:
             "the file holds more than one adapter",
             found=", ".join(name or "(no name)" for name in names),
             expected="one",
-            hint="save each with save_pretrained",
+            hint="choose one with --adapter-name NAME (in Python adapter_name=), or save each with save_pretrained",
         )
     return next(iter(names), None)
 
