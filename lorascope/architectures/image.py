@@ -68,7 +68,7 @@ def _names(pattern: str, targets: dict[str, str]) -> list[Rule]:
 
 
 def _flux() -> list[Rule]:
-    """FLUX.1 and .2 of Black Forest Labs, XLabs' names for its attention, and HunyuanVideo's blocks."""
+    """FLUX.1 and .2 of Black Forest Labs, XLabs' and Nunchaku's names for its parts, and HunyuanVideo's blocks."""
     rules: list[Rule] = []
     for stream, ff, norm, projections, out, number in (
         ("img", "ff", "norm1", _QKV, "attn.to_out.0", "1"),
@@ -81,7 +81,14 @@ def _flux() -> list[Rule]:
         rules += _names(_DOUBLE + stream + "_mlp_", {end: f"{_BLOCK}{ff}.{target}" for end, target in _MLP.items()})
         diffusers_2 = {"linear_in": f"{_BLOCK}{ff}.net.0.proj", "linear_out": f"{_BLOCK}{ff}.net.2"}
         rules += _names(rf"transformer_blocks_(\d+)_{ff}_", diffusers_2)
+        nunchaku = "" if stream == "img" else "_context"
+        rules.append((rf"transformer_blocks_(\d+)_qkv_proj{nunchaku}", qkv, EQUAL))
+        rules.append((rf"transformer_blocks_(\d+)_out_proj{nunchaku}", (_BLOCK + out,), EQUAL))
+        fcs = {"fc1": f"{_BLOCK}{ff}.net.0.proj", "fc2": f"{_BLOCK}{ff}.net.2"}
+        rules += _names(rf"transformer_blocks_(\d+)_mlp{nunchaku}_", fcs)
     qkv = tuple(f"{_ONE}attn.{name}" for name in _QKV)
+    rules.append((r"single_transformer_blocks_(\d+)_qkv_proj", qkv, EQUAL))
+    rules.append((r"single_transformer_blocks_(\d+)_mlp_fc1", (f"{_ONE}proj_mlp",), EQUAL))
     joined = (*qkv, f"{_ONE}proj_mlp")
     rules.append((_SINGLE + "linear1", joined, LINEAR1))
     rules.append((r"single_transformer_blocks_(\d+)_attn_to_qkv_mlp_proj", joined, LINEAR1))

@@ -35,8 +35,6 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
     (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "a NeMo or Megatron adapter that is not LoRA", ""),
     (r"_lora_[ab]$|lora_kernel_[ab]$", "a LoRA of JAX or Keras (tunix, qwix, KerasHub)", _PEFT),
-    (r"\.lora_(down|up)$", "a LoRA of Nunchaku, packed for its kernels (lora_down without .weight)",
-     "pass the LoRA it was converted from"),
     (r"weight_m_wdecomp", "a DoRA of NVlabs' repository (weight_m_wdecomp)", _PEFT),
     (r"(^|\.)medusa_head\.", "Medusa's heads for decoding, and no update of a weight", ""),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter: attention layers of its own, and no update of a weight", ""),

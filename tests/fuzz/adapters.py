@@ -4,6 +4,7 @@ A family is a function of one source of chance, a `random.Random`: seeded by the
 Hypothesis in the quick test, so that both draw from the same files. A registered format without a family is an error.
 """
 
+import contextlib
 import copy
 import json
 import random
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from lorascope.errors import InputError
 from lorascope.weights.dtypes import SIZES, encode
 from lorascope.weights.formats.base import formats
 from lorascope.weights.formats.peft.prompts import REASONS
@@ -451,6 +453,55 @@ def lycoris(hand: Hand) -> Files:
     return plain("lycoris", "lycoris", tensors, **said)
 
 
+@family("lycoris")
+def rotations(hand: Hand) -> Files:
+    """What is a function of W: OFT, BOFT, OFTv2, GLoRA, and DoRA on LoHa and LoKr."""
+    side, rank, d_in = 2 * hand.size(1, 3), hand.size(1, 3), hand.size()
+    loha = {f"hada_w{n}_{s}": hand.array(*((6, rank) if s == "a" else (rank, d_in))) for n in "12" for s in "ab"}
+    every: dict[str, dict[str, Tensor]] = {
+        "oft": {"oft_blocks": hand.array(3, side, side), "rescale": hand.array(3 * side, 1)},
+        "boft": {"oft_blocks": hand.array(2, 2, side, side)},
+        "v2": {"oft_R.weight": hand.array(hand.size(1, 3), 6), "oft_R.scaled_oft": hand.number(1)},
+        "v2_lengths": {"oft_R.weight": hand.array(3, 3), "dora_scale": hand.array(7, 1)},
+        "glora": {f"{name}.weight": hand.array(*shape) for name, shape in {
+            "a1": (d_in, rank), "a2": (rank, d_in), "b1": (5, rank), "b2": (rank, d_in)}.items()},
+        "doha": {**loha, "dora_scale": hand.chance.choice([hand.array(6, 1), hand.array(1, d_in)])},
+        "dokr": {"lokr_w1": hand.array(2, 2), "lokr_w2": hand.array(3, 2), "dora_scale": hand.array(1, 4)},
+    }  # fmt: skip
+    tensors = {}
+    for name in hand.chance.sample(sorted(every), 3):
+        tensors |= {f"lora_unet_{name}.{suffix}": tensor for suffix, tensor in every[name].items()}
+        if hand.maybe():
+            tensors[f"lora_unet_{name}.alpha"] = hand.number(hand.alpha())
+    return plain("lycoris", "rotations", tensors)
+
+
+@family("kohya")
+def kohya_parts(hand: Hand) -> Files:
+    rank, d_in, tensors = hand.size(1, 3), hand.size(), {}
+    for part in range(hand.size(2, 4)):
+        tensors[f"lora_unet_q.lora_down.{part}.weight"] = hand.array(rank, d_in)
+        tensors[f"lora_unet_q.lora_up.{part}.weight"] = hand.array(hand.size(), rank)
+    if hand.maybe():
+        tensors["lora_unet_q.alpha"] = hand.number(hand.alpha())
+    return plain("kohya", "kohya_parts", tensors)
+
+
+@family("nunchaku")
+def nunchaku(hand: Hand) -> Files:
+    rank = 16 * hand.size(1, 2)
+    tensors = {
+        "transformer_blocks.0.qkv_proj.lora_down": hand.array(16 * hand.size(1, 2), rank),
+        "transformer_blocks.0.qkv_proj.lora_up": hand.array(16 * hand.size(1, 3), rank),
+        "transformer_blocks.0.norm1.linear.lora_down": hand.array(rank, hand.size()),
+        "transformer_blocks.0.norm1.linear.lora_up": hand.array(6 * hand.size(), rank),
+    }
+    if hand.maybe():
+        tensors["proj_out.lora_A.weight"], tensors["proj_out.lora_B.weight"] = pair(hand)
+        tensors["proj_out.bias"] = hand.array(3)
+    return plain("nunchaku", "nunchaku", tensors)
+
+
 @family("loralib")
 def loralib(hand: Hand) -> Files:
     rank, blocks, tensors = hand.size(1, 3), hand.size(1, 2), {}
@@ -553,6 +604,22 @@ def own_record(tensors: dict[str, Tensor], **more: Any) -> Files:
     return Files("lorascope", "own", list(tensors.items()), metadata, list(record.items()))
 
 
+def shapes_of_kind(hand: Hand, name: str, chosen: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes that the kind takes: drawn, and where none of a few draws divides as it must, those of its contract."""
+    from lorascope.updates.base import kinds
+    from tests.contracts.test_kinds import SIZES
+
+    kind = kinds.get(name)
+    symbols = sorted({symbol for role in kind.roles.values() for symbol in role.shape})
+    for _ in range(10):
+        sizes = {symbol: 1 if symbol == "1" else hand.size(1, 6) for symbol in symbols}
+        shapes = {role: tuple(sizes[symbol] for symbol in kind.roles[role].shape) for role in chosen}
+        with contextlib.suppress(InputError):
+            kind.dimensions(shapes)
+            return shapes
+    return {role: tuple(SIZES[symbol] for symbol in kind.roles[role].shape) for role in chosen}
+
+
 @family("lorascope")
 def own(hand: Hand) -> Files:
     """One or two kinds of update, each with sizes of its own, and what else there may be."""
@@ -561,10 +628,8 @@ def own(hand: Hand) -> Files:
 
     modules, tensors = {}, {}
     for name in hand.chance.sample(kinds.names(), hand.size(1, 2)):
-        roles = kinds.get(name).roles
-        sizes = {"1": 1, **{s: hand.size(1, 6) for role in roles.values() for s in role.shape if s != "1"}}
-        chosen = hand.chance.choice(CHOICES.get(name, [tuple(roles)]))
-        arrays = {role: hand.array(*(sizes[s] for s in roles[role].shape)) for role in chosen}
+        chosen = hand.chance.choice(CHOICES.get(name, [tuple(kinds.get(name).roles)]))
+        arrays = {role: hand.array(*shape) for role, shape in shapes_of_kind(hand, name, chosen).items()}
         modules[f"layers.0.{name}"] = {"kind": name, "scale": hand.alpha(), "roles": list(arrays)}
         tensors |= {f"updates.layers.0.{name}.{role}": array for role, array in arrays.items()}
     more = {"modules": modules}

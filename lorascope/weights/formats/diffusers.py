@@ -21,7 +21,14 @@ from lorascope.inputs import parse_json
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import kohya
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
-from lorascope.weights.formats.key_groups import KeyGroup, alpha_scale, comfy_extras, kernel_of, low_rank_roles
+from lorascope.weights.formats.key_groups import (
+    KeyGroup,
+    alpha_scale,
+    comfy_extras,
+    is_packed,
+    kernel_of,
+    low_rank_roles,
+)
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.recognise import read_config
@@ -85,6 +92,8 @@ class Diffusers(Format):
 def is_diffusers(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
     """Whether a file without a config of PEFT's is of this dialect: by its spelling, its names, or its alphas."""
     keys = list(keys)
+    if is_packed(keys):
+        return False
     if any(re.search(r"(\.lora|_lora\d*|\.lora_linear_layer)\.(down|up)\.weight$", key) for key in keys):
         return True
     new = [key for key in keys if re.search(r"\.lora_[AB](\.default)?\.weight$", key)]

@@ -67,6 +67,14 @@ def by_module(keys: Iterable[str], suffixes: Iterable[str]) -> dict[str, KeyGrou
     return {module: KeyGroup(module, groups) for module, groups in keys_by_module.items()}
 
 
+def is_packed(keys: Iterable[str]) -> bool:
+    """Whether the file is Nunchaku's: a pair without `.weight`, and no quantised weight, as its base models have."""
+    keys = list(keys)
+    return any(key.endswith((".lora_down", ".lora_up")) for key in keys) and not any(
+        key.endswith((".qweight", ".wscales")) for key in keys
+    )
+
+
 # What ComfyUI reads next to a pair: the shape to which it widens the base's weight, and parameters that it replaces.
 RESHAPE, SET = ".reshape_weight", ".set_weight"
 WIDENED = "the shape to which ComfyUI widens the base's weight before ΔW is added: no update by itself"

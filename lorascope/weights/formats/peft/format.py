@@ -15,6 +15,7 @@ from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.diffusers import is_diffusers
+from lorascope.weights.formats.key_groups import is_packed
 from lorascope.weights.formats.kohya import claimed_by_lycoris
 from lorascope.weights.formats.peft import tinker
 from lorascope.weights.formats.peft.attention import attention, replicated
@@ -50,7 +51,7 @@ class Peft(Format):
         if bundle.config is not None and "peft_type" in bundle.config:
             return True
         keys = list(bundle.tensors)
-        if is_diffusers(keys, bundle.metadata) or claimed_by_lycoris(keys):
+        if is_diffusers(keys, bundle.metadata) or claimed_by_lycoris(keys) or is_packed(keys):
             return False
         return any(is_peft(key) for key in keys)
 
