@@ -150,9 +150,10 @@ def stored_delta(update: Update, base: Checkpoint | None) -> np.ndarray:
 
 
 def compare(case: Case, adapter: Adapter, base: Checkpoint | None, expected: dict[str, np.ndarray]) -> None:
-    """AssertionError where an update is missing, is too many, or differs from the merge; biases are `saved`."""
+    """AssertionError where a weight's update is missing, an update is too many, or one differs from the merge."""
     found = {update.base_weight or f"{name}.weight": update for name, update in adapter.updates.items()}
-    assert set(found) == {name for name, change in expected.items() if change.ndim > 1}
+    assert set(found) == {name for name, change in expected.items() if change.ndim > 1 or name in found}
+    assert found
     for name, update in found.items():
         change = expected[name].reshape(len(expected[name]), -1)
         error = np.linalg.norm(stored_delta(update, base) - change) / np.linalg.norm(change)

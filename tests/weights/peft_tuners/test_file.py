@@ -1,9 +1,24 @@
 """Tuners whose ΔW is in the saved file, with its config."""
 
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import pytest
-from peft import C3AConfig, DeloraConfig, GraloraConfig, MissConfig, PveraConfig, RandLoraConfig, VBLoRAConfig
+import torch
+from peft import (
+    BeftConfig,
+    C3AConfig,
+    DeloraConfig,
+    FourierFTConfig,
+    GraloraConfig,
+    MissConfig,
+    PveraConfig,
+    RandLoraConfig,
+    ShiraConfig,
+    SupertuningConfig,
+    VBLoRAConfig,
+    WaveFTConfig,
+)
 from peft.tuners.c3a.utils import get_circulant_fast
 
 from tests.weights.peft_tuners.common import Case, check, conv1d
@@ -23,6 +38,31 @@ def drawn_randlora(**options):
     return RandLoraConfig(**{"r": 4, "save_projection": False, "target_modules": LAYERS, **options})
 
 
+def found_supra():
+    return SupertuningConfig(sparsity=0.9, r=3, save_precomputed_indices=False, target_modules=LAYERS)
+
+
+def waveft(**options):
+    return WaveFTConfig(**{"n_frequency": 20, "target_modules": LAYERS, **options})
+
+
+def patterned_fourier():
+    return FourierFTConfig(n_frequency=15, n_frequency_pattern={"0.up": 40}, random_loc_seed=3, target_modules=LAYERS)
+
+
+@contextmanager
+def fourier_in_double():
+    """PEFT takes the spectrum to float32 for its transform, whatever it is in."""
+    with patch.object(torch.Tensor, "float", torch.Tensor.double):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+WAVES = {"base": True, "says": "drawn again", "tolerance": 1e-11}
+FOURIER = {"base": True, "says": "drawn again", "widened": fourier_in_double}
 CASES = [
     Case("delora", lambda: DeloraConfig(r=3, target_modules=LAYERS, delora_lambda=7)),
     Case("delora patterns", lambda: DeloraConfig(r=3, target_modules=LAYERS, rank_pattern={"1.q": 5, "up": 2})),
@@ -52,6 +92,24 @@ CASES = [
     Case("randlora drawn", lambda: drawn_randlora(), base=True, says="drawn again"),
     Case("randlora sparse", lambda: drawn_randlora(sparse=True, projection_prng_key=7), base=True),
     Case("randlora very sparse", lambda: drawn_randlora(very_sparse=True, r=5), base=True),
+    Case("shira", lambda: ShiraConfig(r=2, target_modules=LAYERS, random_seed=1), base=True),
+    Case("supertuning", lambda: SupertuningConfig(sparsity=0.9, target_modules=LAYERS), base=True),
+    Case(
+        "supertuning lowest",
+        lambda: SupertuningConfig(sparsity=0.5, select_top=False, target_modules=["up"]),
+        base=True,
+    ),
+    Case("supra", lambda: SupertuningConfig(sparsity=0.9, r=3, lora_alpha=5, target_modules=LAYERS)),
+    Case("supra found", lambda: found_supra(), base=True, says="found again"),
+    Case("beft", lambda: BeftConfig(target_modules=LAYERS)),
+    Case("fourierft", lambda: FourierFTConfig(n_frequency=20, target_modules=LAYERS), **FOURIER),
+    Case("fourierft patterns", lambda: patterned_fourier(), conv1d, **FOURIER),
+    *(  # PEFT's filters are given to about 12 digits
+        Case(f"waveft {name}", lambda name=name: waveft(wavelet_family=name), **WAVES)
+        for name in ("db1", "db2", "db7", "sym4", "coif1", "coif4")
+    ),
+    Case("waveft conv1d", lambda: waveft(n_frequency_pattern={"up": 30}, wavelet_family="db3"), conv1d, **WAVES),
+    Case("waveft sparse", lambda: waveft(use_idwt=False, proportional_parameters=True), base=True),
 ]
 
 

@@ -7,14 +7,9 @@ from lorascope.weights.support import Support
 LATER = "recognised by name only"
 REASONS = {
     "ADAPTION_PROMPT": "learned tokens that attention reads besides the text, and no change of a weight",
-    "BEFT": LATER,
-    "FOURIERFT": LATER,
     "SHADOW": "a second network beside the model, and no change of a weight",
-    "SHIRA": LATER,
-    "SUPERTUNING": LATER,
     "TINYLORA": LATER,
     "UNILORA": LATER,
-    "WAVEFT": LATER,
     "XLORA": "mixes several adapters for each token, each scaled by a classifier",
 }
 
