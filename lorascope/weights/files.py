@@ -11,6 +11,7 @@ from pathlib import Path
 from lorascope.errors import InputError, preview
 from lorascope.inputs import misfit, open_regular, read_json
 from lorascope.updates.base import Stored
+from lorascope.weights.distributed import METADATA, open_distributed
 from lorascope.weights.foreign import refuse_by_name
 from lorascope.weights.gguf_file import MAGIC, open_gguf
 from lorascope.weights.pickles import open_pickle
@@ -62,6 +63,9 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def _open_file(path: Path) -> Tensors:
+    if path.name == METADATA:
+        shards = sorted(path.parent.glob("*.distcp"))
+        return Tensors(open_distributed(path), {}, (path, *shards))
     if path.suffix.lower() in PICKLES:
         return Tensors(open_pickle(path), {}, (path,))
     with open_regular(path) as file:

@@ -22,7 +22,7 @@ ENDINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".onnx",), "an ONNX graph", "pass the checkpoint it was exported from"),
     ((".ckpt.index", ".ckpt.meta"), "a TensorFlow checkpoint", _TORCH),
     ((".tflite", ".mlmodel", ".engine", ".trt"), "a compiled model", "pass the checkpoint it was made of"),
-    ((".distcp",), "a shard of a PyTorch distributed checkpoint", "gather it: torch's dcp_to_torch_save does"),
+    ((".distcp",), "a shard of a PyTorch distributed checkpoint", "pass its folder, with .metadata in it"),
     ((".nemo", ".tar", ".tar.gz", ".tgz", ".zip", ".7z"), "an archive", "unpack it, and pass the weights file in it"),
     ((".orbax", ".zarr"), "a checkpoint of JAX", "orbaxport converts Orbax's to safetensors"),
 )

@@ -13,11 +13,13 @@ from lorascope.outputs import staged
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights import several
 from lorascope.weights.adapter import Adapter, Skipped, Source
+from lorascope.weights.distributed import METADATA
 from lorascope.weights.files import GGUF, PICKLES, SAFETENSORS, open_tensors
 from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import skip_what_stands_elsewhere
 from lorascope.weights.names import without_wrappers
+from lorascope.weights.trainers import sharded_weights
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -135,8 +137,8 @@ def _open(path: Path) -> tuple[Bundle, str]:
     if not tensors.stored:
         raise InputError(f"{weights} holds no tensors")
     _refuse_shells(path, tensors.stored)
-    beside = weights.parent / CONFIG
-    config = read_json(beside) if os.path.lexists(beside) else None
+    beside = _config_of(path, weights)
+    config = read_json(beside) if beside is not None else None
     stored, notes = tensors.stored, tuple[str, ...]()
     if "lorascope" not in (tensors.metadata.get("format"), (config or {}).get("format")):
         stored, notes = without_wrappers(stored, path)
@@ -144,6 +146,14 @@ def _open(path: Path) -> tuple[Bundle, str]:
     if weights.name in MODELS and not _holds_adapter(bundle):
         raise InputError(f"{path} is a full model, not an adapter", found=preview(stored, 3), hint=_TWO_CHECKPOINTS)
     return bundle, tensors.sha256()
+
+
+def _config_of(path: Path, weights: Path) -> Path | None:
+    """The config of an adapter: next to its weights, or in the folder that the user named, whose shards lie below."""
+    places = dict.fromkeys((weights.parent, path if path.is_dir() else weights.parent))
+    if weights.name == METADATA or weights.name.endswith("model_states.pt"):
+        places |= dict.fromkeys((weights.parent.parent,))
+    return next((place / CONFIG for place in places if os.path.lexists(place / CONFIG)), None)
 
 
 def _holds_adapter(bundle: Bundle) -> bool:
@@ -181,6 +191,8 @@ def _weights_of(folder: Path) -> Path:
     models = [name for name in MODELS if name in present]
     if models:  # where LoRA was put into it, the whole model with an adapter inside; else refused as a full model
         return folder / models[0]
+    if (sharded := sharded_weights(folder)) is not None:
+        return sharded
     candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES, *GGUF))]
     indices = [name for name in present if name.endswith(".index.json")]
     if len(indices) == 1 or len(candidates) == 1:

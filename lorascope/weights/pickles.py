@@ -86,6 +86,21 @@ def open_pickle(path: Path) -> dict[str, Stored]:
     return tensors
 
 
+def piece_of_torch(content: Any, path: Path) -> np.ndarray:
+    """The one tensor of a file of `torch.save` within another, in float64. InputError where it holds anything else."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere in torch's reader
+        raise InputError(f"{path} holds a piece that is damaged, or is no tensor", found=_first_line(error)) from None
+    if not _is_plain(value):
+        raise InputError(f"{path} holds a piece that is no plain tensor", found=type(value).__name__)
+    return value.to(torch.float64).numpy()
+
+
 def _inner(path: Path, loaded: Any) -> Any:
     """The state dict that a training state holds under one of its usual names, or what was loaded itself.
 

@@ -19,6 +19,7 @@ The rows are declared next to the readers (`SUPPORT`), and this page is written 
 SECTIONS = {  # the longest prefix that fits a module's name
     "lorascope.weights.formats.peft": "PEFT's tuners",
     "lorascope.weights.formats": "Dialects of adapter files",
+    "lorascope.weights.trainers": "Folders that trainers leave",
     "lorascope.weights": "Base models, plain and quantised",
 }
 
