@@ -60,6 +60,7 @@ class Adapter:
         non_weight_tensors: of `saved`, the tensors that are known to be no weight update (a soft prompt, a bottleneck
             between two layers): the reason by the tensor's name.
         rows: trained rows of embeddings, by the embedding's parameter.
+        training: what the file says of its training: base model, trigger words, tool, steps (`weights/metadata.py`).
         base: weights of the base that the file holds besides, by parameter: what the updates are added to.
     """
 
@@ -72,9 +73,10 @@ class Adapter:
     non_weight_tensors: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
     base: Mapping[str, Stored] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("updates", "settings", "saved", "non_weight_tensors", "rows", "base"):
+        for name in ("updates", "settings", "saved", "non_weight_tensors", "rows", "base", "training"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         if unknown := self.non_weight_tensors.keys() - self.saved.keys():
             raise ValueError(f"non_weight_tensors name saved tensors, and {sorted(unknown)} are not saved")

@@ -18,6 +18,7 @@ from lorascope.weights.files import GGUF, PICKLES, SAFETENSORS, open_tensors
 from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import skip_what_stands_elsewhere
+from lorascope.weights.metadata import kept, training
 from lorascope.weights.names import without_wrappers
 from lorascope.weights.trainers import sharded_weights
 
@@ -94,7 +95,8 @@ def read_bundle(
         _check_shapes(bundle.path, update)
     return Adapter(
         updates=parsed.updates,
-        settings=parsed.settings,
+        settings={**kept(bundle.metadata), **parsed.settings},
+        training=training(bundle.metadata),
         source=Source(source.path or str(bundle.path), source.sha256, name, parsed.method),
         saved=parsed.saved,
         skipped=(*ledger.skipped, *others),

@@ -178,11 +178,15 @@ def facts(result: SpectrumResult) -> Facts:
         ("dtype", ", ".join(sorted({m.dtype for m in result.rows}))),
         ("base model", result.base or "not given"),
     ]
+    training = [
+        (f"training: {key.replace('_', ' ')}", v if isinstance(v, str) else ", ".join(v))
+        for key, v in result.training.items()
+    ]
     settings = [
         (key, v if isinstance(v, str) else json_text(v, separators=(", ", ": ")))
         for key, v in sorted(result.settings.items())
     ]
-    return Facts((*items, *settings), title="File and settings", where="page")
+    return Facts((*items, *training, *settings), title="File and settings", where="page")
 
 
 def _span(values: Sequence[float]) -> str:

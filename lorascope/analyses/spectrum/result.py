@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +43,7 @@ class SpectrumResult(Result):
         filtered: only some of the modules were asked for.
         parameters, bytes: how many numbers the updates hold in the file, and in how many bytes; frozen projections that
             modules share (VeRA's, LoRA-XS's) are not counted.
+        training: what the file says of its training.
     """
 
     analysis: ClassVar[str] = "spectrum"
@@ -56,6 +57,7 @@ class SpectrumResult(Result):
     filtered: bool = False
     parameters: int = 0
     bytes: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def unit(self) -> float:
@@ -115,7 +117,7 @@ class SpectrumResult(Result):
 
     def record(self) -> Row:
         return {
-            "source": {**asdict(self.source), "settings": self.settings},
+            "source": {**asdict(self.source), "settings": self.settings, "training": self.training},
             "base": self.base,
             "summary": self.summary(),
             "modules": self.records(),
@@ -176,7 +178,7 @@ def run(
     everything_skipped, path = (*skipped, *not_compared), str(base.path) if base is not None else None
     return SpectrumResult(
         tuple(measured), adapter.source, dict(adapter.settings), everything_skipped, notes, path, modules is not None,
-        *_size(updates),
+        *_size(updates), dict(adapter.training),
     )  # fmt: skip
 
 

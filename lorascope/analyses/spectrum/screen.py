@@ -12,6 +12,7 @@ from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import group, median, percent, short_path, status, value
 from lorascope.architectures import natural_order
 from lorascope.blocks import Block, Column, Facts, Finding, Summary, Table, Tile
+from lorascope.errors import cut
 from lorascope.report import text as t
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -26,15 +27,28 @@ def summary(result: SpectrumResult, findings: Sequence[Finding], more_checks: in
     """The first screen. `findings`: of the whole analysis, in order; `more_checks`: those of other parts of it."""
     problems = [f for f in findings if f.severity != "note" or f.action or f.command or f.rule in SHOWN]
     text, worst = status(findings, number_of_checks(result) + more_checks)
-    facts = (_what(result), *_scales(result), *_where(result), *_size(result))
+    facts = (_what(result), *_scales(result), *_where(result), *_size(result), *_training(result))
     return Summary(short_path(result.source.path), facts, text, worst, _tiles(result), tuple(problems))
 
 
 def _what(result: SpectrumResult) -> str:
     source = result.source
     base = next((name for key in BASES if isinstance(name := result.settings.get(key), str) and name), None)
+    base = base or result.training.get("architecture")
     what = f"{source.method} ({FORMATS.get(source.format, source.format)})"
     return what if base is None else f"{what} for {short_path(base)}"
+
+
+def _training(result: SpectrumResult) -> tuple[str, ...]:
+    """The words that a prompt must have, and what made the file, where it says so."""
+    about = result.training
+    made = []
+    if words := about.get("trigger_words"):
+        made.append(f"trigger words: {cut(', '.join(words), 60)}")
+    if tool := about.get("tool"):
+        steps = f", {about['steps']} steps" if "steps" in about else ""
+        made.append(f"by {cut(tool, 40)}{steps}")
+    return tuple(made)
 
 
 def _scales(result: SpectrumResult) -> tuple[str, ...]:
