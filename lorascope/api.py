@@ -243,7 +243,11 @@ def resize(
 
 
 def trajectory(
-    *checkpoints: AdapterLike, base: ModelLike | None = None, modules: str | None = None, **options: Any
+    *checkpoints: AdapterLike,
+    base: ModelLike | None = None,
+    modules: str | None = None,
+    data: str | None = None,
+    **options: Any,
 ) -> Result:
     """How ΔW got where it is: rank, size and directions over the checkpoints of a run. `lorascope trajectory`.
 
@@ -251,7 +255,8 @@ def trajectory(
         checkpoints: a run's folder (ours, Trainer's, TRL's, MLX's), or checkpoints, as for `read`, the oldest first.
         base: the base model: for ‖ΔW‖/‖W‖, and for kinds whose ΔW depends on W.
         modules: a regular expression; only modules whose path it matches are followed.
-        options: further arguments of `analyses.trajectory.run`, such as `evaluate`.
+        data: of checkpoints on disk, a file or dataset to evaluate each on.
+        options: of `analyses.trajectory.run`, such as `evaluate`; with `data`, of `training.given.Given`.
 
     Raises:
         InputError: fewer than two checkpoints, or no module in all of them.
@@ -261,8 +266,16 @@ def trajectory(
         from lorascope.weights.series import find
 
         series = find([Path(each) for each in checkpoints])  # type: ignore[arg-type]  # paths, all of them
-        options = {"series": series, "path": str(checkpoints[0]) if len(checkpoints) == 1 else "", **options}
-        checkpoints = tuple(each.path for each in series.snapshots)
+        paths = [each.path for each in series.snapshots]
+        checkpoints, options = tuple(paths), {"series": series, **options}
+        if data is not None:
+            from lorascope.training.foreign import checkpoint_scorer
+            from lorascope.training.given import Given
+
+            given = Given.taken_from(options, str(base) if base else None, data)
+            options["evaluate"], options["scored_on"] = checkpoint_scorer(paths, given)
+    elif data is not None:
+        raise InputError("data is for checkpoints on disk", hint="pass evaluate=")
     adapters = [_adapter_or_model(each, opened) if opened is not None else read(each) for each in checkpoints]
     return analyses.get("trajectory").run(adapters, base=opened, modules=modules, **options)
 
@@ -341,22 +354,33 @@ def dimension(
     )
 
 
-def activations(*runs: str | Path, modules: str | None = None, device: str = "auto", **sampling: Any) -> Result:
+def activations(
+    *runs: str | Path,
+    modules: str | None = None,
+    device: str = "auto",
+    base: str | None = None,
+    data: str | None = None,
+    **sampling: Any,
+) -> Result:
     """What ΔW does on real inputs, and how far hidden states move. `lorascope activations`.
 
     Args:
-        runs: folders of finished runs of one base model and dataset.
+        runs: folders of finished runs of one base model and dataset; with `data`, adapters of other trainers.
         modules: a regular expression; only layers whose path it matches are measured.
         device: where the models run.
-        sampling: fields of `training.activations.Sampling`: `split`, `max_samples`, `samples`, `pooled`, `seed`.
+        base, data: of such adapters, the base model (by default the one that their files name), and a file or dataset.
+        sampling: fields of `training.activations.Sampling`: `split`, `max_samples`, `samples`, `pooled`, `seed`; and,
+            with `data`, of `training.given.Given`, such as `template`.
 
     Raises:
         InputError: a folder holds no finished run, or the runs are of several base models.
     """
     _needs_torch()
     from lorascope.training.activations import Sampling, record
+    from lorascope.training.given import Given
 
-    recorded = record([Path(run) for run in runs], Sampling(**sampling), device)
+    given = Given.taken_from(sampling, base, data)
+    recorded = record([Path(run) for run in runs], Sampling(**sampling), device, given=given)
     return analyses.get("activations").run(recorded, modules=modules)
 
 

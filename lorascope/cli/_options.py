@@ -41,7 +41,47 @@ Split = Annotated[
     typer.Option(metavar="NAME", help="Dataset split to evaluate on, such as test (default: the held-out examples)."),
 ]
 
+# What the files of an adapter that was trained elsewhere do not say.
+EvaluationBase = Annotated[
+    str | None,
+    typer.Option("--base", metavar="MODEL", help="Base model to evaluate on (default: the one that the files name)."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Data to evaluate on: CSV, TSV, JSON, JSONL, text, a packaged set or a dataset. A run of lorascope has"
+        " its own.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="TASK", help="With --data: SEQ_CLS or CAUSAL_LM (default: the adapter's task_type)."),
+]
+TextColumn = Annotated[str | None, typer.Option(metavar="NAME", help="With --data: the column of the text.")]
+PairColumn = Annotated[
+    str | None, typer.Option("--text-pair-column", metavar="NAME", help="With --data: the column of a second text.")
+]
+LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="With --data: the column of the class.")]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help='With --data: the text of a language model, columns in braces: "Q: {question} A: {answer}" (default: the'
+        " text column, or a conversation by the tokenizer's chat template).",
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(min=2, metavar="N", help="With --data: tokens of a text (default: the model's, at most 1024)."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="With --data: the classes in the order of the head (default: the base's)."),
+]
+
 __all__ = [
-    "AdapterName", "Base", "Cache", "Device", "Evaluated", "Html", "Json", "Modules", "NoCache", "Sort", "Split", "Top",
+    "AdapterName", "Base", "Cache", "Data", "Device", "Evaluated", "EvaluationBase", "Html", "Json", "LabelColumn",
+    "Labels", "MaxLength", "Modules", "NoCache", "PairColumn", "Sort", "Split", "Task", "Template", "TextColumn", "Top",
     "csv_of", "to_file",
 ]  # fmt: skip

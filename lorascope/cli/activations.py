@@ -5,11 +5,31 @@ from typing import Annotated
 
 import typer
 
-from lorascope.cli._options import Evaluated, Html, Json, Split, csv_of
+from lorascope.cli._options import (
+    Data,
+    Evaluated,
+    EvaluationBase,
+    Html,
+    Json,
+    LabelColumn,
+    Labels,
+    MaxLength,
+    PairColumn,
+    Split,
+    Task,
+    Template,
+    TextColumn,
+    csv_of,
+)
 from lorascope.cli._outputs import check, show
+from lorascope.cli._runs import given_by
 
 Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Finished run directories of one base model and dataset.")
+    list[Path],
+    typer.Argument(
+        metavar="RUN|ADAPTER...",
+        help="Finished run directories of one base model and dataset; with --data, adapters of any trainer.",
+    ),
 ]
 MaxSamples = Annotated[
     int, typer.Option(min=4, metavar="N", help="Number of held-out examples to pass through the models.")
@@ -34,6 +54,15 @@ def activations(  # one parameter per option
     split: Split = None,
     modules: Modules = None,
     seed: Seed = 0,
+    base: EvaluationBase = None,
+    data: Data = None,
+    task: Task = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    template: Template = None,
+    max_length: MaxLength = None,
+    labels: Labels = None,
     html: Html = None,
     json: Json = None,
     csv: Annotated[Path | None, csv_of("layer of a run, and per pair and layer")] = None,
@@ -45,12 +74,20 @@ def activations(  # one parameter per option
     LoRA runs and full fine-tuning runs, with its chance level. Models are opened one after another. Example:
 
         lorascope activations runs/lora runs/full --html activations.html
+
+    Of an adapter that PEFT, TRL or Trainer wrote, on rows of a file:
+
+        lorascope activations trl-output --data held-out.jsonl --base smollm2
     """
-    check(runs, html=html, json=json, csv=csv)
+    check([*runs, base, data], html=html, json=json, csv=csv)
+    given = given_by(
+        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        label_column=label_column, template=template, max_length=max_length,
+    )  # fmt: skip
     from lorascope.analyses import activations as analysis
     from lorascope.cli._progress import bar, note
     from lorascope.training.activations import Sampling, record
 
-    recorded = record(runs, Sampling(split, max_samples, samples, pooled, seed), device, on_note=note)
+    recorded = record(runs, Sampling(split, max_samples, samples, pooled, seed), device, on_note=note, given=given)
     result = analysis.run(recorded, modules=modules, progress=bar("CKA", "layers"))
     show(result, html=html, json=json, csv=csv)

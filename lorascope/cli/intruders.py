@@ -6,11 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._options import Html, Json, csv_of
+from lorascope.cli._options import (
+    Data,
+    Html,
+    Json,
+    LabelColumn,
+    Labels,
+    MaxLength,
+    PairColumn,
+    Task,
+    Template,
+    TextColumn,
+    csv_of,
+)
 from lorascope.cli._outputs import check, show
+from lorascope.cli._runs import given_by
 
 if TYPE_CHECKING:
     from lorascope.analyses.intruders import IntrudersResult
+    from lorascope.training.given import Given
 
 Tuned = Annotated[
     str,
@@ -20,7 +34,7 @@ Tuned = Annotated[
 ]
 Base = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="Base model (folder or name); default for a run directory: the run's own."),
+    typer.Option(metavar="MODEL", help="Base model (folder or name); default: the one that the adapter's files name."),
 ]
 K = Annotated[int, typer.Option("--k", "-k", min=1, help="Number of leading singular vectors of each weight.")]
 Epsilon = Annotated[
@@ -30,7 +44,8 @@ Epsilon = Annotated[
 Csv = Annotated[Path | None, csv_of("weight")]
 Weights = Annotated[str | None, typer.Option(metavar="REGEX", help="Only weights whose name matches this regex.")]
 Intervene = Annotated[
-    bool, typer.Option("--intervene", help="For a run directory: scale the intruders and evaluate, with controls.")
+    bool,
+    typer.Option("--intervene", help="For a run, or with --data: scale the intruders and evaluate, with controls."),
 ]
 Lambdas = Annotated[
     str, typer.Option(metavar="LIST", help="With --intervene: factors of the intruders' singular values.")
@@ -70,6 +85,14 @@ def intruders(  # one parameter per option
     cache: Cache = None,
     no_cache: NoCache = False,
     device: Device = "auto",
+    data: Data = None,
+    task: Task = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    template: Template = None,
+    max_length: MaxLength = None,
+    labels: Labels = None,
 ) -> None:
     """Find intruder dimensions: singular vectors of W + ΔW that are absent from W.
 
@@ -82,19 +105,24 @@ def intruders(  # one parameter per option
     shrink of ΔW to the same norm or by the same distance, and a random direction:
 
         lorascope intruders runs/lora --intervene
+
+    So are those of an adapter that PEFT, TRL or Trainer wrote, with --data FILE.
     """
-    check([tuned, base, retain], html=html, json=json, csv=csv)
+    check([tuned, base, retain, data], html=html, json=json, csv=csv)
+    given = given_by(
+        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        label_column=label_column, template=template, max_length=max_length,
+    )  # fmt: skip
     scaling = {"lambdas": _factors(lambdas), "all_intruders": all_intruders}
-    evaluation = {"device": device, "samples": samples, "retain": retain, **scaling} if intervene else None
-    path, run, base = _inputs(tuned, base, intervene, retain)
+    evaluation = {"device": device, "samples": samples, "retain": retain, **scaling, "given": given}
+    path, base = _inputs(tuned, given, intervene, retain)
     options = {"k": k, "epsilon": epsilon, "modules": modules}
-    result = _result(path, run, base, (cache, no_cache), evaluation, **options)
+    result = _result(path, base, (cache, no_cache), evaluation if intervene else None, **options)
     show(result, html=html, json=json, csv=csv)
 
 
 def _result(
     path: str,
-    run: Path | None,
     base: str,
     cache: tuple[Path | None, bool],
     evaluation: Mapping[str, Any] | None,
@@ -115,7 +143,7 @@ def _result(
     before, svds = open_checkpoint(assets.resolve(base)), open_cache(*cache)
     after = open_tuned(path, before) if Path(path).is_dir() else _adapter_or_model(path, before)
     result = analysis.run(after, before, cache=svds, progress=bar("intruders", "weights"), **options)
-    return result if run is None or evaluation is None else _intervened(result, run, cache=svds, **evaluation)
+    return result if evaluation is None else _intervened(result, Path(path), cache=svds, **evaluation)
 
 
 def _factors(text: str) -> list[float]:
@@ -127,25 +155,20 @@ def _factors(text: str) -> list[float]:
         raise InputError("--lambdas is not a list of numbers", found=text, expected="such as 0,0.5,1") from None
 
 
-def _inputs(tuned: str, base: str | None, intervene: bool, retain: str | None) -> tuple[str, Path | None, str]:
-    """What is read as the tuned side, the run's folder where it is one, and the base."""
+def _inputs(tuned: str, given: "Given", intervene: bool, retain: str | None) -> tuple[str, str]:
+    """What is read as the tuned side, and the base."""
     from lorascope.errors import InputError
-    from lorascope.models import assets
+    from lorascope.models import adapter_base, assets
+    from lorascope.weights.io import adapter_folder, check_exists
 
-    tuned = assets.resolve(tuned)
-    folder = Path(tuned)
-    is_run = (folder / "config.yaml").is_file() and (folder / "adapter").is_dir()
-    if intervene and not is_run:
-        raise InputError(f"--intervene evaluates a run, and {tuned} is not the folder of one")
     if retain is not None and not intervene:
         raise InputError("--retain requires --intervene", hint="give both")
-    if is_run and base is None:
-        from lorascope.training import config
-
-        base = config.load(folder / "config.yaml").model.name
-    if base is None:
-        raise InputError("base model unknown", hint="pass --base MODEL")
-    return (str(folder / "adapter") if is_run else tuned), (folder if is_run else None), base
+    if given.data is not None and not intervene:
+        raise InputError("--data requires --intervene", hint="give both")
+    tuned = assets.resolve(tuned)
+    check_exists(Path(tuned))
+    base = given.base or adapter_base.base_named(Path(tuned))
+    return str(adapter_folder(Path(tuned))), base
 
 
 def _adapter_or_model(path: str, before: Any) -> Any:
@@ -163,7 +186,13 @@ def _adapter_or_model(path: str, before: Any) -> Any:
 
 
 def _intervened(
-    result: "IntrudersResult", run: Path, device: str, samples: int | None, retain: str | None, **options: Any
+    result: "IntrudersResult",
+    run: Path,
+    given: "Given",
+    device: str,
+    samples: int | None,
+    retain: str | None,
+    **options: Any,
 ) -> "IntrudersResult":
     """The result with the scores of the run's model with its intruders scaled."""
     from dataclasses import replace
@@ -173,7 +202,7 @@ def _intervened(
     from lorascope.cli._runs import opened as reopened
     from lorascope.weights.adapter import Skipped
 
-    opened = reopened(run, device, max_samples=samples)
+    opened = reopened(run, given, device, max_samples=samples)
     others = _retained(opened, retain, samples) if retain is not None else None
     texts = {"held-out texts": len(opened.held_out)}
     if others is not None:

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter (file or folder).")],
-    base: Annotated[str, typer.Option(metavar="MODEL", help="Its base model (packaged name, folder or hub name).")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter (file or folder), or a run.")],
     output: Annotated[Path, to_file("New folder for the merged model.", "DIR")],
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Base model (default: the one that the adapter's files name).")
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="Storage dtype: float32, float16, bfloat16, or auto (the base checkpoint's).")
     ] = "auto",
@@ -41,6 +43,7 @@ def merge(
     from lorascope.adapt import merge as merging
     from lorascope.models import adapter_base
 
+    base = base or adapter_base.base_named(adapter)
     read = io.read(adapter, adapter_base.checkpoint_of(base), adapter_name)
     merging.refuse(read)
 

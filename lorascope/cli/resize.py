@@ -7,15 +7,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._options import AdapterName, Evaluated, Html, Json, csv_of, to_file
+from lorascope.cli._options import (
+    AdapterName,
+    Data,
+    Evaluated,
+    Html,
+    Json,
+    LabelColumn,
+    Labels,
+    MaxLength,
+    PairColumn,
+    Task,
+    Template,
+    TextColumn,
+    csv_of,
+    to_file,
+)
 from lorascope.cli._outputs import check, show
+from lorascope.cli._runs import given_by
 from lorascope.destinations import check_new_folder
 
 if TYPE_CHECKING:
     from lorascope.analyses.resize.truncate import Rule
+    from lorascope.training.given import Given
     from lorascope.weights.adapter import Adapter
 
-Adapted = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter file or folder, in any format.")]
+Adapted = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter file or folder, in any format, or a run.")]
 Rank = Annotated[list[int] | None, typer.Option(min=1, metavar="R", help="One rank for all modules; may be repeated.")]
 Energy = Annotated[
     list[float] | None,
@@ -48,7 +65,11 @@ Base = Annotated[
 ]
 Run = Annotated[
     Path | None,
-    typer.Option(metavar="RUN", help="Folder of the training run: score each plan on its held-out data."),
+    typer.Option(
+        metavar="RUN|ADAPTER",
+        help="Folder of the training run: score each plan on its held-out data; with --data, an adapter's folder"
+        " (default: the one that is resized).",
+    ),
 ]
 MaxSamples = Annotated[int | None, typer.Option(min=1, metavar="N", help="With --evaluate: use at most N examples.")]
 
@@ -67,6 +88,14 @@ def resize(  # one parameter per option
     base: Base = None,
     evaluate: Run = None,
     max_samples: MaxSamples = None,
+    data: Data = None,
+    task: Task = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    template: Template = None,
+    max_length: MaxLength = None,
+    labels: Labels = None,
     html: Html = None,
     json: Json = None,
     csv: Annotated[Path | None, csv_of("plan and module")] = None,
@@ -79,7 +108,12 @@ def resize(  # one parameter per option
 
         lorascope resize runs/lora/adapter --budget-rank 4 --output smaller --evaluate runs/lora
     """
-    check([adapter, base, evaluate], html=html, json=json, csv=csv, output=output)
+    check([adapter, base, evaluate, data], html=html, json=json, csv=csv, output=output)
+    given = given_by(
+        base if evaluate or data else None, data, labels, task=task, text_column=text_column,
+        text_pair_column=text_pair_column, label_column=label_column, template=template, max_length=max_length,
+    )  # fmt: skip
+    evaluate = evaluate or (adapter if data else None)
     if evaluate is None:
         from lorascope.linalg.blas import prepare_process
 
@@ -93,7 +127,7 @@ def resize(  # one parameter per option
     _check_output(plans, output)
     checkpoint = _open_base(base)
     opened = io.read(adapter, checkpoint, adapter_name)
-    scorer, scored_on = _scorer(evaluate, opened, device, max_samples)
+    scorer, scored_on = _scorer(evaluate, given, opened, device, max_samples)
     result = analysis.run(
         opened, plans, modules=modules, base=checkpoint, dtype=dtype_named(dtype), build=output is not None,
         evaluate=scorer, scored_on=scored_on, progress=bar("resize", "modules"),
@@ -129,7 +163,7 @@ def _open_base(base: str | None) -> Any:
 
 
 def _scorer(
-    run: Path | None, adapter: "Adapter", device: str, max_samples: int | None
+    run: Path | None, given: "Given", adapter: "Adapter", device: str, max_samples: int | None
 ) -> tuple[Callable[[Any], dict[str, float]] | None, str]:
     """A function that scores a ΔW in the run's model, and on what it does."""
     from lorascope.errors import InputError
@@ -141,4 +175,4 @@ def _scorer(
     from lorascope.cli._runs import opened
     from lorascope.training.runs import scorer
 
-    return scorer(opened(run, device, max_samples=max_samples), adapter)
+    return scorer(opened(run, given, device, max_samples=max_samples), adapter)

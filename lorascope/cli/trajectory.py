@@ -1,15 +1,34 @@
 """`lorascope trajectory`: how ΔW got where it is, over the checkpoints of a run."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._options import Base, Html, Json, Modules, csv_of, to_file
+from lorascope.cli._options import (
+    Base,
+    Data,
+    Evaluated,
+    Html,
+    Json,
+    LabelColumn,
+    Labels,
+    MaxLength,
+    Modules,
+    PairColumn,
+    Task,
+    Template,
+    TextColumn,
+    csv_of,
+    to_file,
+)
 from lorascope.cli._outputs import check, show
+from lorascope.cli._runs import given_by
 
 if TYPE_CHECKING:
+    from lorascope.training.given import Given
     from lorascope.weights.adapter import Adapter
     from lorascope.weights.series import Series
 
@@ -27,6 +46,8 @@ AverageLast = Annotated[
     int | None, typer.Option(min=2, metavar="N", help="With --average: only the last N checkpoints.")
 ]
 
+MaxSamples = Annotated[int | None, typer.Option(min=1, metavar="N", help="With --data: use at most N examples.")]
+
 
 def trajectory(  # one parameter per option
     paths: Paths,
@@ -37,6 +58,16 @@ def trajectory(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Annotated[Path | None, csv_of("module and checkpoint")] = None,
+    data: Data = None,
+    task: Task = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    template: Template = None,
+    max_length: MaxLength = None,
+    labels: Labels = None,
+    max_samples: MaxSamples = None,
+    device: Evaluated = "auto",
 ) -> None:
     """Follow ΔW over the checkpoints of a run: rank, size, and when its directions settled.
 
@@ -45,11 +76,18 @@ def trajectory(  # one parameter per option
     losses that the run logged. Example:
 
         lorascope trajectory trl-output --html trajectory.html
-    """
-    check([*paths, base], html=html, json=json, csv=csv, output=average)
-    from lorascope.linalg.blas import prepare_process
 
-    prepare_process()
+    With --data each checkpoint is evaluated, too.
+    """
+    check([*paths, base, data], html=html, json=json, csv=csv, output=average)
+    given = given_by(
+        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        label_column=label_column, template=template, max_length=max_length,
+    )  # fmt: skip
+    if data is None:
+        from lorascope.linalg.blas import prepare_process
+
+        prepare_process()
     from lorascope.analyses.toolkit import short_path
     from lorascope.analyses.trajectory import run
     from lorascope.cli._progress import bar
@@ -59,9 +97,11 @@ def trajectory(  # one parameter per option
     series, checkpoint = find(paths), _open_base(base)
     adapters = [_read(each.path, checkpoint) for each in series.snapshots]
     title = short_path(str(paths[0])) if len(paths) == 1 else f"{len(paths)} checkpoints"
+    evaluate, scored_on = _scorer(series, given, device, max_samples)
     result = run(
-        adapters, series=series, base=checkpoint, modules=modules, path=title, progress=bar("trajectory", "modules")
-    )
+        adapters, series=series, base=checkpoint, modules=modules, evaluate=evaluate, scored_on=scored_on, path=title,
+        progress=bar("trajectory", "modules"),
+    )  # fmt: skip
     if average is not None:
         _write_average(adapters, series, average, average_last)
     show(result, html=html, json=json, csv=csv)
@@ -88,6 +128,22 @@ def _read(path: Path, base: Any) -> Any:
         if base is None or "full model" not in error.what:
             raise
     return open_checkpoint(path)
+
+
+def _scorer(
+    series: "Series", given: "Given", device: str, max_samples: int | None
+) -> tuple[Callable[[int], dict[str, float]] | None, str]:
+    """A function that scores a checkpoint by its index, and on what; none without data."""
+    from lorascope.errors import InputError
+
+    if given.data is None:
+        if max_samples is not None:
+            raise InputError("--max-samples belongs to --data", hint="name the data with --data FILE")
+        return None, ""
+    from lorascope.cli._progress import note
+    from lorascope.training.foreign import checkpoint_scorer
+
+    return checkpoint_scorer([each.path for each in series.snapshots], given, device, max_samples, note)
 
 
 def _check_average(output: Path | None, last: int | None) -> None:

@@ -1,5 +1,6 @@
 """The base model that an adapter belongs to, opened to be merged into: its class, its head, its number of classes."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import torch
 from torch import nn
 
 from lorascope.errors import InputError
+from lorascope.inputs import read_json
 from lorascope.models import assets
 from lorascope.models import loading as models
-from lorascope.models.card import check_base, read_card
+from lorascope.models.card import ADAPTER_CONFIG, check_base, read_card
 from lorascope.models.config import ModelConfig
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.io import adapter_folder
 from lorascope.weights.quantised import Decoded, Unreadable, scheme_name
 
 CLASSES = {
@@ -85,6 +88,26 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
         return model, models.load_tokenizer(config)
     except (InputError, TypeError):  # some models come without one; they are merged all the same
         return model, None
+
+
+def base_named(folder: Path) -> str:
+    """The base model that an adapter's own files name: what was trained with lorascope by its card, another by its
+    config.
+
+    Raises:
+        InputError: they name none.
+    """
+    folder = adapter_folder(folder)
+    card = read_card(folder)
+    if card is not None and isinstance(name := card["model"].get("name"), str):
+        return name
+    path = (folder if folder.is_dir() else folder.parent) / ADAPTER_CONFIG
+    name = read_json(path).get("base_model_name_or_path") if os.path.lexists(path) else None
+    if not isinstance(name, str) or not name:
+        raise InputError(f"the files of {folder} do not name its base model", hint="pass --base MODEL")
+    if not Path(name).exists() and Path(name).is_absolute():
+        raise InputError(f"the base model that {folder} names is not there", found=name, hint="pass --base MODEL")
+    return name
 
 
 def seeded(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ from lorascope.inputs import ANY, read_json
 from lorascope.models import assets
 from lorascope.models.config import ModelConfig, TaskType
 from lorascope.outputs import write_json, write_text
+from lorascope.weights.io import adapter_folder
 
 CARD, ADAPTER_CONFIG = "lorascope.json", "adapter_config.json"
 SHAPE = {
@@ -62,6 +63,7 @@ def write_card(
 
 def read_card(folder: Path) -> dict[str, Any] | None:
     """What `lorascope train` left beside the adapter; None where it left nothing. InputError where it is damaged."""
+    folder = adapter_folder(folder)
     path = (folder if folder.is_dir() else folder.parent) / CARD
     if not os.path.lexists(path):
         return None

@@ -35,6 +35,28 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def tokenizer_beside(adapter: Path) -> Any | None:
+    """The tokenizer that a trainer left with its adapter, in its folder or the one above; None where there is none.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    from transformers import AutoTokenizer
+
+    for folder in (adapter, adapter.parent):
+        if not (folder / "tokenizer_config.json").is_file():
+            continue
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            found = " ".join(str(error).split())[:300]
+            raise InputError(f"cannot open the tokenizer in {folder}", found=found) from error
+        if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+    return None
+
+
 def load_model(config: ModelConfig, num_labels: int = 0, dtype: torch.dtype | str = torch.float32) -> nn.Module:
     """The base model in `dtype` ("auto": the checkpoint's own), its dropout as the config says.
 

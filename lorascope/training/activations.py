@@ -18,7 +18,9 @@ from lorascope.errors import InputError
 from lorascope.linalg.matrix import Matrix
 from lorascope.run_data import LayerActivations, Recorded, RunActivations, labels_of
 from lorascope.training.batches import Encoded
-from lorascope.training.reopen import Reopened, reopen
+from lorascope.training.foreign import open_evaluated
+from lorascope.training.given import NOTHING, Given
+from lorascope.training.reopen import Reopened
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Skipped
 
@@ -233,15 +235,17 @@ def record(
     sampling: Sampling = Sampling(),
     device: str = "auto",
     on_note: Callable[[str], None] = lambda text: None,
+    given: Given = NOTHING,
 ) -> Recorded:
     """What `analyses.activations` takes: the models of finished runs, opened one after another, on the same texts.
 
     Args:
-        folders: of runs of one base model; the texts are those that the first holds out.
+        folders: of runs or adapters of one base model; the texts are those that the first holds out.
         on_note: told what a reopened run differs in from the trained model.
+        given: of adapters that were trained elsewhere, their base and data.
 
     Raises:
-        InputError: a folder holds no finished run, or the runs are of several base models.
+        InputError: a folder holds no finished run or adapter, or the runs are of several base models.
     """
     labels = labels_of([str(folder.absolute()) for folder in folders])
     recorder: _Recorder | None = None
@@ -249,7 +253,7 @@ def record(
     notes: list[str] = []
     base: list[np.ndarray] = []
     for folder, label in zip(folders, labels, strict=True):
-        run = reopen(folder, device, sampling.split, sampling.max_samples)
+        run = open_evaluated(folder, given, device, sampling.split, sampling.max_samples)
         for note in run.notes:
             on_note(note)
         notes += run.notes
@@ -264,7 +268,8 @@ def record(
         runs.append(recorder.activations(run, label))
         del run  # before the next model is opened
     assert recorder is not None
-    source = f"{len(recorder.texts.tokens):,} {sampling.split or 'held-out'} texts of {folders[0]}"
+    of = recorder.of or f"{sampling.split or 'held-out'} texts of {folders[0]}"
+    source = f"{len(recorder.texts.tokens):,} {of}"
     tokens = len(recorder.share_tokens)
     return Recorded(tuple(runs), tuple(base), recorder.units, sampling.pooled, tokens, source, tuple(notes))
 
@@ -273,7 +278,7 @@ class _Recorder:
     """Records each run on the texts and tokens that were chosen on the first."""
 
     def __init__(self, run: Reopened, sampling: Sampling):
-        self.texts, self.pooled = run.held_out, sampling.pooled
+        self.texts, self.pooled, self.of = run.held_out, sampling.pooled, run.texts_of
         size = run.config.training.per_device_eval_batch_size
         self.tokens = choose(self.texts, sampling.samples, size, sampling.seed)
         self.share_tokens = choose(self.texts, MAX_SHARE_TOKENS, size, sampling.seed)

@@ -53,6 +53,7 @@ class Reopened:
         tokenizer: the model's.
         world: one process and its device.
         notes: in what the model differs from the one that was trained.
+        texts_of: where the held-out texts are from, in words; by default the run's folder.
     """
 
     folder: Path
@@ -65,6 +66,13 @@ class Reopened:
     world: World
     _base: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
+    texts_of: str = ""
+
+    @property
+    def held_out_texts(self) -> str:
+        """What `score` scores on, in words."""
+        of = self.texts_of or f"held-out texts of {self.folder}"
+        return f"{len(self.held_out):,} {of}"
 
     @property
     def updates(self) -> Mapping[str, Update]:
@@ -160,7 +168,18 @@ def reopen(
     if split is not None or max_samples is not None:
         held_out = other_texts(config, train, tokenizer, split or config.data.eval_split, max_samples)
     model = load_base(config, len(train.label_names), here.device)
-    adapter = in_model_layout(ModelParameters(model), io.read(folder / "adapter"))
+    adapter = io.read(folder / "adapter")
+    return with_adapter(Reopened(folder, config, adapter, model, train, held_out, tokenizer, here, {}))
+
+
+def with_adapter(opened: Reopened) -> Reopened:
+    """The same, its base model with the adapter in it.
+
+    Raises:
+        InputError: the adapter is not of this model, or is no change of weights alone.
+    """
+    folder, config, model = opened.folder, opened.config, opened.model
+    adapter = in_model_layout(ModelParameters(model), opened.adapter)
     base = {name: _base_of(model, update) for name, update in adapter.updates.items()}
     merged = merge.merge(model, adapter, models.drawn(model))  # drawn by the seed of the run, as they were then
     if merged.biases:
@@ -171,7 +190,7 @@ def reopen(
         )
     model.eval().requires_grad_(False)
     notes = (ROUNDED.format(folder),) if config.training.bf16 and adapter.updates else ()
-    return Reopened(folder, config, adapter, model, train, held_out, tokenizer, here, base, notes)
+    return replace(opened, adapter=adapter, _base=base, notes=(*opened.notes, *notes))
 
 
 def finished_config(folder: Path) -> RunConfig:

@@ -391,11 +391,11 @@ def scorer(run: "Reopened", adapter: "Adapter") -> tuple[Callable[[Mapping[str, 
             expected=f"those of its adapter: {preview(run.updates, 3)}",
         )
     same_file = run.adapter.source.sha256 == adapter.source.sha256
-    head = "" if same_file else ", under the head and biases of that run"
+    head = "" if same_file else f", under the head and biases of {run.folder}"
 
     def score(deltas: Mapping[str, Any]) -> dict[str, float]:
         run.put(deltas)
         scored = run.score()
         return {"loss": scored.loss, "accuracy": scored.accuracy}
 
-    return score, f"{len(run.held_out):,} held-out texts of {run.folder}{head}"
+    return score, f"{run.held_out_texts}{head}"

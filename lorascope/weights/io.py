@@ -130,8 +130,15 @@ def check_exists(path: Path) -> None:
         raise InputError(f"no such file or folder: {path}")
 
 
+def adapter_folder(path: Path) -> Path:
+    """The path itself; of the folder of a run of `lorascope train`, the adapter's folder in it."""
+    inside = path / "adapter"
+    return inside if (path / "config.yaml").is_file() and inside.is_dir() else path
+
+
 def _open(path: Path) -> tuple[Bundle, str]:
     check_exists(path)
+    path = adapter_folder(path)
     weights = _weights_of(path) if path.is_dir() else path
     if weights.name == CONFIG:
         raise InputError(f"{path} is the config of an adapter", hint="pass the folder it lies in")

@@ -86,7 +86,7 @@ def test_a_tuned_model_in_the_adapters_place(base, tmp_path):
 
 def test_refusals(base, lora_folder, tmp_path):
     assert "pass --base MODEL" in refused(here("intruders", lora_folder))
-    assert "is not the folder of one" in refused(here("intruders", lora_folder, "--base", base, "--intervene"))
+    assert "pass --data FILE" in refused(here("intruders", lora_folder, "--base", base, "--intervene"))
     assert "--retain requires --intervene" in refused(
         here("intruders", lora_folder, "--base", base, "--retain", "x.txt")
     )
