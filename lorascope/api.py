@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Union
 
 from lorascope.analyses.base import Result, analyses
 from lorascope.errors import InputError, needs_train
+from lorascope.training.given import Given
 from lorascope.weights import io, memory
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.series import find as series_at
 
 if TYPE_CHECKING:
     from torch import nn
@@ -263,14 +265,11 @@ def trajectory(
     """
     opened = None if base is None else open_model(base)
     if all(isinstance(each, str | Path) for each in checkpoints):
-        from lorascope.weights.series import find
-
-        series = find([Path(each) for each in checkpoints])  # type: ignore[arg-type]  # paths, all of them
+        series = series_at([Path(each) for each in checkpoints])  # type: ignore[arg-type]  # paths, all of them
         paths = [each.path for each in series.snapshots]
         checkpoints, options = tuple(paths), {"series": series, **options}
         if data is not None:
             from lorascope.training.foreign import checkpoint_scorer
-            from lorascope.training.given import Given
 
             given = Given.taken_from(options, str(base) if base else None, data)
             options["evaluate"], options["scored_on"] = checkpoint_scorer(paths, given)
@@ -377,7 +376,6 @@ def activations(
     """
     _needs_torch()
     from lorascope.training.activations import Sampling, record
-    from lorascope.training.given import Given
 
     given = Given.taken_from(sampling, base, data)
     recorded = record([Path(run) for run in runs], Sampling(**sampling), device, given=given)
