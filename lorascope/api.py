@@ -6,7 +6,6 @@ a folder, a file, a packaged or cached hub name, or an `nn.Module`. torch is imp
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorascope.adapt.inject import Injected
-    from lorascope.adapt.merge import Merge
+    from lorascope.adapt.merged import Merged
     from lorascope.adapt.method import Method
 
 AdapterLike = Union[str, Path, Adapter, "Injected", "nn.Module", Mapping[str, Any]]
@@ -400,27 +399,7 @@ def load(model: "nn.Module", source: AdapterLike, *, config: Any = None) -> "Inj
     return put(model, read(source, config=config))
 
 
-@dataclass(frozen=True, repr=False)
-class Merged:
-    """What `merge` made.
-
-    Attributes:
-        model: with W + ΔW in its weights.
-        tokenizer: the base's, where it was opened here and has one.
-        report: what rounding took from each weight, what else was put in, what was left out.
-    """
-
-    model: "nn.Module"
-    tokenizer: Any
-    report: "Merge"
-
-    def __repr__(self) -> str:
-        losses = [one.rounding_loss for one in self.report.weights]
-        lost = f", at most {100 * max(losses):.2g} % of an update lost to rounding" if losses else ""
-        return f"<Merged {type(self.model).__name__}: {len(losses)} updates{lost}>"
-
-
-def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | Path | None = None) -> Merged:
+def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | Path | None = None) -> "Merged":
     """Put an adapter's ΔW into its base model's weights for good. `lorascope merge`.
 
     Args:
@@ -434,6 +413,7 @@ def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | 
     """
     _needs_torch()
     from lorascope.adapt import merge as merging
+    from lorascope.adapt.merged import Merged
     from lorascope.models import adapter_base
 
     folder = Path(source) if isinstance(source, str | Path) else Path()
