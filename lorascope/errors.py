@@ -27,12 +27,14 @@ class LorascopeError(Exception):
             parts.append(f"found {found}")
         if expected is not None:
             parts.append(f"expected {expected}")
-        if hint is not None:
-            parts.append(hint.rstrip("."))
         self.what, self.found, self.expected, self.hint = what, found, expected, hint
-        most = LONGEST if len(parts) == 1 else LONGEST_PART  # alone, it may list all that is wrong with a config
-        text = "; ".join(cut(printable(cut(part, 4 * most)), most) for part in parts)
-        super().__init__(cut(text, LONGEST) + ".")
+        self.sentence = _joined(parts)  # without the hint
+        super().__init__(_joined(parts if hint is None else [*parts, hint.rstrip(".")]))
+
+
+def _joined(parts: list[str]) -> str:
+    most = LONGEST if len(parts) == 1 else LONGEST_PART  # alone, it may list all that is wrong with a config
+    return cut("; ".join(cut(printable(cut(part, 4 * most)), most) for part in parts), LONGEST) + "."
 
 
 def needs_train(module: str | None) -> LorascopeError:

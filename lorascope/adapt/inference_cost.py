@@ -173,18 +173,14 @@ def _seconds(forward: Callable[[], None], device: torch.device) -> float:
 
 
 def in_words(cost: Mapping[str, Any]) -> str:
-    """One line of a recorded cost, as `to_json` gives it."""
-    base, merged = cost["base_seconds"], cost["merged_seconds"]
+    """One line of a recorded cost, as `to_json` gives it: what can be counted. The timings stay in the record: in one
+    run they differ from themselves by more than most adapters cost."""
     extra = cost["unmerged_flops"] / cost["base_flops"] - 1 if cost["base_flops"] else 0.0
-    facts = [
-        f"{_percent(cost['unmerged_seconds'] / base - 1)} latency",
-        "cannot be merged" if merged is None else f"{_percent(merged / base - 1)} latency when merged",
-        f"{_percent(extra)} FLOPs",
-        f"{cost['extra_parameters']:,} extra parameters",
-    ]
+    facts = [f"{_percent(extra)} FLOPs", f"{cost['extra_parameters']:,} extra parameters"]
     if cost["context_tokens"]:
         facts.append(f"{cost['context_tokens']} tokens of context")
-    return f"at inference: {', '.join(facts)} (base {1000 * base:.1f} ms for {cost['texts']} × {cost['tokens']} tokens)"
+    merged = "cannot be merged" if cost["merged_seconds"] is None else "nothing once merged"
+    return f"cost at inference: {', '.join(facts)}; {merged}"
 
 
 def _percent(share: float) -> str:

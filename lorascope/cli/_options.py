@@ -35,6 +35,11 @@ Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="With --base: ca
 NoCache = Annotated[bool, typer.Option("--no-cache", help="With --base: do not use the SVD cache.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, or a torch device such as cuda.")]
 
+Check = Annotated[
+    str | None,
+    typer.Option(metavar="[=warning]", help="Exit with 1 on errors; --check=warning: on warnings too."),
+]
+Sarif = Annotated[Path | None, to_file("Write the findings as SARIF 2.1.0, for CI.")]
 Evaluated = Annotated[str, typer.Option(help="Where models are evaluated: auto, cpu, or a torch device such as cuda.")]
 Split = Annotated[
     str | None,
@@ -81,7 +86,7 @@ Labels = Annotated[
 ]
 
 __all__ = [
-    "AdapterName", "Base", "Cache", "Data", "Device", "Evaluated", "EvaluationBase", "Html", "Json", "LabelColumn",
-    "Labels", "MaxLength", "Modules", "NoCache", "PairColumn", "Sort", "Split", "Task", "Template", "TextColumn", "Top",
-    "csv_of", "to_file",
+    "AdapterName", "Base", "Cache", "Check", "Data", "Device", "Evaluated", "EvaluationBase", "Html", "Json",
+    "LabelColumn", "Labels", "MaxLength", "Modules", "NoCache", "PairColumn", "Sarif", "Sort", "Split", "Task",
+    "Template", "TextColumn", "Top", "csv_of", "to_file",
 ]  # fmt: skip

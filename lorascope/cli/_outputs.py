@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorascope.cli import _streams as streams
+from lorascope.cli._command import exit_with
 from lorascope.destinations import STDOUT, check_outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.base import Result
-    from lorascope.blocks import Page
+    from lorascope.blocks import Finding, Page
 
 
 def to_file(help: str, metavar: str = "FILE") -> Any:
@@ -29,6 +31,7 @@ def check(
     json: Path | None,
     csv: Path | None,
     output: Path | None = None,
+    sarif: Path | None = None,
 ) -> None:
     """Refuse, before any work is done, outputs that cannot be written or would replace an input or each other.
 
@@ -36,7 +39,7 @@ def check(
         InputError: as of `destinations.check_outputs`.
     """
     named = [Path(each) for each in inputs if each is not None]
-    check_outputs({"--html": html, "--json": json, "--csv": csv}, [*named, *_data_of(named)], output)
+    check_outputs({"--html": html, "--json": json, "--csv": csv, "--sarif": sarif}, [*named, *_data_of(named)], output)
 
 
 def _data_of(folders: Iterable[Path]) -> list[str]:
@@ -68,6 +71,41 @@ def show(result: "Result", *, html: Path | None, json: Path | None, csv: Path | 
     write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
 
 
+def end_with_check(check: str | None, findings: "Iterable[Finding]") -> None:
+    """Exit with 1 where `--check` asks for it and a finding is as bad as that.
+
+    Raises:
+        InputError: `check` is another word.
+    """
+    bad = severities_of(check)
+    if any(finding.severity in bad for finding in findings):
+        exit_with(1)
+
+
+def severities_of(check: str | None) -> tuple[str, ...]:
+    """What `--check` fails on. InputError for another word than error and warning."""
+    from lorascope.errors import InputError
+
+    known = {None: (), "error": ("error",), "warning": ("error", "warning")}
+    if check not in known:
+        raise InputError(f"--check={check} is not supported", expected="--check, --check=error or --check=warning")
+    return known[check]
+
+
+def write_sarif(path: Path | None, found: "Sequence[tuple[str, Sequence[Finding]]]") -> None:
+    """The findings of each input by its path, as SARIF, where a file is named."""
+    import sys
+
+    if path is None:
+        return
+    from lorascope.analyses.sarif import sarif
+    from lorascope.outputs import json_text, write_text
+
+    write_text(path, json_text(sarif(found), ensure_ascii=True, indent=1) + "\n")
+    if not streams.is_quiet():
+        print(f"wrote {path}", file=sys.stderr)
+
+
 def write_outputs(
     page: "Page",
     record: Callable[[], Mapping[str, Any]],
@@ -89,9 +127,9 @@ def write_outputs(
     if json is not None:
         text = json_text(record(), ensure_ascii=True) + "\n"
         if str(json) == STDOUT:
-            if getattr(sys.stdout, "name", None) == os.devnull:  # as `_streams.prepare` opened it
+            if getattr(streams.real_stdout(), "name", None) == os.devnull:  # as `_streams.prepare` opened it
                 raise LorascopeError("--json - writes to stdout, which is closed", hint="name a file")
-            sys.stdout.write(text)
+            streams.real_stdout().write(text)
         else:
             write_text(json, text)
             written.append(json)
@@ -103,5 +141,5 @@ def write_outputs(
 
         pages.write(page, html)
         written.append(html)
-    for path in written:
+    for path in () if streams.is_quiet() else written:
         print(f"wrote {path}", file=sys.stderr)

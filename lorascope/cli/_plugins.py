@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from lorascope.cli._command import Grouped
 from lorascope.cli._options import Base, Html, Json, Modules, csv_of
 
 if TYPE_CHECKING:
     from lorascope.analyses.base import Analysis
 
 
-class Group(TyperGroup):
+class Group(Grouped):
     """Our commands; and, for a name that is none of them, the analysis of a plug-in."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from lorascope.cli import _streams as streams
+
 
 def bar(what: str, unit: str = "it") -> Callable[[list], Iterable]:
     """Wraps a list in a progress bar."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or streams.is_quiet():
         return iter
 
     def wrapped(items: list) -> Iterable:
@@ -26,7 +28,7 @@ class Counter:
         self.bar: Any = None
 
     def __call__(self, step: str) -> None:
-        if not sys.stderr.isatty():
+        if not sys.stderr.isatty() or streams.is_quiet():
             return
         if self.bar is None:
             from tqdm import tqdm
@@ -43,4 +45,5 @@ class Counter:
 
 def note(text: str) -> None:
     """What should be known about the inputs, while the work goes on."""
-    print(f"note: {text}", file=sys.stderr)
+    if not streams.is_quiet():
+        print(f"note: {text}", file=sys.stderr)

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import os
 import sys
+from typing import TextIO
 
 # What a terminal without Unicode (LC_ALL=C, a serial console) gets in place of this field's signs.
 _ASCII = {
@@ -12,6 +13,36 @@ _ASCII = {
     "∞": "inf", "²": "^2", "³": "^3", "₁": "1", "₂": "2", "±": "+-", "≈": "~", "→": "->", "⊗": "(x)", "∘": "o",
     "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "─": "-", "│": "|", "█": "#",
 }  # fmt: skip
+
+
+_SPARKS = dict(zip("▁▂▃▄▅▆▇", "_.-:=+*", strict=True))
+_ASCII |= _SPARKS | {"▏": "|", "✓": "ok", "✗": "x", "←": "<-", "₂": "2", "⟨": "<", "⟩": ">"}
+_stdout: TextIO | None = None  # the real one, where the command is to be quiet
+
+
+def silence() -> None:
+    """Let text on stdout go nowhere, and draw no progress bars; `real_stdout` is still there for JSON."""
+    global _stdout
+    if _stdout is None:
+        _stdout, sys.stdout = sys.stdout, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        os.environ["TQDM_DISABLE"] = "1"
+
+
+def is_quiet() -> bool:
+    return _stdout is not None
+
+
+def real_stdout() -> TextIO:
+    return sys.stdout if _stdout is None else _stdout
+
+
+def speak() -> None:
+    """Take `silence` back: a process may run more than one command."""
+    global _stdout
+    if _stdout is not None:
+        sys.stdout.close()
+        sys.stdout, _stdout = _stdout, None
+        os.environ.pop("TQDM_DISABLE", None)
 
 
 def prepare() -> None:

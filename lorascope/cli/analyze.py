@@ -6,8 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.cli._options import AdapterName, Base, Cache, Html, Json, Modules, NoCache, Sort, Top, csv_of
-from lorascope.cli._outputs import check, write_outputs
+from lorascope.cli._options import (
+    AdapterName,
+    Base,
+    Cache,
+    Check,
+    Html,
+    Json,
+    Modules,
+    NoCache,
+    Sarif,
+    Sort,
+    Top,
+    csv_of,
+)  # fmt: skip
+from lorascope.cli._outputs import check as check_outputs
+from lorascope.cli._outputs import end_with_check, severities_of, write_outputs, write_sarif
 
 if TYPE_CHECKING:
     from lorascope.analyses.analyze import AnalyzeResult
@@ -32,6 +46,8 @@ def analyze(  # one parameter for each option
     top: Top = None,
     cache: Cache = None,
     no_cache: NoCache = False,
+    check: Check = None,
+    sarif: Sarif = None,
 ) -> None:
     """Inspect an adapter file: rank use, singular values, where it changes the model, problems.
 
@@ -47,7 +63,8 @@ def analyze(  # one parameter for each option
     """
     from lorascope.linalg.blas import prepare_process
 
-    check([*paths, base], html=html, json=json, csv=csv)
+    check_outputs([*paths, base], html=html, json=json, csv=csv, sarif=sarif)
+    severities_of(check)
     prepare_process()  # before numpy is imported
     from lorascope.analyses.base import metric_to_sort_by
     from lorascope.analyses.spectrum import METRICS
@@ -56,7 +73,8 @@ def analyze(  # one parameter for each option
     metric_to_sort_by(METRICS, sort)
     svds = None if base is None else open_cache(cache, no_cache)
     results = analysed(paths, base, modules, svds, adapter_name)
-    report_on(results, html=html, json=json, csv=csv, sort=sort, top=top)
+    report_on(results, html=html, json=json, csv=csv, sort=sort, top=top, sarif=sarif)
+    end_with_check(check, [finding for result in results for finding in result.findings])
 
 
 def analysed(
@@ -90,6 +108,7 @@ def report_on(
     csv: Path | None = None,
     sort: str = "energy_share",
     top: int | None = None,
+    sarif: Path | None = None,
 ) -> None:
     """Print the summary, unless the JSON goes to stdout, and write what is asked for. `quickstart` ends with it, too.
 
@@ -104,6 +123,7 @@ def report_on(
 
         sys.stdout.write(terminal.render(page))
     write_outputs(page, lambda: _record(results), lambda: _rows(results), html=html, json=json, csv=csv)
+    write_sarif(sarif, [(result.spectrum.source.path, result.findings) for result in results])
     _refuse_another_base(results)
 
 

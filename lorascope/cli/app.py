@@ -13,6 +13,7 @@ import typer
 
 import lorascope
 from lorascope.cli import _streams as streams
+from lorascope.cli._command import Command
 from lorascope.cli._plugins import Group
 from lorascope.errors import TRAIN, LorascopeError, needs_train, printable
 from lorascope.registry import PluginWarning
@@ -23,10 +24,10 @@ app = typer.Typer(
     cls=Group,
     help="Analyse, compare and train LoRA-style adapters.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -53,11 +54,12 @@ def _register() -> None:
         if isinstance(command, typer.Typer) and module.name != "app":
             for subcommand in command.registered_commands:
                 docstring = (subcommand.callback.__doc__ if subcommand.callback else None) or ""
+                subcommand.cls = Command
                 subcommand.help, subcommand.short_help = _help(docstring), _summary(docstring)
             app.add_typer(command, name=module.name, short_help=_summary(str(command.info.help)))
         elif callable(command) and module.name != "app":
             docstring = command.__doc__ or ""
-            app.command(module.name, help=_help(docstring), short_help=_summary(docstring))(command)
+            app.command(module.name, cls=Command, help=_help(docstring), short_help=_summary(docstring))(command)
 
 
 def _help(docstring: str) -> str:
@@ -85,16 +87,19 @@ def main() -> None:
     _register()
     try:
         try:
-            app()
+            code = app(prog_name="lorascope", standalone_mode=False)
         finally:
-            sys.stdout.flush()  # here, where a full disk or a reader that has gone is still ours to say
+            streams.real_stdout().flush()  # here, where a full disk or a reader that has gone is still ours to say
+            streams.speak()
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except LorascopeError as error:
-        fail(str(error), error.exit_code)
+        fail(error.sentence, error.exit_code, error.hint)
     except ModuleNotFoundError as error:
         if error.name not in TRAIN:
             raise
         missing = needs_train(error.name)
-        fail(str(missing), missing.exit_code)
+        fail(missing.sentence, missing.exit_code, missing.hint)
     except BrokenPipeError:
         streams.drop()  # the reader (head, less) has gone; that is not an error
         sys.exit(0)
@@ -105,6 +110,25 @@ def main() -> None:
         fail(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
     except MemoryError:
         fail("this needs more memory than the machine has", 1)
+    except Exception as error:
+        _usage(error)
+        raise
+
+
+def _usage(error: Exception) -> None:
+    """Say what is wrong with the command line; nothing for other errors. Old versions of typer use click's classes, new
+    ones classes of their own, so that they are told by what they have."""
+    kind = type(error).__name__
+    if kind == "Abort":
+        sys.exit(1)
+    if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+        return
+    if kind == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "lorascope"
+    fail(error.format_message(), error.exit_code, f"{path} --help lists what it takes")
 
 
 def _show_warning(
@@ -117,16 +141,23 @@ def _show_warning(
 ) -> None:
     """As Python shows a warning; of a plug-in that is not used, one line without our file and code."""
     if issubclass(category, PluginWarning):
-        text = f"lorascope: {printable(str(message))}\n"
+        text = f"warning: {printable(str(message))}\n"
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
     with contextlib.suppress(OSError):
         (file or sys.stderr).write(text)
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int, hint: str | None = None) -> NoReturn:
+    """One line that says what is wrong, one that says what to do, and the exit code."""
+    from lorascope.report.terminal import wants_color  # not for `--help`
+
     with contextlib.suppress(OSError):
-        print(f"lorascope: {printable(message)}", file=sys.stderr, flush=True)
+        red = wants_color(sys.stderr)
+        mark, advice = ("\x1b[1;31merror:\x1b[0m", "\x1b[1;36mhint:\x1b[0m") if red else ("error:", "hint:")
+        print(f"{mark} {printable(message)}", file=sys.stderr, flush=True)
+        if hint:
+            print(f"{advice} {printable(hint.rstrip('.'))}.", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -48,7 +48,9 @@ def merge(
     merging.refuse(read)
 
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of its shards, which would be drawn into logs as well
     model, tokenizer = adapter_base.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
     merged = merging.merge(model, read, adapter_base.seeded(adapter))
     merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})

@@ -68,7 +68,7 @@ def run(  # one parameter per option
         settings = {"overrides": set or (), "device": device}
         outcome = _outcome(definition, script, scale, Store(store), workers, settings)
     except KeyboardInterrupt:
-        print("lorascope: interrupted; finished runs are kept. Run the same command again to resume.", file=sys.stderr)
+        print("interrupted; finished runs are kept. Run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
     _write(record.make(*outcome), reports, studies)
 
@@ -136,7 +136,7 @@ def list_(
     else:
         sys.stdout.write(terminal.render(page.listing(rows)))
     for error in errors:
-        print(f"lorascope: skipped: {error}", file=sys.stderr)
+        print(f"warning: skipped: {error}", file=sys.stderr)
 
 
 @study.command()
@@ -185,7 +185,7 @@ def _draw(reports: list[Path], studies: Path) -> None:
         records, errors = record.read_folder(folder)
         pages[folder / "index.html"] = html.render(page.index([_marked(report, studies) for report in records]))
         for message in errors:
-            print(f"lorascope: skipped in the index: {message}", file=sys.stderr)
+            print(f"warning: skipped in the index: {message}", file=sys.stderr)
     for path, marked in changed.items():
         write_json(path, marked)
         print(f"wrote {path}", file=sys.stderr)

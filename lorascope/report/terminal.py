@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 from lorascope import blocks
 from lorascope.blocks import Block, Column, Page, Table
@@ -70,7 +71,7 @@ def render(page: Page, *, width: int | None = None, color: bool | None = None) -
 
 def screen_of(width: int | None = None, color: bool | None = None) -> Screen:
     """The screen that is there, or as asked; see `render`."""
-    return Screen(_width(width), _wants_color() if color is None else color)
+    return Screen(_width(width), wants_color() if color is None else color)
 
 
 def _width(asked: int | None) -> int:
@@ -78,9 +79,14 @@ def _width(asked: int | None) -> int:
     return max(_NARROWEST, min(columns, _WIDEST))
 
 
-def _wants_color() -> bool:
-    """See no-color.org: the variable counts when present and not empty."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def wants_color(stream: Any = None) -> bool:
+    """Whether to style: NO_COLOR and FORCE_COLOR (no-color.org, force-color.org) count when present and not empty, the
+    first before the second; else a terminal decides (`stream`, stdout by default)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return (stream or sys.stdout).isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _opening(page: Page, screen: Screen) -> list[str]:

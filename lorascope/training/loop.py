@@ -143,7 +143,11 @@ class Loop:
         for member in self.members:
             member.injected.model.train()
         bar = tqdm(
-            total=total, initial=self.step, desc="training", unit="step", disable=not (progress and self.world.first)
+            total=total,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=None if progress and self.world.first else True,  # None: a bar on a terminal alone
         )
         with bar:
             while self.active:

@@ -44,12 +44,14 @@ def here(
 
 
 def refused(done: subprocess.CompletedProcess, code: int = 2) -> str:
-    """The one sentence of a refusal: checks the exit code, that there is no traceback and nothing on stdout."""
+    """What a refusal says, on one line: the error, and the hint where there is one; checks the exit code, that there is
+    no traceback and nothing on stdout."""
     assert done.returncode == code, done.stderr or done.stdout
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("lorascope: ")
-    assert lines[0].endswith(".")
-    return lines[0]
+    assert 1 <= len(lines) <= 2, done.stderr
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert all(line.endswith(".") for line in lines)
+    return " ".join(lines)

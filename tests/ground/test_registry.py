@@ -212,7 +212,7 @@ def test_a_broken_plugin_is_one_warning_and_breaks_nothing(module, why, adapter,
     done = python("-m", "lorascope", "analyze", str(adapter), site=site)
     assert done.returncode == 2
     warning, error = done.stderr.splitlines()
-    assert warning == f"lorascope: the plug-in 'broken' of lorascope-broken is not used: {why}"
+    assert warning == f"warning: the plug-in 'broken' of lorascope-broken is not used: {why}"
     assert "has an unknown adapter format" in error
     assert "kohya" in error
     assert python("-m", "lorascope", "analyze", str(lora_folder), site=site).returncode == 0
