@@ -14,11 +14,13 @@ from lorascope.updates.base import Stored
 from lorascope.weights.distributed import METADATA, open_distributed
 from lorascope.weights.foreign import refuse_by_name
 from lorascope.weights.gguf_file import MAGIC, open_gguf
+from lorascope.weights.hdf5 import open_hdf5
 from lorascope.weights.pickles import open_pickle
 from lorascope.weights.safetensors import open_safetensors
 
 SAFETENSORS = (".safetensors", ".sft")
 GGUF = (".gguf",)
+HDF5 = (".h5", ".hdf5")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")  # the last is litgpt's: lit_model.pth.lora
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[a-z]+$")
 _BLOCK = 1 << 20
@@ -68,6 +70,8 @@ def _open_file(path: Path) -> Tensors:
         return Tensors(open_distributed(path), {}, (path, *shards))
     if path.suffix.lower() in PICKLES:
         return Tensors(open_pickle(path), {}, (path,))
+    if path.name.lower().endswith(HDF5):
+        return Tensors(open_hdf5(path), {}, (path,))
     with open_regular(path) as file:
         is_gguf = file.read(len(MAGIC)) == MAGIC  # Ollama's have no ending
     if is_gguf or path.suffix.lower() in GGUF:

@@ -15,7 +15,7 @@ _TORCH = "load it there, and save the tensors by name as safetensors"
 
 # What the name ends in: what it is, and what to do.
 ENDINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    ((".h5", ".hdf5", ".keras"), "a Keras or TensorFlow file (HDF5)", _TORCH),
+    ((".keras",), "a Keras model (a zip)", "save its weights alone: model.save_weights"),
     ((".msgpack",), "a Flax file (msgpack)", "load it with from_flax=True, and save it as safetensors"),
     ((".npz", ".npy"), "a numpy archive", "save the arrays by name as safetensors: safetensors.numpy.save_file"),
     ((".ggml", ".ggla"), "a file of llama.cpp from before GGUF", "pass the adapter or model it was converted from"),
@@ -34,7 +34,6 @@ KEYS: tuple[tuple[str, str, str], ...] = (
     (r"intkey_|(^|\.)(rotate_layer|learned_source)\.", "a ReFT: it edits hidden states, and no weight", ""),
     (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
     (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "a NeMo or Megatron adapter that is not LoRA", ""),
-    (r"_lora_[ab]$|lora_kernel_[ab]$", "a LoRA of JAX or Keras (tunix, qwix, KerasHub)", _PEFT),
     (r"weight_m_wdecomp", "a DoRA of NVlabs' repository (weight_m_wdecomp)", _PEFT),
     (r"(^|\.)medusa_head\.", "Medusa's heads for decoding, and no update of a weight", ""),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter: attention layers of its own, and no update of a weight", ""),

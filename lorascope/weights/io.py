@@ -14,7 +14,7 @@ from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights import several
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.distributed import METADATA
-from lorascope.weights.files import GGUF, PICKLES, SAFETENSORS, open_tensors
+from lorascope.weights.files import GGUF, HDF5, PICKLES, SAFETENSORS, open_tensors
 from lorascope.weights.foreign import is_foreign, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import skip_what_stands_elsewhere
@@ -202,7 +202,7 @@ def _weights_of(folder: Path) -> Path:
         return folder / models[0]
     if (sharded := sharded_weights(folder)) is not None:
         return sharded
-    candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES, *GGUF))]
+    candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES, *GGUF, *HDF5))]
     indices = [name for name in present if name.endswith(".index.json")]
     if len(indices) == 1 or len(candidates) == 1:
         return folder / (indices or candidates)[0]

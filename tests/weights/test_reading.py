@@ -404,7 +404,7 @@ def test_a_state_dict_inside_a_training_state(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("tf_model.h5", "HDF5"),
+        ("model.keras", "Keras"),
         ("flax_model.msgpack", "Flax"),
         ("adapters.npz", "numpy"),
         ("adapter.ggla", "before GGUF"),
@@ -427,7 +427,6 @@ def test_foreign_files_are_named_for_what_they_are(name, said, by_folder, tmp_pa
     [
         (["l.0.q.weight"], {"config": {"reduction_factor": 4}, "name": "x"}, "AdapterHub"),
         (["base_model.model.blocks.0.to_q.oft_R.weight"], None, "OFT"),
-        (["l.0.q.w_lora_a", "l.0.q.w_lora_b"], None, "JAX"),
         (["medusa_head.0.0.linear.weight", "medusa_head.0.1.weight"], None, "Medusa"),
         (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], None, "IP-Adapter"),
         (["emb_params"], None, "textual inversion"),
