@@ -87,10 +87,10 @@ def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> M
         _set(params, done.whole, name, stored, keep_ties or _all_alike(params, name, saved), done.untied)
     for name, rows in adapter.rows.items():  # before the updates: PEFT puts LoRA around what has the rows
         _set_rows(model, params, name, rows, len(adapter.rows) == 1, done)
+    for update in adapter.updates.values():  # biases first: what is added to one may depend on W as it was
+        _merge_bias(params, update, adapter.source.format, done)
     for update in adapter.updates.values():
         _merge_one(params, update, params.name(weight_name(update)) or "", keep_ties, done)
-    for update in adapter.updates.values():
-        _merge_bias(params, update, adapter.source.format, done)
     _check_drawn(model, params, {*done.whole, *done.base, *seeded})
     return done
 
@@ -206,10 +206,7 @@ def _merge_one(params: ModelParameters, update: Update, name: str, keep_ties: bo
 
 def _delta(update: Update, weight: Tensor) -> Tensor:
     """ΔW in the layout the model stores `weight` in, float32 or wider."""
-    native = weight.t() if update.transposed and weight.ndim == 2 else weight
-    base = None
-    if update.needs_base:
-        base = native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy()
+    base = _native(update, weight) if update.needs_base else None
     try:
         values = torch.from_numpy(np.ascontiguousarray(dense(update.delta(base)), dtype=np.float64))
     except InputError as error:
@@ -228,6 +225,12 @@ def _delta(update: Update, weight: Tensor) -> Tensor:
     return values.reshape(weight.shape)
 
 
+def _native(update: Update, weight: Tensor) -> np.ndarray:
+    """W (d_out, d_in) in float64, as the update has it."""
+    native = weight.t() if update.transposed and weight.ndim == 2 else weight
+    return native.reshape(native.shape[0] if native.ndim else 1, -1).double().cpu().numpy()
+
+
 def _merge_bias(params: ModelParameters, update: Update, source: str, done: Merge) -> None:
     """What the update does to the bias: (IA)³ scales the output as a whole, and B may have a bias of its own."""
     name = params.name(weight_name(update).rpartition(".")[0] + ".bias")
@@ -242,7 +245,8 @@ def _merge_bias(params: ModelParameters, update: Update, source: str, done: Merg
     if update.bias is not None:
         change += torch.from_numpy(update.scale * update.bias.read()).to(change).reshape(change.shape)
     if update.needs_base and source != "lycoris":  # whose scaling is of the weight alone
-        scaled = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.double().cpu().numpy())
+        weight = _native(update, params.current(params.name(weight_name(update)) or ""))
+        scaled = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.double().cpu().numpy(), weight)
         change += 0 if scaled is None else torch.from_numpy(scaled).to(change)
     if bool(change.any()):
         params.put(name, rounded_sum(name, bias, change)[0])

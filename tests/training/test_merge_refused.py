@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeanutConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorascope.adapt import merge
@@ -72,9 +72,9 @@ def test_a_start_that_cannot_be_computed_again(start, tmp_path):
 
 
 def test_a_method_that_is_not_computed(tmp_path):
-    config = OFTConfig(oft_block_size=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    config = PeanutConfig(r=2, act_fn="mish", target_modules=["q_proj"], modules_to_save=["lm_head"])
     folder = adapter(llama(tmp_path / "base"), tmp_path / "a", config)
-    with pytest.raises(InputError, match=r"would lose .*OFT"):
+    with pytest.raises(InputError, match=r"would lose .*PEANuT: its nonlinearity is 'mish'"):
         merged(tmp_path / "base", folder)
 
 

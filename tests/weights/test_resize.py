@@ -219,6 +219,8 @@ UNWRITABLE = {
     "fused_experts": "fused experts is not supported",
     "fused_experts_two_parameters": "fused experts is not supported",
     "lora_bias": "would lose what was not analysed",
+    "lily": "mixes its experts",
+    "poly": "mixes its skills",
     # Without their base: a kernel that their factors do not show.
     **dict.fromkeys(("loha", "loha_of_convolutions", "lokr", "lokr_of_convolutions"), "kernels of convolutions"),
 }

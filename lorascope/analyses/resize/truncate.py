@@ -379,6 +379,7 @@ def resized(adapter: Adapter, truncated: Truncated, base: Checkpoint | None = No
     if base is None:
         _refuse_unknown_kernels(adapter)
     plain = all(update.kind == "low_rank" for update in adapter.updates.values())
+    plain = plain and adapter.settings.get("peft_type") in (None, "LORA")
     settings = {
         key: value
         for key, value in adapter.settings.items()
@@ -401,7 +402,8 @@ def _changed_biases(adapter: Adapter, base: Checkpoint | None) -> dict[str, InMe
         bias = base.find(f"{name}.bias") if base is not None and update.needs_base else None
         if bias is None:
             continue
-        change = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.read())
+        weight = base.of(update).read() if base is not None else None
+        change = kinds.get(update.kind).bias_change(update.read(), update.scale, bias.read(), weight)
         if change is not None:
             biases[f"{name}.bias"] = InMemory(bias.read() + change, bias.dtype)
     return biases

@@ -1,5 +1,6 @@
 """Tuners whose ΔW depends on the base's weight."""
 
+import copy
 import types
 
 import numpy as np
@@ -7,7 +8,9 @@ import peft
 import pytest
 import torch
 
-from tests.weights.peft_tuners.common import Case, Model, check, conv1d, conv2d, embedding, linear, truth
+from lorascope.adapt.merge import merge
+from lorascope.weights import io
+from tests.weights.peft_tuners.common import Case, Model, check, conv1d, conv2d, embedding, linear, saved, truth
 
 LAYERS = ["q", "up", "down"]
 FLOAT32 = 1e-5  # PEFT takes W's singular directions, or rounds what it makes of W, in float32: some 2⁻²³ of W's norm
@@ -106,3 +109,29 @@ DOUBLE = [
 def test_the_files_are_what_peft_merges_without_its_rounding(case, tmp_path, monkeypatch):
     in_double(monkeypatch, "deft.layer", "psoft.layer")
     check(case, tmp_path)
+
+
+MERGED = [
+    "oft",
+    "boft",
+    "hra",
+    "road_4",
+    "hira of an embedding",
+    "glora",
+    "glora vector vector vector",
+    "peanut gelu 2",
+]
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_merging_gives_what_peft_merges(name, tmp_path):
+    """Into a base in float64: weights, and the biases that go with them."""
+    case = next(case for case in CASES if case.name == name)
+    written = saved(case, tmp_path)
+    expected, before = truth(written.base, written.adapter_folder), written.base.double().state_dict()
+    model = copy.deepcopy(written.base).double()
+    merge(model, io.read(written.adapter_folder, written.checkpoint))
+    changes = {key: (value - before[key]).numpy() for key, value in model.state_dict().items()}
+    assert {key for key, change in changes.items() if change.any()} == set(expected)
+    for key, change in expected.items():
+        np.testing.assert_allclose(changes[key], change, rtol=0, atol=1e-12)  # sums in float64

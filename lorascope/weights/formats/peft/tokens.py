@@ -15,7 +15,7 @@ from lorascope.weights.formats.peft.family import Context, Family, Rest, familie
 from lorascope.weights.formats.peft.keys import body
 from lorascope.weights.support import Support
 
-TOKENS = "rows of trainable tokens, which replace the base's: ΔW depends on W: pass --base"
+TOKENS = "rows of trainable tokens, which replace the base's rows: ΔW depends on W"
 
 
 _KEY = re.compile(r"^(?:(?P<module>.+?)\.)?(?:token_adapter\.)?trainable_tokens_(?:delta|original)(?:\.[^.]+)?$")
