@@ -93,9 +93,9 @@ def test_planted_angles_come_back_on_the_side_where_they_are(rng):
     sigma = np.array([3.0, 2.0, 1.0])
     sides = [adapter(str(k), [update(name(0), side * sigma, right[k].T)]) for k, side in enumerate((u, v))]
     row = only(compare.run(sides))["modules"][0]
-    np.testing.assert_allclose(row["left"]["principal_angles"], angles, atol=1e-12)
+    np.testing.assert_allclose(row["left"]["principal_angles"], angles, rtol=0, atol=1e-12)
     expected = np.cumsum(np.cos(angles) ** 2) / np.arange(1, 4)
-    np.testing.assert_allclose(np.diag(row["left"]["phi"]), expected, atol=1e-9)
+    np.testing.assert_allclose(np.diag(row["left"]["phi"]), expected, rtol=0, atol=1e-9)
     assert row["left"]["projection_distance"] == pytest.approx(np.linalg.norm(np.sin(angles)))
     assert row["left"]["p"] < 1e-9
     assert row["right"]["p"] > 1e-3
@@ -147,7 +147,7 @@ def test_equal_singular_values_have_no_order(rng):
         assert row["left"]["phi"][1] == [None, None]
         assert row["left"]["phi_z"][1] == [None, None]
         grids.append([line for line in row["left"]["phi"] if line[0] is not None])
-    np.testing.assert_allclose(*grids, atol=1e-9)
+    np.testing.assert_allclose(*grids, rtol=0, atol=1e-9)
 
 
 def test_a_shared_seed_is_said_loudly_whatever_the_ranks():
@@ -257,14 +257,14 @@ def test_large_dense_updates_by_their_leading_directions(rng, monkeypatch):
     exact = compare.run([one, *full], directions=3)
     monkeypatch.setattr(subspaces, "MAX_SVD", 10)
     leading = compare.run([one, *full], directions=3)
-    np.testing.assert_allclose(leading.matrices.cosine, exact.matrices.cosine, atol=1e-12)
+    np.testing.assert_allclose(leading.matrices.cosine, exact.matrices.cosine, rtol=0, atol=1e-12)
     for found, expected in zip(leading.pairs, exact.pairs, strict=True):
         x, y = found.modules[0], expected.modules[0]
         assert x["cosine"] == pytest.approx(y["cosine"], abs=1e-12)
         # the fillers stand for the true tail
         assert x["cosine_p"] == pytest.approx(y["cosine_p"], rel=0.1, abs=1e-12)
         for which in ("left", "right"):
-            np.testing.assert_allclose(x[which]["phi"], y[which]["phi"], atol=1e-6)
+            np.testing.assert_allclose(x[which]["phi"], y[which]["phi"], rtol=0, atol=1e-6)
             for key in ("energy_of_b_in_a", "energy_of_a_in_b"):
                 assert x[which][key]["value"] == pytest.approx(y[which][key]["value"], rel=1e-6)
                 assert x[which][key]["chance"] == pytest.approx(y[which][key]["chance"], rel=1e-6)

@@ -142,7 +142,7 @@ def test_the_gauge_of_the_factors_changes_nothing(rng):
         intruders.run(adapter(lora("q", *factors)), checkpoint({"q": weight}))
         for factors in ((b, a), (-2 * b @ mix, np.linalg.solve(mix, a) / -2))
     )
-    np.testing.assert_allclose(records(one), records(other), atol=1e-9)
+    np.testing.assert_allclose(records(one), records(other), rtol=0, atol=1e-9)
 
 
 def test_the_layout_of_the_file_changes_nothing(rng):
@@ -151,14 +151,16 @@ def test_the_layout_of_the_file_changes_nothing(rng):
     plain = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
     for more in ({"transposed": True}, {"transposed": True, "embedding": True}):
         turned = intruders.run(adapter(lora("q", b, a, **more)), checkpoint({"q": weight.T}))
-        np.testing.assert_allclose(records(turned), records(plain), atol=1e-12)
+        np.testing.assert_allclose(records(turned), records(plain), rtol=0, atol=1e-12)
         assert turned.rows[0].transposed
     kernel = lora("q", b, a, kernel=(3, 5))
     convolution = intruders.run(adapter(kernel), checkpoint({"q": weight.reshape(24, 4, 3, 5)}))
-    np.testing.assert_allclose(records(convolution), records(plain), atol=1e-12)
+    np.testing.assert_allclose(records(convolution), records(plain), rtol=0, atol=1e-12)
     fused = {"experts": np.stack([flat(rng, 24, 60), weight, flat(rng, 24, 60)])}
     expert = lora("experts[1]", b, a, base_weight="experts.weight", expert=1)
-    np.testing.assert_allclose(records(intruders.run(adapter(expert), checkpoint(fused))), records(plain), atol=1e-12)
+    np.testing.assert_allclose(
+        records(intruders.run(adapter(expert), checkpoint(fused))), records(plain), rtol=0, atol=1e-12
+    )
 
 
 def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says(rng):
@@ -167,7 +169,7 @@ def test_a_tuned_checkpoint_says_what_the_adapter_that_made_it_says(rng):
     whole = intruders.run(checkpoint({"q": weight + b @ a}), checkpoint({"q": weight}))
     assert whole.rows[0].method == "dense"
     left_out = [[row[:3] for row in rows] for rows in records(factored)]
-    np.testing.assert_allclose(records(whole), left_out, atol=1e-9)
+    np.testing.assert_allclose(records(whole), left_out, rtol=0, atol=1e-9)
     one, other = factored.rows[0].prediction, whole.rows[0].prediction
     assert other.value == pytest.approx(one.value)
     assert other.alignment == pytest.approx(one.alignment)
@@ -198,7 +200,7 @@ def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing(rng):
         weight = (u @ turn * sigma) @ (v @ turn).T
         result = intruders.run(adapter(lora("q", b, a)), checkpoint({"q": weight}))
         seen.append(records(result))
-    np.testing.assert_allclose(*seen, atol=1e-8)
+    np.testing.assert_allclose(*seen, rtol=0, atol=1e-8)
     assert (result.rows[0].base_rank, result.rows[0].equal_singular_values) == (23, 2)
     texts = " ".join(finding.text for finding in result.findings)
     assert "equal singular values" in texts
@@ -289,10 +291,10 @@ def test_the_arms_are_what_they_say():
             cut = (point["lambda"] - 1) * (u[:, :number] * s[:number]) @ vh[:number]
             moved = changes[name] - trained
             if point["arm"] == "intruder":
-                np.testing.assert_allclose(moved, cut, atol=1e-8)
+                np.testing.assert_allclose(moved, cut, rtol=0, atol=1e-8)
             elif point["arm"] == "shrink":
                 norm = np.linalg.norm(trained + cut)
-                np.testing.assert_allclose(changes[name], trained * norm / np.linalg.norm(trained), atol=1e-8)
+                np.testing.assert_allclose(changes[name], trained * norm / np.linalg.norm(trained), rtol=0, atol=1e-8)
             elif point["arm"] == "step":
                 far = min(np.linalg.norm(cut), np.linalg.norm(trained))
                 assert np.linalg.norm(moved) == pytest.approx(far)
@@ -302,7 +304,9 @@ def test_the_arms_are_what_they_say():
                 assert np.linalg.matrix_rank(moved, tol=1e-8) == number
             else:
                 at = slice(number, 2 * number)  # the next ones, which are no intruders
-                np.testing.assert_allclose(moved, (point["lambda"] - 1) * (u[:, at] * s[at]) @ vh[at], atol=1e-8)
+                np.testing.assert_allclose(
+                    moved, (point["lambda"] - 1) * (u[:, at] * s[at]) @ vh[at], rtol=0, atol=1e-8
+                )
     whole = dataclasses.replace(result, intervention=made)
     json.dumps(whole.to_json(), allow_nan=False)
     assert "Scaling the intruders" in terminal.render(Page("x", whole.blocks()), width=120, color=False)

@@ -82,7 +82,7 @@ def test_lengths_are_kept_as_by_a_gaussian_matrix(name):
     ratios = [np.linalg.norm(projection(name, rows, columns, seed).apply(x)) / np.linalg.norm(x) for seed in range(60)]
     spread = 1 / np.sqrt(2 * rows)
     if name == "orthonormal":
-        np.testing.assert_allclose(ratios, 1, atol=1e-12)
+        np.testing.assert_allclose(ratios, 1, rtol=0, atol=1e-12)
         return
     # A mean of 60 lies within 5 of its standard errors; a structured or sparse P spreads up to 3 times as far
     # (columns of 55 entries overlap in few rows), never as far as leaving out √(D/n) would put it: 1 against 0.86.
@@ -93,7 +93,7 @@ def test_lengths_are_kept_as_by_a_gaussian_matrix(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_columns_have_unit_length(name):
     lengths = np.linalg.norm(matrix(projection(name, 3000, 50, 1)), axis=0)
-    np.testing.assert_allclose(lengths, 1, atol=5 / np.sqrt(2 * 3000))  # five deviations of a Gaussian column's
+    np.testing.assert_allclose(lengths, 1, rtol=0, atol=5 / np.sqrt(2 * 3000))  # five deviations of a Gaussian column's
 
 
 def test_other_seeds_are_other_projections():

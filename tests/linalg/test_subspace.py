@@ -23,16 +23,16 @@ def test_planted_angles_small_and_near_right(rng):
     """arccos alone gives 0 or 1.5e-8 for the first; arcsin alone loses the last in the same way."""
     angles = np.array([1e-9, 1e-4, 0.3, np.pi / 4, 1.2, np.pi / 2 - 1e-9])
     u, v = planted(rng, angles, 40)
-    np.testing.assert_allclose(subspace.principal_angles(u, v), angles, atol=2e-15)  # a few eps
+    np.testing.assert_allclose(subspace.principal_angles(u, v), angles, rtol=0, atol=2e-15)  # a few eps
     wide = np.concatenate([v, orthonormal(rng, 40, 40)[:, :0]], axis=1)
-    np.testing.assert_allclose(subspace.principal_angles(wide, u[:, :]), angles, atol=2e-15)
+    np.testing.assert_allclose(subspace.principal_angles(wide, u[:, :]), angles, rtol=0, atol=2e-15)
 
 
 def test_angles_of_subspaces_of_different_dimension(rng):
     frame = orthonormal(rng, 30, 7)
     inside, outside = frame[:, :2], frame[:, 6:]
     found = subspace.principal_angles(frame[:, :6] @ orthonormal(rng, 6, 6), np.concatenate([inside, outside], axis=1))
-    np.testing.assert_allclose(found, [0, 0, np.pi / 2], atol=2e-15)
+    np.testing.assert_allclose(found, [0, 0, np.pi / 2], rtol=0, atol=2e-15)
 
 
 def test_overlaps_against_dense_formulas(rng):
@@ -81,9 +81,9 @@ def test_one_update_in_two_gauges(rng, gauge):
     b = subspace.bases(Factored(left @ gauge, np.linalg.solve(gauge, right)))
     assert subspace.cosine(a, b) == pytest.approx(1, abs=1e-12)
     for u, v in ((a.left, b.left), (a.right, b.right)):
-        np.testing.assert_allclose(u.T @ u, np.eye(4), atol=1e-12)
+        np.testing.assert_allclose(u.T @ u, np.eye(4), rtol=0, atol=1e-12)
         # eps times the condition of the gauge
-        np.testing.assert_allclose(subspace.principal_angles(u, v), 0, atol=1e-10)
+        np.testing.assert_allclose(subspace.principal_angles(u, v), 0, rtol=0, atol=1e-10)
 
 
 def test_what_is_only_rounding_is_no_direction(rng):
@@ -92,7 +92,7 @@ def test_what_is_only_rounding_is_no_direction(rng):
     found = subspace.bases(Factored(left, right))
     u = np.linalg.svd(left @ right)[0][:, :2]
     assert found.rank == 2
-    np.testing.assert_allclose(found.left @ found.left.T, u @ u.T, atol=1e-12)
+    np.testing.assert_allclose(found.left @ found.left.T, u @ u.T, rtol=0, atol=1e-12)
     rounded = Factored(left.astype(np.float32).astype(float), right)
     assert subspace.bases(rounded, 2**-23).rank == 2
     assert subspace.bases(Factored(np.zeros((5, 2)), np.ones((2, 3)))).rank == 0
@@ -107,11 +107,11 @@ def test_repeated_singular_values_are_told():
 def test_dense_matrices_and_the_row_side_of_a_factor(rng):
     matrix = rng.standard_normal((12, 9))
     found = subspace.bases(matrix)
-    np.testing.assert_allclose(found.left * found.sigma @ found.right.T, matrix, atol=1e-13)
+    np.testing.assert_allclose(found.left * found.sigma @ found.right.T, matrix, rtol=0, atol=1e-13)
     a = rng.standard_normal((3, 20))
     v, sigma = subspace.row_basis(a)
     np.testing.assert_allclose(sigma, np.linalg.svd(a)[1], rtol=1e-12)
-    np.testing.assert_allclose(v @ v.T, np.linalg.pinv(a) @ a, atol=1e-12)
+    np.testing.assert_allclose(v @ v.T, np.linalg.pinv(a) @ a, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -131,6 +131,6 @@ def test_torch_tensors_give_the_same_numbers(rng):
     s, t = (subspace.bases(Factored(*map(torch.from_numpy, one))) for one in (x, y))
     assert subspace.cosine(s, t) == pytest.approx(subspace.cosine(a, b), rel=1e-10)
     expected = subspace.principal_angles(a.left, b.left)
-    np.testing.assert_allclose(subspace.principal_angles(s.left, t.left).numpy(), expected, atol=1e-13)
+    np.testing.assert_allclose(subspace.principal_angles(s.left, t.left).numpy(), expected, rtol=0, atol=1e-13)
     grids = subspace.overlap_grid(s.left.T @ t.left).numpy(), subspace.overlap_grid(a.left.T @ b.left)
-    np.testing.assert_allclose(*grids, atol=1e-13)
+    np.testing.assert_allclose(*grids, rtol=0, atol=1e-13)

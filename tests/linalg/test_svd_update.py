@@ -54,25 +54,25 @@ def test_leading_triplets_of_a_low_rank_change(rng, m, n, spectrum):
     known = decompose(weight)
     found = changed.leading(known, weight, bases(delta), 8)
     u, s, vh = np.linalg.svd(weight + delta.dense())
-    np.testing.assert_allclose(found.sigma, s[:8], atol=found.error + 1e-12)
+    np.testing.assert_allclose(found.sigma, s[:8], rtol=0, atol=found.error + 1e-12)
     assert found.error < 1e-6 * s[0]
     assert found.energy == pytest.approx(np.sum(s**2), rel=1e-12)
     assert found.method == ("low rank" if min(m, n) > 320 else "dense")
     left, right = changed.vectors(known, weight, bases(delta), found)
     # A vector is good to residual over gap: 1e-10 over the smallest gap of 8 of 400 values.
-    np.testing.assert_allclose(np.abs(np.sum(left * u[:, :8], axis=0)), 1, atol=1e-6)
-    np.testing.assert_allclose(np.abs(np.sum(right * vh[:8].T, axis=0)), 1, atol=1e-6)
+    np.testing.assert_allclose(np.abs(np.sum(left * u[:, :8], axis=0)), 1, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.abs(np.sum(right * vh[:8].T, axis=0)), 1, rtol=0, atol=1e-6)
     a, s0, bh = np.linalg.svd(weight, full_matrices=False)
     there = s0 > 1e-7 * s0[0]
     np.testing.assert_allclose(
-        known.cosines(found.left).max(axis=0), np.abs(a[:, there].T @ u[:, :8]).max(axis=0), atol=1e-6
+        known.cosines(found.left).max(axis=0), np.abs(a[:, there].T @ u[:, :8]).max(axis=0), rtol=0, atol=1e-6
     )
     np.testing.assert_allclose(
-        known.cosines(found.right).max(axis=0), np.abs(bh[there] @ vh[:8].T).max(axis=0), atol=1e-6
+        known.cosines(found.right).max(axis=0), np.abs(bh[there] @ vh[:8].T).max(axis=0), rtol=0, atol=1e-6
     )
     own = bases(delta)
-    np.testing.assert_allclose(found.change_left, own.left.T @ left, atol=1e-9)
-    np.testing.assert_allclose(found.change_right, own.right.T @ right, atol=1e-9)
+    np.testing.assert_allclose(found.change_left, own.left.T @ left, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found.change_right, own.right.T @ right, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("m", "n"), [(50, 70), (70, 50)])
@@ -82,14 +82,14 @@ def test_a_dense_change_is_the_same_change(rng, m, n):
     one = changed.leading(known, weight, bases(delta), 5)
     other = changed.leading(known, weight, delta.dense(), 5)
     np.testing.assert_allclose(one.sigma, other.sigma, rtol=1e-12)
-    np.testing.assert_allclose(np.abs(one.left), np.abs(other.left), atol=1e-9)
-    np.testing.assert_allclose(np.abs(one.right), np.abs(other.right), atol=1e-9)
+    np.testing.assert_allclose(np.abs(one.left), np.abs(other.left), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(np.abs(one.right), np.abs(other.right), rtol=0, atol=1e-9)
     for mine, theirs in zip(
         changed.vectors(known, weight, bases(delta), one),
         changed.vectors(known, weight, delta.dense(), other),
         strict=True,
     ):
-        np.testing.assert_allclose(np.abs(np.sum(mine * theirs, axis=0)), 1, atol=1e-10)
+        np.testing.assert_allclose(np.abs(np.sum(mine * theirs, axis=0)), 1, rtol=0, atol=1e-10)
 
 
 def test_a_missed_eigenvalue_is_noticed():
@@ -112,17 +112,17 @@ def test_equal_singular_values_are_one_subspace(rng, p):
     turn[1:4, 1:4] = haar(rng, 3)
     weight = (u * sigma) @ v.T
     again = ((u @ turn) * sigma) @ (v @ turn).T  # the same matrix from another basis of the tie
-    np.testing.assert_allclose(weight, again, atol=1e-12)
+    np.testing.assert_allclose(weight, again, rtol=0, atol=1e-12)
     known = decompose(weight)
     assert np.bincount(known.clusters)[:4].tolist() == [1, 3, 1, 1]
     none = changed.leading(known, weight, bases(Factored(np.zeros((p, 1)), np.zeros((1, p)))), 5)
-    np.testing.assert_allclose(known.cosines(none.left).max(axis=0), 1, atol=1e-9)
+    np.testing.assert_allclose(known.cosines(none.left).max(axis=0), 1, rtol=0, atol=1e-9)
     delta = change(rng, p, p, 2)
     cosines = [
         k.cosines(changed.leading(k, w, bases(delta), 6).left).max(axis=0)
         for w, k in ((weight, known), (again, decompose(again)))
     ]
-    np.testing.assert_allclose(*cosines, atol=1e-8)
+    np.testing.assert_allclose(*cosines, rtol=0, atol=1e-8)
 
 
 def test_a_multiple_of_the_identity_has_no_direction_of_its_own(rng):
@@ -130,7 +130,7 @@ def test_a_multiple_of_the_identity_has_no_direction_of_its_own(rng):
     weight = 2 * np.eye(50)
     known = decompose(weight)
     found = changed.leading(known, weight, bases(change(rng, 50, 50, 2, 30.0)), 5)
-    np.testing.assert_allclose(known.cosines(found.left), 1, atol=1e-12)
+    np.testing.assert_allclose(known.cosines(found.left), 1, rtol=0, atol=1e-12)
 
 
 def test_refusals(rng):

@@ -31,9 +31,9 @@ def test_the_bases_are_singular_vectors_of_the_weight(make, basis):
     sigma = sigma[:R] if basis == "top" else sigma[-R:]
     b, a = delta.B.numpy(), delta.A.numpy()
     # float64: singular values of size one, and the vectors belong to them: W Aᵀ = B Σ²
-    np.testing.assert_allclose(b.T @ b, np.eye(R), atol=1e-12)
-    np.testing.assert_allclose(a @ a.T, np.diag(sigma**2), atol=1e-12)
-    np.testing.assert_allclose(weight.detach().numpy() @ a.T, b * sigma**2, atol=1e-12)
+    np.testing.assert_allclose(b.T @ b, np.eye(R), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(a @ a.T, np.diag(sigma**2), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(weight.detach().numpy() @ a.T, b * sigma**2, rtol=0, atol=1e-12)
     assert (b[np.abs(b).argmax(0), np.arange(R)] > 0).all()  # the sign that is ours to choose
 
 
@@ -44,7 +44,9 @@ def test_with_the_identity_as_core_it_is_the_truncated_weight():
         injected.layers["0"].delta.R.copy_(torch.eye(R))
     u, sigma, vh = np.linalg.svd(layer.weight.detach().numpy())
     best = (u[:, :R] * sigma[:R]) @ vh[:R]
-    np.testing.assert_allclose(injected.layers["0"].delta.weight().numpy(), best, atol=1e-12)  # float64 rounding
+    np.testing.assert_allclose(
+        injected.layers["0"].delta.weight().numpy(), best, rtol=0, atol=1e-12
+    )  # float64 rounding
 
 
 def test_the_bases_depend_on_no_seed_and_the_core_does():

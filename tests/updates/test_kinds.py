@@ -10,16 +10,16 @@ def test_dora_at_its_start_changes_nothing_but_the_lengths():
     rng = np.random.default_rng(0)
     base = rng.standard_normal((5, 7))
     roles = {"A": rng.standard_normal((2, 7)), "B": np.zeros((5, 2)), "m": np.linalg.norm(base, axis=1)}
-    np.testing.assert_allclose(kinds.get("magnitude").delta(roles, 2.0, base), 0, atol=1e-15)  # m · w / ‖w‖ − w
+    np.testing.assert_allclose(kinds.get("magnitude").delta(roles, 2.0, base), 0, rtol=0, atol=1e-15)  # m · w / ‖w‖ − w
     doubled = kinds.get("magnitude").delta({**roles, "m": 2 * roles["m"]}, 2.0, base)
-    np.testing.assert_allclose(doubled, base, atol=1e-14)
+    np.testing.assert_allclose(doubled, base, rtol=0, atol=1e-14)
 
 
 def test_direction_is_the_low_rank_part():
     rng = np.random.default_rng(0)
     roles = {"A": rng.standard_normal((2, 7)), "B": rng.standard_normal((5, 2)), "m": rng.random(5)}
     direction = Magnitude().direction(roles, 0.5)
-    np.testing.assert_allclose(direction.dense(), 0.5 * roles["B"] @ roles["A"], atol=1e-15)
+    np.testing.assert_allclose(direction.dense(), 0.5 * roles["B"] @ roles["A"], rtol=0, atol=1e-15)
     assert Magnitude().direction({"m": roles["m"]}) is None
 
 

@@ -138,7 +138,7 @@ def test_conv1d_is_a_map_stored_transposed(rng, tmp_path):
     tuned = write(tmp_path / "tuned", {"transformer.h.0.attn.c_attn.weight": w + change})
     pair = one(pairs(base, tuned), "h.0.attn.c_attn")
     assert (pair.shape, pair.transposed) == ((12, 4), True)
-    np.testing.assert_allclose(difference(pair).matrix, change.T, atol=1e-6)
+    np.testing.assert_allclose(difference(pair).matrix, change.T, rtol=0, atol=1e-6)
 
 
 def test_one_side_stored_transposed_is_turned_and_square_maps_by_their_numbers(rng, tmp_path):
@@ -151,7 +151,7 @@ def test_one_side_stored_transposed_is_turned_and_square_maps_by_their_numbers(r
     matched = pairs(write(tmp_path / "base", w), write(tmp_path / "tuned", turned))
     for name in ("h.0.attn.c_attn", "h.0.attn.c_proj"):
         found = difference(one(matched, name))
-        np.testing.assert_allclose(found.matrix, 0.01, atol=1e-6)
+        np.testing.assert_allclose(found.matrix, 0.01, rtol=0, atol=1e-6)
         assert any("turned" in note for note in found.notes)
     assert one(matched, "h.0.ln").is_vector
 
@@ -204,7 +204,7 @@ def test_a_full_run_saved_as_an_adapter_is_a_tuned_side(rng, tmp_path):
     matched = pairs(base, tmp_path / "run")
     for name, size in (("h.0.c_fc", 1), ("wte", 2), ("h.0.c_fc.bias", 3)):
         pair = one(matched, name)
-        np.testing.assert_allclose(difference(pair).matrix, size, atol=1e-6)
+        np.testing.assert_allclose(difference(pair).matrix, size, rtol=0, atol=1e-6)
         assert pair.is_vector == (name == "h.0.c_fc.bias")
     assert one(matched, "h.0.c_fc").shape == (6, 4)
     assert reasons(matched) == {"classifier.weight": "only in the tuned file"}
@@ -240,4 +240,4 @@ def test_a_pickle_is_read_in_rows_as_well(tmp_path):
     matched = pairs(tmp_path / "base", tmp_path / "tuned")
     assert len(matched.pairs) == 3
     for pair in matched.pairs:
-        np.testing.assert_allclose(difference(pair).matrix, 1, atol=1e-6)
+        np.testing.assert_allclose(difference(pair).matrix, 1, rtol=0, atol=1e-6)

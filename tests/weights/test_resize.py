@@ -84,8 +84,8 @@ def test_peft_and_our_reader_give_exactly_the_truncated_update(rule, tmp_path):
     for name in kept:
         expected = best(deltas[name], ranks[name])
         tolerance = 1e-6 * np.abs(expected).max()
-        np.testing.assert_allclose(ours[name], expected, atol=tolerance)
-        np.testing.assert_allclose(theirs[name], expected, atol=tolerance)
+        np.testing.assert_allclose(ours[name], expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(theirs[name], expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,9 @@ def test_every_kind_becomes_a_plain_lora(config, tmp_path):
     assert set(ranks.values()) == {2}
     found = with_peft(tmp_path / "small")
     for name, delta in deltas.items():
-        np.testing.assert_allclose(found[name], best(delta, 2), atol=2e-6 * np.abs(delta).max())  # float32 factors
+        np.testing.assert_allclose(
+            found[name], best(delta, 2), rtol=0, atol=2e-6 * np.abs(delta).max()
+        )  # float32 factors
     if config.peft_type == "IA3":  # its scaling acts on the output, the bias included
         loaded = PeftModel.from_pretrained(tiny(), tmp_path / "small").merge_and_unload()
         truth = peft_model.merge_and_unload().layers[0].q_proj.bias
@@ -245,7 +247,9 @@ def test_every_format_resized_and_read_again(format, builder, tmp_path):
         delta = example.deltas[name]
         expected = best(delta, 1)
         scale = np.abs(delta).max()
-        np.testing.assert_allclose(dense(again[name].delta()), expected, atol=10 * example.tolerance + 1e-9 * scale)
+        np.testing.assert_allclose(
+            dense(again[name].delta()), expected, rtol=0, atol=10 * example.tolerance + 1e-9 * scale
+        )
 
 
 class Convolutions(torch.nn.Module):
