@@ -1,8 +1,10 @@
 """Tuners whose ΔW is in the saved file, with its config."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from peft import (
@@ -11,6 +13,7 @@ from peft import (
     DeloraConfig,
     FourierFTConfig,
     GraloraConfig,
+    LoraConfig,
     MissConfig,
     PveraConfig,
     RandLoraConfig,
@@ -20,8 +23,14 @@ from peft import (
     WaveFTConfig,
 )
 from peft.tuners.c3a.utils import get_circulant_fast
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
+from peft.tuners.lora.variants import QALoraLinearVariant
+from safetensors.torch import save_file
+from torch import nn
 
-from tests.weights.peft_tuners.common import Case, check, conv1d
+from lorascope.updates.base import dense, kinds
+from lorascope.weights import io
+from tests.weights.peft_tuners.common import Case, check, conv1d, saved
 
 LAYERS = ["q", "up", "down"]
 
@@ -62,6 +71,8 @@ def fourier_in_double():
 
 
 WAVES = {"base": True, "says": "drawn again", "tolerance": 1e-11}
+BLOCKS = BdLoraConfig(target_modules_bd_a=["down"], target_modules_bd_b=["1.q"], nblocks=2, match_strict=False)
+MONTECLORA = MontecloraConfig(num_samples=3, buffer_size=2)
 FOURIER = {"base": True, "says": "drawn again", "widened": fourier_in_double}
 CASES = [
     Case("delora", lambda: DeloraConfig(r=3, target_modules=LAYERS, delora_lambda=7)),
@@ -109,8 +120,48 @@ CASES = [
         for name in ("db1", "db2", "db7", "sym4", "coif1", "coif4")
     ),
     Case("waveft conv1d", lambda: waveft(n_frequency_pattern={"up": 30}, wavelet_family="db3"), conv1d, **WAVES),
+    Case("bd-lora", lambda: LoraConfig(r=4, target_modules=LAYERS, use_bdlora=BLOCKS)),
+    Case("velora", lambda: LoraConfig(r=4, target_modules=LAYERS, velora_config=VeloraConfig(num_groups=4))),
+    Case("monteclora", lambda: LoraConfig(r=4, target_modules=LAYERS, monteclora_config=MONTECLORA), says="mean"),
+    # PEFT takes the trailing directions away in float32, which rounds W: 1e-6 of ‖W‖, and ΔW is a part of it.
+    Case("kasa", lambda: LoraConfig(r=3, target_modules=LAYERS, kasa_config=KasaConfig()), base=True, tolerance=3e-6),
     Case("waveft sparse", lambda: waveft(use_idwt=False, proportional_parameters=True), base=True),
 ]
+
+
+def test_qalora_is_what_peft_s_layer_computes(tmp_path):
+    """PEFT has it for GPTQ's layers alone, and does not merge it: the layer's own forward, asked for each input."""
+    torch.manual_seed(0)
+    a, b = nn.Linear(3, 2, bias=False).double(), nn.Linear(2, 8, bias=False).double()
+    layer = SimpleNamespace(
+        lora_A={"x": a}, lora_B={"x": b}, lora_dropout={"x": nn.Identity()}, scaling={"x": 1.5},
+        qalora_group_size={"x": 4}, in_features=12, training=False,
+    )  # fmt: skip
+    inputs = torch.eye(12, dtype=torch.float64)
+    expected = QALoraLinearVariant.forward(layer, "x", inputs, torch.zeros(12, 8, dtype=torch.float64)).T
+    keys = {"base_model.model.q.lora_A.weight": a.weight, "base_model.model.q.lora_B.weight": b.weight}
+    save_file({key: value.detach() for key, value in keys.items()}, tmp_path / "adapter_model.safetensors")
+    options = {"use_qalora": True, "qalora_group_size": 4}
+    LoraConfig(r=2, lora_alpha=3, target_modules=["q"], **options).save_pretrained(tmp_path)
+    adapter = io.read(tmp_path)
+    assert adapter.source.method == "QALoRA"
+    found = dense(adapter.updates["q"].delta())
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=1e-15)
+
+
+def test_kasa_is_known_without_its_config_and_without_the_base(tmp_path):
+    """Then its trained part alone is B·diag·A, not B·A."""
+    config = LoraConfig(r=3, lora_alpha=3, target_modules=["q"], kasa_config=KasaConfig())
+    written = saved(Case("kasa", lambda: config), tmp_path)
+    (written.adapter_folder / "adapter_config.json").unlink()
+    adapter = io.read(written.adapter_folder)
+    for name, update in adapter.updates.items():
+        layer = written.model.get_submodule(f"base_model.model.{name}")
+        trained = layer.lora_variant["default"]._get_delta_weight(layer, "default").detach().numpy()
+        found = kinds.get(update.kind).direction(update.read(), update.scale).dense()
+        np.testing.assert_allclose(found, trained, rtol=0, atol=1e-6)  # which PEFT computes in float32
+    assert len(adapter.updates) == 2
+    assert adapter.source.method == "KaSA"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -16,6 +16,7 @@ from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.experts import are_experts, read_experts
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
+from lorascope.weights.formats.peft.lora_variants import MONTECLORA, in_loras_shape
 from lorascope.weights.formats.peft.merged import enabled, merged_linear
 from lorascope.weights.formats.peft.scales import scale_fields
 from lorascope.weights.support import Support
@@ -32,12 +33,9 @@ _FIELDS = """
 """
 # Fields that change what A and B mean, so that ΔW is no longer s·B·A.
 _CHANGES_DELTA = {
-    "use_qalora": "QALoRA pools the input, so A has another width than the weight",
-    "use_bdlora": "BD-LoRA's factors are block diagonal",
-    "kasa_config": "KaSA changes the base weight and puts a diagonal between A and B",
-    "monteclora_config": "MonteCLoRA samples around A and B",
     "arrow_config": "Arrow routes each token through several adapters",
 }
+_VARIANTS = {"use_qalora": "QALoRA", "use_bdlora": "BD-LoRA"}
 # Initialisations that subtract something from the base weight, so that A and B do not belong to the original base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STARTS_IN_W = ("pissa", "olora")  # kinds of update whose formula subtracts the start from W again
@@ -49,20 +47,22 @@ B_BIAS = "the bias of B: it adds scale · bias to the output, in addition to the
 class LoRA(Family):
     """A and B of linear maps, Conv1D, convolutions and fused experts."""
 
-    peft_types = {"LORA": frozenset({"low_rank", "magnitude", "pissa", "olora"})}
+    peft_types = {"LORA": frozenset({"low_rank", "magnitude", "pissa", "olora", "kasa"})}
     methods = {"low_rank": "LoRA", "magnitude": "DoRA", "pissa": "PiSSA", "olora": "OLoRA"}
     roles = ("lora_A", "lora_B", "lora_magnitude_vector")
     marks = frozenset({"lora_A", "lora_B"})
     with_tail = frozenset(roles)
     fields = _FIELDS
     scales = SCALES
-    kinds_written = peft_types["LORA"]
+    kinds_written = peft_types["LORA"] - {"kasa"}
     bias_reason = B_BIAS
 
     def read(self, group: Group, context: Context) -> Update:
         if blocks := enabled(context.config):
             return merged_linear(group, blocks, context.config)
-        return low_rank(group, context.config, context.base)
+        shaped, factor = in_loras_shape(group, context)
+        update = low_rank(shaped, context.config, context.base)
+        return replace(update, scale=update.scale * factor)
 
     def waits(self, group: Group, context: Context) -> bool:
         """Whether its factors are those of a parameter that fuses experts."""
@@ -79,6 +79,9 @@ class LoRA(Family):
         return not key.startswith("base_model.") and _IN_MEMORY.search(key) is not None
 
     def method_name(self, update: Update, config: Config) -> str:
+        variant = next((name for field, name in _VARIANTS.items() if config.flag(field)), None)
+        if variant is not None and update.kind == "low_rank":
+            return variant
         return "rsLoRA" if update.kind == "low_rank" and config.rslora else super().method_name(update, config)
 
     def unreadable(self, config: Config) -> str | None:
@@ -93,6 +96,8 @@ class LoRA(Family):
                 f"init_lora_weights is {init!r}: training started from a base from which the initial B·A was taken "
                 f"away; {more}"
             )
+        if config.flag("monteclora_config"):
+            notes.append(MONTECLORA)
         if config.flag("alora_invocation_tokens"):
             notes.append("activated LoRA: the update applies only after the invocation tokens")
         if config.flag("layer_replication"):
@@ -305,10 +310,9 @@ SUPPORT = (
     Support("VeLoRA", "PEFT's merge in float64", peft="LORA.velora_config"),
     Support("replicated layers", "PEFT's merge in float64", peft="LORA.layer_replication"),
     Support("PiSSA and OLoRA", "PEFT's merge in float64", base="for ΔW; B·A without", peft="LORA.init_lora_weights"),
-    Support("QALoRA", refused=_CHANGES_DELTA["use_qalora"], peft="LORA.use_qalora"),
-    Support("BD-LoRA", refused=_CHANGES_DELTA["use_bdlora"], peft="LORA.use_bdlora"),
-    Support("KaSA", refused=_CHANGES_DELTA["kasa_config"], peft="LORA.kasa_config"),
-    Support("MonteCLoRA", refused=_CHANGES_DELTA["monteclora_config"], peft="LORA.monteclora_config"),
+    Support("QALoRA", "PEFT's layer, asked for its output", peft="LORA.use_qalora"),
+    Support("BD-LoRA", "PEFT's merge in float64", peft="LORA.use_bdlora"),
+    Support("MonteCLoRA", "PEFT's merge in float64: the mean", peft="LORA.monteclora_config"),
     Support("Arrow", refused=_CHANGES_DELTA["arrow_config"], peft="LORA.arrow_config"),
     Support("EVA", "as LoRA: A starts elsewhere, ΔW = s·B·A", peft="LORA.eva_config"),
     Support("CorDA", "B·A alone, with a note: training started from another base", peft="LORA.corda_config"),

@@ -22,7 +22,11 @@ NOT_READ = {
     "adaption_": "LLaMA-Adapter", "prompt_embeddings": "prompt or prefix tuning", "prompt_encoder": "prompt tuning",
 }  # fmt: skip
 _NOT_READ = re.compile(r"(?:^|\.)(" + "|".join(map(re.escape, NOT_READ)) + r")")
-_BESIDE_LORA = ("LayerNorm tuning", "BEFT")  # what trains other parameters, and leaves A and B what they are
+_BESIDE_LORA = (
+    "LayerNorm tuning",
+    "BEFT",
+    "MonteCLoRA",
+)  # what trains other parameters, and leaves A and B what they are
 
 
 def all_families() -> list[Family]:

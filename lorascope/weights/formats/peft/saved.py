@@ -95,6 +95,8 @@ def _no_parameter(key: str, text: str) -> str | None:
     """Why a key is not a parameter that was trained whole, where it is known by itself."""
     if re.search(r"\.lora_velora_embed(\.[^.]+)?$", text):
         return "a buffer of training alone: VeLoRA's backward pass compresses activations with it, and ΔW is s·B·A"
+    if ".lora_monteclora_sampler." in f"{text}.":
+        return "a buffer of training alone: MonteCLoRA draws its noise with it, and ΔW is s·B·A"
     if method := method_not_read(key):
         return f"{method}: recognised but not supported for analysis"
     if ".original_module." in text:
