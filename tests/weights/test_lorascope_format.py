@@ -14,7 +14,7 @@ from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.drawn import Drawn
 from lorascope.weights.io import read, write
-from lorascope.weights.tensors import Combined, InMemory
+from lorascope.weights.tensors import Combined, InMemory, Mapped
 from tests.weights.examples import case_id, cases
 from tests.weights.examples_lorascope import every_sort, in_a_subspace, only_parts, put
 
@@ -50,7 +50,7 @@ def _same(found: Update, wanted: Update) -> None:
     for role, stored in wanted.roles.items():
         assert found.roles[role].dtype == stored.dtype
         # bit for bit, but for what a reader computed in float64 (a Tucker core folded in): once rounded to its dtype
-        rounding = 2.0**-24 if isinstance(stored, Combined) else 0
+        rounding = 2.0**-24 if isinstance(stored, Combined | Mapped) else 0
         np.testing.assert_allclose(found.roles[role].read(), stored.read(), rtol=rounding, atol=0)
 
 
