@@ -418,13 +418,14 @@ def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | 
 
     folder = Path(source) if isinstance(source, str | Path) else Path()
     if isinstance(base, str | Path):
-        adapter = read(source, base=adapter_base.checkpoint_of(str(base)))
+        checkpoint = adapter_base.checkpoint_of(str(base))
+        adapter = read(source, base=checkpoint)
         merging.refuse(adapter)
-        model, tokenizer = adapter_base.load_base(adapter, folder, str(base))
+        model, tokenizer = adapter_base.load_base(adapter, folder, str(base), checkpoint=checkpoint)
     else:
-        adapter, model, tokenizer = read(source), base, None
+        adapter, model, tokenizer, checkpoint = read(source), base, None, None
     seeded = adapter_base.seeded(folder) if isinstance(source, str | Path) else ()
-    report = merging.merge(model, adapter, seeded)
+    report = merging.merge(model, adapter, seeded, checkpoint)
     if output is not None:
         facts = {"adapter": adapter.source.path, "base": str(base) if isinstance(base, str | Path) else ""}
         merging.save(model, tokenizer, Path(output), report, facts)

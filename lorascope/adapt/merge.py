@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt import requantising
 from lorascope.adapt.model_parameters import ModelParameters, in_model_layout, weight_name
+from lorascope.adapt.requantising import Requantised
 from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
@@ -24,9 +26,11 @@ from lorascope.outputs import staged, write_json
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter, Rows, Skipped
 from lorascope.weights.caveats import fewer_layers, not_for_all_tokens, of_another_base
+from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft.lora import B_BIAS
 from lorascope.weights.formats.peft.tokens import TOKENS
+from lorascope.weights.quantised import Decoded
 from lorascope.weights.random_subspace import LAMBDA, THETA, subspace_of
 
 
@@ -42,6 +46,7 @@ class Merge:
         base: parameters of the base that the file held itself, and that were used.
         untied: parameters that no longer share one tensor with another.
         grown: the rows of the vocabulary before and after, where the adapter has more tokens than the base.
+        requantised: of a quantised base, what storing each sum in its codes again would lose; `requantising`: of all.
         skipped: the rest of the file, and why it is not needed.
         notes: what the reader of the adapter wants said, and whether this is its base.
     """
@@ -53,12 +58,16 @@ class Merge:
     base: list[str] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
     grown: tuple[int, int] | None = None
+    requantised: list[Requantised] = field(default_factory=list)
+    requantising: dict[str, float] | None = None
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @torch.no_grad()
-def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> Merge:
+def merge(
+    model: nn.Module, adapter: Adapter, seeded: Collection[str] = (), checkpoint: Checkpoint | None = None
+) -> Merge:
     """Put an adapter into its base model for good.
 
     A weight that two modules share (tied embeddings) is untied where only one of them changes; where both do, or the
@@ -66,6 +75,7 @@ def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> M
 
     Args:
         seeded: parameters that the base does not hold and that have the same random values as in training.
+        checkpoint: the base's files: of those that hold codes, what coding the sums again would lose is measured.
 
     Raises:
         InputError: a parameter is missing or has another shape, the adapter is more than a change of weights or belongs
@@ -90,8 +100,10 @@ def merge(model: nn.Module, adapter: Adapter, seeded: Collection[str] = ()) -> M
     for update in adapter.updates.values():  # biases first: what is added to one may depend on W as it was
         _merge_bias(params, update, adapter.source.format, done)
     for update in adapter.updates.values():
-        _merge_one(params, update, params.name(weight_name(update)) or "", keep_ties, done)
+        _merge_one(params, update, params.name(weight_name(update)) or "", keep_ties, done, checkpoint)
     _check_drawn(model, params, {*done.whole, *done.base, *seeded})
+    if sums := requantising.total(done.requantised):
+        done.requantising = dict(zip(("loss", "survives"), sums, strict=True))
     return done
 
 
@@ -189,14 +201,20 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
 # --- one parameter ----------------------------------------------------------------------------------------------------
 
 
-def _merge_one(params: ModelParameters, update: Update, name: str, keep_ties: bool, done: Merge) -> None:
+def _merge_one(
+    params: ModelParameters, update: Update, name: str, keep_ties: bool, done: Merge, checkpoint: Checkpoint | None
+) -> None:
     parameter = params.current(name)
     fused = update.expert is not None and parameter.ndim == 3
     if fused and update.expert >= parameter.shape[0]:  # type: ignore[operator]
         raise InputError(f"{name} has {parameter.shape[0]} experts", found=update.name)
     weight = parameter[update.expert] if fused else parameter
     label = f"{name}[{update.expert}]" if fused else name
-    stored, what_it_did = rounded_sum(label, weight, _delta(update, weight))
+    delta = _delta(update, weight)
+    coded = None if checkpoint is None else checkpoint.find(name)
+    if isinstance(coded, Decoded):
+        done.requantised.append(requantising.measure(label, coded, delta))
+    stored, what_it_did = rounded_sum(label, weight, delta)
     done.weights.append(what_it_did)
     if fused or keep_ties:
         weight.copy_(stored)

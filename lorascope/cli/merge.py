@@ -44,15 +44,17 @@ def merge(
     from lorascope.models import adapter_base
 
     base = base or adapter_base.base_named(adapter)
-    read = io.read(adapter, adapter_base.checkpoint_of(base), adapter_name)
+    checkpoint = adapter_base.checkpoint_of(base)
+    read = io.read(adapter, checkpoint, adapter_name)
     merging.refuse(read)
 
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of its shards, which would be drawn into logs as well
-    model, tokenizer = adapter_base.load_base(read, adapter, base, "auto" if dtype == "auto" else getattr(torch, dtype))
-    merged = merging.merge(model, read, adapter_base.seeded(adapter))
+    wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
+    model, tokenizer = adapter_base.load_base(read, adapter, base, wanted, checkpoint)
+    merged = merging.merge(model, read, adapter_base.seeded(adapter), checkpoint)
     merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
     print(summary(merged, str(merging.dtype_of(model))))
     print(f"merged model: {output}")
@@ -61,6 +63,7 @@ def merge(
 def summary(merged: "Merge", dtype: str) -> str:
     """In a few lines: sizes, the rounding loss, what else was replaced, what was skipped."""
     lines = [*(f"note: {note}" for note in merged.notes), *_weights(merged, dtype)]
+    lines += _requantising(merged)
     if merged.biases:
         lines.append(f"biases changed by an update: {len(merged.biases)}")
     if merged.whole:
@@ -90,3 +93,25 @@ def _weights(merged: "Merge", dtype: str) -> list[str]:
         f"maximum {100 * worst.rounding_loss:.2g} % ({worst.name}; "
         f"{100 * worst.unchanged:.2g} % of its modified entries unchanged after rounding)",
     ]
+
+
+def _requantising(merged: "Merge") -> list[str]:
+    """Of a quantised base: what was dequantised, and what storing the sum in its codes again would lose."""
+    weights = merged.requantised
+    if not weights:
+        return []
+    schemes = ", ".join(sorted({one.scheme for one in weights}))
+    lines = [f"dequantised from {schemes}: {len(weights)} of the merged weights, which are stored without codes"]
+    if merged.requantising is None:
+        return [*lines, "what quantising them again would lose is not computed for this scheme"]
+    loss, survives = merged.requantising["loss"], merged.requantising["survives"]
+    known = [one for one in weights if one.survives is not None]
+    least = min(known, key=lambda one: one.survives or 0.0)
+    each = f"least {100 * (least.survives or 0.0):.3g} % ({least.name})"
+    lines.append(
+        f"quantising them again would leave {100 * survives:.3g} % of ΔW, {each}, "
+        f"and add an error of {loss:.3g} times its norm"
+    )
+    if missing := len(weights) - len(known):
+        lines.append(f"not computed for {missing} of them")
+    return lines

@@ -14,10 +14,10 @@ from lorascope.models import assets
 from lorascope.models import loading as models
 from lorascope.models.card import ADAPTER_CONFIG, check_base, read_card
 from lorascope.models.config import ModelConfig
+from lorascope.models.dequantised import plain_folder, refuse_unreadable
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.io import adapter_folder
-from lorascope.weights.quantised import Decoded, Unreadable, scheme_name
 
 CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -34,45 +34,56 @@ def checkpoint_of(base: str) -> Checkpoint | None:
     """The base's files, which tell how adapters of it are meant; None where only transformers can open it.
 
     Raises:
-        InputError: the base is quantised.
+        InputError: the base is quantised in a way that is not decoded.
     """
     try:
         checkpoint = open_checkpoint(assets.resolve(base))
     except InputError:
         return None
-    odd = {name: one for name, one in checkpoint.stored.items() if isinstance(one, Decoded | Unreadable)}
-    if scheme := scheme_name(checkpoint.config):
-        pass
-    elif odd:
-        name, one = next(iter(odd.items()))
-        scheme = f"{one.scheme} ({name})" if isinstance(one, Decoded) else f"something unknown: {one.reason}"
-    if scheme:
-        raise InputError(
-            f"the base {base} is quantised with {scheme}",
-            hint="merge into the same model as it was before it was quantised: codes cannot hold the sum",
-        )
+    refuse_unreadable(checkpoint, base)
     return checkpoint
 
 
-def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | str = "auto") -> tuple[nn.Module, Any]:
+def load_base(
+    adapter: Adapter,
+    folder: Path,
+    base: str,
+    dtype: torch.dtype | str = "auto",
+    checkpoint: Checkpoint | None = None,
+) -> tuple[nn.Module, Any]:
     """The base model that the adapter belongs to, with its head, and the model's tokenizer where it has one.
+    Codes of a quantised base are turned into numbers.
 
     The card that `lorascope train` leaves beside the adapter says which head; of another writer's adapter, its task
     type does, and where it names none, the class that the base was saved from.
 
+    Args:
+        checkpoint: the base's files, as `checkpoint_of` gives them.
+
     Raises:
         InputError: the model cannot be loaded, or nothing says of what class it is.
     """
+    with plain_folder(checkpoint, base, str(dtype).removeprefix("torch.")) as place:
+        model = _loaded(adapter, folder, base, place, dtype)
+    config: Any = model.config
+    config._name_or_path = base
+    try:
+        return model, models.load_tokenizer(ModelConfig(base))
+    except (InputError, TypeError):  # some models come without one; they are merged all the same
+        return model, None
+
+
+def _loaded(adapter: Adapter, folder: Path, base: str, place: str, dtype: torch.dtype | str) -> nn.Module:
+    """The model from `place`, which holds `base`, or the numbers of its codes."""
     card = read_card(folder)
     if card is None:
-        model = _of_task(adapter, base, dtype)
-        config = ModelConfig(base)
+        model = _of_task(adapter, place, dtype)
     else:
         trained_on = card["model"]
         if trained_on.get("random_init"):
             raise InputError(f"{folder} was trained on random weights, which only its run's seed gives again")
         config = ModelConfig(
-            base, trained_on["task_type"], trained_on["head"], num_hidden_layers=trained_on.get("num_hidden_layers")
+            place, trained_on["task_type"], trained_on["head"], num_hidden_layers=trained_on.get("num_hidden_layers")
         )
         if drawn := card.get("drawn"):
             torch.manual_seed(drawn["seed"])
@@ -84,10 +95,7 @@ def load_base(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | st
         raise InputError(
             f"the base {base} is quantised", found=f"{codes[0]} holds codes", hint="give the original model"
         )
-    try:
-        return model, models.load_tokenizer(config)
-    except (InputError, TypeError):  # some models come without one; they are merged all the same
-        return model, None
+    return model
 
 
 def base_named(folder: Path) -> str:

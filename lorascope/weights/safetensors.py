@@ -32,6 +32,7 @@ MAX_HEADER = 32 << 20  # bytes, in memory some ten times that; a header of 10,00
 MAX_TENSORS = 250_000
 MAX_AXES = 32
 LONGEST_KEY = 2_000  # characters
+_WRITTEN = 1 << 23  # entries encoded at a time, of what can be read by rows
 PIECE = 1 << 18  # bytes read and decoded at a time: small enough for the second-level cache
 
 _scratch = threading.local()
@@ -285,4 +286,13 @@ def _bytes(start: bytes, tensors: Mapping[str, Stored], order: list[str]) -> Ite
     yield start
     for key in order:
         stored = tensors[key]
-        yield stored.raw().tobytes() if isinstance(stored, OnDisk) else encode(stored.read(), stored.dtype)
+        if isinstance(stored, OnDisk):
+            yield stored.raw().tobytes()
+            continue
+        rows, count = getattr(stored, "rows", None), math.prod(stored.shape)
+        if rows is None or count <= _WRITTEN:
+            yield encode(stored.read(), stored.dtype)
+            continue
+        step = max(1, _WRITTEN * stored.shape[0] // count)
+        for first in range(0, stored.shape[0], step):
+            yield encode(rows(first, min(first + step, stored.shape[0])).read(), stored.dtype)

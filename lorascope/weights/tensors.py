@@ -137,6 +137,27 @@ class OneHot:
         return values
 
 
+@dataclass(frozen=True)
+class Cast:
+    """A stored array, to be written in another dtype."""
+
+    source: Stored
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
+    def read(self) -> np.ndarray:
+        return self.source.read()
+
+    @property
+    def rows(self) -> Callable[[int, int], "Cast"] | None:
+        """Steps of the first axis, where the source has them."""
+        rows = getattr(self.source, "rows", None)
+        return None if rows is None else lambda start, stop: Cast(rows(start, stop), self.dtype)
+
+
 def reshaped(stored: Stored, *shape: int) -> Stored:
     """`stored` in another shape of the same size; itself where it has that shape already."""
     if tuple(stored.shape) == shape:
