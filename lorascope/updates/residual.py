@@ -6,8 +6,9 @@ Two kinds, by their start, which is a function of W and the rank:
     olora   S = s·Q_r R_r, r columns and rows of W = Q R                  Büyükakyüz 2024, arXiv 2406.01775, alg. 1
 
 PEFT's files with `init_lora_weights` "pissa" and "olora" hold the trained B and A; on loading PEFT takes S from W again
-(tuners/lora/layer.py of 0.21). In float32 it rounds W − S to W's dtype, which is left out here. Without the base only
-the part s·B·A is known, which is not ΔW.
+(tuners/lora/layer.py of 0.21). It takes the singular directions in float32, and rounds W − S to W's dtype: some 1e-7 of
+‖W‖, which differs between machines, and which is left out here. Of a ΔW that is a hundredth of W that is the fifth
+digit. Without the base only the part s·B·A is known, which is not ΔW.
 """
 
 from abc import abstractmethod

@@ -1,15 +1,22 @@
 """Tuners whose ΔW depends on the base's weight."""
 
 import copy
+import json
 import types
 
 import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.numpy import save_file
+from scipy.linalg import block_diag
 
+import lorascope as ls
 from lorascope.adapt.merge import merge
+from lorascope.errors import InputError
+from lorascope.updates.base import dense
 from lorascope.weights import io
+from lorascope.weights.checkpoint import open_checkpoint
 from tests.weights.peft_tuners.common import Case, Model, check, conv1d, conv2d, embedding, linear, saved, truth
 
 LAYERS = ["q", "up", "down"]
@@ -135,3 +142,90 @@ def test_merging_gives_what_peft_merges(name, tmp_path):
     assert {key for key, change in changes.items() if change.any()} == set(expected)
     for key, change in expected.items():
         np.testing.assert_allclose(changes[key], change, rtol=0, atol=1e-12)  # sums in float64
+
+
+class OnCPU:
+    """BOFT's extension for CUDA, without which PEFT takes one factor: block-diagonal matrices (N, d, d) of blocks."""
+
+    @staticmethod
+    def forward(blocks):
+        return [torch.stack([torch.block_diag(*one) for one in blocks])]
+
+
+@pytest.mark.parametrize(("factors", "side"), [(2, 4), (3, 2), (2, 6)])
+def test_boft_of_several_factors(factors, side, tmp_path, monkeypatch):
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: OnCPU)
+    layers = ["q"] if side * 2 ** (factors - 1) > 8 else ["down"]
+    config = on(peft.BOFTConfig, boft_block_size=side, boft_n_butterfly_factor=factors, target_modules=layers)
+    adapter = check(Case("boft", config, base=True), tmp_path)
+    assert next(iter(adapter.updates.values())).roles["R"].shape[0] == factors
+
+
+def test_psoft_of_a_randomised_svd(tmp_path):
+    """PEFT's directions are drawn again, in float32 as it draws them."""
+    config = on(peft.PsoftConfig, r=4, psoft_svd="lowrank", psoft_svd_lowrank_niter=3, random_seed=5)
+    check(Case("psoft", config, base=True, tolerance=FLOAT32, says="drawn again"), tmp_path)
+
+
+def old_oft(folder, config, **tensors):
+    """An adapter of PEFT before 0.16 on one square layer, and the base's W in float64."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((10, 12)).astype(np.float32)
+    (folder / "base").mkdir()
+    save_file({"l.0.q.weight": weight}, folder / "base/model.safetensors")
+    save_file({f"base_model.model.l.0.q.{name}": value for name, value in tensors.items()}, folder / "a.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", **config}))
+    base = open_checkpoint(folder / "base")
+    (update,) = io.read(folder / "a.safetensors", base).updates.values()
+    return dense(update.delta(base.of(update).read())), weight.astype(np.float64)
+
+
+def cayley(blocks):
+    skew = (blocks.astype(np.float64) - blocks.astype(np.float64).swapaxes(1, 2)) / 2
+    one = np.eye(blocks.shape[1])
+    return block_diag(*[(one - block) @ np.linalg.inv(one + block) for block in skew])
+
+
+def test_oft_of_peft_0_15_rotates_inputs_and_stretches_rows(tmp_path):
+    rng = np.random.default_rng(1)
+    blocks, s = rng.standard_normal((3, 4, 4)).astype(np.float32), rng.standard_normal((10, 1)).astype(np.float32)
+    found, weight = old_oft(tmp_path, {"r": 3, "oft_block_size": 0}, oft_r=blocks, oft_s=s)
+    np.testing.assert_allclose(found, weight @ cayley(blocks).T * s - weight, rtol=0, atol=1e-12)  # sums in float64
+
+
+def test_oft_of_peft_0_13_rotates_outputs_and_is_cut_to_them(tmp_path):
+    blocks = np.random.default_rng(2).standard_normal((3, 4, 4)).astype(np.float32)
+    found, weight = old_oft(tmp_path, {"r": 3}, oft_r=blocks)
+    expected = cayley(blocks)[:10, :10].T @ weight - weight
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # sums in float64
+
+
+def test_oft_trained_before_peft_0_18_ends_its_series_otherwise(tmp_path):
+    vectors = (np.random.default_rng(3).standard_normal((3, 6)) * 0.2).astype(np.float32)
+    config = {"oft_block_size": 4, "r": 0, "use_cayley_neumann": True, "num_cayley_neumann_terms": 4}
+    found, weight = old_oft(tmp_path, config, **{"oft_R.weight": vectors})
+    turned = []
+    for triangle in vectors.astype(np.float64):
+        skew = np.zeros((4, 4))
+        skew[np.triu_indices(4, 1)] = triangle
+        skew -= skew.T
+        turned.append(np.eye(4) + 2 * (skew + skew @ skew + skew @ skew @ skew))
+    np.testing.assert_allclose(found, weight @ block_diag(*turned).T - weight, rtol=0, atol=1e-12)
+
+
+def test_trained_tokens_are_an_update_of_the_embedding(tmp_path):
+    """PEFT's merge, for the tuner and for LoRA with trained tokens; without the base it is said what is needed."""
+    configs = {
+        "embed_tokens": on(peft.TrainableTokensConfig, token_indices=[7, 2], target_modules=["embed_tokens"]),
+        "q": on(peft.LoraConfig, r=2, target_modules=["q"], trainable_token_indices={"embed_tokens": [7, 2]}),
+    }
+    for name, config in configs.items():
+        written = saved(Case(name, config, embedding), tmp_path / name)
+        expected = truth(written.base, written.adapter_folder)
+        result = ls.analyze(written.adapter_folder, base=written.base_folder)
+        found = {module.name: module.singular_values for module in result.spectrum.rows}
+        for layer in (0, 1):
+            values = np.linalg.svd(expected[f"layers.{layer}.embed_tokens.weight"], compute_uv=False)[:2]
+            np.testing.assert_allclose(found[f"layers.{layer}.embed_tokens"], values, rtol=1e-12)
+    with pytest.raises(InputError, match="depends on W"):
+        ls.analyze(tmp_path / "embed_tokens/adapter")

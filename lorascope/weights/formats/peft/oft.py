@@ -123,9 +123,8 @@ def _old(group: Group, context: Context) -> Update:
         return np.swapaxes(cayley(skew_part(values)), -1, -2)
 
     rotations = Mapped(stored, shape, blocks)
-    if stretched is None:
-        transposed = is_transposed_by(group.module, shape[0] * shape[1], 0, config, context.base)
-        return Update(group.module, "rotation_out", {"R": rotations}, transposed=transposed)
+    if stretched is None:  # of a Linear or a convolution, which have outputs first
+        return Update(group.module, "rotation_out", {"R": rotations})
     size = math.prod(stretched.shape)
     return Update(
         group.module, "rotation", {"R": reshaped(rotations, 1, *shape), "s": reshaped(stretched, size)},
