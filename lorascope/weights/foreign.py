@@ -29,11 +29,11 @@ ENDINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 _TENSORFLOW_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 
 # What some key looks like: what the file is, and what to do.
-_OFT = "an OFT adapter (oft_R): it rotates the base's weight, ΔW = (R − I)·W, which lorascope does not compute"
 KEYS: tuple[tuple[str, str, str], ...] = (
     (r"intkey_|(^|\.)(rotate_layer|learned_source)\.", "a ReFT: it edits hidden states, and no weight", ""),
-    (r"\.oft_(R|blocks)(\.weight)?$|\.scaled_oft$", _OFT, ""),
     (r"\.adapter_layer\.|\.adapter(_[a-z]+)?\.linear_(in|out)\.", "a NeMo or Megatron adapter that is not LoRA", ""),
+    (r"\.oft_diag$", "an OFT of LyCORIS's first versions (oft_diag), which hold rotations and not what makes them", ""),
+    (r"^lora_controlnet$", "a Control-LoRA of Stability AI: a ControlNet, in part as low-rank changes of a UNet", ""),
     (r"weight_m_wdecomp", "a DoRA of NVlabs' repository (weight_m_wdecomp)", _PEFT),
     (r"(^|\.)medusa_head\.", "Medusa's heads for decoding, and no update of a weight", ""),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter: attention layers of its own, and no update of a weight", ""),

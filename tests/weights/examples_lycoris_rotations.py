@@ -70,6 +70,22 @@ def sd_scripts_oft(folder: Path) -> Example:
     return _written(folder, tensors, base, deltas)
 
 
+def sd_scripts_oft_of_parts(folder: Path) -> Example:
+    """After `networks/oft_flux.py`: the rows of each part by its own blocks, each part bounded by itself."""
+    rng = np.random.default_rng(4)
+    weight, parts = normal(rng, 12, 5), [normal(rng, 2, 2, 2) for _ in range(3)]
+    key = "oft_unet_double_blocks_0_img_attn_qkv"
+    tensors = {f"{key}.oft_blocks.{part}": blocks for part, blocks in enumerate(parts)}
+    tensors[f"{key}.alpha"] = np.array(0.5, np.float32)
+    rows = []
+    for blocks, w in zip(map(double, parts), np.split(double(weight), 3), strict=True):
+        norm = np.linalg.norm(blocks - blocks.transpose(0, 2, 1))
+        blocks = blocks * (min(norm, 0.5 * len(w)) + 1e-8) / (norm + 1e-8)
+        rows.append(block_diagonal([rotation(block) for block in blocks]).T @ w - w)
+    name = "double_blocks.0.img_attn.qkv"
+    return _written(folder, tensors, {name: weight}, {name: np.concatenate(rows)})
+
+
 def glora(folder: Path) -> Example:
     rng = np.random.default_rng(2)
     base = {"a.current": normal(rng, 6, 8), "a.first": normal(rng, 6, 8), "a.square": normal(rng, 8, 8)}
@@ -115,4 +131,4 @@ def dora_of_inputs(folder: Path) -> Example:
     return _written(folder, tensors, base, deltas)
 
 
-EXAMPLES = [onetrainer_oft, sd_scripts_oft, glora, dora_of_inputs]
+EXAMPLES = [onetrainer_oft, sd_scripts_oft, sd_scripts_oft_of_parts, glora, dora_of_inputs]

@@ -47,6 +47,7 @@ BASED = {
     "dora of lokr": {"algo": "lokr", "dim": 1, "weight_decompose": True},
     "dora of lokr, of inputs": {"algo": "lokr", "dim": 1, "weight_decompose": True, "wd_on_out": False},
     "ia3": {"algo": "ia3"},
+    "ia3 of inputs": {"algo": "ia3", "train_on_input": True},
     "oft": {"algo": "diag-oft", "dim": 4},
     "oft with factors and a bound": {"algo": "diag-oft", "dim": 4, "rescaled": True, "constraint": 0.1},
     "boft": {"algo": "boft", "dim": 2},

@@ -422,7 +422,8 @@ def test_foreign_files_are_named_for_what_they_are(name, said, by_folder, tmp_pa
     ("keys", "config", "said"),
     [
         (["l.0.q.weight"], {"config": {"reduction_factor": 4}, "name": "x"}, "AdapterHub"),
-        (["base_model.model.blocks.0.to_q.oft_R.weight"], None, "OFT"),
+        (["lora_unet_x.oft_diag"], None, "first versions"),
+        (["lora_controlnet", "input_blocks.1.0.up"], None, "Control-LoRA"),
         (["medusa_head.0.0.linear.weight", "medusa_head.0.1.weight"], None, "Medusa"),
         (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], None, "IP-Adapter"),
         (["emb_params"], None, "textual inversion"),

@@ -8,6 +8,8 @@ Without it, and without `.alpha` tensors, alpha is the rank and the scale 1, whi
     ….attn1.processor.to_q_lora.down.weight      ….attn1.to_q.lora.down.weight
     text_encoder.….q_proj.lora_linear_layer.down.weight
 
+Next to a pair OneTrainer's files for ComfyUI keep `.dora_scale`, ai-toolkit's `.magnitude`: DoRA, as in `kohya.py`.
+
 A module's name is its path in the pipeline, the component first.
 """
 
@@ -52,6 +54,7 @@ _SPELLINGS = tuple(
         r"(?P<module>.+?)(?:\.processor)?\.(?P<projection>\w+)_lora\.(?P<other>alpha)",
         r"(?P<module>.+?)(?:\.lora(?:_linear_layer)?)?\.(?P<other>alpha)",
         r"(?P<module>.+)\.(?P<other>lora_magnitude_vector)(?:\.weight)?",
+        r"(?P<module>.+)\.(?P<other>dora_scale|magnitude)",
         r"(?P<module>.+)\.(?P<other>lora_B(?:\.default)?\.bias)",
     )
 )
@@ -209,7 +212,8 @@ def _update(group: KeyGroup, ledger: Ledger, settings: Settings) -> Update:
     if "lora_magnitude_vector" in group:
         kind, roles = "magnitude", {**roles, "m": _magnitude(group, ledger, d_out)}
     group.skip(ledger, B_BIAS, ("lora_B.bias", "lora_B.default.bias"))
-    return Update(group.module, kind, roles, scale, kernel=kernel_of(down))
+    update = Update(group.module, kind, roles, scale, kernel=kernel_of(down))
+    return kohya.decomposed(group, ledger, update) if kind == "low_rank" else update
 
 
 def _magnitude(group: KeyGroup, ledger: Ledger, d_out: int) -> Stored:
@@ -225,11 +229,11 @@ def _method(updates: Mapping[str, Update], settings: Settings) -> str:
     def name(update: Update) -> str:
         config_and_path = settings.find(update.name)
         plain = "rsLoRA" if config_and_path is not None and config_and_path[0].rslora else "LoRA"
-        return "DoRA" if update.kind == "magnitude" else plain
+        return "DoRA" if update.kind in kohya.DORA else plain
 
     return " + ".join(sorted(set(map(name, updates.values()))))
 
 
 formats.register("diffusers")(Diffusers())
 
-SUPPORT = (Support("diffusers", "the writer's formula in float64"),)
+SUPPORT = (Support("diffusers, ComfyUI and XLabs' names", "the writer's formula in float64", base="for ΔW of DoRA"),)

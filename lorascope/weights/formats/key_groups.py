@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
 
+MOST_PARTS = 8  # of a fused projection; FLUX has four
+
+
 @dataclass(frozen=True)
 class KeyGroup:
     """The keys of one module: what follows its name -> the whole key."""

@@ -24,6 +24,7 @@ from lorascope.inputs import parse_json
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.key_groups import (
+    MOST_PARTS,
     KeyGroup,
     alpha_scale,
     by_module,
@@ -40,9 +41,11 @@ from lorascope.weights.tensors import Combined, reshaped
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-MOST_PARTS = 8  # of a fused projection; FLUX has four
 PARTS = tuple(f"lora_{side}.{part}.weight" for side in ("down", "up") for part in range(MOST_PARTS))
-SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "scalar", *PARTS)
+SUFFIXES = (
+    *("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "magnitude", "scalar"),
+    *PARTS,
+)
 PREFIXES = (
     *("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_prior_unet_", "lycoris_"),
     *("lora_transformer_", "lora_transformer_2_", "lora_prior_", "oft_unet_", "oft_te_", "oft_te1_", "oft_te2_"),
@@ -50,7 +53,7 @@ PREFIXES = (
 LYCORIS_SUFFIXES = (  # what only LyCORIS writes: with one of these the whole file is LyCORIS's
     *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
     *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-    *("diff", "diff_b", "w_norm", "b_norm", "on_input", "oft_blocks", "lambda_layer", "oft_R.weight"),
+    *("diff", "diff_b", "w_norm", "b_norm", "on_input", "oft_blocks", "oft_blocks.0", "lambda_layer", "oft_R.weight"),
 )
 GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")  # each alone could be a layer of some model
 LONGEST_SETTING = 300
@@ -143,19 +146,21 @@ def scalar(group: KeyGroup, ledger: Ledger) -> float:
 def decomposed(group: KeyGroup, ledger: Ledger, update: Update) -> Update:
     """The update with DoRA's magnitude on top, where the module has one: of the outputs, `dora_scale` (d_out, 1, ...),
     or of the inputs, (1, d_in, 1, ...), which is OneTrainer's default and LyCORIS's `wd_on_output=False`."""
-    stored = group.optional(ledger, "dora_scale")
+    suffix = "dora_scale" if "dora_scale" in group else "magnitude"  # the latter is ai-toolkit's, (d_out,)
+    stored = group.optional(ledger, suffix)
     if stored is None:
         return update
+    key = group.keys[suffix]
     axis = 1 if len(stored.shape) > 1 and stored.shape[0] == 1 and stored.shape[1] > 1 else 0
     sides = tuple(stored.shape)
     if any(side != 1 for side in (*sides[:axis], *sides[axis + 1 :])) or not sides:
         expected = "(d_out, 1) or (1, d_in)"
-        raise InputError(f"{group.keys['dora_scale']!r} does not fit", found=sides, expected=expected)
+        raise InputError(f"{key!r} does not fit", found=sides, expected=expected)
     lengths = reshaped(stored, sides[axis])
     if update.kind == "low_rank" and axis == 0:
         if update.roles["B"].shape[0] != sides[0]:
             expected = f"({update.roles['B'].shape[0]}, 1)"
-            raise InputError(f"{group.keys['dora_scale']!r} does not fit", found=sides, expected=expected)
+            raise InputError(f"{key!r} does not fit", found=sides, expected=expected)
         return replace(update, kind="magnitude", roles={**update.roles, "m": lengths})
     return replace(update, kind=f"dora_{update.kind}", roles={**update.roles, ("m", "m_in")[axis]: lengths})
 

@@ -267,7 +267,7 @@ def _full(group: KeyGroup, ledger: Ledger) -> Update | None:
     return Update(group.module, "dense", {"delta": flattened(diff)}, kernel=kernel_of(diff))
 
 
-def _ia3(group: KeyGroup, ledger: Ledger) -> Update | None:
+def _ia3(group: KeyGroup, ledger: Ledger) -> Update:
     """ΔW = w ⊙ W along the outputs, or the inputs where `on_input` is 1. LyCORIS stores w, the others' l is 1 + w."""
     for suffix in ("weight", "on_input"):
         if suffix not in group:
@@ -276,11 +276,7 @@ def _ia3(group: KeyGroup, ledger: Ledger) -> Update | None:
     size = math.prod(weight.shape)
     if max(weight.shape, default=0) != size:
         raise InputError(f"{group.keys['weight']!r} is not a vector", found=tuple(weight.shape))
-    on_input = number(ledger.peek(group.keys["on_input"]), group.keys["on_input"]) != 0
-    if on_input and len(weight.shape) > 2:
-        group.skip(ledger, "(IA)³ on a convolution's input channels, which the flattened kernel repeats")
-        return None
-    group.take(ledger, "on_input")
+    on_input = number(group.take(ledger, "on_input"), group.keys["on_input"]) != 0
     factor = Mapped(group.take(ledger, "weight"), (size,), lambda values: values.reshape(-1) + 1)
     return Update(group.module, "scaling", {"in_scale" if on_input else "out_scale": factor})
 
@@ -312,6 +308,7 @@ ALGORITHMS = (
     Algorithm("LoKr", LOKR, COMMON, _lokr),
     Algorithm("full", ("diff",), (), _full),
     Algorithm("OFT", ("oft_blocks",), ("rescale", "alpha"), rotations.diagonal_or_butterfly),
+    Algorithm("OFT", rotations.OFT_PARTS, ("alpha",), rotations.of_parts),
     Algorithm("OFTv2", rotations.OFT_V2, rotations.OFT_V2_OTHERS, rotations.oft_v2),
     Algorithm("GLoRA", kohya.GLORA, ("bm.weight", "alpha", "scalar"), rotations.glora),
     Algorithm(

@@ -1,6 +1,7 @@
 """The algorithms of image models whose ΔW is a function of W: OFT, BOFT and GLoRA of LyCORIS, OFTv2 of OneTrainer.
 
     .oft_blocks (k, b, b), .rescale, .alpha    LyCORIS's diag-OFT, and sd-scripts' OFT (`oft_unet_…`)
+    .oft_blocks.0, .oft_blocks.1, ...          sd-scripts' OFT of FLUX, one for each part of a fused projection
     .oft_blocks (m, k, b, b), ...              LyCORIS's BOFT
     .oft_R.weight (k, b(b−1)/2)                OneTrainer's and sd-scripts' OFTv2, after PEFT's; k = 1 where all groups
                                                of inputs share a block; `.oft_R.scaled_oft` marks scaled entries, and
@@ -18,18 +19,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.errors import InputError
-from lorascope.updates.base import Stored, Update
+from lorascope.updates.base import MAX_EXPANDED, Stored, Update
 from lorascope.updates.block_rotation import side_of
 from lorascope.weights.formats.base import Ledger
-from lorascope.weights.formats.key_groups import KeyGroup, alpha_scale, kernel_of, low_rank_roles, number
+from lorascope.weights.formats.key_groups import MOST_PARTS, KeyGroup, alpha_scale, kernel_of, low_rank_roles, number
 from lorascope.weights.support import Support
-from lorascope.weights.tensors import Mapped, flattened, reshaped
+from lorascope.weights.tensors import Combined, Mapped, flattened, reshaped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lorascope.weights.checkpoint import Checkpoint
 
+OFT_PARTS = tuple(f"oft_blocks.{part}" for part in range(MOST_PARTS))
 OFT_V2 = ("oft_R.weight",)
 _DESCRIBED = tuple(
     f"{what}_metadata" for what in ("oft_block_size", "oft_block_share", "oft_coft", "coft_eps", "scaled_oft")
@@ -41,6 +43,28 @@ SCALED = (
     "scaled OFT: its entries are divided by 2·√(b − 1), as OneTrainer does; an older node for ComfyUI divides by"
     " √(b(b − 1)/2)"
 )
+
+
+def of_parts(group: KeyGroup, ledger: Ledger) -> Update | None:
+    """sd-scripts' OFT of the parts of a fused projection, each bounded by itself; None where their blocks differ."""
+    count = max(index for index, suffix in enumerate(OFT_PARTS) if suffix in group) + 1
+    blocks = [ledger.peek(group.keys[suffix]) for suffix in OFT_PARTS[:count] if suffix in group]
+    if len({tuple(each.shape[1:]) for each in blocks}) > 1:
+        group.skip(ledger, "OFT whose parts have blocks of several sizes, which lorascope does not model")
+        return None
+    blocks = [group.take(ledger, suffix) for suffix in OFT_PARTS[:count]]
+    shape = tuple(blocks[0].shape)
+    if len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
+        raise InputError(f"{group.keys[OFT_PARTS[0]]!r} are no square blocks", found=shape, expected="(k, b, b)")
+    stored = group.optional(ledger, "alpha")
+    alpha = number(stored, group.keys["alpha"]) if stored is not None else None
+
+    def joined(*values: np.ndarray) -> np.ndarray:
+        bounded = [each if alpha is None else _bounded(each, alpha * len(each) * shape[1], True) for each in values]
+        return np.concatenate(bounded)
+
+    every = Combined(tuple(blocks), (sum(each.shape[0] for each in blocks), *shape[1:]), joined)
+    return Update(group.module, "diag_oft", {"blocks": every})
 
 
 def diagonal_or_butterfly(group: KeyGroup, ledger: Ledger) -> Update:
@@ -105,12 +129,19 @@ def oft_v2(group: KeyGroup, ledger: Ledger) -> Update:
 
 
 def of_kernel(update: Update, base: "Checkpoint | None", names: "Mapping[str, str]") -> Update:
-    """OFTv2 of a convolution turns its inputs the other way (OneTrainer's LoRAModule): R̃ of −Q is R̃ᵀ of Q."""
-    if update.kind != "oft_v2" or base is None:
+    """What the base's kernel says of a convolution: OFTv2 turns its inputs the other way (OneTrainer's LoRAModule), and
+    R̃ of −Q is R̃ᵀ of Q; the factors of (IA)³ are those of channels, each at all positions."""
+    if base is None or (update.kind != "oft_v2" and "in_scale" not in update.roles):
         return update
     weight = base.find(names.get(update.name, update.name))
-    if weight is None or len(weight.shape) != 4:
+    if weight is None or len(weight.shape) < (4 if update.kind == "oft_v2" else 3):
         return update
+    if update.kind == "scaling":
+        factors, positions = update.roles["in_scale"], math.prod(weight.shape[2:])
+        if factors.shape[0] * positions > MAX_EXPANDED:
+            return update
+        repeated = Mapped(factors, (factors.shape[0] * positions,), lambda values: np.repeat(values, positions))
+        return replace(update, roles={"in_scale": repeated}, kernel=kernel_of(weight))
     entries = update.roles["entries"]
     turned = Mapped(entries, tuple(entries.shape), lambda values: -values)
     return replace(update, roles={**update.roles, "entries": turned}, kernel=kernel_of(weight))
