@@ -23,22 +23,37 @@ def names_in_memory(config: Mapping[str, Any], names: Iterable[str]) -> dict[str
     return {str(new): name for new, name in on_disk.items() if new not in taken}
 
 
-def _renamed(config: Mapping[str, Any], names: list[str]) -> list[str | None]:
-    """The new name of each; None of one that is taken apart or joined with others."""
+def parameter_order(config: Mapping[str, Any]) -> list[str]:
+    """The names of the model's parameters in the order in which its class has them; empty where transformers does not
+    know the class that the config names, or is not there."""
+    try:
+        return [name for name, _ in _without_weights(config).named_parameters(remove_duplicate=False)]
+    except Exception:  # a config that no class takes
+        return []
+
+
+def _without_weights(config: Mapping[str, Any]) -> Any:
+    """The model that a config describes, on the meta device."""
     import torch
     import transformers
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     cls = getattr(transformers, config["architectures"][0])
     built = transformers.AutoConfig.for_model(**config)
     with torch.device("meta"):
-        model = cls(built)
+        return cls(built)
+
+
+def _renamed(config: Mapping[str, Any], names: list[str]) -> list[str | None]:
+    """The new name of each; None of one that is taken apart or joined with others."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    model = _without_weights(config)
     table = get_model_conversion_mapping(model)
     renamings = [one for one in table if isinstance(one, WeightRenaming)]
     converters = [one for one in table if isinstance(one, WeightConverter)]
     if not renamings:
         return list(names)
     there = model.state_dict()
-    renamed = (rename_source_key(name, renamings, converters, cls.base_model_prefix, there) for name in names)
+    renamed = (rename_source_key(name, renamings, converters, model.base_model_prefix, there) for name in names)
     return [new if source is None else None for new, source in renamed]

@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import lorascope as ls
@@ -48,6 +49,13 @@ def conv2d() -> nn.ModuleDict:
     return nn.ModuleDict({"q": nn.Conv2d(4, 8, 3, padding=1), "up": nn.Conv2d(8, 16, (1, 1))})
 
 
+def llama() -> LlamaForCausalLM:
+    """A model whose class transformers knows: q_proj (12, 12), v_proj (6, 12), down_proj (12, 24)."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 12, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2, vocab_size=16, initializer_range=0.3))
+
+
 class Model(nn.Module):
     """Two blocks of the same layers: `layers.0.q`, `layers.1.q`, ..."""
 
@@ -70,6 +78,7 @@ class Case:
     Attributes:
         config: makes PEFT's config.
         layers: makes a block of the base model.
+        model: makes the base model itself, one of transformers with its config.
         base: whether the reader needs the base.
         tolerance: of ‖ΔW − PEFT's‖ / ‖PEFT's‖, beside its reason where it is not that of sums.
         prepare: what is done to the PEFT model after its parameters were drawn.
@@ -81,6 +90,7 @@ class Case:
     config: Callable[[], Any]
     layers: Callable[[], nn.ModuleDict] = linear
     base: bool = False
+    model: Callable[[], Any] | None = None
     tolerance: float = SUMS
     prepare: Callable[[nn.Module], None] | None = None
     says: str = ""
@@ -94,7 +104,7 @@ class Case:
 class Saved:
     """What was written for a case: the base, PEFT's model on it, and the folders of both."""
 
-    base: Model
+    base: nn.Module
     model: PeftModel
     adapter_folder: Path
     base_folder: Path
@@ -116,9 +126,13 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
 
 def saved(case: Case, folder: Path) -> Saved:
     """The base and an adapter of the case, both saved below `folder`."""
-    base = Model(case.layers)
     (folder / "base").mkdir(parents=True)
-    save_file(base.state_dict(), folder / "base" / "model.safetensors")
+    if case.model is not None:
+        base = case.model()
+        base.save_pretrained(folder / "base")
+    else:
+        base = Model(case.layers)
+        save_file(base.state_dict(), folder / "base" / "model.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(copy.deepcopy(base), case.config())

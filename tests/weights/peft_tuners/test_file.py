@@ -19,6 +19,8 @@ from peft import (
     RandLoraConfig,
     ShiraConfig,
     SupertuningConfig,
+    TinyLoraConfig,
+    UniLoraConfig,
     VBLoRAConfig,
     WaveFTConfig,
 )
@@ -30,7 +32,7 @@ from torch import nn
 
 from lorascope.updates.base import dense, kinds
 from lorascope.weights import io
-from tests.weights.peft_tuners.common import Case, check, conv1d, saved
+from tests.weights.peft_tuners.common import Case, check, conv1d, embedding, llama, saved
 
 LAYERS = ["q", "up", "down"]
 
@@ -49,6 +51,11 @@ def drawn_randlora(**options):
 
 def found_supra():
     return SupertuningConfig(sparsity=0.9, r=3, save_precomputed_indices=False, target_modules=LAYERS)
+
+
+def drawn_tiny(**options):
+    modules = ["q_proj", "v_proj", "down_proj"]
+    return TinyLoraConfig(**{"r": 2, "u": 8, "save_projection": False, "target_modules": modules, **options})
 
 
 def waveft(**options):
@@ -73,6 +80,7 @@ def fourier_in_double():
 WAVES = {"base": True, "says": "drawn again", "tolerance": 1e-11}
 BLOCKS = BdLoraConfig(target_modules_bd_a=["down"], target_modules_bd_b=["1.q"], nblocks=2, match_strict=False)
 MONTECLORA = MontecloraConfig(num_samples=3, buffer_size=2)
+UNILORA = {"r": 3, "theta_d_length": 50, "proj_seed": 9, "target_modules": ["v_proj", "down_proj", "q_proj"]}
 FOURIER = {"base": True, "says": "drawn again", "widened": fourier_in_double}
 CASES = [
     Case("delora", lambda: DeloraConfig(r=3, target_modules=LAYERS, delora_lambda=7)),
@@ -125,6 +133,15 @@ CASES = [
     Case("monteclora", lambda: LoraConfig(r=4, target_modules=LAYERS, monteclora_config=MONTECLORA), says="mean"),
     # PEFT takes the trailing directions away in float32, which rounds W: 1e-6 of ‖W‖, and ΔW is a part of it.
     Case("kasa", lambda: LoraConfig(r=3, target_modules=LAYERS, kasa_config=KasaConfig()), base=True, tolerance=3e-6),
+    Case("unilora", lambda: UniLoraConfig(**UNILORA), base=True, model=llama, says="drawn again"),
+    Case("unilora long", lambda: UniLoraConfig(**{**UNILORA, "theta_d_length": 5000}), base=True, model=llama),
+    Case("unilora indices", lambda: UniLoraConfig(**UNILORA | {"target_modules": LAYERS}, save_indices=True), conv1d),
+    Case("tinylora", lambda: TinyLoraConfig(r=2, u=8, target_modules=LAYERS)),
+    Case("tinylora tied", lambda: TinyLoraConfig(r=3, u=2, weight_tying=0.6, target_modules=LAYERS), conv1d),
+    Case("tinylora one vector", lambda: TinyLoraConfig(r=1, u=1, weight_tying=1.0, target_modules=LAYERS)),
+    Case("tinylora embedding", lambda: TinyLoraConfig(r=2, u=8, target_modules=["embed_tokens", "q"]), embedding),
+    Case("tinylora drawn", lambda: drawn_tiny(), base=True, model=llama, says="drawn again"),
+    Case("tinylora drawn, tied", lambda: drawn_tiny(weight_tying=0.5), base=True, model=llama),
     Case("waveft sparse", lambda: waveft(use_idwt=False, proportional_parameters=True), base=True),
 ]
 

@@ -8,8 +8,6 @@ LATER = "recognised by name only"
 REASONS = {
     "ADAPTION_PROMPT": "learned tokens that attention reads besides the text, and no change of a weight",
     "SHADOW": "a second network beside the model, and no change of a weight",
-    "TINYLORA": LATER,
-    "UNILORA": LATER,
     "XLORA": "mixes several adapters for each token, each scaled by a classifier",
 }
 
