@@ -24,6 +24,7 @@ import numpy as np
 from lorascope.architectures import LITGPT_FUSED
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
+from lorascope.weights.formats import litgpt
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.bottlenecks import take_parts
 from lorascope.weights.formats.key_groups import KeyGroup, by_module, number
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 SUFFIXES = ("lora_A", "lora_B", "lora_E", "ranknum")
 PARAMETERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "position_ids", "masked_bias")
 _LORAS = re.compile(r"\.loras\.[^.]+(?=\.)")
-LITGPT = (
-    "litgpt's fused query, key and value: grouped-query attention makes them unequal, "
-    "and their sizes are in the model's config, which the file does not hold"
-)
 NO_ALPHA = (
     "scale unknown: loralib stores no alpha, so every number is that of scale 1 (alpha = r); "
     "multiply ΔW and its norms by alpha/r where you know it"
@@ -59,10 +56,13 @@ class Loralib(Format):
         hub = _adapterhub(bundle)
         groups = by_module(bundle.tensors, SUFFIXES)
         weights = {module: _base_weight(module, bundle.tensors, base) for module in groups}
-        read = (_read(group, ledger, weights[module]) for module, group in groups.items())
+        said = litgpt.settings(bundle.path) if _is_litgpts(bundle) else litgpt.Settings()
+        read = (_read(group, ledger, weights[module], said) for module, group in groups.items())
         updates = {update.name: update for update in read if update}
         if hub is not None:
             updates = _of_adapterhub(updates, *hub)
+        elif said.scale is not None:
+            updates = {name: replace(update, scale=update.scale * said.scale) for name, update in updates.items()}
         adalora = any(update.kind == "triplet" for update in updates.values())
         parts, reasons = take_parts(ledger)  # AdapterHub combines LoRA with bottlenecks and prefixes in one file
         return Parsed(
@@ -71,8 +71,12 @@ class Loralib(Format):
             saved={**_saved(bundle.tensors, ledger, set(groups)), **parts},
             non_weight_tensors=reasons,
             settings=dict((bundle.config or {}).get("config") or {}) if hub is not None else {},
-            notes=(NO_ALPHA,) if hub is None else (),
+            notes=(NO_ALPHA,) if hub is None and said.scale is None else (),
         )
+
+
+def _is_litgpts(bundle: Bundle) -> bool:
+    return any(key.startswith(("transformer.h.", "lm_head.")) for key in bundle.tensors)
 
 
 def _adapterhub(bundle: Bundle) -> tuple[float, int] | None:
@@ -117,14 +121,17 @@ def _base_weight(module: str, tensors: Mapping[str, Stored], base: "Checkpoint |
     return base.find(module) if base is not None else None
 
 
-def _read(group: KeyGroup, ledger: Ledger, weight: Stored | None) -> Update | None:
+def _read(group: KeyGroup, ledger: Ledger, weight: Stored | None, said: litgpt.Settings) -> Update | None:
     a_key, b_key = f"{group.module}.lora_A", f"{group.module}.lora_B"
-    if group.module.endswith(LITGPT_FUSED) and {"lora_A", "lora_B"} <= set(group.keys):
-        group.skip(ledger, LITGPT)
+    fused = group.module.endswith(LITGPT_FUSED) and {"lora_A", "lora_B"} <= set(group.keys)
+    if fused and said.sizes is None:
+        group.skip(ledger, litgpt.UNKNOWN)
         return None
     a, b = group.take(ledger, "lora_A"), group.take(ledger, "lora_B")
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in (*a.shape, *b.shape):
         raise InputError(f"{a_key!r} and {b_key!r} are not matrices", found=f"{tuple(a.shape)} and {tuple(b.shape)}")
+    if fused:
+        return litgpt.fused(group.module, a, b, said)
     blocks, rest = divmod(a.shape[0], b.shape[1])
     if rest or b.shape[0] % blocks or (blocks > 1 and "lora_E" in group):
         raise InputError(
@@ -244,4 +251,7 @@ def _is_within(module: str, adapted: set[str]) -> bool:
 
 formats.register("loralib")(Loralib())
 
-SUPPORT = (Support("loralib, AdaLoRA's repository, litgpt", "loralib's merge and the writers' formula"),)
+SUPPORT = (
+    Support("loralib, AdaLoRA's repository", "loralib's merge and the writers' formula"),
+    Support("litgpt, fused projections with its model_config.yaml", "litgpt's formula in float64"),
+)
