@@ -1,8 +1,8 @@
 """What can be wrong with an adapter, one function for each check; its docstring says where the threshold comes from.
 
 A check returns its findings, or None where it does not apply (what needs the base, without one). The table of hits and
-misses on adapters that are healthy, and on ones that were broken on purpose, is in `reports/findings.html`; it is made
-again by `python studies/calibrate_findings.py`.
+misses on adapters that are healthy, and on ones that were broken on purpose, is in `.github/FINDINGS.md`; it is made
+again by `python -m tests.calibration.findings`.
 """
 
 import shlex
