@@ -52,7 +52,7 @@ def plain_folder(checkpoint: Checkpoint | None, base: str, dtype: str) -> Iterat
     if checkpoint is None or not is_quantised(checkpoint):
         yield base
         return
-    if not checkpoint.config:
+    if "model_type" not in checkpoint.config:
         raise InputError(f"the base {base} has no config.json", hint="put the original model's next to it")
     with tempfile.TemporaryDirectory(prefix="lorascope-", ignore_cleanup_errors=True) as place:
         _write(checkpoint, Path(place), _storage(checkpoint.config, dtype))

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from lorascope.errors import InputError, preview
 from lorascope.inputs import read_json
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.updates.base import MAX_EXPANDED, Stored, Update
+from lorascope.weights import gguf_model, quantised
 from lorascope.weights import names as naming
-from lorascope.weights import quantised
 from lorascope.weights.conversion import names_in_memory
 from lorascope.weights.dtypes import SIZES
-from lorascope.weights.files import PICKLES, SAFETENSORS, Tensors, open_tensors
+from lorascope.weights.files import GGUF, PICKLES, SAFETENSORS, Tensors, open_tensors
 from lorascope.weights.tensors import Mapped, first_rows, flattened, reshaped, slot, transposed
 
 _FILES = (
@@ -312,15 +312,15 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
     if not path.exists():
         path = _cached(str(path_or_name))
     if not path.is_dir():
-        if path.suffix.lower() == ".gguf":
-            raise InputError(
-                f"{path} is a GGUF file", expected="safetensors or PyTorch", hint="pass the original model"
-            )
         folder, weights = path.parent, path
     else:
         folder, weights = path, _weights_of(path)
     config = folder / "config.json"
-    return Checkpoint(path, open_tensors(weights), read_json(config) if os.path.lexists(config) else {})
+    values, tensors = read_json(config) if os.path.lexists(config) else {}, open_tensors(weights)
+    if "general.architecture" in tensors.metadata:
+        values = values or gguf_model.config_of(tensors.metadata)
+        tensors = replace(tensors, stored=gguf_model.parameters(tensors.stored, tensors.metadata))
+    return Checkpoint(path, tensors, values)
 
 
 def _weights_of(folder: Path) -> Path:
@@ -330,7 +330,7 @@ def _weights_of(folder: Path) -> Path:
     present = sorted(entry.name for entry in folder.iterdir())
     if any(name.startswith("adapter_") for name in present):
         raise InputError(f"{folder} holds an adapter, not a full model", found=preview(present))
-    candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES))]
+    candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES, *GGUF))]
     if len(candidates) == 1:
         return folder / candidates[0]
     raise InputError(f"{folder} holds no model", found=preview(present) or "an empty folder", expected=_FILES[0])

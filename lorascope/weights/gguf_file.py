@@ -50,8 +50,36 @@ def _q8_0(blocks: np.ndarray) -> np.ndarray:
     return scale * blocks[:, 2:].view(np.int8)
 
 
+def _by_package(number: int) -> Callable[[np.ndarray], np.ndarray]:
+    """ggml's reference dequantisation as the package gguf has it, in float32."""
+
+    def decode(blocks: np.ndarray) -> np.ndarray:
+        try:
+            from gguf.constants import GGMLQuantizationType
+            from gguf.quants import dequantize
+        except ImportError:
+            raise InputError("reading this GGUF file needs a package that is not installed", found="gguf") from None
+        try:
+            return dequantize(blocks, GGMLQuantizationType(number)).astype(np.float64)
+        except (NotImplementedError, ValueError):
+            raise InputError(f"the installed gguf does not know ggml's type {number}", hint="update it") from None
+
+    return decode
+
+
+# Of each type: its number, the numbers of a block, and its bytes (ggml-common.h).
+_SIZES = {
+    "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210),
+    "IQ2_XXS": (16, 256, 66), "IQ2_XS": (17, 256, 74), "IQ3_XXS": (18, 256, 98), "IQ1_S": (19, 256, 50),
+    "IQ4_NL": (20, 32, 18), "IQ3_S": (21, 256, 110), "IQ2_S": (22, 256, 82), "IQ4_XS": (23, 256, 136),
+    "IQ1_M": (29, 256, 56), "TQ1_0": (34, 256, 54), "TQ2_0": (35, 256, 66), "MXFP4": (39, 32, 17),
+}  # fmt: skip
 # By ggml's number of the type.
-QUANTISED: dict[int, BlockType] = {8: BlockType("Q8_0", 32, 34, _q8_0)}
+QUANTISED: dict[int, BlockType] = {
+    8: BlockType("Q8_0", 32, 34, _q8_0),
+    **{number: BlockType(name, entries, size, _by_package(number)) for name, (number, entries, size) in _SIZES.items()},
+}
 
 
 @dataclass(frozen=True)

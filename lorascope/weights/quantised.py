@@ -71,8 +71,10 @@ def parameters(
     """
     schemes = _Schemes(tensors, _quantisation(config), metadata or {})
     decoded: dict[str, Stored] = {}
-    for name in tensors:
-        if (owner := schemes.packed(name)) is not None:
+    for name, stored in tensors.items():
+        if isinstance(stored, Decoded | Unreadable):  # of a file that says itself how it is coded
+            decoded[name] = stored
+        elif (owner := schemes.packed(name)) is not None:
             decoded[owner[0]] = owner[1]
         elif not schemes.is_companion(name):
             decoded[name] = schemes.parameter(name)

@@ -14,21 +14,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lorascope.errors import InputError
-from lorascope.updates.base import Stored, Update
+from lorascope.updates.base import Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.expert_factors import W_NAMES, per_expert
 from lorascope.weights.formats.key_groups import KeyGroup, by_module
+from lorascope.weights.gguf_names import COMMON, EMBEDDING, EXPERTS, PERMUTED, hugging_face, unpermuted
 from lorascope.weights.support import Support
-from lorascope.weights.tensors import Mapped, transposed
+from lorascope.weights.tensors import transposed
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
 SUFFIXES = ("lora_a", "lora_b")
-EMBEDDING = "token_embd"
 ALPHA = "adapter.lora.alpha"
 CONVERTER = (
     "scale alpha/r, as llama.cpp applies it: convert_lora_to_gguf.py writes lora_alpha alone, so an adapter that had "
@@ -42,26 +40,6 @@ OLLAMA = "made by Ollama's converter: the rows of query and key are left as they
 NAMES = "names are llama.cpp's: lorascope does not know this architecture's names in Hugging Face's models"
 NORM = "a norm's weight, which llama.cpp leaves out"
 ALORA = "activated LoRA: the update applies only after the invocation tokens"
-# Architectures whose query and key are permuted: `LlamaModel` and what inherits its conversion.
-PERMUTED = frozenset(
-    {"llama", "llama-embed", "arcee", "smollm3", "mistral3", "granite", "granitemoe", "granitehybrid", "olmo"}
-)
-# Architectures whose blocks are `model.layers.N` with the names below.
-_COMMON = PERMUTED | frozenset(
-    """
-    qwen2 qwen3 qwen2moe qwen3moe qwen2vl qwen3vl gemma gemma2 gemma3 phi3 olmo2 olmoe stablelm command-r cohere2
-    exaone4 seed_oss apertus deepseek2 llama4
-    """.split()  # noqa: SIM905
-)
-_BLOCK = {
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "attn_qkv": "self_attn.qkv_proj", "attn_q_a": "self_attn.q_a_proj",
-    "attn_q_b": "self_attn.q_b_proj", "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-    "attn_kv_b": "self_attn.kv_b_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj", "ffn_gate_inp": "mlp.gate",
-}  # fmt: skip
-_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
-_TOP = {EMBEDDING: "model.embed_tokens", "output": "lm_head"}
 
 
 class Gguf(Format):
@@ -81,7 +59,7 @@ class Gguf(Format):
         if len(updates) < len(groups):
             raise InputError(f"{bundle.path}: two tensors are of one module", found=", ".join(list(groups)[:5]))
         notes = [CONVERTER] if alpha else []
-        notes += [NAMES] if architecture not in _COMMON else []
+        notes += [NAMES] if architecture not in COMMON else []
         notes += [ALORA] if "adapter.alora.invocation_tokens" in metadata else []
         if architecture in PERMUTED:
             ollama = f"{architecture}.attention.head_count" in metadata
@@ -114,7 +92,7 @@ def _updates(group: KeyGroup, ledger: Ledger, alpha: float, architecture: str) -
         a = transposed(a)
     rank = b.shape[-1] if b.shape else 0
     scale = alpha / rank if alpha and rank else 1.0
-    name = _hugging_face(module, architecture)
+    name = hugging_face(module, architecture)
     if len(a.shape) == len(b.shape) == 3:
         for update in per_expert(name or module, a, b, scale, keys):
             yield _named(update, module, architecture)
@@ -129,25 +107,12 @@ def _updates(group: KeyGroup, ledger: Ledger, alpha: float, architecture: str) -
     yield Update(name or module, "low_rank", roles, scale, transposed=embedding, embedding=embedding)
 
 
-def _hugging_face(module: str, architecture: str) -> str | None:
-    """A module's name in Hugging Face's model; None where that is not known. Of experts, see `_named`."""
-    if architecture not in _COMMON:
-        return None
-    if module in _TOP:
-        return _TOP[module]
-    block = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
-    if block is None or block[2] not in _BLOCK:
-        return None
-    part = "mlp.gate_up_proj" if (architecture, block[2]) == ("phi3", "ffn_up") else _BLOCK[block[2]]
-    return f"model.layers.{block[1]}.{part}"
-
-
 def _named(update: Update, module: str, architecture: str) -> Update:
     """An expert's update by its name in Hugging Face's model, where that is known."""
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
-    if block is None or block[2] not in _EXPERTS or architecture not in _COMMON:
+    if block is None or block[2] not in EXPERTS or architecture not in COMMON:
         return update
-    part, owner = _EXPERTS[block[2]], "mlp.experts"
+    part, owner = EXPERTS[block[2]], "mlp.experts"
     if architecture == "llama":  # Mixtral's
         part, owner = W_NAMES[part], "block_sparse_moe.experts"
     name = f"model.layers.{block[1]}.{owner}.{update.expert}.{part}"
@@ -170,22 +135,12 @@ def _hugging_face_rows(updates: Mapping[str, Update], heads: tuple[int, int] | N
     for name, update in updates.items():
         which = next((i for i, part in enumerate(("q_proj", "k_proj")) if name.endswith(f"self_attn.{part}")), None)
         if which is not None and heads is not None and update.shape[0] % (2 * heads[which]) == 0:
-            roles = {**update.roles, "B": _unpermuted(update.roles["B"], heads[which])}
+            roles = {**update.roles, "B": unpermuted(update.roles["B"], heads[which])}
             update = replace(update, roles=roles)
         elif which is not None:
             left = True
         turned[name] = update
     return turned, not left
-
-
-def _unpermuted(b: Stored, heads: int) -> Stored:
-    """B (d_out, r) whose rows are, head by head, pairs (i, i + d/2) side by side, in the order 0 ... d − 1."""
-
-    def turn(values: np.ndarray) -> np.ndarray:
-        pairs = values.reshape(heads, -1, 2, values.shape[1])
-        return pairs.swapaxes(1, 2).reshape(values.shape)
-
-    return Mapped(b, tuple(b.shape), turn)
 
 
 formats.register("gguf")(Gguf())
