@@ -139,3 +139,23 @@ def test_the_bound_on_what_is_left_holds_and_is_not_idle(shape):
     for seed in range(30):
         bound = dense._residual_norm(matrix, q, q.T @ matrix, np.random.default_rng(seed), float(np.sum(s[4:] ** 2)))
         assert 1.5 < bound < 3
+
+
+@pytest.mark.parametrize(("times", "method"), [(1.4, "gram"), (0.7, "svd")])
+def test_the_gram_matrix_is_taken_while_the_middle_value_keeps_its_digits(rng, times, method):
+    """Its rounding √(m+n)·eps·σ₁² moves σ² by 2·accuracy·σ² where σ²/σ₁² is this; just above and below it."""
+    n, accuracy = 64, 1e-6
+    turning = np.sqrt(2 * n) * np.finfo(float).eps / (2 * accuracy)
+    sigma = np.concatenate([np.ones(n // 2), np.full(n // 2, np.sqrt(times * turning))])
+    u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    assert dense.spectrum(u * sigma @ v.T, accuracy).method == method
+
+
+def test_the_bound_of_what_was_not_found_is_that_of_the_residual(rng):
+    """Four large values above 200 equal ones: Halko's lemma gives at most (10·√(2/π)·longest probe)^(1/5) = 2.6·σ₅."""
+    u, v = (np.linalg.qr(rng.standard_normal((300, 204)))[0] for _ in range(2))
+    found = dense.leading(u * np.concatenate([[40.0, 30.0, 20.0, 10.0], np.ones(200)]) @ v.T, 4).spectrum
+    assert found.method == "randomised"
+    outside = np.sqrt((found.values + found.error) ** 2 - found.values**2)
+    assert (outside < 3).all()
+    assert (outside > 1).all()

@@ -158,6 +158,17 @@ def test_a_steep_but_unmixed_spectrum_takes_no_extended_precision(rng, monkeypat
     assert worst_relative_error(found, exact, 1e-6) < 1e-11
 
 
+def test_a_negligible_value_asks_for_no_extended_precision(rng, monkeypatch):
+    """A mixed gauge rounds σ₂ = 1e-9·σ₁ at 1e-7 of itself: below what is asked of, so nothing slower is tried."""
+    from lorascope.linalg import factored
+
+    monkeypatch.setattr(factored, "_extended_gauge", lambda *_: pytest.fail("not needed here"))
+    u, v = (np.linalg.qr(rng.standard_normal((size, 2)))[0] for size in (40, 30))
+    mix = np.array([[1.0, 1.0], [1.0, 2.0]])
+    found = Factored((u * [1, 1e-9]) @ mix, np.linalg.inv(mix) @ v.T).singular_values()
+    assert found[0] == pytest.approx(1, rel=1e-11)
+
+
 @pytest.mark.parametrize(("m", "k", "n"), [(5, 0, 4), (0, 2, 4), (5, 2, 0)])
 def test_an_empty_product_has_an_empty_decomposition(m, k, n):
     """AdaLoRA may prune every triplet of a module: ΔW is zero, and nothing is left to decompose."""

@@ -1,5 +1,6 @@
 """Noise laws against simulation, against the figures of the papers, and against real rounding."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -113,6 +114,13 @@ def test_a_narrow_run_in_a_wide_file_is_recognised(rng):
     wide, _ = rounding_of(base, change, "F32")
     assert (narrow.effective_dtype, wide.effective_dtype) == ("BF16", "F32")
     assert narrow.floor() > 1e4 * wide.floor()  # 2^16 apart
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("F16", np.float16), ("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)]
+)
+def test_the_smallest_spacing_is_the_dtypes_smallest_number(name, dtype):
+    assert noise._MIN_SPACING[name] == float(ml_dtypes.finfo(dtype).smallest_subnormal)
 
 
 def test_zeros_and_tiny_values_do_not_disturb():

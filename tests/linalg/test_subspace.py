@@ -134,3 +134,10 @@ def test_torch_tensors_give_the_same_numbers(rng):
     np.testing.assert_allclose(subspace.principal_angles(s.left, t.left).numpy(), expected, rtol=0, atol=1e-13)
     grids = subspace.overlap_grid(s.left.T @ t.left).numpy(), subspace.overlap_grid(a.left.T @ b.left)
     np.testing.assert_allclose(*grids, rtol=0, atol=1e-13)
+
+
+def test_overlap_by_energy_has_no_scale(rng):
+    cross, s, t = rng.uniform(-0.5, 0.5, (3, 2)), np.array([3.0, 2.0, 1.0]), np.array([2.0, 1.0])
+    expected = subspace.energy_overlap(cross, s, t)
+    for size in (1e-170, 1e170):  # their squares vanish or overflow
+        assert subspace.energy_overlap(cross, s * size, t * size) == pytest.approx(expected, rel=1e-14)

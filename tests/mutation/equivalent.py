@@ -7,4 +7,34 @@ _TRIPLET = ("lorascope/weights/formats/peft/adalora.py", "triplet", "a.shape[0] 
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (*_TRIPLET, "a.shape[0] if a.shape else 1"): "an A without axes is refused, whatever its rank is taken for",
     (*_TRIPLET, "a.shape[0] if a.shape else -1"): "an A without axes is refused, whatever its rank is taken for",
+    (
+        "lorascope/linalg/projections.py",
+        "Sparse.apply",
+        "out.index_add_(0, row, products)",
+        "out.index_add_(-1, row, products)",
+    ): "a vector has one axis",
+    (
+        "lorascope/linalg/svd_update.py",
+        "_all_found",
+        "if room > best: best, shift, above = (room, middle, count)",
+        "if room >= best: best, shift, above = (room, middle, count)",
+    ): "of two equal gaps either serves",
+    (
+        "lorascope/linalg/svd_update.py",
+        "_error",
+        "np.linalg.norm(residual, axis=0).max(initial=0.0)",
+        "np.linalg.norm(residual, axis=0).max(initial=-1.0)",
+    ): "a length is not negative, and there is at least one",
+    (
+        "lorascope/weights/formats/lycoris.py",
+        "_lokr",
+        "alpha_scale(group, ledger, ranks[0])",
+        "alpha_scale(group, ledger, ranks[-1])",
+    ): "LyCORIS gives both factors of a module one rank",
+    (
+        "lorascope/weights/formats/peft/saved.py",
+        "_no_parameter",
+        "'.base_layer.' in text and (not text.endswith('.bias'))",
+        "'.base_layer.' in text or not text.endswith('.bias')",
+    ): "what is looked at after it has no name without a module, nor a bias",
 }

@@ -7,6 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lorascope.errors import InputError
+from lorascope.weights.checkpoint import open_checkpoint
+from lorascope.weights.formats.peft import experts
 from lorascope.weights.io import read
 
 PLACE = "model.layers.0.mlp.experts"
@@ -64,3 +66,11 @@ def test_two_modules_of_one_name_are_refused(tmp_path):
     more = {"lm_head.lora_A.weight": (4, 6), "lm_head.lora_B.weight": (5, 4)}
     with pytest.raises(InputError, match="two updates for one module"):
         read(folder_of(tmp_path, (4, 6), (5, 4), module="model.unembed_tokens", **more))
+
+
+@pytest.mark.parametrize(("stored", "turned"), [((3, 12, 16), False), ((3, 16, 12), True)])
+def test_the_base_shows_how_an_expert_that_is_no_square_lies(stored, turned, tmp_path):
+    """Whatever the model's class: of (d_out, d_in) = (12, 16)."""
+    save_file({f"{PLACE}.down_proj": np.zeros(stored, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss" if not turned else "unheard_of"}))
+    assert experts._stored_turned(f"{PLACE}.down_proj", (12, 16), open_checkpoint(tmp_path)) is turned

@@ -129,6 +129,10 @@ WRONG = {
         {"modules": {"q": {"kind": "dense", "scale": 1, "roles": ["delta"], "expert": True}}},
         "expert is wrong",
     ),
+    "an expert below the first": (
+        {"modules": {"q": {"kind": "dense", "scale": 1, "roles": ["delta"], "expert": -1}}},
+        "expert is wrong",
+    ),
     "a missing tensor": ({"modules": {"p": {"kind": "dense", "scale": 1, "roles": ["delta"]}}}, "promises"),
     "no role at all": ({"modules": {"q": {"kind": "dense", "scale": 1, "roles": []}}, "saved": ["x"]}, "promises"),
     "a saved tensor that is not there": ({"saved": ["x"]}, "promises 'saved.x'"),

@@ -223,6 +223,21 @@ def test_lokr_of_diffusers_has_pefts_scale(tmp_path):
     assert "whole" in update.notes[0]
 
 
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (4.0, 2.0), (2.0, None)])
+def test_a_files_alpha_and_its_metadata_agree(alpha, scale, tmp_path):
+    """LoHa of rank 2 with PEFT's alpha 4 in the metadata: the file's own alpha has to say the same, or be absent."""
+    tensors = {f"transformer.q.hada_{n}": np.ones(s, np.float32) for n, s in _loha_shapes().items()}
+    if alpha is not None:
+        tensors["transformer.q.alpha"] = np.array(alpha, np.float32)
+    config = {"transformer.peft_type": "LOHA", "transformer.r": 2, "transformer.alpha": 4}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(config)})
+    if scale is None:
+        with pytest.raises(InputError, match="two sources for one scale"):
+            read(tmp_path / "a.safetensors")
+    else:
+        assert read(tmp_path / "a.safetensors").updates["transformer.q"].scale == scale
+
+
 def test_keys_of_peft_are_not_claimed():
     from lorascope.weights.formats.kohya import claimed_by_lycoris
 

@@ -372,6 +372,7 @@ def test_adapterhubs_lora_has_its_configs_scale(tmp_path):
     saved(tmp_path, tensors, config, "pytorch_adapter.bin")
     torch.save({"head": torch.ones(2)}, tmp_path / "pytorch_model_head.bin")
     assert_deltas(read(tmp_path), {"bert.layer.0.query": 2 * BA})
+    assert read(tmp_path).settings["alpha"] == 6
     with pytest.raises(InputError, match="contradicts"):
         read(saved(tmp_path, tensors, {**config, "config": {**config["config"], "r": 2}}, "pytorch_adapter.bin"))
     for change in ({"composition_mode": "scale"}, {"use_gating": True}):
