@@ -13,6 +13,7 @@ Numbers are real, so that what runs here also equals the CPU's run. What is not 
 """
 
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -162,13 +163,13 @@ class Device(TorchDispatchMode):
 
     Attributes:
         waits: the operations that the host waited in, each with the innermost three places.
-        ops: how many operations ran on it.
+        launched: how often each operation ran on it; views, which launch nothing, included.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.ops = 0
+        self.launched: Counter[str] = Counter()
         self.meta = False  # whether "meta" means just that, as where transformers builds a model to be filled
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -181,7 +182,7 @@ class Device(TorchDispatchMode):
             to_device = isinstance(args[0], OnDevice)
         if not here and not to_device:
             return func(*args, **kwargs)
-        self.ops += 1
+        self.launched[str(func)] += 1
         self._check(func, args, kwargs, to_device)
         if asked is not None:
             kwargs["device"] = torch.device("cpu")

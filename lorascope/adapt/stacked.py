@@ -18,7 +18,6 @@ mLoRA (arXiv 2312.02515), LoRAFusion (EuroSys 2026) and PLoRA (ICML 2026) train 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -30,6 +29,7 @@ from lorascope.adapt.inject import Injected, replace_modules
 from lorascope.adapt.layer import AdaptedLayer, Delta
 from lorascope.adapt.layers import autocast, bias_of, map_weight, plain, weight_of
 from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
+from lorascope.adapt.padding import Padded, gather, padded
 from lorascope.adapt.products import matmul
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
@@ -76,11 +76,13 @@ class Layout:
         streams: the members' random numbers, in the order of their rows.
         size: sequences of each member.
         lengths: tokens of each member's longest sequence, to which its own run would pad.
+        padded: factors of different ranks, which are brought up to date with each pass.
     """
 
     def __init__(self, streams: Sequence[Stream]):
         self.streams = list(streams)
         self.size, self.lengths = 0, (0,) * len(self.streams)
+        self.padded = Padded()
 
     @property
     def members(self) -> int:
@@ -88,6 +90,7 @@ class Layout:
 
     def set(self, size: int, lengths: Sequence[int]) -> None:
         self.size, self.lengths = size, tuple(lengths)
+        self.padded.refresh()
 
     def flat(self, x: Tensor) -> bool:
         """Whether x has one row per token and not per sequence. InputError where it has neither."""
@@ -181,6 +184,7 @@ class StackedLayer(StackedModule):
         self._own = tuple(parts)
         self.__dict__["_base"] = _base(parts[0])
         self._found: dict[bool, list[tuple[str, list[int]]]] = {}
+        self._blocks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         updates = [part.delta for part in parts if isinstance(part, AdaptedLayer)]
         deltas = [delta for delta in updates if isinstance(delta, LowRankDelta)]
         if len(deltas) == len(parts):
@@ -199,8 +203,13 @@ class StackedLayer(StackedModule):
     def _groups(self) -> list[tuple[str, list[int]]]:
         """The members in groups of neighbours, each with its sort. Found once for training and once for evaluation."""
         if self.training not in self._found:
-            groups = groupby(range(len(self._own)), self._sort)
-            self._found[self.training] = [(sort, list(members)) for sort, members in groups]
+            groups: list[tuple[str, list[int]]] = []
+            for member in range(len(self._own)):  # no groupby, which torch.compile does not take
+                sort = self._sort(member)
+                if not groups or groups[-1][0] != sort:
+                    groups.append((sort, []))
+                groups[-1][1].append(member)
+            self._found[self.training] = groups
         return self._found[self.training]
 
     def _sort(self, member: int) -> str:
@@ -226,7 +235,19 @@ class StackedLayer(StackedModule):
         factors = [delta.factors() for delta in deltas]
         scales = [float(delta.scale) for delta in deltas]
         a, b = [a for a, _ in factors], [b for _, b in factors]
-        return stacked_low_rank(rows, a, b, scales, map_weight(base), bias_of(base)).view(*x.shape[:-1], -1)
+        blocks = None if torch.compiler.is_compiling() else self._block(deltas)
+        y = stacked_low_rank(rows, a, b, scales, map_weight(base), bias_of(base), blocks)
+        return y.view(*x.shape[:-1], -1)
+
+    def _block(self, deltas: Sequence[LowRankDelta]) -> tuple[Tensor, Tensor] | None:
+        """A' and B' of members of different ranks, kept up to date by the layout; None where stacking is free."""
+        if len({len(delta.A) for delta in deltas}) == 1 or any(delta.A0 is not None for delta in deltas):
+            return None
+        key = tuple(id(part) for delta in deltas for part in (delta.A, delta.B))
+        if key not in self._blocks:
+            a, b = (self.layout.padded.add([getattr(d, role) for d in deltas], axis) for axis, role in enumerate("AB"))
+            self._blocks = {key: (a, b)}
+        return self._blocks[key]
 
     def _added(self, x: Tensor, members: list[int], flat: bool) -> Tensor:
         y = self._base(x)
@@ -342,25 +363,28 @@ def stacked_low_rank(
     scales: Sequence[float],
     weight: Float[Tensor, "d_out d_in"],
     bias: Float[Tensor, " d_out"] | None = None,
+    blocks: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "n m d_out"]:
     """x Wᵀ + bias + sᵢ·(xᵢ Aᵢᵀ) Bᵢᵀ for each member i, with A (rᵢ, d_in) and B (d_out, rᵢ) of any ranks; W is frozen.
 
-    In x's dtype. Gradients reach x and every A and B, each in its own dtype.
+    In x's dtype. Gradients reach x and every A and B, each in its own dtype. `blocks` are A' and B' of the same values,
+    where they are at hand already.
     """
-    return _Stacked.apply(x, tuple(scales), weight, bias, *a, *b)
+    return _Stacked.apply(x, tuple(scales), weight, bias, blocks, *a, *b)
 
 
 class _Stacked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scales, weight, bias, *factors):
+    def forward(ctx, x, scales, weight, bias, blocks, *factors):
         n = len(scales)
-        scale = _column(scales, x.dtype, x.device)  # (n, 1, 1)
-        a = _padded(factors[:n], 0).to(x.dtype)  # (n, r, d_in)
-        b = _padded(factors[n:], 1).to(x.dtype)  # (n, d_out, r)
+        column = _column.__wrapped__ if torch.compiler.is_compiling() else _column  # compiled, it is a constant
+        scale = column(scales, x.dtype, x.device)  # (n, 1, 1)
+        blocks = (padded(factors[:n], 0), padded(factors[n:], 1)) if blocks is None else blocks
+        a, b = (block.to(x.dtype) for block in blocks)  # (n, r, d_in) and (n, d_out, r)
         bias = None if bias is None else bias.to(x.dtype)
         y = F.linear(x.flatten(0, 1), weight.to(x.dtype), bias).view(n, -1, weight.shape[0])  # (n, m, d_out)
         h = torch.bmm(x, a.transpose(1, 2)).mul_(scale)  # (n, m, r): the scale belongs on what is smallest
-        need_a, need_b = any(ctx.needs_input_grad[4 : 4 + n]), any(ctx.needs_input_grad[4 + n :])
+        need_a, need_b = any(ctx.needs_input_grad[5 : 5 + n]), any(ctx.needs_input_grad[5 + n :])
         ctx.save_for_backward(x if need_a else None, h if need_b else None, a, b, weight, scale)
         ctx.needs = need_a, need_b
         ctx.likes = [(factor.shape, factor.dtype) for factor in factors]
@@ -386,50 +410,12 @@ class _Stacked(torch.autograd.Function):
         n, grads = len(scale), [None] * len(ctx.likes)
         offset = 0 if need_a else n
         for k, ((rows, columns), dtype) in enumerate(ctx.likes):
-            if ctx.needs_input_grad[4 + k]:
+            if ctx.needs_input_grad[5 + k]:
                 grads[k] = wholes[k - offset][:rows, :columns].to(dtype)
-        return dx, None, None, None, *grads
+        return dx, None, None, None, None, *grads
 
 
 @lru_cache(maxsize=64)
 def _column(scales: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The scales as a tensor (n, 1, 1), kept: layers share them, and each copy to a GPU would wait for it."""
     return torch.tensor(scales, dtype=dtype, device=device).view(-1, 1, 1)
-
-
-def _padded(factors: Sequence[Tensor], axis: int) -> Tensor:
-    """The factors one above another, filled up with zeros along `axis` to the largest rank; not to be written to."""
-    ranks = [factor.shape[axis] for factor in factors]
-    if min(ranks) == max(ranks):
-        return _in_place(factors) if _neighbours(factors) else torch.stack(list(factors))
-    shape = list(factors[0].shape)
-    shape[axis] = max(ranks)
-    padded = factors[0].new_zeros(len(factors), *shape)
-    for each, factor, rank in zip(padded, factors, ranks, strict=True):
-        each.narrow(axis, 0, rank).copy_(factor)
-    return padded
-
-
-def gather(parameters: Sequence[nn.Parameter]) -> None:
-    """Move parameters of one shape into one block of memory, where a stack of them need not be copied together."""
-    if len({(p.shape, p.dtype, p.device) for p in parameters}) == 1 and not _neighbours(parameters):
-        for parameter, place in zip(parameters, torch.stack([p.detach() for p in parameters]), strict=True):
-            parameter.data = place
-
-
-def _neighbours(tensors: Sequence[Tensor]) -> bool:
-    """Whether contiguous tensors of one shape follow each other in one block of memory."""
-    first = tensors[0]
-    start, size = first.storage_offset(), first.numel()
-    storage = first.untyped_storage().data_ptr()
-    return all(
-        t.is_contiguous() and t.untyped_storage().data_ptr() == storage and t.storage_offset() == start + i * size
-        for i, t in enumerate(tensors)
-    )
-
-
-def _in_place(tensors: Sequence[Tensor]) -> Tensor:
-    """Neighbours as one tensor, without a copy."""
-    first = tensors[0]
-    shape, stride = (len(tensors), *first.shape), (first.numel(), *first.stride())
-    return first.detach().as_strided(shape, stride, first.storage_offset())

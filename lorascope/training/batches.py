@@ -6,6 +6,7 @@ any step without having kept an iterator.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -57,13 +58,21 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(map(len, self.tokens))
+
     def targets(self, indices: Sequence[int]) -> int:
         """How many predictions these texts are scored on: one each, or one per token after the first."""
         return len(indices) if self.labels is not None else sum(len(self.tokens[i]) - 1 for i in indices)
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """These texts, padded on the right to the longest of them."""
+    def batch(self, indices: Sequence[int], multiple: int = 1) -> Batch:
+        """These texts, padded on the right to the longest of them, or to the `multiple` of tokens above that: no
+        further than the longest of all texts is."""
         longest = max(len(self.tokens[i]) for i in indices)
+        if multiple > 1:
+            longest = min(-(-longest // multiple) * multiple, self.longest)
         ids = np.full((len(indices), longest), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, i in enumerate(indices):

@@ -147,6 +147,8 @@ class TrainingConfig:
         early_stopping_patience: stop after so many evaluations in a row that did not lower the held-out loss; null
             never.
         gradient_checkpointing: recompute activations in the backward pass.
+        compile: compile forward and backward, replayed as CUDA graphs on a GPU: for models that are bound by launches.
+            The same numbers to rounding, but other dropout masks; see `capture.py`.
         bf16: hold the frozen base in bfloat16 and compute in it; adapters stay float32.
         parallel: under torchrun, replicate the base ("ddp") or shard it ("fsdp").
         measure_cost: after training, measure what the adapter costs at inference (a second or two).
@@ -168,6 +170,7 @@ class TrainingConfig:
     load_best_model_at_end: bool = False
     early_stopping_patience: int | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     bf16: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     measure_cost: bool = True

@@ -30,6 +30,7 @@ from lorascope.errors import InputError
 from lorascope.models.masks import known
 from lorascope.outputs import write_bytes
 from lorascope.training.batches import Batch, Encoded, joined
+from lorascope.training.capture import MULTIPLE, Captured, may_compile
 from lorascope.training.config import RunConfig
 from lorascope.training.member import Member
 from lorascope.training.parallel import World
@@ -43,12 +44,15 @@ class Pass:
     def __init__(self, members: Sequence[Member]):
         self.members = list(members)
         self.layout = Layout([member.stream for member in members])
-        alone = len(self.members) == 1
-        self.model = members[0].injected.model if alone else stack([m.injected for m in members], self.layout)
+        alone, first = len(self.members) == 1, members[0]
+        model = first.injected.model if alone else stack([m.injected for m in members], self.layout)
+        self.compiled = first.config.training.compile and may_compile([m.injected for m in members], first.world)
+        self.model = Captured(model, first.world.device) if self.compiled else model
 
     def losses(self, indices: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         """Each member's summed loss on its texts, and its hits."""
-        parts = [member.train.batch(texts) for member, texts in zip(self.members, indices, strict=True)]
+        multiple = MULTIPLE if self.compiled else 1
+        parts = [member.train.batch(texts, multiple) for member, texts in zip(self.members, indices, strict=True)]
         return self._losses(parts)
 
     def _losses(self, parts: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
@@ -57,7 +61,8 @@ class Pass:
         batch = joined(parts, self.members[0].train.pad).to(device)
         self.layout.set(len(parts[0].input_ids), lengths)
         stream = self.members[0].stream if len(self.members) == 1 else nullcontext()
-        with stream, known(batch.padded, device):
+        told = nullcontext() if self.compiled else known(batch.padded, device)  # compiled, nothing looks at the mask
+        with stream, told:
             logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         rows = zip(logits.chunk(len(parts)), batch.labels.chunk(len(parts)), lengths, strict=True)
         return [cross_entropy(each, labels, length) for each, labels, length in rows]
@@ -182,6 +187,7 @@ class Loop:
 
     def _step(self) -> list[tuple[Member, Tensor, Tensor, float]]:
         """One optimiser step of every active member: its loss, gradient norm before clipping, and learning rate."""
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave is used up
         for member in self.active:
             member.begin(self.step)
         losses = self._backward()

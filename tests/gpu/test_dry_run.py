@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu import delta, steps
+from tests.gpu import delta
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["tests", "lora", "sweep", "methods", "delta", "signs", "study"]
@@ -24,7 +24,7 @@ def written(out) -> list[dict]:
     return [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("module", "part"), [(delta, "delta"), (steps, "lora")])
+@pytest.mark.parametrize(("module", "part"), [(delta, "delta")])
 def test_a_part_writes_its_lines(module, part, tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -198,3 +198,54 @@ def test_a_step_on_a_gpu_never_waits():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         loop.step += 1
+
+
+def test_members_of_different_ranks_are_padded_by_one_copy_a_pass():
+    """And not by one for each factor and layer: copies are counted in the step after the first."""
+    counts = {}
+    for ranks in ((2, 2), (2, 3)):
+        configs = [settings("CAUSAL_LM", {"name": "lora", "rank": rank}) for rank in ranks]
+        with simulated() as device:
+            loop = Loop.together(members(llama().to(CUDA), configs, CUDA))
+            for _ in range(2):
+                device.launched.clear()
+                loop._step()
+                loop.step += 1
+            counts[ranks] = sum(n for name, n in device.launched.items() if "copy" in name or "stack" in name)
+            copies = device.launched["aten._foreach_copy_.default"]
+        assert copies == (ranks[0] != ranks[1])
+    layers = 7  # of each, autograd puts the gradient of the smaller B, cut to its rank, in order
+    assert counts[2, 3] == counts[2, 2] + 1 + layers
+
+
+ALONE, TOGETHER = [{"name": "lora"}], [{"name": "lora", "rank": 2}, {"name": "lora", "rank": 3}]
+
+
+@pytest.mark.parametrize("configs", [pytest.param(ALONE, marks=pytest.mark.slow), TOGETHER])
+def test_a_compiled_pass_gives_the_same(configs, monkeypatch):
+    traced = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: traced(model, backend="eager", dynamic=False))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain = [settings("CAUSAL_LM", each, i) for i, each in enumerate(configs)]
+    compiled = [settings("CAUSAL_LM", each, i, compile=True) for i, each in enumerate(configs)]
+    same(trained(llama, compiled, CPU), trained(llama, plain, CPU))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # one length, up to the multiple; no breaks
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_where_compiling_fails_training_goes_on_and_says_so(monkeypatch):
+    def failing(model, **_):
+        def call(**__):
+            raise RuntimeError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    config = settings("CAUSAL_LM", {"name": "lora"}, compile=True)
+    with pytest.warns(UserWarning, match=r"goes on without training\.compile.*no C\+\+ compiler"):
+        found = trained(llama, [config], CPU)
+    same(found, trained(llama, [settings("CAUSAL_LM", {"name": "lora"})], CPU))
+    config = settings("CAUSAL_LM", {"name": "lora", "dropout": 0.1}, compile=True)
+    with pytest.warns(UserWarning, match="left out: adapters with dropout share a pass"):
+        trained(llama, [config, config], CPU)
