@@ -221,7 +221,8 @@ def test_members_of_different_ranks_are_padded_by_one_copy_a_pass():
 ALONE, TOGETHER = [{"name": "lora"}], [{"name": "lora", "rank": 2}, {"name": "lora", "rank": 3}]
 
 
-@pytest.mark.parametrize("configs", [pytest.param(ALONE, marks=pytest.mark.slow), TOGETHER])
+@pytest.mark.slow  # seconds of tracing
+@pytest.mark.parametrize("configs", [ALONE, TOGETHER])
 def test_a_compiled_pass_gives_the_same(configs, monkeypatch):
     traced = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **_: traced(model, backend="eager", dynamic=False))
