@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.compare import run
+from lorascope.analyses.compare.schemes import in_one_scheme
 from lorascope.architectures.image import place
 from lorascope.updates.base import Update, dense
 from lorascope.weights.adapter import Adapter, Source
@@ -176,7 +177,20 @@ def test_rows_of_other_kinds(rng):
         f"transformer_blocks.{k}.{n}" for k in (0, 1) for n in QKV
     }
     assert all(row["cosine"] == pytest.approx(1, abs=1e-12) for row in result.pairs[0].modules)
+    (reason,) = (item.reason for item in result.skipped if item.name == not_cut.name)
+    assert reason.startswith("only in a")
+    assert "a kronecker update is not made of rows" in reason
     assert {item.name for item in result.skipped} == {not_cut.name, *(f"transformer_blocks.2.{n}" for n in QKV)}
+
+
+def test_what_has_no_shape_without_the_base_is_matched_by_its_name():
+    """Of a rotation only the base knows d_in: it is never cut, and found under each spelling of its name."""
+    roles = {"entries": InMemory(np.ones((2, 6)))}
+    known = in_one_scheme({
+        0: [Update("diffusion_model.double_blocks.0.img_attn.qkv", "oft_v2", roles)],
+        1: [Update("lora_unet_double_blocks_0_img_attn_qkv", "oft_v2", roles)],
+    })  # fmt: skip
+    assert len({each.key for several in known.values() for each in several}) == 1
 
 
 def test_text_encoders_and_the_second_transformer_are_told_apart():

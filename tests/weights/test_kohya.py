@@ -62,6 +62,23 @@ def test_a_base_gives_the_names_back_where_they_are_unambiguous(tmp_path):
     assert "underscores" in read(tmp_path / "adapter.safetensors").notes[0]
 
 
+@pytest.mark.parametrize(
+    ("adapter", "base"),
+    [
+        ("lora_unet_input_blocks_4_1_proj_in", "down_blocks.1.attentions.0.proj_in"),
+        ("lora_unet_down_blocks_1_attentions_0_proj_in", "model.diffusion_model.input_blocks.4.1.proj_in"),
+        ("lora_unet_double_blocks_3_img_mlp_0", "transformer_blocks.3.ff.net.0.proj"),
+        ("lora_transformer_blocks_0_attn1_to_q", "blocks.0.self_attn.q"),
+    ],
+)
+def test_a_base_in_another_scheme_gives_the_names_back(adapter, base, tmp_path):
+    pair = {f"{adapter}.{half}": value for half, value in _pair(np.random.default_rng(3)).items()}
+    save_file(pair, tmp_path / "adapter.safetensors")
+    save_file({f"{base}.weight": np.zeros((6, 4), np.float32)}, tmp_path / "model.safetensors")
+    read_with_base = read(tmp_path / "adapter.safetensors", open_checkpoint(tmp_path / "model.safetensors"))
+    assert set(read_with_base.updates) == {base}
+
+
 def _pair(rng):
     return {"lora_down.weight": normal(rng, 2, 4), "lora_up.weight": normal(rng, 6, 2)}
 

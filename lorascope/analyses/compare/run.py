@@ -11,6 +11,7 @@ from lorascope.analyses.compare.inputs import MATCHING, Modules, align, labels, 
 from lorascope.analyses.compare.matrices import MAX_ROW_ENTRIES, SINGLE_FROM, Matrices, Sums, cluster, groups
 from lorascope.analyses.compare.pair import compare
 from lorascope.analyses.compare.result import CompareResult, Pair
+from lorascope.analyses.compare.schemes import NOT_CUT
 from lorascope.analyses.compare.seeds import contrast
 from lorascope.analyses.compare.summary import rates, summary_of, summary_of_matrices
 from lorascope.analyses.subspaces import DIRECTIONS, Subspaces, read
@@ -179,7 +180,8 @@ class _Comparison:
         for name, updates in self.aligned.names.items():
             if missing := sorted(everyone - updates.keys()):
                 there, absent = (_listed([self.named[k] for k in each]) for each in (sorted(updates), missing))
-                yield Skipped(name, f"only in {there}; missing in {absent}", MATCHING)
+                reasons = [note for update in updates.values() for note in update.notes if note.startswith(NOT_CUT)]
+                yield Skipped(name, "; ".join([f"only in {there}; missing in {absent}", *reasons]), MATCHING)
 
 
 def _listed(names: Sequence[str]) -> str:

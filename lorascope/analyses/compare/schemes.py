@@ -18,6 +18,7 @@ from lorascope.weights.names import plain
 from lorascope.weights.tensors import Mapped
 
 # Kinds of which some rows of ΔW are made of these rows of the roles (d_out, ...), and of all the other roles.
+NOT_CUT = "its rows are those of several modules of another adapter, and it cannot be cut"
 BY_ROWS = ("low_rank", "triplet", "vera", "core", "hadamard", "dense", "magnitude")
 
 
@@ -47,6 +48,8 @@ def _known(update: Update, where: Place | None, differing: set[str]) -> list[Kno
     cut = bool(differing & set(where.parts))
     if cut and (pieces := _pieces(update, where)) is not None:
         return pieces
+    if cut and len(where.parts) > 1:
+        update = replace(update, notes=(*update.notes, f"{NOT_CUT}: a {update.kind} update is not made of rows"))
     key = _flat("+".join(where.parts)) + ("#swapped" if cut and where.swapped else "")
     return [Known(update, _with_expert(key, update))]
 
@@ -62,13 +65,13 @@ def _told_apart(updates: Sequence[Update], several: Sequence[list[Known]]) -> li
 
 
 def _placed(update: Update) -> Place | None:
-    """Where the module lies, in flat names; None where its shape does not divide so, or is not known."""
+    """Where the module lies, in flat names; None where its shape does not divide so."""
     where = place(plain(update.name))
     if where.swapped_if_two or len(where.parts) > 1:
         try:
             d_out, d_in = update.shape
-        except InputError:
-            return None
+        except InputError:  # of a rotation only the base knows it
+            return where
         if where.sizes(d_out, d_in) is None:
             return None
         where = replace(where, swapped=where.swapped or (where.swapped_if_two and d_out == 2 * d_in))

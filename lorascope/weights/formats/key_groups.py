@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorascope.architectures.image import place
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Ledger
@@ -169,6 +170,9 @@ def rename(updates: Iterable[Update], names: Mapping[str, str]) -> dict[str, Upd
 def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[str, ...]) -> dict[str, str]:
     """Names whose dots were turned into `_`, in the base's own spelling, where exactly one of its modules fits.
 
+    A base in another scheme of names, diffusers' for Stability AI's, say, is understood where one module of the one is
+    one of the other.
+
     `lora_unet_mid_block_attentions_0_proj_in` cannot be undone by rule: `mid.block` or `mid_block`? The base knows.
     Left out: names that fit no module of the base, names that fit several, and several names that fit one module (the
     two text encoders of SDXL).
@@ -176,15 +180,26 @@ def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[s
     if base is None:
         return {}
     spelled: dict[str, list[str]] = {}
+    placed: dict[str, list[str]] = {}
     for module in base_modules(base):
         spelled.setdefault(module.replace(".", "_"), []).append(module)
+        if (where := _placed(module)) is not None:
+            placed.setdefault(where, []).append(module)
     resolved: dict[str, str] = {}
     modules = list(modules)
     for module in modules:
         bare = next((module.removeprefix(p) for p in prefixes if module.startswith(p)), module)
-        if len(spelled.get(bare, ())) == 1:
-            resolved[module] = spelled[bare][0]
+        found = spelled.get(bare) or placed.get(_placed(module) or "", ())
+        if len(found) == 1:
+            resolved[module] = found[0]
     owners: dict[str, int] = {}
     for name in (*resolved.values(), *modules):
         owners[name] = owners.get(name, 0) + 1
     return {module: name for module, name in resolved.items() if owners[name] == 1}
+
+
+def _placed(module: str) -> str | None:
+    """The module in diffusers' scheme, in flat form; None where it is several there, or has other rows."""
+    where = place(module)
+    several = len(where.parts) > 1 or where.swapped or where.swapped_if_two
+    return None if several else where.parts[0].replace(".", "_")
