@@ -89,6 +89,36 @@ def refuse_unclaimed(path: Path, keys: Iterable[str], config: Mapping[str, Any] 
         )
 
 
+# What keys of each dialect have in them, the more particular first: for a file that none claims.
+_MARKS = tuple(
+    (name, re.compile(pattern))
+    for name, pattern in (
+        ("GGUF", r"\.weight\.lora_[ab]$"),
+        ("LyCORIS", r"(^|[._])(hada_|lokr_|oft_|boft_|glora|dora_scale)"),
+        ("kohya's or ComfyUI's", r"^lora_(unet|te\d?|transformer)_|[._]lora_(down|up|mid)\b"),
+        ("diffusers", r"[._]lora(_linear_layer)?\.(down|up)\b|\.processor\."),
+        ("MLX's or torchtune's", r"\.lora_[ab](\.|$)|\.magnitude$"),
+        ("JAX's or Keras's", r"_lora_[ab]$|lora_kernel"),
+        ("NeMo's or Megatron's", r"\.adapter_layer\.|\.adapter(_\w+)?\.|linear_(in|out)\b"),
+        ("AdapterHub's", r"\.(adapters|loras|refts)\.[^.]+\."),
+        ("PEFT's", r"^base_model\.|lora_([ABE]|embedding|magnitude)|\.(vera|ia3|modules_to_save)"),
+    )
+)
+
+
+def nearest(keys: Iterable[str]) -> tuple[str, list[str]] | None:
+    """The dialect whose marks most of the keys have, and the keys that have none; None where no key has any."""
+    keys = list(keys)
+    counts = [(sum(bool(pattern.search(key)) for key in keys), name, pattern) for name, pattern in _MARKS]
+    most, name, pattern = max(counts, key=lambda each: each[0])
+    return (name, [key for key in keys if not pattern.search(key)]) if most else None
+
+
+def names_an_adapter(keys: Iterable[str]) -> bool:
+    """Whether some key has a word of an adapter in it, which no parameter of a plain model has."""
+    return any(map(_ADAPTER_WORDS.search, keys))
+
+
 def _by_config(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """What an `adapter_config.json` that is not PEFT's belongs to."""
     if "peft_type" in config:
@@ -106,4 +136,4 @@ def _is_model(keys: list[str]) -> bool:
     """Whether the keys are those of a whole model: nearly all are parameters by plain names, and none an adapter's."""
     plain = sum(key.rpartition(".")[2] in ("weight", "bias", "gamma", "beta") for key in keys)
     # The rest is buffers: masks, position ids, running means.
-    return plain >= 0.8 * len(keys) and not any(_ADAPTER_WORDS.search(key) for key in keys)
+    return plain >= 0.8 * len(keys) and not names_an_adapter(keys)

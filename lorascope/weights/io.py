@@ -15,7 +15,7 @@ from lorascope.weights import several
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.distributed import METADATA
 from lorascope.weights.files import GGUF, HDF5, PICKLES, SAFETENSORS, open_tensors
-from lorascope.weights.foreign import is_foreign, refuse_unclaimed
+from lorascope.weights.foreign import is_foreign, names_an_adapter, nearest, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import skip_what_stands_elsewhere
 from lorascope.weights.metadata import kept, training
@@ -152,7 +152,7 @@ def _open(path: Path) -> tuple[Bundle, str]:
     if "lorascope" not in (tensors.metadata.get("format"), (config or {}).get("format")):
         stored, notes = without_wrappers(stored, path)
     bundle = Bundle(path, stored, tensors.metadata, config, notes)
-    if weights.name in MODELS and not _holds_adapter(bundle):
+    if weights.name in MODELS and not _holds_adapter(bundle) and not names_an_adapter(stored):
         raise InputError(f"{path} is a full model, not an adapter", found=preview(stored, 3), hint=_TWO_CHECKPOINTS)
     return bundle, tensors.sha256()
 
@@ -232,9 +232,14 @@ def _claimant(bundle: Bundle) -> tuple[str, Format]:
             hint="add the adapter_config.json it was written with",
         )
     refuse_unclaimed(bundle.path, bundle.tensors, bundle.config, _TWO_CHECKPOINTS)
+    near = nearest(bundle.tensors)
+    what = f"{bundle.path} has an unknown adapter format"
+    if near is not None:
+        odd = f", and {len(near[1])} of {len(bundle.tensors)} keys are not of it" if near[1] else ""
+        what += f"; {near[0]} dialect is the nearest{odd}"
     raise InputError(
-        f"{bundle.path} has an unknown adapter format",
-        found=preview(bundle.tensors),
+        what,
+        found=preview((near[1] if near is not None else []) or bundle.tensors),
         expected=f"keys of one of {', '.join(formats.names())}",
     )
 

@@ -444,6 +444,28 @@ def test_what_speaks_of_an_adapter_is_no_full_model(tmp_path):
         read(saved(tmp_path, dict.fromkeys(keys, A), name="a.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("key", "dialect"),
+    [
+        ("h.0.q.lora_A.a.b.c", "PEFT's"),
+        ("h.0.q.hada_w9_z", "LyCORIS"),
+        ("h.0.q.lora_down.some", "kohya's"),
+        ("h.0.q.lora_a.some", "MLX's"),
+        ("h.0.linear_in.some", "NeMo's"),
+    ],
+)
+def test_an_unknown_file_gets_its_nearest_dialect_and_what_did_not_fit(key, dialect, tmp_path):
+    with pytest.raises(InputError, match=f"{dialect}.* dialect is the nearest, and 1 of 2 keys.*odd_one"):
+        read(saved(tmp_path, {key: A, "odd_one.0.x": A}, name="a.safetensors"))
+
+
+def test_a_file_by_a_models_name_is_a_full_model_only_where_it_is_one(tmp_path):
+    with pytest.raises(InputError, match="full model"):
+        read(saved(tmp_path, {"h.0.q.weight": A, "h.0.q.qweight": A}, name="model.safetensors"))
+    with pytest.raises(InputError, match="unknown adapter format"):
+        read(saved(tmp_path, {"h.0.q.lora_A.a.b.c": A}, name="model.safetensors"))
+
+
 def test_peft_files_are_still_read(tmp_path):
     """The rules above leave what PEFT itself writes alone: no key skipped, no note."""
     example = peft.lora(tmp_path)

@@ -45,9 +45,8 @@ def settings(path: Path) -> Settings:
     """The settings next to a weights file. InputError where one is there and is damaged."""
     folder = path if path.is_dir() else path.parent
     training, model = _read(folder / _HYPERPARAMETERS), _read(folder / _MODEL)
-    r, alpha = training.get("lora_r"), training.get("lora_alpha")
-    numbers = type(r) is int and r > 0 and type(alpha) in (int, float) and math.isfinite(alpha)
-    scale = alpha / r if numbers else None
+    r, alpha = _count(training, "lora_r"), training.get("lora_alpha")
+    scale = alpha / r if r and isinstance(alpha, int | float) and math.isfinite(alpha) else None
     trained: tuple[bool, bool, bool] | None = None
     if all(type(training.get(f"lora_{part}")) is bool for part in PARTS):
         query, key, value = (bool(training[f"lora_{part}"]) for part in PARTS)
