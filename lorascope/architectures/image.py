@@ -9,7 +9,7 @@ writes every dot as an underscore.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 EQUAL, LINEAR1, GROUPED = "equal", "linear1", "grouped"
 
@@ -236,7 +236,14 @@ def _unet(body: str) -> str | None:
 _FAMILIES: tuple[Callable[[], list[Rule]], ...] = (
     _flux, _stable_diffusion_3, _hunyuan_video, _wan, _anima, _lumina_and_z_image, _ltx,
 )  # fmt: skip
-_RULES = [(re.compile(pattern), targets, rows) for family in _FAMILIES for pattern, targets, rows in family()]
+
+
+@cache
+def _rules() -> list[tuple[re.Pattern[str], tuple[str, ...], str]]:
+    """All families' rules, compiled when a name is first asked for: that takes as long as reading a small adapter."""
+    return [(re.compile(pattern), targets, rows) for family in _FAMILIES for pattern, targets, rows in family()]
+
+
 _SWAPPED = re.compile(r"final_layer_adaLN_modulation_1")
 _SWAPPED_IF_TWO = re.compile(_JOINT + "context_block_adaLN_modulation_1")
 
@@ -263,7 +270,7 @@ def place(name: str) -> Place:
         return Place((match.expand(_BLOCK + "norm1_context.linear"),), swapped_if_two=True)
     if unet := _unet(body):
         return Place((unet,))
-    for pattern, targets, rows in _RULES:
+    for pattern, targets, rows in _rules():
         if match := pattern.fullmatch(body):
             return Place(tuple(match.expand(target) for target in targets), rows)
     return Place((body,))
