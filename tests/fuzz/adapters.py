@@ -26,7 +26,9 @@ from tests.weights.examples import cases
 
 FLOATS = ("F32", "F32", "F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 STORAGE = ("safetensors", "safetensors", "safetensors", "alone", "pickle", "shards")
-PEFT_TYPES = {peft_type for family in all_families() for peft_type in family.peft_types}
+PEFT_TYPES = {
+    peft_type for family in all_families() for peft_type, of_type in family.peft_types.items() if of_type
+} | set(REASONS)  # not those that are refused by name
 DRAWN = {
     "LORA",
     "ADALORA",

@@ -33,7 +33,7 @@ _FIELDS = """
 """
 # Fields that change what A and B mean, so that ΔW is no longer s·B·A.
 _CHANGES_DELTA = {
-    "arrow_config": "Arrow routes each token through several adapters",
+    "arrow_config": "Arrow routes each token through several adapters, which are files of their own: analyse those",
 }
 _VARIANTS = {"use_qalora": "QALoRA", "use_bdlora": "BD-LoRA"}
 # Initialisations that subtract something from the base weight, so that A and B do not belong to the original base.
