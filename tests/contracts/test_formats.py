@@ -75,12 +75,14 @@ def test_only_one_format_claims_it(format, builder, built):
 
 @pytest.mark.parametrize(("format", "builder"), cases(), ids=case_id)
 def test_a_key_nobody_knows_is_an_error_that_names_it(format, builder, built):
-    bundle, _ = _open(built(builder).path)
+    example = built(builder)
+    bundle, _ = _open(example.path)
+    base = open_checkpoint(example.base) if example.base else None
     stranger = "lora_unheard_of.0.thing"
     tensors = {**bundle.tensors, stranger: next(iter(bundle.tensors.values()))}
     ledger = Ledger(tensors)
     try:
-        formats.get(format).read(Bundle(bundle.path, tensors, bundle.metadata, bundle.config), ledger, None)
+        formats.get(format).read(Bundle(bundle.path, tensors, bundle.metadata, bundle.config), ledger, base)
         named = ledger.left()
     except InputError as error:
         named = [str(error)]

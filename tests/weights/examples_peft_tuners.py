@@ -10,6 +10,7 @@ from tests.weights.examples import Example
 from tests.weights.examples_peft_experts import written
 from tests.weights.peft_tuners.common import Case, saved, truth
 from tests.weights.peft_tuners.test_base import CASES, on
+from tests.weights.peft_tuners.test_file import CASES as CASES_OF_FILES
 
 IN_FLOAT32 = [
     Case("psoft", on(peft.PsoftConfig, r=4), base=True),
@@ -21,8 +22,10 @@ def built(case, folder):
     """What PEFT writes for a case, and what it merges."""
     files = saved(case, folder)
     deltas = {}
-    for name, change in truth(files.base, files.adapter_folder).items():
-        if change.ndim > 1:
+    for name, change in truth(files.base, files.adapter_folder, case.widened).items():
+        if change.ndim == 1 and case.config().peft_type == "BEFT":  # which trains biases alone
+            deltas[name] = change[:, None]
+        elif change.ndim > 1:
             flat = change.reshape(len(change), -1)
             deltas[name.removesuffix(".weight")] = flat.T if "embed" in name else flat
     # of float32's directions of W, whose entries are some tenths; else of sums in float64
@@ -33,8 +36,9 @@ def built(case, folder):
 def one_of_each():
     """The first case of each type, as builders."""
     found = {}
-    for case in [*CASES, *IN_FLOAT32]:
+    for case in [*CASES, *IN_FLOAT32, *CASES_OF_FILES]:
         found.setdefault(case.config().peft_type.value, case)
+    found.pop("LORA", None)  # whose examples are elsewhere
     for type, case in found.items():
         build = partial(built, case)
         build.__name__ = f"tuner_{type.lower()}"

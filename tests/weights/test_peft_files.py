@@ -233,7 +233,7 @@ def test_an_initialisation_that_changes_the_base_is_noted(init, tmp_path):
 
 def test_methods_that_are_not_analysed_are_named(tmp_path):
     path, *_ = build(tmp_path, LoraConfig(r=4, target_modules=["q_proj"]))
-    with pytest.raises(InputError, match=r"no weight update that can be analysed; found ADAPTION_PROMPT: learned"):
+    with pytest.raises(InputError, match=r"no weight update that can be analysed; found LLaMA-Adapter: learned"):
         read(edited(path, peft_type="ADAPTION_PROMPT"))
 
 

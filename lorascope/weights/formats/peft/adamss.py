@@ -33,7 +33,6 @@ FOUND_AGAIN = (
 class Adamss(Family):
     peft_types = {"ADAMSS": frozenset({"low_rank"})}
     rest_keys = frozenset({"adamss_"})
-    read_only = True
     fields = """
         num_subspaces subspace_rank init_weights use_asa asa_target_subspaces init_warmup final_warmup mask_interval
         asa_importance_beta asa_uncertainty_beta asa_schedule_exponent use_dynamic_rank svd_threshold random_seed

@@ -94,7 +94,6 @@ class Family:
         fields: of adapter_config.json that this family has and not every method has, with spaces between.
         scales: the fields that say rank and scale; None where ΔW has no scale.
         kinds_written: the kinds of update that `write` has a place for.
-        read_only: its updates are of a kind that other families write, and are not written at all.
     """
 
     peft_types: ClassVar[Mapping[str, frozenset[str]]] = {}
@@ -106,7 +105,6 @@ class Family:
     fields: ClassVar[str] = ""
     scales: ClassVar[ScaleFields | None] = None
     kinds_written: ClassVar[frozenset[str]] = frozenset()
-    read_only: ClassVar[bool] = False
     bias_reason: ClassVar[str] = "a bias, which is not an update of the weight"
 
     def read(self, group: Group, context: Context) -> Update:

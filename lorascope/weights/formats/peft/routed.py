@@ -33,7 +33,6 @@ class Lily(Family):
     peft_types = {"LILY": frozenset({"low_rank"})}
     roles = ("lily_A", "lily_B", "lily_router")
     marks = frozenset(roles)
-    read_only = True
     with_tail = frozenset(roles)
     fields = "stride_A num_B scaling init_weights"
 
@@ -56,7 +55,6 @@ class Poly(Family):
     peft_types = {"POLY": frozenset({"low_rank"})}
     roles = ("poly_lora_A", "poly_lora_B", "poly_router.module_logits")
     marks = frozenset(roles)
-    read_only = True
     fields = "poly_type n_tasks n_skills n_splits init_weights"
 
     def waits(self, group: Group, context: Context) -> bool:

@@ -44,7 +44,7 @@ def write_peft(adapter: Adapter, folder: Path) -> list[Path]:
 def _family(adapter: Adapter) -> Family:
     """The family that has a place for all kinds of this adapter; that of the settings' PEFT type before others."""
     by_type = family_of_type(adapter.settings.get("peft_type"))
-    if by_type is not None and by_type.read_only:
+    if by_type is not None and not by_type.kinds_written and by_type.peft_types[adapter.settings["peft_type"]]:
         raise InputError(f"lorascope reads PEFT's {adapter.settings['peft_type']} and does not write it")
     for family in (*((by_type,) if by_type is not None else ()), *all_families()):
         if family.can_write(adapter):
