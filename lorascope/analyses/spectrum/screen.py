@@ -16,7 +16,7 @@ from lorascope.errors import cut
 from lorascope.report import text as t
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-FORMATS = {"peft": "PEFT", "mlx": "MLX", "gguf": "GGUF", "lycoris": "LyCORIS", "nemo": "NeMo"}
+FORMATS = {"peft": "PEFT", "mlx": "MLX", "gguf": "GGUF", "lycoris": "LyCORIS", "nemo": "NeMo", "nunchaku": "Nunchaku"}
 BASES = ("base_model_name_or_path", "base_model", "ss_sd_model_name", "ss_base_model_version", "model", "base")
 SHOWN = (rules.SKIPPED.code,)  # notes without an action that the first screen shows all the same
 BAR = 7  # columns of the longest bar
