@@ -8,6 +8,7 @@ io.write(injected.export(), folder)
 
 import copy
 import hashlib
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,15 @@ from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.tensors import InMemory
 
 STORED_AS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+_by_model: weakref.WeakValueDictionary[int, "Injected"] = weakref.WeakValueDictionary()
+
+
+def injected_in(model: nn.Module) -> "Injected | None":
+    """What was put into this model, where it is still kept by somebody."""
+    found = _by_model.get(id(model))
+    return found if found is not None and found.model is model else None
 
 
 def inject(
@@ -75,6 +85,7 @@ def inject(
     setattr(model, CARRIES, tuple(parts))
     injected = Injected(model, method, layers, originals, parts)
     method.injected = injected
+    _by_model[id(model)] = injected
     watch(injected)
     return injected
 

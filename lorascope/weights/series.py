@@ -214,17 +214,18 @@ def _losses(paths: Sequence[Path], snapshots: Sequence[Snapshot]) -> list[Loss]:
     found: dict[tuple[int, str], Loss] = {}
     for folder in dict.fromkeys(folders):
         history = _state(folder).get("log_history")
-        for loss in (*_read(history if isinstance(history, list) else ()), *_of_metrics(folder)):
+        for loss in (*losses_in(history if isinstance(history, list) else ()), *_of_metrics(folder)):
             found.setdefault((loss.step, loss.kind), loss)
     return sorted(found.values(), key=lambda loss: (loss.step, loss.kind))
 
 
 def _of_metrics(folder: Path) -> list[Loss]:
     path = folder / "metrics.jsonl"
-    return _read(read_json_lines(path)) if (folder / "config.yaml").is_file() and os.path.lexists(path) else []
+    return losses_in(read_json_lines(path)) if (folder / "config.yaml").is_file() and os.path.lexists(path) else []
 
 
-def _read(lines: Iterable[Any]) -> list[Loss]:
+def losses_in(lines: Iterable[Any]) -> list[Loss]:
+    """The losses in the lines of a log: transformers' `log_history`, or our `metrics.jsonl`."""
     found: list[Loss] = []
     for line in lines:
         if not isinstance(line, dict) or type(step := line.get("step")) is not int or len(found) >= MAX_LOSSES:

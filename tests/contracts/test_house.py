@@ -41,6 +41,7 @@ BELOW = {
     "study": GROUND | ANALYSING | {"adapt", "methods", "training"},
     "cli": GROUND | ANALYSING | {"adapt", "methods", "training", "study"},
     "api": GROUND | ANALYSING | {"adapt", "methods", "training"},
+    "callbacks": GROUND | ANALYSING | {"adapt", "methods", "training", "api"},
     "__main__": {"cli"},
 } | dict.fromkeys(GROUND, GROUND)
 
