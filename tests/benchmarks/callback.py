@@ -2,7 +2,7 @@
 
     python tests/benchmarks/callback.py [--steps 30]
 
-LoRA of rank 16 on all linear layers, four texts of 256 tokens a step. The goal is under 2 % of the training time. Printed
+LoRA of rank 16 on all linear layers, four texts of 256 tokens a step. The goal is under 2 % of training. Printed
 are also one measurement (all 210 modules, with a snapshot) and the page at the end, which comes once whatever the run's
 length.
 """
