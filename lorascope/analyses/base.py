@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 SCHEMA_NOTE = (
-    "schema 2 has one key for what was left out, `skipped`, and one spelling of every metric; schema 1 had"
+    "schema 2 has one key for what was skipped, `skipped`, and one spelling of every metric; schema 1 had"
     " not_analysed, set_aside, unmatched, not_compared and left_out"
 )
 Takes = Literal["adapter", "adapter and base", "adapters", "checkpoints", "runs", "run and texts"]

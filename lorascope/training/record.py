@@ -204,7 +204,9 @@ class Record:
     def _same_config(self) -> None:
         path = self.folder / "config.yaml"
         if not os.path.lexists(path):
-            raise InputError(f"{self.folder} holds no run to resume", hint="start it without --resume")
+            raise InputError(
+                f"{self.folder} is not a run directory, so there is nothing to resume", hint="start it without --resume"
+            )
         before, now = read_config(self.folder), parse_yaml(self.text, "the config")
         with suppress(InputError):  # of a version that had fewer keys: their defaults are what it did
             before = parse_yaml(yaml.safe_dump(resolved(parse(before))), "the config")
@@ -224,7 +226,7 @@ class Record:
     def _clear(self, replace: bool) -> None:
         passed = {*self._left(), self.folder / locks.NAME}
         if not (self.folder / "config.yaml").exists() and set(self.folder.iterdir()) - passed:
-            raise InputError(f"{self.folder} is not empty and holds no run of lorascope", hint="name another --output")
+            raise InputError(f"{self.folder} is not empty and is not a run directory", hint="name another --output")
         if (self.folder / "config.yaml").exists() and not replace:
             raise InputError(
                 f"{self.folder} holds a run already", hint="continue it with --resume, or name another --output"

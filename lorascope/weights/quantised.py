@@ -216,7 +216,7 @@ class _Schemes:
             return stored  # a plain cast: the code is the number
         if self.name:
             return place.refused(self.name)
-        what = f"codes of type {stored.dtype}" + (f" beside {unknown[0]!r}" if unknown else " and no scale")
+        what = f"codes of type {stored.dtype}" + (f" next to {unknown[0]!r}" if unknown else " and no scale")
         reason = f"the base stores {what} for {name}, in no scheme that lorascope knows"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 

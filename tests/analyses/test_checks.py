@@ -157,6 +157,8 @@ def test_rounding_targets_skipped_and_the_missing_base():
     lossy = found(beside_w(made, 0.05, loss=0.02))
     assert "no-base" not in lossy
     assert lossy["merge-rounding"].command.endswith("--base 'base model' --dtype float32 --output merged")
+    assert lossy["merge-rounding"].severity == "note"
+    assert found(beside_w(made, 0.05, loss=0.21))["merge-rounding"].severity == "warning"
     assert "merge-rounding" not in found(beside_w(made, 0.05, loss=0.009))
     assert "missing-targets" not in found(result(settings={"target_modules": ["q_proj", "v_proj"]}))
 

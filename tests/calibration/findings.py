@@ -80,7 +80,7 @@ def one_direction(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def overflown(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Stored in fp16 after a loss scale was left in: what exceeds 65,504 is infinite."""
     with np.errstate(over="ignore"):
-        return {name: (a * (1e6 if "lora_B" in name else 1)).astype(np.float16) for name, a in tensors.items()}
+        return {name: (a * (1e8 if "lora_B" in name else 1)).astype(np.float16) for name, a in tensors.items()}
 
 
 def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from lorascope.analyses import rules
 from lorascope.analyses.sarif import sarif
 from lorascope.blocks import Finding
+from tests.benchmarks.adapters import write_llama_adapter
 from tests.cli.command import here, lorascope, refused
 
 
@@ -131,3 +132,18 @@ def test_usage_errors_have_a_hint(lora_folder):
 def test_completion_of_the_shell():
     done = lorascope(env={"_LORASCOPE_COMPLETE": "complete_bash", "COMP_WORDS": "lorascope an", "COMP_CWORD": "1"})
     assert done.stdout.split() == ["analyze"]
+
+
+def test_the_first_screen_of_a_large_adapter_has_22_lines_of_80_columns(tmp_path):
+    """32 layers of seven projections, as an 8B model has them, at a hundredth of the width."""
+    folder = write_llama_adapter(tmp_path / "llama8b_r16", rank=16, layers=32, hidden=64, kv=32, inner=96)
+    done = here("analyze", folder.name, cwd=tmp_path, env={"COLUMNS": "80", "NO_COLOR": "", "FORCE_COLOR": ""})
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 22
+    assert max(map(len, lines)) <= 80
+    assert lines[0].endswith("llama8b_r16   LoRA (PEFT) for llama")
+    assert lines[1].startswith("r = 16   α = 32 (scale 2)   224 modules   ")
+    types = [line.split()[0] for line in lines if "_proj" in line and "█" in line]
+    assert types == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert "0 … 31" in done.stdout
+    assert any("--base MODEL" in line for line in lines)

@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(classifier, tmp_path, m
 
 
 def test_there_must_be_a_run_to_resume_and_none_to_start(classifier, tmp_path):
-    with pytest.raises(InputError, match="holds no run to resume"):
+    with pytest.raises(InputError, match="nothing to resume"):
         run.train(classifier(), tmp_path / "new", resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("keep me")

@@ -128,7 +128,7 @@ UNKNOWN = {
     ),
     "hqq": ({"q.W_q": I32, "q.meta": W}, {"quant_method": "hqq"}, "HQQ"),
     "codes alone": ({"q.weight": I32.to(torch.int8)}, {}, "codes of type I8 and no scale"),
-    "fp8 with a stranger": ({"q.weight": W.to(FP8), "q.mask": W}, {}, "beside 'q.mask'"),
+    "fp8 with a stranger": ({"q.weight": W.to(FP8), "q.mask": W}, {}, "next to 'q.mask'"),
     "fp8 announced": ({"q.weight": W.to(FP8)}, {"quant_method": "torchao"}, "torchao"),
     "bitnet": ({"q.weight": I32.to(torch.uint8), "q.weight_scale": W[:1, :1]}, {"quant_method": "bitnet"}, "BitNet"),
     "a scale that fits nothing": (

@@ -131,7 +131,7 @@ def findings(section: Section) -> list[Finding]:
     most = extreme(known, "relative_magnitude_change")
     if most is None:
         text = "magnitude and direction changes need the base weights: pass --base MODEL"
-        return [Finding("warning", text)]
+        return [Finding("note", text)]
     text = (
         f"magnitudes changed by {percent(summary['median_relative_magnitude_change'])} of the row's length in the"
         f" median module and by {percent(most['relative_magnitude_change'])} here (largest)"

@@ -30,7 +30,7 @@ LARGEST_ROOT, LARGEST_MLX = 32.0, 32.0  # α/√r of rsLoRA, and MLX's scale, wh
 ALONE, TIMES_ITS_TYPE = 0.2, 10.0  # of the energy; times the energy of the median module of its type
 COLLAPSED, USED = 0.1, 0.7  # stable rank, of the random baseline's (collapse: both less 1)
 KEPT, WORTH_SAVING = 0.99, 0.25  # of each module's energy; of the parameters
-ROUNDING = 0.01  # of ‖ΔW‖, lost by a merge
+ROUNDING, LARGE_ROUNDING = 0.01, 0.2  # of ‖ΔW‖, lost by a merge
 PRODUCTS = ("low_rank", "magnitude")  # kinds whose scale is α/r
 RESIZABLE = ("low_rank", "triplet")  # kinds that hold r·(d_out + d_in) parameters, as a resized adapter does
 
@@ -77,9 +77,9 @@ def no_change(result: SpectrumResult) -> Found:
 def too_large(result: SpectrumResult) -> Found:
     """‖ΔW‖/‖W‖ over 1 in the median module is an error, over 0.3 a warning; without the base, the same by entries.
 
-    Adapters trained to their best held-out loss stay below 0.2 on the packaged models, and published ones at 0.01 to
-    0.1; one that diverged, or whose α was mistyped, is above 1. Entries of trained transformers have a root mean square
-    of 0.01 to 0.05 (initialised at 0.02), so an update with 0.05 is as large as W, and one with 1 diverged.
+    In the calibration healthy adapters have 0.01 to 0.09 (the quickstart's, trained longer, 0.13), one whose α was
+    mistyped 2.2, and ones that diverged 67 and more. Weights start with entries of root mean square 0.02 in most
+    transformers, and have 0.06 in MiniLM, so an update with 0.05 is as large as W, and one with 1 diverged.
     """
     sizes = [m for m in result.rows if m.frobenius_norm]
     if not sizes:
@@ -91,7 +91,7 @@ def too_large(result: SpectrumResult) -> Found:
         size = f"median ‖ΔW‖/‖W‖ = {percent(relative, 3)}; fine-tuning usually stays below 20 %"
     else:
         severity = "error" if entries > LARGER_THAN_ENTRIES else "warning" if entries > LARGE_ENTRIES else None
-        size = f"root mean square entry {entries:.2g}; entries of transformers' weights have 0.01 to 0.05"
+        size = f"root mean square entry {entries:.2g}; weights of transformers have about 0.02 to 0.06"
     if severity is None:
         return []
     scale = _scale_in_words(result)
@@ -104,8 +104,9 @@ def too_large(result: SpectrumResult) -> Found:
 def very_small(result: SpectrumResult) -> Found:
     """‖ΔW‖/‖W‖ under 0.001 in the median module; without the base, entries under 1e-5.
 
-    bf16 keeps 8 bits: an update of 0.1 % is below half a step (0.2 %) of most entries of W, and is lost on merging. The
-    median trained adapter is 30 times larger. 1e-5 is 0.05 % of the usual 0.02.
+    bf16 keeps 8 bits: an update of 0.1 % is below half a step (0.2 to 0.4 %) of most entries of W, and four fifths of
+    it are lost on merging. The smallest healthy adapter of the calibration has 1.3 %. 1e-5 is 0.05 % of entries of
+    0.02: without the base this misses what stopped at step 3, and is meant to be silent rather than wrong.
     """
     sizes = [m for m in result.rows if m.frobenius_norm]
     if not sizes:
@@ -122,9 +123,9 @@ def very_small(result: SpectrumResult) -> Found:
 def scale_out_of_range(result: SpectrumResult) -> Found:
     """α/r over 8 or under 0.1; rsLoRA's α/√r over 32; MLX's scale over 32.
 
-    Trainers default to α/r of 1 or 2 (PEFT: 8/8, Unsloth and axolotl: 16/16 to 32/16, the LoRA paper: up to 4), and
-    kohya's α = 1 at r = 8 is 0.125. rsLoRA keeps α and divides by √r, so that 64/√4 = 32; MLX writes the scale itself,
-    20 by default. Beyond those, α was meant for another rank, or for the other rule.
+    PEFT's default is 8/8 = 1, α = 2r is a common rule, and kohya's default α = 1 gives 0.125 at r = 8. rsLoRA keeps α
+    and divides by √r: 64/√4 = 32. MLX writes the scale itself, 20 by default. Beyond those, α was meant for another
+    rank, or for the other rule.
     """
     rows = [m for m in result.rows if m.kind in PRODUCTS and m.rank]
     if not rows:
@@ -146,8 +147,9 @@ def scale_out_of_range(result: SpectrumResult) -> Found:
 def one_module(result: SpectrumResult) -> Found:
     """A module with over 20 % of the energy and over 10 times that of the median module of its type.
 
-    Types differ by nature (v often has ten times q's energy), modules of one type by a factor of 4 between layers. Ten
-    is three times the norm. With fewer than three modules of a type, the median is over all.
+    Types differ by their shapes and gradients, so a module is compared with its own. Ten times the energy is three
+    times the norm; no healthy adapter of the calibration has it. With fewer than three modules of a type, the median is
+    over all.
     """
     rows = [m for m in result.rows if m.frobenius_norm]
     if len(rows) < 3 or not result.total_energy:
@@ -209,8 +211,8 @@ def all_directions(result: SpectrumResult) -> Found:
 def can_be_smaller(result: SpectrumResult) -> Found:
     """A plan of `resize --energy 0.99`, computed here, that saves at least 25 % of the parameters.
 
-    99 % of the energy is an error of 10 % of ‖ΔW‖ in the worst module, at which held-out loss did not change in any of
-    our studies; saving less than a quarter is not worth a second file.
+    99 % of the energy is an error of at most 10 % of ‖ΔW‖ in every module. Energy is not usefulness, which is why the
+    action is to score the plan. Saving less than a quarter is hardly worth a second file.
     """
     rows = [m for m in result.rows if m.kind in RESIZABLE and m.rank and m.singular_values and m.frobenius_norm]
     if not rows or len(rows) < len([m for m in result.rows if m.frobenius_norm]):
@@ -228,9 +230,12 @@ def can_be_smaller(result: SpectrumResult) -> Found:
 
 
 def merge_rounding(result: SpectrumResult) -> Found:
-    """Rounding W + ΔW to the base's dtype loses over 1 % of ‖ΔW‖, in the median module.
+    """Rounding W + ΔW to the base's dtype loses over 1 % of ‖ΔW‖ in some module: a note; over 20 % in the median
+    module: a warning.
 
-    bf16 of an update of 5 % of W loses some 2 %, of 1 % some 10 %, of 0.1 % some 80 %; float32 loses 1e-5.
+    bf16 loses 3 % of an update of 5 % of W, 17 % of one of 1 %, and 78 % of one of 0.1 %; float32 loses 3e-5 at most
+    (Gaussian W and B·A, computed with `linalg.rounding`). So every merge into bf16 is worth a note, and a warning where
+    the loss is a fifth of the update.
     """
     compared = [(m, b.rounding_loss) for m in result.rows if (b := m.against_base) and b.rounding_loss is not None]
     if not compared:
@@ -247,7 +252,9 @@ def merge_rounding(result: SpectrumResult) -> Found:
     base = shlex.quote(result.base or "MODEL")
     command = f"lorascope merge {_path(result)} --base {base} --dtype float32 --output merged"
     names = tuple(m.name for m, _ in lossy)
-    return [rules.MERGE_ROUNDING.finding(text, modules=names, action="Merge into float32", command=command)]
+    severity = "warning" if (median(loss for _, loss in compared) or 0.0) > LARGE_ROUNDING else "note"
+    action = "Merge into float32"
+    return [rules.MERGE_ROUNDING.finding(text, severity, modules=names, action=action, command=command)]
 
 
 def another_base(result: SpectrumResult) -> Found:
@@ -321,7 +328,8 @@ def partial(result: SpectrumResult) -> Found:
         return []
     text = f"in {counted(len(rows), len(result.rows))} the spectra cover only the low-rank part s·B·A, which is not the"
     action = "Pass --base MODEL for the full ΔW" if result.base is None else "W is needed for the full ΔW"
-    return [rules.PARTIAL_UPDATE.finding(f"{text} full ΔW", modules=_names(rows), action=action)]
+    severity = "note" if result.base is None else "warning"
+    return [rules.PARTIAL_UPDATE.finding(f"{text} full ΔW", severity, modules=_names(rows), action=action)]
 
 
 def no_base(result: SpectrumResult) -> Found:

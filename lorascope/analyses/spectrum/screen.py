@@ -157,8 +157,8 @@ def by_type(result: SpectrumResult) -> Table:
         *((Column("layers", f"energy by layer{ends}"),) if ends else ()),
     )  # fmt: skip
     zero = sum(m.frobenius_norm == 0 for m in rows)
-    caption = f"Medians leave out the {zero} modules with ΔW = 0 (· in the last column)." if zero else ""
-    caption = caption.replace("1 modules", "1 module")
+    modules = f"{zero} module{'s' * (zero != 1)}"
+    caption = f"Medians leave out {modules} with ΔW = 0 (· in the last column)." if zero else ""
     return Table(columns, tuple(row[: len(columns)] for row in body), caption=caption, where="terminal")
 
 
