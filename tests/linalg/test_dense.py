@@ -151,11 +151,13 @@ def test_the_gram_matrix_is_taken_while_the_middle_value_keeps_its_digits(rng, t
     assert dense.spectrum(u * sigma @ v.T, accuracy).method == method
 
 
-def test_the_bound_of_what_was_not_found_is_that_of_the_residual(rng):
+@pytest.mark.parametrize("scale", [1.0, 1e-80, 1e80])
+def test_the_bound_of_what_was_not_found_is_that_of_the_residual(rng, scale):
     """Four large values above 200 equal ones: Halko's lemma gives at most (10·√(2/π)·longest probe)^(1/5) = 2.6·σ₅."""
     u, v = (np.linalg.qr(rng.standard_normal((300, 204)))[0] for _ in range(2))
-    found = dense.leading(u * np.concatenate([[40.0, 30.0, 20.0, 10.0], np.ones(200)]) @ v.T, 4).spectrum
+    sigma = np.concatenate([[40.0, 30.0, 20.0, 10.0], np.ones(200)])
+    found = dense.leading(scale * (u * sigma @ v.T), 4).spectrum
     assert found.method == "randomised"
-    outside = np.sqrt((found.values + found.error) ** 2 - found.values**2)
+    outside = np.sqrt((found.values + found.error) ** 2 - found.values**2) / scale
     assert (outside < 3).all()
     assert (outside > 1).all()

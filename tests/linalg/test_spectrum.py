@@ -59,3 +59,8 @@ def test_energy_rank_counts_a_share_that_is_met_exactly():
 @pytest.mark.parametrize("empty", [[0.0, 0.0], []])
 def test_a_zero_spectrum_has_no_rank(measure, empty):
     assert measure(empty) is None
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_the_norm_of_numbers_whose_squares_vanish_or_overflow(scale):
+    assert spectrum.frobenius_norm([3 * scale, 4 * scale]) == pytest.approx(5 * scale, rel=1e-15)

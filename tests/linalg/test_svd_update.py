@@ -38,6 +38,19 @@ def test_the_decomposition_is_the_svd(rng, m, n):
     assert not known.is_of(weight.T) or m == n
 
 
+def test_a_decomposition_is_known_again_where_w_has_less_than_full_rank(rng):
+    """Its last value says nothing of the size that rounding has."""
+    weight = rng.standard_normal((40, 5)) @ rng.standard_normal((5, 60))
+    assert decompose(weight).is_of(weight)
+
+
+def test_the_error_is_that_of_the_worst_value():
+    """An eigenvalue σ² is at most its residual's length away, so that σ = 2 is within 0.01 / (2 + √0.01)."""
+    cached = decompose(np.diag([3.0, 2.0]))
+    residual = np.array([[0.0, 0.01], [0.0, 0.0]])
+    assert changed._error(cached, np.array([3.0, 2.0]), residual) == pytest.approx(0.01 / 2.1, rel=1e-9)
+
+
 SPECTRA = {
     "power law": lambda p: 10 / np.sqrt(np.arange(1, p + 1)),
     "flat": lambda p: np.linspace(2, 1, p),

@@ -37,4 +37,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "'.base_layer.' in text and (not text.endswith('.bias'))",
         "'.base_layer.' in text or not text.endswith('.bias')",
     ): "what is looked at after it has no name without a module, nor a bias",
+    (
+        "lorascope/linalg/factored.py",
+        "_extended_gauge",
+        "for _ in range(3): solution += np.linalg.solve(gauge, (target - wide @ solution).astype(np.float64))",
+        "for _ in range(4): solution += np.linalg.solve(gauge, (target - wide @ solution).astype(np.float64))",
+    ): "one more step of a refinement that has converged",
 }

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from lorascope.errors import InputError
-from lorascope.updates.base import dense
+from lorascope.updates.base import Update, dense
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.io import read, write
+from lorascope.weights.tensors import InMemory
 from tests.weights import examples_peft as peft
 
 
@@ -285,6 +286,20 @@ def test_writing_what_was_not_analysed_is_refused(made, tmp_path):
     with pytest.raises(InputError, match=r"would lose what was not analysed; found 'x\.lora_B\.bias'"):
         write(partial, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "kept"), [(["q_proj", "v_proj"], True), (["q_proj"], False), (r".*\.[qv]_proj", True)]
+)
+def test_target_modules_are_written_as_they_were_while_they_name_all(named, kept, tmp_path):
+    """Each module is named by one of the list, not by all of it."""
+    updates = {
+        name: Update(name, "low_rank", {"A": InMemory(np.ones((2, 4))), "B": InMemory(np.ones((3, 2)))})
+        for name in ("h.0.q_proj", "h.0.v_proj")
+    }
+    write(Adapter(updates, {"peft_type": "LORA", "target_modules": named}), tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert written == (named if kept else ["h.0.q_proj", "h.0.v_proj"])
 
 
 def test_writing_over_the_file_that_is_being_read(made, tmp_path):

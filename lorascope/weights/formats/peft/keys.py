@@ -22,7 +22,7 @@ class Key:
     role: str
     adapter: str | None
     tail: str
-    wrapped: int = 0
+    wrapped: int
 
 
 def body(key: str) -> str:
