@@ -63,5 +63,5 @@ def may_compile(members: Sequence[Injected], world: World) -> bool:
     elif len(members) > 1 and any(map(draws, members)):
         reason = "adapters with dropout share a pass"
     if reason:
-        warnings.warn(f"training.compile is left out: {reason}", stacklevel=2)
+        warnings.warn(f"training.compile is skipped: {reason}", stacklevel=2)
     return reason is None
