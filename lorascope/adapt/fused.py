@@ -12,8 +12,8 @@ that O(n·d_in) falls to O(n·r). Doing h again would save the last O(n·r) at t
 slower. The products that sum over n are given h and its gradient as (r, n), contiguous: CPU kernels run them up to
 twice as fast as their transposes.
 
-On a GPU what counts is bytes. At 7B shapes in bfloat16 a layer's step moves 0.25 to 0.32 of what PEFT's does, and 1.8 to
-1.9 times what a kernel would that does both products of x in one pass (`tests/benchmarks/traffic.py`, a count).
+On a GPU what counts is bytes. At 7B shapes in bfloat16 a layer's step moves 0.25 to 0.32 of what PEFT's does, and 1.8
+to 1.9 times what a kernel would that does both products of x in one pass (`tests/benchmarks/traffic.py`, a count).
 """
 
 import torch

@@ -7,12 +7,17 @@ if TYPE_CHECKING:
     from lorascope.weights.base_svd import SvdCache
 
 
-def open_cache(folder: Path | None, none: bool) -> "SvdCache":
-    """The cache in `folder`; by default in the user's cache folder, beside the packaged models; or none."""
+def open_cache(folder: Path | None, none: bool, device: str = "auto") -> "SvdCache":
+    """The cache in `folder`; by default in the user's cache folder, beside the packaged models; or none.
+
+    What is not in it is decomposed on a device that is named; "auto" is the CPU here, where no torch is imported.
+    """
+    from lorascope.cli._device import placer
     from lorascope.errors import InputError
     from lorascope.models import assets
     from lorascope.weights.base_svd import FOLDER, SvdCache
 
     if none and folder is not None:
         raise InputError("--cache DIR and --no-cache exclude each other")
-    return SvdCache(None if none else folder or assets.user_cache() / FOLDER)
+    place = None if device in ("auto", "cpu") else placer(device)
+    return SvdCache(None if none else folder or assets.user_cache() / FOLDER, place=place)

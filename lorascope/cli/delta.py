@@ -1,11 +1,11 @@
 """`lorascope delta`: tuned − base, matrix by matrix."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lorascope.cli._device import placer
 from lorascope.cli._options import Html, Json, csv_of
 from lorascope.cli._outputs import check, show, to_file
 from lorascope.destinations import check_new_folder, is_stream
@@ -67,7 +67,7 @@ def delta(  # one parameter per option
     metric_to_sort_by(METRICS, sort)
     _check_output(extract, output)
     outputs = [path for path in (json, html, csv, output) if path and not is_stream(path)]
-    options = {"top": top, "modules": modules, "extract": extract, "place": _placer(device)}
+    options = {"top": top, "modules": modules, "extract": extract, "place": placer(device)}
     result = _run(base, tuned, adapter or [], state=state or _state_next_to(outputs), **options)
     if output is not None and result.extracted is not None:
         _write(result.extracted, output)
@@ -109,17 +109,3 @@ def _write(adapter: Any, output: Path) -> None:
 def _state_next_to(outputs: list[Path]) -> Path | None:
     """Where unfinished work is kept: next to the first thing that will be written; nowhere if nothing is."""
     return outputs[0].with_name(f"{outputs[0].name}.unfinished") if outputs else None
-
-
-def _placer(device: str) -> Callable[[Any], Any]:
-    if device == "cpu":
-        return lambda matrix: matrix
-    import torch
-
-    from lorascope.errors import InputError
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device!r} cannot be used", found=str(error).splitlines()[0]) from None
-    return lambda matrix: torch.from_numpy(matrix).to(device)

@@ -65,7 +65,7 @@ Samples = Annotated[
 ]
 Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Cache directory for base-weight SVDs.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the SVD cache.")]
-Device = Annotated[str, typer.Option(help="With --intervene: where to evaluate, auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu or cuda. A GPU named here also decomposes W.")]
 
 
 def intruders(  # one parameter per option
@@ -117,14 +117,14 @@ def intruders(  # one parameter per option
     evaluation = {"device": device, "samples": samples, "retain": retain, **scaling, "given": given}
     path, base = _inputs(tuned, given, intervene, retain)
     options = {"k": k, "epsilon": epsilon, "modules": modules}
-    result = _result(path, base, (cache, no_cache), evaluation if intervene else None, **options)
+    result = _result(path, base, (cache, no_cache, device), evaluation if intervene else None, **options)
     show(result, html=html, json=json, csv=csv)
 
 
 def _result(
     path: str,
     base: str,
-    cache: tuple[Path | None, bool],
+    cache: tuple[Path | None, bool, str],
     evaluation: Mapping[str, Any] | None,
     **options: Any,
 ) -> "IntrudersResult":

@@ -8,10 +8,13 @@ algorithm, the mixing starts at differences of 6e-8·σ₁: this is more accurat
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from lorascope.linalg.arrays import Array, namespace, to_numpy
 
 EPS = float(np.finfo(np.float64).eps)
 TIE = 1e-11  # of σ₁²: singular values whose squares are nearer are one, since rounding turns their vectors freely
@@ -100,8 +103,22 @@ def decompose(weight: np.ndarray) -> CachedSVD:
     """
     if not weight.size or not np.isfinite(weight).all():
         raise ValueError("the matrix is empty, or holds NaN or infinite entries")
-    shape = (int(weight.shape[0]), int(weight.shape[1]))
-    wide = weight.T if shape[0] > shape[1] else weight
-    squares, vectors = np.linalg.eigh(wide @ wide.T)
+    wide = _wide(weight)
+    return _of(weight.shape, *np.linalg.eigh(wide @ wide.T))
+
+
+def decompose_together(weights: Sequence[np.ndarray], place: Callable[[np.ndarray], Array]) -> list[CachedSVD]:
+    """The same of several finite matrices of one shape in one call, where `place` puts them, such as on a GPU."""
+    wide = place(np.stack([_wide(weight) for weight in weights]))
+    xp = namespace(wide)
+    squares, vectors = map(to_numpy, xp.linalg.eigh(wide @ xp.matrix_transpose(wide)))
+    return [_of(weight.shape, *parts) for weight, *parts in zip(weights, squares, vectors, strict=True)]
+
+
+def _wide(weight: np.ndarray) -> np.ndarray:
+    return weight.T if weight.shape[0] > weight.shape[1] else weight
+
+
+def _of(shape: tuple[int, ...], squares: np.ndarray, vectors: np.ndarray) -> CachedSVD:
     sigma = np.sqrt(np.maximum(squares[::-1], 0.0))
-    return CachedSVD(shape, np.ascontiguousarray(vectors[:, ::-1]), sigma)
+    return CachedSVD((int(shape[0]), int(shape[1])), np.ascontiguousarray(vectors[:, ::-1]), sigma)

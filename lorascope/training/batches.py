@@ -30,7 +30,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """On the device; the host does not wait for the copies, which start from pinned memory."""
-        return Batch(*(_sent(each, device) for each in (self.input_ids, self.attention_mask, self.labels)), self.padded)
+        ids, mask, labels = (_sent(each, device) for each in (self.input_ids, self.attention_mask, self.labels))
+        return Batch(ids, mask, labels, self.padded)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

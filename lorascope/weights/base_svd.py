@@ -11,14 +11,15 @@ products with a vector: a damaged file is computed again, and no result depends 
 
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from lorascope.errors import InputError, LorascopeError
-from lorascope.linalg.cached_svd import CachedSVD, decompose
+from lorascope.linalg.arrays import Array
+from lorascope.linalg.cached_svd import CachedSVD, decompose, decompose_together
 from lorascope.weights.safetensors import open_safetensors, write_safetensors
 from lorascope.weights.tensors import InMemory
 
@@ -36,6 +37,7 @@ class SvdCache:
 
     Attributes:
         folder: where they lie, made when the first is written; None keeps none.
+        place: puts matrices where they are to be decomposed, such as on a GPU; None leaves them.
         say: what is told a damaged file, or a folder that cannot be written.
         hits, computed, damaged: how many were read, computed, and computed because what lay there was damaged.
         read_bytes, written_bytes: the sizes of what was read and written.
@@ -43,11 +45,13 @@ class SvdCache:
 
     folder: Path | None
     say: Callable[[str], None] = _say
+    place: Callable[[np.ndarray], Array] | None = None
     hits: int = field(default=0, init=False)
     computed: int = field(default=0, init=False)
     damaged: int = field(default=0, init=False)
     read_bytes: int = field(default=0, init=False)
     written_bytes: int = field(default=0, init=False)
+    _ready: dict[str, CachedSVD] = field(default_factory=dict, init=False)
 
     def of(self, weight: np.ndarray) -> CachedSVD:
         """The decomposition of a float64 matrix (m, n): read, or else computed and kept.
@@ -58,10 +62,24 @@ class SvdCache:
         path = self._path(weight)
         decomposition = self._read(path, weight)
         if decomposition is None:
-            decomposition = decompose(weight)
+            decomposition = self._ready.pop(_name(weight), None) if self._ready else None
+            decomposition = decompose(weight) if decomposition is None else decomposition
             self.computed += 1
             self._write(path, decomposition)
         return decomposition
+
+    def prepare(self, weights: Sequence[np.ndarray]) -> None:
+        """Decompose at `place` those of the weights that `of` is about to be asked for, of each shape all together."""
+        if self.place is None:
+            return
+        missing: dict[tuple[int, ...], list[np.ndarray]] = {}
+        for weight in weights:
+            path = self._path(weight)
+            if weight.size and np.isfinite(weight).all() and not (path and path.is_file()):
+                missing.setdefault(weight.shape, []).append(weight)
+        for together in missing.values():
+            decompositions = decompose_together(together, self.place)
+            self._ready |= {_name(weight): each for weight, each in zip(together, decompositions, strict=True)}
 
     def kept(self, weight: np.ndarray) -> CachedSVD | None:
         """The decomposition where it is there already; nothing is computed."""
@@ -70,8 +88,7 @@ class SvdCache:
     def _path(self, weight: np.ndarray) -> Path | None:
         if self.folder is None:
             return None
-        name = f"{_VERSION}-{weight.shape[0]}x{weight.shape[1]}-{_fingerprint(weight)}.safetensors"
-        return self.folder / name
+        return self.folder / f"{_VERSION}-{_name(weight)}.safetensors"
 
     def _read(self, path: Path | None, weight: np.ndarray) -> CachedSVD | None:
         if path is None or not path.is_file():
@@ -104,6 +121,10 @@ class SvdCache:
         except (OSError, LorascopeError) as error:
             self.say(f"the decompositions cannot be kept in {self.folder}: {error}")
             self.folder = None
+
+
+def _name(weight: np.ndarray) -> str:
+    return f"{weight.shape[0]}x{weight.shape[1]}-{_fingerprint(weight)}"
 
 
 def _fingerprint(weight: np.ndarray) -> str:

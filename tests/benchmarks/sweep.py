@@ -8,6 +8,7 @@ AdamW on b × S tokens each. Rows:
 - peft: N steps of a PEFT model, one after another, as N runs would make them.
 - alone: N steps of lorascope's loop with one adapter.
 - joint: one step of lorascope's loop with N adapters, in groups of at most as many as `sweep:` takes by default.
+- with --compile, the same with `training.compile`.
 
 Rows alternate within a round, and each ratio is the median over rounds; on the CPU the clock is this process's CPU time
 on one thread, on a GPU the wall clock around `synchronize`. `speed-up` is PEFT's time over ours; `tokens/s` is the
@@ -41,9 +42,10 @@ SIZES = ((1, 16), (1, 32), (8, 128))
 GOALS = {"16 adapters of 1 × 16 tokens": 2.0, "everywhere": 0.98}
 
 
-def config(seed: int, b: int, s: int, device: torch.device) -> RunConfig:
+def config(seed: int, b: int, s: int, device: torch.device, compiled: bool = False) -> RunConfig:
     method = {"name": "lora", "rank": RANK, "alpha": ALPHA, "targets": "all-linear", "modules_to_save": []}
     training = {"per_device_train_batch_size": b, "max_steps": 10**6, "seed": seed, "device": str(device)}
+    training["compile"] = compiled
     model, data = {"name": "-", "task_type": "CAUSAL_LM"}, {"path": "-", "max_length": s}
     return parse(
         {"model": model, "data": data, "method": method, "optim": {"learning_rate": 1e-5}, "training": training}
@@ -57,13 +59,15 @@ def texts(s: int, base: nn.Module) -> Encoded:
     return Encoded(tokens.tolist(), classes, pad=0)
 
 
-def together(base: nn.Module, n: int, b: int, s: int, here: World, most: int) -> Callable[[], None]:
+def together(
+    base: nn.Module, n: int, b: int, s: int, here: World, most: int, compiled: bool = False
+) -> Callable[[], None]:
     """One step of n adapters, at most `most` of them in one pass."""
     data, loops = texts(s, base), []
     for seeds in batched(range(n), most):
         members = []
         for seed in seeds:
-            settings = config(seed, b, s, here.device)
+            settings = config(seed, b, s, here.device, compiled)
             injected = inject_method(skeleton(base), settings)
             members.append(Member(injected, data, data, settings, here))
         loops.append(Loop.together(members))
@@ -113,15 +117,18 @@ def clock(step: Callable[[], None], device: torch.device) -> float:
     return time.process_time() - start
 
 
-def measure(base: nn.Module, n: int, b: int, s: int, here: World, rounds: int) -> dict:
+def measure(base: nn.Module, n: int, b: int, s: int, here: World, rounds: int, compiled: bool = False) -> dict:
     most = default_parallel(config(0, b, s, here.device))
     rows = {
         "peft": one_after_another(base, n, b, s, here),
         "alone": together(base, n, b, s, here, most=1),
         "joint": together(base, n, b, s, here, most=most),
     }
-    for step in rows.values():  # warm up
-        step()
+    if compiled:
+        rows["compiled"] = together(base, n, b, s, here, most=most, compiled=True)
+    for step in rows.values():  # warm up: CUDA graphs are recorded in the second step of a shape
+        for _ in range(3 if compiled else 1):
+            step()
     times: dict[str, list[float]] = {key: [] for key in rows}
     for turn in range(rounds):
         keys = list(rows)
@@ -132,9 +139,13 @@ def measure(base: nn.Module, n: int, b: int, s: int, here: World, rounds: int) -
         key: statistics.median(other / own for other, own in zip(times[key], times["joint"], strict=True))
         for key in ("peft", "alone")
     }
+    if compiled:
+        ratios = [other / own for other, own in zip(times["peft"], times["compiled"], strict=True)]
+        faster["compiled"] = statistics.median(ratios)
     best = min(times["peft"]) / min(times["joint"])
     shape = {"members": n, "batch": b, "length": s, "in_one_pass": min(n, most)}
     speed = {"speed_up": faster["peft"], "best": best, "to_alone": faster["alone"]}
+    speed |= {"speed_up_compiled": faster["compiled"]} if compiled else {}
     return {**shape, "seconds": seconds, **speed, "tokens_per_second": n * b * s / seconds["joint"]}
 
 
@@ -157,6 +168,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=[f"{b}x{s}" for b, s in SIZES], help="batch x length")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -170,7 +182,7 @@ def main() -> None:
         for n in args.members:
             print(f"measuring {n} × {b} × {s}", file=sys.stderr)
             rounds = args.rounds if b * s <= 256 else max(2, args.rounds // 4)  # long steps vary less
-            results.append(measure(base, n, b, s, here, rounds))
+            results.append(measure(base, n, b, s, here, rounds, args.compile))
     if args.json:
         shared = {"torch": torch.__version__, "device": args.device, "dtype": args.dtype}
         print(json.dumps({**shared, "results": results}, indent=1))

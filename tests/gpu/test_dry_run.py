@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu import delta
+from tests.gpu import delta, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["tests", "lora", "sweep", "methods", "delta", "signs", "study"]
@@ -37,6 +37,20 @@ def test_a_part_writes_its_lines(module, part, tmp_path, monkeypatch):
     else:
         assert [line["row"] for line in found] == ["floor", "peft", "lorascope"]
         assert found[-1]["gradient_to_peft"] < 0.02  # bfloat16 rounds to 2⁻⁹
+
+
+def test_the_count_of_bytes_is_the_closed_form(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(lines.BENCHMARKS), *sys.path])
+    import traffic
+
+    n, m, k = traffic.TOKENS, 4096, 11008
+    # forward x, W → y; backward g, W → dx; all in bfloat16
+    assert traffic.count(traffic.floor, m, k).bytes == 2 * 2 * (n * m + n * k + m * k)
+    counted = traffic.count(traffic.ours, m, k).bytes
+    # besides: x → h and h, B, y → y; g → dh and dh, A, dx → dx; dh, x → dA and h, g → dB
+    large = 2 * 2 * (n * m + n * k + m * k) + 2 * (n * m + 2 * n * k) + 2 * (n * k + 2 * n * m) + 2 * (n * m + n * k)
+    assert large < counted < large * 1.02  # and what is of size n·r or r·(m + k)
+    assert counted > traffic.GOAL * traffic.one_kernel(m, k)
 
 
 def test_what_is_not_known_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lorascope.weights.base_svd import SvdCache
 
@@ -74,3 +75,26 @@ def test_what_cannot_be_decomposed(tmp_path):
     with pytest.raises(ValueError, match="NaN"):
         SvdCache(tmp_path).of(np.full((3, 4), np.nan))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_matrices_of_one_shape_are_decomposed_in_one_call_elsewhere(tmp_path):
+    rng = np.random.default_rng(3)
+    weights = [rng.standard_normal(shape) for shape in ((6, 9), (6, 9), (9, 6), (6, 9))]
+    weights[3][0, 0] = np.nan
+    stacks = []
+
+    def place(stack):
+        stacks.append(stack.shape)
+        return torch.from_numpy(stack)
+
+    cache, plain = SvdCache(tmp_path, place=place), SvdCache(None)
+    cache.prepare(weights)
+    assert stacks == [(2, 6, 9), (1, 6, 9)]  # the longer side last; what is not finite is left to `of`
+    for weight in weights[:3]:
+        found, wanted = cache.of(weight), plain.of(weight)
+        np.testing.assert_allclose(found.sigma, wanted.sigma, rtol=1e-12)  # another LAPACK, in float64
+        np.testing.assert_allclose(np.abs(found.short.T @ wanted.short), np.eye(6), atol=1e-9)
+    with pytest.raises(ValueError, match="NaN"):
+        cache.of(weights[3])
+    cache.prepare(weights)  # all of it is on disk now
+    assert (len(stacks), cache.computed) == (2, 3)
