@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lorascope.errors import InputError
 from lorascope.weights.io import read
 from tests.fuzz import adapters, campaign
 from tests.fuzz.mutate import write_mutated
@@ -47,7 +48,10 @@ def test_what_is_drawn_is_valid(name, data):
     files = data.draw(adapters.adapters(name))
     with tempfile.TemporaryDirectory(dir=SHM) as folder:
         path = adapters.write(files, Path(folder))
-        assert read(path).source.format == files.format
+        try:
+            assert read(path).source.format == files.format
+        except InputError as error:  # of a tuner whose files tell too little to be read without their base
+            assert name.startswith("peft_") and "pass --base" in str(error)
         check(path)
 
 
