@@ -51,7 +51,8 @@ def test_what_is_drawn_is_valid(name, data):
         try:
             assert read(path).source.format == files.format
         except InputError as error:  # of a tuner whose files tell too little to be read without their base
-            assert name.startswith("peft_") and "pass --base" in str(error)
+            if not name.startswith("peft_") or "pass --base" not in str(error):
+                raise
         check(path)
 
 
