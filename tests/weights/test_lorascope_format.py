@@ -13,6 +13,7 @@ from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.drawn import Drawn
+from lorascope.weights.formats.peft.places import Filled
 from lorascope.weights.io import read, write
 from lorascope.weights.tensors import Combined, InMemory, Mapped
 from tests.weights.examples import case_id, cases
@@ -50,7 +51,7 @@ def _same(found: Update, wanted: Update) -> None:
     for role, stored in wanted.roles.items():
         assert found.roles[role].dtype == stored.dtype
         # bit for bit, but for what a reader computed in float64 (a Tucker core folded in): once rounded to its dtype
-        rounding = 2.0**-24 if isinstance(stored, Combined | Mapped) else 0
+        rounding = 2.0**-24 if isinstance(stored, Combined | Filled | Mapped) else 0
         np.testing.assert_allclose(found.roles[role].read(), stored.read(), rtol=rounding, atol=0)
 
 

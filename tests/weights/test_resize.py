@@ -233,6 +233,7 @@ UNWRITABLE = {
     "lily": "mixes its experts",
     "poly": "mixes its skills",
     # Without their base: a kernel that their factors do not show.
+    "tuner_beft": "a vector: no rank to reduce",
     **dict.fromkeys(("loha", "loha_of_convolutions", "lokr", "lokr_of_convolutions"), "kernels of convolutions"),
 }
 
@@ -255,10 +256,12 @@ def test_every_format_resized_and_read_again(format, builder, tmp_path):
     for name in again:
         delta = example.deltas[name]
         expected = best(delta, 1)
-        scale = np.abs(delta).max()
-        np.testing.assert_allclose(
-            dense(again[name].delta()), expected, rtol=0, atol=10 * example.tolerance + 1e-9 * scale
-        )
+        allowed = 10 * example.tolerance + 1e-9 * np.abs(delta).max()
+        found, sigma = dense(again[name].delta()), np.linalg.svd(delta, compute_uv=False)
+        if np.isclose(*sigma[:2], rtol=1e-9):  # any of the equal directions is the best, as for circulant blocks
+            np.testing.assert_allclose(np.linalg.norm(delta - found), np.linalg.norm(sigma[1:]), rtol=1e-6)
+        else:
+            np.testing.assert_allclose(found, expected, rtol=0, atol=allowed)
 
 
 class Convolutions(torch.nn.Module):

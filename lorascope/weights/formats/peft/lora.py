@@ -16,7 +16,7 @@ from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.experts import are_experts, read_experts
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
-from lorascope.weights.formats.peft.lora_variants import MONTECLORA, in_loras_shape
+from lorascope.weights.formats.peft.lora_variants import MONTECLORA, SHAPING, in_loras_shape
 from lorascope.weights.formats.peft.merged import enabled, merged_linear
 from lorascope.weights.formats.peft.scales import scale_fields
 from lorascope.weights.support import Support
@@ -266,6 +266,7 @@ def _written(adapter: Adapter) -> Written:
     fields = scale_fields(adapter, [(u, u.roles["A"].shape[0]) for u in updates], SCALES)
     transposed = {update.transposed for update in updates if not update.embedding and not _like_embedding(update)}
     config = {
+        **{field: None for field in SHAPING if adapter.settings.get(field)},
         "peft_type": "LORA",
         "use_dora": dora == {True},
         "fan_in_fan_out": True in transposed,

@@ -17,6 +17,7 @@ from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Group
 from lorascope.weights.tensors import Mapped
 
+SHAPING = ("use_bdlora", "use_qalora")  # fields that are not true of factors in LoRA's shape
 MONTECLORA = "MonteCLoRA: ΔW is the mean s·B·A; training sampled around it"
 
 
