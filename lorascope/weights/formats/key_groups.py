@@ -189,7 +189,7 @@ def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[s
     modules = list(modules)
     for module in modules:
         bare = next((module.removeprefix(p) for p in prefixes if module.startswith(p)), module)
-        found = spelled.get(bare) or placed.get(_placed(module) or "", ())
+        found = spelled.get(bare) or placed.get(_placed(module) or "", [])
         if len(found) == 1:
             resolved[module] = found[0]
     owners: dict[str, int] = {}
