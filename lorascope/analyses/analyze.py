@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorascope.analyses import method_specific, rules, spectrum
+from lorascope.analyses import like, method_specific, rules, spectrum
 from lorascope.analyses.base import Analysis, Result, analyses
 from lorascope.analyses.method_specific import MethodSpecificResult, engine
 from lorascope.analyses.spectrum import ModuleSpectrum, SpectrumResult, page, screen
@@ -32,6 +32,7 @@ class AnalyzeResult(Result):
     Attributes:
         spectrum, method_specific: the results of those analyses.
         against_base: that of ΔW against W, where a base was given.
+        like: its measures compared with those of other adapters, as `like.compared` gives it.
     """
 
     analysis: ClassVar[str] = "analyze"
@@ -39,6 +40,7 @@ class AnalyzeResult(Result):
     spectrum: SpectrumResult
     method_specific: MethodSpecificResult
     against_base: "AgainstBaseResult | None" = None
+    like: Row | None = None
 
     @property
     def rows(self) -> tuple[ModuleSpectrum, ...]:
@@ -57,6 +59,8 @@ class AnalyzeResult(Result):
             "modules": self.records(),
             "method_specific": self.method_specific.by_section(),
         }
+        if self.like is not None:
+            record["like"] = self.like
         if self.against_base is not None:
             against = self.against_base
             findings = [rules.record(finding) for finding in against.findings]
@@ -141,6 +145,7 @@ def blocks(result: AnalyzeResult, *, sort: str = page.SORT, top: int | None = No
     if not result.rows:
         first = replace(first, facts=(heading(result)[1],), tiles=())
     made = [first, *page.sections(result.spectrum, sort=sort, top=top)]
+    made += [] if result.like is None else [like.table(result.like)]
     definitions = [*page.DEFINITIONS]
     if result.against_base is not None and result.against_base.rows:
         from lorascope.analyses import against_base

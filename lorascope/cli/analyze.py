@@ -33,6 +33,11 @@ Paths = Annotated[
     typer.Argument(metavar="PATH...", help="Adapter: a .safetensors or .bin file, a PEFT folder, or a shard index."),
 ]
 
+Like = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Compare each measure with those of the adapters in this folder (robust z)."),
+]
+
 
 def analyze(  # one parameter for each option
     paths: Paths,
@@ -48,6 +53,7 @@ def analyze(  # one parameter for each option
     no_cache: NoCache = False,
     check: Check = None,
     sarif: Sarif = None,
+    like: Like = None,
 ) -> None:
     """Inspect an adapter file: rank use, singular values, where it changes the model, problems.
 
@@ -73,6 +79,7 @@ def analyze(  # one parameter for each option
     metric_to_sort_by(METRICS, sort)
     svds = None if base is None else open_cache(cache, no_cache)
     results = analysed(paths, base, modules, svds, adapter_name)
+    results = results if like is None else [_compared(result, like, modules) for result in results]
     report_on(results, html=html, json=json, csv=csv, sort=sort, top=top, sarif=sarif)
     end_with_check(check, [finding for result in results for finding in result.findings])
 
@@ -145,6 +152,32 @@ def page_of(results: "Sequence[AnalyzeResult]", sort: str = "energy_share", top:
     ]
     summary = "; ".join(page.summary for page in pages)
     return replace(pages[0], title=f"{len(results)} adapters", summary=summary, blocks=tuple(body))
+
+
+def _compared(result: "AnalyzeResult", folder: Path, modules: str | None) -> "AnalyzeResult":
+    """The result with its measures compared with those of the adapters in a folder.
+
+    Raises:
+        InputError: the folder holds no other adapter that can be read and measured.
+    """
+    from dataclasses import replace
+
+    from lorascope.analyses import like, spectrum
+    from lorascope.cli._progress import bar, note
+    from lorascope.errors import InputError
+    from lorascope.weights import io
+
+    if not folder.is_dir():
+        raise InputError(f"--like {folder} is not a folder", expected="a folder of adapters")
+    population = []
+    for path in bar(folder.name, "adapters")(like.adapters_in(folder, Path(result.spectrum.source.path))):
+        try:
+            population.append(spectrum.run(io.read(path), modules=modules))
+        except InputError as error:
+            note(f"--like skips {path}: {error.what}")
+    if not population:
+        raise InputError(f"--like {folder} holds no other adapter that could be measured")
+    return replace(result, like=like.compared(result.spectrum, population))
 
 
 def _open_base(base: str | None) -> Any:
