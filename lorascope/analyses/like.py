@@ -5,7 +5,8 @@ type's median over its modules and the population has one such value for each ad
 deviation of a normal population and does not move with a few odd members (Rousseeuw and Croux 1993).
 
 Next to them are spectral features that published weight-only screens for poisoned adapters use (`FEATURES`), as
-numbers: such screens were tried on their authors' own adapters, and without a false-alarm rate on yours they are no verdict.
+numbers: such screens were tried on their authors' own adapters, and without a false-alarm rate on yours they are no
+verdict.
 
 When it misleads: a population of another base, rank or task differs for good reasons; below 8 adapters a MAD is hardly
 known (the result says so), and where most of the population has one value, z is not known and is null.
