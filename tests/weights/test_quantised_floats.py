@@ -120,6 +120,14 @@ def test_gpt_oss_s_experts_are_turned(tmp_path):
     np.testing.assert_array_equal(found, theirs.double().numpy())
 
 
+def test_blocks_of_no_experts_are_said(tmp_path):
+    name = "model.layers.0.mlp.experts.down_proj"
+    for shape in ((), (16,), (3, 24, 16)):
+        blocks = torch.zeros(shape, dtype=torch.uint8)
+        stored = opened(tmp_path, {f"{name}_blocks": blocks, f"{name}_scales": torch.ones(3)}).stored[name]
+        assert isinstance(stored, Unreadable)
+
+
 def test_experts_with_scales_of_their_own(tmp_path):
     """DeepSeek's and Qwen's fused experts by block, and FBGEMM's of Llama 4: one for each column, whatever its axis."""
     stack = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(2)).to(FP8)

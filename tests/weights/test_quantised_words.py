@@ -220,6 +220,7 @@ def test_torchao(described, tmp_path):
 BROKEN = {
     "no scales": (lambda: gptq(4)[0], {"scales": None}, "scales is missing"),
     "zeros of other groups": (lambda: gptq(4)[0], {"qzeros": torch.zeros(2, 6, dtype=torch.int32)}, "does not know"),
+    "zeros without axes": (lambda: gptq(4)[0], {"qzeros": torch.tensor(0, dtype=torch.int32)}, "does not know"),
     "a short order": (lambda: gptq(4)[0], {"g_idx": torch.zeros(5, dtype=torch.int32)}, "does not know"),
     "scales of other columns": (lambda: awq()[0], {"scales": SCALES[:5]}, "does not know"),
     "no shape": (lambda: compressed(4)[0], {"weight_shape": None}, "weight_shape is missing"),

@@ -65,6 +65,8 @@ class Decoded:
         Raises:
             LorascopeError: the file has become shorter since it was opened.
         """
+        if out.size == 0:
+            return
         if not self.codec.by_rows or out.size <= _WINDOW:
             self.codec.fill(self.sources, out, self.first)
             return

@@ -57,8 +57,10 @@ def four_bit_floats(place: Place) -> Stored | None:
 
 def experts_in_blocks(place: Place, scales: Stored) -> Stored:
     """gpt-oss's experts: `place.codes` are the blocks."""
+    if len(place.codes.shape) < 4:
+        return place.misfit("MXFP4", scales)
     *lead, blocks, size = place.codes.shape
-    if place.codes.dtype != "U8" or scales.dtype not in EXPONENTS or len(lead) < 2 or size != _MX // 2:
+    if place.codes.dtype != "U8" or scales.dtype not in EXPONENTS or size != _MX // 2:
         return place.misfit("MXFP4", scales)
     if tuple(scales.shape) != (*lead, blocks):
         return place.misfit("MXFP4", scales)

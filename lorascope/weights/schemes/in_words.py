@@ -72,7 +72,7 @@ def _gptq(place: Place, scales: Stored, zeros: Stored | None, order: Stored | No
     ordered = order is not None and math.prod(order.shape) > 0
     if ordered and (order is None or tuple(order.shape) != (d_in,) or order.dtype not in ("I32", "I64")):
         return place.misfit("GPTQ", scales, order)
-    if zeros is not None and (zeros.dtype not in ("I32", "U32") or zeros.shape[0] != groups):
+    if zeros is not None and (zeros.dtype not in ("I32", "U32") or tuple(zeros.shape[:-1]) != (groups,)):
         return place.misfit("GPTQ", scales, zeros)
     if not ordered and group is None:
         return place.misfit("GPTQ", scales, zeros)
@@ -164,6 +164,7 @@ def _mlx_settings(place: Place, scales: Stored, biases: Stored | None) -> tuple[
     settings = {**place.config, **(each if isinstance(each, Mapping) else {})}
     by_default = "affine" if biases is not None else "mxfp4"
     mode, bits, group = settings.get("mode", by_default), settings.get("bits"), settings.get("group_size")
+    mode = str(mode)
     if biases is None and mode == "affine":
         mode = by_default
     if mode != "affine":
