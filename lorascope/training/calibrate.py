@@ -72,6 +72,7 @@ def _offer(injected: Injected, data: Encoded, config: RunConfig, here: World) ->
             eval_steps=None,
             save_steps=None,
             snapshot_steps=None,
+            compile=False,
             early_stopping_patience=None,
             load_best_model_at_end=False,
         )

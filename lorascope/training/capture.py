@@ -40,7 +40,9 @@ class Captured:
     def __call__(self, **inputs: torch.Tensor) -> Any:
         if self.compiled is not None:
             try:
-                with torch._dynamo.config.patch(recompile_limit=LENGTHS):
+                settings = torch._dynamo.config
+                limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # torch 2.5
+                with settings.patch({limit: LENGTHS}):
                     return self.compiled(**inputs)
             except Exception as error:  # whatever the compiler, its C++ or CUDA compiler, or a driver raises
                 if isinstance(error, torch.OutOfMemoryError):

@@ -187,7 +187,8 @@ class Loop:
 
     def _step(self) -> list[tuple[Member, Tensor, Tensor, float]]:
         """One optimiser step of every active member: its loss, gradient norm before clipping, and learning rate."""
-        torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave is used up
+        if self.members[0].config.training.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave is used up
         for member in self.active:
             member.begin(self.step)
         losses = self._backward()

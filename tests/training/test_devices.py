@@ -250,3 +250,13 @@ def test_where_compiling_fails_training_goes_on_and_says_so(monkeypatch):
     config = settings("CAUSAL_LM", {"name": "lora", "dropout": 0.1}, compile=True)
     with pytest.warns(UserWarning, match="left out: adapters with dropout share a pass"):
         trained(llama, [config, config], CPU)
+
+
+def test_evaluating_waits_once():
+    with simulated() as device:
+        model = bert().to(CUDA)
+        device.waits.clear()
+        score = evaluate(model, texts(model), 4, World(CUDA))
+        assert len(device.waits) == 1
+    plain = bert()
+    assert score.loss == pytest.approx(evaluate(plain, texts(plain), 4, World(CPU)).loss, rel=1e-6)  # float32
