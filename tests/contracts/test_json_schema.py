@@ -61,3 +61,13 @@ def test_the_command_prints_them(tmp_path):
     assert set(COMMANDS) == set(whole["$defs"])
     assert json.loads(here("schema", "resize").stdout)["properties"]["analysis"] == {"const": "resize"}
     assert "analyse" in refused(here("schema", "analyse"))
+
+
+def test_the_page_of_checks_has_every_rule():
+    """FINDINGS.md is made by a run of some minutes; a rule that is new is in it before that."""
+    from lorascope.analyses.rules import RULES
+    from tests.calibration.findings import PAGE
+
+    text = PAGE.read_text(encoding="utf-8")
+    for rule in RULES.values():
+        assert f"| {rule.code} | {rule.name} | {rule.severity} | {rule.about} |" in text
