@@ -5,9 +5,10 @@
 #     OUT=results bash tests/gpu.sh [--parts tests,lora,...] [--dry]
 #
 # --parts selects; --dry walks through all of it on the CPU with tiny sizes, and shows nothing but that it runs. Models:
-# shapes with random weights for time and memory; MiniLM and SmolLM2 themselves for `signs` and `study`, where they are
-# in lorascope's cache, or in the folder that $LORASCOPE_ASSETS names. PEFT and pytest must be installed. Whatever lies
-# as wheels in .gpu/wheels (bitsandbytes, say) is put on the path.
+# shapes with random weights for time and memory. `signs` and `study` need a trained one: SmolLM2 in lorascope's cache
+# (for `signs`), else MiniLM, from there or as a folder in .gpu/minilm (in float16 it is 45 MB). What the machine lacks
+# of array-api-compat, msgspec, gguf, datasets, peft, pytest and bitsandbytes (for nf4 alone) is put on the path where
+# it lies as wheels in .gpu/wheels.
 set -u
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-gpu-results} PYTHONUNBUFFERED=1

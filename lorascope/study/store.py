@@ -41,7 +41,10 @@ MEASURING = (
 )  # code that a measure's numbers depend on
 ROOT = Path(lorascope.__file__).parent
 # Config keys that are newer than stored runs: at their default they change nothing, and stay out of the key.
-ADDED_LATER = {"data": {"add_bos_token": None, "add_eos_token": True}, "training": {"compile": False}}
+ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
+    "data": {"add_bos_token": None, "add_eos_token": True},
+    "training": {"compile": False},
+}
 NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "snapshot_steps", "logging_steps")
 
 

@@ -19,6 +19,12 @@ def write(part: str, **facts: Any) -> None:
     print(text, end="", flush=True)
 
 
+def minilm() -> str:
+    """The trained MiniLM: a folder that was carried to the machine, or lorascope's own."""
+    carried = Path(".gpu/minilm")
+    return str(carried) if carried.is_dir() else "minilm"
+
+
 def benchmarks() -> None:
     """Put the folder of the benchmarks, which are scripts, on the path."""
     if str(BENCHMARKS) not in sys.path:

@@ -1,5 +1,6 @@
 """Does a sign change with 80 times the tokens? Full fine-tuning and LoRA at r = 1, 8, 64, 1,000 steps of 64 × 128
-tokens in bfloat16, one seed: held-out loss, and of LoRA the median stable rank of ΔW.
+tokens in bfloat16, one seed: held-out loss, and of LoRA the median stable rank of ΔW. On SmolLM2, or where that is not
+at hand on MiniLM, whose texts are shorter.
 """
 
 import statistics
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from lorascope.analyses.spectrum import run as spectrum
 from lorascope.errors import LorascopeError
+from lorascope.models import assets
 from lorascope.training import run as training
 from lorascope.training.config import parse
 from lorascope.weights import io
@@ -63,4 +65,6 @@ def _task(place: Path, dry: bool) -> tuple[str, dict, str]:
 
         (place / "text.txt").write_text("\n".join(tiny.sentences(60)))
         return str(tiny.make_llama(place / "llama")), {"path": str(place / "text.txt"), "max_length": 16}, "CAUSAL_LM"
-    return "smollm2", {"path": "wordnet-glosses", "max_length": 128}, "CAUSAL_LM"
+    if (assets.cache() / assets.ASSETS["smollm2"].folder_name).is_dir():
+        return "smollm2", {"path": "wordnet-glosses", "max_length": 128}, "CAUSAL_LM"
+    return lines.minilm(), {"path": "wordnet-classes", "max_length": 128}, "SEQ_CLS"

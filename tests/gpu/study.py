@@ -24,6 +24,8 @@ def run(part: str, dry: bool) -> None:
         script = Path("tests/study/toy.py")
     else:
         script = Path(f"studies/{NAME}.py")
+        if lines.minilm() != "minilm":
+            options += ["--set", f"model.name={lines.minilm()}"]
     began = time.perf_counter()
     done = here("study", "run", script, *places, *options)
     seconds = time.perf_counter() - began
