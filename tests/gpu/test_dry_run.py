@@ -67,6 +67,7 @@ def test_every_part_runs_through(tmp_path):
     found = written(tmp_path)
     ended = {line["part"]: line["ended"] for line in found if "ended" in line}
     assert ended == dict.fromkeys(PARTS, 0)
-    assert sum(line["limit"] for line in found if "limit" in line) <= 480 + 45
+    # 8 minutes: `study`, the last, has what the others leave, and 45 s at least
+    assert sum(line["limit"] for line in found if "limit" in line and line["part"] != "study") + 45 <= 480
     assert not [line for line in found if "failed" in line]
     assert {line["part"] for line in found if "ended" not in line} == {"machine", *PARTS} - {"tests"}
