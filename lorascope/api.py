@@ -326,7 +326,8 @@ def dimension(
     split: str | None = None,
     max_samples: int = 1000,
     device: str = "auto",
-) -> Result:
+    **given: Any,
+) -> Result:  # one parameter per option
     """What rank and dimension full fine-tuning's ΔW needs, compared with trained B·A. `lorascope dimension`.
 
     Args:
@@ -338,6 +339,7 @@ def dimension(
         split: another split to score on than the held-out texts.
         max_samples: at most so many texts.
         device: where models are evaluated.
+        given: of a tuned model and adapters of other trainers, fields of `training.given.Given`: `base`, `data`, ....
 
     Raises:
         InputError: a folder holds no finished run, or the runs do not belong together.
@@ -345,7 +347,8 @@ def dimension(
     _needs_torch()
     from lorascope.training.runs import Runs, find
 
-    opened = Runs(find([Path(run) for run in runs]), split, max_samples, device)
+    files = Given(**given)
+    opened = Runs(find([Path(run) for run in runs], given=files), split, max_samples, device, given=files)
     start = opened.start(Path(baseline) if isinstance(baseline, str) and baseline != "prior" else baseline)
     return analyses.get("dimension").run(
         opened.candidates, modules=modules, baseline=start, prior=opened.prior, texts=opened.texts_record

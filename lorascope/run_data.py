@@ -85,8 +85,10 @@ class RunFacts:
         return self.rank if self.rank is not None else self.d
 
     @property
-    def learning_rate(self) -> float:
-        return float(self.optim["learning_rate"])
+    def learning_rate(self) -> float | None:
+        """None of a run that was trained elsewhere, whose files do not say."""
+        rate = self.optim.get("learning_rate")
+        return None if rate is None else float(rate)
 
     @property
     def recipe(self) -> Mapping[str, Any]:

@@ -6,8 +6,24 @@ from typing import Annotated
 
 import typer
 
-from lorascope.cli._options import Evaluated, Html, Json, Split, csv_of
+from lorascope.cli._options import (
+    Data,
+    Evaluated,
+    EvaluationBase,
+    Html,
+    Json,
+    LabelColumn,
+    Labels,
+    MaxLength,
+    PairColumn,
+    Split,
+    Task,
+    Template,
+    TextColumn,
+    csv_of,
+)
 from lorascope.cli._outputs import check, show
+from lorascope.cli._runs import given_by
 
 Paths = Annotated[
     list[Path],
@@ -75,6 +91,15 @@ def dimension(  # one parameter per option
     tolerance: Tolerance = 1.5,
     seeds: Seeds = 1,
     learning_rates: Rates = None,
+    base: EvaluationBase = None,
+    data: Data = None,
+    task: Task = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    template: Template = None,
+    max_length: MaxLength = None,
+    labels: Labels = None,
 ) -> None:
     """Measure the intrinsic dimension of full fine-tuning and compare it with LoRA.
 
@@ -87,8 +112,17 @@ def dimension(  # one parameter per option
     With --search it trains what d90 needs itself; a search that was stopped resumes:
 
         lorascope dimension runs/full --search runs/subspace --seeds 2
+
+    Of a tuned model and adapters of other trainers, on rows of a file:
+
+        lorascope dimension tuned-model trl-output --data held-out.jsonl --base smollm2
     """
-    check([*paths, search], html=html, json=json, csv=csv)
+    check([*paths, search, base, data], html=html, json=json, csv=csv)
+    given = given_by(
+        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        label_column=label_column, template=template, max_length=max_length,
+    )  # fmt: skip
+    _check_search(search, data)
     from lorascope.training.threads import limit_omp_spin
 
     limit_omp_spin()
@@ -96,16 +130,24 @@ def dimension(  # one parameter per option
     from lorascope.cli._progress import Counter, note
     from lorascope.training.runs import Runs, SubspaceSearch, find, parse_baseline, parse_rates
 
-    how, rates, given = said or said_scaling, parse_rates(learning_rates), parse_baseline(baseline)
+    how, rates, reference = said or said_scaling, parse_rates(learning_rates), parse_baseline(baseline)
     searched = SubspaceSearch(search, how, start, tolerance, seeds, rates, ("lorascope", *sys.argv[1:]))
-    runs, counter = Runs(find(paths, search), split, max_samples, device, on_note=note), Counter("dimension")
+    runs = Runs(find(paths, search, given), split, max_samples, device, on_note=note, given=given)
+    counter = Counter("dimension")
     _set_threads()
     result = analysis.run(
-        runs.candidates, modules=modules, baseline=runs.start(given), prior=runs.prior, draws=tuple(range(draws)),
+        runs.candidates, modules=modules, baseline=runs.start(reference), prior=runs.prior, draws=tuple(range(draws)),
         texts=runs.texts_record, search=searched.of(runs, counter.close), on_progress=counter,
     )  # fmt: skip
     counter.close()
     show(result, html=html, json=json, csv=csv)
+
+
+def _check_search(search: Path | None, data: str | None) -> None:
+    from lorascope.errors import InputError
+
+    if search is not None and data is not None:
+        raise InputError("--search trains like a run of lorascope, which --data has not", hint="leave one of them out")
 
 
 def _set_threads() -> None:

@@ -5,11 +5,14 @@ What the files do say is the default: the task and the base by `adapter_config.j
 left, the classes' names by the base's config.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
+
+import numpy as np
 
 from lorascope.adapt.model_parameters import ModelParameters, in_model_layout
 from lorascope.errors import InputError, preview
@@ -17,6 +20,7 @@ from lorascope.models import adapter_base, assets
 from lorascope.models import loading as models
 from lorascope.models.card import read_card
 from lorascope.models.config import ModelConfig, TaskType
+from lorascope.run_data import FULL, RunFacts
 from lorascope.training import data
 from lorascope.training.batches import Encoded
 from lorascope.training.config import DataConfig, MethodConfig, RunConfig, TrainingConfig
@@ -24,8 +28,11 @@ from lorascope.training.given import NOTHING, Given
 from lorascope.training.parallel import World, pick_device
 from lorascope.training.reopen import Reopened, finished_config, reopen, with_adapter
 from lorascope.training.rows import PACKAGED, READERS, Row, first_rows, load_rows, read_file
+from lorascope.updates.base import Update
 from lorascope.weights import io
-from lorascope.weights.adapter import Adapter
+from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.tensors import reshaped
 
 LONGEST = 1024  # tokens of a text, where neither tokenizer nor model has less: SFTConfig's default
 BATCH = {"SEQ_CLS": 64, "CAUSAL_LM": 4}  # texts of one pass; logits over a vocabulary are large
@@ -105,7 +112,7 @@ def open_adapter(
     here = World(pick_device(device))
     base = given.base or adapter_base.base_named(path)
     checkpoint = adapter_base.checkpoint_of(base)
-    adapter = io.read(path, checkpoint)
+    adapter = _adapter_or_tuned(path, checkpoint)
     task = _task(path, adapter, given, base)
     adapter = replace(adapter, settings={**adapter.settings, "task_type": task})
     import torch
@@ -121,6 +128,51 @@ def open_adapter(
     return with_adapter(Reopened(
         path, config, adapter, model, texts, texts, tokenizer, here, {}, notes, f"texts of {config.data.path}"
     ))  # fmt: skip
+
+
+def _adapter_or_tuned(path: Path, base: Checkpoint | None) -> Adapter:
+    """An adapter; of a full model that was tuned, what differs from the base, weight by weight."""
+    try:
+        return io.read(path, base)
+    except InputError as error:
+        if base is None or "full model" not in error.what:
+            raise
+    tuned = open_checkpoint(path)
+    updates, saved = {}, {}
+    for name in tuned.names():
+        stored, weight = tuned.stored[name], base.find(name)
+        if weight is None or tuple(weight.shape) != tuple(stored.shape):
+            saved[name] = stored
+        elif len(stored.shape) in (1, 2) and not np.array_equal(stored.read(), weight.read()):
+            module = name.removesuffix(".weight")
+            shape = (*stored.shape, 1)[:2]
+            roles = {"tuned": reshaped(stored, *shape)}
+            updates[module] = Update(module, "tuned", roles, base_weight=name)
+    if tied := _tied_head(tuned, updates):
+        updates["lm_head"] = tied
+    if not updates:
+        raise InputError(f"{path} is its base: no weight of it differs", hint="give the tuned model")
+    return Adapter(updates, {}, Source(str(path), tuned.sha256(), "checkpoint", FULL), saved)
+
+
+def _tied_head(tuned: Checkpoint, updates: Mapping[str, Update]) -> Update | None:
+    """The update of an output head that is the input embedding, which merging one at a time would leave as it was."""
+    embedding = next((update for name, update in updates.items() if name.endswith(("embed_tokens", "wte"))), None)
+    if embedding is None or "lm_head.weight" in tuned.stored or not tuned.config.get("tie_word_embeddings"):
+        return None
+    return replace(embedding, name="lm_head", base_weight="lm_head.weight")
+
+
+def facts_of_adapter(path: Path, label: str, given: Given) -> RunFacts:
+    """What a comparison of runs knows of an adapter, or a tuned model, that was trained elsewhere."""
+    base = given.base or adapter_base.base_named(path)
+    adapter = _adapter_or_tuned(path, adapter_base.checkpoint_of(base))
+    rank = max((update.rank or 0 for update in adapter.updates.values()), default=0) or None
+    count = sum(math.prod(stored.shape) for update in adapter.updates.values() for stored in update.roles.values())
+    count += sum(math.prod(stored.shape) for stored in adapter.saved.values())
+    task: dict[str, dict[str, Any]] = {"model": {"name": base}, "data": {"path": given.data}}
+    method = FULL if adapter.source.method == FULL else adapter.source.method.lower()
+    return RunFacts(label, str(path), method, {}, {}, {}, task, 0, rank, None, count, None, None)
 
 
 def _task(path: Path, adapter: Adapter, given: Given, base: str) -> TaskType:

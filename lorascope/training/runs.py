@@ -20,6 +20,7 @@ from lorascope.architectures import depth
 from lorascope.errors import InputError, preview
 from lorascope.linalg.matrix import Matrix
 from lorascope.run_data import FULL, Candidate, RunFacts, ScoreLike, check_same_task, facts_of, labels_of
+from lorascope.training.given import NOTHING, Given
 from lorascope.training.record import read_config, read_facts, read_summary
 
 if TYPE_CHECKING:  # torch is loaded when the first run is opened: whatever is refused before is refused quickly
@@ -36,16 +37,19 @@ Gain = Callable[[Candidate], float]
 Searched = tuple[Sequence[Candidate], Mapping[str, Any]]
 
 
-def find(paths: Iterable[Path], resumed: Path | None = None) -> list[Path]:
+def find(paths: Iterable[Path], resumed: Path | None = None, given: Given = NOTHING) -> list[Path]:
     """The folders of finished runs among `paths` and in them, each once.
 
     Args:
         resumed: a folder whose unfinished runs are about to be trained on, and are skipped for now.
+        given: with data, each path is an adapter or a tuned model that was trained elsewhere.
 
     Raises:
         InputError: a path is neither a run's folder nor holds any, or a run in it has not ended.
     """
     folders: list[Path] = []
+    if given.data is not None:
+        return list(paths)
     for path in paths:
         inside = [path] if _is_run(path) else sorted(p.parent for p in path.glob("**/config.yaml"))
         if not inside:
@@ -79,6 +83,7 @@ class Runs:
         max_samples: at most so many of them.
         device: where models go.
         on_note: told what a reopened run differs in from the trained model.
+        given: of adapters and tuned models that were trained elsewhere, their base and data.
 
     Raises:
         InputError: a folder's files cannot be read, the runs do not belong together, or hardly a text is left that no
@@ -92,11 +97,13 @@ class Runs:
         max_samples: int = MAX_TEXTS,
         device: str = "auto",
         on_note: OnNote = lambda text: None,
+        given: Given = NOTHING,
     ):
+        self.given = given
         self.folders, self.split, self.max_samples, self.device = list(folders), split, max_samples, device
         self.on_note = on_note
         labels = labels_of([str(folder) for folder in folders])
-        self._facts = {folder: _facts_of(folder, label) for folder, label in zip(folders, labels, strict=True)}
+        self._facts = {folder: self._facts_at(folder, label) for folder, label in zip(folders, labels, strict=True)}
         check_same_task(list(self._facts.values()))
         full = [f for f, facts in self._facts.items() if facts.method == FULL and not facts.diverged]
         self.first = min(full, key=lambda folder: self._facts[folder].seed)
@@ -112,8 +119,15 @@ class Runs:
         """A run, also one that was trained since."""
         folder = next((each for each in self._facts if each.resolve() == folder.resolve()), folder)
         if folder not in self._facts:
-            self._facts[folder] = _facts_of(folder, folder.name)
+            self._facts[folder] = self._facts_at(folder, folder.name)
         return Candidate(self._facts[folder], lambda: self._opened(folder))
+
+    def _facts_at(self, folder: Path, label: str) -> RunFacts:
+        if self.given.data is None:
+            return _facts_of(folder, label)
+        from lorascope.training.foreign import facts_of_adapter
+
+        return facts_of_adapter(folder, label, self.given)
 
     def start(self, baseline: float | str | Path | None) -> float | None:
         """The loss that gain is measured from; None is the full run's with its matrices at W.
@@ -138,12 +152,12 @@ class Runs:
         return ScoredRun(run, self.texts)
 
     def _reopen(self, folder: Path) -> "Reopened":
-        from lorascope.training.reopen import reopen
+        from lorascope.training.foreign import open_evaluated
 
         if self._last is None or self._last[0] != folder:
             self._last = None  # free the one before
             limit = None if self.split is None else self.max_samples
-            run = reopen(folder, self.device, self.split, limit)
+            run = open_evaluated(folder, self.given, self.device, self.split, limit)
             for note in run.notes:
                 self.on_note(note)
             self._last = (folder, run)
@@ -190,7 +204,7 @@ class Runs:
         """What the record says of the texts."""
         count = len(self.texts)  # first: it counts those that are skipped
         return {
-            "split": self.split or "held out",
+            "split": self.split or self.given.data or "held out",
             "count": count,
             "max_samples": self.max_samples,
             "skipped": self.skipped_texts,
@@ -200,6 +214,8 @@ class Runs:
     def prior(self) -> float | None:
         """The loss of the training texts' class frequencies; None of a language model."""
         train = self._reopen(self.first).train
+        if self.given.data is not None:  # the rows it is evaluated on: nothing says what it was trained on
+            return None
         if self.texts.labels is None or train.labels is None:
             return None
         return prior_loss(self.texts.labels, train.labels)

@@ -203,3 +203,26 @@ def test_refusals(lm, texts, lora_folder, tmp_path):
     assert "not evaluated here" in refused(here("activations", lm, "--data", texts, "--task", "TOKEN_CLS"))
     assert "--data requires --intervene" in refused(here("intruders", lm, "--data", texts))
     assert "is not the folder of a finished run" in refused(here("activations", tmp_path))
+
+
+def test_dimension_of_a_tuned_model_and_adapters(tiny_llama, lm, texts, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in sentences(12, seed=3)]
+    for _ in range(2):
+        for each in ids:
+            model(input_ids=each, labels=each).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(tmp_path / "tuned")
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    opened = open_evaluated(tmp_path / "tuned", Given(base=str(tiny_llama), data=str(texts)), "cpu")
+    expected = loss_of(model.eval(), opened.held_out.tokens)
+    assert opened.score().loss == pytest.approx(expected, rel=1e-5)
+    result = ls.dimension(tmp_path / "tuned", lm, base=str(tiny_llama), data=str(texts), device="cpu")
+    record = result.to_json()
+    assert record["full"][0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert [run["learning_rate"] for run in record["runs"]] == [None]
+    with pytest.raises(InputError, match="no run is a full fine-tuning"):
+        ls.dimension(lm, base=str(tiny_llama), data=str(texts), device="cpu")
