@@ -12,9 +12,9 @@ from tests.cuda import simulated
 from tests.training.tiny import classifier_values
 
 COMMANDS = {
-    "activations": ["activations", "lora", "full", "--max-samples", 8, "--samples", 40],
+    "activations": ["activations", "lora", "full", "--max-samples", 4, "--samples", 20, "--modules", "self.query"],
     "delta": ["delta", "base", "full/adapter", "--modules", "layer.0"],
-    "dimension": ["dimension", "full", "--draws", 1, "--modules", "layer.0.attention.self"],
+    "dimension": ["dimension", "full", "--draws", 1, "--modules", "layer.0.attention.self.query"],
     "intruders": ["intruders", "lora", "--intervene", "-k", 2, "--epsilon", 0.9, "--lambdas", "0,1", "--no-cache"],
 }
 
