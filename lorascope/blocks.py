@@ -44,10 +44,11 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Facts(Block):
-    """Label and value, one line each: what this file is, what made this page."""
+    """Label and value, one line each: what this file is, what made this page. `folded`: a page shows it on demand."""
 
     items: tuple[tuple[str, str], ...]
     title: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ class Marker:
 @dataclass(frozen=True)
 class Lines(Block):
     """A figure of lines, in small multiples by `Series.panel`. `shade` names what the order of the thin series in a
-    panel means, such as "depth, first to last": they are then coloured by it, and the legend says so."""
+    panel means, such as "depth, first to last": they are then coloured by it, and the legend says so. Two that are
+    `half` as wide stand next to each other on a page."""
 
     title: str
     series: tuple[Series, ...]
@@ -211,6 +213,7 @@ class Lines(Block):
     markers: tuple[Marker, ...] = ()
     caption: str = ""
     shade: str = ""
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Heatmap(Block):
-    """The same grid for several measures, with a switch between them on the page."""
+    """The same grid for several measures, with a switch between them on the page.
+
+    Attributes:
+        sections: title and number of rows of each part, such as encoder and decoder; without them one part without one.
+        row_shares: what share of everything each row has, drawn as bars on its right; empty for no bars.
+        column_shares: the same of each column, for each section, drawn as bars above it.
+        shares_label: what the bars show.
+    """
 
     title: str
     rows: tuple[str, ...]
@@ -242,13 +252,21 @@ class Heatmap(Block):
     row_label: str = ""
     column_label: str = ""
     caption: str = ""
+    sections: tuple[tuple[str, int], ...] = ()
+    row_shares: tuple[Number, ...] = ()
+    column_shares: tuple[tuple[Number, ...], ...] = ()
+    shares_label: str = ""
 
 
 @dataclass(frozen=True)
 class Definition:
+    """`meaning` is one plain sentence; `keys` are the columns that it defines."""
+
     term: str
     formula: str
     source: str
+    meaning: str = ""
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -46,6 +46,7 @@ class Metric:
         source: paper and section of the formula.
         null: the key of its random baseline in the same row, where there is one.
         term: its name in the definitions; the title by default.
+        meaning: what it says, in one plain sentence.
     """
 
     key: str
@@ -56,17 +57,24 @@ class Metric:
     source: str = ""
     null: str | None = None
     term: str = ""
+    meaning: str = ""
 
     def column(self, digits: int = 3) -> Column:
         return Column(self.key, self.title, self.unit, digits, self.help)
 
     def definition(self) -> Definition | None:
-        return Definition(self.term or self.title, self.formula, self.source) if self.formula else None
+        if not self.formula:
+            return None
+        return Definition(self.term or self.title, self.formula, self.source, self.meaning, (self.key,))
 
 
 def definitions(metrics: Sequence[Metric]) -> tuple[Definition, ...]:
-    """The definitions of those metrics that have a formula, each term once."""
-    found = {d.term: d for metric in metrics if (d := metric.definition()) is not None}
+    """The definitions of those metrics that have a formula, each term once, with all keys that it is for."""
+    found: dict[str, Definition] = {}
+    for each in (d for metric in metrics if (d := metric.definition()) is not None):
+        before = found.get(each.term, each)
+        found[each.term] = replace(each, keys=tuple(dict.fromkeys((*before.keys, *each.keys))),
+                                   meaning=before.meaning or each.meaning)  # fmt: skip
     return tuple(found.values())
 
 

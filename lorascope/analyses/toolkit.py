@@ -3,11 +3,13 @@ and maps that most pages have. Each stands here once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from lorascope.architectures import components, natural_order
 from lorascope.blocks import (
     Block,
     Cell,
@@ -307,40 +309,78 @@ def depth_map(
     rows: Sequence[Any],
     metrics: Sequence[Shown],
     *,
-    title: str = "Depth × module type",
+    title: str = "Module type × layer",
     caption: str = "",
     types: Sequence[str] | None = None,
     place: Callable[[Any], tuple[int | None, str]] = lambda row: (value(row, "depth"), value(row, "type")),
     number: Callable[[Any, str], Number] = value,
+    share: str = "",
 ) -> Heatmap | None:
-    """Every metric by depth and module type, the mean where several modules share a cell.
+    """Every metric by module type and layer, a part for each component of the model; the mean where several modules
+    share a cell.
 
     None where the rows lie at fewer than two depths or have no numbers.
 
     Args:
-        types: columns in order; those of the rows, in order of appearance, by default.
+        types: rows of the map in order; by default those of the modules, in the order in which a block computes.
         place: a row's depth and type; rows without a depth are left out.
         number: a row's value by a metric's key.
+        share: the key of a share of everything, whose sums by type and by layer are drawn as bars; "" for none.
     """
-    cells: dict[tuple[int | None, str], list[Any]] = {}
-    for row in rows:
-        if place(row)[0] is not None:
-            cells.setdefault(place(row), []).append(row)
-    depths = sorted({depth for depth, _ in cells if depth is not None})
+    cells = _cells(rows, place)
+    depths = sorted({at[2] for at in cells})
     if len(depths) < 2:
         return None
-    there = list(dict.fromkeys(each for _, each in cells))
-    columns = there if types is None else [each for each in types if each in there]
+    lines: list[tuple[str, str]] = []  # component and type
+    sections = []
+    for component in dict.fromkeys(at[0] for at in cells):
+        there = list(dict.fromkeys(at[1] for at in cells if at[0] == component))
+        chosen = natural_order(there) if types is None else [each for each in types if each in there]
+        lines += [(component, kind) for kind in chosen]
+        sections.append((component, len(chosen)))
     layers = []
     for m in metrics:
-        grid = tuple(tuple(mean(number(row, m.key) for row in cells.get((d, c), ())) for c in columns) for d in depths)
+        grid = tuple(
+            tuple(mean(number(row, m.key) for row in cells.get((*line, d), ())) for d in depths) for line in lines
+        )
         if any(each is not None for line in grid for each in line):
             unit: Any = m.unit if m.unit in ("percent", "int") else "float"
             layers.append(Measure(m.key, m.title, grid, unit, help=m.help))
     if not layers:
         return None
-    names = tuple(map(str, depths))
-    return Heatmap(title, names, tuple(columns), tuple(layers), "layer", "module type", caption, where="page")
+    names, numbers = tuple(kind for _, kind in lines), tuple(map(str, depths))
+    drawn = Heatmap(title, names, numbers, tuple(layers), "module type", "layer", caption, where="page")
+    drawn = replace(drawn, sections=tuple(sections) if len(sections) > 1 else ())
+    return _with_shares(drawn, cells, lines, share) if share else drawn
+
+
+def _cells(
+    rows: Sequence[Any], place: Callable[[Any], tuple[int | None, str]]
+) -> dict[tuple[str, str, int], list[Any]]:
+    """Rows by component of the model, type and depth."""
+    placed = [(row, *place(row)) for row in rows]
+    of = components(str(value(row, "name")) for row, depth, _ in placed if depth is not None)
+    cells: dict[tuple[str, str, int], list[Any]] = {}
+    for row, depth, kind in placed:
+        if depth is not None:
+            cells.setdefault((of.get(str(value(row, "name")), ""), kind, depth), []).append(row)
+    return cells
+
+
+def _with_shares(
+    drawn: Heatmap, cells: Mapping[tuple[str, str, int], list[Any]], lines: Sequence[tuple[str, str]], key: str
+) -> Heatmap:
+    """The map with the sums of a share by type, and by layer within each component."""
+    by_line: dict[tuple[str, str], float] = {}
+    by_depth: dict[tuple[str, str], float] = {}
+    for (component, kind, depth), members in cells.items():
+        total = sum(value(row, key) or 0.0 for row in members)
+        by_line[component, kind] = by_line.get((component, kind), 0.0) + total
+        by_depth[component, str(depth)] = by_depth.get((component, str(depth)), 0.0) + total
+    parts = dict.fromkeys(component for component, _ in lines)
+    columns = tuple(tuple(by_depth.get((part, depth)) for depth in drawn.columns) for part in parts)
+    rows = tuple(by_line.get(line) for line in lines)
+    return replace(drawn, row_shares=rows, column_shares=columns, shares_label="share")
 
 
 def cumulative(

@@ -160,3 +160,48 @@ def _short(tail: str) -> str:
     parts = tail.split(".")
     meaningful = [part for part in parts if part != "*"]
     return meaningful[-1] if meaningful else tail
+
+
+# Parts of a model and kinds of its blocks, by what stands in a name before the first layer's index.
+_PARTS = (
+    (r"(^|[._])(lora_|oft_)?(te1|clip_l)([._]|$)|text_encoder([._]|$)(?!2)|lora_te_", "text encoder"),
+    (r"(^|[._])(lora_|oft_)?(te2|clip_g)([._]|$)|text_encoder_2", "text encoder 2"),
+    (r"text_encoder_3|(^|[._])(te3|t5xxl)([._]|$)", "text encoder 3"),
+    (r"unet", "UNet"),
+    (r"vision|visual|image_encoder", "vision"),
+    (r"audio", "audio"),
+    (r"language_model|text_model|llm", "language"),
+)
+_BLOCKS = (
+    (r"(input|down)_blocks?$", "input blocks"), (r"(middle|mid)_blocks?$", "middle block"),
+    (r"(output|up)_blocks?$", "output blocks"), (r"single_(transformer_)?blocks$", "single blocks"),
+    (r"(double_blocks|(^|[._])transformer_blocks|lora_transformer_transformer_blocks)$", "double blocks"),
+    (r"(^|[._])decoder([._]|$)", "decoder"), (r"(^|[._])encoder([._]|$)", "encoder"),
+)  # fmt: skip
+_MOST_COMPONENTS = 12
+
+
+def components(names: Iterable[str]) -> dict[str, str]:
+    """Module path to the part of the model that it lies in, where there are several with layers of their own: encoder
+    and decoder, vision and language, double and single blocks, UNet and text encoders, input and output blocks.
+
+    Parts differ in what stands before the first layer's index. Modules without an index are in none; "" for all where
+    there is one part, or more than a model has.
+    """
+    before = {name: name[: index.start()] for name in names if (index := _INDEX.search(name))}
+    prefixes = list(dict.fromkeys(before.values()))
+    if not 1 < len(prefixes) <= _MOST_COMPONENTS:
+        return dict.fromkeys(before, "")
+    words = {prefix: (_named(_PARTS, prefix), _named(_BLOCKS, prefix)) for prefix in prefixes}
+    labels = {}
+    for prefix, (part, blocks) in words.items():
+        others = {other for p, other in words.values() if p == part}
+        label = ", ".join(filter(None, (part, blocks if len(others) > 1 or not part else "")))
+        labels[prefix] = label or prefix.strip("._") or "model"
+    if len(set(labels.values())) < len(labels):  # two parts by one name: their own names tell them apart
+        labels = {prefix: prefix.strip("._") or "model" for prefix in prefixes}
+    return {name: labels[prefix] for name, prefix in before.items()}
+
+
+def _named(patterns: Iterable[tuple[str, str]], text: str) -> str:
+    return next((label for pattern, label in patterns if re.search(pattern, text)), "")

@@ -5,6 +5,7 @@ what a page can hold.
 """
 
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,14 +16,17 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from lorascope.blocks import Lines, Marker, Number, Series
+from lorascope.report import ticks
 from lorascope.report.palette import COLORBLIND, CREST
 from lorascope.report.svg import PLACEHOLDER, Styles, tidy
-from lorascope.report.text import number, shorten, visible
+from lorascope.report.text import shorten, visible
 
-WIDTH = 1040
+WIDTH, HALF = 1040, 510
+POINTS_SHOWN = 40  # a line of at most so many whole positions shows a point at each
+LABELS_AT_LINES = 8  # of one panel are named at the lines' ends, not in a legend
 MAX_PANELS, MAX_POINTS, MAX_THIN_POINTS = 24, 200, 12_000
 MAX_DECADES = 8
 _DPI = 72
@@ -30,6 +34,7 @@ _DPI = 72
 _RC: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lorascope",
+    "path.simplify": False,  # each value keeps its point, which the page's script reads
     "text.parse_math": False,  # a module may be called "$x$"
     "font.size": 12,
     "text.color": PLACEHOLDER["fg"],
@@ -66,11 +71,16 @@ class Key:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn figure: safe SVG markup ("" where nothing could be drawn), its legend, and what was left out."""
+    """A drawn figure: safe SVG markup ("" where nothing could be drawn), its legend, and what was left out.
+
+    `axes`: of each panel left, top, width and height in pixels, the ends of x and of y, and whether these are on a log
+    scale, so that the page's script can say what a point's values are.
+    """
 
     svg: str
     legend: tuple[Key, ...]
     notes: tuple[str, ...]
+    axes: tuple[tuple[float | int, ...], ...] = ()
 
 
 def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
@@ -84,7 +94,8 @@ def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
         settings: Any = matplotlib.rcParams  # whose type knows the names of settings, which are ours
         settings.update(_RC)
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
-        figure, names = _figure(block, series, limits)
+        grid = _grid(block, series)
+        figure, names = _figure(block, series, limits, grid)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = tidy(buffer.getvalue(), uid, styles, names, labelled_by, _describe(block))
@@ -94,7 +105,7 @@ def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
         notes.append(
             f"{below} value{' lies' if one else 's lie'} below the axis and {'is' if one else 'are'} not drawn."
         )
-    return Drawing(svg, _legend(block, series), tuple(notes))
+    return Drawing(svg, _legend(block, series, grid), tuple(notes), grid.axes(block, limits))
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------
@@ -182,6 +193,8 @@ class _Grid:
     """Where the panels stand, in pixels."""
 
     panels: tuple[str, ...]
+    width: int = WIDTH
+    right: int = 14
     left: int = 58
     gap: int = 22
     row_gap: int = 46
@@ -190,7 +203,7 @@ class _Grid:
     @property
     def top(self) -> int:
         """Room for the y axis' label, and under it for the first row's titles."""
-        return 52 if any(self.panels) else 30
+        return 52 if any(self.panels) else 32
 
     @property
     def named_markers(self) -> bool:
@@ -208,11 +221,11 @@ class _Grid:
 
     @property
     def panel_width(self) -> float:
-        return (WIDTH - self.left - 14 - self.gap * (self.columns - 1)) / self.columns
+        return (self.width - self.left - self.right - self.gap * (self.columns - 1)) / self.columns
 
     @property
     def panel_height(self) -> float:
-        return {1: 320, 2: 270, 3: 230}.get(self.columns, 170)
+        return 240 if self.width < WIDTH else {1: 320, 2: 270, 3: 230}.get(self.columns, 170)
 
     @property
     def height(self) -> float:
@@ -223,16 +236,44 @@ class _Grid:
         row, column = divmod(i, self.columns)
         x = self.left + column * (self.panel_width + self.gap)
         y = self.height - self.top - row * (self.panel_height + self.row_gap) - self.panel_height
-        return x / WIDTH, y / self.height, self.panel_width / WIDTH, self.panel_height / self.height
+        return x / self.width, y / self.height, self.panel_width / self.width, self.panel_height / self.height
+
+    def axes(self, block: Lines, limits: "_Limits") -> tuple[tuple[float | int, ...], ...]:
+        """See `Drawing.axes`."""
+        found = []
+        for i in range(len(self.panels)):
+            x, y, width, height = self.box(i)
+            left, top = round(x * self.width, 1), round((1 - y - height) * self.height, 1)
+            ends = (*limits.x, *limits.y, int(block.log_x), int(block.log_y))
+            found.append((left, top, round(width * self.width, 1), round(height * self.height, 1), *ends))
+        return tuple(found)
 
     def has_below(self, i: int) -> bool:
         return i + self.columns < len(self.panels)
 
 
-def _figure(block: Lines, series: list[Series], limits: _Limits) -> tuple[Figure, dict[str, str]]:
-    """The figure, and the names that its thin lines show under the pointer, by the id of their group."""
-    grid = _Grid(tuple(dict.fromkeys(s.panel for s in series)))
-    figure = Figure(figsize=(WIDTH / _DPI, grid.height / _DPI), dpi=_DPI)
+def _grid(block: Lines, series: list[Series]) -> _Grid:
+    """Panels, and room on the right where lines are named at their ends."""
+    panels = tuple(dict.fromkeys(s.panel for s in series))
+    width = HALF if block.half and len(panels) == 1 else WIDTH
+    labels = _ends(series) if len(panels) == 1 and width == WIDTH else {}
+    longest = max((len(label) for label in labels), default=0)
+    if not 2 <= len(labels) <= LABELS_AT_LINES or longest > 36:
+        return _Grid(panels, width)
+    return _Grid(panels, width, right=14 + round(longest * 6.6) + 10)
+
+
+def _ends(series: list[Series]) -> dict[str, Series]:
+    """The lines to name at their ends, by label: none where points have names, or a label stands for two lines."""
+    lines = [s for s in series if s.weight != "thin"]
+    if any(s.points for s in lines) or len({s.label for s in lines}) < len(lines):
+        return {}
+    return {visible(s.label): s for s in lines}
+
+
+def _figure(block: Lines, series: list[Series], limits: _Limits, grid: _Grid) -> tuple[Figure, dict[str, str]]:
+    """The figure, and the names that its lines show under the pointer, by the id of their group."""
+    figure = Figure(figsize=(grid.width / _DPI, grid.height / _DPI), dpi=_DPI)
     figure.patch.set_visible(False)
     colours = _colours(series)
     names: dict[str, str] = {}
@@ -244,11 +285,12 @@ def _figure(block: Lines, series: list[Series], limits: _Limits) -> tuple[Figure
             ax.set_title(shorten(visible(panel), room), loc="left", fontsize=12.5, fontweight="bold", pad=8)
         mine = [s for s in series if s.panel == panel]
         _series(ax, mine, block, colours, names)
-        for marker in block.markers:
-            if marker.panel in (None, panel):
-                _marker(ax, marker, named=grid.named_markers)
-    figure.text(6 / WIDTH, 1 - 6 / grid.height, visible(block.y_label), va="top", color=PLACEHOLDER["muted"])
-    x = (grid.left + (WIDTH - grid.left) / 2) / WIDTH
+        for n, marker in enumerate(m for m in block.markers if m.panel in (None, panel)):
+            _marker(ax, marker, grid.named_markers, n)
+        if grid.right > _Grid.right:
+            _name_lines(ax, _ends(mine), block, colours, grid.panel_height)
+    figure.text(6 / grid.width, 1 - 6 / grid.height, visible(block.y_label), va="top", color=PLACEHOLDER["muted"])
+    x = (grid.left + (grid.width - grid.left - grid.right) / 2) / grid.width
     figure.text(x, 8 / grid.height, visible(block.x_label), ha="center", va="bottom", color=PLACEHOLDER["muted"])
     return figure, names
 
@@ -260,41 +302,12 @@ def _axes(ax: Axes, block: Lines, limits: _Limits, with_x: bool, with_y: bool) -
         if log:
             ax.set_xscale("log") if axis is ax.xaxis else ax.set_yscale("log")
         axis.set_minor_locator(NullLocator())
-        ticks = _ticks(lo, hi, log, whole, 5 if axis is ax.yaxis else 6)
-        axis.set_major_locator(FixedLocator(ticks))
-        axis.set_major_formatter(FixedFormatter(_tick_labels(ticks)))
+        where = ticks.at(lo, hi, log, whole, 5 if axis is ax.yaxis else 6)
+        axis.set_major_locator(FixedLocator(where))
+        axis.set_major_formatter(FixedFormatter(ticks.labels(where)))
     ax.set_xlim(limits.x)
     ax.set_ylim(limits.y)
     ax.tick_params(labelsize=11, labelbottom=with_x, labelleft=with_y)
-
-
-def _ticks(lo: float, hi: float, log: bool, whole: bool, most: int) -> list[float]:
-    if not log:
-        ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=whole).tick_values(lo, hi)
-    elif hi / lo < 120:
-        ticks = LogLocator(subs=(1, 2, 5), numticks=20).tick_values(lo, hi)
-    else:
-        ticks = LogLocator(numticks=most + 1).tick_values(lo, hi)
-    return [float(v) for v in ticks if lo * (1 - 1e-9) <= v <= hi * (1 + 1e-9) or lo <= v <= hi]
-
-
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _tick_labels(ticks: list[float]) -> list[str]:
-    """0.01, 2, 2000; and all as powers of ten where any would be long."""
-    if all(v == 0 or 1e-3 <= abs(v) < 1e5 for v in ticks):
-        return [f"{v:.6g}".replace("-", "−") for v in ticks]
-    return [_power(v) if v else "0" for v in ticks]
-
-
-def _power(value: float) -> str:
-    power = math.floor(math.log10(abs(value)) + 1e-9)
-    factor = number(value / 10.0**power, 2).removesuffix(".0")
-    if power == 0:
-        return factor
-    lead = {"1": "", "−1": "−"}.get(factor, factor + "·")
-    return f"{lead}10{str(power).translate(_SUPERSCRIPT)}"
 
 
 def _colours(series: list[Series]) -> dict[str, str]:
@@ -313,11 +326,13 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
         name = f"thin-{len(names)}"
         names[name] = visible(s.label)
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
-        ax.plot(x, y, color=PLACEHOLDER[shade], alpha=0.5 if block.shade else 0.35, linewidth=1, gid=name)
+        ax.plot(x, y, color=PLACEHOLDER[shade], alpha=0.75, linewidth=1, gid=name)
     for s in (s for s in mine if s.weight != "thin"):
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
         if s.weight == "reference":
-            ax.plot(x, y, color=PLACEHOLDER["fg"], linewidth=1.2, dashes=(4, 3))
+            name = f"thin-{len(names)}"
+            names[name] = visible(s.label)
+            ax.plot(x, y, color=PLACEHOLDER["fg"], linewidth=1.2, dashes=(4, 3), gid=name)
             continue
         colour = PLACEHOLDER[colours[s.label]]
         if s.points:
@@ -327,7 +342,11 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
             low, high = _clean(s.low, block.log_y), _clean(s.high, block.log_y)
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         repeat = list(colours).index(s.label) // len(COLORBLIND)
-        (line,) = ax.plot(x, y, color=colour, linewidth=2.2)
+        name = f"thin-{len(names)}"
+        names[name] = visible(s.label)
+        (line,) = ax.plot(x, y, color=colour, linewidth=2.2, gid=name)
+        if len(x) <= POINTS_SHOWN and all(float(v).is_integer() for v in s.x):
+            ax.plot(x, y, "o", color=colour, markersize=4.5, markeredgewidth=0, clip_on=False)
         if repeat:
             line.set_dashes((6, 1 + repeat))
 
@@ -342,13 +361,18 @@ def _points(ax: Axes, s: Series, xy: tuple[list[float], list[float]], colour: st
         ax.plot([x], [y], "o", color=colour, markersize=7, alpha=0.8, markeredgewidth=0, gid=gid, clip_on=False)
 
 
-def _marker(ax: Axes, marker: Marker, named: bool) -> None:
+def _marker(ax: Axes, marker: Marker, named: bool, number: int) -> None:
+    """The line, and its label where `named`: upright lines' ones in steps, so that neighbours do not overlap."""
     line: dict[str, Any] = {"color": PLACEHOLDER["fg"], "linewidth": 1, "dashes": (1.5, 2.5)}
     place: dict[str, Any]
     label = visible(marker.label)
     if marker.axis == "x":
         ax.axvline(marker.value, **line)
-        place = {"xy": (marker.value, 1), "xycoords": ("data", "axes fraction"), "xytext": (5, -4), "va": "top"}
+        # a label is on the side that has room for it
+        at = ax.transAxes.inverted().transform(ax.transData.transform((marker.value, ax.get_ylim()[0])))[0]
+        up = 8 + 17 * (number % 4)
+        side: dict[str, Any] = {"xytext": (-5, up), "ha": "right"} if at > 0.5 else {"xytext": (5, up)}
+        place = {"xy": (marker.value, 0), "xycoords": ("data", "axes fraction"), "va": "bottom", **side}
     else:
         ax.axhline(marker.value, **line)
         place = {"xy": (1, marker.value), "xycoords": ("axes fraction", "data"), "xytext": (-2, 4), "ha": "right"}
@@ -356,13 +380,39 @@ def _marker(ax: Axes, marker: Marker, named: bool) -> None:
         ax.annotate(label, textcoords="offset points", fontsize=11, color=PLACEHOLDER["fg"], **place)
 
 
-def _legend(block: Lines, series: list[Series]) -> tuple[Key, ...]:
+def _name_lines(ax: Axes, lines: dict[str, Series], block: Lines, colours: dict[str, str], height: float) -> None:
+    """Each line's name at its last point, spread so that no two overlap."""
+    room = 15 / height  # in shares of the axis, as the ends are
+    ends: list[list[Any]] = []
+    for label, s in lines.items():
+        drawn = [
+            (x, y) for x, y in zip(_clean(s.x, block.log_x), _clean(s.y, block.log_y), strict=True) if x == x and y == y
+        ]
+        if drawn:
+            at = ax.transAxes.inverted().transform(ax.transData.transform(drawn[-1]))[1]
+            ends.append([min(max(float(at), 0.0), 1.0), label])
+    ends.sort()
+    for _ in range(40):
+        for low, high in itertools.pairwise(ends):
+            if high[0] - low[0] < room:
+                middle = (high[0] + low[0]) / 2
+                low[0], high[0] = middle - room / 2, middle + room / 2
+    for at, label in ends:
+        colour = PLACEHOLDER[colours.get(lines[label].label, "fg")]
+        ax.annotate(label, (1, at), xycoords="axes fraction", textcoords="offset points", xytext=(8, 0), va="center",
+                    fontsize=11.5, color=colour)  # fmt: skip
+
+
+def _legend(block: Lines, series: list[Series], grid: _Grid) -> tuple[Key, ...]:
+    if grid.right > _Grid.right:  # the lines are named at their ends
+        thin = block.shade and any(s.weight == "thin" for s in series)
+        return (Key("shade", block.shade),) if thin else ()
     dotted = {s.label for s in series if s.points}
     keys = [Key("point" if name in dotted else "line", name, colour) for name, colour in _colours(series).items()]
     if block.shade and any(s.weight == "thin" for s in series):
         keys.append(Key("shade", block.shade))
     keys += [Key("dash", label, "fg") for label in dict.fromkeys(s.label for s in series if s.weight == "reference")]
-    if not _Grid(tuple(dict.fromkeys(s.panel for s in series))).named_markers:
+    if not grid.named_markers:
         keys += [Key("dots", label, "fg") for label in dict.fromkeys(m.label for m in block.markers)]
     return tuple(keys) if len(keys) > 1 or any(k.mark not in ("line", "point") for k in keys) else ()
 

@@ -1,15 +1,17 @@
 """Heatmap as geometry: where each cell stands, how dark it is, what it says. The template draws it."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorascope.blocks import Heatmap, Measure
+from lorascope.blocks import Heatmap, Measure, Number
 from lorascope.report import text as t
 from lorascope.report.palette import MAKO
 
 WIDTH = 1040
 LEVELS = len(MAKO)
 MAX_CELLS_A_SIDE = 160
+BAR_ROOM, COLUMN_BAR = 150, 40  # pixels for the bars of the rows with their labels, and for those of the columns
 _LETTER = 7  # pixels that a letter of a label takes, at most, on average
 
 
@@ -52,6 +54,17 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A bar on the rim, and what it says."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    says: str
+
+
+@dataclass(frozen=True)
 class Grid:
     """A heatmap, drawn: everything in pixels of a drawing WIDTH wide and `height` high."""
 
@@ -64,6 +77,20 @@ class Grid:
     row_label: Label
     column_label: Label
     notes: tuple[str, ...]
+    sections: tuple[Label, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    shares: tuple[Label, ...] = ()  # what the bars of the rows come to
+    shares_label: Label = Label(0, 0, "")
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where things stand: the cells' left edge and size, and the y of each row."""
+
+    left: int
+    width: int
+    height: int
+    ys: tuple[int, ...]
 
 
 def layout(block: Heatmap) -> Grid:
@@ -71,27 +98,103 @@ def layout(block: Heatmap) -> Grid:
     rows = [t.visible(row) for row in block.rows[:MAX_CELLS_A_SIDE]]
     columns = [t.visible(column) for column in block.columns[:MAX_CELLS_A_SIDE]]
     row_label, column_label = t.visible(block.row_label), t.visible(block.column_label)
-    left = min(260, max(len(label) for label in [*rows, row_label and row_label + " ↓"]) * _LETTER + 14)
-    width = max(5, min(120, (WIDTH - left - 2) // max(len(columns), 1)))
+    shares_label = t.visible(block.shares_label) if block.column_shares else ""
+    words = [*rows, row_label and row_label + " ↓", column_label and column_label + " →", shares_label]
+    left = min(260, max(map(len, words)) * _LETTER + 14)
+    rim = BAR_ROOM if block.row_shares else 2
+    width = max(5, min(120, (WIDTH - left - rim) // max(len(columns), 1)))
     height = 26 if len(rows) <= 40 else 16
-    every = max(1, math.ceil((max((len(c) for c in columns), default=1) * _LETTER + 4) / width))
-    top = 22 if row_label or column_label else 4
-    bottom = top + len(rows) * height
+    parts = _parts(block, columns, len(rows), (left, width, height))
+    frame = _Frame(left, width, height, parts.ys)
+    row_bars, shares = _row_bars(block, rows, frame, left + width * len(columns) + 14)
     return Grid(
-        height=bottom + 26,
+        height=max(parts.bottom - 8, 30),
         cell_width=width,
         cell_height=height,
-        layers=tuple(_layer(m, block, rows, columns, (left, top, width, height)) for m in block.measures),
+        layers=tuple(_layer(m, block, rows, columns, frame) for m in block.measures),
         rows=tuple(
-            Label(left - 8, top + (i + 0.5) * height, t.shorten(row, 250 // _LETTER)) for i, row in enumerate(rows)
+            Label(left - 8, at + height / 2, t.shorten(row, 250 // _LETTER))
+            for row, at in zip(rows, parts.ys, strict=True)
         ),
-        columns=tuple(
-            Label(left + (j + 0.5) * width, bottom + 15, column) for j, column in enumerate(columns) if j % every == 0
-        ),
-        row_label=Label(left - 8, 12, row_label),
-        column_label=Label(left, 12, column_label),
+        columns=parts.columns,
+        row_label=Label(left - 8, 12, "" if block.column_shares else row_label),
+        column_label=Label(left - 8, parts.bottom - 19, column_label),
         notes=_notes(block),
+        sections=parts.titles,
+        bars=(*parts.bars, *row_bars),
+        shares=shares,
+        shares_label=Label(left - 8, parts.ys[0] - 12 if parts.ys else 12, shares_label),
     )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The sections under one another: the y of each row, titles, column labels, bars, and where they end."""
+
+    ys: tuple[int, ...]
+    titles: tuple[Label, ...]
+    columns: tuple[Label, ...]
+    bars: tuple[Bar, ...]
+    bottom: int
+
+
+def _parts(block: Heatmap, columns: list[str], rows: int, sizes: tuple[int, int, int]) -> _Parts:
+    left, width, height = sizes
+    every = _every(columns, width)
+    y = 22 if block.row_label and not block.column_shares else 4
+    ys: list[int] = []
+    titles: list[Label] = []
+    names: list[Label] = []
+    bars: list[Bar] = []
+    for s, (title, count) in enumerate(block.sections or (("", rows),)):
+        count = min(count, rows - len(ys))
+        if count <= 0 and block.sections:
+            break
+        if title:
+            titles.append(Label(left, y + 15, t.visible(title)))
+            y += 24
+        if block.column_shares:
+            place = (left, y, width)
+            bars += _column_bars(block.column_shares[s][: len(columns)], columns, place, t.visible(block.column_label))
+            y += COLUMN_BAR + 5
+        ys += [y + i * height for i in range(count)]
+        y += count * height
+        names += [Label(left + (j + 0.5) * width, y + 15, c) for j, c in enumerate(columns) if j % every == 0]
+        y += 34
+    return _Parts(tuple(ys), tuple(titles), tuple(names), tuple(bars), y)
+
+
+def _every(columns: list[str], width: int) -> int:
+    """One label in how many finds room; of numbers, one in 1, 2, 4, 5, 10, 20 ..."""
+    every = max(1, math.ceil((max((len(c) for c in columns), default=1) * _LETTER + 4) / width))
+    if all(column.isdecimal() for column in columns):
+        every = next((n for n in (1, 2, 4, 5, 10, 20, 40, 80) if n >= every), every)
+    return every
+
+
+def _column_bars(
+    shares: Sequence[Number], columns: list[str], place: tuple[int, int, int], label: str
+) -> Iterator[Bar]:
+    left, top, width = place
+    most = max((v for v in shares if v), default=0)
+    for j, (share, column) in enumerate(zip(shares, columns, strict=True)):
+        if share and most:
+            tall = max(1.0, round(COLUMN_BAR * share / most, 1))
+            says = f"{label} {column}: {t.cell(share, 'percent')}".strip()
+            yield Bar(left + j * width + 2, round(top + COLUMN_BAR - tall, 1), max(width - 4, 2), tall, says)
+
+
+def _row_bars(block: Heatmap, rows: list[str], frame: _Frame, x: int) -> tuple[list[Bar], tuple[Label, ...]]:
+    shares = block.row_shares[: len(rows)]
+    most = max((v for v in shares if v), default=0)
+    bars, labels = [], []
+    for share, row, y in zip(shares, rows, frame.ys, strict=False):
+        if share is not None and most:
+            wide = max(1.0, round((BAR_ROOM - 66) * share / most, 1))
+            text = t.cell(share, "percent")
+            bars.append(Bar(x, y + 5, wide, frame.height - 10, f"{row}: {text}"))
+            labels.append(Label(x + wide + 5, y + frame.height / 2, text))
+    return bars, tuple(labels)
 
 
 def _notes(block: Heatmap) -> tuple[str, ...]:
@@ -99,10 +202,7 @@ def _notes(block: Heatmap) -> tuple[str, ...]:
     return tuple(f"The first {MAX_CELLS_A_SIDE} of {n} {what} are drawn." for what, n in sides if n > MAX_CELLS_A_SIDE)
 
 
-def _layer(
-    measure: Measure, block: Heatmap, rows: list[str], columns: list[str], box: tuple[int, int, int, int]
-) -> Layer:
-    left, top, width, height = box
+def _layer(measure: Measure, block: Heatmap, rows: list[str], columns: list[str], frame: _Frame) -> Layer:
     values = [v for row in measure.values for v in row if v is not None and _drawable(v, measure.log)]
     least, greatest = measure.limits or (min(values, default=0.0), max(values, default=0.0))
     scale = _Scale(least, greatest, measure.log) if values else None
@@ -114,8 +214,9 @@ def _layer(
             shown = t.cell(value, measure.unit) if value is not None else "none"
             level = None if value is None or scale is None else scale.level(value)
             place = f"{row}, {column_label} {column}".replace("  ", " ")
-            fits = len(shown) * 6.5 + 6 <= width and value is not None
-            cells.append(Cell(left + j * width, top + i * height, level, f"{place}: {shown}", shown if fits else ""))
+            fits = len(shown) * 6.5 + 6 <= frame.width and value is not None
+            x, y = frame.left + j * frame.width, frame.ys[i]
+            cells.append(Cell(x, y, level, f"{place}: {shown}", shown if fits else ""))
     ticks = None
     if scale is not None:
         low, middle, high = (t.cell(v, measure.unit) for v in scale.ticks())

@@ -7,10 +7,11 @@ no string from a file can run even if an escape were missed.
 
 import base64
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +19,25 @@ import jinja2
 from markupsafe import Markup, escape
 
 from lorascope import blocks
-from lorascope.blocks import Block, Cell, Column, Page, Table
+from lorascope.blocks import Block, Page, Table
 from lorascope.outputs import write_text
-from lorascope.report import figures, heatmap, palette
+from lorascope.report import figures, heatmap, palette, tables
 from lorascope.report import text as t
+from lorascope.report.tables import LONGEST_NAME
+from lorascope.report.views import (
+    DefinitionsView,
+    FigureView,
+    FindingsView,
+    FindingView,
+    HeatmapView,
+    SummaryView,
+    View,
+)
 
-MAX_CELLS, MAX_ROWS = 30_000, 2_000  # of one table
-LONGEST_NAME = 300
-LONGEST_PROSE, LONGEST_WORD = 2000, 60  # of a cell in sentences, which breaks between words
-LONG_CELL = 64  # characters from which on a column of text breaks its lines
 FINDINGS_OPEN = 10  # further ones fold away
+CARDS_OPEN = 4  # on the first screen
+FACTS_OPEN = 6  # longer lists of facts fold away where they are not what the page is about
 SEVERITIES = ("error", "warning", "note")
-_PLAIN_FILE = re.compile(r"[\w-]+(\.[\w-]+)*")  # no path and no scheme: a link stays in the page's folder
 
 
 def write(page: Page, path: str | os.PathLike) -> None:
@@ -39,16 +47,15 @@ def write(page: Page, path: str | os.PathLike) -> None:
 
 def render(page: Page) -> str:
     """The page as the text of one HTML file; the same page gives the same text."""
-    drawing = _Drawing(names=_named_rows(page))
+    drawing = _Drawing(names=_named_rows(page), definitions=_defined(page))
     previous: Block | None = None
-    for block in page.blocks:
-        if block.where != "terminal":
-            drawing.add(block, previous)
-            previous = block
+    for block in _arranged([block for block in page.blocks if block.where != "terminal"]):
+        drawing.add(block, previous)
+        previous = block
     environment = _environment()
     switches = max((len(v.grid.layers) for v in drawing.views if isinstance(v, HeatmapView)), default=0)
     style = environment.get_template("style.css").render(
-        palette=palette, switches=switches, figures=drawing.styles.css()
+        palette=palette, switches=switches, figures=drawing.styles.css(), bars=tables.BAR
     )
     script = environment.get_template("page.js").render()
     return environment.get_template("page.html").render(
@@ -61,6 +68,26 @@ def render(page: Page) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+def _arranged(made: Sequence[Block]) -> list[Block]:
+    """What is wrong comes first: long facts that stand above the findings move below everything, and findings that the
+    first screen has are not repeated."""
+    said: set[blocks.Finding] = set()
+    kept: list[Block] = []
+    for block in made:
+        if isinstance(block, blocks.Summary):
+            said |= set(block.problems)
+        elif isinstance(block, blocks.Findings) and said:
+            rest = tuple(finding for finding in block.items if finding not in said)
+            if not rest:
+                continue
+            block = replace(block, items=rest, title="Observations")
+        kept.append(block)
+    first = next((i for i, block in enumerate(kept) if isinstance(block, blocks.Findings | blocks.Summary)), 0)
+    late = [block for block in kept[:first] if isinstance(block, blocks.Facts) and len(block.items) > 3]
+    order = [block for block in kept if not any(block is each for each in late)]
+    return order + [replace(block, folded=len(block.items) > FACTS_OPEN) for block in late]
 
 
 def _hash(text: str) -> str:
@@ -79,84 +106,35 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["visible"] = t.visible
     environment.filters["breaking"] = _breaking
+    environment.filters["pretty"] = _pretty
+    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters["interval"] = t.interval
     environment.filters["paragraphs"] = lambda text: [t.visible(part) for part in text.split("\n\n") if part.strip()]
     environment.filters["source_text"] = lambda text: "\n".join(t.visible(line) for line in text.splitlines())
     return environment
 
 
+# Indices as the field writes them, of one letter or a norm: "σ_i", "‖ΔW‖_F", "Σ_{i≤k}"; "q_proj" and "c_fc" are names.
+_INDEX = re.compile(
+    r"(‖|\)|(?<![\w.{])(?:ΔW|[A-Za-zα-ωΑ-Ω]))([_^])(\{[^{}]{1,24}\}|F\b|\*|in\b|out\b|\d\b|[a-zA-Zβ](?![\w.])|Δ\b)"
+)
+
+
+def _pretty(text: str) -> Markup:
+    """Text with its indices and exponents set as such."""
+
+    def index(m: re.Match) -> str:
+        tag = "sub" if m[2] == "_" else "sup"
+        return f"{m[1]}<{tag}>{m[3].strip('{}')}</{tag}>"
+
+    # safe: the text is escaped first, and what the pattern matches has no character of HTML
+    return Markup(_INDEX.sub(index, str(escape(t.visible(text)))))
+
+
 def _breaking(name: str) -> Markup:
     """A dotted name that may break after its dots."""
     name = t.shorten(t.visible(name), LONGEST_NAME)
     return Markup(".<wbr>").join(escape(part) for part in name.split("."))
-
-
-# --- views: what the templates draw -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class View:
-    """One drawn block. `kind` names the template's macro, `number` counts the figures or the tables."""
-
-    kind: str
-    block: Block
-    anchor: str = ""
-    title: str = ""
-    level: int = 2
-    number: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FindingView:
-    finding: blocks.Finding
-    row: str  # the anchor of the module's row in a table, "" where there is none
-
-
-@dataclass(frozen=True, kw_only=True)
-class FindingsView(View):
-    items: tuple[FindingView, ...]
-    shown: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellView:
-    """`key` is what a column of numbers sorts by; "" where the text itself is as good. `file` is where it leads."""
-
-    text: str
-    key: str
-    file: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnView:
-    """`css` is the classes of its cells: none for numbers, t for text, c for code, w where lines may break. `badges` is
-    true where cells that are a verdict are drawn as one."""
-
-    title: str
-    help: str
-    css: str
-    badges: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableView(View):
-    columns: tuple[ColumnView, ...]
-    rows: tuple[tuple[CellView, ...], ...]
-    anchors: tuple[str, ...]
-    wide: bool
-    long: bool
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureView(View):
-    drawing: figures.Drawing
-    svg: Markup
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeatmapView(View):
-    grid: heatmap.Grid
 
 
 @dataclass(frozen=True)
@@ -173,6 +151,7 @@ class _Drawing:
     """A page being drawn: what was drawn so far, and the counts that number it."""
 
     names: dict[str, str]
+    definitions: dict[str, str]
     views: list[View] = field(default_factory=list)
     contents: list[Entry] = field(default_factory=list)
     styles: figures.Styles = field(default_factory=figures.Styles)
@@ -206,7 +185,18 @@ def _text(d: _Drawing, block: blocks.Text, previous: Block | None) -> View:
 
 
 def _summary(d: _Drawing, block: blocks.Summary, previous: Block | None) -> View:
-    return View("summary", block)
+    items = _cards(d, block.problems)
+    return SummaryView("summary", block, items=items, shown=_open(items, CARDS_OPEN))
+
+
+def _cards(d: _Drawing, findings: Sequence[blocks.Finding]) -> tuple[FindingView, ...]:
+    ordered = sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
+    return tuple(FindingView(finding=f, row=d.names.get(f.module or "", "")) for f in ordered)
+
+
+def _open(items: Sequence[FindingView], most: int) -> int:
+    """How many stand open: all where folding would hide only one or two."""
+    return len(items) if len(items) <= most + 2 else most
 
 
 def _own_title(d: _Drawing, title: str, previous: Block | None) -> dict:
@@ -223,7 +213,10 @@ def _facts(d: _Drawing, block: blocks.Facts, previous: Block | None) -> View:
 
 
 def _definitions(d: _Drawing, block: blocks.Definitions, previous: Block | None) -> View:
-    return View("definitions", block, **_own_title(d, block.title, previous))
+    taken = d.counts.get("definition", 0)
+    anchors = tuple(f"definition-{taken + i}" for i in range(len(block.items)))
+    d.counts["definition"] = taken + len(anchors)
+    return DefinitionsView("definitions", block, **_own_title(d, block.title, previous), anchors=anchors)
 
 
 def _code(d: _Drawing, block: blocks.Code, previous: Block | None) -> View:
@@ -231,9 +224,8 @@ def _code(d: _Drawing, block: blocks.Code, previous: Block | None) -> View:
 
 
 def _findings(d: _Drawing, block: blocks.Findings, previous: Block | None) -> View:
-    ordered = sorted(block.items, key=lambda f: SEVERITIES.index(f.severity))
-    items = tuple(FindingView(finding=f, row=d.names.get(f.module or "", "")) for f in ordered)
-    shown = len(items) if len(items) <= FINDINGS_OPEN + 2 else FINDINGS_OPEN
+    items = _cards(d, block.items)
+    shown = _open(items, FINDINGS_OPEN)
     return FindingsView("findings", block, **_own_title(d, block.title, previous), items=items, shown=shown)
 
 
@@ -253,60 +245,28 @@ def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View
 
 
 def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
-    most = min(MAX_ROWS, MAX_CELLS // max(len(block.columns), 1))
-    rows = block.rows[:most]
-    columns = tuple(_column(c, j, rows, len(block.columns)) for j, c in enumerate(block.columns))
-    notes = (f"The first {most:,} of {len(block.rows):,} rows.",) if len(block.rows) > most else ()
-    return TableView(
-        "table",
-        block,
-        number=d.count("table"),
-        title=block.title,
-        columns=columns,
-        rows=tuple(tuple(_cell(v, c) for v, c in zip(row, block.columns, strict=True)) for row in rows),
-        anchors=tuple(
-            d.names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows
-        ),
-        wide=len(block.columns) > 9 or sum(column.css.endswith("w") for column in columns) > 2,
-        long=len(rows) > 24,
-        notes=notes,
-    )
-
-
-def _column(column: Column, j: int, rows: tuple[tuple[Cell, ...], ...], many: int) -> ColumnView:
-    """A text column counts as code when at least half of its cells look like dotted names. Beside many others, prose
-    breaks its lines early."""
-    css = ""
-    if not t.is_numeric(column):
-        cells = [cell.text if isinstance(cell := row[j], blocks.Link) else cell for row in rows]
-        words = [word for word in cells if isinstance(word, str)]
-        names = [w for w in words if ("." in w or "_" in w) and " " not in w]
-        is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
-        room = LONG_CELL if is_code or many < 6 else LONG_CELL // 2
-        css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > room for w in words) else "")
-    title, badges = t.visible(column.title), column.unit == "verdict"
-    return ColumnView(title=title, help=t.visible(column.help), css=css, badges=badges)
-
-
-def _cell(value: Cell, column: Column) -> CellView:
-    text = t.cell(value, column.unit, column.digits)
-    prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
-    text = t.shorten(text, LONGEST_PROSE if prose else LONGEST_NAME)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    key = f"{value:.7g}" if is_number and column.unit != "text" else ""
-    file = value.file if isinstance(value, blocks.Link) and _PLAIN_FILE.fullmatch(value.file) else ""
-    return CellView(text=text, key="" if key == text else key, file=file)
+    title = {} if isinstance(previous, blocks.Heading) and previous.text == block.title else {"title": block.title}
+    return tables.view(block, d.count("table"), d.names, d.definitions, **title)
 
 
 def _named_rows(page: Page) -> dict[str, str]:
     """Anchors for the rows that a finding speaks of: the first row, in an interactive table, that bears its name."""
-    wanted = {f.module for b in page.blocks if isinstance(b, blocks.Findings) for f in b.items if f.module}
+    shown = [block for block in page.blocks if block.where != "terminal"]
+    wanted = {f.module for b in shown if isinstance(b, blocks.Findings) for f in b.items if f.module}
+    wanted |= {f.module for b in shown if isinstance(b, blocks.Summary) for f in b.problems if f.module}
     found: dict[str, str] = {}
-    for table in (b for b in page.blocks if isinstance(b, Table) and b.interactive and b.where != "terminal"):
-        for row in table.rows[: min(MAX_ROWS, MAX_CELLS // max(len(table.columns), 1))]:
+    for table in (b for b in shown if isinstance(b, Table) and b.interactive):
+        for row in tables.rows_of(table):
             if row and row[0] in wanted and row[0] not in found:
                 found[str(row[0])] = f"row-{len(found) + 1}"
     return found
+
+
+def _defined(page: Page) -> dict[str, str]:
+    """Anchors of definitions by the columns that they define."""
+    shown = [b for b in page.blocks if isinstance(b, blocks.Definitions) and b.where != "terminal"]
+    items = [item for block in shown for item in block.items]
+    return {key: f"definition-{i}" for i, item in reversed(list(enumerate(items))) for key in item.keys}
 
 
 _VIEWS: dict[type[Block], Callable[..., View]] = {

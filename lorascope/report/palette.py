@@ -23,3 +23,6 @@ CREST = _hexes("86be91 68af90 509e90 3d8e8e 2a7d8c 1d6c8a 1f5985 27457c")
 
 # color_palette("colorblind"), less the yellow and the pink that vanish on white
 COLORBLIND = _hexes("0173b2 de8f05 029e73 d55e00 cc78bc ca9161 949494 56b4e9")
+
+# The same, darkened until each stands out from white by 3 to 1 (WCAG 2.1, 1.4.11): lines in the light theme
+ON_WHITE = _hexes("0173b2 b06a00 027e5c c25200 b0529c 96673a 7a7a7a 1f86bd")

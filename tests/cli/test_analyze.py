@@ -206,7 +206,7 @@ def test_the_page_in_a_real_browser(lora_folder, tmp_path, page_in_browser):
     assert len(before) == 4
     sizes = json.loads(here("analyze", lora_folder, "--json", "-").stdout)["modules"]
     ascending = [m["name"] for m in sorted(sizes, key=lambda m: m["frobenius_norm"])]
-    opened.page.locator("figure[data-interactive] thead [role=button]", has_text="_F").click()
+    opened.page.locator("figure[data-interactive] thead [role=button]", has_text="‖ΔW‖F").click()
     assert names.all_text_contents() in (ascending, ascending[::-1])
     shown = opened.page.locator(".heatmap .layer:visible .measure")
     first = shown.all_text_contents()

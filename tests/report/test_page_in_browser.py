@@ -89,7 +89,7 @@ def test_the_systems_dark_theme_is_followed_by_figures_too(page_in_browser, demo
 
 def test_the_heatmap_switches(demo):
     shown = demo.page.locator(".heatmap .layer:visible .measure")
-    assert shown.all_text_contents() == ["‖ΔW‖_F (log scale)"]
+    assert shown.all_text_contents() == ["‖ΔW‖F (log scale)"]  # the F is set below the line
     demo.page.locator(".switch label", has_text="Stable rank").click()
     assert shown.all_text_contents() == ["Stable rank"]
     demo.page.keyboard.press("ArrowRight")  # they are radio buttons: the arrows move between them

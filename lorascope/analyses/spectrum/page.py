@@ -38,6 +38,7 @@ from lorascope.blocks import (
     Table,
     Text,
 )
+from lorascope.linalg.nulls import random_product_energy
 from lorascope.linalg.spectrum import energy_curve
 from lorascope.outputs import json_text
 
@@ -141,16 +142,21 @@ def blocks(result: SpectrumResult, *, sort: str = SORT, top: int | None = None) 
 def sections(result: SpectrumResult, *, sort: str, top: int | None) -> tuple[Block, ...]:
     """The page without its summary, its facts and its definitions."""
     by = metric_to_sort_by(METRICS, sort)
-    made: list[Block] = [Findings(result.findings, where="page")]
+    made: list[Block] = []
+    observations = Findings(result.findings, where="page")
     if result.rows:
         rows = result.records()
         shown = _shown(rows)
         ends = None if top is None and sort == SORT else _ends(rows, by, top or ROWS_AT_EACH_END)
-        made += [*screen.terminal_blocks(result, ends), _by_type(result)]
-        made += [Heading("Singular values", where="page"), spectra(result), energy(result)]
+        made += screen.terminal_blocks(result, ends)
         no_map = Text("No layer heatmap: module names contain fewer than two layer indices.", where="page")
-        made += [Heading("Update by layer and module type", where="page"), heatmap(result) or no_map]
+        made += [Heading("Where the update is", where="page"), heatmap(result) or no_map]
+        made += [Heading("Singular values", where="page"), *overview(result)]
+        made.append(observations)
+        made += [Heading("By module type", where="page"), _by_type(result), spectra(result), energy(result)]
         made += [Heading("All modules", where="page"), _all_modules(rows, shown)]
+    else:
+        made.append(observations)
     if result.not_compared:
         made.append(skipped_table(result.not_compared, "Not compared with the base", "module"))
     if result.unmeasured:
@@ -186,7 +192,8 @@ def facts(result: SpectrumResult) -> Facts:
         (key, v if isinstance(v, str) else json_text(v, separators=(", ", ": ")))
         for key, v in sorted(result.settings.items())
     ]
-    return Facts((*items, *training, *settings), title="File and settings", where="page")
+    title = f"File and settings ({len(items) + len(training) + len(settings)} lines)"
+    return Facts((*items, *training, *settings), title=title, folded=True, where="page")
 
 
 def _span(values: Sequence[float]) -> str:
@@ -247,6 +254,8 @@ def _all_modules(rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
         Column("name", "module", "code"), Column("shape", "shape"), Column("rank", "r", "int"), *map(column, metrics),
         Column("kind", "kind"), Column("scale", "s", "float"), Column("notes", "notes"),
     )  # fmt: skip
+    order = {name: i for i, name in enumerate(natural_order(row["type"] for row in rows))}
+    rows = sorted(rows, key=lambda row: (row["depth"] is None, row["depth"] or 0, order[row["type"]]))
     body: tuple[tuple[Cell, ...], ...] = tuple(
         (row["name"], "×".join(map(str, row["shape"])), row["rank"], *(value(row, m.key) for m in metrics),
          row["kind"], row["scale"], "; ".join(row["notes"]))
@@ -258,7 +267,9 @@ def _all_modules(rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
 def spectra(result: SpectrumResult) -> Lines:
     """σ against its index on a log axis, a panel for each type: every module thin, the median bold."""
     series = []
-    for name, modules in group(result.rows).items():
+    by_type = group(result.rows)
+    for name in natural_order(by_type):
+        modules = by_type[name]
         known = [(m.name, m.singular_values) for m in modules if m.singular_values]
         if len(known) > 1:
             series += [_line(label, sigma, name, "thin") for label, sigma in known]
@@ -266,10 +277,22 @@ def spectra(result: SpectrumResult) -> Lines:
             width = min(len(sigma) for _, sigma in known)
             middle = np.median([sigma[:width] for _, sigma in known], axis=0)
             series.append(_line("median", tuple(middle.tolist()), name, "normal"))
+        baseline = _baseline(modules)
+        if baseline is not None and known:
+            series.append(_line("random B·A with the median's σ₁", baseline(middle[0]), name, "reference"))
     return Lines(
-        "Singular values of ΔW by module type", tuple(series), "index i", "σ_i", log_y=True, where="page",
+        "Singular values of ΔW by module type", tuple(series), "index i", "σᵢ", log_y=True, where="page",
         shade="depth, first to last", caption="Thin lines: one per module. Bold line: median across modules.",
     )  # fmt: skip
+
+
+def _baseline(modules: Sequence[ModuleSpectrum]) -> Callable[[float], tuple[float, ...]] | None:
+    """The spectrum of random factors of these modules' most common shape, scaled to a largest singular value."""
+    shapes = [(*m.shape, m.rank) for m in modules if m.null is not None and m.rank]
+    if not shapes:
+        return None
+    squares = np.diff(random_product_energy(*max(set(shapes), key=shapes.count)), prepend=0.0)
+    return lambda top: tuple((top * np.sqrt(squares / squares[0])).tolist())
 
 
 def _line(label: str, sigma: tuple[float, ...], panel: str, weight: Any) -> Series:
@@ -279,7 +302,9 @@ def _line(label: str, sigma: tuple[float, ...], panel: str, weight: Any) -> Seri
 def energy(result: SpectrumResult) -> Lines:
     """Share of the energy that the k largest singular values keep: each type's median module and its worst."""
     series = []
-    for name, modules in group(result.rows).items():
+    by_type = group(result.rows)
+    for name in natural_order(by_type):
+        modules = by_type[name]
         curves = [energy_curve(m.singular_values) for m in modules if m.singular_values and m.frobenius_norm]
         if curves:
             width = min(map(len, curves))
@@ -294,7 +319,7 @@ def energy(result: SpectrumResult) -> Lines:
         "Energy kept against rank",
         tuple(series),
         "rank k",
-        "share of ‖ΔW‖_F²",
+        "share of ‖ΔW‖²",
         markers=tuple(markers),
         where="page",
         caption="One line per module type. Dotted vertical line: the smallest rank at which every module retains 95 %"
@@ -303,9 +328,53 @@ def energy(result: SpectrumResult) -> Lines:
 
 
 def heatmap(result: SpectrumResult) -> Heatmap | None:
-    """A depth × type grid of each metric; the mean where several modules (experts) share a cell."""
+    """Each metric by module type and layer; the mean where several modules (experts) share a cell."""
     rows = result.records()
-    return depth_map(rows, _shown(rows), caption=BLANK_CELLS)
+    first = ("frobenius_norm", "stable_rank", "energy_rank_0.95", "against_base.relative_norm")
+    metrics = sorted(_shown(rows), key=lambda m: first.index(m.key) if m.key in first else len(first))
+    caption = f"Bars: share of the update's energy. {BLANK_CELLS}"
+    return depth_map(rows, metrics, caption=caption, share="energy_share")
+
+
+def overview(result: SpectrumResult) -> list[Block]:
+    """All modules in two figures: σ_i/σ₁ with the random baseline, and the energy that truncation keeps."""
+    known = [m for m in result.rows if m.singular_values and m.frobenius_norm]
+    if not known:
+        return []
+    width = int(np.median([len(m.singular_values or ()) for m in known]))
+    alike = [m for m in known if len(m.singular_values or ()) >= width]
+    x = tuple(range(1, width + 1))
+    relative = np.array([np.array((m.singular_values or ())[:width]) / (m.singular_values or (1,))[0] for m in alike])
+    kept = np.array([energy_curve(m.singular_values or ())[:width] for m in alike])
+    random = [
+        random_product_energy(*m.shape, m.rank)[:width]
+        for m in alike if m.null is not None and m.rank and m.rank >= width
+    ]  # fmt: skip
+    figures = [_middle("this adapter", x, relative, True), _middle("this adapter", x, kept, False)]
+    baselines: list[list[Series]] = [[], []]
+    if random:
+        energies = np.median(np.array(random), axis=0)
+        sigma = np.sqrt(np.diff(energies, prepend=0.0))
+        for at, line in zip(baselines, (sigma / sigma[0], energies), strict=True):
+            at.append(Series("random B·A of these shapes", x, tuple(line.tolist()), weight="reference"))
+    caption = "Median over modules; band: from the 10th to the 90th percentile."
+    uniform = [(share, result.uniform_rank(share)) for share in (0.95, 0.99)]
+    markers = tuple(Marker("x", k, f"every module keeps {share:.0%}: r = {k}".replace("%", " %"))
+                    for share, k in {k: (share, k) for share, k in uniform if k}.values())  # fmt: skip
+    return [
+        Lines("Singular values, relative to the largest", (figures[0], *baselines[0]), "index i", "σᵢ/σ₁", log_y=True,
+              caption=caption, half=True, where="page"),
+        Lines("Energy kept after truncation", (figures[1], *baselines[1]), "rank after truncation", "share of ‖ΔW‖²",
+              markers=markers, caption=caption, half=True, where="page"),
+    ]  # fmt: skip
+
+
+def _middle(label: str, x: tuple[int, ...], lines: np.ndarray, positive: bool) -> Series:
+    low, middle, high = (
+        tuple(v if v > 0 or not positive else None for v in np.percentile(lines, at, axis=0).tolist())
+        for at in (10, 50, 90)
+    )
+    return Series(label, x, middle, low=low, high=high)
 
 
 PLOTS: dict[str, Callable[[SpectrumResult], Lines | Heatmap | None]] = {

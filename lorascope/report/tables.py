@@ -1,0 +1,106 @@
+"""Tables as views: what each column looks like, what each cell says, and which columns say the same in every row."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from lorascope import blocks
+from lorascope.blocks import Cell, Column, Table
+from lorascope.report import text as t
+from lorascope.report.views import CellView, ColumnView, TableView
+
+MAX_CELLS, MAX_ROWS = 30_000, 2_000  # of one table
+LONGEST_NAME = 300
+LONGEST_PROSE, LONGEST_WORD = 2000, 60  # of a cell in sentences, which breaks between words
+LONG_CELL = 64  # characters from which on a column of text breaks its lines
+BAR = 20  # steps of the longest bar in a cell
+FOLDED_FROM = 8  # columns of an interactive table from which on constant ones are folded away
+_PLAIN_FILE = re.compile(r"[\w-]+(\.[\w-]+)*")  # no path and no scheme: a link stays in the page's folder
+
+
+def rows_of(table: Table) -> tuple[tuple[Cell, ...], ...]:
+    """The rows that are drawn."""
+    return table.rows[: min(MAX_ROWS, MAX_CELLS // max(len(table.columns), 1))]
+
+
+def view(
+    block: Table, number: int, names: Mapping[str, str], definitions: Mapping[str, str], title: str = ""
+) -> TableView:
+    """`block` as a view.
+
+    Args:
+        number: its number on the page.
+        names: anchors of rows by the text of their first cell.
+        definitions: anchors of definitions by the key of a column.
+    """
+    rows = rows_of(block)
+    constant = _constant(block, rows)
+    kept = [j for j in range(len(block.columns)) if j not in constant]
+    shown = [block.columns[j] for j in kept]
+    columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), definitions) for j in kept)
+    bars = [_longest(block, rows, j) for j in kept]
+    notes = (f"The first {len(rows):,} of {len(block.rows):,} rows.",) if len(block.rows) > len(rows) else ()
+    texts = [(t.visible(block.columns[j].title), _cell(rows[0][j], block.columns[j], 0).text) for j in constant]
+    same = tuple((title_, text) for title_, text in texts if text not in ("", t.ABSENT))
+    return TableView(
+        "table",
+        block,
+        number=number,
+        title=title,
+        columns=columns,
+        rows=tuple(tuple(_cell(row[j], c, top) for j, c, top in zip(kept, shown, bars, strict=True)) for row in rows),
+        anchors=tuple(
+            names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows
+        ),
+        wide=len(kept) > 9 or sum(column.css.endswith("w") for column in columns) > 2,
+        long=len(rows) > 24,
+        notes=notes,
+        constant=same,
+        pick=next((j for j, c in enumerate(shown) if t.is_numeric(c) and c.unit != "int"), 1),
+    )
+
+
+def _constant(block: Table, rows: Sequence[tuple[Cell, ...]]) -> list[int]:
+    """Columns of a wide interactive table in which all rows say the same."""
+    if not block.interactive or len(block.columns) < FOLDED_FROM or len(rows) < 3:
+        return []
+    return [j for j in range(1, len(block.columns)) if len({row[j] for row in rows}) == 1]
+
+
+def _longest(block: Table, rows: Sequence[tuple[Cell, ...]], j: int) -> float:
+    """The value of the longest bar in a column of shares; 0 where it has none."""
+    if not block.interactive or block.columns[j].unit != "percent":
+        return 0.0
+    values = [v for row in rows if isinstance(v := row[j], int | float) and math.isfinite(v)]
+    return max(values, default=0.0) if min(values, default=-1.0) >= 0 else 0.0
+
+
+def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mapping[str, str]) -> ColumnView:
+    """A text column counts as code when at least half of its cells look like dotted names. Next to many others, prose
+    breaks its lines early."""
+    css = ""
+    if not t.is_numeric(column):
+        texts = [cell.text if isinstance(cell, blocks.Link) else cell for cell in cells]
+        words = [word for word in texts if isinstance(word, str)]
+        names = [w for w in words if ("." in w or "_" in w) and " " not in w]
+        is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
+        room = LONG_CELL if is_code or many < 6 else LONG_CELL // 2
+        css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > room for w in words) else "")
+    return ColumnView(
+        title=t.visible(column.title),
+        help=t.visible(column.help),
+        css=css,
+        badges=column.unit == "verdict",
+        definition=definitions.get(column.key, ""),
+    )
+
+
+def _cell(value: Cell, column: Column, longest: float) -> CellView:
+    text = t.cell(value, column.unit, column.digits)
+    prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
+    text = t.shorten(text, LONGEST_PROSE if prose else LONGEST_NAME)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    key = f"{value:.7g}" if is_number and column.unit != "text" else ""
+    file = value.file if isinstance(value, blocks.Link) and _PLAIN_FILE.fullmatch(value.file) else ""
+    bar = round(BAR * value / longest) if longest and is_number and math.isfinite(value) else None  # type: ignore[arg-type,operator]
+    return CellView(text=text, key="" if key == text else key, file=file, bar=bar or None)

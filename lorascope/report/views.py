@@ -1,0 +1,92 @@
+"""Views: one drawn block each, frozen data with every number already a string, which the templates draw."""
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from lorascope import blocks
+from lorascope.blocks import Block
+from lorascope.report import figures, heatmap
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawn block. `kind` names the template's macro, `number` counts the figures or the tables."""
+
+    kind: str
+    block: Block
+    anchor: str = ""
+    title: str = ""
+    level: int = 2
+    number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingView:
+    finding: blocks.Finding
+    row: str  # the anchor of the module's row in a table, "" where there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingsView(View):
+    items: tuple[FindingView, ...]
+    shown: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellView:
+    """`key` is what a column of numbers sorts by; "" where the text itself is as good. `file` is where it leads.
+    `bar` is the length of its bar, from 1 to tables.BAR."""
+
+    text: str
+    key: str
+    file: str = ""
+    bar: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnView:
+    """`css` is the classes of its cells: none for numbers, t for text, c for code, w where lines may break. `badges` is
+    true where cells that are a verdict are drawn as one; `definition` is the anchor of what defines the column."""
+
+    title: str
+    help: str
+    css: str
+    badges: bool
+    definition: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableView(View):
+    columns: tuple[ColumnView, ...]
+    rows: tuple[tuple[CellView, ...], ...]
+    anchors: tuple[str, ...]
+    wide: bool
+    long: bool
+    notes: tuple[str, ...]
+    constant: tuple[tuple[str, str], ...] = ()  # title and text of the columns that are the same in all rows
+    pick: int = 0  # the column that a narrow screen shows next to the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefinitionsView(View):
+    anchors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryView(View):
+    """`items` are the cards in order, `shown` of them open."""
+
+    items: tuple[FindingView, ...]
+    shown: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureView(View):
+    drawing: figures.Drawing
+    svg: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatmapView(View):
+    grid: heatmap.Grid
