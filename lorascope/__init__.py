@@ -14,9 +14,9 @@ import importlib
 __version__ = "0.2.0"
 
 _WHERE = {
-    "activations": "api", "analyze": "api", "compare": "api", "delta": "api", "dimension": "api", "inject": "api",
-    "intruders": "api", "load": "api", "merge": "api", "open_model": "api", "read": "api", "resize": "api",
-    "save": "api", "trajectory": "api",
+    "activations": "api", "adapters": "api", "analyze": "api", "compare": "api", "delta": "api", "dimension": "api",
+    "inject": "api", "intruders": "api", "load": "api", "merge": "api", "open_model": "api", "read": "api",
+    "resize": "api", "save": "api", "trajectory": "api",
     "Adapter": "weights.adapter", "Result": "analyses.base", "Injected": "adapt.inject", "InputError": "errors",
     "LorascopeError": "errors",
 }  # fmt: skip

@@ -1,6 +1,7 @@
 from lorascope.adapt.inject import Injected as Injected
 from lorascope.analyses.base import Result as Result
 from lorascope.api import activations as activations
+from lorascope.api import adapters as adapters
 from lorascope.api import analyze as analyze
 from lorascope.api import compare as compare
 from lorascope.api import delta as delta

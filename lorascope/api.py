@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from lorascope.adapt.inject import Injected
     from lorascope.adapt.merged import Merged
     from lorascope.adapt.method import Method
+    from lorascope.adapt.several import Adapters
 
 AdapterLike = Union[str, Path, Adapter, "Injected", "nn.Module", Mapping[str, Any]]
 ModelLike = Union[str, Path, Checkpoint, "nn.Module"]
 
 __all__ = [
-    "activations", "analyze", "compare", "delta", "dimension", "inject", "intruders", "load", "merge", "open_model",
-    "read", "resize", "save", "trajectory",
+    "activations", "adapters", "analyze", "compare", "delta", "dimension", "inject", "intruders", "load", "merge",
+    "open_model", "read", "resize", "save", "trajectory",
 ]  # fmt: skip
 
 
@@ -63,6 +64,10 @@ def read(
     if isinstance(source, Mapping):
         return io.read_bundle(memory.bundle_of_state(source, config), opened, adapter_name=adapter_name)
     if memory.is_model(source):
+        from lorascope.adapt.inject import injected_in
+
+        if (injected := injected_in(source)) is not None:  # type: ignore[arg-type]  # a model, as was asked
+            return injected.export()
         raise InputError(
             f"the {type(source).__name__} carries no adapter that can be read from the model alone",
             expected="a PeftModel, or what lorascope.inject returned",
@@ -104,10 +109,9 @@ def analyze(
     """What is in an adapter: rank use, singular values, where it changes the model, problems. `lorascope analyze`.
 
     Args:
-        source: as for `read`.
+        source, config: as for `read`.
         base: the base model: required for DoRA and (IA)³; enables comparisons of ΔW with W.
         modules: a regular expression; only modules whose path it matches are analysed.
-        config: as for `read`.
         progress: wraps the list of modules, such as `tqdm.tqdm`.
 
     Raises:
@@ -224,12 +228,11 @@ def resize(
     Without a rule it compares plans; with one, `result.resized` is the smaller adapter, which `save` writes.
 
     Args:
-        source: as for `read`.
+        source, base: as for `read`; the base where ΔW depends on it.
         rank: one rank for all modules.
         energy: for each module, the smallest rank that retains this share of ‖ΔW‖².
         budget_rank: the average rank, allocated to the largest singular values.
         parameters: at most so many parameters in total.
-        base: the base model, where ΔW depends on it.
         modules: a regular expression; modules whose path it does not match keep their rank.
 
     Raises:
@@ -290,8 +293,8 @@ def inject(model: "nn.Module", method: "str | Method | type[Method]" = "lora", *
     Args:
         model: the base model; changed in place.
         method: a registered name such as "lora", "dora" or "vera"; or a method.
-        settings: `target_modules`, `modules_to_save`, `seed`, and the method's own settings, such as `r` and
-            `lora_alpha`.
+        settings: `target_modules`, `modules_to_save`, `seed`, `adapter_name`, and the method's own settings, such as
+            `r` and `lora_alpha`.
 
     Raises:
         InputError: there is no such method or setting, nothing matches, or the model carries an adapter already.
@@ -302,19 +305,32 @@ def inject(model: "nn.Module", method: "str | Method | type[Method]" = "lora", *
     return put(model, method, **settings)  # type: ignore[arg-type]
 
 
-def save(source: AdapterLike, folder: str | Path, *, format: str | None = None) -> list[Path]:
+def adapters(model: "nn.Module") -> "Adapters":
+    """What `inject` and `load` put into this model, by name: `adapt.several.Adapters`. InputError where it has none."""
+    _needs_torch()
+    from lorascope.adapt.several import Adapters
+
+    return Adapters(model)
+
+
+def save(source: AdapterLike, folder: str | Path, *, format: str | None = None, tokenizer: Any = None) -> list[Path]:
     """Write an adapter into a folder, as PEFT would where PEFT can hold it; the files written.
 
     Args:
         source: as for `read`; or the result of `resize`.
-        folder: created where it is not there.
         format: a registered format that is written, "peft" or "lorascope".
+        tokenizer: of an injected model, which also gets label names and a card with the findings, its tokenizer.
 
     Raises:
         InputError: the format cannot hold this adapter.
         LorascopeError: the folder cannot be written; nothing half-written is left.
     """
-    chosen = format or getattr(getattr(source, "method", None), "format", None) or "peft"
+    of_method = getattr(getattr(source, "method", None), "format", None)
+    if of_method and format in (None, of_method):
+        from lorascope.analyses.analyze import findings_of
+
+        return source.save_pretrained(folder, tokenizer, findings_of(read(source)))  # type: ignore[union-attr,operator]
+    chosen = format or of_method or "peft"
     adapter = getattr(source, "resized", None)
     return io.write(adapter if isinstance(adapter, Adapter) else read(source), folder, chosen)
 
@@ -384,22 +400,21 @@ def activations(
     return analyses.get("activations").run(recorded, modules=modules)
 
 
-def load(model: "nn.Module", source: AdapterLike, *, config: Any = None) -> "Injected":
+def load(model: "nn.Module", source: AdapterLike, *, config: Any = None, adapter_name: str | None = None) -> "Injected":
     """Put a trained adapter into its base model, to train it further, run it or merge it.
 
     Args:
         model: the base model; changed in place.
-        source: as for `read`.
-        config: as for `read`.
+        source, config: as for `read`.
+        adapter_name: of a model that has adapters already, the name of this further one; it then is the active one.
 
     Raises:
-        InputError: no method here trains such updates, or the adapter does not fit the model. `merge` puts any ΔW into
-            the weights.
+        InputError: no method here trains such updates (`merge` takes any), or the adapter does not fit the model.
     """
     _needs_torch()
     from lorascope.adapt.load import load as put
 
-    return put(model, read(source, config=config))
+    return put(model, read(source, config=config), adapter_name)
 
 
 def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | Path | None = None) -> "Merged":
@@ -407,7 +422,7 @@ def merge(base: "str | Path | nn.Module", source: AdapterLike, *, output: str | 
 
     Args:
         base: a folder or name, opened in its own dtype; or a model, changed in place.
-        source: as for `read`; of a path, the card in its folder says which head the model has.
+        source: as for `read`; of a path, its card says which head the model has.
         output: a new folder for the merged model.
 
     Raises:

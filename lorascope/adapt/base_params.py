@@ -219,7 +219,7 @@ class BaseParamModule(TrainedPart):
     def __init__(self, base_params: Sequence[BaseParam]):
         super().__init__()
         self.base_params = tuple(base_params)
-        self._merged = False
+        self._merged = self._installed = False
 
     def substitutes(self, param: BaseParam) -> Parametrization:
         """The stand-in of one parameter."""
@@ -233,10 +233,23 @@ class BaseParamModule(TrainedPart):
         """Whether a file holds the parameter's value itself, so that nobody needs the base's; not by default."""
         return False
 
+    @property
+    def merged(self) -> bool:
+        return self._merged
+
     def install(self) -> "BaseParamModule":
         for param in self.base_params:
             substitute(param, partial(self.substitutes, param))
+        self._installed = True
         return self
+
+    def set_enabled(self, on: bool) -> None:
+        if self._merged or on == self._installed:
+            return
+        if on:
+            self.install()
+        else:
+            self.remove()
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -251,7 +264,7 @@ class BaseParamModule(TrainedPart):
             restore(param)
             put(param, parameter)
             reports.append(report)
-        self._merged = True
+        self._merged, self._installed = True, False
         return reports
 
     def unmerge(self) -> None:
@@ -262,8 +275,10 @@ class BaseParamModule(TrainedPart):
             self.install()
 
     def remove(self) -> None:
-        for param in self.base_params:
-            restore(param)
+        if self._installed:
+            for param in self.base_params:
+                restore(param)
+            self._installed = False
 
 
 class Tuned(BaseParamModule):

@@ -8,36 +8,37 @@ io.write(injected.export(), folder)
 
 import copy
 import hashlib
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt import carried, saving
 from lorascope.adapt.hooks import watch
 from lorascope.adapt.layer import AdaptedLayer, Delta, Merged, Site, TrainedPart
 from lorascope.adapt.method import Method, make_method
+from lorascope.adapt.modules import replace_modules, sharers, trained_copy, unshare, untie_config
 from lorascope.adapt.settings import targets_of
 from lorascope.adapt.targets import CARRIES, find_sites, match_modules, refuse_adapted
+from lorascope.blocks import Finding
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.tensors import InMemory
 
 STORED_AS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-_by_model: weakref.WeakValueDictionary[int, "Injected"] = weakref.WeakValueDictionary()
+DEFAULT = "default"  # PEFT's name of the first adapter
 
 
 def injected_in(model: nn.Module) -> "Injected | None":
-    """What was put into this model, where it is still kept by somebody."""
-    found = _by_model.get(id(model))
-    return found if found is not None and found.model is model else None
+    """The active adapter of this model; None where it has none, or none is active."""
+    held = carried.held_by(model)
+    return None if held is None else held.adapters.get(held.active)
 
 
 def inject(
@@ -47,6 +48,7 @@ def inject(
     targets: str | Collection[str] | None = None,
     modules_to_save: str | Collection[str] | None = None,
     seed: int = 0,
+    adapter_name: str | None = None,
     **settings: Any,
 ) -> "Injected":
     """Freeze `model`, give every target layer a fresh update of `method`, and make trained copies of whole modules.
@@ -61,6 +63,8 @@ def inject(
         modules_to_save: names of modules to train as a whole, a classification head say. The model gets a trained
             copy, in float32 where the base is narrower; the original stays aside, untouched.
         seed: every layer draws from its own stream, made from this seed and its name.
+        adapter_name: of a model that has an adapter already, the name of this further one, which then is the active
+            one; see `several.py`. The first is called "default" unless it is given a name.
         settings: of a method given by name or class, the fields of its `Config`: `rank=8`, or by PEFT's names `r`,
             `lora_alpha`, `lora_dropout`.
 
@@ -68,6 +72,22 @@ def inject(
         InputError: a setting is wrong, nothing matches, the method cannot adapt such a layer, or the model carries an
             adapter already.
     """
+    with carried.making_room(model, adapter_name):
+        injected = _injected(model, method, targets, modules_to_save, seed, settings)
+    injected.name = adapter_name or DEFAULT
+    carried.hold(model, injected.name, injected)
+    watch(injected)
+    return injected
+
+
+def _injected(
+    model: nn.Module,
+    method: str | type[Method] | Method,
+    targets: str | Collection[str] | None,
+    modules_to_save: str | Collection[str] | None,
+    seed: int,
+    settings: dict[str, Any],
+) -> "Injected":
     refuse_adapted(model)
     targets = targets_of(targets, settings)
     method = make_method(method, settings, targets)
@@ -80,13 +100,12 @@ def inject(
     originals = {path: model.get_submodule(path) for path in saved}
     model.requires_grad_(False)
     replace_modules(model, [(layer.base, layer) for layer in layers.values()])
-    replace_modules(model, [(module, _trained_copy(module)) for module in originals.values()])
+    copies = {path: trained_copy(module) for path, module in originals.items()}
+    replace_modules(model, [(originals[path], copies[path]) for path in originals])
     parts = method.install(model, seed)
     setattr(model, CARRIES, tuple(parts))
-    injected = Injected(model, method, layers, originals, parts)
+    injected = Injected(model, method, layers, originals, copies, parts)
     method.injected = injected
-    _by_model[id(model)] = injected
-    watch(injected)
     return injected
 
 
@@ -122,7 +141,9 @@ class Injected:
         method: what made the updates.
         layers: adapted layers by their path in the base model.
         originals: the frozen modules that `saved` took the place of.
+        saved: the modules trained as a whole, by path.
         parts: trained pieces that are no layer's update, by name.
+        name: the adapter's name among several in one model.
     """
 
     def __init__(
@@ -131,9 +152,11 @@ class Injected:
         method: Method,
         layers: dict[str, AdaptedLayer],
         originals: dict[str, nn.Module],
+        saved: dict[str, nn.Module],
         parts: dict[str, TrainedPart] | None = None,
     ):
-        self.model, self.method, self.layers, self.originals = model, method, layers, originals
+        self.model, self.method, self.layers, self.originals, self.saved = model, method, layers, originals, saved
+        self.name = DEFAULT
         self.parts = parts or {}
         self._untied_config = False
         self._on = True
@@ -144,9 +167,14 @@ class Injected:
         return f"<{type(self.model).__name__} with {self.method.name}: {layers}{self.parameter_count():,} trainable>"
 
     @property
-    def saved(self) -> dict[str, nn.Module]:
-        """The modules trained as a whole, by path."""
-        return {path: self.model.get_submodule(path) for path in self.originals}
+    def enabled(self) -> bool:
+        """Whether it takes part in forward passes."""
+        return self._on
+
+    @property
+    def merged(self) -> bool:
+        """Whether some of it is in the weights."""
+        return any(layer.merged for layer in self.layers.values()) or any(part.merged for part in self.parts.values())
 
     def _parts(self) -> dict[str, nn.Module]:
         return {**{name: layer.delta for name, layer in self.layers.items()}, **self.parts, **self.saved}
@@ -170,6 +198,19 @@ class Injected:
     def parameter_count(self) -> int:
         """How many numbers train: updates and saved modules."""
         return sum(parameter.numel() for parameter in self.trainable().values())
+
+    def print_trainable_parameters(self) -> None:
+        """How many numbers train, and of how many in all, in PEFT's words."""
+        print(carried.trainable_words(self.parameter_count(), self.model))
+
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: Any = None, findings: Sequence[Finding] | None = None
+    ) -> list[Path]:
+        """Write the adapter, its complete config, the label names, a tokenizer and a model card; the files written.
+
+        `lorascope.save` does the same, with what `analyze` finds in the card. Arguments and errors: `saving.py`.
+        """
+        return saving.save_adapter(self, folder, tokenizer, findings)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The adapter's own state: trained parameters, frozen roles, buffers, saved modules. Never the base."""
@@ -212,12 +253,12 @@ class Injected:
         """
         reports = []
         for layer in self.layers.values():
-            untied = tuple(_sharers(self.model, layer.base))
+            untied = tuple(sharers(self.model, layer.base))
             reports.append(replace(layer.merge(), untied=untied))
         for part in self.parts.values():
             reports += part.merge()
         if any(report.untied for report in reports):
-            self._untied_config = _untie_config(self.model)
+            self._untied_config = untie_config(self.model)
         return reports
 
     def unmerge(self) -> None:
@@ -240,8 +281,8 @@ class Injected:
         self._set_enabled(False)
 
     @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The base alone inside the `with` block, as PEFT's method of this name."""
+    def disabled(self) -> Iterator[None]:
+        """The base alone inside the `with` block; `disable_adapter` by PEFT's name."""
         before = self._on
         self.disable()
         try:
@@ -249,25 +290,29 @@ class Injected:
         finally:
             self._set_enabled(before)
 
+    disable_adapter = disabled
+
     def _set_enabled(self, on: bool) -> None:
         if on == self._on:
             return
+        carried.check_turn(self.model, self.name, on)
         self._on = on
-        replace_modules(
-            self.model, [(layer.base, layer) if on else (layer, layer.base) for layer in self.layers.values()]
-        )
+        pairs: list[tuple[nn.Module, nn.Module]] = [(layer.base, layer) for layer in self.layers.values()]
+        pairs += [(original, self.saved[path]) for path, original in self.originals.items()]
+        replace_modules(self.model, pairs if on else [(here, aside) for aside, here in pairs])
         for part in self.parts.values():
             part.set_enabled(on)
 
     def remove(self) -> nn.Module:
         """The base model as it was before `inject`, but frozen: merged weights go back, trained copies are dropped."""
-        self.unmerge()
-        for part in self.parts.values():
-            part.remove()
-        self._unwrap()
-        replace_modules(
-            self.model, [(self.model.get_submodule(path), original) for path, original in self.originals.items()]
-        )
+        if not carried.another_is_active(self.model, self.name):
+            self.enable()
+            self.unmerge()
+            for part in self.parts.values():
+                part.remove()
+            self._unwrap()
+            replace_modules(self.model, [(self.saved[path], original) for path, original in self.originals.items()])
+        carried.let_go(self.model, self.name)
         return self.model
 
     def merge_and_unload(self) -> list[Merged]:
@@ -275,14 +320,16 @@ class Injected:
 
         Modules trained as a whole stay, in the dtype of the ones they replace. Nothing can be taken back afterwards.
         """
+        self.enable()
         reports = self.merge()
         self._unwrap()
         for path, original in self.originals.items():
-            if any(_sharers(self.model, module) for module in original.modules()):
-                _untie_config(self.model)
+            if any(sharers(self.model, module) for module in original.modules()):
+                untie_config(self.model)
             plain = copy.deepcopy(original)
-            plain.load_state_dict(self.model.get_submodule(path).state_dict())
-            replace_modules(self.model, [(self.model.get_submodule(path), plain)])
+            plain.load_state_dict(self.saved[path].state_dict())
+            replace_modules(self.model, [(self.saved[path], plain)])
+        carried.let_go_of_all(self.model)
         return reports
 
     def _unwrap(self) -> None:
@@ -334,7 +381,7 @@ class Injected:
         for part in self.parts.values():
             tensors = {name: torch.from_numpy(adapter.saved[name].read()) for name in part.tensors()}
             part.load({name: adapter.updates[name] for name in part.updates()}, tensors)
-        _unshare([layer.delta for layer in self.layers.values()])
+        unshare([layer.delta for layer in self.layers.values()])
         for name, layer in self.layers.items():
             update, delta = adapter.updates[name], layer.delta
             if update.kind != delta.kind:
@@ -348,60 +395,6 @@ class Injected:
             if values.shape != tensor.shape:
                 raise InputError(f"{key} has another shape", found=tuple(values.shape), expected=tuple(tensor.shape))
             tensor.copy_(values)
-
-
-def replace_modules(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
-    """Put each pair's second module wherever its first stands: a module may hang in the model under several names."""
-    new = {id(old): module for old, module in pairs}
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if id(child) in new:
-                parent._modules[name] = new[id(child)]
-
-
-def _unshare(modules: Sequence[nn.Module]) -> None:
-    """Give every module its own copy of a trained parameter that an earlier one has."""
-    seen: set[int] = set()
-    for module in modules:
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) in seen and parameter.requires_grad:
-                setattr(module, name, nn.Parameter(parameter.detach().clone()))
-            seen.add(id(parameter))
-
-
-def _trained_copy(module: nn.Module) -> nn.Module:
-    """A copy to train, in float32 where the base is narrower; it then takes and gives the base's own dtype."""
-    trained = copy.deepcopy(module).requires_grad_(True)
-    narrow = {p.dtype for p in module.parameters() if p.is_floating_point()} & {torch.bfloat16, torch.float16}
-    if narrow:
-        trained.float()
-        dtype = next(iter(narrow))
-        trained.register_forward_pre_hook(lambda _, inputs: tuple(_cast(x, torch.float32) for x in inputs))
-        trained.register_forward_hook(lambda _, __, output: _cast(output, dtype))
-    return trained
-
-
-def _cast(x: Any, dtype: torch.dtype) -> Any:
-    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-
-def _sharers(model: nn.Module, layer: nn.Module) -> list[str]:
-    """Paths of the other modules that hold one of the layer's own parameters."""
-    parameters = {id(p) for p in layer._parameters.values() if p is not None}
-    return [
-        path.removesuffix(".base")
-        for path, module in model.named_modules()
-        if module is not layer and any(id(p) in parameters for p in module._parameters.values())
-    ]
-
-
-def _untie_config(model: nn.Module) -> bool:
-    """Let the config say that embeddings are not tied, or a saved copy would lose one; whether it said so before."""
-    config: Any = getattr(model, "config", None)
-    tied = bool(getattr(config, "tie_word_embeddings", False))
-    if tied:
-        config.tie_word_embeddings = False
-    return tied
 
 
 def _is_copy_of_the_base(key: str) -> bool:

@@ -197,6 +197,11 @@ class TrainedPart(nn.Module, ABC):
     def context_tokens(self) -> int:
         return 0
 
+    @property
+    def merged(self) -> bool:
+        """Whether it is in the weights."""
+        return False
+
     def updates(self) -> dict[str, Update]:
         """What it changes in weights of the base, by name; nothing by default."""
         return {}
@@ -214,10 +219,7 @@ class TrainedPart(nn.Module, ABC):
         """Take it out of the model again, which then is what it was, bit for bit."""
 
     def set_enabled(self, on: bool) -> None:
-        """Take part in the forward pass, or leave it to the base alone, so that that can be run and timed.
-
-        Nothing by default: whoever only changes values of the base costs what the base costs.
-        """
+        """Take part in the forward pass, or leave it to the base alone; nothing by default."""
 
     def merge(self) -> list[Merged]:
         """Put it into the weights. InputError where no weight can hold it."""

@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from lorascope.adapt import carried
 from lorascope.adapt.inject import Injected, inject
 from lorascope.adapt.method import Method, methods
 from lorascope.adapt.model_parameters import ModelParameters, in_model_layout, weight_name
 from lorascope.adapt.settings import ALIASES, settings_of
+from lorascope.adapt.targets import refuse_adapted
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
@@ -18,16 +20,23 @@ TRAINS = {"low_rank": "lora", "magnitude": "dora", "triplet": "adalora", "vera":
 OF_TRAINING_ALONE = ("dropout", "init", "loraplus_lr_ratio")  # settings that a file's ΔW does not depend on
 
 
-def load(model: nn.Module, adapter: Adapter) -> Injected:
+def load(model: nn.Module, adapter: Adapter, adapter_name: str | None = None) -> Injected:
     """Inject the method that trains the adapter's kind of update, and fill its layers.
 
     Args:
         model: the base model; changed in place.
         adapter: as `weights.io.read` gives it.
+        adapter_name: as for `inject`.
 
     Raises:
         InputError: no method here trains such updates, or the adapter does not fit the model.
     """
+    with carried.making_room(model, adapter_name):
+        refuse_adapted(model)
+        return _load(model, adapter, adapter_name)
+
+
+def _load(model: nn.Module, adapter: Adapter, adapter_name: str | None) -> Injected:
     method = method_of(adapter)
     there = ModelParameters(model)
     named = in_model_layout(there, adapter)
@@ -45,8 +54,12 @@ def load(model: nn.Module, adapter: Adapter) -> Injected:
     saved = {there.name(name) or name: stored for name, stored in named.saved.items()}
     whole = list(dict.fromkeys(name.rpartition(".")[0] for name in saved if name not in named.non_weight_tensors))
     targets = list(updates) if method.uses_targets else None
-    injected = inject(model, method, targets=targets, modules_to_save=whole)
-    injected.load(replace(named, updates=updates, saved=saved))
+    injected = inject(model, method, targets=targets, modules_to_save=whole, adapter_name=adapter_name)
+    try:
+        injected.load(replace(named, updates=updates, saved=saved))
+    except BaseException:
+        injected.remove()
+        raise
     return injected
 
 

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lorascope.adapt.inject import Injected, replace_modules
+from lorascope.adapt.inject import Injected
 from lorascope.adapt.layer import AdaptedLayer, Delta
 from lorascope.adapt.layers import autocast, bias_of, map_weight, plain, weight_of
 from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
+from lorascope.adapt.modules import replace_modules
 from lorascope.adapt.padding import Padded, gather, padded
 from lorascope.adapt.products import matmul
 from lorascope.errors import InputError

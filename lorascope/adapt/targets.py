@@ -207,5 +207,7 @@ def refuse_adapted(model: nn.Module) -> None:
     adapted += getattr(model, CARRIES, ())
     if adapted:
         raise InputError(
-            "the model carries an adapter already", found=preview(adapted, 2), hint="load a fresh base model"
+            "the model carries an adapter already",
+            found=preview(adapted, 2),
+            hint="name another one by adapter_name=, or load a fresh base model",
         )

@@ -16,6 +16,7 @@ from lorascope.analyses.method_specific import MethodSpecificResult, engine
 from lorascope.analyses.spectrum import ModuleSpectrum, SpectrumResult, page, screen
 from lorascope.analyses.toolkit import Row, flat, short_path
 from lorascope.blocks import Block, Definitions, Finding, Heatmap, Lines
+from lorascope.errors import InputError
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped
 
@@ -80,6 +81,14 @@ class AnalyzeResult(Result):
         path = self.spectrum.source.path
         rows = ({key: v for key, v in record.items() if key != "singular_values"} for record in self.records())
         return [{"path": path, **flat(row)} for row in rows]
+
+
+def findings_of(adapter: Adapter) -> tuple[Finding, ...] | None:
+    """What `run` finds in an adapter alone; None where that needs the base."""
+    try:
+        return tuple(run(adapter).findings)
+    except InputError:
+        return None
 
 
 def run(
