@@ -346,6 +346,7 @@ class Injected:
                 layer.delta.scale,
                 layer.transposed,
                 embedding=layer.embedding,
+                kernel=layer.kernel,
             )
             for name, layer in self.layers.items()
         }

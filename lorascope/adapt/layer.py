@@ -27,20 +27,20 @@ class Site:
         name: its path in the base model, `model.layers.0.self_attn.q_proj`.
         layer: the layer itself.
         kind: what sort of layer it is.
-        d_in, d_out: the sizes of the map; of an embedding, (vocabulary, width).
+        d_in, d_out: the sizes of the map; of an embedding, (vocabulary, width); of a convolution, (c_in·k, c_out).
         transposed: the weight is stored as (d_in, d_out).
     """
 
     name: str
     layer: nn.Module
-    kind: Literal["linear", "conv1d", "embedding"]
+    kind: Literal["linear", "conv1d", "embedding", "conv"]
     d_in: int
     d_out: int
     transposed: bool
 
     @property
     def weight(self) -> Tensor:
-        """The stored weight: (d_out, d_in), or (d_in, d_out) where `transposed`."""
+        """The stored weight: (d_out, d_in), or (d_in, d_out) where `transposed`, or a kernel (c_out, c_in, ...)."""
         return weight_of(self.layer)
 
     @property
@@ -113,6 +113,7 @@ class AdaptedLayer(nn.Module):
         super().__init__()
         self.base, self.delta = site.layer, delta
         self.name, self.transposed, self.embedding = site.name, site.transposed, site.kind == "embedding"
+        self.kernel = tuple(site.weight.shape[2:]) if site.kind == "conv" else ()
         # Gemma's embeddings multiply their output by √width, which the update's output must share.
         self.output_scale = float(getattr(site.layer, "embed_scale", 1.0)) if self.embedding else 1.0
         self._original: nn.Parameter | None = None
@@ -155,8 +156,10 @@ class AdaptedLayer(nn.Module):
         if self.merged:
             raise InputError(f"{self.name} is merged already", hint="unmerge it first")
         wide = widened(original)
+        wide = wide.flatten(1) if self.kernel else wide
         delta = self.delta.weight(wide.t() if self.transposed else wide)
-        stored, what_it_did = rounded_sum(self.name, original, delta.t() if self.transposed else delta)
+        native = delta.view(original.shape) if self.kernel else delta.t() if self.transposed else delta
+        stored, what_it_did = rounded_sum(self.name, original, native)
         self.base.weight = nn.Parameter(stored, requires_grad=False)
         self._original = original
         self._merge_bias()

@@ -6,8 +6,8 @@ Targets are
 - any other string: a regular expression that must match the whole path.
 
 `all-linear` is every Linear and Conv1D except the output head: the output embedding, or a classification head, which
-has nothing pretrained to adapt. `attention` is those of them below a module that has "attn" or "attention" in its name,
-`mlp` the others inside the model's repeated blocks.
+has nothing pretrained to adapt; convolutions and embeddings are chosen by name or pattern. `attention` is those of them
+below a module that has "attn" or "attention" in its name, `mlp` the others inside the model's repeated blocks.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,6 +23,8 @@ from lorascope.errors import InputError, preview
 from lorascope.patterns import Pattern
 
 CARRIES = "_lorascope_parts"  # where `inject` notes the names of a model's parts that are no layer's update
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ADAPTABLE = "a Linear, a Conv1D, an Embedding or a convolution without groups"
 WORDS = ("attention", "mlp", "all-linear")
 
 
@@ -65,6 +67,8 @@ def site_of(model: nn.Module, name: str, layer: nn.Module) -> Site | None:
     if isinstance(layer, Conv1D):
         d_in, d_out = layer.weight.shape
         return Site(name, layer, "conv1d", d_in, d_out, transposed=True)
+    if isinstance(layer, CONVOLUTIONS) and layer.groups == 1:
+        return Site(name, layer, "conv", layer.weight[0].numel(), layer.out_channels, transposed=False)
     if isinstance(layer, nn.Embedding) and layer.max_norm is None:  # max_norm rewrites the weight in every forward
         return Site(name, layer, "embedding", layer.num_embeddings, layer.embedding_dim, transposed=True)
     return None
@@ -90,7 +94,7 @@ def _by_names(model: nn.Module, sites: dict[str, Site], names: Sequence[str]) ->
             what = f"targets: no layer that can be adapted is named {name!r}"
             if matched:
                 sort = type(model.get_submodule(matched[0])).__name__
-                raise InputError(what, found=f"{matched[0]}, a {sort}", expected="a Linear, a Conv1D or an Embedding")
+                raise InputError(what, found=f"{matched[0]}, a {sort}", expected=ADAPTABLE)
             raise _nothing(what, name, list(sites))
     chosen = {path for path in sites if ends_with(path, names)}
     if not chosen:
@@ -114,7 +118,7 @@ def _by_word(model: nn.Module, sites: dict[str, Site], word: str, excluded: Sequ
     linear = {
         path
         for path, site in sites.items()
-        if site.kind != "embedding" and not any(_within(path, head) for head in heads)
+        if site.kind not in ("embedding", "conv") and not any(_within(path, head) for head in heads)
     }
     attention = {path for path in linear if in_attention(path)}
     blocks = {path for path in linear if any(part.isdigit() for part in path.split("."))}
@@ -171,7 +175,7 @@ def not_adapted(
             continue
         attends = in_attention(path) or isinstance(module, nn.MultiheadAttention)
         wanted = (word == "all-linear" or word == "attention") if attends else rest and word != "attention"
-        if wanted and site_of(model, path, module) is None:
+        if wanted and ((site := site_of(model, path, module)) is None or site.kind == "conv"):
             by_class.setdefault(type(module).__name__, []).append((path, size))
     least = LITTLE * sum(p.numel() for p in model.parameters())
     groups = [

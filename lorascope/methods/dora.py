@@ -125,6 +125,7 @@ class DoRA(LoRA):
     detached_terms = "the norm of W + s·B·A"
     Config = DoRAConfig
     config: DoRAConfig
+    layer_kinds = ("linear", "conv1d", "embedding")
 
     def make(self, site: Site, generator: torch.Generator) -> MagnitudeMixin:
         (a, b), from_base = self.start(site, generator)

@@ -170,6 +170,7 @@ def _weight(site: Site, rank: int, name: str) -> Tensor:
             found=f"a weight of {site.d_out} × {site.d_in}",
             expected=f"rank ≤ {min(site.d_in, site.d_out)}",
         )
+    weight = weight.flatten(1) if site.kind == "conv" else weight
     return (weight.t() if site.transposed else weight).to(site.master_dtype)
 
 

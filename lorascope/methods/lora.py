@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lorascope.adapt.convolution import LowRankConvDelta
 from lorascope.adapt.layer import Site
 from lorascope.adapt.layers import check_dropout, check_rank
 from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
@@ -79,12 +80,22 @@ class LoRA(Method):
     name, paper, kind = "lora", "Hu et al. 2021, arXiv 2106.09685", "low_rank"
     Config: ClassVar[type] = LoRAConfig
     config: LoRAConfig
+    layer_kinds = ("linear", "conv1d", "embedding", "conv")
 
     def make(self, site: Site, generator: torch.Generator) -> LowRankDelta:
         (a, b), from_base = self.start(site, generator)
         if site.kind == "embedding":
             return LowRankEmbeddingDelta(a, b, self.config.scale, site.weight.dtype, site.padding_idx, from_base)
+        if site.kind == "conv":
+            return self._convolution(site, a, b, from_base)
         return LowRankDelta(a, b, self.config.scale, self.config.dropout, from_base)
+
+    def _convolution(self, site: Site, a: Tensor, b: Tensor, from_base: bool) -> LowRankDelta:
+        if from_base:
+            raise InputError(
+                f"init {self.config.init} takes directions from a matrix", found=f"{site.name}, a convolution"
+            )
+        return LowRankConvDelta(a, b, self.config.scale, self.config.dropout, site.layer)
 
     def start(self, site: Site, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], bool]:
         """A (r, d_in) and B (d_out, r), and whether their product is subtracted from the base weight.

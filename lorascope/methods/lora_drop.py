@@ -83,6 +83,7 @@ class LoRADrop(LoRA):
     Config = LoRADropConfig
     config: LoRADropConfig
     calibrates = True
+    layer_kinds = ("linear", "conv1d", "embedding")
 
     def __init__(self, config: LoRADropConfig | None = None, **settings: Any):
         super().__init__(config, **settings)
