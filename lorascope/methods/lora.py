@@ -80,7 +80,7 @@ class LoRA(Method):
     name, paper, kind = "lora", "Hu et al. 2021, arXiv 2106.09685", "low_rank"
     Config: ClassVar[type] = LoRAConfig
     config: LoRAConfig
-    layer_kinds = ("linear", "conv1d", "embedding", "conv")
+    layer_kinds: ClassVar[tuple[str, ...]] = ("linear", "conv1d", "embedding", "conv")
 
     def make(self, site: Site, generator: torch.Generator) -> LowRankDelta:
         (a, b), from_base = self.start(site, generator)
