@@ -1,9 +1,10 @@
 """Spectra of dense matrices: all singular values, the best rank-r part, and the leading k with a bound on the rest.
 
 The fast exact way is the Gram matrix of the shorter side in float64 and its eigenvalues: half the work of a
-bidiagonalisation, nearly all of it in matrix products. It moves every eigenvalue σ² by about eps·σ₁², so a singular
-value by eps·σ₁²/σ: to nine digits at σ₁/1000, to none below 1e-8·σ₁. That is never worse than svdvals in float32, whose
-values all move by 6e-8·σ₁ or more. Where the bulk of the spectrum lies too low for it, svdvals in float64 is used.
+bidiagonalisation, nearly all of it in matrix products (of a large one the reduction, too: `two_stage`). It moves every
+eigenvalue σ² by about eps·σ₁², so a singular value by eps·σ₁²/σ: to nine digits at σ₁/1000, to none below 1e-8·σ₁. That
+is never worse than svdvals in float32, whose values all move by 6e-8·σ₁ or more. Where the bulk of the spectrum lies
+too low for it, svdvals in float64 is used.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 
 from lorascope.linalg.arrays import Array, Float, namespace
 from lorascope.linalg.fastfood import as_like
+from lorascope.linalg.two_stage import eigenvalues
 
 EPS = float(np.finfo(np.float64).eps)
 ACCURACY = 1e-6  # relative, asked of the upper half of the singular values
@@ -76,7 +78,9 @@ def spectrum(matrix: Float[Array, "m n"], accuracy: float = ACCURACY) -> Spectru
     _check(matrix)
     wide = _wide(_double(matrix))
     rounding = math.sqrt(sum(wide.shape)) * EPS
-    squares = xp.flip(xp.linalg.eigvalsh(wide @ wide.T), axis=0)
+    gram = wide @ wide.T
+    squares = xp.flip(eigenvalues(gram) if xp is np else xp.linalg.eigvalsh(gram), axis=0)
+    del gram
     middle, top = float(squares[squares.shape[0] // 2]), float(squares[0])
     if middle * 2 * accuracy < rounding * top:
         values = xp.linalg.svdvals(wide)

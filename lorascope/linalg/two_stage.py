@@ -1,0 +1,75 @@
+"""All eigenvalues of a large symmetric matrix by a reduction in two stages, from the LAPACK that numpy is linked with.
+
+numpy calls dsyevd, which brings the matrix to tridiagonal form in one stage: half of that is matrix times vector, which
+runs at the speed of memory. LAPACK's dsyevd_2stage goes by a band (Haidar, Ltaief and Dongarra 2011, "Parallel
+reduction to condensed forms for symmetric eigenvalue problems using aggregated fine-grained and memory-aware kernels"),
+which is matrix products, and a pass over the band. Both are backward stable: each eigenvalue moves by about eps·‖G‖₂.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+# The shorter side from which two stages cost less. One thread, AMD EPYC with AVX-512, OpenBLAS 0.3.31: CPU seconds of
+# one and two stages 0.07 and 0.09 at 1024, 0.63 and 0.56 at 2048, 2.9 and 1.8 at 3072, 7.7 and 4.0 at 4096.
+LARGE = 2048
+# As OpenBLAS's wheels, OpenBLAS with 64-bit integers, and plain LAPACK have it.
+_NAMES = ("scipy_dsyevd_2stage_64_", "dsyevd_2stage_64_", "dsyevd_2stage_")
+
+
+def eigenvalues(symmetric: np.ndarray) -> np.ndarray:
+    """The eigenvalues (n,) of a symmetric matrix (n, n), ascending, in float64. The matrix is used up.
+
+    Raises:
+        numpy.linalg.LinAlgError: the iteration did not converge.
+    """
+    n = len(symmetric)
+    routine = _routine() if n >= LARGE and symmetric.dtype == np.float64 and _contiguous(symmetric) else None
+    return np.linalg.eigvalsh(symmetric) if routine is None else _call(routine, symmetric)
+
+
+def _contiguous(matrix: np.ndarray) -> bool:
+    return bool(matrix.flags.writeable and (matrix.flags.c_contiguous or matrix.flags.f_contiguous))
+
+
+@cache
+def _routine() -> Callable[..., Any] | None:
+    """dsyevd_2stage of the LAPACK behind `numpy.linalg`; None where that has none."""
+    try:  # looks through the libraries that this one is linked with
+        library = ctypes.CDLL(np.linalg._umath_linalg.__file__)  # type: ignore[attr-defined]
+    except (AttributeError, OSError, TypeError):
+        return None
+    found = (getattr(library, name, None) for name in _NAMES)
+    routine = next((each for each in found if each is not None), None)
+    if routine is None or sys.byteorder != "little":
+        return None
+    routine.restype = None
+    return routine
+
+
+def _call(routine: Callable[..., Any], symmetric: np.ndarray) -> np.ndarray:
+    """Integers have 64 bits here, of which a LAPACK with 32 reads the lower half: they are small and not negative."""
+    n = len(symmetric)
+    values = np.empty(n)
+    sizes = np.array([n, max(1, n), -1, -1, 0], np.int64)  # n, its stride, two lengths of workspace, what went wrong
+    work, integers = np.zeros(1), np.zeros(1, np.int64)
+    order, stride, room, integer_room, info = (sizes[i:].ctypes.data_as(ctypes.c_void_p) for i in range(5))
+
+    def run() -> None:
+        data = (array.ctypes.data_as(ctypes.c_void_p) for array in (symmetric, values, work, integers))
+        a, w, floats, whole = data
+        letters = (ctypes.c_char_p(b"N"), ctypes.c_char_p(b"L"))
+        lengths = (ctypes.c_size_t(1), ctypes.c_size_t(1))  # of the two letters, as Fortran passes them
+        routine(*letters, order, a, stride, w, floats, room, whole, integer_room, info, *lengths)
+        if sizes[4] != 0:
+            raise np.linalg.LinAlgError("the eigenvalues did not converge")
+
+    run()  # asks how much workspace it needs
+    sizes[2], sizes[3] = int(work[0]), int(integers[0])
+    work, integers = np.zeros(sizes[2]), np.zeros(sizes[3], np.int64)
+    run()
+    return values
