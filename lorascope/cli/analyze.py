@@ -139,13 +139,16 @@ def page_of(results: "Sequence[AnalyzeResult]", sort: str = "energy_share", top:
     import sys
     from dataclasses import replace
 
-    from lorascope.blocks import Heading
+    from lorascope.analyses.spectrum import screen
+    from lorascope.blocks import Block, Heading, Summary
 
     command = ["lorascope", *sys.argv[1:]]
     pages = [result.page(command, sort=sort, top=top) for result in results]
     if len(results) == 1:
         return pages[0]
-    body = [
+    firsts = [block for page in pages for block in page.blocks if isinstance(block, Summary)]
+    body: list[Block] = [screen.comparison(firsts)]
+    body += [
         block
         for result, page in zip(results, pages, strict=True)
         for block in (Heading(result.spectrum.source.path, level=1), *page.blocks)

@@ -54,27 +54,33 @@ METRICS = (
     Metric(
         "energy_share", "energy", "percent", "‖ΔW‖_F² as a share of all modules'",
         "‖ΔW‖_F² = Σσ²; a module's share is of the sum over modules", "Eckart and Young 1936", term="Energy",
+        meaning="How much of the whole update lies in this module.",
     ),
     Metric(
         "stable_rank", "stable rank", "float", "Σσ²/σ₁²", "Σσ² / σ₁²", "Rudelson and Vershynin 2007",
         "null.stable_rank", "Stable rank",
+        meaning="How many directions carry the update, weighted towards the largest: 1 if one direction is everything.",
     ),
     Metric(
         "effective_rank", "eff. rank", "float", "exp H(σ/Σσ), Roy and Vetterli 2007", "exp H(p), p = σ/Σσ",
         "Roy and Vetterli 2007, eq. 4", "null.effective_rank", "Effective rank",
+        meaning="How many directions the update spreads over, weak ones counted in.",
     ),
     Metric(
         "energy_effective_rank", "eff. rank σ²", "float", "exp H(σ²/Σσ²)", "exp H(p), p = σ²/Σσ²",
         "the same entropy, of squared singular values", term="Effective rank of the energy (eff. rank σ²)",
+        meaning="The same spread, with each direction counted by its energy.",
     ),
     Metric(
         "participation_ratio", "part. ratio", "float", "(Σσ²)²/Σσ⁴", "(Σσ²)² / Σσ⁴", "Bell and Dean 1970",
         "null.participation_ratio", "Participation ratio",
+        meaning="How many equally strong directions would be as concentrated as these.",
     ),
     *(
         Metric(
             f"energy_rank_{share}", f"r{100 * share:.0f}", "int", f"rank that keeps {100 * share:.0f} % of the energy",
             RANK_FORMULA, RANK_SOURCE, f"null.energy_rank_{share}", "Energy rank r90, r95, r99",
+            "The rank to which ΔW can be cut so that it keeps so much of its energy.",
         )
         for share in (0.9, 0.95, 0.99)
     ),
@@ -88,12 +94,14 @@ METRICS = (
         "share of directions with σ ≤ u·σ₁, u the unit roundoff of the stored dtype",
         "σ ≤ u·σ₁, u the unit roundoff of the stored dtype (BF16 2⁻⁸, F16 2⁻¹¹, F32 2⁻²⁴)",
         "singular values this small can come from rounding the stored factors alone", term="Below rounding",
+        meaning="How many directions are too weak to tell from rounding.",
     ),
     Metric("against_base.relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms; needs --base"),
     Metric(
         "against_base.rounding_loss", "merge rounding loss", "percent",
         "share of ΔW that the base's dtype rounds away on merging; needs --base", "‖(fl(W + ΔW) − W) − ΔW‖_F / ‖ΔW‖_F",
         "fl rounds to the dtype that the base is stored in", term="Merge rounding loss",
+        meaning="How much of the update is lost when it is merged into weights of this precision.",
     ),
 )  # fmt: skip
 
@@ -102,17 +110,22 @@ DEFINITIONS = (
         "Update",
         "ΔW = s·B·A, with A (r, d_in), B (d_out, r) and s = α/r (rsLoRA: α/√r)",
         "Hu et al. 2021, arXiv 2106.09685, §4.1; Kalajdzievski 2023, arXiv 2312.03732",
+        "What the adapter adds to the weights of a module.",
+        ("scale",),
     ),
     *definitions(METRICS),
     Definition(
         "Uniform rank",
         "the maximum of the energy ranks over modules: no module loses more than 5 (or 1) %",
         "maximum over modules, not the mean",
+        "One rank for all modules that is enough for each of them.",
     ),
     Definition(
         "Random baseline",
         "mean over 32 draws of Gaussian B and A of the same shape",
         "Bartlett decomposition; computed here",
+        "What the same measure is for factors without any structure.",
+        ("null.stable_rank",),
     ),
 )
 

@@ -121,6 +121,21 @@ def _tiles(result: SpectrumResult) -> tuple[Tile, ...]:
     return tuple(tiles)
 
 
+def comparison(summaries: Sequence[Summary]) -> Table:
+    """Several first screens in one table, a row for each adapter."""
+    labels = list(dict.fromkeys(tile.label for each in summaries for tile in each.tiles))
+    columns = (
+        Column("name", "adapter", "code"),
+        Column("status", "status"),
+        *(Column(label, label) for label in labels),
+    )
+    rows = []
+    for each in summaries:
+        values = {tile.label: tile.value for tile in each.tiles}
+        rows.append((each.name, each.status, *(values.get(label, t.ABSENT) for label in labels)))
+    return Table(columns, tuple(rows), title="Comparison", where="page")
+
+
 # --- the terminal ----------------------------------------------------------------------------------------------------
 
 
