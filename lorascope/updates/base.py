@@ -93,7 +93,7 @@ class Kind(ABC):
 
     def largest(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Entries of the largest array that `delta` takes or makes."""
-        return max(math.prod(shape) for shape in shapes.values())
+        return max((math.prod(shape) for shape in shapes.values()), default=0)
 
 
 def bind(kind: Kind, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

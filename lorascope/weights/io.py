@@ -17,7 +17,7 @@ from lorascope.weights.distributed import METADATA
 from lorascope.weights.files import GGUF, HDF5, PICKLES, SAFETENSORS, open_tensors
 from lorascope.weights.foreign import is_foreign, names_an_adapter, nearest, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
-from lorascope.weights.leftovers import skip_what_stands_elsewhere
+from lorascope.weights.leftovers import STATE, skip_what_stands_elsewhere
 from lorascope.weights.metadata import kept, training
 from lorascope.weights.names import without_wrappers
 from lorascope.weights.trainers import sharded_weights
@@ -174,7 +174,7 @@ def _refuse_shells(path: Path, tensors: Mapping[str, Stored]) -> None:
     """InputError where tensors are empty, or all factors flat: what a sharded model leaves that was not gathered."""
     factors = [key for key in tensors if _FACTOR.search(key)]
     flat = factors if all(len(tensors[key].shape) == 1 for key in factors) else []
-    shells = [key for key, stored in tensors.items() if tuple(stored.shape) == (0,)] or flat
+    shells = [key for key, stored in tensors.items() if tuple(stored.shape) == (0,) and not key.endswith(STATE)] or flat
     if shells:
         raise InputError(
             f"{path} holds {len(shells)} empty or flat tensors of {len(tensors)}: the shards of a model that was"

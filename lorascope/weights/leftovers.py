@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from lorascope.weights.formats.base import Ledger
 from lorascope.weights.names import plain
 
+STATE = "._extra_state"  # what torch's get_extra_state gives for a layer
 SKIPPED = "not understood, and skipped: it belongs to no module that has an update"
 
 # The first segment of a key that is a format's role and no module's name; the module's path ends before it.
@@ -51,6 +52,9 @@ def skip_what_stands_elsewhere(ledger: Ledger) -> list[str]:
 
     The others stay left over, and refuse the file.
     """
+    for key in ledger.left():
+        if key.endswith(STATE):
+            ledger.skip(key, "a layer's own state (TransformerEngine's scales for fp8), and no weight")
     modules = modules_of(ledger.taken)
     elsewhere = [key for key in ledger.left() if not changes_delta(key, modules)]
     for key in elsewhere:

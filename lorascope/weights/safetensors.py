@@ -8,7 +8,6 @@ Tensors are read at their positions in small pieces that are decoded while they 
 mapped: mapped pages would count as this process's memory, and memory must not grow with the file.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -47,8 +46,10 @@ class OpenFile:
         self.size = os.fstat(self._file.fileno()).st_size
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # it was never opened, or the interpreter ends
+        try:  # without contextlib, which is gone where the interpreter ends
             self._file.close()
+        except Exception:  # it was never opened
+            return
 
     def read_into(self, buffer: Any, offset: int) -> None:
         """Fill `buffer` from `offset`. LorascopeError where the file has become shorter since it was opened."""

@@ -115,7 +115,7 @@ def test_one_update_in_two_gauges_stored_in_float32(rng):
             # float32 times the condition of a random 4 × 4 gauge
             assert max(row[side]["principal_angles"]) < 1e-4
             assert row[side]["phi"][0][0] == pytest.approx(1, abs=1e-6)
-    assert "identical" in result.findings[0].text
+    assert result.findings[0].text == "identical: cosine 1.000000 over all modules"
     assert not any("initialisation" in finding.text for finding in result.findings)
 
 

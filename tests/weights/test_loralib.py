@@ -141,3 +141,15 @@ def test_contradictions_name_the_key(tensors, said, tmp_path):
     save_file({key: np.ones(shape, np.float32) for key, shape in tensors.items()}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=said):
         read(tmp_path / "a.safetensors")
+
+
+def test_an_alpha_next_to_bare_factors_is_their_scale(tmp_path):
+    """ComfyUI reads bare factors and a module's `.alpha` (comfy/weight_adapter/lora.py)."""
+    a, b = np.ones((2, 5), np.float32), np.ones((4, 2), np.float32)
+    save_file(
+        {"blocks.0.q.lora_A": a, "blocks.0.q.lora_B": b, "blocks.0.q.alpha": np.array(3, np.float32)},
+        tmp_path / "a.safetensors",
+    )
+    adapter = read(tmp_path / "a.safetensors")
+    assert adapter.notes == ()
+    np.testing.assert_array_equal(adapter.updates["blocks.0.q"].delta().dense(), np.full((4, 5), 3.0))

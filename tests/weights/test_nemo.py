@@ -64,3 +64,14 @@ def test_an_alpha_that_is_no_number(tmp_path):
     (tmp_path / "run_config.yaml").write_text("peft:\n  alpha: much\n")
     with pytest.raises(InputError, match="not a number"):
         read(tmp_path)
+
+
+def test_a_layer_s_own_state_is_no_weight(tmp_path):
+    """TransformerEngine's layers leave an empty tensor each, which is not a shard that was not gathered."""
+    place = f"{LINEAR}.adapter"
+    rng = np.random.default_rng(0)
+    tensors = {f"{place}.linear_in.weight": normal(rng, 3, 10), f"{place}.linear_out.weight": normal(rng, 6, 3)}
+    save_file(tensors | {f"{place}._extra_state": np.zeros(0, np.uint8)}, tmp_path / "a.safetensors")
+    adapter = read(tmp_path)
+    assert set(adapter.updates) == {LINEAR}
+    assert "no weight" in adapter.skipped[0].reason

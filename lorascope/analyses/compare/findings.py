@@ -125,7 +125,10 @@ def _agreement(result: CompareResult) -> list[Finding]:
 def _same(pair: Pair) -> str:
     related, cosine = pair.summary.get("relation"), pair.summary["cosine"]
     if not related or related["kind"] != "truncated":
-        return f"identical up to a factor: cosine {cosine:.6f} over all modules"
+        same = related is not None and related["kind"] == "same"
+        factor = f" up to a factor of {_number(related['norm_ratio'])}" if related and not same else ""
+        how = factor or ("" if same else " up to a factor")
+        return f"identical{how}: cosine {cosine:.6f} over all modules"
     text = f"one update, not two trained ones: cosine {cosine:.4f} over all modules, as the ratio of the norms is"
     return f"{text}. The smaller is a part of the larger, which two runs do not give"
 

@@ -6,11 +6,11 @@
     Conv2d        A (r·κ, c_in·κ),  B (d_out/groups·κ, r·κ)  ΔW = s·B A, reshaped to (d_out, c_in/groups, κ, κ)
     AdaLoRA       and E (r, 1), ranknum (1,)                 ΔW = alpha/(ranknum + 1e-5)·B (A ∘ E), QingruZhang/AdaLoRA
 
-s = alpha/r, and alpha is not in the file: scale 1 is reported, and a note says so. AdapterHub (`….loras.NAME.lora_A`)
-keeps it in `adapter_config.json`: s = config.alpha/config.r (adapters, `methods/lora.py`). Not in the file either is
-MergedLinear's `enable_lora`, which of the n blocks of rows (query, key, value) were trained: the update then covers the
-trained rows alone, whose singular values are those of the whole. A convolution is known from its base weight, in the
-file or given.
+s = alpha/r, and alpha is not in the file: scale 1 is reported, and a note says so. ComfyUI, which reads bare keys as
+well (Mochi's), takes a module's `.alpha` where there is one. AdapterHub (`….loras.NAME.lora_A`) keeps it in
+`adapter_config.json`: s = config.alpha/config.r (adapters, `methods/lora.py`). Not in the file either is MergedLinear's
+`enable_lora`, which of the n blocks of rows (query, key, value) were trained: the update then covers the trained rows
+alone, whose singular values are those of the whole. A convolution is known from its base weight, in the file or given.
 """
 
 import math
@@ -27,14 +27,14 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats import litgpt
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.bottlenecks import take_parts
-from lorascope.weights.formats.key_groups import KeyGroup, by_module, number
+from lorascope.weights.formats.key_groups import KeyGroup, alpha_scale, by_module, number
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import Combined, Mapped
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-SUFFIXES = ("lora_A", "lora_B", "lora_E", "ranknum")
+SUFFIXES = ("lora_A", "lora_B", "lora_E", "ranknum", "alpha")
 PARAMETERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked", "position_ids", "masked_bias")
 _LORAS = re.compile(r"\.loras\.[^.]+(?=\.)")
 NO_ALPHA = (
@@ -54,7 +54,7 @@ class Loralib(Format):
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         hub = _adapterhub(bundle)
-        groups = by_module(bundle.tensors, SUFFIXES)
+        groups = {m: g for m, g in by_module(bundle.tensors, SUFFIXES).items() if set(g.keys) != {"alpha"}}
         weights = {module: _base_weight(module, bundle.tensors, base) for module in groups}
         said = litgpt.settings(bundle.path) if _is_litgpts(bundle) else litgpt.Settings()
         read = (_read(group, ledger, weights[module], said) for module, group in groups.items())
@@ -63,6 +63,7 @@ class Loralib(Format):
             updates = _of_adapterhub(updates, *hub)
         elif said.scale is not None:
             updates = {name: replace(update, scale=update.scale * said.scale) for name, update in updates.items()}
+        bare = any("alpha" not in group for group in groups.values())
         adalora = any(update.kind == "triplet" for update in updates.values())
         parts, reasons = take_parts(ledger)  # AdapterHub combines LoRA with bottlenecks and prefixes in one file
         return Parsed(
@@ -71,7 +72,7 @@ class Loralib(Format):
             saved={**_saved(bundle.tensors, ledger, set(groups)), **parts},
             non_weight_tensors=reasons,
             settings=dict((bundle.config or {}).get("config") or {}) if hub is not None else {},
-            notes=(NO_ALPHA,) if hub is None and said.scale is None else (),
+            notes=(NO_ALPHA,) if hub is None and said.scale is None and bare else (),
         )
 
 
@@ -122,15 +123,23 @@ def _base_weight(module: str, tensors: Mapping[str, Stored], base: "Checkpoint |
 
 
 def _read(group: KeyGroup, ledger: Ledger, weight: Stored | None, said: litgpt.Settings) -> Update | None:
-    a_key, b_key = f"{group.module}.lora_A", f"{group.module}.lora_B"
     fused = group.module.endswith(LITGPT_FUSED) and {"lora_A", "lora_B"} <= set(group.keys)
     if fused and said.sizes is None:
         group.skip(ledger, litgpt.UNKNOWN)
         return None
     a, b = group.take(ledger, "lora_A"), group.take(ledger, "lora_B")
+    update = _of_factors(group, ledger, a, b, weight, said)
+    return replace(update, scale=update.scale * alpha_scale(group, ledger, b.shape[1]))
+
+
+def _of_factors(
+    group: KeyGroup, ledger: Ledger, a: Stored, b: Stored, weight: Stored | None, said: litgpt.Settings
+) -> Update:
+    """The update of scale 1 (AdaLoRA's r/ranknum) that the factors of one layer make."""
+    a_key, b_key = f"{group.module}.lora_A", f"{group.module}.lora_B"
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in (*a.shape, *b.shape):
         raise InputError(f"{a_key!r} and {b_key!r} are not matrices", found=f"{tuple(a.shape)} and {tuple(b.shape)}")
-    if fused:
+    if group.module.endswith(LITGPT_FUSED):
         return litgpt.fused(group.module, a, b, said)
     blocks, rest = divmod(a.shape[0], b.shape[1])
     if rest or b.shape[0] % blocks or (blocks > 1 and "lora_E" in group):

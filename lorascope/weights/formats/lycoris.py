@@ -79,7 +79,8 @@ class Lycoris(Format):
     about = "LyCORIS: LoHa, LoKr, LoCon, full, (IA)³"
 
     def claims(self, bundle: Bundle) -> bool:
-        return kohya.claimed_by_lycoris(bundle.tensors)
+        of_peft = "peft_type" in (bundle.config or {})  # which writes some of the names, and other formulas under them
+        return not of_peft and kohya.claimed_by_lycoris(bundle.tensors)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         settings = Settings.of(bundle.metadata)

@@ -5,12 +5,13 @@ stores as such (PEFT 0.21.2, tuners/glora/layer.py).
 """
 
 import math
+from operator import itemgetter
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.peft.family import Context, Family, Group, families
 from lorascope.weights.support import Support
-from lorascope.weights.tensors import Combined, reshaped
+from lorascope.weights.tensors import Combined, Mapped, reshaped
 
 _TAILS = ("Xd", "Xu", "X", "zeros")
 BIAS = "it changes the layer's bias too (paths C, D and E)"
@@ -25,6 +26,9 @@ class Glora(Family):
 
     def read(self, group: Group, context: Context) -> Update:
         roles = {**_weight_path(group, "A"), **_weight_path(group, "B")}
+        if not roles:  # the bias alone changes, and A and B are zeros in the shape of W
+            group.need("glora_A.zeros", "glora_B.zeros")
+            roles = {path: _first_column(group.stored[f"glora_{path}.zeros"]) for path in "AB"}
         c, d, e = (_bias_path(group, path) for path in "CDE")
         there = {name: path for name, path in (("C", c), ("D", d), ("E", e)) if path is not None}
         if there:  # the others are zeros, which PEFT stores
@@ -48,6 +52,12 @@ def _weight_path(group: Group, path: str) -> dict[str, Stored]:
         x = group.stored[f"{key}.X"]
         return {path.lower() if len(x.shape) == 1 else path: x}
     return {}
+
+
+def _first_column(stored: Stored) -> Stored:
+    if len(stored.shape) != 2 or 0 in stored.shape:
+        raise InputError("the zeros of a path of GLoRA have not the shape of W", found=tuple(stored.shape))
+    return Mapped(stored, (stored.shape[0], 1), itemgetter((slice(None), slice(0, 1))))
 
 
 def _bias_path(group: Group, path: str) -> Stored | None:

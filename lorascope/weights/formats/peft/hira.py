@@ -27,7 +27,8 @@ class HiRA(Family):
         a, b = (group.stored[name] for name in names)
         if len(a.shape) < 2 or len(b.shape) != len(a.shape) or b.shape[1] != a.shape[0] or set(b.shape[2:]) - {1}:
             raise mismatch(group, *names)
-        check_rank(group, context.config, a.shape[0], names[0])
+        if a.shape[0] != context.config.raw.get("r"):  # PEFT 0.21.2 has rank_pattern in the config, and does not use it
+            check_rank(group, context.config, a.shape[0], names[0])
         kernel, (a, b) = tuple(a.shape[2:]), (flattened(a), flattened(b))
         shape = b.shape[0], a.shape[1]
         transposed = embedding or is_transposed(group.module, shape, context.config, context.base, kernel)

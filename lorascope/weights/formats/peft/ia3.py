@@ -1,6 +1,7 @@
 """IA³ in PEFT's files: one vector of each module, ia3_l, which scales its outputs or its inputs."""
 
 import math
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError
@@ -11,8 +12,9 @@ from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.layout import is_transposed_by
+from lorascope.weights.formats.rotations import of_kernel
 from lorascope.weights.support import Support
-from lorascope.weights.tensors import reshaped
+from lorascope.weights.tensors import Mapped, reshaped
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -56,7 +58,7 @@ def ia3(group: Group, config: Config, base: "Checkpoint | None" = None) -> Updat
             expected="feedforward_modules to say the same",
         )
     note = () if inward else ("it scales the output's bias too",)
-    return Update(
+    update = Update(
         name=group.module,
         kind="scaling",
         roles={"in_scale" if inward else "out_scale": reshaped(l, size)},
@@ -64,6 +66,7 @@ def ia3(group: Group, config: Config, base: "Checkpoint | None" = None) -> Updat
         kernel=(1,) * (len(shape) - 2),
         notes=note,
     )
+    return of_kernel(update, base, {})
 
 
 def _is_feedforward(module: str, config: Config) -> bool:
@@ -81,6 +84,8 @@ def _written(adapter: Adapter) -> Written:
     for update in adapter.updates.values():
         refuse(update, update.scale != 1, "PEFT's IA3 has no scale")
         (role, l), *_ = update.roles.items()
+        if role == "in_scale" and (positions := math.prod(update.kernel)) > 1:  # one factor for each channel
+            l = Mapped(l, (l.shape[0] // positions,), itemgetter(slice(None, None, positions)))
         shape: tuple[int, ...] = (1, l.shape[0]) if role == "in_scale" or update.kernel else (l.shape[0], 1)
         tensors[f"{PREFIX}{update.name}.ia3_l"] = reshaped(l, *shape, *(1,) * len(update.kernel))
         if role == "in_scale":

@@ -1,4 +1,7 @@
-"""LayerNorm tuning in PEFT's files: the tuned gain and offset of every norm, stored whole."""
+"""LayerNorm tuning in PEFT's files: the tuned gain and offset of every norm, stored whole.
+
+PEFT takes any module that is named (PEFT 0.21.2, tuners/ln_tuning/model.py): a linear map's matrix is stored whole too.
+"""
 
 import re
 
@@ -9,7 +12,7 @@ from lorascope.weights.formats.base import Ledger
 from lorascope.weights.formats.peft.family import Context, Family, Rest, Written, families
 from lorascope.weights.formats.peft.keys import PREFIX, body
 from lorascope.weights.support import Support
-from lorascope.weights.tensors import reshaped
+from lorascope.weights.tensors import flattened, reshaped
 
 _KEY = re.compile(r"^(?P<module>.+)\.ln_tuning_layers(?:\.(?P<adapter>[^.]+))?\.(?P<parameter>weight|bias)$")
 
@@ -31,10 +34,10 @@ families.register("layernorm")(LayerNormTuning())
 
 
 def norms(ledger: Ledger) -> dict[str, Update]:
-    """Updates of shape (d, 1) by the parameter's name, `layers.0.norm.weight`; their keys are taken.
+    """Updates, those of vectors as (d, 1), by the parameter's name, `layers.0.norm.weight`; their keys are taken.
 
     Raises:
-        InputError: a key holds no vector, or the file holds several adapters.
+        InputError: a key holds no entries, or the file holds several adapters.
     """
     updates: dict[str, Update] = {}
     for key in ledger.left():
@@ -42,11 +45,13 @@ def norms(ledger: Ledger) -> dict[str, Update]:
         if match is None:
             continue
         name, shape = f"{match['module']}.{match['parameter']}", tuple(ledger.peek(key).shape)
-        if len(shape) != 1:
-            raise InputError(f"{key} is not a vector", found=shape, expected="(d,)")
+        if not shape or 0 in shape:
+            raise InputError(f"{key} has no entries", found=shape, expected="(d,), or a matrix")
         if name in updates:
             raise InputError(f"the file holds {name} twice", found=key, expected="one adapter")
-        updates[name] = Update(name, "tuned", {"tuned": reshaped(ledger.take(key), shape[0], 1)}, base_weight=name)
+        stored = ledger.take(key)
+        tuned = reshaped(stored, shape[0], 1) if len(shape) == 1 else flattened(stored)
+        updates[name] = Update(name, "tuned", {"tuned": tuned}, kernel=shape[2:], base_weight=name)
     return updates
 
 
