@@ -16,6 +16,8 @@ On a GPU what counts is bytes. At 7B shapes in bfloat16 a layer's step moves 0.2
 to 1.9 times what a kernel would that does both products of x in one pass (`tests/benchmarks/traffic.py`, a count).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -31,11 +33,14 @@ def low_rank(
     a: Float[Tensor, "r d_in"],
     b: Float[Tensor, "d_out r"],
     scale: float,
-    weight: Float[Tensor, "d_out d_in"] | None = None,
+    weight: Float[Tensor, "d_out d_in"] | Callable[[], Tensor] | None = None,
     bias: Float[Tensor, " d_out"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "*n d_out"]:
     """scale·(x Aᵀ) Bᵀ, and with `weight` also x Wᵀ + bias, W and the bias being frozen. In x's dtype.
+
+    A weight in codes is given as a function that makes numbers of them: it is called in forward and again in backward,
+    and W is not kept in between.
 
     Each entry of x is dropped before A with probability `dropout`, by a mask that is not kept (`dropout.py`).
     Gradients reach x, A and B, each in its own dtype; torch refuses a second derivative.
@@ -51,6 +56,8 @@ class _LowRank(torch.autograd.Function):
         ctx.dropout, ctx.seed = dropout, draw_seed() if dropout else None
         scale = scale * inflation(dropout)
         h = F.linear(_kept(ctx, flat), a.to(x.dtype))  # (n, r)
+        ctx.decode = weight if callable(weight) and not isinstance(weight, Tensor) else None
+        weight = ctx.decode() if ctx.decode is not None else weight
         if weight is None:
             out = F.linear(h, narrow_b).mul_(scale)  # (n, d_out)
         else:
@@ -58,7 +65,8 @@ class _LowRank(torch.autograd.Function):
             out = F.linear(flat, weight.to(x.dtype), bias).addmm_(h, narrow_b.t(), alpha=scale)
         need_x, need_a, need_b = ctx.needs_input_grad[:3]
         kept_x, kept_h = x if need_a else None, h.t().contiguous() if need_b else None
-        ctx.save_for_backward(kept_x, kept_h, a if need_x else None, b, weight if need_x else None)
+        kept_weight = weight if need_x and ctx.decode is None else None
+        ctx.save_for_backward(kept_x, kept_h, a if need_x else None, b, kept_weight)
         ctx.dtype_a = a.dtype
         ctx.scale = scale
         return as_rows_of(out, x)
@@ -73,6 +81,7 @@ class _LowRank(torch.autograd.Function):
         if need_x or need_a:
             dh = matmul(g, b.to(g.dtype)).mul_(ctx.scale)  # (n, r)
         if need_x:
+            weight = weight if ctx.decode is None else ctx.decode()
             narrow_a = a.to(g.dtype)
             dx = None if weight is None else matmul(g, weight.to(g.dtype))
             if dx is None or ctx.dropout:

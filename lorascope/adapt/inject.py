@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt import carried, saving
+from lorascope.adapt.dequantise import leave_config
 from lorascope.adapt.hooks import watch
 from lorascope.adapt.layer import AdaptedLayer, Delta, Merged, Site, TrainedPart
 from lorascope.adapt.method import Method, make_method
@@ -323,6 +324,7 @@ class Injected:
         self.enable()
         reports = self.merge()
         self._unwrap()
+        leave_config(self.model, [report.name for report in reports])
         for path, original in self.originals.items():
             if any(sharers(self.model, module) for module in original.modules()):
                 untie_config(self.model)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lorascope.adapt.dequantise import dense_weight, is_quantised, plain_linear, requantising_loss
 from lorascope.adapt.layers import bias_of, weight_of
 from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError
@@ -101,9 +102,11 @@ class Merged(MergedWeight):
 
     Attributes:
         untied: paths of the layers that shared this weight and now keep the old one alone.
+        requantising_loss: of a base in codes, ‖Q(W + ΔW) − (W + ΔW)‖_F / ‖ΔW‖_F: what coding the sum again would lose.
     """
 
     untied: tuple[str, ...] = ()
+    requantising_loss: float | None = None
 
 
 class AdaptedLayer(nn.Module):
@@ -118,6 +121,7 @@ class AdaptedLayer(nn.Module):
         self.output_scale = float(getattr(site.layer, "embed_scale", 1.0)) if self.embedding else 1.0
         self._original: nn.Parameter | None = None
         self._original_bias: nn.Parameter | None = None
+        self._coded: tuple[nn.Module, ...] = ()  # of a merged layer whose weight is in codes, that layer
         self.train(site.layer.training)
 
     @property
@@ -131,11 +135,11 @@ class AdaptedLayer(nn.Module):
 
     @property
     def merged(self) -> bool:
-        return self._original is not None
+        return self._original is not None or bool(self._coded)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) → (..., d_out), or token ids (...) → (..., d_out)."""
-        if self._original is not None:
+        if self.merged:
             return self.base(x)
         if self.output_scale != 1.0:
             return self.base(x) + self.delta(x) * self.output_scale
@@ -146,15 +150,17 @@ class AdaptedLayer(nn.Module):
         """Put W + ΔW in W's place, summed in float32 or wider and rounded once to W's dtype.
 
         The base gets a new parameter and the old one is kept aside: whoever shares the old one (tied embeddings) keeps
-        it unchanged, and `unmerge` brings back the very same bits. Both are in memory until then.
+        it unchanged, and `unmerge` brings back the very same bits. Both are in memory until then. A weight in codes is
+        dequantised, and an ordinary Linear takes the layer's place.
 
         Raises:
-            InputError: the layer is merged already, its weight is not stored in a floating dtype, or a number in the
-                sum is NaN or infinite.
+            InputError: the layer is merged already, or a number in the sum is NaN or infinite.
         """
-        original = cast(nn.Parameter, self.base.weight)
         if self.merged:
             raise InputError(f"{self.name} is merged already", hint="unmerge it first")
+        if is_quantised(self.base):
+            return self._merge_coded()
+        original = cast(nn.Parameter, self.base.weight)
         wide = widened(original)
         wide = wide.flatten(1) if self.kernel else wide
         delta = self.delta.weight(wide.t() if self.transposed else wide)
@@ -164,6 +170,14 @@ class AdaptedLayer(nn.Module):
         self._original = original
         self._merge_bias()
         return Merged(**vars(what_it_did))
+
+    def _merge_coded(self) -> Merged:
+        base, dense = self.base, dense_weight(self.base)
+        delta = self.delta.weight(widened(dense))
+        stored, what_it_did = rounded_sum(self.name, dense, delta)
+        self.base, self._coded = plain_linear(base, stored), (base,)
+        self._merge_bias()
+        return Merged(**vars(what_it_did), requantising_loss=requantising_loss(base, stored, delta))
 
     def _merge_bias(self) -> None:
         """What the update does to the bias, where it acts on the output as a whole."""
@@ -178,6 +192,9 @@ class AdaptedLayer(nn.Module):
 
     def unmerge(self) -> None:
         """Put the original weight and bias back, bit for bit. Nothing happens where nothing is merged."""
+        if self._coded:
+            (self.base,) = self._coded
+            self._original_bias, self._coded = None, ()
         if self._original is not None:
             self.base.weight = self._original
         if self._original_bias is not None:

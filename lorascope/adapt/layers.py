@@ -19,13 +19,19 @@ def autocast(x: Tensor) -> Tensor:
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """A layer's weight as it is stored."""
-    return cast(Tensor, layer.weight)
+    """A layer's weight as it is stored: floats, or codes."""
+    weight = getattr(layer, "weight", None)
+    return cast(Tensor, layer.qweight if weight is None else weight)
+
+
+def of_torchao(weight: Tensor) -> bool:
+    """Whether the weight is one of torchao's tensors, which look like floats and are codes."""
+    return type(weight).__module__.startswith("torchao")
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
     """A layer's bias, where it has one."""
-    return cast(Tensor | None, layer.bias)
+    return cast(Tensor | None, getattr(layer, "bias", None))
 
 
 def map_weight(layer: nn.Module) -> Tensor:
@@ -42,6 +48,7 @@ def plain(base: nn.Module, x: Tensor) -> bool:
         and not base._forward_hooks
         and not base._forward_pre_hooks
         and not weight_of(base).requires_grad
+        and not of_torchao(weight_of(base))
         and ((bias := bias_of(base)) is None or not bias.requires_grad)
     )
 

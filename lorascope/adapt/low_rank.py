@@ -1,11 +1,13 @@
 """The trained layer of a low-rank update, ΔW = s·B·A, which LoRA and most of its relatives share."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.dequantise import computes_in, dense_weight
 from lorascope.adapt.fused import low_rank
 from lorascope.adapt.layer import Delta
 from lorascope.adapt.layers import autocast, bias_of, map_weight, plain
@@ -43,6 +45,9 @@ class LowRankDelta(Delta):
 
     def forward_with_base(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = autocast(x)
+        if torch.is_grad_enabled() and computes_in(base) == x.dtype and not torch.compiler.is_compiling():
+            decode = partial(dense_weight, base)
+            return low_rank(x, *self.factors(), self.scale, decode, bias_of(base), self._dropping())
         if (self._dropping() and torch.compiler.is_compiling()) or not plain(base, x):
             return base(x) + self(x)
         return low_rank(x, *self.factors(), self.scale, map_weight(base), bias_of(base), self._dropping())

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from lorascope.adapt.dequantise import is_quantised
 from lorascope.adapt.layer import AdaptedLayer, Site
 from lorascope.architectures import TASK_HEADS, ends_with, in_attention
 from lorascope.errors import InputError, preview
@@ -64,6 +65,8 @@ def site_of(model: nn.Module, name: str, layer: nn.Module) -> Site | None:
         if isinstance(parent, nn.MultiheadAttention):
             return None
         return Site(name, layer, "linear", layer.in_features, layer.out_features, transposed=False)
+    if is_quantised(layer):  # GPTQ's, AWQ's and their like, which are no Linear
+        return Site(name, layer, "linear", int(layer.in_features), int(layer.out_features), transposed=False)
     if isinstance(layer, Conv1D):
         d_in, d_out = layer.weight.shape
         return Site(name, layer, "conv1d", d_in, d_out, transposed=True)

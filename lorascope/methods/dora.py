@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.adapt.dequantise import dense_weight, is_quantised
 from lorascope.adapt.dropout import dropped_product
 from lorascope.adapt.fused_dora import apart, folded, row_norms
 from lorascope.adapt.layer import Delta, Site
@@ -61,7 +62,7 @@ class MagnitudeMixin(LowRankDelta):
 
     @property
     def base_weight(self) -> Float[Tensor, "d_out d_in"]:
-        weight = weight_of(self._layer[0])
+        weight = dense_weight(self._layer[0])
         return weight.t() if self._transposed else weight
 
     def norms(self) -> Float[Tensor, " d_out"]:
@@ -98,6 +99,10 @@ class DoRADelta(MagnitudeMixin):
 
     def forward_with_base(self, base: nn.Module, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         x = autocast(x)
+        if is_quantised(base):  # its own product, and none with the numbers of its codes
+            out, bias = base(x), bias_of(base)
+            product = out if bias is None else out - bias.to(out.dtype)
+            return out + self.changed(product, LowRankDelta.forward(self, x))
         if not plain(base, x):
             return base(x) + self(x)
         a, b = self.factors()
@@ -147,10 +152,8 @@ class DoRA(LoRA):
 
 
 def row_lengths(site: Site) -> Float[Tensor, " d_out"]:
-    """‖W‖ of each row of the map, in the master weights' dtype. InputError where a row is zero or W is no float."""
-    weight = site.weight.detach()
-    if not weight.is_floating_point():
-        raise InputError(f"the rows of {site.name} cannot be measured", found=f"a {weight.dtype} weight")
+    """‖W‖ of each row of the map, in the master weights' dtype. InputError where a row is zero."""
+    weight = dense_weight(site.layer)
     weight = weight.t() if site.transposed else weight
     lengths = torch.linalg.vector_norm(weight, dim=1, dtype=site.master_dtype)
     if (lengths == 0).any():

@@ -34,6 +34,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lorascope.adapt.dequantise import dense_weight
 from lorascope.adapt.layer import Site
 from lorascope.errors import InputError
 
@@ -160,10 +161,8 @@ def _zeros(site: Site, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _weight(site: Site, rank: int, name: str) -> Tensor:
-    """W (d_out, d_in) in float32 or wider. InputError where it has no r directions to give, or is no float."""
-    weight = site.weight.detach()
-    if not weight.is_floating_point():
-        raise InputError(f"{name} needs {site.name}'s weight as numbers", found=str(weight.dtype), expected="floats")
+    """W (d_out, d_in) in float32 or wider. InputError where it has no r directions to give."""
+    weight = dense_weight(site.layer)
     if rank > min(site.d_in, site.d_out):
         raise InputError(
             f"{name} cannot take {rank} directions from {site.name}",
