@@ -14,6 +14,8 @@ base (`adapt/stacked.py`), so that a member's numbers are those of its own run u
 """
 
 import io
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -103,6 +105,7 @@ class Loop:
         self.members, self.world = members, members[0].world
         self.step = 0
         self._passes: list[Pass] = []
+        self._in_lines = False
 
     @property
     def active(self) -> list[Member]:
@@ -138,7 +141,7 @@ class Loop:
 
         Args:
             checkpoint: where all that a resume needs is written every `save_steps`.
-            progress: show a bar.
+            progress: show a bar on a terminal, and a line at each log and evaluation elsewhere.
             snapshot: keeps a member's adapter as it is after a step, every `snapshot_steps` of its config.
 
         Raises:
@@ -147,6 +150,8 @@ class Loop:
         settings, total = self.members[0].config.training, max(member.total for member in self.members)
         for member in self.members:
             member.injected.model.train()
+        shown = progress and self.world.first and "TQDM_DISABLE" not in os.environ
+        self._in_lines = shown and not sys.stderr.isatty()
         bar = tqdm(
             total=total,
             initial=self.step,
@@ -230,7 +235,7 @@ class Loop:
             if due and member.ended is None:
                 shown.append(member.log(self.step, loss, norm, rate, seconds))
         if shown:
-            bar.set_postfix_str(self._shown("loss", shown))
+            self._tell(bar, self._shown("loss", shown))
 
     def _evaluate(self, bar: Any) -> None:
         due = [m for m in self.active if self._due(m.config.training.eval_steps) or self.step == m.total]
@@ -240,7 +245,14 @@ class Loop:
                 member.ended, member.step = "finished", self.step
         losses = [member.score.loss for member in due if member.score is not None]
         if losses:
-            bar.set_postfix_str(self._shown("held-out loss", losses))
+            self._tell(bar, self._shown("held-out loss", losses))
+
+    def _tell(self, bar: Any, text: str) -> None:
+        """On the bar; in a log, which has none, as a line of its own."""
+        if not bar.disable:
+            bar.set_postfix_str(text)
+        elif self._in_lines:
+            print(f"step {self.step} of {max(member.total for member in self.members)}: {text}", file=sys.stderr)
 
     def _score(self, member: Member) -> Score:
         size = member.config.training.per_device_eval_batch_size

@@ -180,7 +180,7 @@ def test_what_stdout_goes_to_is_written_through(name, lora_folder, tmp_path):
         subprocess.run(command, stdout=log, cwd=tmp_path, check=True, timeout=60)
     text = (tmp_path / "log").read_text()
     assert text.startswith("precious\n")
-    assert "Findings" in text
+    assert "LoRA (PEFT)" in text
     assert "\npath,name," in text
 
 
