@@ -140,12 +140,15 @@ def heading(result: AnalyzeResult) -> tuple[str, str]:
     return title or short_path(result.spectrum.source.path), summary
 
 
-def blocks(result: AnalyzeResult, *, sort: str = page.SORT, top: int | None = None) -> tuple[Block, ...]:
+def blocks(
+    result: AnalyzeResult, *, sort: str = page.SORT, top: int | None = None, complete: bool = True
+) -> tuple[Block, ...]:
     """The first screen, the spectrum, ΔW against W, what is specific to the method, the file, all definitions.
 
     Args:
         sort: the metric by which the largest and smallest modules are listed on the terminal.
         top: how many at each end; without it, and without another metric than the energy, one line has the largest.
+        complete: make the spectrum's figures and tables for the page, too, and not the terminal's blocks alone.
 
     Raises:
         InputError: `sort` is not a metric.
@@ -153,7 +156,7 @@ def blocks(result: AnalyzeResult, *, sort: str = page.SORT, top: int | None = No
     first = screen.summary(result.spectrum, result.findings)
     if not result.rows:
         first = replace(first, facts=(heading(result)[1],), tiles=())
-    made = [first, *page.sections(result.spectrum, sort=sort, top=top)]
+    made = [first, *page.sections(result.spectrum, sort=sort, top=top, page=complete)]
     made += [] if result.like is None else [like.table(result.like)]
     definitions = [*page.DEFINITIONS]
     if result.against_base is not None and result.against_base.rows:

@@ -131,7 +131,14 @@ def choose(items: Iterable[T], pattern: str | None, name: Callable[[T], str] = s
 def median(values: Iterable[Any]) -> float | None:
     """The median of the values that there are; None where there is none."""
     known = [each for each in values if each is not None]
-    return float(np.median(known)) if known else None
+    return float(medians(known)) if known else None
+
+
+def medians(values: Any) -> np.ndarray:
+    """np.median(values, axis=0) of what is not empty, in float64, which would import numpy.ma and takes longer."""
+    ordered = np.sort(np.asarray(values, dtype=float), axis=0)  # NaN comes last
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return np.where(np.isnan(ordered[-1]), np.nan, (low + high) / 2)
 
 
 def mean(values: Iterable[Any]) -> float | None:

@@ -124,7 +124,7 @@ def report_on(
     """
     import sys
 
-    page = page_of(results, sort, top)
+    page = page_of(results, sort, top, complete=html is not None)
     if str(json) != "-":
         from lorascope.report import terminal
 
@@ -134,8 +134,10 @@ def report_on(
     _refuse_another_base(results)
 
 
-def page_of(results: "Sequence[AnalyzeResult]", sort: str = "energy_share", top: int | None = None) -> "Page":
-    """The page of one adapter, or of several under one another."""
+def page_of(
+    results: "Sequence[AnalyzeResult]", sort: str = "energy_share", top: int | None = None, complete: bool = True
+) -> "Page":
+    """The page of one adapter, or of several under one another; if not `complete`, what the terminal shows of it."""
     import sys
     from dataclasses import replace
 
@@ -143,7 +145,7 @@ def page_of(results: "Sequence[AnalyzeResult]", sort: str = "energy_share", top:
     from lorascope.blocks import Block, Heading, Summary
 
     command = ["lorascope", *sys.argv[1:]]
-    pages = [result.page(command, sort=sort, top=top) for result in results]
+    pages = [result.page(command, sort=sort, top=top, complete=complete) for result in results]
     if len(results) == 1:
         return pages[0]
     firsts = [block for page in pages for block in page.blocks if isinstance(block, Summary)]

@@ -25,6 +25,7 @@ ACCURACY = 1e-11  # relative error asked of every singular value that is not neg
 NEGLIGIBLE = 1e-7  # of the largest
 GRAM_CONDITION = 1e3  # of the scaled Gram matrix: up to here Cholesky's error is about 1e-12
 TINY = 1e-140  # column lengths below this would square to nothing
+NARROW, PIECES = 16, (1024, 512, 256)  # columns up to which a Gram matrix is summed over pieces of so many rows
 ILL_CONDITIONED = 1e2  # cancellation in a change of gauge: beyond this its products are summed in extended precision
 RANK_FLOOR = 64 * EPS  # of the largest: below this a value is the rounding of the factors themselves
 
@@ -177,7 +178,7 @@ def cholesky_triangle(tall: Float[Array, "m k"]) -> Float[Array, "k k"] | None:
     other factor is. Several times faster than QR.
     """
     xp = namespace(tall)
-    gram = tall.T @ tall
+    gram = _gram(tall)
     lengths = xp.sqrt(xp.linalg.diagonal(gram))
     if not bool(xp.all(xp.isfinite(lengths) & (lengths > TINY))):
         return None
@@ -186,6 +187,29 @@ def cholesky_triangle(tall: Float[Array, "m k"]) -> Float[Array, "k k"] | None:
     if float(eigenvalues[-1]) <= GRAM_CONDITION * float(eigenvalues[0]):
         return xp.linalg.cholesky(scaled).T * lengths[None, :]
     return None
+
+
+def _gram(tall: Float[Array, "m k"]) -> Float[Array, "k k"]:
+    """tallᵀ tall; of a few columns in short pieces, which multiply in the cache, twice as fast as one product.
+
+    One product of a matrix with itself is left to syrk, which is slow at a few columns: hence rows 1 to k times all,
+    with the first row from the symmetry.
+    """
+    m, k = tall.shape
+    step = next((step for step in PIECES if m % step == 0), 0)
+    if namespace(tall) is not np or not 1 < k <= NARROW or not step or m <= step:
+        return tall.T @ tall
+    if tall.flags.c_contiguous:
+        parts = tall.reshape(-1, step, k)
+    elif tall.flags.f_contiguous:
+        parts = tall.T.reshape(k, -1, step).transpose(1, 2, 0)
+    else:
+        return tall.T @ tall
+    gram = np.empty((k, k))
+    gram[1:] = np.matmul(parts[:, :, 1:].swapaxes(1, 2), parts).sum(axis=0)
+    gram[0, 1:] = gram[1:, 0]
+    gram[0, 0] = np.vdot(tall[:, 0], tall[:, 0])
+    return gram
 
 
 def _triangle(tall: Array) -> Array:

@@ -1,11 +1,10 @@
 """What chance alone gives, at the same shape: the reference that every measured rank stands next to."""
 
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 
-from lorascope.linalg.spectrum import effective_rank, energy_rank, participation_ratio, stable_rank
+from lorascope.linalg.spectrum import rank_measures
 
 MAX_DRAWS, MIN_DRAWS = 32, 2  # one draw of rank r averages over r values already: the error stays about 1 %
 
@@ -22,15 +21,8 @@ def random_product(m: int, n: int, r: int) -> dict[str, float]:
         stable_rank, effective_rank, participation_ratio, energy_rank_0.9 / _0.95 / _0.99. A mean over up to 32 draws
         from a fixed seed: the same shape always gives the same numbers.
     """
-    spectra = _spectra(m, n, r)
-    measures: dict[str, Callable[[np.ndarray], float | None]] = {
-        "stable_rank": stable_rank,
-        "effective_rank": effective_rank,
-        "participation_ratio": participation_ratio,
-    }
-    for share in (0.9, 0.95, 0.99):
-        measures[f"energy_rank_{share}"] = partial(energy_rank, share=share)
-    return {name: float(np.mean([measure(s) or 0.0 for s in spectra])) for name, measure in measures.items()}
+    measures = rank_measures(_spectra(m, n, r), (0.9, 0.95, 0.99)) or {}
+    return {name: float(np.mean(values)) for name, values in measures.items() if name != "energy_effective_rank"}
 
 
 @lru_cache(maxsize=512)

@@ -18,7 +18,7 @@ class LowRank(Kind):
     roles = {"A": Role(("r", "d_in"), "projection down"), "B": Role(("d_out", "r"), "projection up")}
 
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Factored:
-        return Factored(roles["B"] * scale, roles["A"])
+        return Factored(roles["B"] if scale == 1 else roles["B"] * scale, roles["A"])
 
 
 kinds.register("low_rank")(LowRank())

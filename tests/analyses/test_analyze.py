@@ -11,6 +11,7 @@ from lorascope.analyses.base import metric_to_sort_by
 from lorascope.analyses.spectrum import METRICS
 from lorascope.blocks import Definitions, Heading, Heatmap, Lines, Table
 from lorascope.errors import InputError
+from lorascope.report import terminal
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.checkpoint import Checkpoint
@@ -83,6 +84,14 @@ def test_the_page_has_all_sections_and_one_list_of_definitions(dora):
     assert len(ends.rows) == 2
     tables = {block.title for block in page.blocks if isinstance(block, Table)}
     assert {"Not compared with the base", "Not compared with W"} <= tables
+
+
+@pytest.mark.parametrize("options", [{}, {"top": 1}, {"sort": "stable_rank"}])
+def test_without_a_page_the_terminal_shows_the_same(dora, options):
+    result = analyze.run(dora[0], base=dora[1])
+    full, short = result.page(**options), result.page(**options, complete=False)
+    assert terminal.render(short) == terminal.render(full)
+    assert len(short.blocks) < len(full.blocks)
 
 
 def test_without_a_base_there_is_no_comparison(dora):

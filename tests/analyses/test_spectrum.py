@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.spectrum import run
+from lorascope.analyses.toolkit import medians
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.rounding import round_to
@@ -249,3 +250,20 @@ def test_an_a_that_shrank_is_not_at_its_initialisation(factor, expected):
     a = np.random.default_rng(1).uniform(-factor, factor, (8, 256)) / 16
     module = one(Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((64, 8)))}))
     assert module.a_at_initialisation == expected
+
+
+@pytest.mark.parametrize("scale", [-3.0, 0.5, 0.0])
+def test_the_scale_multiplies_the_values_whatever_its_sign(rng, scale):
+    a, b = rng.standard_normal((3, 20)), rng.standard_normal((30, 3))
+    module = one(Update("layers.0.q_proj", "low_rank", {"A": InMemory(a, "F64"), "B": InMemory(b, "F64")}, scale))
+    np.testing.assert_allclose(module.singular_values, np.linalg.svd(scale * b @ a, compute_uv=False)[:3], atol=1e-12)
+    assert (module.stable_rank is None) == (scale == 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6])
+def test_medians_are_numpys(rng, rows):
+    values = rng.standard_normal((rows, 3))
+    assert medians(values).tolist() == np.median(values, axis=0).tolist()
+    assert float(medians(values[:, 0].tolist())) == np.median(values[:, 0])
+    values[rows // 2, 1] = np.nan
+    assert np.isnan(medians(values)).tolist() == [False, True, False]

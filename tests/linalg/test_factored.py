@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 
+from lorascope.linalg import factored
 from lorascope.linalg.factored import Factored
 
 
@@ -178,3 +179,15 @@ def test_an_empty_product_has_an_empty_decomposition(m, k, n):
     assert empty.singular_values().shape == (0,)
     assert empty.truncated(3).dense().shape == (m, n)
     assert empty.frobenius_norm() == 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 15, 16, 17])
+@pytest.mark.parametrize("m", [1024, 3072, 2304, 2049])  # one piece, three, nine of the shortest, and no equal pieces
+def test_the_gram_matrix_in_pieces_is_the_product(rng, k, m):
+    tall = rng.standard_normal((m, k)) * np.geomspace(1, 1e-6, k)
+    exact = tall.T.astype(np.longdouble) @ tall
+    lengths = np.linalg.norm(tall, axis=0)
+    for given in (tall, np.asfortranarray(tall), np.pad(tall, ((0, 0), (1, 2)))[:, 1 : k + 1]):
+        gram = factored._gram(given)
+        assert np.abs(np.tril(gram - exact) / np.outer(lengths, lengths)).max() < 1e-14  # eps·√m of the lengths
+        np.testing.assert_allclose(gram, gram.T, rtol=0, atol=1e-14 * lengths.max() ** 2)

@@ -64,3 +64,19 @@ def test_a_zero_spectrum_has_no_rank(measure, empty):
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
 def test_the_norm_of_numbers_whose_squares_vanish_or_overflow(scale):
     assert spectrum.frobenius_norm([3 * scale, 4 * scale]) == pytest.approx(5 * scale, rel=1e-15)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_many_spectra_at_once_have_the_measures_of_each(rng, scale):
+    sigma = scale * np.sort(rng.random((4, 9)), axis=1)[:, ::-1]
+    sigma[1, 3:] = 0.0
+    at_once = spectrum.rank_measures(sigma, (0.5, 0.95))
+    each = [spectrum.rank_measures(row, (0.5, 0.95)) for row in sigma]
+    for name, values in at_once.items():
+        share = name.removeprefix("energy_rank_")
+        single = getattr(spectrum, name, None) or (lambda row, share=float(share): spectrum.energy_rank(row, share))
+        assert values.tolist() == pytest.approx([single(row) for row in sigma], rel=1e-14)  # sums in another order
+        assert values.tolist() == pytest.approx([measures[name] for measures in each], rel=1e-14)
+    assert spectrum.rank_measures(np.zeros(3)) is None
+    assert spectrum.rank_measures(np.zeros(0)) is None
+    assert spectrum.rank_measures(np.array([[1.0, 0.5], [0.0, 0.0]])) is None

@@ -16,7 +16,7 @@ from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.resize.truncate import Energy, Spectrum
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import counted, median, percent, places, value
+from lorascope.analyses.toolkit import counted, median, medians, percent, places, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.checkpoint import ABSENT
@@ -157,7 +157,7 @@ def one_module(result: SpectrumResult) -> Found:
     top = max(rows, key=lambda m: m.frobenius_norm or 0.0)
     peers = [m for m in rows if m.type == top.type]
     peers = peers if len(peers) >= 3 else rows
-    middle = float(np.median([result.energy([m]) for m in peers]))
+    middle = float(medians([result.energy([m]) for m in peers]))
     share = result.energy_share(top) or 0.0
     if share <= ALONE or result.energy([top]) <= TIMES_ITS_TYPE * middle:
         return []

@@ -9,7 +9,7 @@ from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.spectrum.checks import problems
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import counted, group, percent, value
+from lorascope.analyses.toolkit import counted, group, medians, percent, value
 from lorascope.blocks import Finding
 
 
@@ -28,11 +28,11 @@ def _rank(result: SpectrumResult) -> list[Finding]:
     of = "r =" if all(m.rank == _max_rank(m) for m in measured) else "at most"
     text = (
         f"95 % of ‖ΔW‖² fits in rank {ranks.max()} in every module (99 % in rank {result.uniform_rank(0.99)}),"
-        f" of {of} {largest}; the median module needs {np.median(ranks):.0f}"
+        f" of {of} {largest}; the median module needs {medians(ranks):.0f}"
     )
     made = [Finding("note", text)]
     highest = [m for m, rank in zip(measured, ranks, strict=True) if rank == ranks.max()]
-    if ranks.max() > np.median(ranks):
+    if ranks.max() > medians(ranks):
         others = ", as does 1 other" if len(highest) == 2 else f", as do {len(highest) - 1} others"
         text = f"needs the highest rank of all modules: {ranks.max()} for 95 % of its energy"
         made.append(Finding("note", text + others * (len(highest) > 1), highest[0].name))
@@ -59,7 +59,7 @@ def _against_random(measured: list[ModuleSpectrum]) -> list[Finding]:
     if not compared:
         return []
     ratio, stable, null = (
-        float(np.median([value(m, key) for m in compared]))
+        float(medians([value(m, key) for m in compared]))
         for key in ("rank_utilisation_of_null", "stable_rank", "null.stable_rank")
     )
     text = f"median stable rank {stable:.3g}, {percent(ratio)} of the random baseline ({null:.3g})"
@@ -84,9 +84,9 @@ def _base(result: SpectrumResult) -> list[Finding]:
     if not compared:
         return []
     module, largest = max(compared, key=lambda pair: pair[1].relative_norm or 0.0)
-    middle = float(np.median([b.relative_norm or 0.0 for m, b in compared if m.frobenius_norm] or [0.0]))
+    typical = float(medians([b.relative_norm or 0.0 for m, b in compared if m.frobenius_norm] or [0.0]))
     size = percent(largest.relative_norm or 0.0, 3)
-    text = f"‖ΔW‖/‖W‖ = {size}, the largest of all modules (median {percent(middle, 3)})"
+    text = f"‖ΔW‖/‖W‖ = {size}, the largest of all modules (median {percent(typical, 3)})"
     return [Finding("note", text, module.name)]
 
 

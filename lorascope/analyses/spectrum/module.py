@@ -16,6 +16,7 @@ from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights.pieces import PIECE, WHOLE, Change, condensed, is_large, part_of, sliceable
 
 ENERGY_RANKS = {f"energy_rank_{share}": share for share in (0.9, 0.95, 0.99)}
+RANKS = ("stable_rank", "effective_rank", "energy_effective_rank", "participation_ratio")
 PRODUCTS = ("low_rank", "triplet", "vera", "magnitude")  # kinds whose baseline is a product of two random matrices
 Rows = Callable[[int, int], np.ndarray]  # the rows from the first index to the second, in float64
 
@@ -113,7 +114,7 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
         "notes": (*update.notes, *((PARTIAL,) if read.partial else ())),
     }
     try:
-        sigma = _singular_values(read.spectral, last=base is None)
+        sigma = _singular_values(read.spectral, read.factor, last=base is None)
     except ValueError:
         return ModuleSpectrum(**facts, singular_values=None, non_finite=read.non_finite())
     low_rank = read.spectral.factors() is not None
@@ -133,6 +134,7 @@ class _Read:
         delta_rows: rows of ΔW; None where they are not needed.
         base_rows: rows of W, where it was read.
         partial: it is the part s·B·A alone.
+        factor: multiplies the singular values of `spectral`.
     """
 
     spectral: Matrix
@@ -143,12 +145,14 @@ class _Read:
     initial: str | None = None
     base_rows: Rows | None = None
     partial: bool = False
+    factor: float = 1.0
 
 
 def _whole(update: Update, base: Stored | None) -> _Read:
     roles, kind = update.read(), kinds.get(update.kind)
     weight = base.read() if base is not None and kind.needs_base else None
-    delta, partial = _delta(update, roles, weight)
+    scale = abs(update.scale) if update.kind == "low_rank" and base is None else None  # of the values, not of B
+    delta, partial = _delta(update, roles, weight, 1.0 if scale is not None else update.scale)
     initial = None
     if "A" in roles and roles["A"].size:
         flat = roles["A"].ravel()
@@ -159,7 +163,10 @@ def _whole(update: Update, base: Stored | None) -> _Read:
         return sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
 
     base_rows = None if weight is None else Dense(weight).rows
-    return _Read(delta, delta.shape, bad, delta.rows, _b_zero(roles), initial, base_rows, partial)
+    b_zero = _b_zero(roles)
+    if scale is not None:
+        return _Read(delta, delta.shape, bad, None, b_zero, initial, None, partial, scale)
+    return _Read(delta, delta.shape, bad, delta.rows, b_zero, initial, base_rows, partial)
 
 
 def _in_pieces(update: Update, base: Stored | None) -> _Read:
@@ -176,43 +183,47 @@ def _in_pieces(update: Update, base: Stored | None) -> _Read:
     a, b = condensed(update.roles["A"], 1), condensed(update.roles["B"], 0)
     rest = {name: stored.read() for name, stored in update.roles.items() if name not in ("A", "B")}
     roles = {**rest, "A": a.triangle, "B": b.triangle}
-    delta, partial = _delta(update, roles, None)
+    delta, partial = _delta(update, roles, None, update.scale)
     initial = _untrained_a(a.mean_square, lambda: a.top, tuple(update.roles["A"].shape), _coarsest(update))
     bad = a.non_finite + b.non_finite
     return _Read(delta, update.shape, lambda: bad, None, _b_zero(roles), initial, partial=partial)
 
 
-def _delta(update: Update, roles: dict[str, np.ndarray], weight: np.ndarray | None) -> tuple[Matrix, bool]:
+def _delta(
+    update: Update, roles: dict[str, np.ndarray], weight: np.ndarray | None, scale: float
+) -> tuple[Matrix, bool]:
     """ΔW, or without the base that it needs the part s·B·A, and whether it is that."""
     kind = kinds.get(update.kind)
     if kind.needs_base and weight is None:
-        direction = kind.direction(roles, update.scale)
+        direction = kind.direction(roles, scale)
         assert direction is not None  # `run` asks for no other
         return direction, True
-    return kind.delta(roles, update.scale, weight), False
+    return kind.delta(roles, scale, weight), False
 
 
-def _singular_values(delta: Matrix, last: bool) -> np.ndarray:
+def _singular_values(delta: Matrix, factor: float, last: bool) -> np.ndarray:
     """ValueError where an entry is NaN or infinite. `last`: nobody needs ΔW afterwards."""
-    sigma = delta.singular_values(overwrite=last and math.prod(delta.shape) > WHOLE)
+    sigma = delta.singular_values(overwrite=last and math.prod(delta.shape) > WHOLE) * factor
     if not np.all(np.isfinite(sigma)):
         raise ValueError("a singular value is larger than float64 holds")
     return sigma
 
 
 def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: str, low_rank: bool) -> dict[str, Any]:
-    stable = spectrum.stable_rank(sigma)
+    ranks: dict[str, Any] = dict.fromkeys(RANKS)
+    energy_ranks: dict[str, int | None] = dict.fromkeys(ENERGY_RANKS)
+    if (known := spectrum.rank_measures(sigma, ENERGY_RANKS.values())) is not None:
+        ranks = {key: float(known[key]) for key in RANKS}
+        energy_ranks = {key: int(known[key]) for key in ENERGY_RANKS}
     null = random_product(*shape, update.rank) if update.rank and low_rank and update.kind in PRODUCTS else None
+    stable = ranks["stable_rank"]
     return {
         "singular_values": tuple(sigma.tolist()),
         "frobenius_norm": spectrum.frobenius_norm(sigma),
         "spectral_norm": spectrum.spectral_norm(sigma),
         "nuclear_norm": spectrum.nuclear_norm(sigma),
-        "stable_rank": stable,
-        "effective_rank": spectrum.effective_rank(sigma),
-        "energy_effective_rank": spectrum.energy_effective_rank(sigma),
-        "participation_ratio": spectrum.participation_ratio(sigma),
-        "energy_ranks": {key: spectrum.energy_rank(sigma, share) for key, share in ENERGY_RANKS.items()},
+        **ranks,
+        "energy_ranks": energy_ranks,
         "rank_utilisation": stable / update.rank if stable is not None and update.rank and low_rank else None,
         "null": null,
         "rank_utilisation_of_null": stable / null["stable_rank"] if stable is not None and null else None,

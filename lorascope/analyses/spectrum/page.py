@@ -17,6 +17,7 @@ from lorascope.analyses.toolkit import (
     depth_map,
     group,
     median,
+    medians,
     short_path,
     skipped_table,
     value,
@@ -152,23 +153,24 @@ def blocks(result: SpectrumResult, *, sort: str = SORT, top: int | None = None) 
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def sections(result: SpectrumResult, *, sort: str, top: int | None) -> tuple[Block, ...]:
-    """The page without its summary, its facts and its definitions."""
+def sections(result: SpectrumResult, *, sort: str, top: int | None, page: bool = True) -> tuple[Block, ...]:
+    """The page without its summary, its facts and its definitions; without `page`, the terminal's blocks alone."""
     by = metric_to_sort_by(METRICS, sort)
     made: list[Block] = []
     observations = Findings(result.findings, where="page")
     if result.rows:
-        rows = result.records()
-        shown = _shown(rows)
+        rows = result.records() if page or not (top is None and sort == SORT) else []
         ends = None if top is None and sort == SORT else _ends(rows, by, top or ROWS_AT_EACH_END)
         made += screen.terminal_blocks(result, ends)
+    if result.rows and page:
+        shown = _shown(rows)
         no_map = Text("No layer heatmap: module names contain fewer than two layer indices.", where="page")
         made += [Heading("Where the update is", where="page"), heatmap(result) or no_map]
         made += [Heading("Singular values", where="page"), *overview(result)]
         made.append(observations)
         made += [Heading("By module type", where="page"), _by_type(result), spectra(result), energy(result)]
         made += [Heading("All modules", where="page"), _all_modules(rows, shown)]
-    else:
+    elif page:
         made.append(observations)
     if result.not_compared:
         made.append(skipped_table(result.not_compared, "Not compared with the base", "module"))
@@ -288,11 +290,11 @@ def spectra(result: SpectrumResult) -> Lines:
             series += [_line(label, sigma, name, "thin") for label, sigma in known]
         if known:
             width = min(len(sigma) for _, sigma in known)
-            middle = np.median([sigma[:width] for _, sigma in known], axis=0)
-            series.append(_line("median", tuple(middle.tolist()), name, "normal"))
+            typical = medians([sigma[:width] for _, sigma in known])
+            series.append(_line("median", tuple(typical.tolist()), name, "normal"))
         baseline = _baseline(modules)
         if baseline is not None and known:
-            series.append(_line("random B·A with the median's σ₁", baseline(middle[0]), name, "reference"))
+            series.append(_line("random B·A with the median's σ₁", baseline(typical[0]), name, "reference"))
     return Lines(
         "Singular values of ΔW by module type", tuple(series), "index i", "σᵢ", log_y=True, where="page",
         shade="depth, first to last", caption="Thin lines: one per module. Bold line: median across modules.",
@@ -322,7 +324,7 @@ def energy(result: SpectrumResult) -> Lines:
         if curves:
             width = min(map(len, curves))
             stacked = np.array([curve[:width] for curve in curves])
-            for panel, line in (("median module", np.median(stacked, axis=0)), ("worst module", stacked.min(axis=0))):
+            for panel, line in (("median module", medians(stacked)), ("worst module", stacked.min(axis=0))):
                 series.append(Series(name, tuple(range(1, width + 1)), tuple(line.tolist()), panel))
     uniform = result.uniform_rank(0.95)
     markers = [Marker("y", 0.95, "95 %")]
@@ -354,7 +356,7 @@ def overview(result: SpectrumResult) -> list[Block]:
     known = [m for m in result.rows if m.singular_values and m.frobenius_norm]
     if not known:
         return []
-    width = int(np.median([len(m.singular_values or ()) for m in known]))
+    width = int(medians([len(m.singular_values or ()) for m in known]))
     alike = [m for m in known if len(m.singular_values or ()) >= width]
     x = tuple(range(1, width + 1))
     relative = np.array([np.array((m.singular_values or ())[:width]) / (m.singular_values or (1,))[0] for m in alike])
@@ -366,7 +368,7 @@ def overview(result: SpectrumResult) -> list[Block]:
     figures = [_middle("this adapter", x, relative, True), _middle("this adapter", x, kept, False)]
     baselines: list[list[Series]] = [[], []]
     if random:
-        energies = np.median(np.array(random), axis=0)
+        energies = medians(random)
         sigma = np.sqrt(np.diff(energies, prepend=0.0))
         for at, line in zip(baselines, (sigma / sigma[0], energies), strict=True):
             at.append(Series("random B·A of these shapes", x, tuple(line.tolist()), weight="reference"))

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from lorascope.analyses import rules
 from lorascope.analyses.spectrum.checks import PRODUCTS, number_of_checks
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import group, median, percent, short_path, status, value
+from lorascope.analyses.toolkit import group, median, medians, percent, short_path, status, value
 from lorascope.architectures import natural_order
 from lorascope.blocks import Block, Column, Facts, Finding, Summary, Table, Tile
 from lorascope.errors import cut
@@ -112,7 +110,7 @@ def _tiles(result: SpectrumResult) -> tuple[Tile, ...]:
     if ranked:
         largest = max((m.rank or 0 for m in live), default=0)
         of = f" of {largest}" if largest else ""
-        tiles.append(Tile("Rank for 95 % of the energy", f"{np.median(ranked):.0f}{of}", f"median; max {max(ranked)}"))
+        tiles.append(Tile("Rank for 95 % of the energy", f"{medians(ranked):.0f}{of}", f"median; max {max(ranked)}"))
     stable = median(m.stable_rank for m in live)
     if stable is not None:
         null = median(value(m, "null.stable_rank") for m in live)
@@ -186,7 +184,7 @@ def _stable(live: Sequence[ModuleSpectrum]) -> str:
 
 def _energy_rank(live: Sequence[ModuleSpectrum]) -> str:
     ranks = [rank for m in live if (rank := m.energy_ranks["energy_rank_0.95"]) is not None]
-    return f"{np.median(ranks):>3.0f} (max {max(ranks)})" if ranks else t.ABSENT
+    return f"{medians(ranks):>3.0f} (max {max(ranks)})" if ranks else t.ABSENT
 
 
 def _sparkline(result: SpectrumResult, members: Sequence[ModuleSpectrum], depths: Sequence[int]) -> str:
