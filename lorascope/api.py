@@ -354,7 +354,7 @@ def dimension(
             folder, or a loss.
         split: another split to score on than the held-out texts.
         max_samples: at most so many texts.
-        device: where models are evaluated.
+        device: where models are evaluated and their ΔW decomposed.
         given: of a tuned model and adapters of other trainers, fields of `training.given.Given`: `base`, `data`, ....
 
     Raises:

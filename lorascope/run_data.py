@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from lorascope.errors import InputError
+from lorascope.linalg.batched import Place
 from lorascope.linalg.matrix import Matrix
 from lorascope.weights.adapter import Skipped
 
@@ -40,6 +41,11 @@ class OpenedRun(Protocol):
     @property
     def head_parameters(self) -> int:
         """Parameters of whole modules that were trained in addition to the updates."""
+        ...
+
+    @property
+    def place(self) -> Place | None:
+        """What puts an array where the model is, such as on a GPU, to be decomposed there; None where that is here."""
         ...
 
     def delta(self, name: str) -> Matrix: ...

@@ -61,12 +61,12 @@ def vera(rank):
 
 def truncated(folders, replicate, texts, split):
     """The gain of full fine-tuning that is left when every ΔW is truncated to rank k, and Σ k(m + n − k)."""
-    from lorascope.analyses.dimension import functional, spectra
-    from lorascope.training.reopen import reopen
+    from lorascope.analyses.dimension import functional
+    from lorascope.study.measures.finished import opened
+    from lorascope.study.measures.truncation import truncations
 
-    full, head = (reopen(folder, split=split, max_samples=texts) for folder in folders)
-    parts = {name: spectra.decompose(full.delta(name)) for name, shape in full.shapes.items() if min(shape) > 1}
-    cut = functional.Truncations("", full, parts, lambda step: None)
+    full, head = (opened(folder, texts, split) for folder in folders)
+    cut = truncations(full)
     base = functional.Baseline(head.score().loss, cut.whole().loss)
     for k in functional.powers(cut.largest):
         ranks = cut.same(k)

@@ -8,7 +8,7 @@ import typer
 
 from lorascope.cli._options import (
     Data,
-    Evaluated,
+    Device,
     EvaluationBase,
     Html,
     Json,
@@ -83,7 +83,7 @@ def dimension(  # one parameter per option
     max_samples: MaxSamples = 1000,
     baseline: Baseline = "matrices",
     draws: Draws = 3,
-    device: Evaluated = "auto",
+    device: Device = "auto",
     search: Search = None,
     said_scaling: Said = "none",
     said: OldSaid = None,

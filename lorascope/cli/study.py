@@ -27,7 +27,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Another model or data: model.name=..., data.path=... Repeatable."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+Device = Annotated[str, typer.Option(help="Where runs are trained and measured: cpu, cuda, cuda:N or auto.")]
 StoreFolder = Annotated[Path, typer.Option(metavar="DIR", help="Directory of finished runs.")]
 Reports = Annotated[Path, typer.Option(metavar="DIR", help="Reports directory.")]
 Studies = Annotated[Path, typer.Option(metavar="DIR", help="Directory of study scripts.")]

@@ -61,7 +61,7 @@ class Runner:
         script: the file that makes the study, for worker processes to find its measures in.
         scale: its name.
         overrides: `section.key=value`, laid over the common config, such as another model.
-        device: for training: cpu, cuda, auto.
+        device: of training and of measures: cpu, cuda, cuda:N, auto.
     """
 
     def __init__(
@@ -302,6 +302,7 @@ class Runner:
             "function": measure.function.__name__,
             "code": fingerprint(measure.function),
             "params": dict(spec.params),
+            "device": self.device,
         }
         title_parts = [f"{key} {value}" for key, value in spec.params.items()]
         title_parts += [self.used[key].title for key in spec.runs]

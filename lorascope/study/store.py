@@ -2,7 +2,8 @@
 
 Each job has a folder named by its key: `spec.json` (what it is), what it made (a training run in `run/`), and
 `done.json`, written last; or `failed.json`, which says why it is not there. A run's key covers its resolved config, the
-versions that its numbers depend on and `RECIPE`; not the device, nor how many threads. A measure's covers its code.
+versions that its numbers depend on and `RECIPE`; not the device, nor how many threads. A measure's covers its code; the
+device, which changes its numbers by rounding alone, neither.
 
 Several processes may use one store at once: each job is worked on under its lock, and who waited for it finds it done.
 """
@@ -72,6 +73,7 @@ class Job:
             spec["versions"] = {name: package_version(name) for name in VERSIONS} | {"recipe": RECIPE}
         else:
             spec["script"] = Path(spec["script"]).name  # not where it lies
+            spec.pop("device", None)
         text = json.dumps([spec, list(self.inputs)], sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

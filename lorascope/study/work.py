@@ -14,6 +14,7 @@ from typing import Any
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import OBJECT, read_json
 from lorascope.outputs import write_json
+from lorascope.study.measures.finished import measured_on
 from lorascope.study.store import Job, Store
 from lorascope.training.record import SCORE
 
@@ -118,7 +119,8 @@ def _measure(job: Job, store: Store) -> None:
     folder = store.begin(job)
     began = time.perf_counter()
     function = getattr(script(Path(spec["script"])), spec["function"])
-    rows = [dict(row) for row in function([store.run_folder(key) for key in job.inputs], **spec["params"])]
+    with measured_on(spec.get("device", "auto")):
+        rows = [dict(row) for row in function([store.run_folder(key) for key in job.inputs], **spec["params"])]
     write_json(folder / ROWS, {"rows": rows})
     store.finish(job.key, {"seconds": round(time.perf_counter() - began, 3)})
 

@@ -17,6 +17,7 @@ from lorascope.adapt import merge
 from lorascope.adapt.model_parameters import ModelParameters, in_model_layout, weight_name
 from lorascope.adapt.weight_sum import widened
 from lorascope.errors import InputError, preview
+from lorascope.linalg.batched import Place
 from lorascope.linalg.matrix import Matrix, as_matrix
 from lorascope.models import loading as models
 from lorascope.models.card import check_config
@@ -90,6 +91,12 @@ class Reopened:
         heads = self.adapter.saved.keys() - self.adapter.non_weight_tensors.keys()
         return sum(math.prod(self.adapter.saved[name].shape) for name in heads)
 
+    @property
+    def place(self) -> Place | None:
+        """Puts an array where the model is; None where that is the host's memory."""
+        device = self.world.device
+        return None if device.type == "cpu" else lambda array: torch.from_numpy(array).to(device)
+
     def base_weight(self, name: str) -> np.ndarray:
         """W of an update's module in float64, as the map (d_out, d_in)."""
         return _as_map(self.updates[name], self._base[name]).double().cpu().numpy()
@@ -119,11 +126,18 @@ class Reopened:
             if name not in deltas:
                 weight.copy_(base)
                 continue
-            change = torch.from_numpy(np.ascontiguousarray(as_matrix(deltas[name]).dense(), dtype=np.float64))
+            change = self._entries(as_matrix(deltas[name]))
             if tuple(change.shape) != self._shape(name):
                 raise InputError(f"{name} has another shape", found=tuple(change.shape), expected=self._shape(name))
             stored_change = change.t() if update.transposed else change
             weight.copy_(widened(base) + stored_change.reshape(base.shape).to(widened(base)))
+
+    def _entries(self, matrix: Matrix) -> Tensor:
+        """In float64. A product is multiplied out where the model is."""
+        product = None if self.place is None else matrix.factors()
+        factors = (matrix.dense(),) if product is None else (product.left, product.right)
+        first, *second = (torch.from_numpy(np.ascontiguousarray(each, dtype=np.float64)) for each in factors)
+        return first.to(self.world.device) @ second[0].to(self.world.device) if second else first
 
     def restore(self) -> None:
         """The trained ΔW again."""

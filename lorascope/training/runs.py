@@ -18,6 +18,7 @@ import numpy as np
 
 from lorascope.architectures import depth
 from lorascope.errors import InputError, preview
+from lorascope.linalg.batched import Place
 from lorascope.linalg.matrix import Matrix
 from lorascope.run_data import FULL, Candidate, RunFacts, ScoreLike, check_same_task, facts_of, labels_of
 from lorascope.training.given import NOTHING, Given
@@ -256,6 +257,10 @@ class ScoredRun:
     @property
     def head_parameters(self) -> int:
         return self._run.head_parameters
+
+    @property
+    def place(self) -> Place | None:
+        return self._run.place
 
     def delta(self, name: str) -> Matrix:
         return self._run.delta(name)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from lorascope.analyses.dimension import run
 from lorascope.analyses.dimension.inputs import families, freedom
@@ -46,6 +47,7 @@ class Synthetic:
     deltas: dict
     vector: float = 0.5
     head_parameters: int = 7
+    place: object = None
     now: dict = field(default_factory=dict)
     scores: list = field(default_factory=list)
 
@@ -328,6 +330,30 @@ def test_two_full_runs_give_a_split_and_both_curves():
     assert len(result.splits) == len(NAMES)
     assert result.full[1].curve("bottom") is None  # controls of the first one alone
     assert "shared" in str(result.blocks())
+
+
+def test_where_the_model_is_matrices_of_one_shape_are_decomposed_in_one_call():
+    stacks = []
+
+    def place(stack):
+        stacks.append(stack.shape)
+        return torch.from_numpy(stack)
+
+    placed = run([full_candidate(replace(full_run(seed), place=place), seed) for seed in (0, 1)])
+    here = run([full_candidate(seed=seed) for seed in (0, 1)])
+    # Two matrices of each shape; then of each the mean of two seeds and their contrast.
+    assert stacks == [(2, N, N), (2, 2 * N, N)] * 2 + [(4, N, N), (4, 2 * N, N)]
+    for one, other in zip((*placed.spectra, *placed.splits), (*here.spectra, *here.splits), strict=True):
+        values = [each.shared if hasattr(each, "shared") else each.singular_values for each in (one, other)]
+        np.testing.assert_allclose(*values, atol=1e-14)  # rounding in float64, of values up to 1
+    assert placed.k(0.9) == here.k(0.9)
+
+
+def test_entries_that_are_no_numbers_are_refused():
+    broken = full_run()
+    broken.deltas[NAMES[1]][0, 0] = np.nan
+    with pytest.raises(InputError, match=rf"{NAMES[1]} holds NaN"):
+        run([full_candidate(broken)])
 
 
 # --- against trained runs ---------------------------------------------------------------------------------------------

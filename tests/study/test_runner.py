@@ -375,3 +375,10 @@ def running(pid):
 )
 def test_a_sweep_goes_on_by_its_own_step(curve, expected):
     assert _beyond(curve) == pytest.approx(expected)
+
+
+def test_measures_are_made_on_the_device_of_the_study(toy):
+    runner = toy()
+    runner.device = "cuda:1"
+    job = runner._measure_job(runner.study.measures[1], MeasurementSpec((), {"frequency": 1.0}))
+    assert job.spec["device"] == "cuda:1"

@@ -10,7 +10,7 @@ import torch
 from lorascope.errors import LorascopeError
 from lorascope.study import store
 from lorascope.study.store import Job, Store, fingerprint
-from lorascope.study.work import Chunk, execute
+from lorascope.study.work import Chunk, execute, read_rows
 from lorascope.training import run
 from lorascope.training.config import parse, resolved
 from tests.study.toy import CONFIG
@@ -41,6 +41,20 @@ def test_what_does_not_keeps_it():
     assert train_job(training__device="auto").key == train_job().key
     assert train_job(training__num_threads=3).key == train_job().key
     assert train_job(optim__learning_rate=1e-3).key == train_job().key  # the default, written out
+
+
+def test_a_measure_has_one_key_on_all_devices(tmp_path):
+    script = tmp_path / "where.py"
+    script.write_text(
+        "def where(folders):\n    from lorascope.study.measures import finished\n"
+        "    return [{'device': finished._device.get()}]\n"
+    )
+    spec = {"kind": "measure", "script": str(script), "function": "where", "code": "", "params": {}}
+    job = Job({**spec, "device": "cuda:1"})
+    assert job.key == Job(spec).key == Job({**spec, "device": "cpu"}).key
+    here = Store(tmp_path / "store")
+    assert execute(Chunk((job,)), here) == []
+    assert read_rows(here.folder(job.key)) == [{"device": "cuda:1"}]
 
 
 def test_a_key_that_configs_got_later_changes_only_runs_that_set_it():

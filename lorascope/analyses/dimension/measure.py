@@ -15,6 +15,8 @@ from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum, Parts, 
 from lorascope.analyses.toolkit import choose, group
 from lorascope.architectures import module_types
 from lorascope.errors import InputError
+from lorascope.linalg import batched
+from lorascope.linalg.batched import Place
 from lorascope.linalg.factored import Factored
 from lorascope.run_data import FULL, Candidate, OpenedRun, RunFacts, check_same_task
 from lorascope.weights.adapter import Skipped
@@ -109,6 +111,7 @@ class _Work:
     parts: list[Mapping[str, Parts]] = field(default_factory=list)
     scored: dict[str, tuple[float, float]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    place: Place | None = None
 
     def score(self, facts: RunFacts, trained: OpenedRun) -> tuple[float, float]:
         """Loss and accuracy of a run as it was trained; each run is evaluated once."""
@@ -146,10 +149,8 @@ class _Work:
         """Everything about one full fine-tuning run; the controls of the first one only."""
         facts, trained = candidate.facts, candidate.open()
         chosen = self._chosen(facts, trained)
-        parts = {}
-        for name in chosen:
-            self.on_progress(f"{facts.label}: SVD of {name}")
-            parts[name] = _decomposed(name, facts, trained)
+        parts = self._decomposed(facts, trained, list(chosen))
+        self.place = trained.place
         self.parts.append(parts)
         self.spectra += spectra.of_run(facts.label, {n: p.s for n, p in parts.items()}, chosen, product=False)
         cut = Truncations(facts.label, trained, parts, self.on_progress)
@@ -167,6 +168,13 @@ class _Work:
             facts, base, whole.accuracy, start.loss, frozen.loss, tuple(curves), chosen, vectors,
             sum(m * n for m, n in trained.shapes.values()), trained.head_parameters,
         )  # fmt: skip
+
+    def _decomposed(self, facts: RunFacts, trained: OpenedRun, names: Sequence[str]) -> dict[str, Parts]:
+        """The SVDs. InputError where an entry is NaN or infinite."""
+        try:
+            return spectra.decompose_all(trained, names, lambda name: self.on_progress(f"{facts.label}: SVD of {name}"))
+        except ValueError as error:
+            raise InputError(str(error), found=f"in {facts.path}", hint="train it again") from None
 
     def _controls(self, cut: Truncations, base: Baseline, k90: int | None) -> list[Curve]:
         places = functional.powers(cut.largest)[:-1]
@@ -188,12 +196,15 @@ class _Work:
 
     def splits(self) -> tuple[Split, ...]:
         """Every matrix of the full runs, taken apart into what the seeds share and the rest."""
-        types = module_types(self.parts[0])
-        splits = []
-        for name in self.parts[0]:
-            self.on_progress(f"seeds of {name}")
-            deltas = [each[name].between(0, len(each[name].s)).dense() for each in self.parts]
-            splits.append(spectra.split(name, types[name], deltas))
+        types, names = module_types(self.parts[0]), list(self.parts[0])
+        splits: list[Split | None] = []
+        shapes = [(len(self.parts) * part.shape[0], part.shape[1]) for part in self.parts[0].values()]
+        for window in batched.windows(shapes, self.place):
+            deltas = {}
+            for name in names[window]:
+                self.on_progress(f"seeds of {name}")
+                deltas[name] = [each[name].between(0, len(each[name].s)).dense() for each in self.parts]
+            splits += spectra.split_all(types, deltas, self.place).values()
         self.parts.clear()
         return tuple(each for each in splits if each is not None)
 
@@ -229,13 +240,6 @@ class _Work:
                     Truncations(facts.label, trained, parts, self.on_progress), self.base
                 )
         return tuple(runs), measured, truncated
-
-
-def _decomposed(name: str, facts: RunFacts, trained: OpenedRun) -> Parts:
-    try:
-        return spectra.decompose(trained.delta(name))
-    except ValueError:
-        raise InputError(f"ΔW of {name} in {facts.path} holds NaN or infinite entries", hint="train it again") from None
 
 
 def _products(trained: OpenedRun, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Factored]:

@@ -1,16 +1,18 @@
 """The spectral and the denoised reading of ΔW: one SVD for each matrix, its measures, and noise of the same shape."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lorascope.analyses.toolkit import Row
 from lorascope.architectures import depth, module_types
-from lorascope.linalg import noise, spectrum
+from lorascope.linalg import batched, noise, spectrum
+from lorascope.linalg.batched import Place
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import Matrix
 from lorascope.linalg.nulls import random_product
+from lorascope.run_data import OpenedRun
 
 SHARES = (0.9, 0.95, 0.99)
 NEGLIGIBLE = 1e-12  # of σ₁: below this a direction is rounding
@@ -47,7 +49,37 @@ def decompose(delta: Matrix) -> Parts:
     Raises:
         ValueError: an entry is NaN or infinite.
     """
-    u, s, vh = delta.svd()
+    return _parts(*delta.svd())
+
+
+def decompose_all(
+    trained: OpenedRun, names: Sequence[str], tell: Callable[[str], None] = lambda name: None
+) -> dict[str, Parts]:
+    """The SVD of each of the ΔW, in float64: where the run's model is, on a GPU those of one shape in one call.
+
+    Args:
+        tell: called with each name before its ΔW is taken up.
+
+    Raises:
+        ValueError: an entry is NaN or infinite.
+    """
+    place, shapes = trained.place, trained.shapes
+    parts: dict[str, Parts] = {}
+    for window in batched.windows([shapes[name] for name in names], place):
+        deltas: dict[str, Matrix] = {}
+        for name in names[window]:
+            tell(name)
+            deltas[name] = trained.delta(name)
+        dense = {name: delta.dense() for name, delta in deltas.items() if not delta.structured}
+        for name, entries in dense.items():
+            if not np.isfinite(entries).all():
+                raise ValueError(f"ΔW of {name} holds NaN or infinite entries")
+        svds = dict(zip(dense, batched.svd(list(dense.values()), place), strict=True))
+        parts |= {name: _parts(*svds[name]) if name in svds else decompose(deltas[name]) for name in deltas}
+    return parts
+
+
+def _parts(u: np.ndarray, s: np.ndarray, vh: np.ndarray) -> Parts:
     return Parts(u.astype(np.float32), s, vh.astype(np.float32))
 
 
@@ -144,18 +176,41 @@ class Split:
 
 def split(name: str, type: str, deltas: Sequence[np.ndarray]) -> Split | None:
     """Take ΔW (m, n) of two or more seeds apart. None where one of them is zero."""
+    return split_all({name: type}, {name: deltas})[name]
+
+
+def split_all(
+    types: Mapping[str, str], deltas: Mapping[str, Sequence[np.ndarray]], place: Place | None = None
+) -> dict[str, Split | None]:
+    """The same of several matrices by name. `place`: as of `linalg.batched.singular_values`."""
+    changed = {name: each for name, each in deltas.items() if all(np.linalg.norm(delta) for delta in each)}
+    mixed = [_mean_and_contrasts(each) for each in changed.values()]
+    values = iter(batched.singular_values([matrix for each in mixed for matrix in each], place))
+    sigmas = {name: [next(values) for _ in each] for name, each in changed.items()}
+    return {
+        name: _split(name, types[name], each, sigmas[name]) if name in changed else None
+        for name, each in deltas.items()
+    }
+
+
+def _mean_and_contrasts(deltas: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The mean, and Helmert's contrasts: the j-th against the mean of those before it."""
     count = len(deltas)
-    sizes = [float(np.linalg.norm(delta)) for delta in deltas]
-    if min(sizes) == 0:
-        return None
-    m, n = deltas[0].shape
-    shared = np.linalg.svd(sum(deltas) / count, compute_uv=False)
-    contrasts = []
-    for j in range(1, count):  # Helmert's: the j-th against the mean of those before it
+    mixed = [np.sum(deltas, axis=0) / count]
+    for j in range(1, count):
         c = np.zeros(count)
         c[:j], c[j] = 1 / j, -1
         c /= np.linalg.norm(c) * np.sqrt(count)
-        contrasts.append(np.linalg.svd(sum(w * d for w, d in zip(c, deltas, strict=True)), compute_uv=False))
+        mixed.append(np.tensordot(c, np.stack(deltas), axes=1))
+    return mixed
+
+
+def _split(name: str, type: str, deltas: Sequence[np.ndarray], sigmas: Sequence[np.ndarray]) -> Split:
+    """From the singular values of the mean and of the contrasts."""
+    count = len(deltas)
+    sizes = [float(np.linalg.norm(delta)) for delta in deltas]
+    m, n = deltas[0].shape
+    shared, *contrasts = sigmas
     typical = np.sqrt(np.mean(np.square(contrasts), axis=0))
     excess = np.cumsum(shared**2 - typical**2)
     mean_energy = float(np.mean(np.square(sizes)))

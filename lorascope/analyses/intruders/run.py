@@ -1,6 +1,5 @@
 """The run over all weights of an adapter, or of a tuned checkpoint, one at a time."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,13 @@ from lorascope.analyses.intruders.result import EPSILONS, CacheUse, IntrudersRes
 from lorascope.analyses.toolkit import choose
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
+from lorascope.linalg import batched
 from lorascope.linalg.blas import one_thread
 from lorascope.linalg.matrix import Dense, Matrix
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.base_svd import SvdCache
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair, base_matrix, difference, match
-
-AHEAD = 1 << 27  # so many numbers of base weights are decomposed together on a GPU: 1 GiB
 
 
 def run(  # the weights, what counts as an intruder, where SVDs are kept
@@ -62,7 +60,8 @@ def run(  # the weights, what counts as an intruder, where SVDs are kept
     cache = cache if cache is not None else SvdCache(None)
     types = module_types(pair.name for pair in pairs)
     rows: list[ModuleIntruders] = []
-    ahead = _together(pairs) if cache.place is not None else {}
+    shapes = [(pair.shape[0], pair.shape[1]) for pair in pairs if cache.place is not None]
+    ahead = {window.start: pairs[window] for window in batched.windows(shapes, cache.place)}
     with one_thread():
         for i, pair in enumerate(progress(pairs)):
             cache.prepare([base_matrix(each) for each in ahead.get(i, ())])
@@ -79,18 +78,6 @@ def run(  # the weights, what counts as an intruder, where SVDs are kept
         inputs["tuned"] |= {"sha256": tuned.source.sha256, "method": tuned.source.method, "notes": list(tuned.notes)}
     grid = tuple(sorted({*epsilons, epsilon}))
     return IntrudersResult(tuple(rows), inputs, k, epsilon, grid, tuple(skipped), CacheUse.of(cache))
-
-
-def _together(pairs: Sequence[Pair]) -> dict[int, list[Pair]]:
-    """Runs of neighbours that are decomposed ahead, at most so many numbers at a time, by the first one's place."""
-    runs: dict[int, list[Pair]] = {}
-    first, room = 0, 0
-    for i, pair in enumerate(pairs):
-        room -= math.prod(pair.shape)
-        if i == 0 or room < 0:
-            first, room = i, AHEAD - math.prod(pair.shape)
-        runs.setdefault(first, []).append(pair)
-    return runs
 
 
 def _one(pair: Pair, type: str, k: int, cache: SvdCache) -> ModuleIntruders | Skipped:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorascope.linalg.cached_svd import CachedSVD
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import Matrix
 from lorascope.study.definition import Scalar
-from lorascope.study.measures.finished import matrices, opened, singular_values
+from lorascope.study.measures.finished import opened, singular_values, windows
 
 if TYPE_CHECKING:
-    from lorascope.weights.base_svd import SvdCache
+    from lorascope.training.reopen import Reopened
 
 K, EPSILON = 10, 0.5
 EPSILONS = (0.3, 0.5, 0.7, 0.9)
@@ -26,15 +27,12 @@ def leading(folders: Sequence[Path], method: str) -> Iterator[Row]:
     With them two changes with a known answer: ten random directions, twice as strong as W's first, are all intruders;
     ΔW's singular values on W's own directions are none.
     """
-    from lorascope.weights.base_svd import SvdCache
-
-    run, cache = opened(folders[0]), SvdCache(None)
+    run = opened(folders[0])
     rng = np.random.default_rng(run.config.training.seed)
-    for name in matrices(run):
-        weight, delta = run.base_weight(name), run.delta(name)
-        module = measured(name, weight, delta, cache)
+    for name, weight, delta, sigma, cached in _decomposed(run):
+        module = measured(name, weight, delta, cached)
         intruders = module.intruders(EPSILON, K)
-        changes = _changes_with_known_counts(weight, delta, rng)
+        changes = _changes_with_known_counts(weight, sigma, rng, cached)
         yield {
             "module": name,
             "slots": len(module.vectors),
@@ -46,19 +44,36 @@ def leading(folders: Sequence[Path], method: str) -> Iterator[Row]:
             "strength": module.prediction.strength if module.prediction else None,
             "found": len(intruders),
             **{f"found_{epsilon}": len(module.intruders(epsilon, K)) for epsilon in EPSILONS},
-            **{kind: len(measured(name, weight, d, cache).intruders(EPSILON, K)) for kind, d in changes.items()},
+            **{kind: len(measured(name, weight, d, cached).intruders(EPSILON, K)) for kind, d in changes.items()},
         }
 
 
-def _changes_with_known_counts(weight: np.ndarray, delta: Matrix, rng: np.random.Generator) -> dict[str, Factored]:
-    """Changes whose first K directions are all intruders (`planted`), and none (`aligned`)."""
-    u, sigma, vh = np.linalg.svd(weight, full_matrices=False)
+def _decomposed(run: "Reopened") -> Iterator[tuple[str, np.ndarray, Matrix, np.ndarray, CachedSVD]]:
+    """Of every changed matrix: its name, W, ΔW, ΔW's singular values, and the decomposition of W."""
+    from lorascope.weights.base_svd import SvdCache
+
+    cache = SvdCache(None, place=run.place)
+    for names in windows(run):
+        weights, deltas = [run.base_weight(name) for name in names], [run.delta(name) for name in names]
+        cache.prepare(weights)
+        sigmas = singular_values(deltas, run.place)
+        for name, weight, delta, sigma in zip(names, weights, deltas, sigmas, strict=True):
+            yield name, weight, delta, sigma, cache.of(weight)
+
+
+def _changes_with_known_counts(
+    weight: np.ndarray, sigma_delta: np.ndarray, rng: np.random.Generator, cached: CachedSVD
+) -> dict[str, Factored]:
+    """Changes whose first K directions are all intruders (`planted`), and none (`aligned`).
+
+    Args:
+        sigma_delta: ΔW's singular values.
+        cached: the decomposition of `weight`.
+    """
     a, b = (np.linalg.qr(rng.standard_normal((side, K)))[0] for side in weight.shape)
-    sigma_delta = singular_values(delta)[:K]
-    return {
-        "planted": Factored(a * (2 * sigma[0]), b.T),
-        "aligned": Factored(u[:, : len(sigma_delta)] * sigma_delta, vh[: len(sigma_delta)]),
-    }
+    k = min(K, len(sigma_delta), cached.rank)
+    u, v = cached.leading(weight, k)
+    return {"planted": Factored(a * (2 * cached.sigma[0]), b.T), "aligned": Factored(u * sigma_delta[:k], v.T)}
 
 
 def retained(folders: Sequence[Path], method: str, texts: int) -> list[Row]:
@@ -75,6 +90,7 @@ def scaled(folders: Sequence[Path], method: str, texts: int, split: str | None) 
     from lorascope.analyses.intruders.intervention import ARMS, intervene
     from lorascope.models import assets
     from lorascope.study.measures.retention import Retention
+    from lorascope.weights.base_svd import SvdCache
     from lorascope.weights.checkpoint import open_checkpoint
 
     run = opened(folders[0], texts, split)
@@ -85,7 +101,8 @@ def scaled(folders: Sequence[Path], method: str, texts: int, split: str | None) 
         score = run.score()
         return {"loss": score.loss, "accuracy": score.accuracy, **lost.score()}
 
-    result = intruders.run(run.adapter, open_checkpoint(assets.resolve(run.config.model.name)), k=K, epsilon=EPSILON)
+    base, cache = open_checkpoint(assets.resolve(run.config.model.name)), SvdCache(None, place=run.place)
+    result = intruders.run(run.adapter, base, k=K, epsilon=EPSILON, cache=cache)
     made = intervene(result, "", run.base_weight, run.delta, evaluate, lambdas=LAMBDAS)
     rows: list[Row] = [{"arm": arm, "factor": 1.0, "norm": 1.0, **made.trained} for arm in ARMS]
     rows += [{"factor": point["lambda"], **{k: v for k, v in point.items() if k != "lambda"}} for point in made.points]
@@ -99,28 +116,24 @@ def critical(folders: Sequence[Path], method: str) -> Iterator[Row]:
     """
     from lorascope.linalg import deformation
     from lorascope.linalg.noise import noise_spectrum
-    from lorascope.weights.base_svd import SvdCache
 
-    run, cache = opened(folders[0]), SvdCache(None)
-    for name in matrices(run):
-        weight, delta = run.base_weight(name), run.delta(name)
-        first = singular_values(delta)[0]
+    for name, weight, delta, sigma, cached in _decomposed(opened(folders[0])):
         noise = noise_spectrum(*weight.shape)
         noise = noise * np.linalg.norm(weight) / np.linalg.norm(noise)
         predicted = {
-            kind: float(deformation.levels_of(sigma, weight.shape, K)[1][K - 1] / first)
-            for kind, sigma in (("predicted", cache.of(weight).sigma), ("of_noise", noise))
+            kind: float(deformation.levels_of(sigma_w, weight.shape, K)[1][K - 1] / sigma[0])
+            for kind, sigma_w in (("predicted", cached.sigma), ("of_noise", noise))
         }
         low, high = np.log2(predicted["predicted"]) + np.array([-5.0, 5.0])
         while high - low > 0.1:
             middle = (low + high) / 2
-            there = measured(name, weight, delta.scaled(2.0**middle), cache).intruders(EPSILON, K)
+            there = measured(name, weight, delta.scaled(2.0**middle), cached).intruders(EPSILON, K)
             low, high = (low, middle) if there else (middle, high)
         yield {"module": name, "measured": float(2.0 ** ((low + high) / 2)), **predicted}
 
 
-def measured(name: str, weight: np.ndarray, delta: Matrix, cache: "SvdCache") -> Any:
+def measured(name: str, weight: np.ndarray, delta: Matrix, cached: CachedSVD) -> Any:
     from lorascope.analyses.intruders.module import measure
 
     facts = {"name": name, "parameter": name, "type": "", "depth": None, "transposed": False, "kind": ""}
-    return measure(facts, cache.of(weight), weight, delta, K)
+    return measure(facts, cached, weight, delta, K)

@@ -124,6 +124,6 @@ def reached(points: Sequence["Point"]) -> int | None:
 
 def truncations(run: "Reopened") -> "Truncations":
     from lorascope.analyses.dimension.functional import Truncations
-    from lorascope.analyses.dimension.spectra import decompose
+    from lorascope.analyses.dimension.spectra import decompose_all
 
-    return Truncations("", run, {name: decompose(run.delta(name)) for name in matrices(run)}, lambda what: None)
+    return Truncations("", run, decompose_all(run, matrices(run)), lambda what: None)

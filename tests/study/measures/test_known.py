@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.dimension.functional import Point
-from lorascope.linalg.matrix import Dense
+from lorascope.linalg.cached_svd import decompose
 from lorascope.study.measures import intruding, rank, truncation
-from lorascope.weights.base_svd import SvdCache
 
 SHAPE = (96, 64)
 
@@ -17,7 +16,8 @@ def rng():
 
 
 def test_a_planted_rank_is_what_stands_above_the_noise(rng):
-    found = rank.described("encoder.layer.2.output.dense", SHAPE, rank.planted(SHAPE, 16, rng), product=False)
+    sigma = np.linalg.svd(rank.planted(SHAPE, 16, rng), compute_uv=False)
+    found = rank.described("encoder.layer.2.output.dense", SHAPE, sigma, product=False)
     assert found["gavish_donoho"] == 16
     assert (found["part"], found["depth"], found["smaller_side"]) == ("MLP", 2, 64)
 
@@ -38,11 +38,10 @@ def test_the_rank_that_is_reached_is_kept_by_all_larger_ones():
 
 def test_planted_directions_are_intruders_and_aligned_ones_are_not(rng):
     weight = rng.standard_normal(SHAPE)
-    delta = Dense(rng.standard_normal(SHAPE))
-    known = intruding._changes_with_known_counts(weight, delta, rng)
-    cache = SvdCache(None)
+    sigma, cached = np.linalg.svd(rng.standard_normal(SHAPE), compute_uv=False), decompose(weight)
+    known = intruding._changes_with_known_counts(weight, sigma, rng, cached)
     counts = {
-        kind: len(intruding.measured("m", weight, d, cache).intruders(intruding.EPSILON, intruding.K))
+        kind: len(intruding.measured("m", weight, d, cached).intruders(intruding.EPSILON, intruding.K))
         for kind, d in known.items()
     }
     assert counts == {"planted": intruding.K, "aligned": 0}
