@@ -159,7 +159,7 @@ def test_it_runs_at_scale_smoke(path, tmp_path):
 
 REPORTS = ROOT / "reports"
 PUBLISHED, UNREADABLE = record.read_folder(REPORTS)
-README = (ROOT / "README.md").read_text()
+TOLD = (ROOT / ".github" / "STUDIES.md").read_text()
 VERDICTS = ("held", "not held", "undecided", "withdrawn", "cannot tell")
 # What a reader of the studies found to rest on a grid of learning rates that is too coarse, and re-trained or not:
 WITHDRAWN = {
@@ -266,11 +266,11 @@ def test_the_index_has_the_scope_and_the_verdicts_that_stand():
 
 def test_the_readme_has_the_scope_above_its_results_and_the_tallies_that_stand():
     line = scope_line((REPORTS / "index.html").read_text())
-    assert README.index("## Studies") < README.index(line) < README.index("| study | held |")
-    rows = re.findall(r"\]\(reports/(\w+)\.html\) \|((?: \d+ \|)+)$", README, re.M)
+    assert TOLD.index("# Studies") < TOLD.index(line) < TOLD.index("| study | held |")
+    rows = re.findall(r"\]\(../reports/(\w+)\.html\) \|((?: \d+ \|)+)$", TOLD, re.M)
     told = {name: [int(n) for n in counts.split("|") if n.strip()] for name, counts in rows}
     assert told == {found["name"]: tally(found) for found in PUBLISHED if found["scale"]["conclusive"]}
     together = [sum(counts) for counts in zip(*map(tally, PUBLISHED), strict=True)]
-    assert f"\n{together[3]} verdicts, on LoRA+, " in README
-    assert f" {together[4]} claims cannot tell" in README
-    assert "14 %" not in README[README.index("## Studies") : README.index("## Merge")]
+    assert f"\n{together[3]} verdicts, on LoRA+, " in TOLD
+    assert f" {together[4]} claims cannot tell" in TOLD
+    assert "14 %" not in TOLD
