@@ -20,7 +20,7 @@ import lorascope as ls
 from tests.benchmarks.adapters import LLAMA_8B, projections
 from tests.browser import ARGUMENTS, chromium_path
 
-RANK, SIZE, COLOURS = 16, {"width": 1100, "height": 940}, 96
+RANK, SIZE, COLOURS = 16, {"width": 1100, "height": 965}, 256
 
 
 def write_adapter(folder: Path) -> Path:
