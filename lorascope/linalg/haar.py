@@ -25,7 +25,7 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Chance:
-    """The law of a number in [low, high] by its exact mean and standard deviation."""
+    """The law of a number in [low, high], 0 ≤ low ≤ high, by its exact mean and standard deviation."""
 
     mean: float
     sd: float
@@ -54,7 +54,7 @@ class Chance:
 
     @property
     def _fixed(self) -> bool:
-        return self.high - self.low <= 0 or self.sd <= 1e-12 * (self.high - self.low)
+        return self.sd <= 1e-12 * self.high
 
 
 def moments(n: int, i: Array, j: Array) -> tuple[Array, Array]:
@@ -83,10 +83,8 @@ def weighted(n: int, a: np.ndarray, b: np.ndarray) -> Chance:
     spreads = [max(float(np.sum(e**2) - e.sum() ** 2 / n), 0.0) for e in (a, b)]
     sd = math.sqrt(2 * spreads[0] * spreads[1] / ((n - 1) * (n + 2))) if n > 1 else 0.0
     both = min(len(a), len(b))
-    crowded = max(
-        0, len(a) + len(b) - n
-    )  # so many of the smallest must meet, the largest of one the least of the other
-    low = float(a[len(a) - crowded :] @ b[::-1][:crowded]) if crowded else 0.0
+    crowded = max(0, len(a) + len(b) - n)  # so many of the smallest meet, the largest of one the least of the other
+    low = float(a[len(a) - crowded :] @ b[::-1][:crowded])
     return Chance(mean, sd, low, float(a[:both] @ b[:both]))
 
 
@@ -95,11 +93,7 @@ def smallest_angle(n: int, i: int, j: int) -> float:
 
     At finite n the mean lies a little above it.
     """
-    a, b = i / n, j / n
-    if a + b >= 1:
-        return 0.0
-    cosine = math.sqrt(a * (1 - b)) + math.sqrt(b * (1 - a))
-    return math.acos(min(cosine, 1.0))
+    return max(math.pi / 2 - math.asin(math.sqrt(i / n)) - math.asin(math.sqrt(j / n)), 0.0)
 
 
 def cosine_sd(m: int, n: int) -> float:
@@ -133,9 +127,9 @@ def cosine_p(cosine: float, m: int, n: int, s: np.ndarray, t: np.ndarray) -> flo
     kept = 1 - squares * u**2
     generating = -0.5 * float(np.sum(np.log(kept)))
     curvature = float(np.sum(squares * (1 + squares * u**2) / kept**2))
-    w, v = math.sqrt(max(2 * (u * x - generating), 0.0)), u * math.sqrt(curvature)
+    w, v = math.sqrt(2 * (u * x - generating)), u * math.sqrt(curvature)
     tail = 0.5 * math.erfc(w / math.sqrt(2)) + math.exp(-w * w / 2) / math.sqrt(2 * math.pi) * (1 / v - 1 / w)
-    return min(max(2 * tail, 0.0), 1.0)
+    return 2 * tail
 
 
 def _saddlepoint(squares: np.ndarray, x: float) -> float:
@@ -147,7 +141,7 @@ def _saddlepoint(squares: np.ndarray, x: float) -> float:
             low = u
         else:
             high = u
-    return low or high
+    return low
 
 
 def false_discovery(p: Sequence[float | None]) -> list[float | None]:
@@ -157,7 +151,7 @@ def false_discovery(p: Sequence[float | None]) -> list[float | None]:
     order = np.argsort(values)[::-1]
     ranked = values[order] * len(values) / np.arange(len(values), 0, -1)
     q: list[float | None] = [None] * len(p)
-    for index, value in zip(order, np.minimum.accumulate(np.minimum(ranked, 1.0)), strict=True):
+    for index, value in zip(order, np.minimum.accumulate(ranked), strict=True):
         q[tested[index]] = float(value)
     return q
 

@@ -132,3 +132,59 @@ def test_the_smallest_angle_of_large_random_subspaces():
     assert np.cos(haar.smallest_angle(768, 8, 8)) ** 2 == pytest.approx(0.041, abs=5e-4)
     assert np.cos(haar.smallest_angle(768, 64, 64)) ** 2 == pytest.approx(0.306, abs=5e-4)
     assert haar.smallest_angle(10, 6, 6) == 0.0
+    x, y = np.arcsin(np.sqrt(0.2)), np.arcsin(np.sqrt(0.3))  # √a √(1 − b) + √b √(1 − a) = sin(x + y)
+    assert np.cos(haar.smallest_angle(10, 2, 3)) == pytest.approx(np.sin(x + y), rel=1e-14)
+
+
+def test_a_law_by_its_numbers():
+    chance = haar.Chance(2.0, 0.5, 1.0, 3.0)
+    assert chance.z(3.0) == 2
+    assert chance.z(1.5) == -1
+    uniform = haar.Chance(2.0, 3**-0.5, 1.0, 3.0)
+    assert [uniform.p(x) for x in (0.0, 1.0, 1.5, 3.0, 4.0)] == pytest.approx([1, 1, 0.75, 0, 0], abs=1e-12)
+    assert haar.Chance(2.0, 2.5e-12, 1.0, 3.0).z(2.0) is None  # a deviation that is rounding
+    assert haar.Chance(2.0, 3.5e-12, 1.0, 3.0).z(2.0) == 0
+    assert haar.Chance(0.0, 0.0, 0.0, 0.0).z(0.0) is None
+
+
+def test_the_smallest_spaces():
+    """In R^1 everything meets; in R^2 cos² of two lines is the arcsine law, of variance 1/8."""
+    assert haar.moments(1, 1, 1) == (1, 0)
+    assert haar.moments(2, 1, 1) == (0.5, 0.125)
+    each = haar.moments(3, np.array([1, 2]), np.array([2, 2]))
+    assert np.array(each) == pytest.approx(np.array([[2 / 3, 4 / 3], [4 / 45, 4 / 45]]), rel=1e-15)
+    assert haar.weighted(1, np.array([2.0]), np.array([3.0])) == haar.Chance(6.0, 0.0, 6.0, 6.0)
+    assert haar.phi(9, 2, 4).high == 1
+
+
+def test_the_range_of_a_weighted_overlap():
+    """Eigenvalues in opposite order give the least, in the same order the most; past n they must meet."""
+    a, b = np.array([1.0, 4.0]), np.array([3.0, 2.0])
+    for n, low in ((2, 11.0), (3, 2.0), (4, 0.0)):
+        chance = haar.weighted(n, a, b)
+        assert (chance.mean, chance.low, chance.high) == (pytest.approx(25 / n, rel=1e-15), low, 14.0)
+        deviation = np.sqrt(2 * (17 - 25 / n) * (13 - 25 / n) / ((n - 1) * (n + 2)))
+        assert chance.sd == pytest.approx(deviation, rel=1e-13)
+        assert haar.weighted(n, a * 1e-3, b).sd == pytest.approx(deviation * 1e-3, rel=1e-13)
+    for n in range(2, 12):  # all directions alike: nothing is left to chance, and rounding makes no variance
+        assert haar.weighted(n, np.full(n, 0.1), b).sd == pytest.approx(0, abs=1e-8)
+
+
+def test_the_middle_of_the_cosines_law():
+    """Of many equal singular values the cosine is Gaussian, below the formula's first point and above it."""
+    equal = np.ones(300)
+    for x in (0.0, 0.02, 0.0499, 0.0501, 0.3, 1.0, 2.0):
+        p = haar.cosine_p(-x / 20, 40, 10, equal, equal)
+        assert p == pytest.approx(2 * stats.norm.sf(x), rel=2e-4)  # 1 − √(2/π)x is good to x³/(3√(2π))
+
+
+def test_the_largest_cosine_by_closed_forms():
+    """In R^3 |cos| with a line is uniform, and cos² with a plane is x with probability 1 − √(1 − x)."""
+    assert haar.largest_cosine(3, {1: 1}) == pytest.approx(0.5, rel=1e-12)
+    assert haar.largest_cosine(3, {1: 1}, 0.9) == pytest.approx(0.9, rel=1e-12)
+    assert haar.largest_cosine(3, {1: 3}) == pytest.approx(0.5 ** (1 / 3), rel=1e-12)
+    assert haar.largest_cosine(3, {2: 1}) == pytest.approx(np.sqrt(0.75), rel=1e-12)
+    assert haar.largest_cosine(4, {1: 2, 4: 1}) == 1
+    assert haar.largest_cosine(4, {4: 1}) == 1
+    wide = stats.beta(1000, 1048).ppf(0.5)  # its distribution function underflows where the search begins
+    assert haar.largest_cosine(4096, {2000: 1}) == pytest.approx(np.sqrt(wide), rel=1e-9)

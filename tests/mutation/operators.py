@@ -79,6 +79,7 @@ def _alternatives(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Return(ast.Constant(None))
 
 
+DEFENSIVE = {"strict", "check_finite", "overwrite_a", "overwrite_b"}  # flags of calls that no result depends on
 SKIPPED = (ast.JoinedStr, ast.Raise, ast.Import, ast.ImportFrom)  # words for a reader, not what is computed
 NOT_COMPUTED = {"annotation", "returns", "decorator_list", "type_params"}
 
@@ -90,6 +91,8 @@ def _places(node: ast.AST, path: tuple = (), function: str = "") -> Iterator[tup
             continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or isinstance(child, SKIPPED):
+                continue
+            if isinstance(child, ast.keyword) and child.arg in DEFENSIVE:
                 continue
             inside = function
             if isinstance(child, ast.FunctionDef | ast.ClassDef) and not function.endswith("()"):

@@ -1,7 +1,8 @@
-"""A mutation is run in a copy of the tree, by a fork of a process that has imported the heavy packages already."""
+"""Changes are tried in forks of a warm pytest session; what an import computes, in a copy of the tree."""
 
 import contextlib
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -12,65 +13,117 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from queue import Queue
 
 from tests.mutation.operators import Mutation
 
 HEAVY = ("numpy", "scipy.linalg", "scipy.stats", "pandas", "torch", "peft", "lycoris", "hypothesis", "pytest")
-MAX_SECONDS = 90.0  # of tests for one mutation, as they take without it
+MAX_SECONDS = 20.0  # of tests for one change, as they take without it
 CHEAP_FILE = 4.0  # seconds: such a test file is run whole (a cache may hide which of its tests depend on a function)
+UNAVAILABLE = float("inf")  # the seconds of a test that fails or is skipped without a change
 
 
 @dataclass(frozen=True)
 class Tests:
     """Which tests call a function ("file:name"), and what they cost."""
 
-    by_function: dict[str, set[str]]  # tests, or test files
+    called: dict[str, list[str]]  # by test, or by test file what its import and fixtures call
     seconds: dict[str, float]
 
-    @classmethod
-    def of(cls, calls: dict) -> "Tests":
-        by_function = defaultdict(set)
-        for where, functions in calls["called"].items():
+    @cached_property
+    def by_function(self) -> dict[str, set[str]]:
+        found = defaultdict(set)
+        for where, functions in self.called.items():
             for function in functions:
-                by_function[function].add(where)
-                by_function[function.split(":")[0] + ":"].add(where)
-        return cls(dict(by_function), {test: float(s) for test, s in calls["seconds"].items()})
+                found[function].add(where)
+                found[function.split(":")[0] + ":"].add(where)
+        return dict(found)
+
+    @cached_property
+    def by_file(self) -> dict[str, dict[str, float]]:
+        """The tests that can be used, and their seconds, by test file."""
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        for test, seconds in self.seconds.items():
+            if seconds < UNAVAILABLE:
+                found[test.split("::")[0]][test] = seconds
+        return dict(found)
+
+    def at_import(self, change: Mutation) -> bool:
+        """Whether a test file's import, or its fixtures, call the changed function."""
+        callers = self.by_function.get(f"{change.file}:{change.function}", set())
+        return not change.function or any("::" not in where for where in callers)
 
     def for_change(self, change: Mutation) -> tuple[list[str], float]:
-        """Test ids, the file of the same name and cheap files first, and the seconds they take."""
+        """Test ids, those of the file of the same name and of its room first, then the cheap; the seconds they take."""
         callers = self.by_function.get(f"{change.file}:{change.function}", set())
-        of_file = defaultdict(dict)
-        for test, seconds in self.seconds.items():
-            of_file[test.split("::")[0]][test] = seconds
         chosen = {}
-        for file, every in of_file.items():
-            usable = {test: s for test, s in every.items() if s < float("inf")}
+        for file, usable in self.by_file.items():
             calling = {test: s for test, s in usable.items() if test in callers}
-            cheap = sum(usable.values()) < CHEAP_FILE
-            if file in callers or (calling and cheap):
+            if file in callers or (calling and sum(usable.values()) < CHEAP_FILE):
                 calling = usable
             if calling:
                 chosen[file] = calling
-        name = f"test_{Path(change.file).stem}.py"
-        order = sorted(chosen, key=lambda file: (not file.endswith(name), sum(chosen[file].values())))
+        name, room = f"test_{Path(change.file).stem}.py", f"tests/{change.file.split('/')[1]}/"
+
+        def rank(file: str) -> tuple[bool, bool, float]:
+            return not file.endswith(name), not file.startswith(room), sum(chosen[file].values())
+
         picked, total = [], 0.0
-        for file in order:
+        for file in sorted(chosen, key=rank):
             for test, seconds in sorted(chosen[file].items(), key=lambda pair: pair[1]):
                 if total + seconds <= MAX_SECONDS:
                     picked, total = [*picked, test], total + seconds
         return picked, total
 
 
-def _copy(root: Path, to: Path) -> Path:
-    """A tree that a worker may change."""
-    skipped = shutil.ignore_patterns(".git", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "*.egg-info")
-    return Path(shutil.copytree(root, to / "tree", ignore=skipped))
+def outcomes(root: Path, mutations: list[Mutation], tests: Tests, workers: int) -> Iterator[tuple[Mutation, str]]:
+    """Each change with what became of it ("survived", "killed", "timeout"); one that no test calls has survived."""
+    cold = [change for change in mutations if not change.function]
+    for change, outcome in _in_memory(root, [c for c in mutations if c.function], tests, workers):
+        if outcome == "elsewhere" or (outcome == "survived" and tests.at_import(change)):
+            cold.append(change)
+        else:
+            yield change, outcome
+    if cold:
+        yield from _in_copies(root, cold, tests, workers)
 
 
-def _child(tree: Path, tests: list[str]) -> int:
-    """Run the tests in this process, until one fails; pytest's exit code."""
+def _in_memory(root: Path, changes: list[Mutation], tests: Tests, workers: int) -> Iterator[tuple[Mutation, str]]:
+    """As `outcomes`, and "elsewhere" for what cannot be tried in memory."""
+    jobs = [(number, change, *tests.for_change(change)) for number, change in enumerate(changes)]
+    yield from ((change, "survived") for _, change, picked, _ in jobs if not picked)
+    jobs = [job for job in jobs if job[2]]
+    files = sorted({test.split("::")[0] for _, _, picked, _ in jobs for test in picked})
+    if not jobs:
+        return
+    source, sink = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(source)
+        code = 1
+        try:
+            from tests.mutation.warm import Warm
+
+            def report(number: int, outcome: str) -> None:
+                os.write(sink, (json.dumps([number, outcome]) + "\n").encode())
+
+            code = _pytest(root, files, [Warm(root, jobs, workers, report)])
+        finally:
+            os._exit(code)
+    os.close(sink)
+    left = {number: change for number, change, _, _ in jobs}
+    with open(source) as lines:
+        for line in lines:
+            number, outcome = json.loads(line)
+            yield left.pop(number), outcome
+    os.waitpid(child, 0)
+    yield from ((change, "elsewhere") for change in left.values())  # the session ended: a test file does not import
+
+
+def _pytest(tree: Path, tests: list[str], plugins: list | None = None) -> int:
+    """pytest's exit code in this process, of the tree's own modules, silently."""
     os.chdir(tree)
     sys.path[:] = [str(tree), *(p for p in sys.path if not (Path(p) / "lorascope").is_dir())]
     for name in [m for m in sys.modules if m.split(".")[0] in ("tests", "lorascope")]:
@@ -81,7 +134,15 @@ def _child(tree: Path, tests: list[str]) -> int:
         os.dup2(nothing.fileno(), 2)
     import pytest
 
-    return int(pytest.main(["-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--tb=no", *tests]))
+    options = ["-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--tb=no"]
+    with tempfile.TemporaryDirectory() as folder:
+        return int(pytest.main([*options, f"--basetemp={folder}/tests", *tests], plugins=plugins))
+
+
+def _copy(root: Path, to: Path) -> Path:
+    """A tree that a worker may change."""
+    skipped = shutil.ignore_patterns(".git", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "*.egg-info")
+    return Path(shutil.copytree(root, to / "tree", ignore=skipped))
 
 
 def _run(tree: Path, tests: list[str], limit: float) -> str:
@@ -91,7 +152,7 @@ def _run(tree: Path, tests: list[str], limit: float) -> str:
         code = 1
         try:
             os.setsid()
-            code = _child(tree, tests)
+            code = _pytest(tree, tests)
         finally:
             os._exit(code)
     end = time.monotonic() + limit
@@ -107,8 +168,8 @@ def _run(tree: Path, tests: list[str], limit: float) -> str:
     return "timeout"
 
 
-def outcomes(root: Path, mutations: list[Mutation], tests: Tests, workers: int) -> Iterator[tuple[Mutation, str]]:
-    """Each mutation with what became of it; one that no test calls has survived."""
+def _in_copies(root: Path, changes: list[Mutation], tests: Tests, workers: int) -> Iterator[tuple[Mutation, str]]:
+    """As `outcomes`, each change written into a copy of the tree, whose tests are imported afresh."""
     for name in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -134,7 +195,7 @@ def outcomes(root: Path, mutations: list[Mutation], tests: Tests, workers: int) 
                 trees.put(tree)
 
         with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(one, mutations)
+            yield from pool.map(one, changes)
 
 
 def _forget(source: Path) -> None:

@@ -82,8 +82,10 @@ def test_what_is_tested_is_killed_and_what_is_not_survives(tree, monkeypatch):
     calls = {"called": {test: ["lorascope/toy.py:clipped"]}, "seconds": {test: 0.1}}
     changes = [mutation(tree, *candidate) for candidate in candidates(tree, "lorascope/toy.py")]
     wanted = {"LIMIT = 4", "not isinstance(x, int) or x <= low", "return x - 1"}
-    found = run.outcomes(tree, [m for m in changes if m.after in wanted], run.Tests.of(calls), 1)
-    assert [outcome for _, outcome in found] == ["killed", "killed", "survived"]
+    found = run.outcomes(tree, [m for m in changes if m.after in wanted], run.Tests(**calls), 1)
+    assert {change.after: outcome for change, outcome in found} == dict(
+        zip(sorted(wanted), ["killed", "killed", "survived"], strict=True)
+    )
 
 
 def test_what_is_said_to_change_nothing_is_there_to_be_changed():

@@ -6,10 +6,12 @@ reads from the same files, and from the model in memory.
 """
 
 import copy
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,18 @@ def stored_delta(update: Update, base: Checkpoint | None) -> np.ndarray:
     return found.T if update.transposed else found
 
 
+def without_defaults(folder: Path, config: Any) -> Path:
+    """The adapter with a config that leaves out what PEFT's config has by default, which PEFT takes for the same."""
+    given = json.loads((folder / "adapter_config.json").read_text())
+    usual = {field.name: field.default for field in fields(config) if field.name not in ("peft_type", "peft_version")}
+    to = folder.with_name("lean")
+    to.mkdir()
+    shutil.copy(folder / "adapter_model.safetensors", to)
+    lean = {key: value for key, value in given.items() if key not in usual or value != usual[key]}
+    (to / "adapter_config.json").write_text(json.dumps(lean))
+    return to
+
+
 def compare(case: Case, adapter: Adapter, base: Checkpoint | None, expected: dict[str, np.ndarray]) -> None:
     """AssertionError where a weight's update is missing, an update is too many, or one differs from the merge."""
     found = {update.base_weight or f"{name}.weight": update for name, update in adapter.updates.items()}
@@ -183,6 +197,9 @@ def check(case: Case, folder: Path) -> Adapter:
     adapter = io.read(written.adapter_folder, base)
     compare(case, adapter, base, expected)
     assert any(case.says in note for note in adapter.notes) or not case.says
+    lean = io.read(without_defaults(written.adapter_folder, case.config()), base)
+    for name, update in adapter.updates.items():
+        np.testing.assert_array_equal(stored_delta(lean.updates[name], base), stored_delta(update, base))
     in_memory = ls.read(written.model, base=written.base_folder if case.base else None)
     assert set(in_memory.updates) == set(adapter.updates)
     for name, update in adapter.updates.items():

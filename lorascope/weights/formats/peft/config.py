@@ -77,6 +77,13 @@ class Config:
     def flag(self, name: str) -> bool:
         return bool(self.raw.get(name))
 
+    def name(self, field: str, default: str) -> str:
+        """A field that is one name, or absent."""
+        value = self.raw.get(field, default)
+        if not isinstance(value, str):
+            raise InputError(f"adapter_config.json: {field} is not a name", found=value)
+        return value
+
     def names(self, field: str) -> tuple[str, ...]:
         """A field that is a list of names, or one name, or absent."""
         value = self.raw.get(field) or ()
@@ -97,6 +104,7 @@ class ScaleFields:
     alpha: str = "lora_alpha"
     patterns: bool = True
     rslora: bool = False
+    default_alpha: float = 8
 
 
 def parse_config(raw: Mapping[str, Any] | None, fields: ScaleFields | None) -> Config:
@@ -116,7 +124,7 @@ def parse_config(raw: Mapping[str, Any] | None, fields: ScaleFields | None) -> C
     if fields is None:
         fields = ScaleFields(rslora=True)
         values = {**values, "r": 1, "lora_alpha": 1}  # what these fields mean there does not matter here
-    rank, alpha = _number(values, fields.rank, fields.default_rank), _number(values, fields.alpha, 8)
+    rank, alpha = _number(values, fields.rank, fields.default_rank), _number(values, fields.alpha, fields.default_alpha)
     if rank != int(rank) or rank < 1:
         raise InputError("adapter_config.json: the rank is not a positive integer", found=rank)
     patterned = values if fields.patterns else {}

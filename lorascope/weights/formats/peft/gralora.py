@@ -22,7 +22,7 @@ class GraLoRA(Family):
     marks = frozenset(roles)
     with_tail = frozenset({"gralora_A_general", "gralora_B_general"})
     fields = "alpha gralora_k hybrid_r gralora_dropout init_weights"
-    scales = ScaleFields(default_rank=32, alpha="alpha", patterns=False)
+    scales = ScaleFields(default_rank=32, alpha="alpha", patterns=False, default_alpha=64)
 
     def read(self, group: Group, context: Context) -> Update:
         """ΔW with the scale α / (r + hybrid_r)."""

@@ -18,7 +18,7 @@ class HiRA(Family):
     roles = ("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B")
     marks = frozenset(roles)
     fields = "hira_dropout init_weights"
-    scales = ScaleFields()
+    scales = ScaleFields(default_rank=32)
 
     def read(self, group: Group, context: Context) -> Update:
         embedding = "hira_embedding_A" in group or "hira_embedding_B" in group

@@ -37,7 +37,7 @@ class Peanut(Family):
         modules = keys_by_module(ledger, _KEY)
         if not modules:
             return Rest()
-        name, scale = context.config.raw.get("act_fn", "relu"), _scale(context.config)
+        name, scale = context.config.name("act_fn", "relu"), _scale(context.config)
         if name not in _NAMES or not context.config.given:
             for key in (key for keys in modules.values() for key in keys.values()):
                 ledger.skip(key, f"PEANuT: {_unknown(name) if context.config.given else NO_CONFIG}")
@@ -57,8 +57,8 @@ families.register("peanut")(Peanut())
 NO_CONFIG = "without adapter_config.json its nonlinearity is unknown"
 
 
-def _unknown(name: object) -> str:
-    return f"its nonlinearity is {str(name)[:40]!r}, and lorascope knows {preview(_NAMES)}"
+def _unknown(name: str) -> str:
+    return f"its nonlinearity is {name[:40]!r}, and lorascope knows {preview(_NAMES)}"
 
 
 def _scale(config: Config) -> float:

@@ -36,7 +36,7 @@ class Psoft(Family):
         config, weight = context.config, group.stored["psoft_R.weight"]
         if not config.given:
             raise InputError("PSOFT: without adapter_config.json the rank and the core's form are unknown")
-        r, kind = config.rank, _KINDS.get(config.raw.get("ab_svd_init", "psoft_init"))
+        r, kind = config.rank, _KINDS.get(config.name("ab_svd_init", "psoft_init"))
         orthogonal = bool(config.raw.get("psoft_orth", True))
         if kind is None:
             raise InputError(

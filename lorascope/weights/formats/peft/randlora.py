@@ -24,7 +24,7 @@ class RandLoRA(Family):
     roles = ("randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B")
     marks = frozenset(roles)
     fields = "projection_prng_key save_projection sparse very_sparse randlora_dropout randlora_alpha init_weights"
-    scales = ScaleFields(default_rank=32, alpha="randlora_alpha", patterns=False)
+    scales = ScaleFields(default_rank=32, alpha="randlora_alpha", patterns=False, default_alpha=640)
 
     def waits(self, group: Group, context: Context) -> bool:
         return True

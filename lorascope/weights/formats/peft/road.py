@@ -53,7 +53,7 @@ families.register("road")(Road())
 def _settings(config: Config) -> tuple[str, int]:
     if not config.given:
         raise InputError(NO_CONFIG, hint="put the adapter_config.json next to the weights")
-    variant, size = config.raw.get("variant", "road_1"), config.raw.get("group_size", 64)
+    variant, size = config.name("variant", "road_1"), config.raw.get("group_size", 64)
     if variant not in _SIZES or type(size) is not int or size < 2 or size % 2:
         raise InputError(
             "adapter_config.json: this is no variant of RoAd, or no size of a group",

@@ -1,0 +1,304 @@
+"""One module of each tuner, and the same with one tensor of another shape or without it: refused, but for `READ`."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lorascope.errors import InputError
+from lorascope.weights import io
+from lorascope.weights.checkpoint import open_checkpoint
+
+D_OUT, D_IN = 24, 12
+GLORA = {
+    "A.Xd": (24, 3),
+    "A.Xu": (3, 12),
+    "B.Xd": (24, 3),
+    "B.Xu": (3, 12),
+    "C.Xd": (12, 3),
+    "C.Xu": (3, 1),
+    "D.X": (24,),
+    "E.X": (1,),
+}
+SUPRA = {"values": (5,), "indices": (5,), "lora_A.weight": (3, D_IN), "lora_B.weight": (D_OUT, 3)}
+# Config, the module's tensors, and those that modules share.
+TUNERS = {
+    "OFT": (
+        {"use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "coft": True, "eps": 0.1},
+        {"oft_R.weight": (3, 6)},
+        {},
+    ),
+    "OFT of PEFT 0.15": ({"coft": True, "eps": 0.1}, {"oft_r": (3, 4, 4), "oft_s": (D_OUT, 1)}, {}),
+    "BOFT": ({}, {"boft_R": (1, 3, 4, 4), "boft_s": (D_OUT, 1)}, {}),
+    "HRA": ({"r": 4}, {"hra_u": (D_IN, 4)}, {}),
+    "ROAD road_1": ({"group_size": 4, "variant": "road_1"}, {"road_alpha": (12,), "road_theta": (12,)}, {}),
+    "ROAD road_4": ({"group_size": 4, "variant": "road_4"}, {"road_alpha": (48,), "road_theta": (48,)}, {}),
+    "HIRA": ({"r": 3}, {"hira_A": (3, D_IN), "hira_B": (D_OUT, 3)}, {}),
+    "GLORA": ({}, {f"glora_{key}": shape for key, shape in GLORA.items()}, {}),
+    "PEANUT": (
+        {"act_fn": "relu", "scaling": 1.5},
+        {"peanut_A.weight": (3, D_OUT), "peanut_B.weight": (D_OUT, 3), "peanut_decoders.0.weight": (3, 3),
+         "peanut_encoders.0.weight": (3, 3)},
+        {},
+    ),
+    "FROD": (
+        {},
+        {"frod_lambda_l": (12,), "frod_lambda_s_values": (5,)},
+        {"frod_s_indices.up": (2, 5), "frod_s_size.up": (2,), "frod_V.up": (12, 12)},
+    ),
+    "OSF": (
+        {},
+        {"osf_svd_params.S_low": (7,), "osf_svd_params.U_low": (D_OUT, 7), "osf_svd_params.V_low": (7, D_IN)},
+        {},
+    ),
+    "DEFT": ({"r": 3, "decomposition_method": "qr", "alpha": 5}, {"deft_P": (D_OUT, 3), "deft_R": (3, D_IN)}, {}),
+    "PSOFT": (
+        {"r": 4, "ab_svd_init": "psoft_init", "num_cayley_neumann_terms": 5, "psoft_svd": "lowrank",
+         "psoft_svd_lowrank_niter": 10, "random_seed": 3},
+        {"psoft_R.vector_a": (4,), "psoft_R.vector_b": (4,), "psoft_R.weight": (6,)},
+        {},
+    ),
+    "DELORA": (
+        {"r": 3},
+        {"delora_A": (3, D_IN), "delora_B": (D_OUT, 3), "delora_lambda": (1,), "delora_w_norm": (D_IN,)},
+        {},
+    ),
+    "GRALORA": (
+        {"r": 6, "hybrid_r": 2, "alpha": 3},
+        {"gralora_A": (3, 4, 6), "gralora_B": (3, 6, 8), "gralora_A_general.weight": (2, D_IN),
+         "gralora_B_general.weight": (D_OUT, 2)},
+        {},
+    ),
+    "C3A": ({}, {"c3a_kernel": (6, 3, 4)}, {}),
+    "VBLORA": (
+        {"topk": 2},
+        {"vblora_logits_A": (2, 2, 9), "vblora_logits_B": (4, 2, 9)},
+        {"vblora_vector_bank": (9, 6)},
+    ),
+    "VBLORA topk": (
+        {},
+        {"vblora_logits_A_topk_weights": (2, 2, 2), "vblora_logits_B_topk_weights": (4, 2, 2),
+         "vblora_logits_A_topk_indices": (2, 2, 3), "vblora_logits_B_topk_indices": (4, 2, 3)},
+        {"vblora_vector_bank": (9, 6)},
+    ),
+    "MISS": ({"r": 4}, {"miss_block": (4, D_OUT)}, {}),
+    "MISS bat": ({"r": 4, "init_weights": "bat"}, {"miss_block": (6, 4, 4)}, {}),
+    "MISS mini": ({"r": 4, "init_weights": "mini"}, {"miss_block": (4, 6)}, {}),
+    "PVERA": (
+        {"r": 4},
+        {"pvera_lambda_b": (D_OUT,), "pvera_lambda_d": (8,)},
+        {"pvera_A": (8, D_IN), "pvera_B": (D_OUT, 4)},
+    ),
+    "VERA": (
+        {"r": 4},
+        {"vera_lambda_b": (D_OUT,), "vera_lambda_d": (4,)},
+        {"vera_A": (4, D_IN), "vera_B": (D_OUT, 4)},
+    ),
+    "RANDLORA": (
+        {"r": 4, "randlora_alpha": 5},
+        {"randlora_gamma": (3, 12), "randlora_lambda": (4, 3)},
+        {"randlora_A": (4, 1, 12), "randlora_B": (24, 3, 4)},
+    ),
+    "SHIRA": ({}, {"shira_weight": (7,), "shira_indices": (2, 7)}, {}),
+    "SUPERTUNING": ({}, {"supertuning_values": (5,), "supertuning_indices": (5,)}, {}),
+    "SUPERTUNING supra": ({"r": 3, "lora_alpha": 4}, {f"supertuning_{key}": shape for key, shape in SUPRA.items()}, {}),
+    "BEFT": ({}, {"beft_bias": (1, D_OUT)}, {}),
+    "FOURIERFT": ({"scaling": 9.0, "random_loc_seed": 3}, {"fourierft_spectrum": (D_OUT * D_IN,)}, {}),
+    "WAVEFT": ({"scaling": 9.0, "wavelet_family": "sym2"}, {"waveft_spectrum": (9,)}, {}),
+    "LORA kasa": (
+        {"r": 3, "lora_alpha": 5, "kasa_config": {}},
+        {"lora_A.weight": (3, D_IN), "lora_B.weight": (D_OUT, 3), "lora_diag": (3,)},
+        {},
+    ),
+    "UNILORA": (
+        {"r": 3},
+        {"unilora_indices_A": (3, D_IN), "unilora_indices_B": (D_OUT, 3), "unilora_scales_A": (3, D_IN),
+         "unilora_scales_B": (D_OUT, 3)},
+        {"unilora_theta_d": (50,)},
+    ),
+    "TINYLORA": (
+        {},
+        {"tinylora_A": (2, D_IN), "tinylora_B": (D_OUT, 2), "tinylora_P": (8, 2, 2)},
+        {"tinylora_v.0": (8,)},
+    ),
+    "IA3": ({"feedforward_modules": []}, {"ia3_l": (D_OUT, 1)}, {}),
+    "ADALORA": (
+        {"init_r": 3, "lora_alpha": 4},
+        {"lora_A": (3, D_IN), "lora_B": (D_OUT, 3), "lora_E": (3, 1)},
+        {},
+    ),
+    "LOHA": (
+        {"r": 3, "alpha": 3},
+        {"hada_w1_a": (D_OUT, 3), "hada_w1_b": (3, D_IN), "hada_w2_a": (D_OUT, 3), "hada_w2_b": (3, D_IN)},
+        {},
+    ),
+    "LOKR": ({"r": 3, "alpha": 3}, {"lokr_w1": (4, 3), "lokr_w2_a": (6, 3), "lokr_w2_b": (3, 4)}, {}),
+    "ADAMSS": (
+        {"r": 4, "num_subspaces": 1, "random_seed": 3},
+        {"adamss_newB": (4, D_IN), "adamss_A.0": (2, 4), "adamss_B.0": (D_OUT, 2)},
+        {},
+    ),
+}  # fmt: skip
+
+
+# The shapes that are read all the same, None for a tensor that is absent: another width of the layer, where the base
+# is not asked; a longer projection, of which the beginning is taken; a part that may be absent, or is drawn again.
+READ = {
+    "OFT": {"oft_R.weight": [(4, 6), (2, 6), (6, 3)]},
+    "OFT of PEFT 0.15": {
+        "oft_r": [(4, 4, 4), (2, 4, 4)],
+        "oft_s": [(25, 1), (23, 1), (24, 2), (1,), (1, 24, 1), (1, 24), None],
+    },
+    "BOFT": {"boft_R": [(1, 4, 4, 4), (1, 2, 4, 4)], "boft_s": [(25, 1), (23, 1), (24, 2), (1,), (1, 24, 1), (1, 24)]},
+    "HRA": {"hra_u": [(13, 4), (11, 4)]},
+    "HIRA": {"hira_A": [(3, 13), (3, 11)], "hira_B": [(25, 3), (23, 3)]},
+    "GLORA": {"glora_D.X": [(25,), (23,), (), (1, 24)], "glora_E.X": [(2,), (), (1, 1)]},
+    "FROD": {"frod_s_size.up": [(3,), (1,), (), (1, 2), None]},
+    "OSF": {"osf_svd_params.U_low": [(25, 7), (23, 7)], "osf_svd_params.V_low": [(7, 13), (7, 11)]},
+    "DEFT": {"deft_P": [(25, 3), (23, 3)], "deft_R": [(3, 13), (3, 11)]},
+    "PSOFT": {"psoft_R.vector_a": [None], "psoft_R.vector_b": [None]},
+    "DELORA": {"delora_B": [(25, 3), (23, 3)]},
+    "C3A": {"c3a_kernel": [(7, 3, 4), (5, 3, 4), (6, 4, 4), (6, 2, 4), (6, 3, 5), (6, 3, 3), (4, 3, 6)]},
+    "VBLORA": {
+        "vblora_logits_A": [(2, 3, 9), (2, 1, 9)],
+        "vblora_logits_B": [(5, 2, 9), (3, 2, 9)],
+        "vblora_vector_bank": [(9, 7), (9, 5)],
+    },
+    "VBLORA topk": {"vblora_vector_bank": [(10, 6), (8, 6), (9, 7), (9, 5), (6, 9)]},
+    "MISS bat": {"miss_block": [(7, 4, 4), (5, 4, 4)]},
+    "PVERA": {"pvera_A": [(9, 12), (7, 12), (8, 13), None], "pvera_B": [(25, 4), (24, 5)]},
+    "VERA": {"vera_A": [(5, 12), (4, 13), None], "vera_B": [(25, 4), (24, 5)]},
+    "RANDLORA": {"randlora_A": [(4, 1, 13), None], "randlora_B": [(25, 3, 4), (24, 4, 4)]},
+    "SUPERTUNING": {"supertuning_indices": [None]},
+    "SUPERTUNING supra": {"supertuning_indices": [None]},
+    "BEFT": {"beft_bias": [(1, 25), (1, 23), (24,)]},
+    "FOURIERFT": {"fourierft_spectrum": [(287,)]},
+    "WAVEFT": {"waveft_spectrum": [(10,), (8,)]},
+    "LORA kasa": {"lora_A.weight": [(3, 13), (3, 11)], "lora_B.weight": [(25, 3), (23, 3)], "lora_diag": [None]},
+    "UNILORA": {"unilora_theta_d": [(51,), (49,)]},
+    "TINYLORA": {"tinylora_A": [(2, 13), (2, 11)], "tinylora_B": [(25, 2), (23, 2)]},
+    "IA3": {"ia3_l": [(25, 1), (23, 1), (1, 24, 1)]},
+    "ADALORA": {"lora_A": [(3, 13), (3, 11)], "lora_B": [(25, 3), (23, 3)], "lora_E": [None]},
+    "LOKR": {
+        "lokr_w1": [(5, 3), (3, 3), (4, 4), (4, 2), (3, 4)],
+        "lokr_w2_a": [(7, 3), (5, 3)],
+        "lokr_w2_b": [(3, 5), (3, 3)],
+    },
+}
+# The values with which a field is read all the same.
+SETTINGS = {
+    "OFT": {
+        "use_cayley_neumann": [None, 0, 5, -1, 1.5, "x", [], "ABSENT"],
+        "num_cayley_neumann_terms": [1, "ABSENT"],
+        "coft": [None, 0, 5, -1, 1.5, "x", [], "ABSENT"],
+        "eps": [1, 5, 1.5, "ABSENT"],
+    },
+    "OFT of PEFT 0.15": {"coft": [None, 0, 5, -1, 1.5, "x", [], "ABSENT"], "eps": [1, 5, 1.5, "ABSENT"]},
+    "ROAD road_1": {"variant": ["ABSENT"]},
+    "ROAD road_4": {"variant": ["ABSENT"]},
+    "PEANUT": {"act_fn": ["ABSENT"], "scaling": [0, 1, 5, -1, "ABSENT"]},
+    "DEFT": {"decomposition_method": ["ABSENT"], "alpha": [None, 0, 1, -1, 1.5, "ABSENT"]},
+    "PSOFT": {
+        "ab_svd_init": ["ABSENT"],
+        "num_cayley_neumann_terms": [1, "ABSENT"],
+        "psoft_svd": [None, 0, 1, 5, -1, 1.5, "x", True, [], "ABSENT"],
+        "psoft_svd_lowrank_niter": [0, 1, 5, "ABSENT"],
+        "random_seed": [0, 1, 5, "ABSENT"],
+    },
+    "GRALORA": {"alpha": [0, 1, 5, -1, 1.5, "ABSENT"]},
+    "VBLORA": {"topk": [1, 5, "ABSENT"]},
+    "RANDLORA": {"randlora_alpha": [0, 1, -1, 1.5, "ABSENT"]},
+    "SUPERTUNING supra": {"lora_alpha": [None, 0, 1, 5, -1, 1.5, "ABSENT"]},
+    "FOURIERFT": {"scaling": [0, 1, 5, -1, 1.5, "ABSENT"], "random_loc_seed": [0, 1, 5, "ABSENT"]},
+    "WAVEFT": {"scaling": [0, 1, 5, -1, 1.5, "ABSENT"], "wavelet_family": ["ABSENT"]},
+    "LORA kasa": {
+        "lora_alpha": [0, 1, -1, 1.5, "ABSENT"],
+        "kasa_config": [None, 0, 1, 5, -1, 1.5, "x", True, [], "ABSENT"],
+    },
+    "IA3": {"feedforward_modules": [None, 0, "x", "ABSENT"]},
+    "ADALORA": {"init_r": [5, "ABSENT"], "lora_alpha": [0, 1, 5, -1, 1.5, "ABSENT"]},
+    "LOHA": {"alpha": [0, 1, 5, -1, 1.5, "ABSENT"]},
+    "LOKR": {"alpha": [0, 1, 5, -1, 1.5, "ABSENT"]},
+    "ADAMSS": {"r": [1, 5, "ABSENT"], "num_subspaces": [0, 5, "ABSENT"], "random_seed": [0, 1, 5, "ABSENT"]},
+}
+
+
+def read(folder, config, tensors, shared):
+    start = "base_model.model.l.0.up."
+    shapes = {start + key: shape for key, shape in tensors.items()}
+    shapes |= {f"base_model.{key}": shape for key, shape in shared.items()}
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for key, shape in shapes.items():
+        whole = "indices" in key or "size" in key
+        arrays[key] = np.full(shape, 12 if "size" in key else 1) if whole else rng.standard_normal(shape).astype("f4")
+    folder.mkdir(parents=True)
+    save_file(arrays, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"l.0.up.weight": np.ones((D_OUT, D_IN), np.float32)}, folder / "model.safetensors")
+    return io.read(folder / "adapter_model.safetensors", open_checkpoint(folder / "model.safetensors"))
+
+
+def damaged(shape):
+    """Shapes that are not this one, by one step."""
+    for axis, size in enumerate(shape):
+        yield (*shape[:axis], size + 1, *shape[axis + 1 :])
+        yield (*shape[:axis], size - 1, *shape[axis + 1 :])
+    yield shape[1:]
+    yield (1, *shape)
+    if shape[::-1] != shape:
+        yield shape[::-1]
+
+
+def is_read(folder, config, tensors, shared):
+    try:
+        read(folder, config, tensors, shared)
+    except InputError:
+        return False
+    return True
+
+
+def without(part, key):
+    return {name: value for name, value in part.items() if name != key}
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_what_is_read_of_other_shapes(tuner, tmp_path):
+    config, tensors, shared = TUNERS[tuner]
+    config = {"peft_type": tuner.partition(" ")[0], **config}
+    assert len(read(tmp_path / "as it is", config, tensors, shared).updates) == 1
+    found = {}
+    for key, shape in (tensors | shared).items():
+        changed = [
+            [{**part, key: other} if key in part else part for part in (tensors, shared)] for other in damaged(shape)
+        ]
+        places = [
+            other
+            for other, parts in zip(damaged(shape), changed, strict=True)
+            if is_read(tmp_path / f"{key} {other}", config, *parts)
+        ]
+        if is_read(tmp_path / f"without {key}", config, without(tensors, key), without(shared, key)):
+            places.append(None)
+        if places:
+            found[key] = places
+    assert found == READ.get(tuner, {})
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_what_is_read_with_other_settings(tuner, tmp_path):
+    config, tensors, shared = TUNERS[tuner]
+    config = {"peft_type": tuner.partition(" ")[0], **config}
+    found = {}
+    for field, value in list(config.items())[1:]:
+        others = [other for other in (None, 0, 1, 5, -1, 1.5, "x", True, []) if other != value]
+        read_with = [
+            other
+            for other in others
+            if is_read(tmp_path / f"{field} {other!r}", {**config, field: other}, tensors, shared)
+        ]
+        if is_read(tmp_path / f"without {field}", without(config, field), tensors, shared):
+            read_with.append("ABSENT")
+        if read_with:
+            found[field] = read_with
+    assert found == SETTINGS.get(tuner, {})
