@@ -88,9 +88,9 @@ for _module in pkgutil.iter_modules(tests.updates.__path__, "tests.updates."):
 CASES = [(name, chosen) for name, kind in kinds.items() for chosen in CHOICES.get(name, [tuple(kind.roles)])]
 
 
-def make(name, chosen):
+def make(name, chosen, sizes=SIZES):
     rng = np.random.default_rng(len(name))
-    roles = {role: rng.standard_normal([SIZES[s] for s in kinds.get(name).roles[role].shape]) for role in chosen}
+    roles = {role: rng.standard_normal([sizes[s] for s in kinds.get(name).roles[role].shape]) for role in chosen}
     return roles, rng.standard_normal((SIZES["d_out"], SIZES["d_in"]))
 
 
@@ -114,6 +114,8 @@ def test_delta_is_the_dense_formula(name, chosen):
     expected = FORMULAS[name](roles, SCALE, base)
     found = dense(kind.delta(roles, SCALE, base if kind.needs_base else None))
     assert found.dtype == np.float64
+    plain = (kind.delta(roles, base=base if kind.needs_base else None), kind.delta(roles, 1.0, base))
+    assert np.array_equal(*map(dense, plain))  # a scale that is not given is 1
     np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(expected))
 
 
@@ -153,6 +155,13 @@ def test_shape_and_rank_are_those_of_the_dense_matrix(name, chosen):
     rank = kind.rank(shapes_of(roles))
     if rank is not None and not kind.needs_base:
         assert np.linalg.matrix_rank(delta) == rank  # random factors reach the largest rank there can be
+
+
+@pytest.mark.parametrize("sizes", [{"w": 10}, {"w": 10, "d_out": 10, "d_in": 6, "p": 3, "q": 5}])
+@pytest.mark.parametrize(("name", "chosen"), [case for case in CASES if case[0] == "gralora"])
+def test_blocks_have_at_most_the_rank_of_their_sides(name, chosen, sizes):
+    roles, _ = make(name, chosen, SIZES | sizes)
+    assert kinds.get(name).rank(shapes_of(roles)) == np.linalg.matrix_rank(FORMULAS[name](roles, 1.0, None))
 
 
 @pytest.mark.parametrize(("name", "chosen"), CASES)
