@@ -29,7 +29,8 @@ from lorascope.adapt.targets import CARRIES, find_sites, match_modules, refuse_a
 from lorascope.blocks import Finding
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
-from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.adapter import Adapter, Rows, Source
+from lorascope.weights.formats.peft.tokens import TOKENS
 from lorascope.weights.tensors import InMemory
 
 STORED_AS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -92,11 +93,11 @@ def _injected(
     refuse_adapted(model)
     targets = targets_of(targets, settings)
     method = make_method(method, settings, targets)
-    targets = "all-linear" if targets is None else targets
+    targets = method.default_targets() if targets is None else targets
     modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save or ())
     saved = match_modules(model, modules_to_save, "modules_to_save")
     saved = [path for path in saved if not any(path.startswith(other + ".") for other in saved)]
-    sites = find_sites(model, targets, excluded=saved) if method.uses_targets else []
+    sites = find_sites(model, targets, excluded=saved) if method.uses_targets and targets != () else []
     layers = _adapted_layers(model, method, sites, seed)
     originals = {path: model.get_submodule(path) for path in saved}
     model.requires_grad_(False)
@@ -354,13 +355,16 @@ class Injected:
         }
         saved = {f"{p}.{n}": in_memory(t) for p, part in self.saved.items() for n, t in part.state_dict().items()}
         reasons: dict[str, str] = {}
+        rows: dict[str, Rows] = {}
         for part in self.parts.values():
             updates |= part.updates()
+            rows |= part.rows()
             saved |= {name: in_memory(tensor) for name, tensor in part.tensors().items()}
             reasons |= {name: part.reason for name in part.tensors() if part.reason}
         shared = {"modules_to_save": list(self.saved)} if self.saved else {}
         all_settings = {**self.method.settings(), **shared, **settings}
-        return Adapter(updates, all_settings, Source(method=self.method.name), saved, non_weight_tensors=reasons)
+        source = Source(method=self.method.name)
+        return Adapter(updates, all_settings, source, saved, non_weight_tensors=reasons, rows=rows)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:
@@ -374,6 +378,7 @@ class Injected:
                 holds something that is no update.
         """
         lost = [item for item in adapter.skipped if not _is_copy_of_the_base(item.name)]
+        lost = [item for item in lost if not (adapter.rows and item.reason == TOKENS)]
         if lost:
             raise InputError(f"loading would lose {preview([item.name for item in lost], 3)}", found=lost[0].reason)
         own_saved = {f"{path}.{n}": t for path, part in self.saved.items() for n, t in part.state_dict().items()}
@@ -384,6 +389,7 @@ class Injected:
         for part in self.parts.values():
             tensors = {name: torch.from_numpy(adapter.saved[name].read()) for name in part.tensors()}
             part.load({name: adapter.updates[name] for name in part.updates()}, tensors)
+            part.load_rows(adapter.rows)
         unshare([layer.delta for layer in self.layers.values()])
         for name, layer in self.layers.items():
             update, delta = adapter.updates[name], layer.delta

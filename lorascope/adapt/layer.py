@@ -18,6 +18,7 @@ from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Float
 from lorascope.updates.base import Stored, Update, dense, kinds
+from lorascope.weights.adapter import Rows
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,13 @@ class TrainedPart(nn.Module, ABC):
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds of it besides `updates`, by name: all of its state by default."""
         return dict(self.state_dict())
+
+    def rows(self) -> dict[str, Rows]:
+        """Trained rows of embeddings, by the embedding's parameter."""
+        return {}
+
+    def load_rows(self, rows: Mapping[str, Rows]) -> None:
+        """Take the rows of a file. InputError where they do not fit."""
 
     @abstractmethod
     def load(self, updates: Mapping[str, Update], tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """A trained adapter put back into a model as trainable layers, of the method that trains such updates."""
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -14,6 +14,16 @@ from lorascope.adapt.targets import refuse_adapted
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
+from lorascope.weights.formats.peft.experts_written import on_parameter
+
+
+@runtime_checkable
+class _HasParameters(Protocol):
+    """A config of a method that trains other parameters than layers' weights, too."""
+
+    target_parameters: tuple[str, ...]
+    trainable_token_indices: tuple[int, ...]
+
 
 # Of a file that names no method of ours, the method that trains its kind of update.
 TRAINS = {"low_rank": "lora", "magnitude": "dora", "triplet": "adalora", "vera": "vera", "scaling": "ia3"}
@@ -40,7 +50,9 @@ def _load(model: nn.Module, adapter: Adapter, adapter_name: str | None) -> Injec
     method = method_of(adapter)
     there = ModelParameters(model)
     named = in_model_layout(there, adapter)
-    modules = {update.name: _module(there, update) for update in named.updates.values()}
+    method, named = _of_parameters(method, there, named)
+    of_parameters = [update for update in named.updates.values() if on_parameter(update)]
+    modules = {update.name: _module(there, update) for update in named.updates.values() if not on_parameter(update)}
     missing = [name for name, module in modules.items() if module is None]
     if missing:
         raise InputError(
@@ -49,11 +61,15 @@ def _load(model: nn.Module, adapter: Adapter, adapter_name: str | None) -> Injec
             expected="the base model that the adapter was trained on",
         )
     updates = {
-        module: replace(update, name=module) for update in named.updates.values() if (module := modules[update.name])
+        module: replace(update, name=module)
+        for update in named.updates.values()
+        if (module := modules.get(update.name))
     }
+    layers = list(updates)
+    updates |= {update.name: update for update in of_parameters}
     saved = {there.name(name) or name: stored for name, stored in named.saved.items()}
     whole = list(dict.fromkeys(name.rpartition(".")[0] for name in saved if name not in named.non_weight_tensors))
-    targets = list(updates) if method.uses_targets else None
+    targets = (layers or None) if method.uses_targets else None
     injected = inject(model, method, targets=targets, modules_to_save=whole, adapter_name=adapter_name)
     try:
         injected.load(replace(named, updates=updates, saved=saved))
@@ -91,6 +107,29 @@ def _settings(adapter: Adapter, known: set[str]) -> dict[str, Any]:
     ours = {ALIASES.get(name, name): value for name, value in adapter.settings.items()}
     wanted = known - set(OF_TRAINING_ALONE)
     return {name: value for name, value in ours.items() if name in wanted and isinstance(value, int | float | bool)}
+
+
+def _of_parameters(method: Method, there: ModelParameters, adapter: Adapter) -> tuple[Method, Adapter]:
+    """The method set to train those parameters and rows of tokens that the file has, and both by the model's names."""
+    if not isinstance(getattr(method, "config", None), _HasParameters):
+        return method, adapter
+    updates, names = {}, {}
+    for update in adapter.updates.values():
+        name = there.name(weight_name(update)) if on_parameter(update) else None
+        if name is None:
+            updates[update.name] = update
+            continue
+        names[name] = None
+        path = name if update.expert is None else f"{name}[{update.expert}]"
+        updates[path] = replace(update, name=path, base_weight=name)
+    rows = {there.name(name) or name: each for name, each in adapter.rows.items()}
+    if len(rows) > 1:
+        raise InputError("trained rows of several embeddings cannot be trained further", found=preview(rows))
+    indices = next((each.indices for each in rows.values()), ())
+    if not names and not indices:
+        return method, adapter
+    config = replace(method.config, target_parameters=tuple(names), trainable_token_indices=indices)
+    return type(method)(config), replace(adapter, updates=updates, rows=rows)
 
 
 def _module(there: ModelParameters, update: Update) -> str | None:

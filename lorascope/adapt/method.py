@@ -111,6 +111,10 @@ class Method(ABC):
     def prepare(self, model: nn.Module, sites: list[Site]) -> None:  # noqa: B027
         """Called once, before the first `make`: for whatever all layers share."""
 
+    def default_targets(self) -> str | tuple[str, ...]:
+        """The targets where none are named; () of a method that is set to train other parameters than layers'."""
+        return "all-linear"
+
     def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
         """Put trained parts into the model, frozen by now, and give them by stable name."""
         return {}

@@ -23,7 +23,7 @@ def loraplus_groups(
     Groups without members are left out.
     """
     embeddings = {f"{name}.{role}" for name, layer in injected.layers.items() if layer.embedding for role in "AB"}
-    bs = {f"{name}.B" for name in injected.layers} - embeddings
+    bs = {f"{name}.B" for name in (*injected.layers, *injected.parts)} - embeddings
     trainable = injected.trainable()
     members = (
         ([p for name, p in trainable.items() if name not in bs | embeddings], lr),

@@ -66,7 +66,9 @@ def site_of(model: nn.Module, name: str, layer: nn.Module) -> Site | None:
             return None
         return Site(name, layer, "linear", layer.in_features, layer.out_features, transposed=False)
     if is_quantised(layer):  # GPTQ's, AWQ's and their like, which are no Linear
-        return Site(name, layer, "linear", int(layer.in_features), int(layer.out_features), transposed=False)
+        return Site(
+            name, layer, "linear", cast(int, layer.in_features), cast(int, layer.out_features), transposed=False
+        )
     if isinstance(layer, Conv1D):
         d_in, d_out = layer.weight.shape
         return Site(name, layer, "conv1d", d_in, d_out, transposed=True)

@@ -8,16 +8,19 @@ rsLoRA: Kalajdzievski 2023, arXiv 2312.03732: s = α/√r and nothing else, so t
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lorascope.adapt.base_params import base_parameters, frozen_parameters
 from lorascope.adapt.convolution import LowRankConvDelta
-from lorascope.adapt.layer import Site
+from lorascope.adapt.inject import layer_generator
+from lorascope.adapt.layer import Site, TrainedPart
 from lorascope.adapt.layers import check_dropout, check_rank
 from lorascope.adapt.low_rank import LowRankDelta, LowRankEmbeddingDelta
 from lorascope.adapt.method import Method, methods
+from lorascope.adapt.parameter_parts import LowRankParameter, TrainedRows, map_sizes, matching
 from lorascope.adapt.protocols import AdaptedModel
 from lorascope.adapt.rates import loraplus_groups
 from lorascope.errors import InputError
@@ -37,6 +40,9 @@ class LoRAConfig:
             `initialise.py`.
         loraplus_lr_ratio: B's learning rate over A's, LoRA+'s λ; null leaves them equal. See `rates.py`.
         loraplus_lr_embedding: with a ratio, the rate of embeddings' A and B.
+        target_parameters: names of parameters to put A and B on, such as mlp.experts.gate_up_proj: matrices, or stacks
+            of experts' matrices. Without targets, these alone.
+        trainable_token_indices: rows of the input embedding to train as they are.
     """
 
     rank: int = 8
@@ -46,9 +52,13 @@ class LoRAConfig:
     init: str = "kaiming"
     loraplus_lr_ratio: float | None = None
     loraplus_lr_embedding: float = 1e-6
+    target_parameters: tuple[str, ...] = ()
+    trainable_token_indices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
+        if self.target_parameters and self.dropout:
+            raise InputError("dropout cannot reach the input of target_parameters", hint="set it to 0")
         check_dropout(self.dropout)
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
             raise InputError("loraplus_lr_ratio is not positive", found=self.loraplus_lr_ratio)
@@ -106,8 +116,46 @@ class LoRA(Method):
         a, b = init.factors(site, self.config.rank, self.config.scale, generator)
         return (a.to(site.master_dtype), b.to(site.master_dtype)), init.from_base
 
+    def default_targets(self) -> str | tuple[str, ...]:
+        return () if self.config.target_parameters else super().default_targets()
+
+    def install(self, model: nn.Module, seed: int) -> dict[str, TrainedPart]:
+        names, indices = self.config.target_parameters, self.config.trainable_token_indices
+        if names and type(self).make is not LoRA.make:
+            raise InputError(f"{self.name} has no target_parameters", hint="use lora or rslora")
+        if names and self.config.init != "kaiming":
+            raise InputError("target_parameters start as kaiming has it", found=f"init {self.config.init}")
+        params = frozen_parameters(model) if names or indices else []
+        parts: dict[str, TrainedPart] = {}
+        for param in matching(params, names) if names else ():
+            experts, d_out, d_in = map_sizes(param)
+            generator = layer_generator(seed, param.name, self.salt())
+            dtype = torch.promote_types(param.parameter.dtype, torch.float32)
+            a = torch.empty(experts, self.config.rank, d_in).uniform_(-(d_in**-0.5), d_in**-0.5, generator=generator)
+            b = torch.zeros(experts, d_out, self.config.rank)
+            device = param.parameter.device
+            a, b = a.to(device, dtype), b.to(device, dtype)
+            parts[param.name] = LowRankParameter(param, a, b, self.config.scale).install()
+        if indices:
+            table = cast(Any, model).get_input_embeddings()
+            weight = getattr(table, "weight", None)
+            found = [param for param in params if param.parameter is weight]
+            if not found or not isinstance(table, nn.Embedding):
+                raise InputError("trainable_token_indices need an input embedding that is not adapted otherwise")
+            parts[found[0].name] = TrainedRows(found[0], indices).install()
+        return parts
+
     def parameter_count(self, site: Site) -> int:
         return self.config.rank * (site.d_in + site.d_out)
+
+    def total_parameter_count(self, model: nn.Module, sites: list[Site]) -> int:
+        names, indices = self.config.target_parameters, self.config.trainable_token_indices
+        total = super().total_parameter_count(model, sites)
+        for param in matching(base_parameters(model), names) if names else ():
+            experts, d_out, d_in = map_sizes(param)
+            total += experts * self.config.rank * (d_out + d_in)
+        width = cast(Any, model).get_input_embeddings().weight.shape[1] if indices else 0
+        return total + len(indices) * width
 
     def salt(self) -> str:
         return f"rank={self.config.rank}"
@@ -126,6 +174,7 @@ class LoRA(Method):
             "lora_alpha": config.alpha,
             "lora_dropout": config.dropout,
             "use_rslora": config.use_rslora,
+            **({"target_parameters": list(config.target_parameters)} if config.target_parameters else {}),
         }
 
 

@@ -14,6 +14,7 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.experts import are_experts, read_experts
+from lorascope.weights.formats.peft.experts_written import UNCALLED, on_parameter, written_parameters
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.lora_variants import MONTECLORA, SHAPING, in_loras_shape
@@ -260,17 +261,22 @@ def _written(adapter: Adapter) -> Written:
         raise InputError("PEFT's use_dora is for all modules or none, and this adapter mixes both")
     tensors: dict[str, Stored] = {}
     for update in updates:
-        refuse(update, update.expert is not None, "writing fused experts is not supported")
+        refuse(update, UNCALLED in update.notes, UNCALLED)
         refuse(update, "A" not in update.roles, "PEFT's DoRA has no place for magnitudes without A and B")
-        tensors |= _lora_keys(update)
+        if not on_parameter(update):
+            tensors |= _lora_keys(update)
+    stacks = written_parameters([update for update in updates if on_parameter(update)])
+    tensors |= stacks.tensors
     fields = scale_fields(adapter, [(u, u.roles["A"].shape[0]) for u in updates], SCALES)
-    transposed = {update.transposed for update in updates if not update.embedding and not _like_embedding(update)}
+    of_layers = [u for u in updates if not (u.embedding or _like_embedding(u) or on_parameter(u))]
+    transposed = {update.transposed for update in of_layers}
     config = {
         **{field: None for field in SHAPING if adapter.settings.get(field)},
         "peft_type": "LORA",
         "use_dora": dora == {True},
         "fan_in_fan_out": True in transposed,
         "init_lora_weights": adapter.settings.get("init_lora_weights", True),
+        **stacks.fields,
         **fields,
     }
     return Written(tensors, config)

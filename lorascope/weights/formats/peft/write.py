@@ -13,6 +13,7 @@ from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import refuse_loss
+from lorascope.weights.formats.peft.experts_written import on_parameter
 from lorascope.weights.formats.peft.family import Family
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.recognise import all_families, family_of_type, known_fields
@@ -32,9 +33,10 @@ def write_peft(adapter: Adapter, folder: Path) -> list[Path]:
         return written_files
     written = family.write(adapter)
     saved, saved_fields = _saved(adapter)
-    tensors = {**written.tensors, **saved, **_base_copies(adapter)}
+    rows, rows_fields = _rows(adapter)
+    tensors = {**written.tensors, **saved, **rows, **_base_copies(adapter)}
     targets = {"target_modules": _targets(adapter)}
-    config = {**_passed_on(adapter), **targets, **written.fields, **saved_fields, "inference_mode": True}
+    config = {**_passed_on(adapter), **targets, **written.fields, **saved_fields, **rows_fields, "inference_mode": True}
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
     write_safetensors(files[0], tensors, {"format": "pt", **written.metadata})
     write_json(files[1], config, sort_keys=True)
@@ -66,7 +68,10 @@ def _passed_on(adapter: Adapter) -> dict[str, Any]:
 
 def _targets(adapter: Adapter) -> Any:
     """`target_modules` as it was, where that still names every module by PEFT's rule; else their exact paths."""
-    names = list(adapter.updates)
+    of_layers = {n: u for n, u in adapter.updates.items() if not on_parameter(u)}
+    if adapter.updates and not of_layers:
+        return None
+    names = list(of_layers)
     named = adapter.settings.get("target_modules")
     if isinstance(named, list) and all(any(n == t or n.endswith(f".{t}") for t in named) for n in names):
         return named
@@ -92,6 +97,15 @@ def _saved(adapter: Adapter) -> tuple[dict[str, Stored], dict[str, Any]]:
         if not any(f".{owner}." in f".{name}" for owner in announced):
             announced.append(module)
     return tensors, {"modules_to_save": announced or None}
+
+
+def _rows(adapter: Adapter) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """Trained rows of embeddings, and which they are."""
+    if not adapter.rows:
+        return {}, {}
+    modules = {name.removesuffix(".weight"): rows for name, rows in adapter.rows.items()}
+    tensors = {f"{PREFIX}{m}.token_adapter.trainable_tokens_delta": rows.stored for m, rows in modules.items()}
+    return tensors, {"trainable_token_indices": {m.rpartition(".")[2]: list(r.indices) for m, r in modules.items()}}
 
 
 def _base_copies(adapter: Adapter) -> dict[str, Stored]:
