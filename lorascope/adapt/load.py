@@ -113,7 +113,8 @@ def _of_parameters(method: Method, there: ModelParameters, adapter: Adapter) -> 
     """The method set to train those parameters and rows of tokens that the file has, and both by the model's names."""
     if not isinstance(getattr(method, "config", None), _HasParameters):
         return method, adapter
-    updates, names = {}, {}
+    updates: dict[str, Update] = {}
+    names: dict[str, None] = {}
     for update in adapter.updates.values():
         name = there.name(weight_name(update)) if on_parameter(update) else None
         if name is None:

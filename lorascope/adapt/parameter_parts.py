@@ -129,8 +129,8 @@ class LowRankParameter(BaseParamModule):
         if (d_in, d_out, r) != (self.A.shape[2], self.B.shape[1], other):
             raise InputError(f"the factors do not fit {self.param.name}", found=f"A {(r, d_in)} and B {(d_out, other)}")
         for role, values in stacked.items():
-            values = torch.from_numpy(values).to(getattr(self, role))
-            setattr(self, role, nn.Parameter(values, requires_grad=getattr(self, role).requires_grad))
+            tensor = torch.from_numpy(values).to(getattr(self, role))
+            setattr(self, role, nn.Parameter(tensor, requires_grad=getattr(self, role).requires_grad))
         self.scale = read[0].scale
 
 

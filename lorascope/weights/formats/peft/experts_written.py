@@ -5,6 +5,7 @@ several parameters of one module are nested in the order in which the module reg
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,11 @@ UNCALLED = "PEFT has no place for an update of out_proj alone in torch's attenti
 def on_parameter(update: Update) -> bool:
     """Whether it changes a parameter that is no layer's weight: an expert of a stack, `in_proj_weight`."""
     return update.expert is not None or (update.base_weight or "weight").rpartition(".")[2] != "weight"
+
+
+def by_parameter(update: Update) -> Update:
+    """The update under the name that patterns of rank and alpha have for it: an expert's is its parameter's."""
+    return replace(update, name=update.base_weight or update.name) if on_parameter(update) else update
 
 
 def written_parameters(updates: Sequence[Update]) -> Written:

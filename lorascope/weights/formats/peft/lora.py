@@ -14,7 +14,7 @@ from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.experts import are_experts, read_experts
-from lorascope.weights.formats.peft.experts_written import UNCALLED, on_parameter, written_parameters
+from lorascope.weights.formats.peft.experts_written import UNCALLED, by_parameter, on_parameter, written_parameters
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.lora_variants import MONTECLORA, SHAPING, in_loras_shape
@@ -267,7 +267,7 @@ def _written(adapter: Adapter) -> Written:
             tensors |= _lora_keys(update)
     stacks = written_parameters([update for update in updates if on_parameter(update)])
     tensors |= stacks.tensors
-    fields = scale_fields(adapter, [(u, u.roles["A"].shape[0]) for u in updates], SCALES)
+    fields = scale_fields(adapter, [(by_parameter(u), u.roles["A"].shape[0]) for u in updates], SCALES)
     of_layers = [u for u in updates if not (u.embedding or _like_embedding(u) or on_parameter(u))]
     transposed = {update.transposed for update in of_layers}
     config = {
