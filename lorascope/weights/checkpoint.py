@@ -317,10 +317,20 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
         folder, weights = path, _weights_of(path)
     config = folder / "config.json"
     values, tensors = read_json(config) if os.path.lexists(config) else {}, open_tensors(weights)
+    values = _with_quantisation(values, folder)
     if "general.architecture" in tensors.metadata:
         values = values or gguf_model.config_of(tensors.metadata)
         tensors = replace(tensors, stored=gguf_model.parameters(tensors.stored, tensors.metadata))
     return Checkpoint(path, tensors, values)
+
+
+def _with_quantisation(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The config with the settings that AutoGPTQ and AutoAWQ wrote into files of their own before transformers had a
+    place for them: without AutoGPTQ's `checkpoint_format` its zero points would be read off by one."""
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if "quantization_config" not in config and os.path.lexists(folder / name):
+            return {**config, "quantization_config": {"quant_method": method, **read_json(folder / name)}}
+    return config
 
 
 def _weights_of(folder: Path) -> Path:

@@ -27,6 +27,7 @@ _HARMLESS = frozenset(
 # Scales of activations, caches and gradients: what is computed with the weight, not the weight.
 _ACTIVATION = frozenset("input_scale input_scale_ub scale_input k_scale v_scale q_scale output_scale".split())  # noqa: SIM905
 _ACTIVATION |= {"input_zero_point", "output_zero_point", "activation_scale", "weight_format", "input_global_scale"}
+SVDQUANT = "SVDQuant (Nunchaku)"
 # Tensors that stand in the place of a `weight` and are its codes.
 _PACKED = {
     "qweight": "GPTQ or AWQ",
@@ -180,6 +181,8 @@ class _Schemes:
         """Codes under a name of their own, decoded where their layout is known."""
         if leaf not in _OF_WORDS or self.method not in _OF_WORDS[leaf]:
             return place.refused(self.name or scheme)
+        if leaf == "qweight" and place.next_to("wscales", "wtscale") is not None:
+            return place.refused(SVDQUANT)
         if leaf == "qweight":
             return in_words.gptq_or_awq(place)
         if leaf == "_weight_qdata":
@@ -256,7 +259,7 @@ def _json_of(text: str | None) -> dict[str, Any]:
 
 SUPPORT = tuple(
     Support(name, refused="recognised by name only")
-    for name in ("AQLM", "AutoRound", "BitNet", "EETQ", "HIGGS", "HQQ", "Quanto", "SpQR", "VPTQ")
+    for name in ("AQLM", "AutoRound", "BitNet", "EETQ", "HIGGS", "HQQ", "Quanto", "SpQR", SVDQUANT, "VPTQ")
 )
 assert set(FLOATS) <= UNIT_ROUNDOFF.keys()
 __all__ = ["HINT", "Decoded", "Unreadable", "parameters", "scheme_name", "scheme_of"]

@@ -94,6 +94,22 @@ def test_gptq_without_a_config_and_with_middle_zeros(tmp_path):
     np.testing.assert_array_equal(read(tmp_path, tensors, quantization_config={"bits": 4}), weight)
 
 
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_the_settings_of_gptq_in_a_file_of_their_own(form, tmp_path):
+    """quantize_config.json, which AutoGPTQ wrote before transformers' configs had a place for it."""
+    tensors, weight = gptq(4, form)
+    said = {"bits": 4, "group_size": GROUP, "desc_act": False, "checkpoint_format": form}
+    (tmp_path / "quantize_config.json").write_text(json.dumps(said))
+    np.testing.assert_array_equal(read(tmp_path, tensors), weight)
+
+
+def test_a_base_of_nunchaku_s_is_called_one(tmp_path):
+    tensors = {"qweight": torch.zeros(M, N // 2, dtype=torch.int8), "wscales": torch.ones(N // 64, M)}
+    stored = opened(tmp_path, tensors).stored["q.weight"]
+    assert isinstance(stored, Unreadable)
+    assert "SVDQuant (Nunchaku)" in stored.reason
+
+
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that stands at each place of a word, AutoAWQ's packing_utils
 
 
