@@ -249,9 +249,21 @@ def _entries(stored: Any) -> int:
     return sum(map(_entries, sources)) if sources else math.prod(stored.shape)
 
 
+def stored_numbers(stored: Any) -> int:
+    """How many numbers the file holds of an array, which may be spread out or multiplied out; indices are not
+    counted."""
+    if (numbers := getattr(stored, "numbers", None)) is not None:
+        return int(numbers)
+    source = getattr(stored, "source", None)
+    sources = getattr(stored, "sources", ()) if source is None else (source,)
+    if sources:
+        return min(math.prod(stored.shape), sum(map(stored_numbers, sources)))
+    return 0 if stored.dtype in ("I32", "I64") else math.prod(stored.shape)
+
+
 def dense(delta: Matrix) -> Array:
     """ΔW multiplied out, whatever form it has: for merging and for small oracles."""
     return delta.dense()
 
 
-__all__ = ["Factored", "Kind", "Role", "Stored", "Update", "bind", "dense", "kinds", "needed"]
+__all__ = ["Factored", "Kind", "Role", "Stored", "Update", "bind", "dense", "kinds", "needed", "stored_numbers"]

@@ -35,6 +35,7 @@ _FILES = (
 # Modules that share one parameter in the usual models; a checkpoint stores it once, under either name.
 _OTHER_SENSES = re.compile(r"(^|\.)(vision|visual|audio)")  # a part whose embeddings are not words
 ABSENT = "the base has no such weight"
+NO_BIAS = "the base's layer has no bias, to which the update would be added"
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ class Checkpoint:
         """As `of`; where there is no such W, why not."""
         stored = self.find(update.base_weight or update.name)
         if stored is None:
-            return ABSENT
+            layer, _, parameter = (update.base_weight or update.name).rpartition(".")
+            return NO_BIAS if parameter == "bias" and self.find(layer) is not None else ABSENT
         if isinstance(stored, quantised.Unreadable):
             return stored.reason
         if stored.dtype not in UNIT_ROUNDOFF:

@@ -1,7 +1,6 @@
 """The run over all modules, and its frozen result."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,9 +15,10 @@ from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.blas import one_thread
 from lorascope.linalg.spectrum import EXTREME
-from lorascope.updates.base import Stored, Update
+from lorascope.updates.base import Stored, Update, stored_numbers
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.caveats import fewer_layers
+from lorascope.weights.checkpoint import NO_BIAS
 from lorascope.weights.dtypes import SIZES
 from lorascope.weights.pieces import is_large
 from lorascope.weights.quantised import scheme_of
@@ -94,7 +94,8 @@ class SpectrumResult(Result):
     @property
     def nothing_compared(self) -> bool:
         """Whether a base was given and not one module could be compared with it: then it is hardly the base."""
-        return bool(self.not_compared) and not any(module.against_base for module in self.rows)
+        doubtful = any(item.reason != NO_BIAS for item in self.not_compared)
+        return doubtful and not any(module.against_base for module in self.rows)
 
     def energy_share(self, module: ModuleSpectrum) -> float | None:
         return self.energy([module]) / self.total_energy if self.total_energy > 0 else None
@@ -170,7 +171,7 @@ def run(
     if len(measured) < at_least:
         raise InputError(
             f"no module of {adapter.source.path} could be analysed",
-            found=f"{len(skipped)} skipped, the first because {skipped[0].reason}" if skipped else "none",
+            found=_of_the_skipped(skipped),
             hint="pass the base model with --base" if any(u.needs_base for u in updates) else None,
         )
     caveat = fewer_layers(adapter, base.layers) if base is not None else None
@@ -182,12 +183,20 @@ def run(
     )  # fmt: skip
 
 
+def _of_the_skipped(skipped: Sequence[Skipped]) -> str:
+    """How many, and why one of them was: one that the base would help, where there is one."""
+    if not skipped:
+        return "none"
+    first = next((item for item in skipped if "--base" in item.reason), skipped[0])
+    return f"{len(skipped)} skipped, {first.name} because {first.reason}"
+
+
 def _size(updates: Iterable[Update]) -> tuple[int, int]:
     """Numbers and bytes of the updates' arrays, without the frozen projections."""
     stored = [
         array for u in updates for role, array in u.roles.items() if u.kind not in SHARED or role not in ("A", "B")
     ]
-    counts = [(math.prod(array.shape), array.dtype) for array in stored]
+    counts = [(stored_numbers(array), array.dtype) for array in stored]
     return sum(n for n, _ in counts), sum(n * SIZES.get(dtype, 4) for n, dtype in counts)
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import peft
 import pytest
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from lorascope.adapt.merge import merge
 from lorascope.analyses import spectrum
 from lorascope.weights import io
+from lorascope.weights.checkpoint import NO_BIAS
 from tests.weights.peft_tuners.common import Case, conv2d, linear, saved, truth
 
 LAYERS = ["q", "up", "down"]
@@ -60,3 +62,33 @@ def test_keys_without_their_prefix_are_peft_s_where_the_config_is(config, tmp_pa
     assert found.source.format == "peft"
     for name, update in expected.updates.items():
         np.testing.assert_array_equal(found.updates[name].delta().dense(), update.delta().dense())
+
+
+COUNTED = [
+    lambda: peft.ShiraConfig(r=2, target_modules=LAYERS),
+    lambda: peft.SupertuningConfig(sparsity=0.9, target_modules=LAYERS),
+    lambda: peft.FourierFTConfig(n_frequency=20, target_modules=LAYERS),
+    lambda: peft.WaveFTConfig(n_frequency=20, target_modules=LAYERS),
+]
+
+
+@pytest.mark.parametrize("config", COUNTED, ids=["shira", "supertuning", "fourierft", "waveft"])
+def test_the_parameters_are_those_that_were_trained(config, tmp_path):
+    """Not the entries of the matrices over which they are spread."""
+    written = saved(Case("counted", config), tmp_path)
+    result = spectrum.run(io.read(written.adapter_folder, written.checkpoint), base=written.checkpoint)
+    assert result.parameters == sum(p.numel() for p in written.model.parameters() if p.requires_grad)
+
+
+def test_a_rotation_without_its_config_lacks_no_scale(tmp_path):
+    written = saved(Case("bare", lambda: peft.OFTConfig(oft_block_size=4, target_modules=LAYERS)), tmp_path)
+    (written.adapter_folder / "adapter_config.json").unlink()
+    assert not any("scale unknown" in note for note in io.read(written.adapter_folder, written.checkpoint).notes)
+
+
+def test_a_bias_that_the_base_s_layer_lacks_does_not_make_it_another_base(tmp_path):
+    layers = lambda: nn.ModuleDict({"q": nn.Linear(12, 12, bias=False)})  # noqa: E731
+    written = saved(Case("beft", lambda: peft.BeftConfig(target_modules=["q"]), layers), tmp_path)
+    result = spectrum.run(io.read(written.adapter_folder), base=written.checkpoint)
+    assert not result.nothing_compared
+    assert {item.reason for item in result.not_compared} == {NO_BIAS}

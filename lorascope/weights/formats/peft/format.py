@@ -23,6 +23,7 @@ from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Family, Group, Rest
 from lorascope.weights.formats.peft.keys import Key, one_adapter
 from lorascope.weights.formats.peft.recognise import (
+    NO_SCALE,
     all_families,
     betrayed_for_all,
     betrayed_modules,
@@ -66,6 +67,8 @@ class Peft(Format):
         groups = _without_placeholders(_groups(keys, ledger), ledger)
         reader = _Reader(ledger, context)
         of_modules = reader.updates(groups)
+        if NO_SCALE in context.notes and not reader.scaled:
+            context.notes.remove(NO_SCALE)  # OFT, (IA)³, tuned norms: ΔW has no scale
         rests = [family.read_rest(ledger, context) for family in all_families()]
         of_modules = tinker.in_hugging_faces_names(of_modules, of_tinker)
         updates = replicated(attention(of_modules, groups), config.raw.get("layer_replication"))
@@ -91,11 +94,13 @@ class Peft(Format):
 
 @dataclass
 class _Reader:
-    """Groups of keys to updates, each key taken or skipped. `methods`: the names of what was read, each once."""
+    """Groups of keys to updates, each key taken or skipped. `methods`: the names of what was read, each once;
+    `scaled`: whether the ΔW of some module has a scale."""
 
     ledger: Ledger
     context: Context
     methods: dict[str, None] = field(default_factory=dict)
+    scaled: bool = False
 
     def updates(self, groups: list[Group]) -> dict[str, Update]:
         """All updates by module, in file order; those last that a family reads together."""
@@ -108,6 +113,7 @@ class _Reader:
                 self._skip(group, reasons[0] if reasons else betrayed[group.module])
                 continue
             family = family_of(group)
+            self.scaled = self.scaled or family.scales is not None
             if family.waits(group, self.context):
                 waiting.setdefault(family, []).append(group)
             else:

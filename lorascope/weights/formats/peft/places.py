@@ -56,11 +56,13 @@ class Filled:
     Attributes:
         sources: what the file holds of it; and the base's weight of the same shape, which shows that such a matrix is
             not too large. Only `function` reads them.
+        numbers: how many trained numbers it is made of.
     """
 
     sources: tuple[Stored, ...]
     shape: tuple[int, int]
     function: Callable[[], np.ndarray]
+    numbers: int
 
     @property
     def dtype(self) -> str:

@@ -63,13 +63,16 @@ def read_config(raw: Mapping[str, Any] | None) -> Config:
     return parse_config(raw, family.scales if family is not None else None)
 
 
+NO_SCALE = (
+    "scale unknown: there is no adapter_config.json next to this file, so α, rsLoRA and patterns are unknown; "
+    "every number is that of B·A with scale 1"
+)
+
+
 def notes_of(config: Config) -> list[str]:
     """What the config says that a reader of the numbers should know."""
     if not config.given:
-        return [
-            "scale unknown: there is no adapter_config.json next to this file, so α, rsLoRA and patterns are unknown; "
-            "every number is that of B·A with scale 1"
-        ]
+        return [NO_SCALE]
     notes = []
     unknown = sorted(set(config.raw) - known_fields())
     if unknown:

@@ -4,6 +4,7 @@ SHiRA (Bhardwaj et al. 2024, arXiv 2406.13175; PEFT's tuners/shira/layer.py) sto
 arXiv 2607.09287; tuners/supertuning/layer.py) places in the flattened weight. Values at one place are added up.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -43,7 +44,7 @@ class SHiRA(Family):
             rows, columns = indices.read()
             return whole_numbers(rows, shape[0], key) * shape[1] + whole_numbers(columns, shape[1], key)
 
-        role = Filled(sources, shape, lambda: scattered(places(), values.read(), shape))
+        role = Filled(sources, shape, lambda: scattered(places(), values.read(), shape), count)
         return Update(group.module, "dense", {"delta": role}, notes=notes)
 
 
@@ -104,7 +105,8 @@ class Supertuning(Family):
             sparse = scattered(places(), values.read(), shape)
             return sparse if low_rank is None else sparse + low_rank[1]()
 
-        return Update(group.module, "dense", {"delta": Filled(sources, shape, filled)})
+        numbers = sum(math.prod(stored.shape) for role, stored in group.stored.items() if role != "supertuning_indices")
+        return Update(group.module, "dense", {"delta": Filled(sources, shape, filled, numbers)})
 
 
 def _low_rank(group: Group, config: Config) -> tuple[tuple[int, int], Callable[[], np.ndarray]] | None:

@@ -61,7 +61,7 @@ class FourierFT(Family):
             places = first_of_permutation(seed, entries, spectrum.shape[0])
             return self.transformed(places, spectrum.read(), place.shape, config)
 
-        role = Filled((spectrum, place.weight), place.shape, delta)
+        role = Filled((spectrum, place.weight), place.shape, delta, spectrum.shape[0])
         return Update(group.module, "dense", {"delta": role}, float(scaling), place.transposed)
 
     def check(self, config: Config) -> None:
