@@ -127,7 +127,7 @@ def principal_angles(u: Float[Array, "n i"], v: Float[Array, "n j"]) -> Float[Ar
     xp = namespace(u, v)
     wide, narrow = (u, v) if u.shape[1] >= v.shape[1] else (v, u)
     if narrow.shape[1] == 0:
-        return narrow[0, :] if narrow.shape[0] else narrow.reshape(-1)
+        return narrow.reshape(-1)
     cross = wide.T @ narrow
     cosines = xp.clip(xp.linalg.svdvals(cross), 0.0, 1.0)
     sines = xp.flip(xp.clip(xp.linalg.svdvals(narrow - wide @ cross), 0.0, 1.0))

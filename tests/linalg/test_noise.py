@@ -127,3 +127,17 @@ def test_zeros_and_tiny_values_do_not_disturb():
     base = np.zeros((10, 12))
     account, _ = rounding_of(base, np.full((10, 12), 1e-30), "F32")
     assert 0 < account.floor() < 1e-18
+
+
+@pytest.mark.parametrize(("p", "q"), [(4, 9), (1, 2), (50, 50)])
+def test_the_largest_value_at_points_of_tracy_widoms_law(p, q):
+    """Johnstone's centre, and his scale cubed: (√(q−1) + √p)⁴ / √((q−1)p)."""
+    both = np.sqrt(q - 1) + np.sqrt(p)
+    spread = (both**4 / np.sqrt((q - 1) * p)) ** (1 / 3)
+    for point in (-1.2065, 0.0, 2.0):
+        expected = np.sqrt(both**2 + spread * point)
+        assert noise.largest_noise(p, q, point) == pytest.approx(expected, rel=1e-13)
+        assert noise.largest_noise(q, p, point) == noise.largest_noise(p, q, point)
+    assert noise.largest_noise(p, q) == noise.largest_noise(p, q, -1.2065)
+    assert noise.largest_noise(p, q, -1e3) == 0
+    assert noise.largest_noise(1, 1) == 1

@@ -14,3 +14,10 @@ def test_every_column_of_a_sparse_projection_is_drawn_once(monkeypatch):
     dense = np.stack([projection.apply(unit) for unit in np.eye(columns)], axis=1)
     np.testing.assert_allclose(np.linalg.norm(dense, axis=0), 1, rtol=1e-14)
     np.testing.assert_allclose(np.stack([projection.adjoint(unit) for unit in np.eye(rows)]), dense, rtol=1e-14, atol=0)
+
+
+def test_no_column_of_a_sparse_projection_is_empty():
+    """Of four rows each is drawn with probability ½: a sixteenth of the columns would have none."""
+    p = projections.projection("sparse", 4, 200, 3)
+    lengths = np.linalg.norm(np.stack([p.apply(column) for column in np.eye(200)]), axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-6)  # values in float32

@@ -80,3 +80,9 @@ def test_many_spectra_at_once_have_the_measures_of_each(rng, scale):
     assert spectrum.rank_measures(np.zeros(3)) is None
     assert spectrum.rank_measures(np.zeros(0)) is None
     assert spectrum.rank_measures(np.array([[1.0, 0.5], [0.0, 0.0]])) is None
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-139, 1.0, 1e139, 1e200])
+def test_norms_by_hand(scale):
+    assert spectrum.frobenius_norm([3 * scale, 4 * scale]) == pytest.approx(5 * scale, rel=1e-14)
+    assert spectrum.frobenius_norm([0.0, 0.0]) == spectrum.frobenius_norm([]) == 0

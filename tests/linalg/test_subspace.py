@@ -141,3 +141,8 @@ def test_overlap_by_energy_has_no_scale(rng):
     expected = subspace.energy_overlap(cross, s, t)
     for size in (1e-170, 1e170):  # their squares vanish or overflow
         assert subspace.energy_overlap(cross, s * size, t * size) == pytest.approx(expected, rel=1e-14)
+
+
+def test_nothing_has_no_angles():
+    for n in (0, 5):
+        assert subspace.principal_angles(np.zeros((n, 0)), np.eye(n)[:, :2]).shape == (0,)

@@ -1,5 +1,7 @@
 """The decomposition of W, and the leading triplets of W + ΔW in its bases, against dense SVDs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -170,3 +172,22 @@ def test_a_weak_change_converges_too(rng, r):
         np.testing.assert_allclose(
             found.sigma, np.linalg.svd(weight + delta.dense(), compute_uv=False)[:10], rtol=1e-12
         )
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e5])
+def test_a_damaged_decomposition_is_noticed(rng, shape, size):
+    """In each of its parts, whatever W's size is."""
+    weight = size * rng.standard_normal(shape)
+    known = decompose(weight)
+    assert known.is_of(weight)
+    for damaged in (
+        replace(known, shape=(5, 5)),
+        replace(known, short=known.short[:, :3]),
+        replace(known, sigma=known.sigma[:3]),
+        replace(known, short=known.short * (1 + 1e-7)),
+        replace(known, sigma=known.sigma * (1 + 1e-7)),
+        replace(known, short=known.short[:, ::-1]),
+    ):
+        assert not damaged.is_of(weight)
+    assert not known.is_of(weight * (1 + 1e-7))
