@@ -8,7 +8,6 @@ thread, the rounds interleaved; the best of the rounds counts, for us and for th
 """
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.adapters import LLAMA_8B, LLAMA_70B, write_llama_adapter
+from tests.benchmarks.machine import add_json, finish
 
 RETRAIN = """
 from retrain.squeeze import analyze_adapter
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", help="a Python with the peers installed")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    add_json(parser)
     parser.add_argument(
         "--large", action="store_true", help="also a 70B-shaped rank-64 adapter (3.3 GB on disk): memory"
     )
@@ -89,8 +89,7 @@ def main() -> None:
             command = [sys.executable, "-m", "lorascope", "analyze", str(large)]
             figures["lorascope, 70B r = 64"] = measure(command) | {"peak_mb": peak_memory(command)}
     show(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    finish(arguments.json, figures, threads=1)
 
 
 def run(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:

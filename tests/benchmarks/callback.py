@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lorascope.callbacks import AdapterCallback
 from lorascope.models import assets
+from tests.benchmarks.machine import add_json, finish
 
 GOAL = 0.02
 
@@ -46,7 +47,9 @@ class Timed(AdapterCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
-    steps = parser.parse_args().steps
+    add_json(parser)
+    arguments = parser.parse_args()
+    steps = arguments.steps
     place = assets.resolve("smollm2")
     texts = datasets.Dataset.from_dict({"text": ["the quick brown fox jumps over the lazy dog " * 40] * (4 * steps)})
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +70,7 @@ def main() -> None:
     print(f"{steps} steps in {total:.1f} s, {callback.measurements} measurements of {callback.seconds:.2f} s in all")
     print(f"share of the training time {100 * share:.2f} %   goal: under {100 * GOAL:.0f} %")
     print(f"the last snapshot and the page {callback.end:.2f} s, once")
+    finish(arguments.json, {"share": share, "seconds": total, "measuring": callback.seconds, "end": callback.end})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.benchmarks.adapters import LLAMA_8B, projections
+from tests.benchmarks.machine import add_json, finish
 
 LAYERS, GROUPS = 32, 10
 SHAPES = {key: LLAMA_8B[key] for key in ("hidden", "kv", "inner")}
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=100)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--all-projections", action="store_true")
+    add_json(parser)
     arguments = parser.parse_args()
     names = list(projections(**SHAPES))
     names = names if arguments.all_projections else names[:3]
@@ -72,6 +74,9 @@ def main() -> None:
     cpu, wall = (a + (LAYERS - 1) * (b - a) for a, b in zip(one[:2], both[:2], strict=True))
     print(f"  {LAYERS} layers, extrapolated: {cpu / 60:.1f} CPU min, {wall / 60:.1f} min wall, the same memory")
     print(f"  groups by initialisation found: {len(groups)}, of {min(GROUPS, arguments.adapters)}")
+    keys = ("cpu", "wall", "peak_mb")
+    measures = {name: dict(zip(keys, each, strict=True)) for name, each in (("one layer", one), ("both", both))}
+    finish(arguments.json, measures | {"extrapolated": {"cpu": cpu, "wall": wall}, "adapters": arguments.adapters})
 
 
 def measured(arguments: list[str]) -> tuple[float, float, float]:

@@ -9,7 +9,6 @@ Beside them, to one round: the leading 16 with their bound, the best rank-16 fac
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.machine import add_json, finish
 
 RANK = 16
 
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    add_json(parser)
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(arguments.threads)
@@ -109,8 +110,7 @@ def main() -> None:
             ratio = f["wall"] / against
             row = f"{f['cpu']:9.3f}{f['wall']:9.3f}{ratio:13.2f}{f['upper_half']:19.1e}{f['all']:10.1e}"
             print(f"{shape:13}{name:30}{row}", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    finish(arguments.json, figures)
 
 
 if __name__ == "__main__":

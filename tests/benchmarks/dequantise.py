@@ -1,10 +1,10 @@
-"""Seconds that one weight's codes take to become numbers, over those of a numpy copy of its float32 bytes.
+"""Seconds that one weight's codes take to become numbers, over those of a numpy copy of these numbers.
 
-    python tests/benchmarks/dequantise.py [--shape 4096x11008] [--rounds 5]
+    python tests/benchmarks/dequantise.py [--shape 4096x11008] [--rounds 5] [--json FILE]
 
 nf4 (bitsandbytes, blocks of 64, of float32 and of bfloat16) and fp8 (by block of 128 and by row), from a file in the
 page cache, into float32 and into float64, which analyses read. Rounds are interleaved, and the best of each counts.
-`wall` and `cpu` are the ratios to the copy.
+`wall` and `cpu` are the ratios to the copy, of float64 to one of its own bytes. The goal is under 3.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.machine import add_json, finish
 
 
 def tensors(m: int, n: int) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="4096x11008")
     parser.add_argument("--rounds", type=int, default=5)
+    add_json(parser)
     options = parser.parse_args()
     m, n = (int(side) for side in options.shape.split("x"))
 
@@ -69,20 +72,22 @@ def main() -> None:
     from lorascope.weights.checkpoint import open_checkpoint
     from lorascope.weights.safetensors import write_safetensors
 
-    plain = np.ones((m, n), np.float32)
+    copied = {each: np.ones((m, n), each) for each in ("float32", "float64")}
     with tempfile.TemporaryDirectory() as folder:
         write_safetensors(Path(folder) / "model.safetensors", tensors(m, n), {})
         weights: dict[str, Any] = dict(open_checkpoint(folder).stored)
-        calls: dict[str, Callable[[], Any]] = {"copy": plain.copy}
+        calls: dict[str, Callable[[], Any]] = {f"copy, {each}": array.copy for each, array in copied.items()}
         for name, stored in weights.items():
             label = name.removesuffix(".weight")
             calls[f"{label}, float32"] = lambda stored=stored: stored.into(np.empty(stored.shape, np.float32))
             calls[f"{label}, float64"] = stored.read
         found = best(calls, options.rounds)
-    wall, cpu = found.pop("copy")
-    print(f"copy of {m} x {n} float32: {1e3 * wall:.1f} ms wall, {1e3 * cpu:.1f} ms CPU")
-    for name, took in found.items():
-        print(f"{name:28} wall {took[0] / wall:5.2f}  cpu {took[1] / cpu:5.2f}  ({1e3 * took[0]:.1f} ms)")
+    figures = {}
+    for name, (wall, cpu) in found.items():
+        of = found[f"copy, {name[-7:]}"]
+        figures[name] = {"wall": wall / of[0], "cpu": cpu / of[1], "seconds": wall}
+        print(f"{name:28} wall {wall / of[0]:5.2f}  cpu {cpu / of[1]:5.2f}  ({1e3 * wall:.1f} ms)")
+    finish(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ equal, or the run fails. PEFT also makes the mitigated adapter, which is part of
 
 import argparse
 import copy
-import json
 import os
 import re
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.machine import add_json, finish
 
 K, EPSILON = 10, 0.5
 
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=0.3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    add_json(parser)
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(arguments.threads)
@@ -145,8 +146,7 @@ def main() -> None:
             folder = arguments.adapter
         wrapped, ours = peft_model(arguments.model, io.read(folder, base))
         figures = measure(arguments, folder, wrapped, ours, scratch)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    finish(arguments.json, figures)
 
 
 def measure(arguments: Any, folder: Path, wrapped: Any, ours: dict[str, str], scratch: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Young's, both in float64.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.machine import add_json, finish
 
 Factors = dict[str, tuple[Any, Any]]  # by module: B (d_out, r), A (r, d_in)
 
@@ -109,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("hidden", 1024), ("layers", 2), ("rank", 16), ("to", 8), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    add_json(parser)
     chosen = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # before numpy is imported
@@ -155,8 +156,7 @@ def main() -> None:
     for name, f in figures.items():
         ratio = f["cpu"] / figures["lorascope"]["cpu"]
         print(f"{name:24}{f['cpu']:9.3f}{f['wall']:9.3f}{ratio:9.0f}{f['error']:10.4f}{f['above_best']:12.1e}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+    finish(chosen.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """N adapters in one pass beside N PEFT runs one after another, on the Llama of `train_step.py`.
 
-    python tests/benchmarks/sweep.py [--device cuda] [--dtype bfloat16] [--members 4 8 16] [--rounds 9] [--json]
+    python tests/benchmarks/sweep.py [--device cuda] [--dtype bfloat16] [--members 4 8 16] [--rounds 9] [--json FILE]
 
 A round is one optimiser step of each of the N adapters (r = 16 on every linear layer): forward, backward, clipping and
 AdamW on b × S tokens each. Rows:
@@ -17,7 +17,6 @@ joint row's, which shows where the device saturates.
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from cases import ALPHA, RANK
+from machine import add_json, finish
 from torch import nn
 from train_step import MODELS
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
@@ -183,11 +183,8 @@ def main() -> None:
             print(f"measuring {n} × {b} × {s}", file=sys.stderr)
             rounds = args.rounds if b * s <= 256 else max(2, args.rounds // 4)  # long steps vary less
             results.append(measure(base, n, b, s, here, rounds, args.compile))
-    if args.json:
-        shared = {"torch": torch.__version__, "device": args.device, "dtype": args.dtype}
-        print(json.dumps({**shared, "results": results}, indent=1))
-    else:
-        show(results)
+    show(results)
+    finish(args.json, {"device": args.device, "dtype": args.dtype, "results": results})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bytes that one LoRA layer moves in a training step: a count, no clock. What a GPU's memory would see.
 
-    python tests/benchmarks/traffic.py [--json]
+    python tests/benchmarks/traffic.py [--json FILE]
 
 Each operation reads its inputs and writes its outputs once, views are free: what a kernel moves at best. Tensors are on
 `meta`, so that 7B shapes cost nothing. Rows: PEFT's layer, with its defaults; ours (`adapt/fused.py`); ours compiled,
@@ -10,10 +10,10 @@ included.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 
 import torch
+from machine import add_json, finish
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -105,17 +105,16 @@ def measure() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
+    file = parser.parse_args().json
     results = measure()
-    if parser.parse_args().json:
-        print(json.dumps({"tokens": TOKENS, "rank": RANK, "results": results}, indent=1))
-        return
     print(f"MiB moved in a step by one layer, bfloat16, {TOKENS} tokens, r = {RANK}")
     for result in results:
         mib = result["mib"]
         cells = "  ".join(f"{name} {value:.0f} ({value / mib['lorascope']:.2f})" for name, value in mib.items())
         print(f"{result['layer']:10} {cells}")
     print(f"goal: a kernel of our own where it moves at least {GOAL} times less")
+    finish(file, {"tokens": TOKENS, "rank": RANK, "results": results})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ is ‖g − g_PEFT‖/‖g_PEFT‖ for the whole gradient, `vs f64` the same aga
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from collections.abc import Callable
 
 import torch
 from cases import CASES, Case, ours, theirs
+from machine import add_json, finish
 from torch import nn
 
 DTYPES = ("float32", "bfloat16")
@@ -309,26 +309,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     results = []
     labels = list(CASES) if "all" in args.method else args.method
-    if not args.json:
-        print(HEAD, flush=True)
+    print(HEAD, flush=True)
     for label in labels:
         for dtype in args.dtype:
             for name in args.model:
                 print(f"measuring {label}, {name}, {dtype}", file=sys.stderr)
                 found = measure(name, label, getattr(torch, dtype), args.device, args.rounds, args.compile)
                 results += found
-                if not args.json:
-                    show(found)
-    if args.json:
-        print(json.dumps({"torch": torch.__version__, "results": results}, indent=1))
-    else:
-        show_goals(labels)
+                show(found)
+    show_goals(labels)
+    finish(args.json, results)
 
 
 if __name__ == "__main__":

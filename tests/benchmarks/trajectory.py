@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.adapters import LLAMA_8B, write_llama_adapter
 from tests.benchmarks.analyze import measure, peak_memory
+from tests.benchmarks.machine import add_json, finish
 
 GOAL = {"cpu": 40.0, "peak_mb": 400.0}
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=int, default=30)
     parser.add_argument("--layers", type=int, default=32)
+    add_json(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
@@ -60,6 +62,7 @@ def main() -> None:
         goal = f"   goal: under {GOAL[key]:.0f}" if key in GOAL else ""
         print(f"  {key:8}{value:8.1f}{goal}")
     print(f"  page {sizes['html']:.1f} MB, JSON {sizes['json']:.1f} MB")
+    finish(arguments.json, figures | {"page_mb": sizes["html"], "json_mb": sizes["json"]}, threads=1)
 
 
 if __name__ == "__main__":
