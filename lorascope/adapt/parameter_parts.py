@@ -28,10 +28,10 @@ class _InPlaceOf(Parametrization):
 
     def __init__(self, part: Any):
         super().__init__()
-        self._part = (part,)  # in a tuple: it is in the adapter already
+        self.part = part  # a module of the model's, so that `model.parameters()` has what trains
 
     def forward(self, original: Tensor) -> Tensor:
-        part = self._part[0]
+        part = self.part
         return part.summed(original) if part.current is None else part.current
 
 

@@ -87,6 +87,8 @@ def test_fresh_experts_change_nothing_and_alone_are_enough():
     injected = ls.inject(base, "lora", r=2, target_parameters=BOTH)
     torch.testing.assert_close(logits(base), before, rtol=0, atol=0)
     assert not injected.layers
+    of_the_model = {id(parameter) for parameter in base.parameters() if parameter.requires_grad}
+    assert of_the_model == {id(parameter) for parameter in injected.trainable().values()}, "a Trainer finds them"
     assert injected.parameter_count() == 2 * 3 * ((24 + 16) + (16 + 12))
     with pytest.raises(InputError, match="no parameter is named 'nothing'"):
         ls.inject(mixture("mixtral"), "lora", target_parameters=["nothing"])
@@ -128,6 +130,7 @@ def test_rows_of_tokens_are_pefts(tied, tmp_path):
     (gradient,) = (p.grad for n, p in theirs.named_parameters() if "trainable_tokens_delta" in n and p.requires_grad)
     (part,) = injected.parts.values()
     torch.testing.assert_close(part.tokens.grad, gradient, **close)
+    assert any(part.tokens is parameter for parameter in model.parameters())
     assert injected.parameter_count() == sum(p.numel() for p in theirs.parameters() if p.requires_grad)
     ls.save(injected, tmp_path / "ours")
     again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours").double()
