@@ -106,6 +106,21 @@ TUNERS = {
     "BEFT": ({}, {"beft_bias": (1, D_OUT)}, {}),
     "FOURIERFT": ({"scaling": 9.0, "random_loc_seed": 3}, {"fourierft_spectrum": (D_OUT * D_IN,)}, {}),
     "WAVEFT": ({"scaling": 9.0, "wavelet_family": "sym2"}, {"waveft_spectrum": (9,)}, {}),
+    "LORA dora": (
+        {"r": 3, "lora_alpha": 5, "use_dora": True},
+        {"lora_A.weight": (3, D_IN), "lora_B.weight": (D_OUT, 3), "lora_magnitude_vector": (D_OUT,)},
+        {},
+    ),
+    "LORA qalora": (
+        {"r": 2, "use_qalora": True, "qalora_group_size": 4},
+        {"lora_A.weight": (2, 3), "lora_B.weight": (D_OUT, 2)},
+        {},
+    ),
+    "LORA bd-lora": (
+        {"r": 4, "use_bdlora": {"target_modules_bd_a": ["up"], "nblocks": 2}},
+        {"lora_A.weight": (4, 6), "lora_B.weight": (D_OUT, 4)},
+        {},
+    ),
     "LORA kasa": (
         {"r": 3, "lora_alpha": 5, "kasa_config": {}},
         {"lora_A.weight": (3, D_IN), "lora_B.weight": (D_OUT, 3), "lora_diag": (3,)},
@@ -145,6 +160,9 @@ TUNERS = {
 # The shapes that are read all the same, None for a tensor that is absent: another width of the layer, where the base
 # is not asked; a longer projection, of which the beginning is taken; a part that may be absent, or is drawn again.
 READ = {
+    "LORA dora": {"lora_A.weight": [(3, 13), (3, 11)], "lora_magnitude_vector": [(1, 24), None]},
+    "LORA qalora": {"lora_A.weight": [(2, 4), (2, 2)], "lora_B.weight": [(25, 2), (23, 2)]},
+    "LORA bd-lora": {"lora_A.weight": [(4, 7), (4, 5)], "lora_B.weight": [(25, 4), (23, 4)]},
     "OFT": {"oft_R.weight": [(4, 6), (2, 6), (6, 3)]},
     "OFT of PEFT 0.15": {
         "oft_r": [(4, 4, 4), (2, 4, 4)],
@@ -188,6 +206,9 @@ READ = {
 }
 # The values with which a field is read all the same.
 SETTINGS = {
+    "LORA dora": {"lora_alpha": [0, 1, -1, 1.5, "ABSENT"], "use_dora": [None, 0, 5, -1, 1.5, "x", [], "ABSENT"]},
+    "LORA qalora": {"use_qalora": [None, 0, 5, -1, 1.5, "x", [], "ABSENT"], "qalora_group_size": [1, 5, "ABSENT"]},
+    "LORA bd-lora": {"use_bdlora": [None, 0, [], "ABSENT"]},
     "OFT": {
         "use_cayley_neumann": [None, 0, 5, -1, 1.5, "x", [], "ABSENT"],
         "num_cayley_neumann_terms": [1, "ABSENT"],
