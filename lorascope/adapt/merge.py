@@ -185,6 +185,12 @@ def _check_names(params: ModelParameters, adapter: Adapter) -> None:
     wanted += [name for name in adapter.saved if not _makes_updates(name, adapter)]
     wanted += [*adapter.rows, *adapter.base]
     missing = [name for name in wanted if params.name(name) is None and params.buffer(name) is None]
+    if missing and all(n.endswith(".bias") and params.name(f"{n.removesuffix('bias')}weight") for n in missing):
+        raise InputError(
+            "the adapter adds biases to layers of the base that have none, so it cannot be merged",
+            found=preview(missing, 3),
+            hint="load it with PEFT, which does not merge it either",
+        )
     if missing:
         raise InputError(
             "the adapter is not of this model",

@@ -10,6 +10,7 @@ from torch import nn
 
 from lorascope.adapt.merge import merge
 from lorascope.analyses import spectrum
+from lorascope.errors import InputError
 from lorascope.weights import io
 from lorascope.weights.checkpoint import NO_BIAS
 from tests.weights.peft_tuners.common import Case, conv2d, linear, saved, truth
@@ -92,3 +93,5 @@ def test_a_bias_that_the_base_s_layer_lacks_does_not_make_it_another_base(tmp_pa
     result = spectrum.run(io.read(written.adapter_folder), base=written.checkpoint)
     assert not result.nothing_compared
     assert {item.reason for item in result.not_compared} == {NO_BIAS}
+    with pytest.raises(InputError, match=r"adds biases to layers of the base that have none.*q\.bias"):
+        merge(copy.deepcopy(written.base), io.read(written.adapter_folder))
