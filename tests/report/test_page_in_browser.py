@@ -1,5 +1,9 @@
 """The page in a real Chromium: what a reader does with it works, and it asks for nothing."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import expect
 
@@ -127,3 +131,58 @@ def test_a_hostile_file_runs_nothing(page_in_browser, hostile_file):
     assert opened.others_asked_for() == []
     assert HOSTILE[:44] in opened.page.locator("h1").text_content()
     assert opened.page.locator("img").count() == 0
+
+
+def test_filtering_by_a_bound_and_a_finding_that_leads_to_a_hidden_row(demo):
+    box = demo.page.get_by_label("Filter")
+    cells = "figure[data-interactive] tbody tr:not([hidden])"
+    titles = demo.page.locator("figure[data-interactive] thead th").all_text_contents()
+    j = next(i for i, title in enumerate(titles) if title.strip().lower().startswith("stable"))
+    box.fill("stable>1.5 layers.1.")
+    shown = [float(v) for v in column(demo, j + 1)]
+    assert shown
+    assert min(shown) > 1.5
+    assert all(".1." in name for name in column(demo, 1))
+    box.fill("q_proj")
+    demo.page.locator("a.module").first.click()  # of a k_proj
+    expect(demo.page.locator("tr:target")).to_be_in_viewport()
+    assert demo.page.locator(cells).count() == 224
+
+
+def test_a_table_is_downloaded_as_csv_and_json(demo):
+    demo.page.get_by_label("Filter").fill("layers.1.self_attn.q_proj")
+    for kind in ("csv", "json"):
+        with demo.page.expect_download() as waiting:
+            demo.page.locator(f"[data-take={kind}]").click()
+        text = Path(waiting.value.path()).read_text(encoding="utf-8")
+        if kind == "json":
+            (row,) = json.loads(text)
+            assert row["Module"] == "model.layers.1.self_attn.q_proj"
+            assert row["Scale"] == "2.00"  # a column that is folded away, as it is the same in all rows
+        else:
+            header, line = text.splitlines()
+            assert header.startswith("Module,")
+            assert line.startswith("model.layers.1.self_attn.q_proj,")
+
+
+def test_the_nearest_point_says_what_it_is_to_the_pointer_and_to_the_keys(demo):
+    tip = demo.page.locator(".tip")
+    demo.page.locator(".heatmap .layer:visible svg.plot rect.h10").first.hover()
+    expect(tip).to_contain_text("layer")
+    chart = demo.page.locator(".chart .scroll").first
+    chart.focus()
+    chart.press("ArrowRight")
+    expect(tip).to_have_text(re.compile(r".+: [\d.−]+ at 1$"))
+    chart.press("ArrowRight")
+    expect(tip).to_have_text(re.compile(r".+: [\d.−]+ at 2$"))
+    chart.press("Escape")
+    expect(tip).to_be_hidden()
+
+
+def test_a_narrow_screen_shows_the_measure_that_is_chosen(page_in_browser, demo_file):
+    page = page_in_browser(demo_file, viewport={"width": 390, "height": 844}).page
+    shown = "figure[data-interactive] thead th:visible"
+    assert page.locator(shown).count() == 2
+    page.locator(".picker select").select_option("2")
+    assert page.locator(shown).count() == 2
+    assert page.locator("figure[data-interactive]").bounding_box()["width"] <= 390
