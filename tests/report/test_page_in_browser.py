@@ -167,8 +167,8 @@ def test_a_table_is_downloaded_as_csv_and_json(demo):
 
 def test_the_nearest_point_says_what_it_is_to_the_pointer_and_to_the_keys(demo):
     tip = demo.page.locator(".tip")
-    demo.page.locator(".heatmap .layer:visible svg.plot rect.h10").first.hover()
-    expect(tip).to_contain_text("layer")
+    demo.page.locator(".heatmap .layer:visible svg.plot rect[class^=h]").first.hover()
+    expect(tip).to_contain_text("q_proj, depth 0: ")
     chart = demo.page.locator(".chart .scroll").first
     chart.focus()
     chart.press("ArrowRight")
