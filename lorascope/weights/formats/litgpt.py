@@ -69,14 +69,13 @@ def _read(path: Path) -> Mapping[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
-def fused(module: str, a: Stored, b: Stored, said: Settings) -> Update | None:
-    """The update of a fused query, key and value; None where their sizes are not known.
+def fused(module: str, a: Stored, b: Stored, said: Settings) -> Update:
+    """The update of a fused query, key and value, whose sizes are known.
 
     Raises:
         InputError: the factors do not fit the sizes.
     """
-    if said.sizes is None:
-        return None
+    assert said.sizes is not None
     parts, r = a.shape[0] // b.shape[1], b.shape[1]
     choices = [said.trained] if said.trained is not None else itertools.product((True, False), repeat=3)
     fits = [
