@@ -88,6 +88,7 @@ def test_what_is_tested_is_killed_and_what_is_not_survives(tree, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_what_is_said_to_change_nothing_is_there_to_be_changed():
     """A line that was rewritten is looked at again."""
     keys = {key for key in EQUIVALENT if key[0] in files()}
