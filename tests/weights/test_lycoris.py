@@ -210,6 +210,14 @@ def test_a_stored_scalar_multiplies(tmp_path):
     )
 
 
+def test_the_scalar_of_lokr_multiplies(tmp_path):
+    tensors = {f"lycoris_a.lokr_{n}": np.ones((2, 2), np.float32) for n in ("w1", "w2")}
+    save_file({**tensors, "lycoris_a.scalar": np.array(0.25, np.float32)}, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(
+        dense(read(tmp_path / "a.safetensors").updates["lycoris_a"].delta()), np.full((4, 4), 0.25)
+    )
+
+
 def test_lokr_of_diffusers_has_pefts_scale(tmp_path):
     """`lora_adapter_metadata` is PEFT's config, and PEFT scales by alpha/r where LyCORIS would not."""
     tensors = {f"transformer.q.lokr_{n}": np.ones((2, 2), np.float32) for n in ("w1", "w2")}
