@@ -26,7 +26,9 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 def of_torchao(weight: Tensor) -> bool:
     """Whether the weight is one of torchao's tensors, which look like floats and are codes."""
-    return type(weight).__module__.startswith("torchao")
+    kind = type(weight)
+    # The two usual types first: `torch.compile` cannot trace the name of a module.
+    return kind is not nn.Parameter and kind is not Tensor and kind.__module__.startswith("torchao")
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:

@@ -182,7 +182,7 @@ class Member:
             "total": self.total,
             "step": self.step,
             "ended": self.ended,
-            "error": self.error and vars(self.error).copy(),
+            "error": self.error and {part: getattr(self.error, part) for part in ("what", "found", "expected", "hint")},
             "score": self.score and vars(self.score).copy(),
             "patience": [self.lowest, self.worse],
             "adapter": self.injected.state_dict(),

@@ -65,6 +65,6 @@ def test_a_lock_whose_owner_was_killed_is_free_and_none_is_left(owned):
 
 
 def test_a_run_that_is_refused_leaves_no_folder(classifier, tmp_path):
-    with pytest.raises(InputError, match="no run to resume"):
+    with pytest.raises(InputError, match="is not a run directory"):
         run.train(classifier(), tmp_path / "new", resume=True)
     assert not list(tmp_path.iterdir())

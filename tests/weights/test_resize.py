@@ -213,22 +213,12 @@ def test_non_finite_entries_are_named():
         resize.decompose(Adapter({"layers.3": Update("layers.3", "low_rank", roles)}))
 
 
-EXPERTS = (
-    "fused_experts",
-    "fused_experts_two_parameters",
-    "fused_experts_whose_names_are_lost",
-    "one_fused_parameter_whose_name_the_base_knows",
-    "experts_in_three_axes",
-    "experts_in_three_axes_of_a_base",
-    "mlx_lora",
-)
 # What PEFT's layout has no place for; everything else that is read can be resized.
 UNWRITABLE = {
     "loralib": "would lose what was not analysed",
-    "every_sort": "fused experts is not supported",
+    "every_sort": "all experts of .* at one rank, or none",
     **dict.fromkeys(("only_parts", "adapterhub_bottleneck", "nemo_bottleneck"), "holds no ΔW to resize"),
     **dict.fromkeys(("gguf_llama", "nunchaku", "tinker"), "would lose what was not analysed"),
-    **dict.fromkeys(EXPERTS, "fused experts is not supported"),
     "lora_bias": "would lose what was not analysed",
     "lily": "mixes its experts",
     "poly": "mixes its skills",
