@@ -19,7 +19,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.drawn import Drawn
 from lorascope.weights.tensors import InMemory
-from tests.cli.command import lorascope
+from tests.cli.command import here
 from tests.weights import examples_peft
 
 
@@ -73,7 +73,7 @@ def test_peft_files_through_the_command(builder, kind, tmp_path, page_in_browser
     example = builder(tmp_path)
     base = ["--base", str(example.base)] if example.base else []
     page = tmp_path / "a.html"
-    done = lorascope("analyze", example.path, *base, "--json", tmp_path / "a.json", "--html", page)
+    done = here("analyze", example.path, *base, "--json", tmp_path / "a.json", "--html", page)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert found["schema"] == 2
@@ -87,13 +87,13 @@ def test_peft_files_through_the_command(builder, kind, tmp_path, page_in_browser
 
 def test_scales_can_be_told_without_the_base(tmp_path):
     example = examples_peft.ia3(tmp_path)
-    done = lorascope("analyze", example.path, "--json", "-")
+    done = here("analyze", example.path, "--json", "-")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["modules"] == []
     assert len(found["method_specific"]["scaling"]["modules"]) == len(example.deltas)
     assert "--base" in found["findings"][0]["text"]
-    assert "pass --base to compute ‖ΔW‖" in lorascope("analyze", example.path).stdout
+    assert "pass --base to compute ‖ΔW‖" in here("analyze", example.path).stdout
 
 
 def test_modules_are_selected():

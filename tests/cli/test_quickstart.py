@@ -9,6 +9,7 @@ from tests.cli.command import lorascope, refused
 QUIET = {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_adapter_bytes_on_the_real_encoder(tmp_path):
     few = ["training.max_steps=3", "data.max_train_samples=96", "data.max_eval_samples=32", "training.num_threads=1"]
     config = parse(override(resolved(quickstart.config_for("minilm", 7, "cpu")), few))
