@@ -9,16 +9,9 @@ so that `python studies/NAME.py` and `lorascope study run NAME` do the same: tra
 measure, judge, and write `reports/NAME.json` and, from that alone, `reports/NAME.html`.
 """
 
-from lorascope.study.definition import (
-    Arm,
-    Claim,
-    Control,
-    Criterion,
-    Measure,
-    MeasurementSpec,
-    Results,
-    Study,
-    StudyScale,
-)
+from lorascope.study.claims import Claim, Control, Criterion
+from lorascope.study.definition import Measure, MeasurementSpec, Study
+from lorascope.study.grid import Arm, StudyScale
+from lorascope.study.results import Results
 
 __all__ = ["Arm", "MeasurementSpec", "Claim", "Control", "Criterion", "Measure", "Results", "Study", "StudyScale"]

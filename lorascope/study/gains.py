@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lorascope.blocks import Column, Table
-from lorascope.study.definition import Results
+from lorascope.study.results import Results
 
 HEAD_ALONE, FULL_TUNING = "head alone", "full fine-tuning"
 

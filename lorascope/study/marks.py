@@ -8,7 +8,8 @@ the record has stay. A scale that gives no verdicts has none to take back.
 from collections.abc import Mapping
 from typing import Any
 
-from lorascope.study.definition import Claim, Study
+from lorascope.study.claims import Claim
+from lorascope.study.definition import Study
 from lorascope.study.verdict import CANNOT_TELL, WITHDRAWN
 
 

@@ -42,8 +42,8 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import ANY, misfit, read_json
 from lorascope.outputs import finite
 from lorascope.report import serial
-from lorascope.study.definition import Results
 from lorascope.study.marks import marked
+from lorascope.study.results import Results
 from lorascope.study.runner import Runner, Tuned
 from lorascope.study.verdict import MARKS, VERDICTS, Verdict
 from lorascope.training.record import PACKAGES, package_version

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorascope.errors import InputError
-from lorascope.study.definition import RUNS, Arm, Measure, MeasurementSpec, Results, Study
+from lorascope.study.definition import Measure, MeasurementSpec, Study
+from lorascope.study.grid import Arm
+from lorascope.study.results import RUNS, Results
 from lorascope.study.store import Job, Store, data_hashes, fingerprint
 from lorascope.study.strata import Strata
 from lorascope.study.work import TEST, Chunk, read_rows, read_score

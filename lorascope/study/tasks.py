@@ -11,7 +11,7 @@ half passes over the packaged texts. `--set model.name=... --set data.path=...` 
 from collections.abc import Mapping
 from typing import Any
 
-from lorascope.study.definition import Arm, StudyScale
+from lorascope.study.grid import Arm, StudyScale
 
 HEAD_RATE = 2e-2  # of the new head, the same in every arm; alone, at scale small, 0.01 and 0.04 lose more
 ALPHA = 16

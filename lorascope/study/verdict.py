@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lorascope.linalg.bootstrap import DRAWN, expanded_interval
-from lorascope.study.definition import Claim, Criterion, Results
+from lorascope.study.claims import Claim, Criterion
+from lorascope.study.results import Results
 
 VERDICTS = HELD, NOT_HELD, UNDECIDED = "held", "not held", "undecided"
 MARKS = WITHDRAWN, CANNOT_TELL = "withdrawn", "cannot tell"  # shown in a verdict's place: see `marks`

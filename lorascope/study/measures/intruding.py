@@ -9,7 +9,7 @@ import numpy as np
 from lorascope.linalg.cached_svd import CachedSVD
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.matrix import Matrix
-from lorascope.study.definition import Scalar
+from lorascope.study.grid import Scalar
 from lorascope.study.measures.finished import opened, singular_values, windows
 
 if TYPE_CHECKING:

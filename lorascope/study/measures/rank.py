@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.linalg.matrix import Dense, Matrix
-from lorascope.study.definition import Scalar
+from lorascope.study.grid import Scalar
 from lorascope.study.measures.finished import matrices, opened, singular_values, windows
 
 if TYPE_CHECKING:

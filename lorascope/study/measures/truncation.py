@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.linalg.threshold import bracket
-from lorascope.study.definition import Scalar
+from lorascope.study.grid import Scalar
 from lorascope.study.measures.finished import matrices, opened
 from lorascope.study.measures.rank import part_of
 
