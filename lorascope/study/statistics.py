@@ -1,0 +1,80 @@
+"""What the statistics of claims share: arrays in, one number out."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lorascope.study.results import Results
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of results, computed once for the same results and arguments: the criteria of a study share it.
+
+    Only the last results are remembered: thousands of resamples pass.
+    """
+    last: list[Any] = [None, {}]
+
+    @functools.wraps(function)
+    def remembered(results: Results, *arguments: Any) -> Any:
+        if last[0] is not results:
+            last[:] = [results, {}]
+        if arguments not in last[1]:
+            last[1][arguments] = function(results, *arguments)
+        return last[1][arguments]
+
+    return remembered
+
+
+def slope(x: Any, y: Any) -> float:
+    """Of the straight line through points by least squares.
+
+    Raises:
+        ValueError: all x are equal.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    centred = x - x.mean()
+    if not centred.any():
+        raise ValueError("all points have one place on the axis")
+    return float(centred @ y / (centred @ centred))
+
+
+def ranked(values: Any) -> np.ndarray:
+    """Ranks with ties averaged, to mean 0 and standard deviation 1.
+
+    Raises:
+        ValueError: all values are equal.
+    """
+    values = np.asarray(values, dtype=float)
+    ranks = (values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2
+    spread = ranks.std()
+    if spread == 0:
+        raise ValueError("all values are equal")
+    return (ranks - ranks.mean()) / spread
+
+
+def spearman(x: Any, y: Any, given: Any = None) -> float:
+    """Spearman's ρ; the partial one where a third variable is given."""
+    x, y = ranked(x), ranked(y)
+    xy = float(np.mean(x * y))
+    if given is None:
+        return xy
+    z = ranked(given)
+    xz, yz = float(np.mean(x * z)), float(np.mean(y * z))
+    return (xy - xz * yz) / float(np.sqrt((1 - xz**2) * (1 - yz**2)))
+
+
+def area_under_roc(positive: Any, score: Any) -> float:
+    """The probability that a positive has the higher score than a negative; of equal scores a half.
+
+    Raises:
+        ValueError: all are positive, or none.
+    """
+    positive, score = np.asarray(positive, dtype=bool), np.asarray(score, dtype=float)
+    if positive.all() or not positive.any():
+        raise ValueError("all are positive, or none")
+    negatives = np.sort(score[~positive])
+    below = np.searchsorted(negatives, score[positive], side="left")
+    below_or_equal = np.searchsorted(negatives, score[positive], side="right")
+    return float(np.mean(below + below_or_equal) / (2 * len(negatives)))
