@@ -1,4 +1,4 @@
-"""Do the differences between variants of LoRA survive tuning? Each at its own learning rate, and all at LoRA's.
+"""Do variants of LoRA beat LoRA once each has its own learning rate? And with LoRA's rate for all?
 
 python studies/variants.py --scale small --jobs 2
 """
@@ -6,45 +6,26 @@ python studies/variants.py --scale small --jobs 2
 from lorascope.blocks import Column, Lines, Series, Table
 from lorascope.inputs import read_json_lines
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, share
-from lorascope.study.tasks import (
-    LORA_RATES,
-    PLUS_WITHDRAWN,
-    VARIANTS,
-    full_arm,
-    head_arm,
-    lora,
-    scales,
-    variant_arm,
-)
+from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, accuracy_lead, by_method, lead, loss, share, tuning_curve
+from lorascope.study.tasks import HERE, VARIANTS, full_arm, head_arm, scales, variant_arm
 
 LORA = "LoRA"
-FAMILY = ("LoRA", "rsLoRA", "LoRA+", "DoRA", "PiSSA", "OLoRA")  # all of rank r, both factors trained
-OTHERS = tuple(name for name in FAMILY if name != LORA)
-ONE_RATE = tuple(name for name in FAMILY if name != "LoRA+")  # which has two
-HALF = "LoRA, 1/2 of the steps"
+OTHERS = ("rsLoRA", "LoRA+", "DoRA", "PiSSA", "OLoRA")  # all of rank r, both factors trained
+FAMILY = (LORA, *OTHERS)
+ONE_RATE = tuple(name for name in OTHERS if name != "LoRA+")  # which has two
 
 
 def untuned(name):
     return name if name == LORA else f"{name}, LoRA's rate"
 
 
-def of_rank(rank):
-    return LORA if rank == 8 else f"LoRA, r = {rank}"
-
-
 def arms(scale):
     yield head_arm({"method": HEAD_ALONE})
     yield full_arm({"method": FULL_TUNING})
-    for name in VARIANTS:
+    for name in FAMILY:
         yield variant_arm(name)
     for name in OTHERS:
         yield Arm({"method": untuned(name)}, VARIANTS[name][0], rate_of={"method": LORA})
-    steps = max(1, scale.config["training"]["max_steps"] // 2)
-    yield Arm({"method": HALF}, {**VARIANTS[LORA][0], "training.max_steps": steps}, rate_of={"method": LORA})
-    for rank in scale.params["ranks"]:
-        if rank != 8:
-            yield Arm({"method": of_rank(rank)}, lora(rank), LORA_RATES)
 
 
 def losses(folders, method):
@@ -54,55 +35,26 @@ def losses(folders, method):
 
 
 def each_tuned(results):
-    runs = results.runs[results.runs["method"].isin((HEAD_ALONE, *FAMILY, untuned("PiSSA")))]
+    runs = results.runs[results.runs["method"].isin((*FAMILY, untuned("PiSSA")))]
     # the method is said, for a run whose own rate is LoRA's belongs to two arms
     return [MeasurementSpec((row["key"],), {"method": row["method"]}) for row in runs.to_dict("records")]
 
 
-def spread(named=lambda name: name):
-    """The best gain less the worst one, over full fine-tuning's."""
-
-    def statistic(results):
-        shares = [share(results, named(name)) for name in FAMILY]
-        return max(shares) - min(shares)
-
-    return statistic
-
-
-def best_over(method):
-    """The best variant's gain less this method's, over full fine-tuning's."""
-    return lambda results: max(share(results, name) for name in OTHERS) - share(results, method)
-
-
-def tuned_rates(results):
-    return results.runs.groupby("method")["learning_rate"].first()
-
-
-def apart(names):
-    """The highest learning rate of these over the lowest."""
-
-    def statistic(results):
-        rates = tuned_rates(results)
-        rates_of_variants = [rates[name] for name in names(results)]
-        return round(max(rates_of_variants) / min(rates_of_variants), 6)
-
-    return statistic
-
-
 def own_over_loras(results):
-    """Of the variants whose rate is not LoRA's: the mean gain at it less that at LoRA's, over full fine-tuning's."""
-    rates = tuned_rates(results)
-    differ = [name for name in ONE_RATE if rates[name] != rates[LORA]]
-    if not differ:
-        raise ValueError("no variant's best rate differs from LoRA's")
-    return sum(share(results, name) - share(results, untuned(name)) for name in differ) / len(differ)
+    """Mean over the variants with one rate: share of the gain at their own rate, less that at LoRA's rate."""
+    return sum(share(results, name) - share(results, untuned(name)) for name in ONE_RATE) / len(ONE_RATE)
+
+
+def farthest(results):
+    """The largest distance from LoRA's accuracy of a variant with one rate, at LoRA's."""
+    return max(abs(accuracy_lead(untuned(name), LORA)(results)) for name in ONE_RATE)
 
 
 def early(results, name):
-    """The mean training loss that was logged in the first tenth of training."""
+    """The mean training loss that was logged in the first fifth of training."""
     table = results.tables["losses"]
     steps = table["step"].to_numpy()
-    chosen = (table["method"].to_numpy() == name) & (steps <= max(steps.min(), steps.max() / 10))
+    chosen = (table["method"].to_numpy() == name) & (steps <= max(steps.min(), steps.max() / 5))
     if not chosen.any():
         raise ValueError(f"no run of {name}")
     return float(table["train_loss"].to_numpy()[chosen].mean())
@@ -122,8 +74,8 @@ def figures(results):
         "Training loss",
         tuple(series),
         "step",
-        "loss of the step's texts (nats)",
-        caption="Means over replicates, each method at its own best learning rate.",
+        "loss on the step's texts (nats)",
+        caption="Means over replicates, each method at its own learning rate.",
     )
     curves = [curves] if table["step"].nunique() > 1 else []
     return [by_method(results), _by_rate(results), _sweeps(results), *curves]
@@ -131,133 +83,212 @@ def figures(results):
 
 def _by_rate(results):
     """Every variant at its own rate and at LoRA's."""
-    rates, runs, rows = tuned_rates(results), results.runs, []
-    head, full = (runs.loc[runs["method"] == name, "loss"].mean() for name in (HEAD_ALONE, FULL_TUNING))
+    runs, rows = results.runs, []
+    rates = runs.groupby("method")["learning_rate"].first()
+    head, full = loss(results, HEAD_ALONE), loss(results, FULL_TUNING)
     for name in FAMILY:
         gains = (head - runs.loc[runs["method"] == name, "loss"]) / (head - full)
         rows.append((name, rates[name], gains.mean(), gains.min(), gains.max(), share(results, untuned(name))))
     columns = (
         Column("method", "Method"),
-        Column("rate", "Own rate", "float"),
-        Column("own", "Gain at it", "percent"),
-        Column("least", "Least", "percent"),
-        Column("most", "Most", "percent"),
+        Column("rate", "Own learning rate", "float"),
+        Column("own", "Gain at its own rate", "percent"),
+        Column("least", "Lowest replicate", "percent"),
+        Column("most", "Highest replicate", "percent"),
         Column("untuned", "Gain at LoRA's rate", "percent"),
     )
-    caption = "Of full fine-tuning's gain; means over replicates, and the least and the most of them. LoRA+: A's rate."
-    return Table(columns, tuple(rows), "At its own rate and at LoRA's", caption)
+    caption = "Gains as a share of full fine-tuning's; means over replicates. LoRA+: A's rate, B's is 16 times it."
+    return Table(columns, tuple(rows), "Each variant at its own learning rate and at LoRA's", caption)
 
 
 def _sweeps(results):
     series = []
     for name in FAMILY:
-        curve = results.curves[results.curves["method"] == name].dropna(subset=["held_out_loss"])
-        curve = curve.sort_values("learning_rate")
-        series.append(Series(name, tuple(curve["learning_rate"]), tuple(curve["held_out_loss"])))
-    caption = "One run each: the sweeps by which the rates were chosen. LoRA+: A's rate."
-    return Lines("Sweeps of the learning rate", tuple(series), "learning rate", "held-out loss (nats)", log_x=True,
+        curve = tuning_curve(results, name)
+        low, mean, high = (tuple(curve[column]) for column in ("min", "mean", "max"))
+        series.append(Series(name, tuple(curve.index), mean, low=low, high=high))
+    caption = "Means over the tuning seeds, the band from the lowest to the highest; rates at which a run diverged are "
+    caption += "left out. LoRA+: A's rate."
+    return Lines("Tuning of the learning rate", tuple(series), "learning rate", "held-out loss (nats)", log_x=True,
                  caption=caption)  # fmt: skip
 
 
-TUNED = "Learning Rate Matters 2026, arXiv 2602.04998 (nine variants within 1 to 2 %)"
+ACCURACY = "accuracy of {name} less that of LoRA, each at its own rate (points)"
 
 
-def paper(name, source, note="", withdrawn=None):
-    """A variant's own claim over LoRA, both tuned."""
+def against_lora(name, source, setting, published, origin, at_least, *, note="", out_of_reach=None):
+    """A variant's own claim over LoRA, both tuned, in the unit in which papers publish it: points of accuracy."""
     return Claim(
         f"{name}-over-lora",
-        f"{name} gains more than LoRA",
+        f"{name} reaches a higher accuracy than LoRA",
         source,
-        (Criterion(f"gain of {name} less that of LoRA, over full fine-tuning's", lead(name, LORA), at_least=0.0,
-                   unit="percent"),),
-        (Control("LoRA in half of the steps in its place", lead(HALF, LORA), at_least=0.0, unit="percent"),),
-        f"Both at their own best learning rates. {note}".strip(),
-        withdrawn,
+        (
+            Criterion(ACCURACY.format(name=name), accuracy_lead(name, LORA), at_least=at_least, unit="percent",
+                      no_effect=0.0, published=published, expected=2 * at_least, origin=origin),
+        ),
+        note=f"No negative control: the number is itself a comparison with LoRA, tuned alike. {note}".strip(),
+        setting=setting,
+        out_of_reach=out_of_reach,
+        amended="The control, LoRA in half of the steps, failed for any method and is gone; the bound was 0 in gain "
+        "and is half of the published accuracy difference.",
     )  # fmt: skip
 
 
+def reading(answers):
+    better = [name for name in OTHERS if answers.is_one_of(f"{name}-over-lora", "reproduced")]
+    leads = [answers.criterion("within", place).estimate for place in range(len(OTHERS))]
+    if None in leads:
+        return ""
+    who = " and ".join(better) if better else "none of the five variants"
+    beat = "beat" if len(better) > 1 else "beats" if better else "was shown to beat"
+    within = {
+        "reproduced": "all lie within 2 points of LoRA's",
+        "absent or opposite": "at least one lies more than 2 points from LoRA's",
+    }.get(answers["within"].verdict, "whether all lie within 2 points of LoRA's is not decided")
+    return (
+        f"{HERE.capitalize()} at r = 8, {who} {beat} LoRA by half of the margin that its paper reports, each with its "
+        f"own learning rate. Accuracies differ from LoRA's by {100 * min(leads):+.1f} to {100 * max(leads):+.1f} "
+        f"points; {within}. At LoRA's learning rate four of them lose {answers.found('rates')} of full "
+        "fine-tuning's gain."
+    )
+
+
+TUNED = "Learning Rate Matters 2026, arXiv 2602.04998"
+TUNED_SETTING = "nine variants of LoRA on language models, learning rate, batch size, rank and duration swept for each"
+
 study = Study(
     name="variants",
-    title="Do the differences between variants survive tuning?",
-    question="How far apart are LoRA, rsLoRA, LoRA+, DoRA, PiSSA and OLoRA if the learning rate is tuned for each, and "
+    title="Do variants of LoRA beat LoRA once each has its own learning rate?",
+    question="How far are rsLoRA, LoRA+, DoRA, PiSSA and OLoRA from LoRA if the learning rate is tuned for each, and "
     "if all take LoRA's?",
-    varied="the variant; whether its learning rate is its own or LoRA's; for the controls LoRA's rank and steps",
-    tuned="the learning rate, for every variant and rank; LoRA in half of the steps takes that of LoRA",
+    varied="the variant; whether its learning rate is its own or LoRA's",
+    tuned="the learning rate, for every variant",
     fixed="r = 8, α = 16 on all linear layers; the head's rate; AdamW without weight decay, linear decay",
-    scales=scales(
-        {
-            "smoke": {"ranks": [4, 8]},
-            "small": {"ranks": [4, 8, 16, 32, 64]},
-            "full": {"ranks": [4, 8, 16, 32, 64]},
-        }
-    ),
+    scales=scales({"smoke": {}, "small": {}, "full": {}}),
     arms=arms,
     measures=(Measure("losses", losses, each_tuned),),
     claims=(
         Claim(
-            "tie",
-            "With learning rates of their own the variants tie: 5 % of full fine-tuning's gain apart at most",
-            TUNED,
-            (Criterion("best gain less worst, over full fine-tuning's", spread(), at_most=0.05, unit="percent"),),
-            (Control("all at LoRA's learning rate", spread(untuned), at_most=0.05, unit="percent"),),
-            "The spread of six means is above 0 by chance alone. LoRA+ at LoRA's rate has that for A and 16 times that "
-            "for B: the table shows what each variant adds to the control's spread.",
-            cannot_tell="Six methods that are truly equal, with the spread between seeds seen here, are 6.3 % apart on "
-            "average: in simulations the claim is never held, not held in 10 % and undecided in 90 % of the cases.",
+            "within",
+            "With a learning rate of its own, every variant is within 2 points of LoRA's accuracy",
+            f"{TUNED} (all within 1 to 2 %)",
+            tuple(
+                Criterion(ACCURACY.format(name=name), accuracy_lead(name, LORA), at_least=-0.02, at_most=0.02,
+                          unit="percent", expected=0.0, origin="the paper's own 1 to 2 %, its upper end")
+                for name in OTHERS
+            ),
+            (
+                Control("rsLoRA, DoRA, PiSSA, OLoRA at LoRA's learning rate: largest distance from LoRA's accuracy "
+                        "(points)", farthest, at_most=0.02, unit="percent"),
+            ),
+            "An equivalence test: each interval must lie between the bounds. LoRA+ at LoRA's rate would have that "
+            "rate for A and 16 times it for B; it is not in the control.",
+            TUNED_SETTING,
+            amended="Replaces the claim that six methods are 5 % of the gain apart at most, which six equal methods "
+            "could not have met.",
         ),
         Claim(
             "none-better",
             "No variant gains more than LoRA by 2 % of full fine-tuning's gain",
-            TUNED,
-            (Criterion("best variant's gain less LoRA's, over full fine-tuning's", best_over(LORA), at_most=0.02,
-                       unit="percent"),),
-            (Control("LoRA in half of the steps in LoRA's place", best_over(HALF), at_most=0.02, unit="percent"),),
-            "The best of five means is above their mean by chance alone.",
+            f"{TUNED} (LoRA is as good as its variants)",
+            tuple(
+                Criterion(f"(gain of {name} − gain of LoRA) / gain of full fine-tuning", lead(name, LORA),
+                          at_most=0.02, unit="percent", expected=0.0,
+                          origin="ours: a difference too small to be worth a change of method, about 0.2 points of "
+                          "accuracy; stricter than the paper's 1 to 2 %")
+                for name in OTHERS
+            ),
+            note="Gain: how far the test loss lies below that of a head trained on the frozen base. One number for "
+            "each variant: the best of five means is above their mean by chance alone.",
+            setting=TUNED_SETTING,
+            amended="One criterion for each variant in place of the best of five, which is biased upwards; the "
+            "control, LoRA in half of the steps, failed for any method and is gone.",
         ),
         Claim(
             "rates",
-            "Their best learning rates differ, and a variant's own gains more than LoRA's does",
-            "arXiv 2602.04998 (the best rate follows the largest eigenvalue of the Hessian)",
+            "At LoRA's learning rate, variants lose what tuning their own rate gives back",
+            f"{TUNED} (variants have different best rates)",
             (
-                Criterion("highest of the tuned rates over the lowest", apart(lambda results: ONE_RATE), at_least=3.0),
-                Criterion("variants with another rate than LoRA's: mean gain at it less that at LoRA's, over full "
-                          "fine-tuning's", own_over_loras, at_least=0.0, unit="percent"),
+                Criterion("rsLoRA, DoRA, PiSSA, OLoRA: mean (gain at its own rate − gain at LoRA's rate) / gain of "
+                          "full fine-tuning", own_over_loras, at_least=0.05, unit="percent", no_effect=0.0,
+                          origin="ours: more than the 2 % of `none-better`; the paper has no such number"),
             ),
-            (
-                Control("the first number of LoRA with r = 4, 8, 16, 32 and 64",
-                        apart(lambda results: [of_rank(rank) for rank in results.scale.params["ranks"]]), at_least=3.0),
-            ),
-            "Sweeps have two points a decade, one run each, and no interval knows of their noise: a step of the grid "
-            "is a factor of 3. With the scale α/r the best rate is said not to depend on r (Schulman 2025), so that as "
-            "many sweeps over r show the noise. LoRA+, which has two rates, is left out.",
-            cannot_tell="A factor of 3 is one step of the learning-rate grid, and each rate was chosen by one run, so "
-            "that the noise of tuning is enough to hold the claim: the interval is [3.0, 3.0].",
+            note="A variant whose own rate is LoRA's adds 0. LoRA+, which has two rates, is not counted. Own rates are "
+            "chosen on held-out texts, the gain is of test texts: below 0 it can be, by chance alone.",
+            setting=TUNED_SETTING,
+            amended="The criterion on the ratio of the tuned rates was one step of the grid and is gone; so is its "
+            "control over ranks, and the mean is now over all variants instead of those whose rate differs.",
         ),
-        paper("rsLoRA", "Kalajdzievski 2023, arXiv 2312.03732, at ranks up to 2048",
-              "At one r the scale and the learning rate stand in for each other.",
-              "Tuning grid too coarse. Re-trained at other learning rates, 5 seeds: at 1.7e-3, half a step of the grid "
-              "beyond the rate of this page, rsLoRA gains 8.1 % of full fine-tuning's gain less than LoRA, 95 % "
-              "interval −17.1 % to +1.3 %, which is undecided. The sweep had chosen 1e-3 over 3e-3 by a held-out loss "
-              "of 0.756 against 0.757, of one run each."),
-        paper("LoRA+", "Hayou, Ghosh and Yu 2024, arXiv 2402.12354, abstract", withdrawn=PLUS_WITHDRAWN),
-        paper("DoRA", "Liu et al. 2024, arXiv 2402.09353, Table 1", "DoRA trains a length for each row, too."),
-        paper("PiSSA", "Meng et al. 2024, arXiv 2404.02948"),
-        paper("OLoRA", "Büyükakyüz 2024, arXiv 2406.01775"),
+        against_lora(
+            "rsLoRA",
+            "Kalajdzievski 2023, arXiv 2312.03732",
+            "Llama-2-7B on OpenOrca, r from 4 to 2048 at one learning rate; perplexity 1.836 at r = 2048 against 1.863 "
+            "for the best LoRA",
+            None,
+            "ours: 1 point; the paper has perplexities",
+            0.01,
+            out_of_reach="The claim is of high ranks. At r = 8 rsLoRA is LoRA with a scale √8 times as large, "
+            "for which tuning of the learning rate makes up.",
+        ),
+        against_lora(
+            "LoRA+",
+            "Hayou, Ghosh and Yu 2024, arXiv 2402.12354, abstract (1 to 2 % in performance)",
+            "RoBERTa-base and GPT-2 on GLUE, Llama-7B on MNLI and Flan-v2; r = 8 to 64",
+            0.015,
+            "half of the lower end of the published 1 to 2 %",
+            0.005,
+        ),
+        against_lora(
+            "DoRA",
+            "Liu et al. 2024, arXiv 2402.09353, Table 1",
+            "LLaMA-7B, LLaMA2-7B and LLaMA3-8B on 170,000 commonsense examples, r = 32, three epochs; means of 8 tests "
+            "2.1 to 4.4 points higher",
+            0.021,
+            "half of the smallest published difference, 77.6 to 79.7 (LLaMA2-7B)",
+            0.0105,
+            note="DoRA also trains one length for each row of W.",
+        ),
+        against_lora(
+            "PiSSA",
+            "Meng et al. 2024, arXiv 2404.02948",
+            "Mistral-7B and Gemma-7B on MetaMathQA, α = r, learning rate 2e-5 for both; GSM8K 72.9 against 67.7 and "
+            "77.7 against 74.5",
+            0.032,
+            "half of the smaller published difference, 74.5 to 77.7 (Gemma-7B)",
+            0.016,
+        ),
+        against_lora(
+            "OLoRA",
+            "Büyükakyüz 2024, arXiv 2406.01775",
+            "five language models of 1.1 to 7 billion parameters, r = 32 and 64",
+            None,
+            "ours: 1 point, half of what the other variants' papers report",
+            0.01,
+        ),
         Claim(
             "pissa-early",
-            "PiSSA's loss falls faster in the first tenth of training",
-            "Meng et al. 2024, arXiv 2404.02948",
+            "PiSSA's training loss falls faster than LoRA's at the start",
+            "Meng et al. 2024, arXiv 2404.02948 (curves of the training loss)",
             (
-                Criterion("at LoRA's learning rate: LoRA's training loss in the first tenth less PiSSA's (nats)",
-                          faster(untuned("PiSSA"), LORA), at_least=0.0),
-                Criterion("each at its own: LoRA's training loss in the first tenth less PiSSA's (nats)",
-                          faster("PiSSA", LORA), at_least=0.0),
+                Criterion("both at LoRA's learning rate: training loss of LoRA less that of PiSSA, first fifth (nats)",
+                          faster(untuned("PiSSA"), LORA), at_least=0.05, no_effect=0.0,
+                          origin="ours: about a sixth of full fine-tuning's gain; the paper has curves, no number"),
+                Criterion("each at its own: training loss of LoRA less that of PiSSA, first fifth (nats)",
+                          faster("PiSSA", LORA), at_least=0.05, no_effect=0.0, origin="ours: as above"),
             ),
-            (Control("the head alone in PiSSA's place", faster(HEAD_ALONE, LORA), at_least=0.0),),
-            "Logged every ten steps, on that step's texts: at scale small one step of 32 texts for each replicate.",
+            note="Logged every ten steps, on that step's texts, which are the same for both in a replicate. No "
+            "negative control: both methods train as many parameters with the same head, data and order.",
+            setting="LLaMA-2-7B, Mistral-7B and Gemma-7B on MetaMathQA, learning rate 2e-5 for both",
+            amended="Twice as many logged steps are read and the bound is above 0; the control, a head alone, was "
+            "about another question.",
         ),
     ),
     figures=figures,
+    reading=reading,
+    removed={
+        "tie": "Six methods that are equal could not have met it: their means are 6.3 % of the gain apart by chance. "
+        "`within` tests each variant against LoRA.",
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":

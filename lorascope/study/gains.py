@@ -3,11 +3,14 @@
 The arms have a label `method`, and two of them are the reference points: HEAD_ALONE and FULL_TUNING.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lorascope.blocks import Column, Table
 from lorascope.study.results import Results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEAD_ALONE, FULL_TUNING = "head alone", "full fine-tuning"
 
@@ -18,13 +21,26 @@ def loss(results: Results, method: str, **labels: Any) -> float:
     Raises:
         ValueError: there are none.
     """
+    return _mean(results, "loss", method, labels)
+
+
+def accuracy(results: Results, method: str, **labels: Any) -> float:
+    """The mean test accuracy of the runs with these labels.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return _mean(results, "accuracy", method, labels)
+
+
+def _mean(results: Results, column: str, method: str, labels: Mapping[str, Any]) -> float:
     runs = results.runs
     chosen = runs["method"].to_numpy() == method  # arrays: this is called thousands of times for one interval
     for key, value in labels.items():
         chosen = chosen & (runs[key].to_numpy() == value)
     if not chosen.any():
         raise ValueError(f"no run of {method}")
-    return float(runs["loss"].to_numpy()[chosen].mean())
+    return float(runs[column].to_numpy()[chosen].mean())
 
 
 def gain(results: Results, method: str, **labels: Any) -> float:
@@ -42,8 +58,21 @@ def lead(first: str, second: str, **labels: Any) -> Callable[[Results], float]:
     return lambda results: share(results, first, **labels) - share(results, second, **labels)
 
 
+def accuracy_lead(first: str, second: str, **labels: Any) -> Callable[[Results], float]:
+    """The statistic: accuracy of the first less that of the second, from 0 to 1; the unit of most published results."""
+    return lambda results: accuracy(results, first, **labels) - accuracy(results, second, **labels)
+
+
+def tuning_curve(results: Results, method: str) -> "pd.DataFrame":
+    """Mean, least and largest held-out loss by learning rate, ascending; without rates at which a run diverged."""
+    curve = results.curves[results.curves["method"] == method]
+    by_rate = curve.groupby("learning_rate")["held_out_loss"]
+    whole = by_rate.count() == by_rate.size()
+    return by_rate.agg(["mean", "min", "max"])[whole]
+
+
 def parameters(results: Results, method: str) -> int:
-    """How many numbers it trains, without the head's: the mean over runs, where these differ."""
+    """How many parameters it trains, without the head's: the mean over runs, where these differ."""
     trained = results.runs.groupby("method")["trained"].mean()
     return round(trained[method] - trained[HEAD_ALONE])
 
@@ -60,11 +89,11 @@ def by_method(results: Results, **labels: Any) -> Table:
         rows.append((method, parameters(results, method), rate, *outcome))
     columns = (
         Column("method", "Method"),
-        Column("trained", "Trained, without the head", "int"),
+        Column("trained", "Trainable parameters (head excluded)", "int"),
         Column("rate", "Learning rate", "float"),
         Column("loss", "Loss (nats)", "float", 4),
         Column("gain", "Gain (nats)", "float"),
-        Column("share", "Of full fine-tuning's", "percent"),
+        Column("share", "Share of full fine-tuning's gain", "percent"),
     )
     caption = "Means over replicates. Gain: how far the loss lies below that of the head alone."
     title = ", ".join(["By method", *map(str, labels.values())])

@@ -22,6 +22,7 @@ SIZES = {  # layers, steps, texts in a step, tokens of a text, held-out texts
     "small": (3, 100, 32, 32, 500),
     "full": (None, 625, 32, 64, 1000),
 }
+HERE = f"on a {SIZES['small'][0]}-layer encoder after {SIZES['small'][1]} steps"  # scope, in a study's `reading`
 MEMORISED = {"smoke": (16, 4), "small": (960, 180), "full": (2000, 1000)}  # texts, steps
 HEAD: Mapping[str, Any] = {"method.name": "full", "method.train": []}
 FULL: Mapping[str, Any] = {"method.name": "full", "method.embeddings": False}
@@ -90,12 +91,6 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {  # r = 8
     "OLoRA": ({**lora(8), "method.init": "olora"}, LORA_RATES),
     "LoRA-FA": (lora(8, "lora_fa"), LORA_RATES),
 }
-# Why published verdicts do not stand; each is said by more than one study.
-PLUS_WITHDRAWN = (
-    "Tuning grid too coarse. Re-trained at other learning rates, 5 seeds: at half a step of the grid beyond the rate "
-    "of this page (5.2e-4 for A) LoRA+ gains 5.9 % of full fine-tuning's gain less than LoRA, 95 % interval −13.5 % to "
-    "+1.4 %, which is undecided."
-)
 PAIRS_CANNOT_TELL = (
     "An encoder cut to three layers was never trained for the pre-training's loss: every tuned LoRA (2.72 to 2.83) and "
     "full fine-tuning up to a rate of 1e-4 (2.68) is better at it than the base (2.85), so that it does not show what "
