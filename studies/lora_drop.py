@@ -152,7 +152,7 @@ def reading(answers):
     stable = {
         "reproduced": "Seeds agree on which layers matter, within one kind of matrix too",
         "absent or opposite": "Seeds do not agree on which layers matter",
-    }.get(answers["stable"].verdict, "Whether seeds agree on which layers matter is not decided")
+    }.get(answers["stable"].verdict, "Whether seeds agree on which layers matter is undecided")
     return (
         f"{HERE.capitalize()}, LoRA-drop {par} (difference {answers.found('par')} of full fine-tuning's gain), and its "
         f"layers {choice} ({answers.found('choice')}). {stable} (rank correlation {answers.found('stable')})."
