@@ -55,14 +55,21 @@ def ranked(values: Any) -> np.ndarray:
 
 
 def spearman(x: Any, y: Any, given: Any = None) -> float:
-    """Spearman's ρ; the partial one where a third variable is given."""
+    """Spearman's ρ; the partial one where a third variable is given.
+
+    Raises:
+        ValueError: all values of one are equal, or the third one leaves nothing to correlate.
+    """
     x, y = ranked(x), ranked(y)
     xy = float(np.mean(x * y))
     if given is None:
         return xy
     z = ranked(given)
     xz, yz = float(np.mean(x * z)), float(np.mean(y * z))
-    return (xy - xz * yz) / float(np.sqrt((1 - xz**2) * (1 - yz**2)))
+    left = (1 - xz**2) * (1 - yz**2)
+    if left < 1e-12:  # rounding aside, one is 1
+        raise ValueError("the third variable puts the values in the same order as one of the two")
+    return (xy - xz * yz) / float(np.sqrt(left))
 
 
 def area_under_roc(positive: Any, score: Any) -> float:

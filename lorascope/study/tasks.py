@@ -91,7 +91,8 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {  # r = 8
     "OLoRA": ({**lora(8), "method.init": "olora"}, LORA_RATES),
     "LoRA-FA": (lora(8, "lora_fa"), LORA_RATES),
 }
-PAIRS_CANNOT_TELL = (
+# Why no verdict is drawn; said by two studies.
+PAIRS_OUT_OF_REACH = (
     "An encoder cut to three layers was never trained for the pre-training's loss: every tuned LoRA (2.72 to 2.83) and "
     "full fine-tuning up to a rate of 1e-4 (2.68) is better at it than the base (2.85), so that it does not show what "
     "is lost by tuning."
