@@ -1,4 +1,4 @@
-"""Do adapters find the same subspace? Across ranks, across seeds, and across tasks with and without a shared start.
+"""Do adapters find the same subspace? Across ranks, seeds, and tasks with and without a shared initialisation of A.
 
 python studies/subspace_overlap.py --scale small --jobs 2
 """
@@ -8,27 +8,30 @@ import numpy as np
 from lorascope.blocks import Column, Heatmap, Lines, Marker, Series, Table
 from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.tasks import LORA_RATES, lora, scales
+from lorascope.study.statistics import once
+from lorascope.study.tasks import HERE, LORA_RATES, lora, scales
 
 TASKS = {
     "concrete": ["animal", "artifact", "body", "food", "plant", "substance"],
     "abstract": ["act", "attribute", "cognition", "communication", "event", "state"],
 }
 SHARED_SEED = 7_000
-SHARED = tuple(f"shared start, rate of {task}" for task in TASKS)
+OWN = "independent"  # A is drawn for each run
+SHARED = tuple(f"shared, rate of {task}" for task in TASKS)  # A is drawn once for both tasks
 SMALL = 8
+SIDES = {"left": "output side", "right": "input side"}
+CHANCE_ABOVE_5 = 0.0044  # P(z ≥ 5) of φ(1, 1) of random directions: of χ² with one degree of freedom, nearly, at any n
 
 
 def arms(scale):
     for rank in (SMALL, scale.params["large"]):
-        yield Arm({"task": "wordnet", "rank": rank, "start": "own start"}, lora(rank), LORA_RATES)
+        yield Arm({"task": "wordnet", "rank": rank, "start": OWN}, lora(rank), LORA_RATES)
     for task, classes in TASKS.items():
-        own_start = {"task": task, "rank": SMALL, "start": "own start"}
+        own = {"task": task, "rank": SMALL, "start": OWN}
         changes = {**lora(SMALL), "data.classes": classes}
-        yield Arm(own_start, changes, LORA_RATES)
-        for rate in TASKS:
-            labels = {**own_start, "start": f"shared start, rate of {rate}"}
-            yield Arm(labels, changes, rate_of={**own_start, "task": rate}, seed=SHARED_SEED)
+        yield Arm(own, changes, LORA_RATES)
+        for start, rate in zip(SHARED, TASKS, strict=True):
+            yield Arm({**own, "start": start}, changes, rate_of={**own, "task": rate}, seed=SHARED_SEED)
 
 
 def agreement(folders, what, replicate):
@@ -108,10 +111,14 @@ def alone(folders, what, replicate, n, large):
 
 
 def pairs(results):
-    """Every pair of runs that is compared: what it says, and the two keys. Pairs of one arm go round in a ring."""
+    """Every pair of runs that is compared: what it says, and the two keys.
+
+    Runs of one replicate have the same texts, order and head: a pair of two replicates, which go round in a ring, has
+    nothing in common. Pairs of tasks are of one replicate where a shared A is compared with independent ones.
+    """
     runs, n = results.runs, results.scale.replicates
     keys = {(row["task"], row["rank"], row["start"], row["replicate"]): row["key"] for row in runs.to_dict("records")}
-    large = results.scale.params["large"]
+    small, large = (("wordnet", rank, OWN) for rank in (SMALL, results.scale.params["large"]))
 
     def pair(what, first, second, i, j):
         keys_of_pair = keys.get((*first, i)), keys.get((*second, j))
@@ -119,13 +126,14 @@ def pairs(results):
 
     for i in range(n):
         after = (i + 1) % n
-        yield from pair("ranks", ("wordnet", SMALL, "own start"), ("wordnet", large, "own start"), i, i)
-        yield from pair("seeds, small r", ("wordnet", SMALL, "own start"), ("wordnet", SMALL, "own start"), i, after)
-        yield from pair("seeds, large r", ("wordnet", large, "own start"), ("wordnet", large, "own start"), i, after)
-        for start in ("own start", *SHARED):
+        yield from pair("ranks", small, large, i, after)
+        yield from pair("seeds, small r", small, small, i, after)
+        yield from pair("seeds, large r", large, large, i, after)
+        for start in (OWN, *SHARED):
             yield from pair(f"tasks, {start}", ("concrete", SMALL, start), ("abstract", SMALL, start), i, i)
+        yield from pair("tasks, other replicate", ("concrete", SMALL, OWN), ("abstract", SMALL, OWN), i, after)
         for task in TASKS:
-            yield from pair("one task, own start", (task, SMALL, "own start"), (task, SMALL, "own start"), i, after)
+            yield from pair("one task, other replicate", (task, SMALL, OWN), (task, SMALL, OWN), i, after)
 
 
 def each_pair(results):
@@ -133,7 +141,7 @@ def each_pair(results):
 
 
 def each_start(results):
-    kinds = ("ranks", "seeds, large r", "tasks, own start", *(f"tasks, {start}" for start in SHARED))
+    kinds = ("ranks", "seeds, large r", *(f"tasks, {start}" for start in (OWN, *SHARED)))
     return [call for call in each_pair(results) if call.params["what"] in kinds]
 
 
@@ -146,6 +154,7 @@ def each_control(results):
     return [MeasurementSpec((), {**shared, "replicate": i}) for i in range(results.scale.replicates)]
 
 
+@once
 def of(results, table, what, side):
     rows = results.tables[table]
     rows = rows[(rows["what"] == what) & (rows["side"] == side)]
@@ -192,7 +201,7 @@ def control(name, column):
 def by_layer(results):
     """Where in the model ranks share their top direction."""
     columns = [Column("layer", "Layer"), Column("count", "Modules × replicates", "int")]
-    columns += [Column(side, f"z ≥ 5, {side} side", "percent") for side in ("left", "right")]
+    columns += [Column(side, f"z ≥ 5, {SIDES[side]}", "percent") for side in SIDES]
     table = results.tables["agreement"]
     part = table[table["what"] == "ranks"].assign(layer=lambda t: t["module"].str.extract(r"layer\.(\d+)")[0])
     shares = part.assign(above=part["z_1"] >= 5).groupby(["layer", "side"])["above"].agg(["mean", "size"]).unstack()
@@ -201,7 +210,7 @@ def by_layer(results):
         for layer, row in shares.iterrows()
     ]
     caption = "Share of the modules with z ≥ 5 of φ(1, 1) between r = 8 and the large r."
-    return Table(tuple(columns), tuple(rows), "One direction in common, by layer", caption)
+    return Table(tuple(columns), tuple(rows), "Modules that share their top direction, by layer", caption)
 
 
 def movement(results):
@@ -210,10 +219,10 @@ def movement(results):
     rates = results.runs.groupby(labels, sort=False)["learning_rate"].first()
     moved = results.tables["moved"].groupby(labels, sort=False)["moved"].agg(["median", "min", "max"])
     rows = [(*key, float(rates[key]), *map(float, row)) for key, row in moved.iterrows()]
-    columns = (Column("task", "Task"), Column("rank", "r", "int"), Column("start", "Start"))
+    columns = (Column("task", "Task"), Column("rank", "r", "int"), Column("start", "Initialisation of A"))
     columns += (Column("rate", "Learning rate", "float"), Column("median", "‖A − A₀‖/‖A₀‖", "float"))
-    columns += (Column("min", "least", "float"), Column("max", "most", "float"))
-    caption = "Of each run the median over modules; of each arm the median, least and most of its runs."
+    columns += (Column("min", "Lowest run", "float"), Column("max", "Highest run", "float"))
+    caption = "Of each run the median over modules; of each arm the median, lowest and highest of its runs."
     return Table(columns, tuple(rows), "How far A moved", caption)
 
 
@@ -226,45 +235,57 @@ def grid(results, side):
     values = tuple(tuple(float(part.get_group(kind)[column].median()) for column in columns) for kind in kinds)
     chance = tuple(tuple(float(part.get_group(k)[c.replace("phi", "chance")].median()) for c in columns) for k in kinds)
     layers = (Layer("phi", "φ", values, limits=(0.0, 1.0)), Layer("chance", "φ by chance", chance, limits=(0.0, 1.0)))
-    caption = "Medians over modules and replicates."
-    return Heatmap(f"φ of ΔW's {side} side", tuple(kinds), titles, layers, "pair", "directions", caption)
+    caption = "Medians over modules and replicates. φ by chance: of random subspaces."
+    return Heatmap(f"φ on the {SIDES[side]}", tuple(kinds), titles, layers, "pair", "directions", caption)
 
 
 def figures(results):
     table = results.tables["agreement"]
     series = []
     for what in dict.fromkeys(table["what"]):
-        for side in ("left", "right"):
+        for side in SIDES:
             part = table[(table["what"] == what) & (table["side"] == side)]
             values = np.sort(part["z_1"].to_numpy())
             share = tuple(np.linspace(0, 1, len(values)))
-            series.append(Series(what, tuple(map(float, values)), share, side))
+            series.append(Series(what, tuple(map(float, values)), share, SIDES[side]))
     lines = Lines(
         "z of the leading directions, over modules",
         tuple(series),
         "z of φ(1, 1)",
         "share of the modules below",
         markers=(Marker("x", 5.0, "z = 5"),),
-        caption="Chance is at 0 ± 1. φ(1, 1) of random directions is skewed: of 384 dimensions 0.4 % have z ≥ 5.",
+        caption="Random directions have mean 0 and standard deviation 1, and are skewed: 0.4 % of them have z ≥ 5.",
     )
     return [grid(results, "right"), grid(results, "left"), by_layer(results), movement(results), lines]
 
 
-TOP_AGREES = share_above("ranks", "z_1", 5)
-TOP_AT_START = share_above("ranks", "z_1", 5, "A", "starts")
-SEEDS_LEFT, SEEDS_RIGHT = median("seeds, small r", "phi_r", "left"), median("seeds, small r", "phi_r")
-OWN_RIGHT, OWN_LEFT = median("tasks, own start", "phi_r"), median("tasks, own start", "phi_r", "left")
-WITHIN_RIGHT, WITHIN_LEFT = median("one task, own start", "phi_r"), median("one task, own start", "phi_r", "left")
+def reading(answers):
+    return (
+        f"{HERE.capitalize()}, r = 8 and r = 64 share their top direction on the input side beyond chance in "
+        f"{answers.found('ranks')} of the modules: that they share it is {answers.verdict('ranks')}, that it is alike "
+        f"by more than a half, as published, is {answers.verdict('ranks-size')}. Across tasks the input-side "
+        f"subspaces agree by {answers.found('start', 0)} or {answers.found('start', 1)}, depending on the learning "
+        f"rate, where A is initialised identically; that they agree only there is {answers.verdict('start')}."
+    )
+
+
+BEFORE = "before training (A alone)"
+OWN_TASKS = f"tasks, {OWN}"
+RANKS_SETTING = "GPT-3 175B, W_q and W_v of five of 96 layers, r = 8 against r = 64; whether both runs had one seed is "
+RANKS_SETTING += "not said"
+SEEDS_SETTING = "GPT-3 175B, W_q and W_v, two seeds at r = 64"
+ZHU_SETTING = "RoBERTa-large, similarity of A and of B over seeds and GLUE tasks (canonical correlation)"
 
 study = Study(
     name="subspace_overlap",
     title="Do adapters find the same subspace?",
-    question="Do LoRAs of different rank, seed or task share directions beyond chance, and how much is the start?",
+    question="Do LoRAs of different rank, seed or task share directions beyond chance, and how much of it comes from "
+    "A's initialisation?",
     varied="the rank (8 and a large one), the seed, the task (classes of things, classes of abstractions), and whether "
-    "two runs share their random start",
-    tuned="the learning rate, for each rank and task; runs that share a start have either task's",
-    fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; every run has a seed of its own, except the "
-    "arms that share one",
+    "two runs share A's initialisation",
+    tuned="the learning rate, for each rank and task; runs that share A's initialisation have either task's",
+    fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; A is drawn for each run, except in the arms "
+    "that share it",
     scales=scales({"smoke": {"large": 16}, "small": {"large": 64}, "full": {"large": 64}}),
     arms=arms,
     measures=(
@@ -276,117 +297,173 @@ study = Study(
     claims=(
         Claim(
             "ranks",
-            "r = 8 and r = 64 share their top direction on the input side, and little else",
+            "r = 8 and r = 64 share their top direction on the input side",
             "Hu et al. 2021, arXiv 2106.09685, §7.2, Figure 3",
             (
-                Criterion("modules with z ≥ 5 of φ(1, 1), right side", TOP_AGREES, at_least=0.75, unit="percent"),
-                Criterion(
-                    "excess of φ(r₁, r₂) over that of φ(1, 1), right side; excess: (φ − chance)/(1 − chance)",
-                    over(excess("ranks", "r"), excess("ranks", "1")),
-                    at_most=0.5,
-                ),
+                Criterion("modules with z ≥ 5 of φ(1, 1), input side", share_above("ranks", "z_1", 5), at_least=0.5,
+                          unit="percent", no_effect=CHANCE_ABOVE_5, published=1.0,
+                          origin="half of the published: all matrices that the figure shows"),
             ),
-            (Control("the same modules before training (A alone)", TOP_AT_START, at_least=0.75, unit="percent"),),
-            "Of all modules; by layer below. Both runs have seeds of their own; the paper does not say so of its own.",
+            (
+                Control(f"the same modules {BEFORE}", share_above("ranks", "z_1", 5, "A", "starts"), at_least=0.5,
+                        unit="percent"),
+            ),
+            "All modules; by layer below. z: (φ − chance) / standard deviation of random directions. The two runs have "
+            "different seeds, texts and heads; the paper does not say whether its runs had.",
+            RANKS_SETTING,
+            kind="random baseline",
+            amended="The bound of 75 % was ours and is half of the published now; that little else is shared, and how "
+            "much, are claims of their own.",
+        ),
+        Claim(
+            "ranks-size",
+            "Their top directions are alike by more than a half",
+            "Hu et al. 2021, §7.2 (normalised similarity above 0.5)",
+            (
+                Criterion("median φ(1, 1), input side", median("ranks", "phi_1"), at_least=0.25, no_effect=0.0026,
+                          published=0.5, origin="half of the published 0.5"),
+            ),
+            (Control(f"median φ(1, 1) {BEFORE}", median("ranks", "phi_1", "A", "starts"), at_least=0.25),),
+            "φ(1, 1) is the squared cosine between the two top directions; by chance 1/n, of n = 384 and 1536. The "
+            "figure takes A's singular vectors, we ΔW's.",
+            RANKS_SETTING,
+            kind="random baseline",
+            amended="New: the published size, which the share of modules does not show.",
+        ),
+        Claim(
+            "ranks-rest",
+            "Apart from the top direction, r = 8 and r = 64 share little",
+            "Hu et al. 2021, §7.2, Figure 3",
+            (
+                Criterion("excess of φ(r₁, r₂) over excess of φ(1, 1), input side",
+                          over(excess("ranks", "r"), excess("ranks", "1")), at_most=0.5, no_effect=1.0, expected=0.0,
+                          origin="ours: half of what the top directions share; the paper has a figure"),
+            ),
+            note="Excess: (φ − chance) / (1 − chance), which is 0 for random and 1 for equal subspaces. No negative "
+            "control: of random subspaces both are 0 and the ratio is not defined.",
+            setting=RANKS_SETTING,
+            kind="random baseline",
+            amended="It was a criterion of `ranks`.",
         ),
         Claim(
             "seeds",
             "Two seeds share a few directions; their A before training do not",
             "Hu et al. 2021, §7.2, Figure 4",
-            (
-                Criterion("median z of φ(1, 1), right side, large r", median("seeds, large r", "z_1"), at_least=5),
-                Criterion("median z of φ(2, 2), right side, large r", median("seeds, large r", "z_2"), at_least=5),
+            tuple(
+                Criterion(f"median z of φ({k}, {k}), input side, large r", median("seeds, large r", f"z_{k}"),
+                          at_least=5, no_effect=0.0,
+                          origin="ours: 0.4 % of random directions reach it; the paper has a figure")
+                for k in (1, 2)
             ),
-            (
-                Control("φ(1, 1) of A before training", median("seeds, large r", "z_1", "A", "starts"), at_least=5),
-                Control("φ(2, 2) of A before training", median("seeds, large r", "z_2", "A", "starts"), at_least=5),
+            tuple(
+                Control(f"median z of φ({k}, {k}) {BEFORE}", median("seeds, large r", f"z_{k}", "A", "starts"),
+                        at_least=5)
+                for k in (1, 2)
             ),
+            "Each is compared with random directions (Haar).",
+            SEEDS_SETTING,
+            kind="random baseline",
         ),
         Claim(
             "left",
-            "The left (output) side agrees across seeds more than the right (input) side",
-            "Zhu et al. 2024, arXiv 2402.16842, Figure 1 (B is alike across seeds, A follows its start)",
-            (Criterion("median φ(r, r), left over right, r = 8", over(SEEDS_LEFT, SEEDS_RIGHT), at_least=1.2),),
+            "The output side agrees across seeds more than the input side",
+            "Zhu et al. 2024, arXiv 2402.16842, Figure 1 (B is alike across seeds, A follows its initialisation)",
             (
-                Control(
-                    "the same where tasks share a start",
-                    over(median(f"tasks, {SHARED[0]}", "phi_r", "left"), median(f"tasks, {SHARED[0]}", "phi_r")),
-                    at_least=1.2,
-                ),
+                Criterion("median φ(r, r), output side over input side, r = 8",
+                          over(median("seeds, small r", "phi_r", "left"), median("seeds, small r", "phi_r")),
+                          at_least=1.2, no_effect=1.0, origin="ours: a fifth more; the paper has a figure"),
             ),
-            "Across tasks the left side agrees more than the right as well: see the next claim.",
+            (
+                Control("the same of random subspaces of these sizes",
+                        over(median("seeds, small r", "chance_r", "left"), median("seeds, small r", "chance_r")),
+                        at_least=1.2),
+            ),
+            "The control: W's two sides differ in size, and thereby in what chance gives.",
+            ZHU_SETTING,
+            amended="The control, tasks with a shared A, was about another question; it is now what random subspaces of "
+            "these sizes give.",
         ),
         Claim(
             "left-task",
-            "The left side is the task's: two seeds of one task agree more there than seeds of two tasks",
+            "The output side is the task's: two seeds of one task agree more there than seeds of two tasks",
             "Zhu et al. 2024, Figure 1 (B is alike within a task and differs between tasks)",
             (
-                Criterion(
-                    "median φ(r, r), left side, within a task over across tasks",
-                    over(WITHIN_LEFT, OWN_LEFT),
-                    at_least=1.2,
-                ),
+                Criterion("median φ(r, r), output side, within a task over across tasks",
+                          over(median("one task, other replicate", "phi_r", "left"),
+                               median("tasks, other replicate", "phi_r", "left")),
+                          at_least=1.2, no_effect=1.0, origin="ours: a fifth more; the paper has a figure"),
             ),
-            (Control("the same of the right side", over(WITHIN_RIGHT, OWN_RIGHT), at_least=1.2),),
+            (
+                Control("the same of the input side",
+                        over(median("one task, other replicate", "phi_r"), median("tasks, other replicate", "phi_r")),
+                        at_least=1.2),
+            ),
+            "All pairs have independent A, texts and heads. Where the control passes, the input side is the task's, "
+            "too.",
+            ZHU_SETTING,
+            amended="Pairs across tasks now differ in texts' order and head, as pairs within do.",
         ),
         Claim(
             "trap",
             "One seed for two ranks makes A agree before any training",
-            "torch draws the first eight of 64 rows as it draws eight; the figure's protocol does not exclude it",
-            (Criterion("φ(r₁, r₂) of torch's own draws", control("torch, one seed", "phi_r"), at_least=0.999),),
-            (Control("of Gaussian matrices of different seeds", control("Gaussian", "phi_r"), at_least=0.999),),
-            "lorascope draws A from the seed, the module's name and the rank, so its own runs are independent.",
+            "torch draws the first eight of 64 rows as it draws eight; the protocol of Figure 3 does not exclude it",
+            (
+                Criterion("φ(r₁, r₂) of torch's own draws", control("torch, one seed", "phi_r"), at_least=0.999,
+                          no_effect=1 / 6, expected=1.0, origin="equality, up to rounding"),
+            ),
+            (Control("φ(r₁, r₂) of Gaussian matrices of different seeds", control("Gaussian", "phi_r"),
+                     at_least=0.999),),
+            "lorascope draws A from the seed, the module's name and the rank, so that its own runs are independent.",
+            kind="identity",
         ),
         Claim(
             "start",
-            "Across tasks the right side is the start: with a shared one it agrees, with starts of its own it does not",
-            "Zhu et al. 2024, Figure 1 (A of equal starts agrees across tasks)",
+            "Across tasks, the input-side subspace is inherited from A's initialisation: it agrees when A is "
+            "initialised identically and not otherwise",
+            "Zhu et al. 2024, Figure 1 (A of equal initialisations agrees across tasks)",
             (
                 *(
-                    Criterion(
-                        f"median φ(r, r), right side, shared start, both at the learning rate tuned for {task}",
-                        median(f"tasks, {start}", "phi_r"),
-                        at_least=0.8,
-                    )
+                    Criterion(f"median φ(r, r), input side, A initialised identically, learning rate of {task}",
+                              median(f"tasks, {start}", "phi_r"), at_least=0.5, no_effect=0.02, expected=1.0,
+                              origin="half of what an A that does not move would give")
                     for task, start in zip(TASKS, SHARED, strict=True)
                 ),
-                Criterion(
-                    "median φ(r, r) less chance, right side, tasks with starts of their own",
-                    less(OWN_RIGHT, median("tasks, own start", "chance_r")),
-                    at_most=0.05,
-                ),
+                Criterion("median φ(r, r) less chance, input side, independent initialisations",
+                          less(median(OWN_TASKS, "phi_r"), median(OWN_TASKS, "chance_r")), at_most=0.05, expected=0.0,
+                          origin="ours: a twentieth of full agreement"),
             ),
-            (Control("median φ(r, r), right side, tasks with starts of their own", OWN_RIGHT, at_least=0.8),),
-            "The further A moves, the less of its start is left: the table below has how far. Chance is 0.02.",
-            withdrawn="Tuning grid too coarse. For the task abstract one run per rate chose 1e-3 (held-out loss 0.731 "
-            "against 0.743), and the five seeds that this page has at both rates with a shared start find 3e-3 better "
-            "(0.682 against 0.754): the second number is of a rate that is not the task's, and the verdict hangs on "
-            "it.",
+            note="The further A moves, the less of its initialisation is left: the table below has how far. Chance is "
+            "0.02. No negative control: the third number is the comparison.",
+            setting=ZHU_SETTING,
+            kind="random baseline",
+            amended="The bound of 0.8 was ours; the learning rates are tuned again, on a finer grid with more seeds, "
+            "because that of abstract was mis-tuned by one run a rate.",
         ),
         Claim(
             "left-tasks",
-            "The left side does not come from the start",
+            "The output-side subspace does not depend on a shared initialisation",
             "Zhu et al. 2024, Figure 1 (B differs between tasks)",
             tuple(
-                Criterion(
-                    f"median φ(r, r), left side: tasks with a shared start, rate of {task}, less those with their own",
-                    less(median(f"tasks, {start}", "phi_r", "left"), OWN_LEFT),
-                    at_most=0.05,
-                )
+                Criterion(f"median φ(r, r), output side, rate of {task}: A initialised identically less independently",
+                          less(median(f"tasks, {start}", "phi_r", "left"), median(OWN_TASKS, "phi_r", "left")),
+                          at_least=-0.05, at_most=0.05, expected=0.0, origin="ours: a twentieth of full agreement")
                 for task, start in zip(TASKS, SHARED, strict=True)
             ),
             tuple(
-                Control(
-                    f"the same of the right side, rate of {task}",
-                    less(median(f"tasks, {start}", "phi_r"), OWN_RIGHT),
-                    at_most=0.05,
-                )
+                Control(f"the same of the input side, rate of {task}",
+                        less(median(f"tasks, {start}", "phi_r"), median(OWN_TASKS, "phi_r")), at_least=-0.05,
+                        at_most=0.05)
                 for task, start in zip(TASKS, SHARED, strict=True)
             ),
+            "An equivalence test: each interval must lie between the bounds. Pairs share texts, order and head, and "
+            "differ in A alone.",
+            ZHU_SETTING,
+            amended="The bound is on both sides; pairs now differ in A's initialisation alone.",
         ),
     ),
     figures=figures,
-)
+    reading=reading,
+)  # fmt: skip
 
 if __name__ == "__main__":
     study.main()
