@@ -8,6 +8,7 @@ from lorascope.blocks import Block
 from lorascope.study.claims import Claim
 from lorascope.study.grid import Arm, Scalar, StudyScale
 from lorascope.study.results import RUNS, Results
+from lorascope.study.tuning import least_runs
 
 if TYPE_CHECKING:
     from lorascope.study.answers import Answers
@@ -86,10 +87,8 @@ class Study:
     scope_note: str = ""
 
     def runs_of(self, scale: StudyScale) -> int:
-        """How many runs a scale trains: every rate of every sweep, and every replicate; before sweeps go on."""
-        arms = list(self.arms(scale))
-        sweeps = [len(arm.learning_rates) for arm in arms if len(arm.learning_rates) > 1]
-        return scale.replicates * len(arms) + sum(sweeps)
+        """How many runs a scale trains at least: sweeps go on where the best rate is at an end, or moves."""
+        return sum(least_runs(arm.learning_rates, scale.replicates) for arm in self.arms(scale))
 
     def main(self) -> None:
         """What the script does when it is run: `lorascope study run` with the script's own options."""

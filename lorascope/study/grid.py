@@ -37,9 +37,11 @@ class Arm:
     Attributes:
         labels: its columns in the table of runs, such as {"method": "lora", "rank": 4}.
         changes: config values by "section.key".
-        learning_rates: ascending; one run of each, with seeds of their own, and the rate of the lowest held-out loss is
-            taken. Where that is at an end, the sweep goes on beyond it, by the same factor. Empty: the config's rate.
-        rate_of: labels of the arm whose tuned rate this one takes, in place of a sweep of its own.
+        learning_rates: ascending, the rates that its sweep begins with (`tuning`). Empty: the config's rate.
+        rate_of: labels of the arm whose tuned rate this one takes, in place of a sweep of its own: the choice of all
+            replicates, which is not made again in a bootstrap draw.
+        own_data: whether its texts, their order and its head are drawn by its own seed: for arms that must be
+            independent of the others. Otherwise all arms share them within a replicate, and are paired.
         rate_factor: times which it takes that rate, where a theory says how the best rate changes.
         seed: runs get the seeds seed, seed + 1, ...; None gives each arm seeds of its own, drawn from its config.
         seeded: config values by "section.key" that are the run's seed, such as that of VeRA's matrices.
@@ -52,3 +54,4 @@ class Arm:
     seed: int | None = None
     seeded: tuple[str, ...] = ()
     rate_factor: float = 1.0
+    own_data: bool = False

@@ -17,7 +17,7 @@ RUNS = "runs"  # the name of the table of final runs, among those of the measure
 
 
 CANDIDATES = "candidates"  # their table's name in `Results.strata`
-ARM, SOURCE, PLACE = "_arm", "_source", "_place"  # columns of `candidates`: see there
+ARM, PLACE = "_arm", "_place"  # columns of `candidates`: see there
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Results:
         curves: one row per tuning run: the arm's labels, `learning_rate`, `replicate`, `held_out_loss`, `chosen`.
         strata: the stratum of every row, by table, "runs" among them; of a table that is not named all rows are in
             stratum 0. Replicates are of a stratum: equal numbers in two strata mean nothing.
-        candidates: the final runs at all rates between which a draw chooses, with the arm's number `_arm`, the number
-            of the arm whose choice it takes `_source`, and the rate's place in that arm's choice `_place`. None: no
-            draw chooses again.
+        candidates: the final runs at all rates between which a draw chooses, with the arm's number `_arm` and the
+            rate's place among that arm's `_place`. None: no draw chooses again.
         texts: the scores of each text by split ("test", "held_out"), of runs by `key`; of a run that is in none the
             texts are not resampled.
     """
@@ -110,18 +109,18 @@ class Results:
 def chosen(candidates: "pd.DataFrame") -> "pd.DataFrame":
     """The rows at the rate that each arm chooses: the lowest mean held-out loss over the rows that are here.
 
-    An arm without a choice, and one whose source is not here, keeps its first rate.
+    An arm of one rate keeps it.
     """
-    arms, sources = candidates[ARM].to_numpy(int), candidates[SOURCE].to_numpy(int)
-    places, losses = candidates[PLACE].to_numpy(int), candidates["held_out_loss"].to_numpy(float)
-    size = max(arms.max(initial=0), sources.max(initial=0)) + 1, places.max(initial=0) + 1
+    arms, places = (candidates[column].to_numpy(int) for column in (ARM, PLACE))
+    losses = candidates["held_out_loss"].to_numpy(float)
+    size = arms.max(initial=0) + 1, places.max(initial=0) + 1
     sums, counts = np.zeros(size), np.zeros(size)
     np.add.at(sums, (arms, places), losses)
     np.add.at(counts, (arms, places), 1)
     with np.errstate(invalid="ignore"):
         means = np.where(counts > 0, sums / counts, np.inf)
     choice = np.where(np.isfinite(means).any(axis=1), means.argmin(axis=1), 0)
-    return candidates[places == choice[sources]].drop(columns=[ARM, SOURCE, PLACE])
+    return candidates[places == choice[arms]].drop(columns=[ARM, PLACE])
 
 
 class _Lazy(Mapping[str, Any]):

@@ -2,27 +2,29 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorascope.errors import InputError
+from lorascope.study import tuning
+from lorascope.study.chunks import chunks
 from lorascope.study.definition import Measure, MeasurementSpec, Study
 from lorascope.study.grid import Arm
-from lorascope.study.results import RUNS, Results
+from lorascope.study.results import ARM, CANDIDATES, PLACE, RUNS, Results, chosen
 from lorascope.study.store import Job, Store, data_hashes, fingerprint
 from lorascope.study.strata import Strata
+from lorascope.study.texts import read as read_texts
+from lorascope.study.tuning import Tuned
 from lorascope.study.work import TEST, Chunk, read_rows, read_score
 from lorascope.training.config import override, parse, resolved
 from lorascope.training.record import read_facts, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TUNING_SEED = 1_000_003  # so that no run that is judged has the seed that chose its learning rate
-EXTENSIONS = 3  # rates beyond the end of a sweep whose best is at that end
 
 
 class Engine(Protocol):
@@ -41,18 +43,13 @@ def no_progress(stage: str, done: int, total: int, failed: int, title: str) -> N
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """An arm's learning rate and the sweep it came from.
+class Final:
+    """A final run: the arm's number, the place of its rate among those to choose from, its replicate."""
 
-    Attributes:
-        rate: the chosen one; None where the config's was taken.
-        curve: held-out loss by learning rate, ascending; None where the run diverged or failed.
-        interior: whether the chosen rate has a neighbour on both sides.
-    """
-
-    rate: float | None
-    curve: Mapping[float, float | None] = field(default_factory=dict)
-    interior: bool = True
+    arm: int
+    place: int
+    replicate: int
+    job: Job
 
 
 class Runner:
@@ -102,12 +99,10 @@ class Runner:
         began = time.perf_counter()
         tuned = self._tune()
         finals = self._finals(tuned)
-        self._do("training", [job for jobs in finals for job in jobs])
-        runs = self._runs_table(tuned, finals)
-        results = Results(runs, {}, self.scale, _curves(self.arms, tuned))
+        self._do("training", [final.job for final in finals])
+        results = self._results(finals, tuned)
         for measure in self.study.measures:
-            table = self._measure(measure, results)
-            results = Results(runs, {**results.tables, measure.name: table}, self.scale, results.curves)
+            results = replace(results, tables={**results.tables, measure.name: self._measure(measure, results)})
         self.seconds = time.perf_counter() - began
         return replace(results, strata=self.strata.numbers()), tuned
 
@@ -119,109 +114,122 @@ class Runner:
         self.used |= by_key
         done, failed = len(by_key) - len(missing), 0
         self.progress(stage, done, len(by_key), failed, "")
-        for chunk, failed_keys in self.engine.run(_chunks(missing), self.store):
+        for chunk, failed_keys in self.engine.run(chunks(missing), self.store):
             done, failed = done + len(chunk.jobs), failed + len(failed_keys)
             for job in chunk.jobs:
                 if (failure := self.store.failure(job.key)) is not None:
                     self.failures[job.title] = failure["message"]
             self.progress(stage, done, len(by_key), failed, chunk.title)
 
-    def _train_job(self, arm: Arm, seed: int, rate: float | None, title: str, *, final: bool) -> Job:
+    def _train_job(self, arm: Arm, rate: float | None, replicate: int) -> Job:
+        """One run of an arm; its test score is part of it, so that a sweep's runs are final ones."""
         values = {section: dict(keys) for section, keys in self.scale.config.items()}
+        seed = _seed({**arm.changes, "config": self.scale.config}, replicate)
+        seed = seed if arm.seed is None else arm.seed + replicate
         changes = dict(arm.changes) | ({} if rate is None else {"optim.learning_rate": rate})
         changes |= dict.fromkeys(arm.seeded, seed)
         for path, value in changes.items():
             section, _, key = path.partition(".")
             values.setdefault(section, {})[key] = value
-        values["training"] = {"measure_cost": False, **values.get("training", {}), "seed": seed, "device": self.device}
+        seeds = {"seed": seed, "data_seed": seed if arm.own_data else replicate}
+        values["training"] = {"measure_cost": False, **values.get("training", {}), **seeds, "device": self.device}
+        title = f"{_named(arm)}, {'' if rate is None else f'rate {rate:g}, '}replicate {replicate}"
         config = resolved(parse(values, f"{self.study.name}, {title},"))
         spec = {
             "kind": "train",
             "config": config,
-            "test_split": self.scale.test_split if final else None,
-            "test_samples": self.scale.test_samples if final else None,
+            "test_split": self.scale.test_split,
+            "test_samples": self.scale.test_samples,
             "data": data_hashes(config),
         }
         return Job(spec, title=title)
 
     def _tune(self) -> list[Tuned]:
-        """The learning rate of every arm: all sweeps at once, then what lies beyond their ends."""
-        rates = {i: list(arm.learning_rates) for i, arm in enumerate(self.arms) if len(arm.learning_rates) > 1}
-        curves: dict[int, dict[float, float | None]] = {i: {} for i in rates}
-        for _ in range(EXTENSIONS + 1):
-            jobs = {
-                (i, rate): self._tuning_job(self.arms[i], rate)
-                for i, arm_rates in rates.items()
-                for rate in arm_rates
-                if rate not in curves[i]
-            }
-            if not jobs:
-                break
-            self._do("tuning", list(jobs.values()))
-            for (i, rate), job in jobs.items():
-                curves[i][rate] = self._held_out(job.key)
-            for i, arm_rates in rates.items():
-                arm_rates.extend(_beyond(curves[i]))
-        return [self._chosen(arm, curves.get(i)) for i, arm in enumerate(self.arms)]
+        """The learning rate of every arm: of all sweeps together the runs that each needs next, until none does."""
+        swept = {i: arm for i, arm in enumerate(self.arms) if len(arm.learning_rates) > 1}
+        losses: dict[int, dict[float, dict[int, float | None]]] = {i: {} for i in swept}
+        n = self.scale.replicates
+        for needed in (
+            lambda i: tuning.wanted(losses[i], swept[i].learning_rates, n),
+            lambda i: tuning.finalists(losses[i], n)[1],
+        ):
+            while jobs := {
+                (i, rate, r): self._train_job(arm, rate, r) for i, arm in swept.items() for rate, r in needed(i)
+            }:
+                self._do("tuning", list(jobs.values()))
+                for (i, rate, r), job in jobs.items():
+                    losses[i].setdefault(rate, {})[r] = self._held_out(job.key)
+        return [self._tuned(arm, losses.get(i)) for i, arm in enumerate(self.arms)]
 
-    def _tuning_job(self, arm: Arm, rate: float) -> Job:
-        seed = _seed({**arm.changes, "config": self.scale.config}, TUNING_SEED) if arm.seed is None else TUNING_SEED
-        return self._train_job(arm, seed, rate, f"{_named(arm)}, rate {rate:g} (tuning)", final=False)
-
-    def _chosen(self, arm: Arm, curve: Mapping[float, float | None] | None) -> Tuned:
-        if curve is None:
-            rate = arm.learning_rates[0] if arm.learning_rates else None
-            return Tuned(rate)
-        finite = {rate: loss for rate, loss in curve.items() if loss is not None}
-        if not finite:
+    def _tuned(self, arm: Arm, losses: tuning.Losses | None) -> Tuned:
+        if losses is None:
+            return Tuned(arm.learning_rates[0] if arm.learning_rates else None)
+        curve = {rate: dict(sorted(losses[rate].items())) for rate in sorted(losses)}
+        rates, _ = tuning.finalists(losses, self.scale.replicates)
+        if not rates:
             self.failures[f"{_named(arm)} (tuning)"] = "no learning rate gave a finite loss"
-            return Tuned(None, dict(sorted(curve.items())), interior=False)
-        best = min(finite, key=finite.__getitem__)
-        return Tuned(best, dict(sorted(curve.items())), min(curve) < best < max(curve))
+            return Tuned(None, curve, interior=False)
+        return Tuned(rates[0], curve, min(curve) < rates[0] < max(curve), rates)
 
     def _held_out(self, key: str) -> float | None:
-        done = self.store.done(key)
-        return (read_summary(self.store.run_folder(key)).get("held_out") or {}).get("loss") if done else None
+        summary = read_summary(self.store.run_folder(key)) if self.store.done(key) else {}
+        return (summary.get("held_out") or {}).get("loss")
 
-    def _finals(self, tuned: Sequence[Tuned]) -> list[list[Job]]:
-        """The jobs of every arm, a replicate each. An arm without a rate has none."""
+    def _finals(self, tuned: Sequence[Tuned]) -> list[Final]:
+        """The final runs of all arms, at every rate that a draw may choose. An arm without a rate has none."""
         by_labels = {_key(arm.labels): t for arm, t in zip(self.arms, tuned, strict=True)}
-        finals: list[list[Job]] = []
+        finals: list[Final] = []
         for i, arm in enumerate(self.arms):
             source = tuned[i] if arm.rate_of is None else by_labels[_key(arm.rate_of)]
             if source.rate is None and (arm.learning_rates or arm.rate_of is not None):
-                finals.append([])
                 continue
             rate = source.rate
             if rate is not None and arm.rate_factor != 1.0:
-                rate = _rounded(rate * arm.rate_factor)
-            changes = {**arm.changes, "config": self.scale.config}
-            seeds = [_seed(changes, n) if arm.seed is None else arm.seed + n for n in range(self.scale.replicates)]
-            finals.append(
-                [
-                    self._train_job(arm, seed, rate, f"{_named(arm)}, replicate {n}", final=True)
-                    for n, seed in enumerate(seeds)
-                ]
-            )
+                rate = float(f"{rate * arm.rate_factor:.3g}")
+            rates = tuned[i].finalists or (rate,)
+            finals += [
+                Final(i, place, n, self._train_job(arm, each, n))
+                for place, each in enumerate(rates)
+                for n in range(self.scale.replicates)
+            ]
         return finals
 
-    def _runs_table(self, tuned: Sequence[Tuned], finals: Sequence[Sequence[Job]]) -> "pd.DataFrame":
+    def _results(self, finals: Sequence[Final], tuned: Sequence[Tuned]) -> Results:
+        """The table of the runs, and those between which a draw chooses."""
         import pandas as pd
 
-        rows = []
-        for arm, jobs in zip(self.arms, finals, strict=True):
-            for n, job in enumerate(jobs):
-                if (row := self._row(job)) is not None:
-                    rows.append({**arm.labels, "replicate": n, **row})
-                    self.strata.add(RUNS, self._owner(arm, job))
+        rows, owners, jobs = [], [], []
+        for final in finals:
+            arm, job = self.arms[final.arm], final.job
+            if (row := self._row(job)) is not None:
+                places = {ARM: final.arm, PLACE: final.place}
+                rows.append({**arm.labels, "replicate": final.replicate, **row, **places})
+                owners.append(self._owner(arm, job))
+                jobs.append(job)
         columns = list(dict.fromkeys(key for arm in self.arms for key in arm.labels))
-        return pd.DataFrame(rows, columns=None if rows else [*columns, "replicate", "loss", "key"])
+        empty = [*columns, "replicate", "loss", "held_out_loss", "key", ARM, PLACE]
+        candidates = pd.DataFrame(rows, columns=None if rows else empty)
+        runs = chosen(candidates)
+        for i in runs.index:
+            self.strata.add(RUNS, owners[i])
+        choice = len(runs) < len(candidates)
+        for owner in owners if choice else ():
+            self.strata.add(CANDIDATES, owner)
+        return Results(
+            runs.reset_index(drop=True),
+            {},
+            self.scale,
+            _curves(self.arms, tuned),
+            candidates=candidates if choice else None,
+            texts=read_texts([(job.key, self.store.run_folder(job.key)) for job in jobs]),
+        )
 
     def _owner(self, arm: Arm, job: Job) -> Hashable:
-        """Whose replicate a final run is: its arm's, which is linked to all that share the run or its seed, as arms do
-        that differ in their learning rate alone."""
-        seed = job.spec["config"]["training"]["seed"]
-        return self.strata.link([("arm", _key(arm.labels)), ("run", job.key), ("seed", seed)])
+        """Whose replicate a final run is: its arm's, which is linked to all that share the run, its seed or its data,
+        as arms do that differ in their learning rate alone."""
+        training = job.spec["config"]["training"]
+        shared = [("run", job.key), ("seed", training["seed"]), ("data", training["data_seed"])]
+        return self.strata.link([("arm", _key(arm.labels)), *shared])
 
     def _row(self, job: Job) -> dict[str, Any] | None:
         """A final run's row; None where it failed or diverged, which is recorded in `failures`.
@@ -311,53 +319,6 @@ class Runner:
         return Job(job_spec, tuple(spec.runs), f"{measure.name}: {'; '.join(title_parts)}")
 
 
-def _chunks(jobs: Sequence[Job]) -> list[Chunk]:
-    """Training runs that can share a pass and gain by it, together; everything else alone."""
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(_shared(job), []).append(job)
-    chunks = []
-    for key, group in groups.items():
-        size = _max_together(group[0]) if key != "alone" else 1
-        chunks += [Chunk(tuple(group[start : start + size])) for start in range(0, len(group), size)]
-    return chunks
-
-
-def _shared(job: Job) -> str:
-    """What runs of one pass agree in."""
-    if job.spec["kind"] != "train" or _max_together(job) == 1:
-        return "alone"
-    config = job.spec["config"]
-    training = {key: value for key, value in config["training"].items() if key != "seed"}
-    parts = [config["model"], config["data"], training, config["method"]["name"], job.spec["test_split"]]
-    return json.dumps(parts, sort_keys=True)
-
-
-def _max_together(job: Job) -> int:
-    from lorascope.adapt.method import methods
-    from lorascope.training.sweep import default_parallel
-
-    config = parse(job.spec["config"])
-    if config.model.dropout != 0.0 or not methods.get(config.method.name).uses_targets:
-        return 1  # the base's own dropout is each run's; what trains the base itself shares nothing
-    return default_parallel(config)
-
-
-def _beyond(curve: Mapping[float, float | None]) -> list[float]:
-    """The next learning rate beyond the end of a sweep, where the best is at that end."""
-    finite = {rate: loss for rate, loss in curve.items() if loss is not None}
-    if not finite:
-        return []
-    rates, best = sorted(curve), min(finite, key=finite.__getitem__)
-    if best == rates[-1]:
-        return [_rounded(rates[-1] * rates[-1] / rates[-2])]
-    return [_rounded(rates[0] * rates[0] / rates[1])] if best == rates[0] else []
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
-
-
 def _seed(config: Mapping[str, Any], replicate: int) -> int:
     """A seed that this config and replicate have, and hardly any other."""
     text = json.dumps([config, replicate], sort_keys=True, default=list)
@@ -365,13 +326,16 @@ def _seed(config: Mapping[str, Any], replicate: int) -> int:
 
 
 def _curves(arms: Sequence[Arm], tuned: Sequence[Tuned]) -> "pd.DataFrame":
+    """A row for each rate of each sweep; the loss is the mean over the replicates that it has."""
     import pandas as pd
 
-    rows = [
-        {**arm.labels, "learning_rate": rate, "held_out_loss": loss, "chosen": rate == t.rate, "interior": t.interior}
-        for arm, t in zip(arms, tuned, strict=True)
-        for rate, loss in t.curve.items()
-    ]
+    rows = []
+    for arm, t in zip(arms, tuned, strict=True):
+        for rate, losses in t.curve.items():
+            loss = tuning.mean(losses)
+            outcome = {"held_out_loss": loss if math.isfinite(loss) else None, "replicates": len(losses)}
+            row = {**arm.labels, "learning_rate": rate, **outcome, "chosen": rate == t.rate, "interior": t.interior}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -30,7 +30,7 @@ from lorascope.outputs import write_json
 from lorascope.training.record import package_version
 
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
-RECIPE = 1
+RECIPE = 2
 VERSIONS = ("torch", "transformers", "tokenizers")  # of the packages whose release changes a run's numbers
 MEASURING = (
     "linalg",
@@ -44,7 +44,7 @@ ROOT = Path(lorascope.__file__).parent
 # Config keys that are newer than stored runs: at their default they change nothing, and stay out of the key.
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "data": {"add_bos_token": None, "add_eos_token": True},
-    "training": {"compile": False},
+    "training": {"compile": False, "data_seed": None},
 }
 NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "snapshot_steps", "logging_steps")
 

@@ -15,12 +15,12 @@ from lorascope.study.grid import Arm, StudyScale
 
 HEAD_RATE = 2e-2  # of the new head, the same in every arm; alone, at scale small, 0.01 and 0.04 lose more
 ALPHA = 16
-LORA_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-SIZES = {  # layers, steps, texts in a step, tokens of a text, held-out texts
+LORA_RATES = (1e-3, 3.2e-3, 1e-2)  # half a decade apart; the sweep goes on from here
+FULL_RATES = (1e-4, 3.2e-4, 1e-3)
+SIZES = {  # layers, steps, texts in a step, tokens of a text, held-out texts (None: all)
     "smoke": (1, 4, 8, 16, 40),
-    "small": (3, 100, 32, 32, 500),
-    "full": (None, 625, 32, 64, 1000),
+    "small": (3, 100, 32, 32, None),
+    "full": (None, 625, 32, 64, None),
 }
 HERE = f"on a {SIZES['small'][0]}-layer encoder after {SIZES['small'][1]} steps"  # scope, in a study's `reading`
 MEMORISED = {"smoke": (16, 4), "small": (960, 180), "full": (2000, 1000)}  # texts, steps
@@ -61,7 +61,7 @@ def scales(params: Mapping[str, Mapping[str, Any]], replicates: int = 5) -> dict
     """Scales of the WordNet task with a study's own sizes: of smoke two replicates, scored on a few held-out texts."""
     return {
         "smoke": StudyScale(wordnet("smoke"), 2, params["smoke"], test_split=None, conclusive=False),
-        "small": StudyScale(wordnet("small"), replicates, params["small"], test_samples=1000),
+        "small": StudyScale(wordnet("small"), replicates, params["small"]),
         "full": StudyScale(wordnet("full"), replicates, params["full"]),
     }
 
@@ -81,7 +81,7 @@ def full_arm(labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None
     return Arm(labels, {**FULL, **(changes or {})}, FULL_RATES)
 
 
-PLUS_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # of A, where B's is a multiple of it
+PLUS_RATES = (1e-4, 3.2e-4, 1e-3)  # of A, where B's is a multiple of it
 VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {  # r = 8; config changes, learning rates
     "LoRA": (lora(8), LORA_RATES),
     "rsLoRA": (lora(8, "rslora"), LORA_RATES),

@@ -14,6 +14,7 @@ from typing import Any
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import OBJECT, read_json
 from lorascope.outputs import write_json
+from lorascope.study import texts
 from lorascope.study.measures.finished import measured_on
 from lorascope.study.store import Job, Store
 from lorascope.training.record import SCORE
@@ -89,22 +90,30 @@ def _train(jobs: Sequence[Job], store: Store) -> None:
             raise
         ended, tokenizer = fit(False)  # what an earlier try left is of another grouping of runs, device or version
     for job, member, folder in zip(jobs, ended, folders, strict=True):
-        if job.spec.get("test_split") and member.error is None:
-            _test(job, member, folder, tokenizer)
+        if member.error is None:
+            _score_texts(job, member, folder, tokenizer)
     seconds = round((time.perf_counter() - began) / len(jobs), 3)
     for job in jobs:
         store.finish(job.key, {"seconds": seconds, "together": len(jobs)} | _hardware(world.device))
 
 
-def _test(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
-    """The score on texts that neither training nor any choice has seen."""
+def _score_texts(job: Job, member: Any, folder: Path, tokenizer: Any) -> None:
+    """The scores of each held-out text, and of each one that neither training nor any choice has seen."""
     from lorascope.training.reopen import other_texts
-    from lorascope.training.scores import evaluate
+    from lorascope.training.scores import evaluate_texts
 
-    texts = other_texts(member.config, member.train, tokenizer, job.spec["test_split"], job.spec["test_samples"])
-    size = member.config.training.per_device_eval_batch_size
-    score = evaluate(member.injected.model, texts, size, member.world)
-    write_json(folder / TEST, asdict(score))
+    config, model, device = member.config, member.injected.model, member.world.device
+    size = config.training.per_device_eval_batch_size
+    scores = member.texts
+    if scores is None or config.training.load_best_model_at_end:
+        scores = evaluate_texts(model, member.held_out, size, device)
+    splits = {texts.HELD_OUT: (member.held_out.tokens, vars(scores))}
+    if job.spec.get("test_split"):
+        unseen = other_texts(config, member.train, tokenizer, job.spec["test_split"], job.spec["test_samples"])
+        scores = evaluate_texts(model, unseen, size, device)
+        splits[texts.TEST] = (unseen.tokens, vars(scores))
+        write_json(folder / TEST, asdict(scores.score))
+    texts.write(folder / texts.FILE, splits)
 
 
 def _hardware(device: Any) -> dict[str, Any]:

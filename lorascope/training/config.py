@@ -155,6 +155,8 @@ class TrainingConfig:
         device: cpu, cuda, cuda:1, ...; auto takes CUDA where there is one.
         num_threads: of the CPU; null leaves torch's choice.
         seed: of the initialisation, the order of the data and dropout.
+        data_seed: of which texts are taken, their order, and a new head, so that runs of different `seed` share these;
+            null takes `seed`.
     """
 
     max_steps: int | None = None
@@ -177,6 +179,7 @@ class TrainingConfig:
     device: str = "auto"
     num_threads: int | None = None
     seed: int = 0
+    data_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -187,8 +190,14 @@ class TrainingConfig:
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} must be positive")
         _check(self.seed >= 0, "seed must not be negative")
+        _check(self.data_seed is None or self.data_seed >= 0, "data_seed must not be negative")
         patient = self.early_stopping_patience is None or self.eval_steps is not None
         _check(patient, "early_stopping_patience needs eval_steps")
+
+    @property
+    def seed_of_data(self) -> int:
+        """`data_seed`, or `seed` where there is none."""
+        return self.seed if self.data_seed is None else self.data_seed
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from lorascope.training.config import RunConfig
 from lorascope.training.member import Member
 from lorascope.training.parallel import World
 from lorascope.training.record import Record
-from lorascope.training.scores import Score, cross_entropy, evaluate
+from lorascope.training.scores import Score, cross_entropy, evaluate, evaluate_texts
 
 
 class Pass:
@@ -255,8 +255,11 @@ class Loop:
             print(f"step {self.step} of {max(member.total for member in self.members)}: {text}", file=sys.stderr)
 
     def _score(self, member: Member) -> Score:
-        size = member.config.training.per_device_eval_batch_size
-        return evaluate(member.injected.model, member.held_out, size, self.world)
+        size, model = member.config.training.per_device_eval_batch_size, member.injected.model
+        if self.world.size > 1:
+            return evaluate(model, member.held_out, size, self.world)
+        member.texts = evaluate_texts(model, member.held_out, size, self.world.device)
+        return member.texts.score
 
     def _shown(self, what: str, values: Sequence[float]) -> str:
         if len(self.members) == 1:

@@ -16,7 +16,7 @@ from lorascope.training.batches import Encoded, Order
 from lorascope.training.config import OptimConfig, RunConfig
 from lorascope.training.parallel import World
 from lorascope.training.record import Record
-from lorascope.training.scores import Score
+from lorascope.training.scores import Score, TextScores
 
 
 def learning_rate_factor(step: int, total: int, config: OptimConfig) -> float:
@@ -65,7 +65,7 @@ class Member:
         self.total = total_steps(config, len(train), world)
         settings = config.training
         lengths = list(map(len, train.tokens)) if settings.group_by_length else None
-        self.order = Order(len(train), settings.seed, lengths, settings.per_device_train_batch_size)
+        self.order = Order(len(train), settings.seed_of_data, lengths, settings.per_device_train_batch_size)
         self.parameters = list(injected.trainable().values())
         self.optimizer = _adamw(injected, config.optim)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -74,6 +74,7 @@ class Member:
         self.ended: str | None = None
         self.error: LorascopeError | None = None
         self.score: Score | None = None
+        self.texts: TextScores | None = None  # of the last evaluation in one process
         self.best: dict[str, Any] | None = None
         self.lowest, self.worse = math.inf, 0  # held-out loss so far, and evaluations since that were no better
         self.bad = torch.zeros(3, dtype=torch.float64, device=world.device)  # the first bad step, its loss and its norm

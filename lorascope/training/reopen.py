@@ -178,7 +178,7 @@ def reopen(
     check_config(folder / "adapter")
     here = World(pick_device(device))
     tokenizer = models.load_tokenizer(config.model)
-    train, held_out = data.load(config.data, config.model.task_type, tokenizer, config.training.seed)
+    train, held_out = data.load(config.data, config.model.task_type, tokenizer, config.training.seed_of_data)
     if split is not None or max_samples is not None:
         held_out = other_texts(config, train, tokenizer, split or config.data.eval_split, max_samples)
     model = load_base(config, len(train.label_names), here.device)
@@ -235,7 +235,7 @@ def other_texts(config: RunConfig, train: Encoded, tokenizer: Any, split: str, m
             f"{config.data.path} has no split {split!r}", hint="name a set that has, or take the run's own"
         )
     other = replace(config.data, eval_split=split, max_eval_samples=most)
-    seed = 0 if there else config.training.seed
+    seed = 0 if there else config.training.seed_of_data
     if config.model.task_type == "CAUSAL_LM":
         return data.load(other, "CAUSAL_LM", tokenizer, seed)[1]
     return data.held_out_classes(other, train.label_names, tokenizer, seed)

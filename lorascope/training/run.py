@@ -97,9 +97,9 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
         InputError: the model, the data or the targets are not what a config says.
     """
     tokenizer = models.load_tokenizer(configs[0].model)
-    seeds = {config.training.seed: config for config in configs}
+    seeds = {config.training.seed_of_data: config for config in configs}
     texts = {s: data.load(c.data, c.model.task_type, tokenizer, s) for s, c in seeds.items()}
-    first = configs[0].training.seed
+    first = configs[0].training.seed_of_data
     base = load_base(configs[0], len(texts[first][0].label_names), device)
     lm = configs[0].model.task_type == "CAUSAL_LM"
     if lm:
@@ -113,7 +113,7 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
     of_all = [*models.notes(base), *(data.notes(tokenizer, configs[0].data) if lm else ())]
     prepared = []
     for config in configs:
-        seed = config.training.seed
+        seed = config.training.seed_of_data
         model = drawn[seed] if len(configs) == 1 else skeleton(drawn[seed])
         if config.training.gradient_checkpointing:
             cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -142,8 +142,8 @@ def _new_modules(injected: Injected) -> list[str]:
 
 
 def load_base(config: RunConfig, classes: int, device: torch.device) -> nn.Module:
-    """The base model as a run begins with it; a new head is drawn by the run's seed."""
-    torch.manual_seed(config.training.seed)  # a new head is drawn from the global generator
+    """The base model as a run begins with it; a new head is drawn by the seed of the data."""
+    torch.manual_seed(config.training.seed_of_data)  # a new head is drawn from the global generator
     dtype = torch.bfloat16 if config.training.bf16 else torch.float32
     model = models.load_model(config.model, classes, dtype).to(device)
     if hasattr(model.config, "use_cache"):
@@ -351,7 +351,7 @@ def base_score(job: Job, here: World) -> Score:
     size = config.training.per_device_eval_batch_size
     place = Path(models.assets.resolve(config.model.name))
     changed = place.stat().st_mtime_ns if place.is_dir() else None
-    base = (config.model, changed, config.training.seed if drawn else None, str(here.device), here.size, dtypes)
+    base = (config.model, changed, config.training.seed_of_data if drawn else None, str(here.device), here.size, dtypes)
     key = (*base, config.training.bf16, texts, size)
     if key not in _measured:
         if len(_measured) >= 256:
@@ -412,7 +412,7 @@ def write_adapter(injected: Injected, config: RunConfig, label_names: Sequence[s
     name = base_name(config.model.name)
     adapter = injected.export(base_model_name_or_path=name, task_type=config.model.task_type)
     drawn = not_stored(injected)
-    facts = {"drawn": {"seed": config.training.seed, "parameters": drawn}} if drawn else {}
+    facts = {"drawn": {"seed": config.training.seed_of_data, "parameters": drawn}} if drawn else {}
     with staged(folder, replace=True) as stage:
         io.write(adapter, stage, injected.method.format)
         write_card(stage, config.model, label_names, injected.model, injected.method.name, facts)

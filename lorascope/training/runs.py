@@ -191,12 +191,13 @@ class Runs:
 
         first = self._reopen(self.first)
         seen: set[tuple[int, ...]] = set()
-        done = {first.config.training.seed}
+        done = {first.config.training.seed_of_data}
         for folder, facts in self._facts.items():
-            if facts.seed not in done and not facts.diverged:
-                done.add(facts.seed)
-                loaded = config.load(folder / "config.yaml")
-                train, _ = data.load(loaded.data, loaded.model.task_type, first.tokenizer, facts.seed)
+            loaded = config.load(folder / "config.yaml")
+            seed = loaded.training.seed_of_data
+            if seed not in done and not facts.diverged:
+                done.add(seed)
+                train, _ = data.load(loaded.data, loaded.model.task_type, first.tokenizer, seed)
                 seen |= set(map(tuple, train.tokens))
         return seen
 

@@ -1,7 +1,9 @@
 """Held-out loss and accuracy."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +22,27 @@ class Score:
     targets: int
 
 
+@dataclass(frozen=True)
+class TextScores:
+    """Held-out results of each text, in the order of the data: (n,) each.
+
+    Attributes:
+        loss: summed cross-entropy in nats.
+        hits: targets that the largest logit hit.
+        targets: predictions that the text is scored on: one of a class, one per token after the first of a language.
+    """
+
+    loss: np.ndarray
+    hits: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def score(self) -> Score:
+        """The means over all targets."""
+        total = int(self.targets.sum())
+        return Score(float(self.loss.sum(dtype=float)) / total, float(self.hits.sum()) / total, total)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy, in float32 or wider, and how many targets the largest logit hits.
 
@@ -34,21 +57,54 @@ def cross_entropy(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, 
     return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum"), hits
 
 
+def cross_entropy_of_texts(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` of each text by itself: (b,) sums in float64, and (b,) hits."""
+    if labels.ndim == 1:
+        logits, labels = logits[:, None], labels[:, None]
+    else:
+        logits, labels = logits[:, : length - 1], labels[:, 1:length]
+    hits = (logits.argmax(-1) == labels).sum(1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2)
+    return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="none").double().sum(1), hits
+
+
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, data: Encoded, size: int, world: World) -> Score:
     """Score `data`, in batches of similar length dealt out to the processes. Leaves the model in the mode it was in."""
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # read once, at the end
+    for _, counted, logits, labels, length in _passes(model, data, size, world):
+        loss, hits = cross_entropy(logits, labels, length)
+        if counted:
+            sums += torch.stack([loss.double(), hits.double()])
+    total = world.sum(sums).tolist()
+    targets = data.targets(range(len(data)))
+    return Score(total[0] / targets, total[1] / targets, targets)
+
+
+@torch.no_grad()
+def evaluate_texts(model: torch.nn.Module, data: Encoded, size: int, device: torch.device) -> TextScores:
+    """Score each text of `data` by itself, in one process."""
+    order: list[int] = []
+    scored: list[Tensor] = []
+    for indices, _, logits, labels, length in _passes(model, data, size, World(device)):
+        order += indices
+        scored.append(torch.stack([each.double() for each in cross_entropy_of_texts(logits, labels, length)]))
+    values = np.empty((2, len(data)))
+    values[:, order] = torch.cat(scored, dim=1).cpu().numpy()
+    targets = np.array([data.targets([i]) for i in range(len(data))])
+    return TextScores(values[0], values[1].astype(int), targets)
+
+
+def _passes(
+    model: torch.nn.Module, data: Encoded, size: int, world: World
+) -> Iterator[tuple[Sequence[int], bool, Tensor, Tensor, int]]:
+    """Forward passes over all texts: which they are, whether this process counts them, logits, labels, tokens."""
     training, batches = model.training, data.by_length(size)
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # read once, at the end
     for start in range(0, len(batches), world.size):
         index = min(start + world.rank, len(batches) - 1)  # with too few for all, some repeat the last one: under FSDP
         batch = data.batch(batches[index]).to(world.device)  # all must take part in each pass
         with known(batch.padded, world.device):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        loss, hits = cross_entropy(logits, batch.labels, batch.input_ids.shape[1])
-        if start + world.rank < len(batches):
-            sums += torch.stack([loss.double(), hits.double()])
+        yield batches[index], start + world.rank < len(batches), logits, batch.labels, batch.input_ids.shape[1]
     model.train(training)
-    total = world.sum(sums).tolist()
-    targets = data.targets(range(len(data)))
-    return Score(total[0] / targets, total[1] / targets, targets)
