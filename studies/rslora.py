@@ -133,13 +133,13 @@ def figures(results):
 
 
 def reading(answers):
-    start, end = answers.found("root-end"), answers.found("collapse", 1)
+    root, plain = answers.found("root-end"), answers.found("collapse", 1)
     return (
-        f"{HERE.capitalize()}, from r = {RANKS[0]} to {RANKS[-1]}, gradients after training go like r to the power of {start} "
-        f"with α/√r and {end} with α/r: that they do not depend on r with α/√r is {answers.verdict('root-end')}, that they "
-        f"shrink with α/r is {answers.verdict('collapse')}. At one learning rate each doubling of r adds "
-        f"{answers.found('more')} of full fine-tuning's gain with α/√r; that this is more than with α/r is "
-        f"{answers.verdict('more')}."
+        f"{HERE.capitalize()}, from r = {RANKS[0]} to {RANKS[-1]}, gradients after training go like r to the power of "
+        f"{root} with α/√r and {plain} with α/r: that they do not depend on r with α/√r is "
+        f"{answers.verdict('root-end')}, that they shrink with α/r is {answers.verdict('collapse')}. At one learning "
+        f"rate each doubling of r adds {answers.found('more')} of full fine-tuning's gain with α/√r; that this is more "
+        f"than with α/r is {answers.verdict('more')}."
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from lorascope.blocks import Column, Heatmap, Lines, Marker, Series, Table
 from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
+from lorascope.study.measures.overlap import agreement, alone, at_start, moved
 from lorascope.study.statistics import once
 from lorascope.study.tasks import HERE, LORA_RATES, lora, scales
 
@@ -32,82 +33,6 @@ def arms(scale):
         yield Arm(own, changes, LORA_RATES)
         for start, rate in zip(SHARED, TASKS, strict=True):
             yield Arm({**own, "start": start}, changes, rate_of={**own, "task": rate}, seed=SHARED_SEED)
-
-
-def agreement(folders, what, replicate):
-    """Two trained adapters, module by module: φ and z of the leading directions and of whole subspaces, both sides."""
-    from lorascope.weights import io
-
-    first, second = (io.read(folder / "adapter").updates for folder in folders)
-    return [
-        {"module": name, **row} for name, update in first.items() for row in sides(update.delta(), second[name].delta())
-    ]
-
-
-def sides(first, second):
-    from lorascope.linalg import subspace
-
-    a, b = subspace.bases(first), subspace.bases(second)
-    for side, left, right in (("left", a.left, b.left), ("right", a.right, b.right)):
-        yield {"side": side, **overlaps(left, right)}
-
-
-def overlaps(u, v):
-    """φ(i, j) and its z over chance (Haar), of orthonormal columns (n, r) that are ordered by their σ."""
-    from lorascope.linalg import haar
-
-    n, r, big = u.shape[0], u.shape[1], v.shape[1]
-    cross = (u.T @ v) ** 2
-    row = {}
-    for name, i, j in (("1", 1, 1), ("2", 2, 2), ("1r", 1, big), ("r", r, big)):
-        value = float(cross[:i, :j].sum()) / min(i, j)
-        chance = haar.phi(n, i, j)
-        row |= {f"phi_{name}": value, f"z_{name}": chance.z(value), f"chance_{name}": chance.mean}
-    return row
-
-
-def at_start(folders, what, replicate):
-    """The same of A alone (row spaces) before any training."""
-    first, second = (started(folder) for folder in folders)
-    rows = []
-    for name in first:
-        bases = [np.linalg.svd(start[name], full_matrices=False)[2].T for start in (first, second)]
-        rows.append({"module": name, "side": "A", **overlaps(*bases)})
-    return rows
-
-
-def started(folder):
-    """A of every layer as the run's seed draws it."""
-    import torch
-
-    from lorascope.training import config, run
-
-    prepared = run.prepare(config.load(folder / "config.yaml"), torch.device("cpu"))
-    return {name: layer.delta.A.detach().double().numpy() for name, layer in prepared.injected.layers.items()}
-
-
-def moved(folders):
-    """How far A went from where it began: ‖A − A₀‖/‖A₀‖, median over modules."""
-    from lorascope.weights import io
-
-    start = started(folders[0])
-    updates = io.read(folders[0] / "adapter").updates
-    changes = [np.linalg.norm(updates[name].roles["A"].read() - a) / np.linalg.norm(a) for name, a in start.items()]
-    return [{"moved": float(np.median(changes))}]
-
-
-def alone(folders, what, replicate, n, large):
-    """Controls of numbers alone: Gaussian matrices; and torch's own draws of two ranks from one seed."""
-    import torch
-
-    rng = np.random.default_rng([replicate, n])
-    gaussian = [np.linalg.qr(rng.standard_normal((n, r)))[0] for r in (SMALL, large)]
-    rows = [{"control": "Gaussian", **overlaps(*gaussian)}]
-    drawn = []
-    for rank in (SMALL, large):
-        torch.manual_seed(replicate)
-        drawn.append(torch.nn.init.kaiming_uniform_(torch.empty(rank, n), a=5**0.5).double().numpy())
-    return [*rows, {"control": "torch, one seed", **overlaps(*(np.linalg.qr(a.T)[0] for a in drawn))}]
 
 
 def pairs(results):
@@ -150,7 +75,7 @@ def each_run(results):
 
 
 def each_control(results):
-    shared = {"what": "numbers", "n": 384, "large": results.scale.params["large"]}
+    shared = {"what": "numbers", "n": 384, "small": SMALL, "large": results.scale.params["large"]}
     return [MeasurementSpec((), {**shared, "replicate": i}) for i in range(results.scale.replicates)]
 
 
@@ -380,8 +305,8 @@ study = Study(
             ),
             "The control: W's two sides differ in size, and thereby in what chance gives.",
             ZHU_SETTING,
-            amended="The control, tasks with a shared A, was about another question; it is now what random subspaces of "
-            "these sizes give.",
+            amended="The control, tasks with a shared A, was about another question; it is now what random "
+            "subspaces of these sizes give.",
         ),
         Claim(
             "left-task",
