@@ -12,7 +12,7 @@ from lorascope.study.tasks import HERE, PLUS_RATES, VARIANTS, full_arm, head_arm
 
 SLOWER, EQUAL, FEW, PLUS, MANY = "LoRA+, λ = 1/16", "LoRA", "LoRA+, λ = 4", "LoRA+", "LoRA+, λ = 64"
 RATIOS = {SLOWER: 1 / 16, EQUAL: 1.0, FEW: 4.0, PLUS: 16.0, MANY: 64.0}
-RATES = {SLOWER: (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), FEW: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), MANY: PLUS_RATES}
+HALF_DECADES = {SLOWER: (1e-2, 3.2e-2, 1e-1), FEW: (3.2e-4, 1e-3, 3.2e-3), MANY: PLUS_RATES}  # of A
 HALF = {method: f"{method}, half of the steps" for method in (PLUS, EQUAL)}
 
 
@@ -24,7 +24,7 @@ def arms(scale):
             yield variant_arm(method)
         else:
             changes = {**lora(8, "lora_plus"), "method.loraplus_lr_ratio": RATIOS[method]}
-            yield Arm({"method": method}, changes, RATES[method])
+            yield Arm({"method": method}, changes, HALF_DECADES[method])
     steps = max(1, scale.config["training"]["max_steps"] // 2)
     for method, half in HALF.items():
         yield Arm({"method": half}, {**VARIANTS[method][0], "training.max_steps": steps}, rate_of={"method": method})
