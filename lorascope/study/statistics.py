@@ -60,11 +60,14 @@ def spearman(x: Any, y: Any, given: Any = None) -> float:
     Raises:
         ValueError: all values of one are equal, or the third one leaves nothing to correlate.
     """
-    x, y = ranked(x), ranked(y)
+    return correlation(ranked(x), ranked(y), None if given is None else ranked(given))
+
+
+def correlation(x: np.ndarray, y: np.ndarray, z: np.ndarray | None = None) -> float:
+    """Pearson's, of values with mean 0 and standard deviation 1; the partial one given z."""
     xy = float(np.mean(x * y))
-    if given is None:
+    if z is None:
         return xy
-    z = ranked(given)
     xz, yz = float(np.mean(x * z)), float(np.mean(y * z))
     left = (1 - xz**2) * (1 - yz**2)
     if left < 1e-12:  # rounding aside, one is 1

@@ -3,15 +3,19 @@
 Arrays have one entry for each run of a method. Forgetting and task loss are as `scaled` and `retained` have them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorascope.study import statistics as ranks
 from lorascope.study.gains import gain
 from lorascope.study.measures.intruding import EPSILONS
 from lorascope.study.results import Results
-from lorascope.study.statistics import area_under_roc, once, spearman
+from lorascope.study.statistics import area_under_roc, once
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Statistic = Callable[[Results], float]
 SUMMED = (
@@ -36,22 +40,32 @@ def by_run(results: Results) -> dict[str, dict[str, np.ndarray]]:
         ValueError: a run has one of the two measurements alone.
     """
     table, lost = results.tables["leading"], results.tables["retained"]
-    method, replicate = table["method"].to_numpy(), table["replicate"].to_numpy()
-    values = {column: table[column].to_numpy(float) for column in SUMMED}
-    lost_method, lost_replicate = lost["method"].to_numpy(), lost["replicate"].to_numpy()
-    runs = {}
-    for name in dict.fromkeys(method):
-        mine, lost_mine = method == name, lost_method == name
-        order = np.argsort(lost_replicate[lost_mine])
-        units, of = np.unique(replicate[mine], return_inverse=True)
-        if list(units) != list(lost_replicate[lost_mine][order]):
-            raise ValueError(f"a run of {name} has not been measured in full")
-        sums = {column: np.bincount(of, each[mine]) for column, each in values.items()}
-        sums["size"] = np.sqrt(sums.pop("squares"))
-        for column in ("forgetting", "pair_loss"):
-            sums[column] = lost[column].to_numpy()[lost_mine][order]
-        runs[name] = sums
-    return runs
+    methods = list(dict.fromkeys(table["method"].to_numpy()))
+    units = 1 + int(max(table["replicate"].max(), lost["replicate"].max()))
+    size = units * len(methods)
+    place, lost_place = (_runs(each, methods, units) for each in (table, lost))
+    there = np.bincount(place, minlength=size).reshape(-1, units) > 0
+    lost_there = np.bincount(lost_place, minlength=size).reshape(-1, units) > 0
+    if (there != lost_there).any():
+        raise ValueError("a run has not been measured in full")
+    values = {column: (place, table[column].to_numpy(float)) for column in SUMMED}
+    values |= {column: (lost_place, lost[column].to_numpy(float)) for column in ("forgetting", "pair_loss")}
+    sums = {name: np.bincount(*each, minlength=size).reshape(-1, units) for name, each in values.items()}
+    sums["size"] = np.sqrt(sums.pop("squares"))
+    return {
+        method: {column: each[i][there[i]] for column, each in sums.items()} for i, method in enumerate(methods)
+    }  # fmt: skip
+
+
+def _runs(table: "pd.DataFrame", methods: Sequence[str], units: int) -> np.ndarray:
+    """(rows,) of a table the number of each row's run, units · its method + its replicate; below 0: another method."""
+    return _codes(table, "method", methods) * units + table["replicate"].to_numpy(int)
+
+
+def _codes(table: "pd.DataFrame", column: str, names: Sequence[str]) -> np.ndarray:
+    """(rows,) the places of a column's values among the names; far below 0 where it is not one of them."""
+    places = {name: i for i, name in enumerate(names)}
+    return np.array([places.get(name, -(10**6)) for name in table[column].to_numpy()])
 
 
 def of_runs(results: Results, method: str, column: str = "found") -> np.ndarray:
@@ -96,7 +110,7 @@ def correlation(sweep: Mapping[str, float], first: str, second: str, given: str 
 
     def statistic(results: Results) -> float:
         third = None if given is None else over_sweep(results, sweep, given)
-        return spearman(over_sweep(results, sweep, first), over_sweep(results, sweep, second), third)
+        return ranks.spearman(over_sweep(results, sweep, first), over_sweep(results, sweep, second), third)
 
     return statistic
 
@@ -106,9 +120,9 @@ def shuffled(sweep: Mapping[str, float], first: str, second: str, given: str | N
 
     def statistic(results: Results) -> float:
         rng = np.random.default_rng(0)
-        x, y = (over_sweep(results, sweep, column) for column in (first, second))
-        third = None if given is None else over_sweep(results, sweep, given)
-        return float(np.mean([spearman(rng.permutation(x), y, third) for _ in range(SHUFFLES)]))
+        x, y = (ranks.ranked(over_sweep(results, sweep, column)) for column in (first, second))
+        third = None if given is None else ranks.ranked(over_sweep(results, sweep, given))
+        return float(np.mean([ranks.correlation(rng.permutation(x), y, third) for _ in range(SHUFFLES)]))
 
     return statistic
 
@@ -117,18 +131,15 @@ def shuffled(sweep: Mapping[str, float], first: str, second: str, given: str | N
 def after_scaling(results: Results, method: str) -> dict[tuple[str, float], dict[str, np.ndarray]]:
     """By arm and factor: task loss and forgetting of a method's runs that have an intruder."""
     table = results.tables["scaled"]
-    table = table[(table["method"].to_numpy() == method) & (table["weights"].to_numpy() > 0)]
-    if not len(table):
+    rows = np.flatnonzero((table["method"].to_numpy() == method) & (table["weights"].to_numpy() > 0))
+    if not len(rows):
         raise ValueError("no weight of any run has an intruder")
-    arm, factor, replicate = (table[column].to_numpy() for column in ("arm", "factor", "replicate"))
+    rows = rows[np.argsort(table["replicate"].to_numpy()[rows], kind="stable")]
+    places: dict[tuple[str, float], list[np.intp]] = {}
+    for arm, factor, row in zip(table["arm"].to_numpy()[rows], table["factor"].to_numpy()[rows], rows, strict=True):
+        places.setdefault((arm, factor), []).append(row)
     columns = {column: table[column].to_numpy(float) for column in ("loss", "forgetting")}
-    points = {}
-    for name in np.unique(arm):
-        for value in np.unique(factor):
-            rows = np.flatnonzero((arm == name) & (factor == value))
-            rows = rows[np.argsort(replicate[rows])]
-            points[str(name), float(value)] = {column: each[rows] for column, each in columns.items()}
-    return points
+    return {point: {name: each[at] for name, each in columns.items()} for point, at in places.items()}
 
 
 def spared(method: str, arm: str) -> Statistic:
@@ -164,10 +175,11 @@ def at_equal_loss(method: str, arm: str, factor: float) -> Statistic:
         points = after_scaling(results, method)
         path = [point for (name, _), point in points.items() if name in ("step", "shrink")]
         losses, forgotten = (np.array([point[column] for point in path]).T for column in ("loss", "forgetting"))
-        now, less = points[arm, factor], []
+        now = points[arm, factor]
+        less: list[float] = []
         for here, at, loss, forgot in zip(now["forgetting"], now["loss"], losses, forgotten, strict=True):
             order = np.argsort(loss)
-            less.append(here - np.interp(at, loss[order], forgot[order]))
+            less.append(float(here - np.interp(at, loss[order], forgot[order])))
         return float(np.mean(less) / points[arm, 1.0]["forgetting"].mean())
 
     return statistic
@@ -178,14 +190,15 @@ def factors(results: Results) -> dict[str, np.ndarray]:
     """(weights,) the factor of ΔW for a first intruder: `measured`, predicted from W's `spectrum`, and by the `plain`
     rule that σ₁(ΔW) reaches σ₁₀(W)."""
     table, first = results.tables["critical"], results.tables["leading"]
-    margins = dict(zip(_weights(first), first["margin"].to_numpy(float), strict=True))
-    plain = 1 / np.array([margins[key] for key in _weights(table)])
+    methods, modules = list(dict.fromkeys(table["method"].to_numpy())), list(dict.fromkeys(table["module"].to_numpy()))
+    units = 1 + int(max(table["replicate"].max(), first["replicate"].max()))
+    margins = np.full(units * len(methods) * len(modules), np.nan)
+    place, first_place = (
+        _codes(each, "module", modules) + len(modules) * _runs(each, methods, units) for each in (table, first)
+    )
+    margins[first_place[first_place >= 0]] = first["margin"].to_numpy(float)[first_place >= 0]
     measured, spectrum = (table[column].to_numpy(float) for column in ("measured", "predicted"))
-    return {"measured": measured, "spectrum": spectrum, "plain": plain}
-
-
-def _weights(table: Any) -> list[tuple[Any, ...]]:
-    return list(zip(*(table[column].to_numpy() for column in ("method", "replicate", "module")), strict=True))
+    return {"measured": measured, "spectrum": spectrum, "plain": 1 / margins[place]}
 
 
 def within_two(rule: str) -> Statistic:
