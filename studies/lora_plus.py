@@ -80,18 +80,16 @@ def sweeps(results):
     series = []
     for method, ratio in RATIOS.items():
         curve = tuning_curve(results, method)
-        low, mean, high = (tuple(curve[column]) for column in ("min", "mean", "max"))
         name = f"λ = {ratio:g}" if ratio >= 1 else "λ = 1/16"
-        series.append(Series(name, tuple(curve.index), mean, "by A's learning rate", low=low, high=high))
-        series.append(Series(name, tuple(curve.index * ratio), mean, "by B's learning rate", low=low, high=high))
+        series.append(Series(name, tuple(curve.index), tuple(curve), "by A's learning rate"))
+        series.append(Series(name, tuple(curve.index * ratio), tuple(curve), "by B's learning rate"))
     return Lines(
         "Tuning of the learning rate",
         tuple(series),
         "learning rate",
         "held-out loss (nats)",
         log_x=True,
-        caption="Means over the tuning seeds, the band from the lowest to the highest; rates at which a run diverged "
-        "are left out. λ: B's rate over A's.",
+        caption="Means over the runs at each rate, without rates at which a run diverged. λ: B's rate over A's.",
     )
 
 

@@ -105,10 +105,8 @@ def _sweeps(results):
     series = []
     for name in FAMILY:
         curve = tuning_curve(results, name)
-        low, mean, high = (tuple(curve[column]) for column in ("min", "mean", "max"))
-        series.append(Series(name, tuple(curve.index), mean, low=low, high=high))
-    caption = "Means over the tuning seeds, the band from the lowest to the highest; rates at which a run diverged are "
-    caption += "left out. LoRA+: A's rate."
+        series.append(Series(name, tuple(curve.index), tuple(curve)))
+    caption = "Means over the runs at each rate, without rates at which a run diverged. LoRA+: A's rate."
     return Lines("Tuning of the learning rate", tuple(series), "learning rate", "held-out loss (nats)", log_x=True,
                  caption=caption)  # fmt: skip
 

@@ -63,12 +63,11 @@ def accuracy_lead(first: str, second: str, **labels: Any) -> Callable[[Results],
     return lambda results: accuracy(results, first, **labels) - accuracy(results, second, **labels)
 
 
-def tuning_curve(results: Results, method: str) -> "pd.DataFrame":
-    """Mean, least and largest held-out loss by learning rate, ascending; without rates at which a run diverged."""
+def tuning_curve(results: Results, method: str) -> "pd.Series[float]":
+    """Mean held-out loss by learning rate, ascending; without rates at which a run diverged."""
     curve = results.curves[results.curves["method"] == method]
     by_rate = curve.groupby("learning_rate")["held_out_loss"]
-    whole = by_rate.count() == by_rate.size()
-    return by_rate.agg(["mean", "min", "max"])[whole]
+    return by_rate.mean()[by_rate.count() == by_rate.size()]
 
 
 def parameters(results: Results, method: str) -> int:
