@@ -49,6 +49,17 @@ class Criterion:
         return low <= value <= high
 
     @property
+    def upward(self) -> bool:
+        """Whether the bound is above no effect."""
+        return self.at_least is not None and self.no_effect is not None and self.no_effect < self.at_least
+
+    @property
+    def distance(self) -> float:
+        """Of the bound on the side of no effect, from there."""
+        bound = self.at_least if self.upward else self.at_most
+        return math.nan if bound is None or self.no_effect is None else abs(bound - self.no_effect)
+
+    @property
     def supposed(self) -> float | None:
         """The value if the claim were true here, for the power: published, expected, or twice the bound's distance."""
         for value in (self.published, self.expected):
@@ -56,8 +67,7 @@ class Criterion:
                 return value
         if self.no_effect is None:
             return None
-        bound = self.at_least if self.at_least is not None and self.at_least > self.no_effect else self.at_most
-        return None if bound is None else 2 * bound - self.no_effect
+        return self.no_effect + 2 * (self.distance if self.upward else -self.distance)
 
 
 class Control(Criterion):
