@@ -109,14 +109,22 @@ class Summary(Block):
     problems: tuple[Finding, ...] = ()
 
 
-VerdictWord = Literal["held", "not held", "undecided", "withdrawn", "cannot tell"]
+VerdictWord = Literal[
+    "reproduced", "weaker", "absent or opposite", "inconclusive", "not specific", "out of reach", "withdrawn"
+]
+Outcome = Literal["reproduced", "weaker", "absent or opposite", "inconclusive", "failed", "passed", "not judged"]
+Unit = Literal["float", "percent", "int"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One number next to the bound it must keep. `bound` is in words; `low` and `high` are its interval.
+    """One number with its interval from `low` to `high`, its bound in words, and what came out.
 
-    A control is a check that must not be held.
+    Attributes:
+        outcome: of a negative control failed, passed or inconclusive; "not judged" where no verdict is drawn.
+        control: whether it is a negative control, which must not pass.
+        reason: why it came out so.
+        details: what a reader may want to know of it, a sentence each: the bound's origin, other units, the power.
     """
 
     text: str
@@ -124,28 +132,82 @@ class Check:
     low: Number
     high: Number
     bound: str
-    verdict: VerdictWord
-    unit: Literal["float", "percent", "int"] = "float"
+    outcome: Outcome
+    unit: Unit = "float"
     control: bool = False
     reason: str = ""
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with its verdict and the checks it comes from. `reason` is why a verdict was taken back."""
+    """A published statement with its verdict and the checks that it comes from.
+
+    Attributes:
+        source: paper, section or table.
+        why: what decided the verdict, in one sentence; of a verdict that was withdrawn, the reason.
+        setting: of the published statement: model, data, steps.
+        decided_by: which of the checks decided; None where none did.
+        tests: what else says how far to trust the verdict, a phrase each: the power, p and q.
+        amendments: what was changed after results had been seen, a sentence each.
+    """
 
     text: str
     verdict: VerdictWord
     source: str
     checks: tuple[Check, ...]
+    why: str = ""
+    setting: str = ""
+    decided_by: int | None = None
+    tests: tuple[str, ...] = ()
     note: str = ""
-    reason: str = ""
+    amendments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claims(Block):
     items: tuple[Claim, ...]
     title: str = "Claims"
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One estimate with its interval and landmarks, all in its own unit.
+
+    A row is drawn on a scale of its own: 0 is no effect, and 1 the published value, or the bound where none is
+    published. A row without a value for no effect has the number 0 at 0.
+
+    Attributes:
+        at_least, at_most: the bounds inside which the claim is reproduced.
+        group: the heading it stands under.
+        tag: what it was measured on, such as a test bed: rows can be filtered by it.
+    """
+
+    label: str
+    value: Number
+    low: Number
+    high: Number
+    verdict: VerdictWord
+    at_least: Number = None
+    at_most: Number = None
+    no_effect: Number = None
+    published: Number = None
+    unit: Unit = "float"
+    group: Link | str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class Forest(Block):
+    """A forest plot: the published value, the bound, and our estimate with its interval, a row for each claim.
+
+    `interactive`: on the page rows can be filtered by verdict and tag.
+    """
+
+    title: str
+    rows: tuple[ForestRow, ...]
+    caption: str = ""
+    interactive: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,10 +345,12 @@ class Code(Block):
 
 @dataclass(frozen=True)
 class Page:
-    """One page: blocks in reading order. `kicker` is the small line above the title."""
+    """One page: blocks in reading order. `kicker` is the small line above the title; `answer`, right under it, is what
+    the page has found, and `summary` what it is about."""
 
     title: str
     blocks: tuple[Block, ...]
     kicker: str = ""
     summary: str = ""
     made_by: tuple[tuple[str, str], ...] = field(default=())
+    answer: str = ""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import jinja2
 from markupsafe import Markup, escape
@@ -21,14 +22,17 @@ from markupsafe import Markup, escape
 from lorascope import blocks
 from lorascope.blocks import Block, Page, Table
 from lorascope.outputs import write_text
-from lorascope.report import figures, heatmap, palette, tables
+from lorascope.report import figures, forest, heatmap, palette, tables
 from lorascope.report import text as t
 from lorascope.report.tables import LONGEST_NAME
 from lorascope.report.views import (
+    CellView,
     DefinitionsView,
     FigureView,
     FindingsView,
     FindingView,
+    ForestRowView,
+    ForestView,
     HeatmapView,
     SummaryView,
     View,
@@ -108,7 +112,13 @@ def _environment() -> jinja2.Environment:
     environment.filters["breaking"] = _breaking
     environment.filters["pretty"] = _pretty
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.filters["interval"] = t.interval
+    environment.filters["interval"] = _interval
+    environment.filters["here"] = t.here
+    environment.filters["outcome"] = t.outcome
+    environment.globals |= {"axis": forest.AXIS, "decided": forest.DECIDED, "verdicts": get_args(blocks.VerdictWord)}
+    environment.filters["tone"] = _tone
+    environment.filters["folded"] = _folded
+    environment.filters["percent"] = lambda share: f"{100 * share:.5g}%"
     environment.filters["paragraphs"] = lambda text: [t.visible(part) for part in text.split("\n\n") if part.strip()]
     environment.filters["source_text"] = lambda text: "\n".join(t.visible(line) for line in text.splitlines())
     return environment
@@ -233,11 +243,55 @@ def _claims(d: _Drawing, block: blocks.Claims, previous: Block | None) -> View:
     return View("claims", block, **_own_title(d, block.title, previous))
 
 
+def _interval(number: blocks.Check | blocks.ForestRow) -> str:
+    """A number with its interval, which may break between the two and nowhere else."""
+    return t.interval(number).replace(" %", "\u00a0%").replace(", ", ",\u00a0")
+
+
+def _folded(claim: blocks.Claim) -> str:
+    """What a reader finds who opens a claim."""
+    controls = sum(check.control for check in claim.checks)
+    counts = (
+        (len(claim.checks) - controls, "criterion", "criteria"),
+        (controls, "negative control", "negative controls"),
+    )
+    told = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
+    return ", ".join((*told, "note") if claim.note else told)
+
+
 def _lines(d: _Drawing, block: blocks.Lines, previous: Block | None) -> View:
     number = d.count("figure")
     drawing = figures.draw(block, f"g{number}", d.styles, f"figure-{number}-caption")
     # safe: made by matplotlib and serialised by ElementTree, which escapes every text and attribute
     return FigureView("lines", block, number=number, title=block.title, drawing=drawing, svg=Markup(drawing.svg))
+
+
+def _forest(d: _Drawing, block: blocks.Forest, previous: Block | None) -> View:
+    groups: list[tuple[CellView | None, list[ForestRowView]]] = []
+    last: blocks.Link | str | None = None
+    for row in block.rows:
+        if row.group != last:
+            groups.append((tables.linked(row.group) if row.group else None, []))
+            last = row.group
+        groups[-1][1].append(
+            ForestRowView(row=row, marks=forest.marks(row), css=_tone(row.verdict), says=forest.says(row))
+        )
+    named = dict.fromkeys(row.verdict for row in block.rows)
+    tags = dict.fromkeys(row.tag for row in block.rows if row.tag)
+    return ForestView(
+        "forest",
+        block,
+        number=d.count("figure"),
+        title=block.title,
+        groups=tuple((heading, tuple(rows)) for heading, rows in groups),
+        verdicts=tuple(word for word in get_args(blocks.VerdictWord) if word in named),
+        tags=tuple(tags),
+    )
+
+
+def _tone(verdict: str) -> str:
+    """The class of a verdict's colours."""
+    return verdict.replace(" ", "-")
 
 
 def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View:
@@ -277,6 +331,7 @@ _VIEWS: dict[type[Block], Callable[..., View]] = {
     blocks.Findings: _findings,
     blocks.Claims: _claims,
     Table: _table,
+    blocks.Forest: _forest,
     blocks.Lines: _lines,
     blocks.Heatmap: _heatmap,
     blocks.Definitions: _definitions,

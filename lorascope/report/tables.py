@@ -95,12 +95,18 @@ def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mappi
     )
 
 
+def linked(value: blocks.Link | str) -> CellView:
+    """A text, with where it leads: nowhere, if that is not a plain file name."""
+    file = value.file if isinstance(value, blocks.Link) and _PLAIN_FILE.fullmatch(value.file) else ""
+    return CellView(text=t.cell(value), key="", file=file)
+
+
 def _cell(value: Cell, column: Column, longest: float) -> CellView:
     text = t.cell(value, column.unit, column.digits)
     prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
     text = t.shorten(text, LONGEST_PROSE if prose else LONGEST_NAME)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     key = f"{value:.7g}" if is_number and column.unit != "text" else ""
-    file = value.file if isinstance(value, blocks.Link) and _PLAIN_FILE.fullmatch(value.file) else ""
+    file = linked(value).file if isinstance(value, blocks.Link) else ""
     bar = round(BAR * value / longest) if longest and is_number and math.isfinite(value) else None  # type: ignore[arg-type,operator]
     return CellView(text=text, key="" if key == text else key, file=file, bar=bar or None)

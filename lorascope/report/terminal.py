@@ -12,13 +12,15 @@ from typing import Any
 
 from lorascope import blocks
 from lorascope.blocks import Block, Column, Page, Table
+from lorascope.report import forest
 from lorascope.report import text as t
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 SEVERITIES = ("error", "warning", "note")
 MAX_FINDINGS = 12
 _STYLES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "1;33", "note": "2"}
-_STYLES |= {"held": "1;32", "not held": "1;31", "undecided": "1;33", "withdrawn": "1", "cannot tell": "1"}
+_STYLES |= {"ok": "1;32", "reproduced": "1;32", "weaker": "1;34", "absent or opposite": "1;31", "not specific": "1;33"}
+_STYLES |= dict.fromkeys(("inconclusive", "out of reach", "withdrawn"), "1")
 _WIDEST, _NARROWEST = 140, 40
 
 
@@ -91,6 +93,7 @@ def wants_color(stream: Any = None) -> bool:
 
 def _opening(page: Page, screen: Screen) -> list[str]:
     lines = [screen.style(line, "bold") for line in screen.wrap(page.title)]
+    lines += screen.wrap(page.answer) if page.answer else []
     return lines + [line for part in page.summary.split("\n\n") if part.strip() for line in screen.wrap(part)]
 
 
@@ -106,6 +109,8 @@ def _draw(block: Block, screen: Screen) -> list[str]:
             return _findings(block, screen)
         case blocks.Claims():
             return _claims(block, screen)
+        case blocks.Forest():
+            return _forest(block, screen)
         case Table():
             return _table(block, screen)
         case blocks.Definitions():
@@ -140,7 +145,7 @@ def _summary(block: blocks.Summary, screen: Screen) -> list[str]:
         lines = [*(screen.style(line, "bold") for line in screen.wrap(name)), *screen.wrap(what)]
     lines += _joined(block.facts[1:], screen) if rest else []
     mark = MARKS[block.severity] if block.severity else "✓"
-    lines += ["", screen.style(f"{mark} {block.status}", block.severity or "held")]
+    lines += ["", screen.style(f"{mark} {block.status}", block.severity or "ok")]
     for group in (True, False):  # what is wrong, then what could be better
         chosen = [f for f in block.problems if (f.severity != "note") is group]
         drawn = [line for finding in chosen[:MAX_FINDINGS] for line in _finding(finding, screen, brief=not group)]
@@ -193,16 +198,51 @@ def _left_out(rest: list[blocks.Finding], screen: Screen) -> list[str]:
 def _claims(block: blocks.Claims, screen: Screen) -> list[str]:
     lines = _title(block.title, screen)
     for claim in block.items:
-        first, *more = screen.wrap(f"{claim.verdict}: {claim.text} ({claim.source})", "", "  ")
-        lines += [screen.style(claim.verdict, claim.verdict) + first[len(claim.verdict) :], *more]
-        lines += screen.wrap(claim.reason, "    ", "    ") if claim.reason else []
+        said = t.here(claim.verdict)
+        first, *more = screen.wrap(f"{said}: {claim.text} ({claim.source})", "", "  ")
+        lines += [screen.style(said, claim.verdict) + first[len(said) :], *more]
+        setting = (f"published setting: {claim.setting}",) if claim.setting else ()
+        for part in (claim.why, *claim.tests, *setting):
+            lines += screen.wrap(part, "    ", "    ") if part else []
         for check in claim.checks:
             kind = "negative control: " if check.control else ""
             why = f"; {check.reason}" if check.reason else ""
-            said = f"{kind}{check.text}: {t.interval(check)}, {check.bound}: {check.verdict}{why}"
+            said = f"{kind}{check.text}: {t.interval(check)}, {check.bound}: {t.outcome(check)}{why}"
             lines += screen.wrap(said, "    ", "      ")
-        lines += screen.wrap(claim.note, "    ", "    ") if claim.note else []
+            lines += [line for detail in check.details for line in screen.wrap(detail, "      ", "      ")]
+        for part in (*claim.amendments, claim.note):
+            lines += screen.wrap(part, "    ", "    ") if part else []
     return lines if block.items else [*lines, screen.style("  no claims", "dim")]
+
+
+def _forest(block: blocks.Forest, screen: Screen) -> list[str]:
+    """A line for each row: its label, its marks, its numbers, its verdict; a narrow screen has the label above."""
+    lines = _title(block.title, screen)
+    if not block.rows:
+        return [*lines, screen.style("  no rows", "dim")]
+    found = [forest.found(row) for row in block.rows]
+    words = [t.here(row.verdict) for row in block.rows]
+    rest = forest.COLUMNS + max(map(t.width_of, found)) + max(map(t.width_of, words)) + 3 * _GAP
+    room = screen.width - rest
+    is_narrow = room < _MIN_TEXT
+    lead = " " * (2 if is_narrow else room + _GAP)
+    lines.append(screen.style(f"{lead}{forest.axis()}", "dim"))
+    group: Any = ""
+    for row, numbers, word in zip(block.rows, found, words, strict=True):
+        if row.group != group:
+            group = row.group
+            lines += _title(t.cell(group), screen)
+        label = f"{row.label} ({row.tag})" if row.tag else row.label
+        if is_narrow:
+            lines += screen.wrap(label)
+            start = lead
+        else:
+            start = _pad(t.shorten(t.visible(label), room), room, right=False) + " " * _GAP
+        numbers = _pad(numbers, max(map(t.width_of, found)), right=False)
+        lines.append(f"{start}{forest.line(row)}  {numbers}  {screen.style(word, row.verdict)}")
+    for part in (forest.LEGEND, block.caption):
+        lines += [screen.style(line, "dim") for line in screen.wrap(part)] if part else []
+    return lines
 
 
 def _definitions(block: blocks.Definitions, screen: Screen) -> list[str]:

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
-from lorascope.blocks import Cell, Check, Column, Link
+from lorascope.blocks import Cell, Check, Column, ForestRow, Link
 from lorascope.errors import printable
 
 ABSENT = "–"
@@ -52,6 +52,11 @@ def integer(value: float) -> str:
     return (f"{whole:,}" if abs(whole) >= 10_000 else str(whole)).replace("-", "−")
 
 
+def counted(n: int, thing: str) -> str:
+    """ "1 claim", "12 claims"."""
+    return f"{integer(n)} {thing}" if n == 1 else f"{integer(n)} {thing}s"
+
+
 def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
     """One cell of a table as `unit` asks; None is a dash, a string is itself with control characters escaped."""
     if value is None:
@@ -69,12 +74,29 @@ def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
     return number(value, digits)
 
 
-def interval(check: Check) -> str:
-    """A check's number with its interval, "0.93 [0.91, 0.96]"; a dash where it could not be computed."""
+def interval(check: Check | ForestRow) -> str:
+    """A number with its interval, "0.93 [0.91, 0.96]"; a dash where it could not be computed."""
     if check.value is None:
         return ABSENT
     value, *ends = (cell(each, check.unit) for each in (check.value, check.low, check.high))
     return value if check.low is None else f"{value} [{ends[0]}, {ends[1]}]"
+
+
+def here(verdict: str) -> str:
+    """A verdict as it is shown: "reproduced here", and never without where."""
+    return verdict if verdict == "withdrawn" else f"{verdict} here"
+
+
+OUTCOMES = {
+    "failed": "did not pass, as expected ✓",
+    "passed": "passed: the statistic does not discriminate",
+    "not judged": "no verdict",
+}  # criteria have the verdicts' words
+
+
+def outcome(check: Check) -> str:
+    """What came out of a check, in words."""
+    return OUTCOMES.get(check.outcome, "not decided" if check.control else here(check.outcome))
 
 
 _SPARKS = "▁▂▃▄▅▆▇█"

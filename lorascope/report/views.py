@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from lorascope import blocks
 from lorascope.blocks import Block
-from lorascope.report import figures, heatmap
+from lorascope.report import figures, forest, heatmap
 
 
 @dataclass(frozen=True)
@@ -90,3 +90,22 @@ class FigureView(View):
 @dataclass(frozen=True, kw_only=True)
 class HeatmapView(View):
     grid: heatmap.Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForestRowView:
+    """`marks` are in shares of the axis, `css` the classes of its colours, `says` what the strip shows in words."""
+
+    row: blocks.ForestRow
+    marks: forest.Marks
+    css: str
+    says: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForestView(View):
+    """`groups` are headings and the rows under each; `verdicts` and `tags` are what rows can be filtered by."""
+
+    groups: tuple[tuple[CellView | None, tuple[ForestRowView, ...]], ...]
+    verdicts: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()

@@ -1,224 +1,186 @@
-"""A study's page, and the index of all studies: drawn from their records alone."""
+"""A study's page: the answer, a forest plot, the claims, caveats, protocol and numbers. Drawn from its record alone."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from lorascope.blocks import (
     Block,
-    Check,
-    Claim,
     Claims,
     Column,
-    Definition,
-    Definitions,
     Facts,
     Finding,
     Findings,
+    Forest,
     Heading,
-    Link,
+    Lines,
+    Marker,
     Page,
+    Series,
     Table,
-    Text,
 )
 from lorascope.report import serial
 from lorascope.report import text as t
-from lorascope.study import scope
-from lorascope.study.verdict import MARKS, VERDICTS
+from lorascope.study import defined, scope, words
 
 Record = Mapping[str, Any]
 Unit = Literal["int", "float", "text"]
 MAX_FAILURES = 20
 FAR = 0.1  # nats: differences below it are no sign of a run that broke
-INTERVAL = Definitions(
-    (
-        Definition(
-            "Interval",
-            "95 %, expanded percentile bootstrap over replicates, tail Φ(−√(n/(n−1)) · t₀.₉₇₅); 5,000 resamples where "
-            "they cannot be enumerated",
-            "Hesterberg 2015, §4.2",
-        ),
-        Definition(
-            "Resampled",
-            "jointly: replicates of arms that share runs, seeds or a measurement; independently: those of all other "
-            "arms, with Welch-Satterthwaite degrees of freedom",
-            "Satterthwaite 1946",
-        ),
-        Definition(
-            "Held",
-            "the 95 % interval of every criterion lies inside its bound, and every negative control fails",
-            "this page",
-        ),
-        Definition(
-            "Not held", "the 95 % interval of at least one criterion lies entirely outside its bound", "this page"
-        ),
-        Definition(
-            "Undecided",
-            "an interval contains its bound, a value is missing, or a negative control did not fail",
-            "this page",
-        ),
-        Definition("Withdrawn", "the verdict was retracted, for the reason given; it is not counted", "this page"),
-        Definition("Cannot tell", "the test could only come out this way, so its result is uninformative", "this page"),
-        Definition("Replicate", "a run with its own initialisation, data subset and data order", "this page"),
-    ),
-    where="page",
-)
+FINE = 1.81  # the widest step of a sweep, next to its best rate, that needs no caveat
+FEW = 2  # runs per rate that need none
 
 
 def page(record: Record) -> Page:
     """The page of one study."""
-    claims = Claims(tuple(_claim(claim) for claim in record["claims"]))
     return Page(
         record["title"],
         (
-            *_warnings(record),
-            claims,
-            *([Heading("Reading"), Text(record["reading"])] if record["reading"] else []),
-            *serial.from_json(record["figures"]),
+            *_forest(record),
+            Claims(tuple(words.claim(claim) for claim in record["claims"])),
+            *_removed(record),
+            *_caveats(record),
+            *_figures(record),
             _protocol(record),
             *_arms(record),
             *_tuning(record),
             *_tables(record),
-            INTERVAL,
+            defined.BLOCK,
         ),
         kicker="lorascope study",
-        summary=f"{scope.line(record)}\n\n{record['question']}",
+        answer=record["reading"],
+        summary="\n\n".join(
+            (*([] if record["reading"] else [record["question"]]), scope.line(record), _set_up(record))
+        ),
         made_by=_made_by(record),
     )
 
 
-def index(records: Sequence[Record]) -> Page:
-    """All claims of all studies in one table, those of studies that can give verdicts first."""
-    records = sorted(records, key=lambda record: (not record["scale"]["conclusive"], record["name"]))
-    verdicts = [claim["verdict"] for record in records for claim in record["claims"]]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (*VERDICTS, *MARKS) if v in verdicts)
+def _forest(record: Record) -> list[Block]:
+    rows = tuple(row for claim in record["claims"] if (row := words.forest_row(claim)))
+    caption = defined.FOREST + words.not_drawn(record["claims"])
+    return [Forest("Published and here", rows, caption)] if rows else []
+
+
+def _set_up(record: Record) -> str:
+    """The set-up in one line: how many runs of what, and how they were tuned and scored."""
+    scale, cost = record["scale"], record["cost"]
+    replicates, arms = t.counted(scale["replicates"], "replicate"), len(record["arms"])
+    runs = f"{t.counted(arms, 'arm')} × {replicates}" if arms else f"{replicates}, no training"
+    total = f"{cost['runs']:,} training runs with those that tune" if cost["runs"] else ""
+    parts = [runs, total, _tuned(record), f"scored on {_scored_on(record)}"]
+    return f"Set-up: {'; '.join(part for part in parts if part)}."
+
+
+def _figures(record: Record) -> list[Block]:
+    """The study's own figures and tables."""
+    found = serial.from_json(record["figures"])
+    return [Heading("More results"), *found] if found else []
+
+
+def _removed(record: Record) -> list[Block]:
+    """Claims of earlier versions that are no longer tested."""
+    rows = [tuple(each[key] for key in ("text", "verdict", "date", "why")) for each in record.get("removed") or ()]
     columns = (
-        Column("study", "Study"),
-        Column("claim", "Claim"),
-        Column("verdict", "Verdict", "verdict"),
-        Column("scale", "Scale"),
-        Column("measured", "What is measured"),
-        Column("found", "Estimate [95 % interval]"),
-        Column("bound", "Bound"),
-        Column("source", "Source"),
+        Column("text", "Claim"),
+        Column("verdict", "Last verdict"),
+        Column("date", "Removed"),
+        Column("why", "Why"),
     )
-    rows = [row for record in records for row in _index_rows(record)]
-    return Page(
-        "Replications of published LoRA claims",
-        (
-            Table(
-                columns,
-                tuple(rows),
-                "Claims",
-                "The first criterion of each claim; the study's page has all of them, "
-                "with negative controls. Claims marked withdrawn or cannot tell show the reason instead.",
-                interactive=True,
-            ),
-            Table(
-                (
-                    Column("study", "Study"),
-                    Column("question", "Question"),
-                    Column("scope", "Scope"),
-                    Column("scale", "Scale"),
-                    Column("replicates", "Replicates", "int"),
-                    Column("runs", "Runs", "int"),
-                    Column("hours", "Compute hours", "float"),
-                    Column("device", "Device"),
-                ),
-                tuple(_study_row(record) for record in records),
-                "Studies",
-            ),
-            INTERVAL,
-        ),
-        kicker="lorascope study",
-        summary=f"{scope.common(records)}\n\n{len(verdicts)} claims in {len(records)} studies: {counts}. "
-        "Model, task and replicates: see each study.",
-    )
+    return [Table(columns, tuple(rows), "Claims no longer tested")] if rows else []
 
 
-def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
-    """What `lorascope study list` shows: a table, and beneath it the questions in full, and what was taken back."""
-    scales = list(dict.fromkeys(scale for row in rows for scale in row["runs"]))
-    marks = [(row["name"], mark) for row in rows if row["last"] for mark in row["last"]["marks"]]
-    shown = (*VERDICTS, *(word for word in MARKS if any(mark["verdict"] == word for _, mark in marks)))
-    columns = [Column("study", "study"), Column("claims", "claims", "int")]
-    columns += [Column(scale, f"runs at {scale}", "int") for scale in scales]
-    columns += [Column("scale", "last scale"), Column("hours", "compute hours", "float", 2)]
-    columns += [Column(verdict, verdict, "int") for verdict in shown]
-    cells = []
-    for row in rows:
-        last = row["last"]
-        summary = (last["scale"], last["hours"], *(last["verdicts"].get(word, 0) for word in shown)) if last else ()
-        blank = (None,) * (2 + len(shown) - len(summary))
-        cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *summary, *blank))
-    questions = tuple((row["name"], row["question"] or row["error"]) for row in rows)
-    caption = "Runs: all learning rates and replicates. Sweeps whose best rate is at the edge add runs; runs already "
-    caption += "trained for another study are reused."
-    table = Table(tuple(columns), tuple(cells), "", caption)
-    reasons = [
-        Facts(tuple((f"{n}: {m['claim']}", m["reason"]) for n, m in marks if m["verdict"] == mark), mark.capitalize())
-        for mark in shown[len(VERDICTS) :]
-    ]
-    return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), *reasons, table))
+# --- caveats ----------------------------------------------------------------------------------------------------------
 
 
-def _index_rows(record: Record) -> list[tuple]:
-    rows = []
-    for claim in record["claims"]:
-        first = _check(claim["criteria"][0])
-        name = Link(record["name"], f"{record['name']}.html")
-        shown = (first.text, t.interval(first), first.bound)
-        if "mark" in claim:  # a number that does not stand is not quoted
-            shown = (claim["mark"]["reason"], "", "")
-        rows.append((name, claim["text"], claim["verdict"], record["scale"]["name"], *shown, claim["source"]))
-    return rows
-
-
-def _study_row(record: Record) -> tuple:
-    cost, scale = record["cost"], record["scale"]
-    device = ", ".join(record["made"]["devices"]) or "cpu"
-    hours = cost["seconds_of_work"] / 3600
-    name = Link(record["title"], f"{record['name']}.html")
-    scope_line = scope.line(record).removeprefix("Scope: ")
-    return name, record["question"], scope_line, scale["name"], scale["replicates"], cost["runs"], hours, device
-
-
-def _claim(recorded: Record) -> Claim:
-    """A claim; of one whose verdict was taken back no criterion shows one either."""
-    checks = tuple(_check(check) for check in recorded["criteria"])
-    if "mark" not in recorded:
-        return Claim(recorded["text"], recorded["verdict"], recorded["source"], checks, recorded["note"])
-    checks = tuple(check if check.control else replace(check, verdict=recorded["verdict"]) for check in checks)
-    return Claim(
-        recorded["text"], recorded["verdict"], recorded["source"], checks, recorded["note"], recorded["mark"]["reason"]
-    )
-
-
-def _check(recorded: Record) -> Check:
-    low, high, unit = recorded["at_least"], recorded["at_most"], recorded["unit"]
-    ends = [f"≥ {t.cell(low, unit)}" if low is not None else "", f"≤ {t.cell(high, unit)}" if high is not None else ""]
-    bound = " and ".join(end for end in ends if end)
-    numbers = (recorded["estimate"], recorded["low"], recorded["high"])
-    return Check(recorded["text"], *numbers, bound, recorded["verdict"], unit, recorded["control"], recorded["reason"])
-
-
-def _warnings(record: Record) -> list[Block]:
-    items = []
-    scale = record["scale"]
-    if not scale["conclusive"]:
-        text = f"scale {scale['name']}: smoke test only: no verdicts"
-        items.append(Finding("warning", text))
-    elif scale["replicates"] < 5:
-        items.append(Finding("warning", _few(scale["replicates"])))
-    edges = [_named(entry["labels"]) for entry in record["tuning"] if not entry["interior"]]
-    if edges:
-        items.append(Finding("warning", f"best learning rate is at the edge of its sweep: {'; '.join(edges)}"))
-    items += [Finding("warning", entry) for entry in _apart(record["runs"])]
+def _caveats(record: Record) -> list[Block]:
+    """What limits the verdicts, with the error messages of runs that failed."""
+    said = [*_of_scale(record["scale"]), *_of_tuning(record), *_apart(record["runs"])]
+    found = [Finding("warning", words.sentence(text)) for text in said]
     failures = record["failures"]
-    items += [Finding("error", f"{entry['title']}: {entry['message']}") for entry in failures[:MAX_FAILURES]]
+    found += [Finding("error", f"{entry['title']}: {entry['message']}") for entry in failures[:MAX_FAILURES]]
     if len(failures) > MAX_FAILURES:
-        items.append(Finding("error", f"{len(failures) - MAX_FAILURES} more runs failed; see `failures` in the JSON"))
-    return [Findings(tuple(items), "Caveats")] if items else []
+        found.append(Finding("error", f"{len(failures) - MAX_FAILURES} more runs failed; see `failures` in the JSON"))
+    told = (_texts(record), *_multiplicity(record["claims"]))
+    return [Findings((*found, *(Finding("note", words.sentence(text)) for text in told)), "Caveats")]
+
+
+def _of_scale(scale: Record) -> list[str]:
+    if not scale["conclusive"]:
+        return [f"scale {scale['name']}: smoke test only: no verdicts"]
+    return [_few(scale["replicates"])] if scale["replicates"] < 5 else []
+
+
+def _few(n: int) -> str:
+    """What the intervals of fewer than five replicates are worth."""
+    if n < 2:
+        return "one replicate gives no interval and no verdict; the protocol requires at least five"
+    return f"{n} replicates, fewer than the five that the protocol requires"
+
+
+def _of_tuning(record: Record) -> list[str]:
+    """Whether the choice of learning rates is noise that the intervals do not have, and where it was at an edge."""
+    sweeps = [sweep for sweep in record["tuning"] if len(sweep["curve"]) > 1]
+    coarse = [sweep for sweep in sweeps if _runs_per_rate(sweep) < FEW or _step(sweep) > FINE]
+    said = []
+    if coarse:
+        which = "" if len(coarse) == len(record["tuning"]) else f" ({len(coarse)} of {len(record['tuning'])} arms)"
+        inside = "" if record.get("candidates") else "; the intervals do not include this noise"
+        said.append(f"{_tuned({'tuning': coarse})}{which}{inside}")
+    edges = [_named(sweep["labels"]) for sweep in record["tuning"] if not sweep["interior"]]
+    if edges:
+        said.append(f"best learning rate is at the edge of its sweep: {'; '.join(edges)}")
+    return said
+
+
+def _tuned(record: Record) -> str:
+    """How learning rates were chosen: "tuned with one run per rate on a grid of factor 3.3"."""
+    sweeps = [sweep for sweep in record["tuning"] if len(sweep["curve"]) > 1]
+    if not sweeps:
+        return "no learning rate tuned"
+    fewest = min(map(_runs_per_rate, sweeps))
+    runs = "one run" if fewest <= 1 else f"{fewest} runs"
+    return f"tuned with {runs} per rate on a grid of factor {max(map(_step, sweeps)):.2g}"
+
+
+def _runs_per_rate(sweep: Record) -> int:
+    """The fewest runs of a rate next to the chosen one, itself included."""
+    near = _near(sweep)
+    return min((len(losses) for rate, losses in sweep["curve"] if rate in near), default=0)
+
+
+def _step(sweep: Record) -> float:
+    """The widest step between the chosen rate and its neighbours."""
+    return max((high / low for low, high in itertools.pairwise(_near(sweep)) if low > 0), default=1.0)
+
+
+def _near(sweep: Record) -> list[float]:
+    """The chosen rate and its neighbours, ascending; all rates where none was chosen."""
+    rates = sorted(rate for rate, _ in sweep["curve"])
+    if sweep["learning_rate"] not in rates:
+        return rates
+    at = rates.index(sweep["learning_rate"])
+    return rates[max(at - 1, 0) : at + 2]
+
+
+def _texts(record: Record) -> str:
+    """Over what the intervals are, and how often they contain the true value."""
+    over = "over seeds and texts" if record["texts"] else "over seeds only, given these texts"
+    if not record["scale"]["conclusive"] or record["scale"]["replicates"] < 2:
+        return f"intervals are {over}"
+    return "; ".join(part for part in (f"intervals are {over}", defined.coverage(record)) if part)
+
+
+def _multiplicity(claims: Sequence[Record]) -> list[str]:
+    """How many claims are tested, and how many of them their q-values support."""
+    tested = [claim["q"] for claim in claims if claim["q"] is not None]
+    if not tested:
+        return []
+    low = sum(q <= 0.05 for q in tested)
+    return [
+        f"{t.counted(len(tested), 'claim')} tested: at 95 % about one verdict in 20 is wrong by chance; "
+        f"{low} of {len(tested)} have q ≤ 0.05, the level that allows for the number of claims"
+    ]
 
 
 def _apart(runs: Record) -> list[str]:
@@ -243,12 +205,7 @@ def _apart(runs: Record) -> list[str]:
     return warnings
 
 
-def _few(n: int) -> str:
-    """What the intervals of fewer than five replicates are worth: they reach from the least to the greatest."""
-    if n < 2:
-        return "one replicate gives no interval and no verdict; the protocol requires at least five"
-    coverage = 100 * (1 - 2 ** (1 - n))
-    return f"{n} replicates, fewer than the five that the protocol requires: intervals cover {coverage:.0f} %, not 95 %"
+# --- protocol and numbers ---------------------------------------------------------------------------------------------
 
 
 def _protocol(record: Record) -> Facts:
@@ -262,23 +219,42 @@ def _protocol(record: Record) -> Facts:
         f"{cost['seconds_of_work'] / 3600:.2g} compute hours in total ({', '.join(record['made']['devices']) or 'cpu'})"
     )
     items = [
+        ("Question", record["question"]),
         ("Varied", record["varied"]),
         ("Tuned", record["tuned"]),
         ("Fixed", record["fixed"]),
         ("Replicates", f"{scale['replicates']}, each with its own initialisation, data subset and data order"),
+        ("Test bed", scale["testbed"]),
         ("Scale", scale["name"] + "".join(f"; {key} {_shown(value)}" for key, value in scale["params"].items())),
         ("Config", config),
-        ("Scored on", _scored_on(scale) + _scored_elsewhere(record)),
+        ("Scored on", _scored_on(record)),
+        ("Claims", _frozen(record["claims"])),
         ("Cost", work),
     ]
     return Facts(tuple((label, value) for label, value in items if value), "Protocol")
 
 
-def _scored_on(scale: Record) -> str:
+def _frozen(claims: Sequence[Record]) -> str:
+    """When claims were fixed, and how many were changed after results."""
+    frozen = [claim["frozen"] for claim in claims if claim["frozen"]]
+    said = []
+    for is_before, which in ((True, "before the runs"), (False, "when runs were there already")):
+        dates = sorted(each["date"] for each in frozen if each["before_runs"] is is_before)
+        if dates:
+            days = " and ".join(dict.fromkeys((dates[0], dates[-1])))
+            said.append(f"{len(dates)} of {len(claims)} fixed by a hash {which} ({days})")
+    amended = sum(bool(claim["amendments"]) for claim in claims)
+    return "; ".join([*said, f"{amended} amended, as told with each"] if amended else said)
+
+
+def _scored_on(record: Record) -> str:
+    """On which texts runs are scored, as they were drawn."""
+    scale = record["scale"]
     if not scale["test_split"]:
-        return "the held-out texts, which are also used to tune learning rates"
-    texts = f"{scale['test_samples']:,} texts, drawn once for all runs," if scale["test_samples"] else "all texts"
-    return f"{texts} of the {scale['test_split']} split, not used for tuning"
+        return "the held-out texts, which are also used to tune learning rates" + _scored_elsewhere(record)
+    n = scale["test_samples"]
+    texts = f"{n:,} texts drawn at random, once for all runs," if n else "all texts"
+    return f"{texts} of the {scale['test_split']} split, not used for tuning" + _scored_elsewhere(record)
 
 
 def _scored_elsewhere(record: Record) -> str:
@@ -306,18 +282,63 @@ def _shown(value: Any) -> str:
     return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
 def _tuning(record: Record) -> list[Block]:
-    if not record["tuning"]:
+    """The held-out loss over learning rates, with the seeds: as a figure and as a table."""
+    sweeps = [sweep for sweep in record["tuning"] if sweep["curve"]]
+    if not sweeps:
         return []
-    labels = list(dict.fromkeys(key for entry in record["tuning"] for key in entry["labels"]))
+    series, markers = [], []
+    for sweep in sweeps:
+        if len(sweep["curve"]) > 1:
+            panel = _named(sweep["labels"])
+            series += _curve(sweep, panel)
+            markers += _chosen(sweep, panel)
+    caption = "Of each arm the mean over its runs (line) and every run (points); the dotted line is the chosen rate. "
+    caption += "Runs that diverged or failed are not drawn."
+    axes = ("learning rate", "held-out loss")
+    figure = Lines("Learning rates", tuple(series), *axes, log_x=True, markers=tuple(markers), caption=caption)
+    drawn = [figure] if any(one.weight == "normal" and one.x for one in series) else []
+    return [Heading("Tuning"), *drawn, _sweeps(sweeps)]
+
+
+def _curve(sweep: Record, panel: str) -> list[Series]:
+    means = [(rate, sum(known) / len(known)) for rate, losses in sweep["curve"] if (known := _known(losses))]
+    runs = [(rate, loss, i) for rate, losses in sweep["curve"] for i, loss in enumerate(losses) if loss is not None]
+    if not means:
+        return []
+    names = tuple(f"run {i + 1} at {rate:g}: {loss:.4f}" for rate, loss, i in runs)
+    x, y = zip(*means, strict=True)
+    mean = Series("mean of the runs", x, y, panel)
+    return [mean, Series("a run", tuple(r for r, _, _ in runs), tuple(v for _, v, _ in runs), panel, points=names)]
+
+
+def _known(losses: Sequence[float | None]) -> list[float]:
+    """The losses, unless any of the runs has none: a rate at which one diverged is not chosen."""
+    known = [loss for loss in losses if loss is not None]
+    return known if len(known) == len(losses) else []
+
+
+def _chosen(sweep: Record, panel: str) -> list[Marker]:
+    rate = sweep["learning_rate"]
+    return [] if rate is None else [Marker("x", rate, "chosen rate", panel)]
+
+
+def _sweeps(sweeps: Sequence[Record]) -> Table:
+    labels = list(dict.fromkeys(key for sweep in sweeps for key in sweep["labels"]))
     columns = [Column(key, key) for key in labels]
-    columns += [Column("rate", "learning rate", "float"), Column("sweep", "held-out loss of each rate")]
+    columns += [Column("rate", "learning rate", "float"), Column("sweep", "held-out losses of each rate")]
     rows = []
-    for entry in record["tuning"]:
-        swept = "  ".join(f"{rate:g}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in entry["curve"])
-        rows.append((*(entry["labels"].get(key) for key in labels), entry["learning_rate"], swept))
-    caption = "One run per learning rate, with a seed that no scored run uses; the lowest held-out loss wins."
-    return [Table(tuple(columns), tuple(rows), "Learning rates", caption, where="page")]
+    for sweep in sweeps:
+        swept = "  ".join(
+            f"{rate:g}: {', '.join('diverged' if loss is None else f'{loss:.4f}' for loss in losses)}"
+            for rate, losses in sweep["curve"]
+        )
+        rows.append((*(sweep["labels"].get(key) for key in labels), sweep["learning_rate"], swept))
+    caption = "The lowest mean held-out loss wins; a rate at which a run diverged is not chosen."
+    return Table(tuple(columns), tuple(rows), "Learning rates", caption, where="page")
 
 
 def _tables(record: Record) -> list[Block]:

@@ -30,6 +30,21 @@ for (const figure of document.querySelectorAll("figure[data-interactive]")) {
   pickable(figure, rows, headers, tools, titles);
 }
 
+// Rows of a forest plot by what is chosen above it; a heading without rows goes with them.
+for (const figure of document.querySelectorAll("figure.forest")) {
+  const tools = figure.querySelector(".tools"), rows = [...figure.querySelectorAll("tr[data-verdict]")];
+  if (!tools) continue;
+  const picks = [...tools.querySelectorAll("select")];
+  const apply = () => {
+    for (const row of rows) row.hidden = !picks.every((pick) => !pick.value || row.dataset[pick.dataset.filter] === pick.value);
+    for (const group of figure.querySelectorAll("tr.group")) group.hidden = ![...group.parentNode.querySelectorAll("tr[data-verdict]")].some((row) => !row.hidden);
+    tools.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} claims`;
+  };
+  picks.forEach((pick) => pick.addEventListener("change", apply));
+  tools.hidden = false;
+  apply();
+}
+
 // The words of a header, without the mark that leads to its definition.
 function title(header) {
   const copy = header.cloneNode(true);

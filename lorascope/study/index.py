@@ -1,0 +1,170 @@
+"""The index of all studies, and their list in the terminal: drawn from their records alone."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from lorascope.blocks import Block, Column, Facts, Forest, ForestRow, Link, Page, Table, Text, VerdictWord
+from lorascope.report import text as t
+from lorascope.study import defined, scope, words
+
+Record = Mapping[str, Any]
+VERDICTS: tuple[str, ...] = get_args(VerdictWord)
+
+
+def index(records: Sequence[Record]) -> Page:
+    """All claims of all studies that give verdicts, by study; those of other test beds stand next to each other."""
+    told = sorted(
+        (record for record in records if record["scale"]["conclusive"]),
+        key=lambda record: (record["name"], record["scale"]["testbed"]),
+    )
+    smoke = [record for record in records if not record["scale"]["conclusive"]]
+    claims = _claims(told)
+    return Page(
+        "Replications of published LoRA claims",
+        (
+            _forest(claims),
+            *([_left_out(smoke)] if smoke else []),
+            _table(claims),
+            *_tally(told),
+            Table(
+                (
+                    Column("study", "Study"),
+                    Column("answer", "Answer"),
+                    Column("scope", "Scope"),
+                    Column("testbed", "Test bed"),
+                    Column("replicates", "Replicates", "int"),
+                    Column("runs", "Runs", "int"),
+                    Column("hours", "Compute hours", "float", 2),
+                ),
+                tuple(_study_row(record) for record in told),
+                "Studies",
+            ),
+            defined.BLOCK,
+        ),
+        kicker="lorascope study",
+        summary="\n\n".join(part for part in (_counts(told), scope.common(told)) if part),
+    )
+
+
+def file_of(record: Record) -> str:
+    """The page of a record, in the same folder."""
+    return f"{record['name']}.html"
+
+
+def _claims(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Every claim with its record: by study, then by claim, then by test bed."""
+    order: dict[tuple[str, str], int] = {}
+    for record in records:
+        for claim in record["claims"]:
+            order.setdefault((record["name"], claim["name"]), len(order))
+    pairs = [(record, claim) for record in records for claim in record["claims"]]
+    names = list(dict.fromkeys(record["name"] for record in records))
+    return sorted(pairs, key=lambda pair: (names.index(pair[0]["name"]), order[pair[0]["name"], pair[1]["name"]]))
+
+
+def _forest(claims: Sequence[tuple[Record, Record]]) -> Forest:
+    rows: list[ForestRow] = []
+    for record, claim in claims:
+        row = words.forest_row(claim, Link(record["title"], file_of(record)), record["scale"]["testbed"])
+        rows += [row] if row else []
+    return Forest("All claims", tuple(rows), defined.FOREST + words.not_drawn([claim for _, claim in claims]), True)
+
+
+def _left_out(records: Sequence[Record]) -> Text:
+    names = ", ".join(f"{record['name']} ({t.counted(len(record['claims']), 'claim')})" for record in records)
+    return Text(f"Not listed, because a smoke test shows that a study runs and gives no verdicts: {names}.")
+
+
+def _counts(records: Sequence[Record]) -> str:
+    """How many claims have each verdict."""
+    verdicts = Counter(claim["verdict"] for record in records for claim in record["claims"])
+    total, studies = sum(verdicts.values()), len({record["name"] for record in records})
+    told = ", ".join(f"{verdicts[word]} {word}" for word in VERDICTS if verdicts[word])
+    studied = f"{studies} {'study' if studies == 1 else 'studies'}"
+    return f"{t.counted(total, 'claim')} from {studied}, as tested here: {told}." if total else "No claims yet."
+
+
+def _table(claims: Sequence[tuple[Record, Record]]) -> Table:
+    columns = (
+        Column("study", "Study"),
+        Column("claim", "Claim"),
+        Column("verdict", "Verdict", "verdict"),
+        Column("setting", "Published setting"),
+        Column("measured", "What is measured"),
+        Column("found", "Here [95 % interval]"),
+        Column("bound", "Bound"),
+        Column("why", "Why"),
+        Column("power", "Power: at the effect, for absence"),
+        Column("scope", "Scope"),
+        Column("testbed", "Test bed"),
+    )
+    rows = [_row(record, claim) for record, claim in claims]
+    caption = "Each row shows the criterion that decided the verdict; all criteria and negative controls are on the "
+    caption += "study's page."
+    return Table(columns, tuple(rows), "Claims", caption, interactive=True)
+
+
+def _row(record: Record, claim: Record) -> tuple:
+    shown = ("", "", "")
+    if words.place(claim) is not None:
+        check = words.check(words.decisive(claim))
+        shown = (check.text, t.interval(check), check.bound)
+    return (
+        Link(record["title"], file_of(record)),
+        f"{claim['text']} ({claim['source']})",
+        claim["verdict"],
+        claim["setting"],
+        *shown,
+        words.why(claim),
+        words.power_in_short(words.decisive(claim)),
+        scope.line(record).removeprefix("Scope: "),
+        record["scale"]["testbed"],
+    )
+
+
+def _tally(records: Sequence[Record]) -> list[Block]:
+    """How many claims of each study have each verdict, by test bed."""
+    shown = [word for word in VERDICTS if any(c["verdict"] == word for record in records for c in record["claims"])]
+    columns = [Column("study", "Study"), Column("testbed", "Test bed")]
+    columns += [Column(word, word.capitalize(), "int") for word in shown]
+    rows = []
+    for record in records:
+        verdicts = Counter(claim["verdict"] for claim in record["claims"])
+        counts = (verdicts[word] for word in shown)
+        rows.append((Link(record["title"], file_of(record)), record["scale"]["testbed"], *counts))
+    return [Table(tuple(columns), tuple(rows), "Verdicts by study")] if rows else []
+
+
+def _study_row(record: Record) -> tuple:
+    cost, scale = record["cost"], record["scale"]
+    return (
+        Link(record["title"], file_of(record)),
+        record["reading"] or record["question"],
+        scope.line(record).removeprefix("Scope: "),
+        scale["testbed"],
+        scale["replicates"],
+        cost["runs"],
+        cost["seconds_of_work"] / 3600,
+    )
+
+
+def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
+    """What `lorascope study list` shows: the questions in full, and a table with costs and the last verdicts."""
+    scales = list(dict.fromkeys(scale for row in rows for scale in row["runs"]))
+    shown = [word for word in VERDICTS if any(row["last"] and row["last"]["verdicts"].get(word) for row in rows)]
+    columns = [Column("study", "study"), Column("claims", "claims", "int")]
+    columns += [Column(scale, f"runs at {scale}", "int") for scale in scales]
+    columns += [Column("scale", "last scale"), Column("hours", "compute hours", "float", 2)]
+    columns += [Column(verdict, verdict, "int") for verdict in shown]
+    cells = []
+    for row in rows:
+        last = row["last"]
+        summary = (last["scale"], last["hours"], *(last["verdicts"].get(word, 0) for word in shown)) if last else ()
+        blank = (None,) * (2 + len(shown) - len(summary))
+        cells.append((row["name"], row["claims"], *(row["runs"].get(scale) for scale in scales), *summary, *blank))
+    questions = tuple((row["name"], row["question"] or row["error"]) for row in rows)
+    caption = "Runs: all learning rates and replicates. Sweeps whose best rate is at the edge add runs; runs already "
+    caption += "trained for another study are reused."
+    table = Table(tuple(columns), tuple(cells), "", caption)
+    return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), table))
