@@ -4,15 +4,33 @@ The arms have a label `method`, and two of them are the reference points: HEAD_A
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorascope.blocks import Column, Table
 from lorascope.study.results import Results
+from lorascope.study.statistics import once
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HEAD_ALONE, FULL_TUNING = "head alone", "full fine-tuning"
+NATS, POINTS = "nats", "points of accuracy"  # units of `InUnits`
+
+
+@dataclass(frozen=True)
+class InUnits:
+    """A statistic that tells the same effect in other units, too: `Also` in the verdicts.
+
+    Attributes:
+        also: the other statistics by their unit.
+    """
+
+    statistic: Callable[[Results], float]
+    also: Mapping[str, Callable[[Results], float]]
+
+    def __call__(self, results: Results) -> float:
+        return self.statistic(results)
 
 
 def loss(results: Results, method: str, **labels: Any) -> float:
@@ -21,7 +39,7 @@ def loss(results: Results, method: str, **labels: Any) -> float:
     Raises:
         ValueError: there are none.
     """
-    return _mean(results, "loss", method, labels)
+    return _mean(results, "loss", method, *labels.items())
 
 
 def accuracy(results: Results, method: str, **labels: Any) -> float:
@@ -30,17 +48,23 @@ def accuracy(results: Results, method: str, **labels: Any) -> float:
     Raises:
         ValueError: there are none.
     """
-    return _mean(results, "accuracy", method, labels)
+    return _mean(results, "accuracy", method, *labels.items())
 
 
-def _mean(results: Results, column: str, method: str, labels: Mapping[str, Any]) -> float:
-    runs = results.runs
-    chosen = runs["method"].to_numpy() == method  # arrays: this is called thousands of times for one interval
-    for key, value in labels.items():
-        chosen = chosen & (runs[key].to_numpy() == value)
+@once
+def _mean(results: Results, column: str, method: str, *labels: tuple[str, Any]) -> float:
+    chosen = _values(results, "method") == method
+    for key, value in labels:
+        chosen = chosen & (_values(results, key) == value)
     if not chosen.any():
         raise ValueError(f"no run of {method}")
-    return float(runs[column].to_numpy()[chosen].mean())
+    return float(_values(results, column)[chosen].mean())
+
+
+@once
+def _values(results: Results, column: str) -> Any:
+    """An array: a column of a table takes longer than all that is done with it, thousands of times for an interval."""
+    return results.runs[column].to_numpy()
 
 
 def gain(results: Results, method: str, **labels: Any) -> float:
@@ -53,14 +77,35 @@ def share(results: Results, method: str, **labels: Any) -> float:
     return gain(results, method, **labels) / gain(results, FULL_TUNING, **labels)
 
 
-def lead(first: str, second: str, **labels: Any) -> Callable[[Results], float]:
+def share_of(method: str, **labels: Any) -> InUnits:
+    """The statistic: its gain over full fine-tuning's."""
+    other_units = _differences(method, HEAD_ALONE, labels)
+    return InUnits(lambda results: share(results, method, **labels), other_units)
+
+
+def lead(first: str, second: str, **labels: Any) -> InUnits:
     """The statistic: by how much the first one's gain exceeds the second's, over full fine-tuning's gain."""
-    return lambda results: share(results, first, **labels) - share(results, second, **labels)
+    return InUnits(
+        lambda results: share(results, first, **labels) - share(results, second, **labels),
+        _differences(first, second, labels),
+    )
 
 
-def accuracy_lead(first: str, second: str, **labels: Any) -> Callable[[Results], float]:
+def accuracy_lead(first: str, second: str, **labels: Any) -> InUnits:
     """The statistic: accuracy of the first less that of the second, from 0 to 1; the unit of most published results."""
-    return lambda results: accuracy(results, first, **labels) - accuracy(results, second, **labels)
+    other_units = _differences(first, second, labels)
+    return InUnits(
+        lambda results: accuracy(results, first, **labels) - accuracy(results, second, **labels),
+        {NATS: other_units[NATS]},
+    )
+
+
+def _differences(first: str, second: str, labels: Mapping[str, Any]) -> Mapping[str, Callable[[Results], float]]:
+    """How much better the first is than the second, in loss and in accuracy."""
+    return {
+        NATS: lambda results: loss(results, second, **labels) - loss(results, first, **labels),
+        POINTS: lambda results: 100 * (accuracy(results, first, **labels) - accuracy(results, second, **labels)),
+    }
 
 
 def tuning_curve(results: Results, method: str) -> "pd.Series[float]":
@@ -72,8 +117,7 @@ def tuning_curve(results: Results, method: str) -> "pd.Series[float]":
 
 def parameters(results: Results, method: str) -> int:
     """How many parameters it trains, without the head's: the mean over runs, where these differ."""
-    trained = results.runs.groupby("method")["trained"].mean()
-    return round(trained[method] - trained[HEAD_ALONE])
+    return round(_mean(results, "trained", method) - _mean(results, "trained", HEAD_ALONE))
 
 
 def by_method(results: Results, **labels: Any) -> Table:

@@ -4,7 +4,18 @@ import pandas as pd
 import pytest
 
 from lorascope.study import Results, StudyScale
-from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, gain, lead, loss, parameters, share
+from lorascope.study.gains import (
+    FULL_TUNING,
+    HEAD_ALONE,
+    accuracy_lead,
+    by_method,
+    gain,
+    lead,
+    loss,
+    parameters,
+    share,
+    share_of,
+)
 
 ROWS = [(HEAD_ALONE, 2.0, 10), (FULL_TUNING, 1.0, 1000), ("lora", 1.1, 60), ("lora", 1.3, 60), ("vera", 1.5, 15)]
 
@@ -28,6 +39,24 @@ def test_a_missing_arm_is_an_error(results):
         share(results, "dora")
     with pytest.raises(ValueError, match="no run of"):
         gain(results, "lora", task="hard")
+
+
+def test_an_effect_is_told_in_nats_and_in_points_too(results):
+    """Losses 1.2 and 1.5 in the table; accuracies 0.61 and 0.5, of the head 0.3."""
+    runs = results.runs.assign(accuracy=[0.3, 0.8, 0.60, 0.62, 0.5])
+    results = Results(runs, {}, StudyScale(), pd.DataFrame())
+    difference = lead("lora", "vera", task="easy")
+    assert {unit: other(results) for unit, other in difference.also.items()} == pytest.approx(
+        {"nats": 0.3, "points of accuracy": 11}
+    )
+    alone = share_of("vera")
+    assert alone(results) == pytest.approx(0.5)
+    assert {unit: other(results) for unit, other in alone.also.items()} == pytest.approx(
+        {"nats": 0.5, "points of accuracy": 20}
+    )
+    by_accuracy = accuracy_lead("lora", "vera")
+    assert by_accuracy(results) == pytest.approx(0.11)
+    assert {unit: other(results) for unit, other in by_accuracy.also.items()} == pytest.approx({"nats": 0.3})
 
 
 def test_the_table_is_by_parameters(results):
