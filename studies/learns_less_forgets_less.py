@@ -217,7 +217,7 @@ def paths(results):
     )
     panels = tuple(Marker("y", TARGET, "compared here", panel) for panel in panel_paths)
     return Lines(
-        "Two ways to forget less", tuple(series), "forgetting", "share of full fine-tuning's gain", markers=panels,
+        "Two ways to a smaller drift", tuple(series), "drift", "share of full fine-tuning's gain", markers=panels,
         caption=caption,
     )  # fmt: skip
 
