@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from lorascope.study import Results, Study
+    from lorascope.study import Study
     from lorascope.study.runner import Engine as Engines
-    from lorascope.study.runner import Runner, Tuned
     from lorascope.study.store import Store
-    from lorascope.study.verdict import Verdict
 
 study = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Replicate published claims: run, list and render studies. Example: lorascope study run rank_sweep",
+    help="Replicate published claims: run, judge, list and render studies. Example: lorascope study run rank_sweep",
 )
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or its script.")]
 Scale = Annotated[str, typer.Option(help="smoke, small or full.")]
@@ -58,7 +56,6 @@ def run(  # one parameter per option
     """
     import sys
 
-    from lorascope.study import record
     from lorascope.study.store import Store
 
     script = _script(name, studies)
@@ -66,48 +63,84 @@ def run(  # one parameter per option
     workers = _engine(engine, jobs, address, gpus_per_run)
     try:
         settings = {"overrides": set or (), "device": device}
-        outcome = _outcome(definition, script, scale, Store(store), workers, settings)
+        report, texts = _report(definition, script, scale, Store(store), workers, reports, settings)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept. Run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
-    _write(record.make(*outcome), reports, studies)
+    _write(report, texts, reports)
 
 
-def _outcome(
-    definition: "Study", script: Path, scale: str, store: "Store", workers: "Engines", settings: dict[str, Any]
-) -> "tuple[Runner, str, Results, list[Tuned], list[Verdict]]":
-    """Run and judge a study, with progress on stderr: the arguments of `record.make`."""
+def _report(  # one parameter per option
+    definition: "Study",
+    script: Path,
+    scale: str,
+    store: "Store",
+    workers: "Engines",
+    reports: Path,
+    settings: dict[str, Any],
+) -> tuple[dict[str, Any], bytes | None]:
+    """Freeze the claims, run the study and judge it, with progress on stderr: its record, and the scores of texts."""
     from contextlib import closing
 
+    from lorascope.study import making
+    from lorascope.study.frozen import freeze
     from lorascope.study.runner import Runner
-    from lorascope.study.verdict import judge
 
     with ProgressBar(definition.name) as progress:
         with closing(workers):
             runner = Runner(definition, script, scale, store, workers, **settings, progress=progress.update)
+            path = reports / f"{definition.name}.json"
+            before = making.replaced(path, definition.name, scale, runner.scale.testbed)
+            frozen = freeze(definition, scale, store.root, making.today(), is_first=before is None)
             results, tuned = runner.run()
-        verdicts: list[Verdict] = []
-        progress.update("judging", 0, len(definition.claims), 0, "")
-        for claim in definition.claims:
-            verdicts.append(judge(claim, results))
-            progress.update("judging", len(verdicts), len(definition.claims), 0, claim.name)
-    return runner, scale, results, tuned, verdicts
+        return making.make(runner, scale, results, tuned, frozen, before, progress.judging)
 
 
-def _write(report: dict[str, Any], reports: Path, studies: Path) -> None:
-    """Print a report, and write its JSON and its page."""
+def _write(report: dict[str, Any], texts: bytes | None, reports: Path) -> None:
+    """Print a report, and write its JSON, the scores of texts and its page."""
     import sys
 
-    from lorascope.outputs import write_json
+    from lorascope.outputs import write_bytes, write_json
     from lorascope.report import terminal
     from lorascope.study import page
 
     reports.mkdir(parents=True, exist_ok=True)
     path = reports / f"{report['name']}.json"
+    if texts is not None:
+        write_bytes(reports / report["texts"]["file"], texts)
     write_json(path, report)
     sys.stdout.write(terminal.render(page.page(report)))
     print(f"wrote {path}", file=sys.stderr)
-    _draw([path], studies)
+    _draw([path])
+
+
+@study.command()
+def judge(
+    reports_json: Annotated[list[Path], typer.Argument(metavar="REPORT.json...", help="Reports of studies.")],
+    studies: Studies = Path("studies"),
+) -> None:
+    """Judge the claims of reports again, by their scripts.
+
+    Computes verdicts, power, q-values, the answer and the figures from the numbers in the JSON; nothing is trained. A
+    claim that was changed since gets an amendment with its earlier verdict. Writes the JSON and the pages. Example:
+
+        lorascope study judge reports/rank_sweep.json
+    """
+    import sys
+
+    from lorascope.outputs import write_json
+    from lorascope.study import judging, making, record
+
+    found = {path: record.read(path) for path in reports_json}
+    scripts = {path: _load(_script(report["name"], studies)) for path, report in found.items()}
+    for path, report in found.items():
+        with ProgressBar(report["name"]) as progress:
+            judged = judging.again(report, scripts[path], path.parent, making.today(), progress.judging)
+        write_json(path, judged)
+        for line in judging.changes(report, judged):
+            print(line)
+        print(f"wrote {path}", file=sys.stderr)
+    _draw(reports_json)
 
 
 @study.command("list")
@@ -126,15 +159,15 @@ def list_(
 
     from lorascope.outputs import json_text
     from lorascope.report import terminal
-    from lorascope.study import page, record
+    from lorascope.study import index, record
 
     records, errors = record.read_folder(reports)
     by_name = {report["name"]: report for report in records}
     rows = [_listed(script, by_name.get(script.stem)) for script in _scripts(studies)]
     if json:
-        print(json_text({"schema": 1, "studies": rows}, indent=2, ensure_ascii=True))
+        print(json_text({"schema": 2, "studies": rows}, indent=2, ensure_ascii=True))
     else:
-        sys.stdout.write(terminal.render(page.listing(rows)))
+        sys.stdout.write(terminal.render(index.listing(rows)))
     for error in errors:
         print(f"warning: skipped: {error}", file=sys.stderr)
 
@@ -142,21 +175,18 @@ def list_(
 @study.command()
 def render(
     reports_json: Annotated[list[Path], typer.Argument(metavar="REPORT.json...", help="Reports of studies.")],
-    studies: Studies = Path("studies"),
 ) -> None:
     """Re-render HTML pages from report JSON files.
 
     Writes each page next to its JSON, and the index of the folder. Example:
 
         lorascope study render reports/rank_sweep.json
-
-    If the study's script is available, its claims that are withdrawn or cannot tell are marked in the JSON first.
     """
-    _draw(reports_json, studies)
+    _draw(reports_json)
 
 
-def _draw(reports: list[Path], studies: Path) -> None:
-    """Write the page of each report, with its script's marks in its JSON, and the index of each folder.
+def _draw(reports: list[Path]) -> None:
+    """Write the page of each report, and the index of each folder.
 
     Raises:
         InputError: a report is damaged. Nothing is written then.
@@ -164,46 +194,29 @@ def _draw(reports: list[Path], studies: Path) -> None:
     import sys
 
     from lorascope.errors import InputError
-    from lorascope.outputs import write_json, write_text
+    from lorascope.outputs import write_text
     from lorascope.report import html
-    from lorascope.study import page, record
+    from lorascope.study import index, page, record
 
     pages: dict[Path, str] = {}
-    changed: dict[Path, dict[str, Any]] = {}
     for path in reports:
         recorded = record.read(path)
-        marked = _marked(recorded, studies)
-        if marked != recorded:
-            changed[path] = marked
         try:
-            pages[path.with_suffix(".html")] = html.render(page.page(marked))
+            pages[path.with_suffix(".html")] = html.render(page.page(recorded))
         except InputError as error:
             raise InputError(f"{path} is damaged: {error}") from None
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # blocks that fit, and cannot be drawn
             raise InputError(f"{path} cannot be drawn", found=f"{type(error).__name__}: {error}") from error
+        if "converted" in recorded:
+            print(f"note: {path}: {recorded['converted']}", file=sys.stderr)
     for folder in dict.fromkeys(path.parent for path in reports):
         records, errors = record.read_folder(folder)
-        pages[folder / "index.html"] = html.render(page.index([_marked(report, studies) for report in records]))
+        pages[folder / "index.html"] = html.render(index.index(records))
         for message in errors:
             print(f"warning: skipped in the index: {message}", file=sys.stderr)
-    for path, marked in changed.items():
-        write_json(path, marked)
-        print(f"wrote {path}", file=sys.stderr)
     for path, text in pages.items():
         write_text(path, text)
         print(f"wrote {path}", file=sys.stderr)
-
-
-def _marked(record: dict[str, Any], studies: Path) -> dict[str, Any]:
-    """The record with its script's marks; as it is where there is no such script.
-
-    Raises:
-        InputError: the script cannot be loaded, so that its marks are unknown.
-    """
-    from lorascope.study.marks import marked
-
-    script = next((path for path in _scripts(studies) if path.stem == record["name"]), None)
-    return record if script is None else marked(record, _load(script))
 
 
 def _scripts(folder: Path) -> list[Path]:
@@ -257,8 +270,6 @@ def _engine(name: str, jobs: int, address: str | None, gpus: float) -> "Engines"
 def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
     """A study's line in the list. The cost of a scale is its number of runs: sweeps may add to it, and runs that other
     studies have trained are reused."""
-    from lorascope.study.marks import marked
-
     row: dict[str, Any] = {"name": script.stem, "runs": {}, **dict.fromkeys(("question", "claims", "last", "error"))}
     try:
         definition = _load(script)
@@ -266,30 +277,24 @@ def _listed(script: Path, last: dict[str, Any] | None) -> dict[str, Any]:
     except Exception as error:  # the others are listed all the same
         return row | {"error": str(error)}
     row |= {"question": definition.question, "claims": len(definition.claims), "runs": runs}
-    return row if last is None else row | {"last": _last_run(marked(last, definition))}
+    return row if last is None else row | {"last": _last_run(last)}
 
 
 def _last_run(report: dict[str, Any]) -> dict[str, Any]:
     """When and where a study was last run, and its verdicts."""
-    from lorascope.study.verdict import MARKS, VERDICTS
+    from lorascope.study.verdict import VERDICTS
 
     verdicts = [claim["verdict"] for claim in report["claims"]]
-    marks = [
-        {"claim": claim["name"], "verdict": claim["verdict"], "reason": claim["mark"]["reason"]}
-        for claim in report["claims"]
-        if "mark" in claim
-    ]
     cost, made = report["cost"], report["made"]
     return {
         "scale": report["scale"]["name"],
+        "testbed": report["scale"]["testbed"],
         "runs": cost["runs"],
         "hours": round(cost["seconds_of_work"] / 3600, 4),
         "devices": made["devices"],
         "date": made["date"],
-        "verdicts": {
-            verdict: verdicts.count(verdict) for verdict in (*VERDICTS, *MARKS) if verdict in (*VERDICTS, *verdicts)
-        },
-        "marks": marks,
+        "judged": made["judged"],
+        "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
     }
 
 
@@ -306,6 +311,10 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def judging(self, done: int, total: int) -> None:
+        """How many resamples are judged."""
+        self.update("judging", done, total, 0, "")
 
     def update(self, stage: str, done: int, total: int, failed: int, title: str) -> None:
         """`title` is of what ended last."""

@@ -1,67 +1,90 @@
-"""A study's record: every number in one JSON file, from which alone its page is drawn. Schema 1:
+"""A study's record: every number in one JSON file, from which alone its page is drawn and its claims are judged.
+Schema 2:
 
-    schema, kind     1 and "study"
+    schema, kind     2 and "study"
     name             of the script and of the report's files
-    title, question  in words; so are varied, tuned, fixed (the protocol) and reading (the author's, may be empty)
+    title, question  in words; so are varied, tuned, fixed (the protocol) and reading (the answer: "" where none is
+                     written)
     scale            name; replicates; params (the study's own sizes); config (common to all runs: sections of keys);
-                     test_split (null: scored on the held-out texts); test_samples; conclusive (false: no verdicts)
-    claims           each with name, text, source, note, verdict (held, not held, undecided) and criteria, of which each
-                     has text, at_least, at_most (null: no such bound), unit, estimate (null: not computable, for the
-                     reason), low, high (its interval; null: none), verdict, reason, control (true: must not be held).
-                     A claim that its script marks has the verdict withdrawn or cannot tell, and only then a key mark:
-                     measured (the verdict that its criteria gave) and reason (why it does not stand)
+                     test_split (null: scored on the held-out texts); test_samples; conclusive (false: no verdicts);
+                     testbed
+    claims           each with name, text, source, note, setting (of the published claim), kind, verdict, reason,
+                     decided_by (the place of the criterion that decided), p, q, and
+        criteria     each with text, at_least, at_most (null: no such bound), no_effect, published, supposed, origin,
+                     margin, unit, estimate (null: not computable, for the reason), low, high (its interval; null:
+                     none), se, df, outcome, reason, control (true: must not pass), power (null, or reproduced, absent
+                     and noise) and also (the effect in other units: unit, estimate, low, high)
+        frozen       null, or hash (of what decides the claim: `frozen`), date, before_runs (false: it was stated, or
+                     changed, when runs were there already)
+        amendments   what it was before, the oldest first: date (of the change), verdict, text, bounds, why
+    removed          claims that are no longer tested: name, text, verdict, date (of the removal), why
+    noise            of criteria in an earlier record, for the power: claim, place, se, df, words
     cost             runs, measurements: how many; seconds_of_work: of all of them, whenever they were done;
                      taken_from_the_store: how many were there already; seconds_of_this_call
-    made             command, date, lorascope, python, platform, devices, versions (of packages)
+    made             command, date (of the runs), judged (date), lorascope, python, platform, devices, versions (of
+                     packages)
     arms             labels of each, and the changes that it makes in the config; rate and seeds apart
     tuning           each arm's sweep: labels; learning_rate (null: none worked); interior (has neighbours on both
-                     sides); curve: pairs of rate and held-out loss (null: diverged or failed)
+                     sides); curve: pairs of rate and the held-out losses of its replicates (null: diverged or failed)
     failures         title of the run or measurement, and message
     runs, tables     columns, and rows in their order: the final runs, and each measure's table by its name
-    strata           of runs and of each table that has rows, the stratum of every row: replicates of one are resampled
-                     together, those of others apart
+    candidates       like runs, of all rates between which a draw chooses (`results.Results`); absent: none chooses
+    texts            null, or the file with the score of each text (`text_files`): file, sha256, splits (texts of each)
+    strata           of runs, candidates and each table that has rows, the stratum of every row: replicates of one are
+                     resampled together, those of others apart
     figures          the page's figures: blocks of `lorascope.blocks`, as `report.serial` writes them
     beside           only where some claims are not about runs of the grid: what they are about, for the line of scope
 
-Numbers have seven digits. What could not be computed is null; there is no NaN and no infinity.
+Numbers have seven digits. What could not be computed is null; there is no NaN and no infinity. A record of schema 1 is
+read as `earlier` converts it, with `converted`: a sentence that says so.
 """
 
-import math
-import platform
-import re
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorascope import __version__
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import ANY, misfit, read_json
 from lorascope.outputs import finite
-from lorascope.report import serial
-from lorascope.study.marks import marked
-from lorascope.study.results import Results
-from lorascope.study.runner import Runner, Tuned
-from lorascope.study.verdict import MARKS, VERDICTS, Verdict
-from lorascope.training.record import PACKAGES, package_version
+from lorascope.study import earlier, text_files
+from lorascope.study.grid import StudyScale
+from lorascope.study.results import CANDIDATES, RUNS, Results
+from lorascope.study.verdict import OUTCOMES, VERDICTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA, KIND = 1, "study"
-DIGITS = 7  # of every number: more than any of them is accurate to
+SCHEMA, KIND = 2, "study"
 NUMBER, WORD, SCALAR = (float,), (str,), (str, float, bool, type(None))
 MAYBE = (float, type(None))
 TABLE = {"columns": [WORD], "rows": [[SCALAR]]}
-CRITERION = dict.fromkeys(("at_least", "at_most", "estimate", "low", "high"), MAYBE) | {
-    "text": WORD,
+
+
+def maybe(shape: Any) -> Any:
+    """The shape of what may be null."""
+    return lambda value: value is None or misfit(value, shape) is None
+
+
+CRITERION = dict.fromkeys(
+    ("at_least", "at_most", "no_effect", "published", "supposed", "margin", "estimate", "low", "high", "se", "df"),
+    MAYBE,
+) | {
+    **dict.fromkeys(("text", "origin", "reason"), WORD),
     "unit": frozenset(("float", "percent", "int")),
-    "verdict": frozenset(VERDICTS),
-    "reason": WORD,
+    "outcome": frozenset(OUTCOMES),
     "control": (bool,),
+    "power": maybe({"reproduced": MAYBE, "absent": MAYBE, "noise": WORD}),
+    "also": [{"unit": WORD, **dict.fromkeys(("estimate", "low", "high"), MAYBE)}],
+}
+CLAIM = {
+    **dict.fromkeys(("name", "text", "source", "note", "setting", "kind", "reason"), WORD),
+    "verdict": frozenset(VERDICTS),
+    "criteria": [CRITERION],
+    "decided_by": (int, type(None)),
+    "p": MAYBE,
+    "q": MAYBE,
+    "frozen": maybe({"hash": WORD, "date": WORD, "before_runs": (bool,)}),
+    "amendments": [dict.fromkeys(("date", "verdict", "text", "bounds", "why"), WORD)],
 }
 # What a record must hold, in the words of `inputs.misfit`.
 SHAPE = {
@@ -74,28 +97,26 @@ SHAPE = {
         "test_split": (str, type(None)),
         "test_samples": (int, type(None)),
         "conclusive": (bool,),
+        "testbed": WORD,
     },
-    "claims": [
-        {
-            **dict.fromkeys(("name", "text", "source", "note"), WORD),
-            "verdict": frozenset((*VERDICTS, *MARKS)),
-            "criteria": [CRITERION],
-            "mark?": {"measured": frozenset(VERDICTS), "reason": WORD},
-        }
-    ],
+    "claims": [CLAIM],
+    "removed": [dict.fromkeys(("name", "text", "verdict", "date", "why"), WORD)],
+    "noise": [{"claim": WORD, "place": (int,), "se": NUMBER, "df": NUMBER, "words": WORD}],
     "cost": dict.fromkeys(
         ("runs", "measurements", "seconds_of_work", "taken_from_the_store", "seconds_of_this_call"), NUMBER
     ),
     "made": {
-        **dict.fromkeys(("command", "date", "lorascope", "python", "platform"), WORD),
+        **dict.fromkeys(("command", "date", "judged", "lorascope", "python", "platform"), WORD),
         "devices": [WORD],
         "versions": {str: WORD},
     },
     "arms": [{"labels": {str: SCALAR}, "changes": {str: ANY}}],
-    "tuning": [{"labels": {str: SCALAR}, "learning_rate": MAYBE, "interior": (bool,), "curve": [[MAYBE]]}],
+    "tuning": [{"labels": {str: SCALAR}, "learning_rate": MAYBE, "interior": (bool,), "curve": [[ANY]]}],
     "failures": [{"title": WORD, "message": WORD}],
     "runs": TABLE,
     "tables": {str: TABLE},
+    "candidates?": TABLE,
+    "texts": maybe({"file": WORD, "sha256": WORD, "splits": {str: (int,)}}),
     "strata": {str: [(int,)]},
     "figures": [ANY],
     "beside?": WORD,
@@ -106,45 +127,8 @@ class NotAStudyReport(InputError):
     """A JSON file of another kind."""
 
 
-def make(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned], verdicts: Sequence[Verdict]) -> dict:
-    """The record, JSON types only."""
-    study = runner.study
-    figures = _figures(runner, results)
-    root = str(runner.store.root.resolve())
-    texts = ("name", "title", "question", "varied", "tuned", "fixed", "reading")
-    record = {
-        "schema": SCHEMA,
-        "kind": KIND,
-        **{name: getattr(study, name) for name in texts},
-        "scale": {"name": scale, **_scale(results)},
-        "claims": [asdict(verdict) for verdict in verdicts],
-        "cost": _cost(runner),
-        "made": _provenance(runner),
-        "arms": [{"labels": dict(arm.labels), "changes": dict(arm.changes)} for arm in runner.arms],
-        "tuning": [
-            {
-                "labels": dict(arm.labels),
-                "learning_rate": t.rate,
-                "interior": t.interior,
-                "curve": [[rate, loss] for rate, loss in t.curve.items()],
-            }
-            for arm, t in zip(runner.arms, tuned, strict=True)
-            if t.curve
-        ],
-        "failures": [
-            {"title": title, "message": message.replace(root, "the store")}
-            for title, message in runner.failures.items()
-        ],
-        "runs": _rows(results.runs),
-        "tables": {name: _rows(table) for name, table in results.tables.items()},
-        "strata": dict(results.strata),
-        "figures": figures,
-    }
-    return _rounded(marked(record, study))
-
-
 def read(path: Path) -> dict[str, Any]:
-    """A record from its file.
+    """A record from its file; one of schema 1 is converted.
 
     Raises:
         NotAStudyReport: it is something else.
@@ -158,13 +142,13 @@ def read(path: Path) -> dict[str, Any]:
         raise NotAStudyReport(
             f"{path} is not a study report", hint="name a reports/*.json that `lorascope study run` wrote"
         )
-    if record.get("schema") != SCHEMA:
+    if record.get("schema") not in (earlier.SCHEMA, SCHEMA):
         raise InputError(
-            f"{path} has an unsupported schema", found=repr(record.get("schema"))[:40], expected=str(SCHEMA)
+            f"{path} has an unsupported schema", found=repr(record.get("schema"))[:40], expected=f"1 or {SCHEMA}"
         )
     if damage := _damage(record):
         raise InputError(f"{path} is damaged", found=damage, hint="write it again with `lorascope study run`")
-    return record
+    return earlier.converted(record) if record["schema"] == earlier.SCHEMA else record
 
 
 def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -180,27 +164,64 @@ def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return records, errors
 
 
+def results(record: Mapping[str, Any], folder: Path) -> Results:
+    """The results that the record's claims are judged on: its tables, and the scores of texts.
+
+    Args:
+        folder: of the record, in which the file with the scores of texts is.
+
+    Raises:
+        InputError: that file is missing, damaged, or of another record.
+    """
+    import pandas as pd
+
+    scale = record["scale"]
+    curves = [
+        {
+            **sweep["labels"],
+            "learning_rate": rate,
+            "replicate": replicate,
+            "held_out_loss": loss,
+            "chosen": rate == sweep["learning_rate"],
+            "interior": sweep["interior"],
+        }
+        for sweep in record["tuning"]
+        for rate, losses in sweep["curve"]
+        for replicate, loss in enumerate(losses)
+    ]
+    return Results(
+        _frame(record[RUNS]),
+        {name: _frame(table) for name, table in record["tables"].items()},
+        StudyScale(**{key: value for key, value in scale.items() if key != "name"}),
+        pd.DataFrame(curves),
+        record["strata"],
+        _frame(record[CANDIDATES]) if CANDIDATES in record else None,
+        text_files.read(record["texts"], folder) if record["texts"] else {},
+    )
+
+
+def _frame(table: Mapping[str, Any]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(table["rows"], columns=table["columns"])
+
+
 def _damage(record: dict[str, Any]) -> str | None:
     """What is wrong with a record, in words; None where nothing is."""
     try:
         if finite(record) != record:
             return "a number that is not finite"
-        return misfit(record, SHAPE) or _wrong_mark(record) or _wrong_length(record)
+        if record["schema"] == earlier.SCHEMA:
+            return misfit(record, EARLIER) or earlier.misplaced_mark(record) or _wrong_length(record)
+        return misfit(record, SHAPE) or _wrong_length(record) or _wrong_curve(record) or _wrong_place(record)
     except RecursionError:
         return "something that is nested too deep"
 
 
-def _wrong_mark(record: Mapping[str, Any]) -> str | None:
-    """Which claim has a mark and the verdict of one that has none, or the other way round, in words."""
-    for i, claim in enumerate(record["claims"]):
-        if ("mark" in claim) != (claim["verdict"] in MARKS):
-            return f"claims[{i}] with a mark and a verdict that do not fit"
-    return None
-
-
 def _wrong_length(record: Mapping[str, Any]) -> str | None:
     """What has another length than it must, in words."""
-    for name, table in {"runs": record["runs"], **record["tables"]}.items():
+    named = {key: record[key] for key in (RUNS, CANDIDATES) if key in record}
+    for name, table in {**named, **record["tables"]}.items():
         if any(len(row) != len(table["columns"]) for row in table["rows"]):
             return f"rows of another length than the columns of {name[:40]}"
         if len(record["strata"].get(name, table["rows"])) != len(table["rows"]):
@@ -210,83 +231,45 @@ def _wrong_length(record: Mapping[str, Any]) -> str | None:
     return None if all(claim["criteria"] for claim in record["claims"]) else "a claim without criteria"
 
 
-def _scale(results: Results) -> dict[str, Any]:
-    scale = results.scale
-    return {
-        "replicates": scale.replicates,
-        "params": dict(scale.params),
-        "config": {section: _without_paths(keys) for section, keys in scale.config.items()},
-        "test_split": scale.test_split,
-        "conclusive": scale.conclusive,
-        "test_samples": scale.test_samples,
-    }
+def _wrong_curve(record: Mapping[str, Any]) -> str | None:
+    shape = [MAYBE]
+    for i, sweep in enumerate(record["tuning"]):
+        for rate, losses in sweep["curve"]:
+            if misfit(rate, NUMBER) or misfit(losses, shape):
+                return f"tuning[{i}].curve"
+    return None
 
 
-def _without_paths(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of a config, absolute paths by their last part."""
-    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in keys.items()}
+def _wrong_place(record: Mapping[str, Any]) -> str | None:
+    for i, claim in enumerate(record["claims"]):
+        if claim["decided_by"] is not None and not 0 <= claim["decided_by"] < len(claim["criteria"]):
+            return f"claims[{i}].decided_by"
+    return None
 
 
-def _figures(runner: Runner, results: Results) -> list[Any]:
-    """The study's figures; where they cannot be drawn, the study's numbers are not lost for it."""
-    try:
-        figures = _rounded(serial.to_json(runner.study.figures(results)))
-        serial.from_json(figures)  # what cannot be read again is told now
-        return figures
-    except Exception as error:
-        runner.failures["figures"] = f"{type(error).__name__}: {error}"
-        return []
-
-
-def _cost(runner: Runner) -> dict[str, Any]:
-    """What the work took, wherever and whenever it was done."""
-    done = {key: runner.store.done(key) or {} for key in runner.used}
-    kinds = {key: job.spec["kind"] for key, job in runner.used.items()}
-    return {
-        "runs": sum(kind == "train" for kind in kinds.values()),
-        "measurements": sum(kind == "measure" for kind in kinds.values()),
-        "seconds_of_work": round(sum(facts.get("seconds", 0.0) for facts in done.values()), 1),
-        "taken_from_the_store": runner.reused,
-        "seconds_of_this_call": round(runner.seconds, 1),
-    }
-
-
-def _provenance(runner: Runner) -> dict[str, Any]:
-    devices = {facts["device"] for key in runner.used if (facts := runner.store.done(key)) and "device" in facts}
-    return {
-        "command": shlex.join(["lorascope", *_without_folders(sys.argv[1:])]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "lorascope": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": sorted(devices),
-        "versions": {name: version for name in PACKAGES if (version := package_version(name))},
-    }
-
-
-def _without_folders(arguments: Sequence[str]) -> list[str]:
-    """The command's words, paths by their last part: a page is sent to others."""
-    return [re.sub(r"(^|=)[/~]\S*/", r"\1", argument) for argument in arguments]
-
-
-def _rows(table: "pd.DataFrame") -> dict[str, Any]:
-    """Columns and rows, a missing value as null."""
-    rows = [[_scalar(value) for value in row] for row in table.itertuples(index=False, name=None)]
-    return {"columns": [str(column) for column in table.columns], "rows": rows}
-
-
-def _scalar(value: Any) -> Any:
-    import numpy as np
-
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _rounded(element) for key, element in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(element) for element in value]
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else _scalar(value)
+# A record of schema 1, in the same words.
+EARLIER = {
+    **{
+        key: shape
+        for key, shape in SHAPE.items()
+        if key not in ("removed", "noise", "candidates?", "texts", "claims", "made", "scale", "tuning")
+    },
+    "scale": {key: shape for key, shape in SHAPE["scale"].items() if key != "testbed"},
+    "made": {key: shape for key, shape in SHAPE["made"].items() if key != "judged"},
+    "tuning": [{"labels": {str: SCALAR}, "learning_rate": MAYBE, "interior": (bool,), "curve": [[MAYBE]]}],
+    "claims": [
+        {
+            **dict.fromkeys(("name", "text", "source", "note"), WORD),
+            "verdict": frozenset((*earlier.VERDICTS, *earlier.MARKS)),
+            "criteria": [
+                {
+                    **{key: CRITERION[key] for key in earlier.OF_CRITERIA},
+                    "verdict": frozenset(earlier.VERDICTS),
+                }
+            ],
+            "mark?": {"measured": frozenset(earlier.VERDICTS), "reason": WORD},
+            "amendments?": CLAIM["amendments"],
+        }
+    ],
+    "removed?": SHAPE["removed"],
+}  # fmt: skip

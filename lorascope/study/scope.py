@@ -1,6 +1,6 @@
-"""The scope of a study in one line, from its record: model and layers, task, examples, steps, seeds, learning rates.
+"""The scope of a study, from its record: on what its numbers were found, in one short line, and in full.
 
-Each part gives the value that most arms have, followed in brackets by what other arms have instead.
+In full each part gives the value that most arms have, followed in brackets by what other arms have instead.
 """
 
 from collections import Counter
@@ -10,21 +10,75 @@ from typing import Any
 
 Record = Mapping[str, Any]
 LAYERS = {"minilm": 6, "smollm2": 30}  # of the packaged models that a config may cut
-TASKS = {"wordnet-classes": "WordNet glosses in 25 classes", "wordnet-glosses": "WordNet glosses"}
+MODELS = {"minilm": "MiniLM (encoder)", "smollm2": "SmolLM2-135M (decoder)"}
+CLASSES = 25
+TASKS = {"wordnet-classes": f"{CLASSES} classes of WordNet glosses", "wordnet-glosses": "WordNet glosses"}
+LIMIT = "says nothing about large language models"
 
 
 def line(record: Record) -> str:
-    """The line of scope of one study."""
-    parts = [_joined(*part) for part in _parts(record)]
-    note = f" {record['beside']}" if record.get("beside") else ""
-    return f"Scope: {', '.join(part for part in parts if part)}.{note}"
+    """The scope in short, for under a title: "Screening: first 3 of 6 layers of MiniLM (encoder), ..."."""
+    note = f". {record['beside']}" if record.get("beside") else ""
+    return _worded([shown for _, shown in _short(record)], [record]) + note
 
 
 def common(records: Sequence[Record]) -> str:
-    """What the studies that give verdicts have in common, in one line; empty where there is nothing."""
-    bases = [[base for base, _ in _parts(record)] for record in records if record["scale"]["conclusive"]]
-    shared = [values[0] for values in zip(*bases, strict=True) if len(set(values)) == 1 and values[0]]
-    return f"Scope: {', '.join(shared)}; exceptions stand in each study's own line." if shared else ""
+    """What most arms of all studies that give verdicts have in common, a line for each test bed; empty without any."""
+    by_testbed: dict[str, list[Record]] = {}
+    for record in records:
+        if record["scale"]["conclusive"]:
+            by_testbed.setdefault(record["scale"]["testbed"], []).append(record)
+    lines = []
+    for same in by_testbed.values():
+        parts = zip(*([base for base, _ in _short(record)] for record in same), strict=True)
+        shared = [values[0] for values in parts if len(set(values)) == 1]
+        lines.append(f"{_worded(shared, same)}. Exceptions are in each study's own line.")
+    return "\n".join(lines)
+
+
+def full(record: Record) -> str:
+    """The scope with the size of the model, the examples, how learning rates were tuned, and the arms that differ."""
+    parts = [_joined(*part) for part in _parts(record)]
+    note = f" {record['beside']}" if record.get("beside") else ""
+    return f"{', '.join(part for part in parts if part)}.{note}"
+
+
+def _worded(parts: Sequence[str], records: Sequence[Record]) -> str:
+    kind = "Screening" if all(record["scale"]["conclusive"] for record in records) else "Smoke test"
+    packaged = all(record["scale"]["config"].get("model", {}).get("name") in MODELS for record in records)
+    return f"{kind}: {', '.join(part for part in parts if part)}" + (f"; {LIMIT}" if packaged else "")
+
+
+def _short(record: Record) -> list[tuple[str, str]]:
+    """Each part: of most arms, and of all."""
+    values = _ArmValues(record)
+    replicates = _count(record["scale"]["replicates"], "replicates")
+    devices = ", ".join(_device(name) for name in record["made"]["devices"]) or "CPU"
+    return [
+        values.between("model.num_hidden_layers", lambda layers: _short_model(record, layers)),
+        values.between("model.random_init", lambda drawn: "random weights" if drawn else "", "pre-trained weights"),
+        values.between("data.path", lambda path: TASKS.get(str(path), str(path))),
+        values.between(
+            "data.classes", lambda classes: _count(len(classes), "of these classes") if classes else "", "all"
+        ),
+        values.between("data.random_labels", lambda drawn: "random labels" if drawn else "", "true labels"),
+        values.between("training.max_steps", lambda n: "" if n is None else _count(n, "steps")),
+        (replicates, replicates),
+        (devices, devices),
+    ]
+
+
+def _device(name: str) -> str:
+    return name.upper() if name == "cpu" else name
+
+
+def _short_model(record: Record, layers: Any) -> str:
+    name = str(record["scale"]["config"].get("model", {}).get("name"))
+    title = MODELS.get(name, name)
+    if layers is None or LAYERS.get(name) == layers:
+        return title
+    first = "first" if layers == 1 else f"first {layers}"
+    return f"{first} of {LAYERS[name]} layers of {title}" if name in LAYERS else f"{first} layers of {title}"
 
 
 def _joined(base: str, others: Sequence[str]) -> str:
@@ -47,7 +101,7 @@ def _parts(record: Record) -> list[tuple[str, list[str]]]:
         of("data.random_labels", lambda drawn: "random labels" if drawn else "", "true labels"),
         of("data.max_train_samples", lambda n: _count(n, "training examples")),
         ((steps or "steps by passes over them") + batch, other_steps + other_batches),
-        (_count(record["scale"]["replicates"], "seeds"), []),
+        (_count(record["scale"]["replicates"], "replicates"), []),
         (_rates(record), []),
         (_scored(record["scale"]), of("data.eval_split", lambda split: f"on the {split} split" if split else "")[1]),
     ]
@@ -74,6 +128,17 @@ class _ArmValues:
         others = {value or default_words: n for value, n in counts.items() if value != base}
         return base, [f"{value} in {n} of {len(self.changes)} arms" for value, n in others.items()]
 
+    def between(self, key: str, words: Callable[[Any], str], default_words: str = "") -> tuple[str, str]:
+        """The most frequent value in words; and the values of all arms: numbers from the least to the greatest."""
+        base, _ = self.in_words(key, words, default_words)
+        section, _, name = key.partition(".")
+        default = self.config.get(section, {}).get(name)
+        values = list({repr(value): value for value in (each.get(key, default) for each in self.changes)}.values())
+        if len(values) > 1 and all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            return base, f"{min(values):,} to {words(max(values))}"
+        shown = list(dict.fromkeys(words(value) or default_words for value in values))
+        return base, " or ".join(sorted(shown, key=lambda each: each != default_words)) if len(shown) > 1 else base
+
 
 def _count(n: Any, things: str) -> str:
     """A number of things; None means all. A record from elsewhere may hold any value."""
@@ -95,12 +160,18 @@ def _model(record: Record, layers: Any) -> str:
 
 
 def _rates(record: Record) -> str:
-    """How learning rates were chosen: the widest step of all sweeps."""
-    sweeps = [sorted(rate for rate, _ in sweep["curve"]) for sweep in record["tuning"]]
-    steps = [high / low for rates in sweeps for low, high in pairwise(rates) if low > 0]
+    """How learning rates were chosen: the runs of a rate, and the widest step to a neighbour of the chosen one."""
+    steps = []
+    for sweep in record["tuning"]:
+        chosen = sweep["learning_rate"]
+        pairs = [pair for pair in pairwise(sorted(rate for rate, _ in sweep["curve"])) if pair[0] > 0]
+        near = [pair for pair in pairs if chosen in pair] or pairs
+        steps += [high / low for low, high in near]
     if not steps:
         return "no learning rate tuned"
-    return f"one tuning run per learning rate on a grid of factor {max(steps):.2g}"
+    counts = [len(losses) for sweep in record["tuning"] for _, losses in sweep["curve"]]
+    runs = "one tuning run" if max(counts) == 1 else f"{min(counts)} to {max(counts)} tuning runs"
+    return f"{runs} per learning rate, neighbours of the best a factor of {max(steps):.2g} apart at most"
 
 
 def _scored(scale: Record) -> str:

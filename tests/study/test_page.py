@@ -53,8 +53,7 @@ def test_the_answer_stands_under_the_title_and_the_scope_under_it():
     assert page.summary.split("\n\n")[0] == scope.line(record())
     assert (
         "1 arm × 5 replicates; 290 training runs with those that tune; no learning rate tuned; scored on 1,000 texts "
-        "drawn at random, once for all runs"
-        in page.summary
+        "drawn at random, once for all runs" in page.summary
     )
     assert isinstance(page.blocks[0], Forest)
     assert isinstance(page.blocks[1], Claims)

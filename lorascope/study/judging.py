@@ -1,0 +1,234 @@
+"""A record's claims, judged: on its own numbers, and with what they were before.
+
+The same function judges a study that has just been run and a record that is judged again, so that a record and its
+script alone give the verdicts that stand in it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorascope.report import serial
+from lorascope.study import earlier, record
+from lorascope.study.answers import Answers
+from lorascope.study.claims import Claim
+from lorascope.study.definition import Study
+from lorascope.study.frozen import bounds_in_words, claim_hash, criterion_facts
+from lorascope.study.results import Results
+from lorascope.study.rounding import rounded
+from lorascope.study.verdict import Verdict, judge_all
+
+TOLD = ("reading", "figures")  # made of the verdicts and the results
+TEXTS = ("title", "question", "varied", "tuned", "fixed")
+NO_REASON = "no reason given"
+NOT_JUDGED = "not judged yet"
+UNFROZEN = "before claims were frozen: "
+NEW_RUNS, NEW_RULE = "the runs are new, the claim is unchanged", "the rule is new, the claim is unchanged"
+Record = Mapping[str, Any]
+Frozen = Mapping[str, Sequence[Mapping[str, Any]]]  # of every claim all that was frozen, the newest last
+Progress = Callable[[int, int], None]
+
+
+def again(found: Record, study: Study, folder: Path, date: str, progress: Progress | None = None) -> dict[str, Any]:
+    """The record judged again, on its own numbers, by the claims that its script has now.
+
+    Args:
+        folder: of the record.
+        date: of today: of a claim that differs from the record's.
+
+    Raises:
+        InputError: the file with the scores of texts is not as the record says.
+    """
+    results = record.results(found, folder)
+    base = {key: value for key, value in found.items() if key not in ("converted", "beside")}
+    testbed = found["scale"]["testbed"]
+    now = {
+        claim.name: [{"hash": claim_hash(claim, testbed), "date": date, "before_runs": False}] for claim in study.claims
+    }
+    judged = judge(Case(base, study, found, now, date, NEW_RULE), results, progress)
+    return dict(found) if judged | {"made": found["made"]} == found else judged
+
+
+def changes(before: Record, after: Record) -> list[str]:
+    """A line for every claim whose verdict is another one now, or that is no longer tested."""
+    said = {claim["name"]: _said(claim) for claim in before["claims"]}
+    lines = [
+        f"{after['name']}: {claim['name']}: {said.get(claim['name'], 'new')} → {claim['verdict']}"
+        for claim in after["claims"]
+        if said.get(claim["name"]) != claim["verdict"]
+    ]
+    gone = said.keys() - {claim["name"] for claim in after["claims"]}
+    return lines + [f"{after['name']}: {name}: {said[name]} → removed" for name in said if name in gone]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is judged, by which claims, and what was before.
+
+    Attributes:
+        base: the record without what is judged: its scale, tables and texts, how it was made, its `noise`.
+        study: the script's.
+        before: the record that the new one replaces; None where there is none.
+        frozen: of every claim all that was frozen, the newest last.
+        date: of today.
+        why: an unchanged claim has another verdict than before.
+    """
+
+    base: Record
+    study: Study
+    before: Record | None
+    frozen: Frozen
+    date: str
+    why: str = NEW_RUNS
+
+
+def judge(case: Case, results: Results, progress: Progress | None = None) -> dict[str, Any]:
+    """The whole record: the base with the study's words, its verdicts, reading, figures and amendments.
+
+    Args:
+        results: of the base.
+        progress: called with the number of resamples done and their total.
+    """
+    base, study = case.base, case.study
+    verdicts = judge_all(
+        study.claims, results, testbed=base["scale"]["testbed"], noise=_noise(case) or None, progress=progress
+    )
+    told, failures = _told(study, verdicts, results)
+    others = [failure for failure in base["failures"] if failure["title"] not in TOLD]
+    return {
+        **base,
+        **{name: getattr(study, name) for name in TEXTS},
+        **told,
+        "claims": [_claim(case, *each) for each in zip(study.claims, verdicts, strict=True)],
+        "removed": _removed(case),
+        "failures": others + failures,
+        "made": {**base["made"], "judged": case.date},
+        **_beside(base, study),
+    }
+
+
+def _claim(case: Case, claim: Claim, verdict: Verdict) -> dict[str, Any]:
+    """The claim with its verdict, when it was frozen, and what it was before."""
+    judged = rounded(asdict(verdict))
+    *versions, newest = case.frozen[claim.name]
+    before = _known(case).get(claim.name)
+    kept = before["frozen"] if before else None
+    if kept is None or kept["hash"] != newest["hash"]:
+        kept = {key: newest[key] for key in ("hash", "date", "before_runs")}
+    if before is None:
+        told = {"date": case.date, "verdict": NOT_JUDGED, "why": claim.amended or NO_REASON}
+        amendments = [{**told, "text": each["text"], "bounds": each["bounds"]} for each in versions]
+    else:
+        amendments = _amendments(case, before, claim, judged["verdict"], newest["hash"])
+    return {**judged, "frozen": kept, "amendments": amendments}
+
+
+def _said(claim: Record) -> str:
+    """A recorded claim's verdict, in the words in which it was judged."""
+    return claim["was"]["verdict"] if "was" in claim else claim["verdict"]
+
+
+def _known(case: Case) -> dict[str, Record]:
+    """The claims of the record before, by name."""
+    return {} if case.before is None else {claim["name"]: claim for claim in case.before["claims"]}
+
+
+def _amendments(case: Case, old: Record, claim: Claim, verdict: str, new_hash: str) -> list[dict[str, Any]]:
+    """What the claim was before, the oldest first: one more where it, or its verdict, differs from the record's."""
+    said, was = _said(old), old.get("was")
+    if was is None:
+        changed = old["frozen"] is None or old["frozen"]["hash"] != new_hash
+        is_same, prefix = said == verdict, ""
+    else:
+        changed = _as_stated(old) != (claim.text, criterion_facts(claim))
+        is_same, prefix = earlier.same_meaning(said, verdict), UNFROZEN
+    if is_same and not changed:
+        return old["amendments"]
+    reasons = [claim.amended, was["reason"] if was else "", claim.withdrawn or "", NO_REASON if changed else case.why]
+    entry = {"date": case.date, "verdict": said, "text": old["text"], "bounds": bounds_in_words(old["criteria"])}
+    return [*old["amendments"], {**entry, "why": prefix + next(reason for reason in reasons if reason)}]
+
+
+def _as_stated(old: Record) -> tuple[str, list[dict[str, Any]]]:
+    """Of a recorded claim what `criterion_facts` gives of a script's."""
+    keys = ("text", "at_least", "at_most", "unit", "control")
+    return old["text"], [{key: criterion[key] for key in keys} for criterion in old["criteria"]]
+
+
+def _removed(case: Case) -> list[dict[str, Any]]:
+    """Claims of the record before that the script no longer has, with its reasons; and those that were gone then."""
+    if case.before is None:
+        return []
+    names = {claim.name for claim in case.study.claims}
+    gone = [
+        {
+            "name": name,
+            "text": claim["text"],
+            "verdict": _said(claim),
+            "date": case.date,
+            "why": case.study.removed.get(name, NO_REASON),
+        }
+        for name, claim in _known(case).items()
+        if name not in names
+    ]
+    return [*case.before["removed"], *gone]
+
+
+def _noise(case: Case) -> dict[tuple[str, int], tuple[float, float, str]]:
+    """Of the criteria whose noise was known before these runs; of claims that are still the same."""
+    known = _known(case)
+    same = {
+        name
+        for name, versions in case.frozen.items()
+        if name in known and known[name]["frozen"] and known[name]["frozen"]["hash"] == versions[-1]["hash"]
+    }
+    return {
+        (each["claim"], each["place"]): (each["se"], each["df"], each["words"])
+        for each in case.base["noise"]
+        if each["claim"] in same
+    }
+
+
+def noise_of(before: Record | None) -> list[dict[str, Any]]:
+    """What a new record takes from the one that it replaces: the noise of every criterion."""
+    if before is None or not before["scale"]["conclusive"]:
+        return []
+    words = f"the record of {before['made']['date']}, before these runs"
+    return [
+        {"claim": claim["name"], "place": place, "se": criterion["se"], "df": criterion["df"], "words": words}
+        for claim in before["claims"]
+        for place, criterion in enumerate(claim["criteria"])
+        if criterion["se"] and criterion["df"]
+    ]
+
+
+def _told(study: Study, verdicts: Sequence[Verdict], results: Results) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The reading and the figures; where they cannot be made, the study's numbers are not lost for it."""
+    told: dict[str, Any] = {"reading": "", "figures": []}
+    failures = []
+    for name, make in (
+        ("reading", lambda: study.reading(Answers(verdicts)) if study.reading else ""),
+        ("figures", lambda: _figures(study, results)),
+    ):
+        try:
+            told[name] = make()
+        except Exception as error:
+            failures.append({"title": name, "message": f"{type(error).__name__}: {error}"})
+    return told, failures
+
+
+def _figures(study: Study, results: Results) -> list[Any]:
+    figures = rounded(serial.to_json(study.figures(results)))
+    serial.from_json(figures)  # what cannot be read again is told now
+    return figures
+
+
+def _beside(base: Record, study: Study) -> dict[str, str]:
+    """The study's note for the line of scope, with the scale's sizes."""
+    sizes = {
+        name: ", ".join(map(str, size)) if isinstance(size, list | tuple) else size
+        for name, size in base["scale"]["params"].items()
+    }
+    note = study.scope_note.format(**sizes)
+    return {"beside": note} if note else {}
