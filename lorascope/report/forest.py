@@ -13,7 +13,7 @@ from lorascope.report import text as t
 
 LEFT, RIGHT = -1.0, 2.0
 COLUMNS = 31  # of the terminal's plot: a tenth of the scale each
-AXIS = tuple((name, (at - LEFT) / (RIGHT - LEFT)) for name, at in (("no effect", 0), ("published, or bound", 1)))
+AXIS = tuple((name, (at - LEFT) / (RIGHT - LEFT)) for name, at in (("no effect", 0), ("published", 1)))
 DECIDED = ("reproduced", "weaker", "absent or opposite")  # verdicts with a filled mark
 LEGEND = (
     "0: no effect │  1: published ◇, or the bound ┊ where none is published  ● here (○: no verdict was reached) with "

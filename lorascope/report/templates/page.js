@@ -45,6 +45,9 @@ for (const figure of document.querySelectorAll("figure.forest")) {
   apply();
 }
 
+// What is folded is printed, too.
+addEventListener("beforeprint", () => document.querySelectorAll(".claims details").forEach((details) => { details.open = true; }));
+
 // The words of a header, without the mark that leads to its definition.
 function title(header) {
   const copy = header.cloneNode(true);
