@@ -149,16 +149,14 @@ class Runner:
         swept = {i: arm for i, arm in enumerate(self.arms) if len(arm.learning_rates) > 1}
         losses: dict[int, dict[float, dict[int, float | None]]] = {i: {} for i in swept}
         n = self.scale.replicates
-        for needed in (
-            lambda i: tuning.wanted(losses[i], swept[i].learning_rates, n),
-            lambda i: tuning.finalists(losses[i], n)[1],
-        ):
-            while jobs := {
-                (i, rate, r): self._train_job(arm, rate, r) for i, arm in swept.items() for rate, r in needed(i)
-            }:
-                self._do("tuning", list(jobs.values()))
-                for (i, rate, r), job in jobs.items():
-                    losses[i].setdefault(rate, {})[r] = self._held_out(job.key)
+        while jobs := {
+            (i, rate, r): self._train_job(arm, rate, r)
+            for i, arm in swept.items()
+            for rate, r in tuning.needed(losses[i], arm.learning_rates, n)
+        }:
+            self._do("tuning", list(jobs.values()))
+            for (i, rate, r), job in jobs.items():
+                losses[i].setdefault(rate, {})[r] = self._held_out(job.key)
         return [self._tuned(arm, losses.get(i)) for i, arm in enumerate(self.arms)]
 
     def _tuned(self, arm: Arm, losses: tuning.Losses | None) -> Tuned:
@@ -326,13 +324,14 @@ def _seed(config: Mapping[str, Any], replicate: int) -> int:
 
 
 def _curves(arms: Sequence[Arm], tuned: Sequence[Tuned]) -> "pd.DataFrame":
-    """A row for each rate of each sweep; the loss is the mean over the replicates that it has."""
+    """A row for each rate of each sweep; the loss is the mean over its replicates, paired (`tuning.means`)."""
     import pandas as pd
 
     rows = []
     for arm, t in zip(arms, tuned, strict=True):
+        means = tuning.means(t.curve)
         for rate, losses in t.curve.items():
-            loss = tuning.mean(losses)
+            loss = means[rate]
             outcome = {"held_out_loss": loss if math.isfinite(loss) else None, "replicates": len(losses)}
             row = {**arm.labels, "learning_rate": rate, **outcome, "chosen": rate == t.rate, "interior": t.interior}
             rows.append(row)

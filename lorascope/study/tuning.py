@@ -6,8 +6,8 @@
 4. The `FINALISTS` best of the rates that have so many replicates get all replicates. A rate at which any replicate
    diverged is out, and the next best takes its place.
 
-The runs of a sweep are the first replicates of the final ones. Rates are compared by their mean held-out loss; the
-choice between the finalists is made again inside every bootstrap draw (`results.chosen`).
+The runs of a sweep are the first replicates of the final ones. Rates are compared by their mean held-out loss,
+paired by replicate; the choice between the finalists is made again inside every bootstrap draw (`results.chosen`).
 """
 
 import math
@@ -40,20 +40,39 @@ class Tuned:
     finalists: tuple[float, ...] = ()
 
 
-def mean(losses: Mapping[int, float | None]) -> float:
-    """The mean over replicates; infinite where one diverged, or where there is none."""
-    values = [math.inf if loss is None else loss for loss in losses.values()]
-    return sum(values) / len(values) if values else math.inf
+def means(losses: Losses) -> dict[float, float]:
+    """The mean loss of every rate over its replicates; infinite where one diverged.
+
+    Replicates differ in their texts and head, by more than neighbouring rates do: from each loss what its replicate
+    has above the first is taken away, as the rates that have both show it.
+    """
+    above: dict[int, list[float]] = {}
+    for of_rate in losses.values():
+        for n, loss in of_rate.items():
+            if loss is not None and of_rate.get(0) is not None:
+                above.setdefault(n, []).append(loss - of_rate[0])
+    effect = {n: sum(values) / len(values) for n, values in above.items()}
+    found = {}
+    for rate, of_rate in losses.items():
+        values = [math.inf if loss is None else loss - effect.get(n, 0.0) for n, loss in of_rate.items()]
+        found[rate] = sum(values) / len(values) if values else math.inf
+    return found
 
 
 def best(losses: Losses) -> float | None:
     """The rate of the lowest mean; None where none has a finite one."""
-    rate = min(losses, key=lambda rate: (mean(losses[rate]), rate), default=None)
-    return None if rate is None or math.isinf(mean(losses[rate])) else rate
+    of_rates = means(losses)
+    rate = min(of_rates, key=lambda rate: (of_rates[rate], rate), default=None)
+    return None if rate is None or math.isinf(of_rates[rate]) else rate
+
+
+def needed(losses: Losses, stated: Sequence[float], replicates: int) -> Wanted:
+    """The runs that the sweep needs next, final ones among them; none where it is done."""
+    return wanted(losses, stated, replicates) or finalists(losses, replicates)[1]
 
 
 def wanted(losses: Losses, stated: Sequence[float], replicates: int) -> Wanted:
-    """The runs that the sweep needs next; none where it is done."""
+    """The runs that are needed next to find the best rate and its neighbours; none where these are found."""
     missing = [(rate, 0) for rate in stated if 0 not in losses.get(rate, {})]
     rate = best(losses)
     if missing or rate is None:
@@ -72,9 +91,9 @@ def wanted(losses: Losses, stated: Sequence[float], replicates: int) -> Wanted:
 
 def finalists(losses: Losses, replicates: int) -> tuple[tuple[float, ...], Wanted]:
     """The rates to choose between, the best first, and the runs that they still need."""
-    enough = min(SEEDS, replicates)
-    able = [rate for rate, of_rate in losses.items() if len(of_rate) >= enough and math.isfinite(mean(of_rate))]
-    taken = tuple(sorted(able, key=lambda rate: (mean(losses[rate]), rate))[:FINALISTS])
+    enough, of_rates = min(SEEDS, replicates), means(losses)
+    able = [rate for rate, of_rate in losses.items() if len(of_rate) >= enough and math.isfinite(of_rates[rate])]
+    taken = tuple(sorted(able, key=lambda rate: (of_rates[rate], rate))[:FINALISTS])
     return taken, [(rate, n) for rate in taken for n in range(replicates) if n not in losses[rate]]
 
 

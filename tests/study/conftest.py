@@ -40,6 +40,7 @@ class Finished:
     folder: Path
     runs: pd.DataFrame
     strata: dict
+    tuned: list
 
     def into(self, folder: Path) -> None:
         """Put its store into a test's folder: what is trained there is taken from it."""
@@ -49,5 +50,5 @@ class Finished:
 @pytest.fixture(scope="session")
 def finished(toy_in, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    results, _ = toy_in(folder).run()
-    return Finished(folder, results.runs, results.strata)
+    results, tuned = toy_in(folder).run()
+    return Finished(folder, results.runs, results.strata, tuned)

@@ -14,12 +14,12 @@ import pytest
 from lorascope.errors import InputError
 from lorascope.study import MeasurementSpec, work
 from lorascope.study.local import Local
-from lorascope.study.runner import Runner, _beyond
+from lorascope.study.runner import Runner
 from lorascope.study.store import Job, Store
 from lorascope.study.work import Chunk
 from tests.study.conftest import TOY
 
-TUNING, FINAL, MEASURED = 4, 6, 6 + 4  # of scale smoke: 2 arms x 2 rates; 3 arms x 2 replicates; each run, and waves
+FINAL, MEASURED = 6, 6 + 4  # of scale smoke: 3 arms x 2 replicates; each run, and waves
 
 
 class Counting(Local):
@@ -41,10 +41,9 @@ def test_a_study_from_nothing_and_again(toy):
     engine = Counting()
     runner = toy(engine=engine)
     results, _tuned = runner.run()
-    extended = len(runner.used) - TUNING - FINAL - MEASURED
-    assert len(engine.titles) == len(runner.used)
-    assert not runner.failures
-    assert extended in range(7)  # sweeps whose best was at their end went on
+    assert len(engine.titles) == len(set(engine.titles)) == len(runner.used)
+    assert len(results.candidates) == FINAL + 2 * 2  # two finalists of each sweep
+    assert len(runner.used) > len(results.candidates) + MEASURED  # and what was swept
     assert not runner.failures
     assert len(results.runs) == FINAL
     assert results.runs["loss"].notna().all()
@@ -62,15 +61,20 @@ def test_every_run_has_seeds_of_its_own(finished):
     assert finished.runs["seed"].min() >= 0
 
 
-def test_arms_are_strata_of_their_own(finished):
-    found = finished.strata
-    assert found["runs"] == found["sizes"] == [0, 0, 1, 1, 2, 2]
-    assert found["waves"] == [3, 3, 3, 3]
-
-
-def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy, finished, tmp_path):
-    finished.into(tmp_path)
+def test_arms_share_texts_order_and_head_within_a_replicate_and_are_paired(finished, toy):
+    assert finished.strata["runs"] == finished.strata["sizes"] == [0] * FINAL
+    assert finished.strata["waves"] == [1] * 4
     runner = toy()
+    seeds = [runner._train_job(arm, 1e-3, 1).spec["config"]["training"] for arm in runner.arms]
+    assert {each["data_seed"] for each in seeds} == {1}
+    assert len({each["seed"] for each in seeds}) == len(runner.arms)
+
+
+def test_arms_with_data_of_their_own_are_strata_of_their_own(toy, tmp_path):
+    runner = toy()
+    alone = tuple(replace(arm, own_data=True, learning_rates=(1e-3,), rate_of=None) for arm in runner.arms)
+    runner.arms = alone
+    assert runner.run()[0].strata["runs"] == [0, 0, 1, 1, 2, 2]
     sizes, waves = runner.study.measures
 
     def pairs(results):
@@ -78,18 +82,19 @@ def test_arms_that_are_measured_together_or_share_seeds_are_one_stratum(toy, fin
         both = [MeasurementSpec((keys[i], keys[2 + i]), {"frequency": 1.0, "replicate": i}) for i in range(2)]
         return [*both, *waves.specs(results)]
 
+    runner = toy()
     paired = replace(waves, specs=pairs, independent_params=("frequency",))
-    runner.study = replace(runner.study, measures=(sizes, paired))
+    runner.arms, runner.study = alone, replace(runner.study, measures=(sizes, paired))
     found = runner.run()[0].strata
-    assert found["runs"] == found["sizes"] == [0, 0, 0, 0, 1, 1]
+    assert found["runs"] == found["sizes"] == [0, 0, 0, 0, 1, 1]  # measured together
     assert found["waves"] == [0, 0, 2, 2, 3, 3]
     runner = toy()
-    first, second, third = runner.arms
+    first, second, third = alone
     runner.arms = (replace(first, seed=3), second, replace(third, seed=4))
-    assert runner.run()[0].strata["runs"] == [0, 0, 1, 1, 0, 0]
+    assert runner.run()[0].strata["runs"] == [0, 0, 1, 1, 0, 0]  # seeds 3, 4 and 4, 5
 
 
-def test_arms_that_differ_in_their_rate_alone_share_seeds_and_are_one_stratum(toy, finished, tmp_path):
+def test_arms_that_differ_in_their_rate_alone_share_seeds(toy, finished, tmp_path):
     finished.into(tmp_path)
     runner = toy()
     twin = replace(runner.arms[0], labels={"method": "lora", "rank": 7}, learning_rates=(3e-4,))
@@ -97,7 +102,6 @@ def test_arms_that_differ_in_their_rate_alone_share_seeds_and_are_one_stratum(to
     results, _ = runner.run()
     seeds = results.runs.groupby("rank")["seed"].apply(list)
     assert seeds[7] == seeds[1] != seeds[2]
-    assert results.strata["runs"] == [0, 0, 1, 1, 2, 2, 0, 0]
 
 
 def test_an_arm_may_take_the_rate_of_another(finished):
@@ -116,17 +120,16 @@ def test_and_take_it_times_a_factor(toy, finished, tmp_path):
 def test_a_config_value_may_be_the_seed(toy):
     runner = toy()
     runner.arms = (replace(runner.arms[0], learning_rates=(), seeded=("data.max_length",)),)
-    job = runner._train_job(runner.arms[0], 77, None, "a run", final=True)
-    assert job.spec["config"]["data"]["max_length"] == job.spec["config"]["training"]["seed"] == 77
+    job = runner._train_job(runner.arms[0], None, 1)
+    assert job.spec["config"]["data"]["max_length"] == job.spec["config"]["training"]["seed"]
 
 
-def test_a_sweep_whose_best_is_at_its_end_goes_on(toy):
-    _, tuned = toy(overrides=["training.max_steps=1"]).run()
-    for each in tuned[:2]:
-        known = {rate: loss for rate, loss in each.curve.items() if loss is not None}
-        assert each.rate == min(known, key=known.get)
+def test_a_sweep_takes_the_rate_of_the_lowest_mean_over_all_replicates(finished):
+    for each in finished.tuned[:2]:
+        whole = {rate: sum(losses.values()) for rate, losses in each.curve.items() if len(losses) == 2}
+        assert each.rate == min(whole, key=whole.get)
+        assert each.finalists[0] == each.rate
         assert each.interior == (min(each.curve) < each.rate < max(each.curve))
-        assert each.interior or len(each.curve) == 2 + 3
 
 
 @pytest.mark.parametrize("most", [2, 7, 12])
@@ -177,9 +180,10 @@ def test_runs_that_share_a_pass_equal_their_own(toy, finished, monkeypatch):
     from lorascope.study import runner as module
 
     made = []
-    chunks = module._chunks
-    monkeypatch.setattr(module, "_chunks", lambda jobs: made.extend(chunks(jobs)) or chunks(jobs))
-    monkeypatch.setattr(module, "_max_together", lambda job: 1 if job.spec["config"]["method"]["rank"] == 2 else 8)
+    divide = module.chunks
+    monkeypatch.setattr(module, "chunks", lambda jobs: made.extend(divide(jobs)) or divide(jobs))
+    alone = {1: 8, 2: 1}
+    monkeypatch.setattr("lorascope.study.chunks._max_together", lambda job: alone[job.spec["config"]["method"]["rank"]])
     together, _ = toy().run()
     assert max(len(chunk.jobs) for chunk in made) > 1
     columns = ["rank", "replicate", "seed"]
@@ -242,7 +246,7 @@ def test_a_file_of_texts_has_no_split_to_be_tested_on(toy):
 
 def test_a_run_that_stores_its_training_texts_is_scored_on_them(toy, tmp_path):
     runner = toy()
-    job = runner._train_job(runner.arms[0], 1, 1e-3, "memorise", final=True)
+    job = runner._train_job(runner.arms[0], 1e-3, 1)
     data = {**job.spec["config"]["data"], "eval_split": "train", "train_split": "train"}
     spec = {**job.spec, "test_split": "test", "config": {**job.spec["config"], "data": data}}
     job = Job(spec, title="memorise")
@@ -305,7 +309,7 @@ def test_an_arm_cannot_take_a_rate_that_nobody_tunes(toy):
 def test_what_an_earlier_try_left_is_resumed_or_started_over(toy, tmp_path):
     """A checkpoint that is damaged, or of another config, costs its own run's time and no more."""
     runner = toy()
-    job = runner._train_job(runner.arms[0], 1, 1e-3, "one", final=True)
+    job = runner._train_job(runner.arms[0], 1e-3, 1)
     runner.store.begin(job)
     run = runner.store.run_folder(job.key)
     run.mkdir()
@@ -360,21 +364,6 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-@pytest.mark.parametrize(
-    ("curve", "expected"),
-    [
-        ({1e-3: 2.0, 4e-3: 1.0}, [1.6e-2]),  # the best is the highest rate: on by the last factor
-        ({4e-3: 1.0, 1e-3: 2.0, 2e-3: 1.5}, [8e-3]),
-        ({1e-3: 1.0, 4e-3: 2.0, 8e-3: 3.0}, [2.5e-4]),
-        ({1e-3: 2.0, 4e-3: 1.0, 8e-3: 3.0}, []),
-        ({1e-3: 2.0, 4e-3: 1.0, 8e-3: None}, []),  # it diverged: beyond it nothing is to be had
-        ({1e-3: None, 4e-3: None}, []),
-    ],
-)
-def test_a_sweep_goes_on_by_its_own_step(curve, expected):
-    assert _beyond(curve) == pytest.approx(expected)
 
 
 def test_measures_are_made_on_the_device_of_the_study(toy):
