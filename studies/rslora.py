@@ -10,6 +10,7 @@ import numpy as np
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, loss, share
+from lorascope.study.statistics import once
 from lorascope.study.statistics import slope as line_slope
 from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
 
@@ -78,46 +79,51 @@ def each_adapter(results):
     ]
 
 
+@once
 def means(results, scale, when):
+    """The ranks that were measured, ascending, and the mean ‖g‖ of each."""
     table = results.tables["gradients"]
-    part = table[(table["scale"] == scale) & (table["when"] == when)]
-    return part.groupby("rank")["norm"].mean()
+    chosen = (table["scale"].to_numpy() == scale) & (table["when"].to_numpy() == when)
+    of_run, norms = (table[column].to_numpy(float)[chosen] for column in ("rank", "norm"))
+    ranks, places = np.unique(of_run, return_inverse=True)
+    return ranks, np.bincount(places, norms) / np.bincount(places)
 
 
 def slope(scale, when):
     """Of log ‖g‖ against log r."""
 
     def statistic(results):
-        norms = means(results, scale, when)
-        if len(norms) < 2:
+        ranks, norms = means(results, scale, when)
+        if len(ranks) < 2:
             raise ValueError("fewer than two ranks")
-        return line_slope(np.log(norms.index.to_numpy(float)), np.log(norms.to_numpy()))
+        return line_slope(np.log(ranks), np.log(norms))
 
     return statistic
+
+
+@once
+def added(results, scaling):
+    """By how much the gain, over full fine-tuning's, rises when r doubles: the slope of a line over all ranks."""
+    ranks = results.scale.params["ranks"]
+    return line_slope(np.log2(ranks), [share(results, named(scaling, rank)) for rank in ranks])
 
 
 def per_doubling(scaling):
-    """By how much the gain, over full fine-tuning's, rises when r doubles: the slope of a line over all ranks."""
-
-    def statistic(results):
-        ranks = results.scale.params["ranks"]
-        return line_slope(np.log2(ranks), [share(results, named(scaling, rank)) for rank in ranks])
-
-    return statistic
+    return lambda results: added(results, scaling)
 
 
 def steeper(results):
-    return per_doubling("α/√r")(results) - per_doubling("α/r")(results)
+    return added(results, "α/√r") - added(results, "α/r")
 
 
 def figures(results):
     series = []
     for when, panel in (("start", "before training"), ("end", "after training")):
         for scale in (*SCALINGS, CONSTANT):
-            norms_by_rank = means(results, scale, when)
-            if len(norms_by_rank):
-                series.append(Series(scale, tuple(map(float, norms_by_rank.index)), tuple(norms_by_rank), panel))
-    norms = Lines("Norm of the gradients of A and B", tuple(series), "rank r", "‖g‖", log_x=True, log_y=True,
+            ranks, norms = means(results, scale, when)
+            if len(ranks):
+                series.append(Series(scale, tuple(map(float, ranks)), tuple(map(float, norms)), panel))
+    of_norms = Lines("Norm of the gradients of A and B", tuple(series), "rank r", "‖g‖", log_x=True, log_y=True,
                   caption="Means over replicates; all matrices together, 64 training texts.")  # fmt: skip
     runs, curves = results.runs, []
     for scaling in SCALINGS:
@@ -129,7 +135,7 @@ def figures(results):
                    markers=levels,
                    caption="Means over replicates, the band from the lowest to the highest. Each scale has the "
                    "learning rate tuned at r = 8.")  # fmt: skip
-    return [norms, losses, by_method(results)]
+    return [of_norms, losses, by_method(results)]
 
 
 def reading(answers):
