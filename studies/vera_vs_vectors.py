@@ -227,8 +227,8 @@ def more(first, second, words):
 
 def same(first, second, words):
     """The criterion that both gain the same."""
-    return Criterion(leads(*words), lead(first, second), at_least=-0.05, at_most=0.05, expected=0.0, unit="percent",
-                     origin=f"{OURS}; the same margin as in the claims of no loss")  # fmt: skip
+    return Criterion(leads(*words), lead(first, second), at_least=-0.1, at_most=0.1, expected=0.0, unit="percent",
+                     origin="ours: 10 % of full fine-tuning's gain is a point of accuracy here")  # fmt: skip
 
 
 def against(method, ours, name, note="", source="Tested here; the VeRA paper has no such row", control=None):
@@ -274,11 +274,11 @@ def reading(answers):
     if None in [answers.criterion("equal", place).estimate for place in (0, 1)]:
         return ""
     equal = {
-        "reproduced": "gain the same within 5 % of full fine-tuning's gain",
+        "reproduced": "gain the same within 10 % of full fine-tuning's gain",
         "absent or opposite": "do not gain the same",
     }.get(
         answers["equal"].verdict,
-        "are statistically indistinguishable, and not shown to be equal within 5 % of full fine-tuning's gain",
+        "are statistically indistinguishable, and not shown to be equal within 10 % of full fine-tuning's gain",
     )
     both = {
         "reproduced": "Training both of its vectors gains more than either alone",
@@ -322,8 +322,8 @@ study = Study(
                 same("(IA)³", LARGE_D, ("(IA)³", "d alone, r = 768")),
             ),
             (
-                Control("VeRA, r = 192, and VeRA, r = 16, gain the same", lead(SHARED, SMALLER), at_least=-0.05,
-                        at_most=0.05, unit="percent"),
+                Control("VeRA and d alone, both of r = 192, gain the same", lead(SHARED, ONLY_D), at_least=-0.1,
+                        at_most=0.1, unit="percent"),
             ),
             "An equivalence test: each interval must lie between both bounds. A difference that is not significant is "
             "not an equality.",
