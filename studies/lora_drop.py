@@ -9,7 +9,18 @@ from lorascope.blocks import Heatmap
 from lorascope.blocks import Measure as Layer
 from lorascope.inputs import read_json
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, share
+from lorascope.study.gains import (
+    FULL_TUNING,
+    HEAD_ALONE,
+    NATS,
+    POINTS,
+    InUnits,
+    accuracy,
+    by_method,
+    lead,
+    loss,
+    share,
+)
 from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
 
 LORA, DROP, REST_DROPPED = "LoRA", "LoRA-drop", "LoRA-drop, others without"
@@ -91,8 +102,15 @@ def within_kinds(results):
 
 def over_random(method):
     """(Its gain − mean gain of the random choices) / gain of full fine-tuning."""
-    return lambda results: (
-        share(results, method) - float(np.mean([share(results, random_choice) for random_choice in RANDOM]))
+
+    def ahead(measure):
+        return lambda results: (
+            measure(results, method) - float(np.mean([measure(results, choice) for choice in RANDOM]))
+        )
+
+    in_loss, in_accuracy = ahead(loss), ahead(accuracy)
+    return InUnits(
+        ahead(share), {NATS: lambda results: -in_loss(results), POINTS: lambda results: 100 * in_accuracy(results)}
     )
 
 

@@ -237,7 +237,9 @@ def against(method, ours, name, note="", source="Tested here; the VeRA paper has
     `control`: the method that must fail in VeRA's place, where one of as many parameters or fewer is known to.
     """
     controls = ()
-    if control is not None:
+    if control is None:
+        note = f"{note} No negative control: the number is itself a comparison."
+    else:
         text = f"{control} instead of {ours}"
         controls = (Control(text, lead(control, method), at_least=0.05, unit="percent"),)
     return Claim(
