@@ -7,6 +7,7 @@ import numpy as np
 
 from lorascope.blocks import Column, Lines, Marker, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
+from lorascope.study.gains import NATS, InUnits
 from lorascope.study.statistics import once, slope
 from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, memorise, scales
 
@@ -46,15 +47,21 @@ def adapters(results):
     return [MeasurementSpec((key,)) for key in results.runs.loc[results.runs["scaling"].isin(SCALINGS), "key"]]
 
 
+@once
 def mean_loss(results, task, scaling, rank):
     """The mean test loss; `rank` None: of whatever rank."""
-    runs = results.runs
-    chosen = (runs["task"].to_numpy() == task) & (runs["scaling"].to_numpy() == scaling)
+    chosen = (column(results, "task") == task) & (column(results, "scaling") == scaling)
     if rank is not None:
-        chosen = chosen & (runs["rank"].to_numpy() == rank)
+        chosen = chosen & (column(results, "rank") == rank)
     if not chosen.any():
         raise ValueError(f"no run of {scaling} at rank {rank} on {task}")
-    return float(runs["loss"].to_numpy()[chosen].mean())
+    return float(column(results, "loss")[chosen].mean())
+
+
+@once
+def column(results, name):
+    """Of the runs, as an array: it is read thousands of times for an interval."""
+    return results.runs[name].to_numpy()
 
 
 def gain(results, task, scaling, rank):
@@ -68,37 +75,49 @@ def largest(results):
 
 def share(task, rank):
     """The gain of a rank over that of the largest one. No rank is picked for its result."""
-    return lambda results: gain(results, task, "α/r", rank) / gain(results, task, "α/r", largest(results))
+    return InUnits(
+        lambda results: gain(results, task, "α/r", rank) / gain(results, task, "α/r", largest(results)),
+        {NATS: lambda results: gain(results, task, "α/r", rank) - gain(results, task, "α/r", largest(results))},
+    )
 
 
 def root_over_plain(task):
     """At the largest rank: the gain with α/√r over that with α/r, less one."""
 
-    def statistic(results):
-        top = largest(results)
-        return gain(results, task, "α/√r", top) / gain(results, task, "α/r", top) - 1
+    def gains(results):
+        return (gain(results, task, scaling, largest(results)) for scaling in ("α/√r", "α/r"))
 
-    return statistic
+    def ratio(results):
+        root, plain = gains(results)
+        return root / plain - 1
+
+    def difference(results):
+        root, plain = gains(results)
+        return root - plain
+
+    return InUnits(ratio, {NATS: difference})
 
 
 def full_share(task, rank=None):
     """The gain of the largest rank, or of another one, over full fine-tuning's."""
 
-    def statistic(results):
-        lora_gain = gain(results, task, "α/r", largest(results) if rank is None else rank)
-        return lora_gain / gain(results, task, "full", None)
+    def of_lora(results):
+        return gain(results, task, "α/r", largest(results) if rank is None else rank)
 
-    return statistic
+    return InUnits(
+        lambda results: of_lora(results) / gain(results, task, "full", None),
+        {NATS: lambda results: of_lora(results) - gain(results, task, "full", None)},
+    )
 
 
 def per_doubling(task):
     """Which share of full fine-tuning's gain each doubling of r adds, from FLAT_FROM on: a straight line's slope."""
 
-    def statistic(results):
+    def nats(results):
         ranks = [rank for rank in results.scale.params["ranks"] if rank >= FLAT_FROM]
-        return slope(np.log2(ranks), [full_share(task, rank)(results) for rank in ranks])
+        return slope(np.log2(ranks), [gain(results, task, "α/r", rank) for rank in ranks])
 
-    return statistic
+    return InUnits(lambda results: nats(results) / gain(results, task, "full", None), {NATS: nats})
 
 
 @once

@@ -9,7 +9,7 @@ import numpy as np
 
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, loss, share
+from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, NATS, POINTS, InUnits, accuracy, by_method, loss, share
 from lorascope.study.statistics import once
 from lorascope.study.statistics import slope as line_slope
 from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
@@ -102,18 +102,30 @@ def slope(scale, when):
 
 
 @once
-def added(results, scaling):
-    """By how much the gain, over full fine-tuning's, rises when r doubles: the slope of a line over all ranks."""
+def added(results, scaling, score):
+    """By how much a score rises when r doubles: the slope of a line over all ranks."""
     ranks = results.scale.params["ranks"]
-    return line_slope(np.log2(ranks), [share(results, named(scaling, rank)) for rank in ranks])
+    return line_slope(np.log2(ranks), [score(results, named(scaling, rank)) for rank in ranks])
+
+
+def nats(results, method):
+    return -loss(results, method)
+
+
+def points(results, method):
+    return 100 * accuracy(results, method)
+
+
+def in_units(difference):
+    """A difference in scores, as a share of full fine-tuning's gain and in the other units."""
+    return InUnits(difference(share), {NATS: difference(nats), POINTS: difference(points)})
 
 
 def per_doubling(scaling):
-    return lambda results: added(results, scaling)
+    return in_units(lambda score: lambda results: added(results, scaling, score))
 
 
-def steeper(results):
-    return added(results, "α/√r") - added(results, "α/r")
+STEEPER = in_units(lambda score: lambda results: added(results, "α/√r", score) - added(results, "α/r", score))
 
 
 def figures(results):
@@ -223,7 +235,7 @@ study = Study(
             (
                 Criterion(f"α/√r: {PER_DOUBLING}", per_doubling("α/√r"), at_least=0.02, no_effect=0.0, unit="percent",
                           origin="ours: 12 % of the gain from r = 4 to 256; the paper has perplexities"),
-                Criterion(f"{PER_DOUBLING}: α/√r less α/r", steeper, at_least=0.02, no_effect=0.0, unit="percent",
+                Criterion(f"{PER_DOUBLING}: α/√r less α/r", STEEPER, at_least=0.02, no_effect=0.0, unit="percent",
                           origin="ours: as above"),
             ),
             note="The learning rate is the one tuned at r = 8 for each scale, so that at r = 8 both are at their best. "

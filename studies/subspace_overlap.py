@@ -80,29 +80,43 @@ def each_control(results):
 
 
 @once
+def column(results, table, name):
+    """As an array: it is read thousands of times for an interval."""
+    return results.tables[table][name].to_numpy()
+
+
+@once
 def of(results, table, what, side):
-    rows = results.tables[table]
-    rows = rows[(rows["what"] == what) & (rows["side"] == side)]
-    if rows.empty:
+    """The places of the rows of one kind of pair and one side."""
+    rows = np.flatnonzero((column(results, table, "what") == what) & (column(results, table, "side") == side))
+    if not len(rows):
         raise ValueError(f"no pair of {what}")
     return rows
 
 
-def share_above(what, column, threshold, side="right", table="agreement"):
-    return lambda results: (of(results, table, what, side)[column] >= threshold).mean()
+def values(results, what, name, side="right", table="agreement"):
+    return column(results, table, name)[of(results, table, what, side)].astype(float)
 
 
-def median(what, column, side="right", table="agreement"):
-    return lambda results: of(results, table, what, side)[column].median()
+def share_above(what, name, threshold, side="right", table="agreement"):
+    return lambda results: float((values(results, what, name, side, table) >= threshold).mean())
+
+
+@once
+def middle(results, what, name, side, table):
+    return float(np.median(values(results, what, name, side, table)))
+
+
+def median(what, name, side="right", table="agreement"):
+    return lambda results: middle(results, what, name, side, table)
 
 
 def excess(what, which, side="right"):
     """The median of (φ − chance)/(1 − chance): 0 by chance, 1 for equal subspaces."""
 
     def statistic(results):
-        part = of(results, "agreement", what, side)
-        chance = part[f"chance_{which}"]
-        return ((part[f"phi_{which}"] - chance) / (1 - chance)).median()
+        phi, chance = (values(results, what, f"{name}_{which}", side) for name in ("phi", "chance"))
+        return float(np.median((phi - chance) / (1 - chance)))
 
     return statistic
 
@@ -115,10 +129,10 @@ def less(first, second):
     return lambda results: first(results) - second(results)
 
 
-def control(name, column):
+def control(name, measured):
     def statistic(results):
-        table = results.tables["controls"]
-        return table.loc[table["control"] == name, column].mean()
+        chosen = column(results, "controls", "control") == name
+        return float(column(results, "controls", measured)[chosen].mean())
 
     return statistic
 
