@@ -17,12 +17,13 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
     last: list[Any] = [None, {}]
 
     @functools.wraps(function)
-    def remembered(results: Results, *arguments: Any) -> Any:
+    def remembered(results: Results, *arguments: Any, **named: Any) -> Any:
         if last[0] is not results:
             last[:] = [results, {}]
-        if arguments not in last[1]:
-            last[1][arguments] = function(results, *arguments)
-        return last[1][arguments]
+        key = (arguments, tuple(sorted(named.items())))
+        if key not in last[1]:
+            last[1][key] = function(results, *arguments, **named)
+        return last[1][key]
 
     return remembered
 
@@ -88,3 +89,25 @@ def area_under_roc(positive: Any, score: Any) -> float:
     below = np.searchsorted(negatives, score[positive], side="left")
     below_or_equal = np.searchsorted(negatives, score[positive], side="right")
     return float(np.mean(below + below_or_equal) / (2 * len(negatives)))
+
+
+def crossing(sizes: np.ndarray, values: np.ndarray, level: float, beyond: bool = False, on_grid: bool = False) -> float:
+    """The first size at a level: of the grid, or between two of it, log-linear on the curve's running maximum.
+
+    Args:
+        sizes: ascending.
+        beyond: where no size reaches it, take the next that the grid would have had, which is a lower bound.
+
+    Raises:
+        ValueError: no size reaches it.
+    """
+    top = np.maximum.accumulate(values)
+    if top[-1] < level:
+        if not beyond:
+            raise ValueError("no size of the grid reaches it")
+        return float(sizes[-1] ** 2 / sizes[-2]) if len(sizes) > 1 else float(sizes[-1])
+    at = int(np.argmax(top >= level))
+    if at == 0 or on_grid:
+        return float(sizes[at])
+    part = (level - top[at - 1]) / (top[at] - top[at - 1])
+    return float(sizes[at - 1] * (sizes[at] / sizes[at - 1]) ** part)

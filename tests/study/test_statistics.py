@@ -35,3 +35,13 @@ def test_once_computes_again_for_other_results():
     first, second = [1, 2], [1, 2]  # equal, and not the same
     assert [total(first, 1), total(first, 1), total(first, 2), total(second, 1), total(first, 1)] == [3, 3, 6, 3, 3]
     assert calls == [1, 2, 1, 1]
+
+
+def test_crossing_is_log_linear_between_two_sizes_of_the_grid():
+    sizes, values = np.array([1.0, 10.0, 100.0]), np.array([0.2, 0.1, 0.6])  # the running maximum: 0.2, 0.2, 0.6
+    assert statistics.crossing(sizes, values, 0.4) == pytest.approx(10**1.5)
+    assert statistics.crossing(sizes, values, 0.4, on_grid=True) == 100
+    assert statistics.crossing(sizes, values, 0.2) == 1
+    assert statistics.crossing(sizes, values, 0.9, beyond=True) == 1000
+    with pytest.raises(ValueError, match="no size"):
+        statistics.crossing(sizes, values, 0.9)

@@ -29,9 +29,7 @@ def test_means_over_matrices_and_over_each_runs_own_k90():
     assert of.smallest(measured) == 2.5
     assert of.share_of_directions("top")(measured) == 2.5 / 8
     assert of.energy_over("top")(measured) == 20 / 2.5
-    assert of.kept("top", "gain", None)(measured) == pytest.approx(
-        (0.1 + 0.4) / 2
-    )  # replicate 3 at 1, replicate 1 at 4
+    assert of.kept("top", "gain", None)(measured) == pytest.approx((0.1 + 0.4) / 2)  # at 1, and at 4
     assert of.kept("top", "gain", 0.5)(measured) == pytest.approx(0.4)
 
 
