@@ -8,6 +8,8 @@ import numpy as np
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, accuracy_lead, by_method, gain, loss, tuning_curve
+from lorascope.study.measures import by_step
+from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
 from lorascope.study.tasks import HERE, PLUS_RATES, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
 
 SLOWER, EQUAL, FEW, PLUS, MANY = "LoRA+, λ = 1/16", "LoRA", "LoRA+, λ = 4", "LoRA+", "LoRA+, λ = 64"
@@ -19,6 +21,7 @@ HALF = {method: f"{method}, half of the steps" for method in (PLUS, EQUAL)}
 def arms(scale):
     yield head_arm({"method": HEAD_ALONE})
     yield full_arm({"method": FULL_TUNING})
+    yield by_step.arm(scale)
     for method in RATIOS:
         if method in VARIANTS:
             yield variant_arm(method)
@@ -54,7 +57,7 @@ def steps_saved(results):
 
 
 def figures(results):
-    return [by_method(results), by_ratio(results), sweeps(results)]
+    return [by_method(results), *by_step.figure(results), by_ratio(results), sweeps(results)]
 
 
 def by_ratio(results):
@@ -119,6 +122,7 @@ study = Study(
     "head's rate",
     scales=scales({"smoke": {}, "small": {}, "full": {}}),
     arms=arms,
+    measures=(by_step.measure(),),
     claims=(
         Claim(
             "better",

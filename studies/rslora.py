@@ -10,6 +10,8 @@ import numpy as np
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, NATS, POINTS, InUnits, accuracy, by_method, loss, share
+from lorascope.study.measures import by_step
+from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
 from lorascope.study.statistics import once
 from lorascope.study.statistics import slope as line_slope
 from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
@@ -27,6 +29,7 @@ def named(scaling, rank):
 def arms(scale):
     yield head_arm({"method": HEAD_ALONE, "scaling": "", "rank": 0})
     yield full_arm({"method": FULL_TUNING, "scaling": "", "rank": None})
+    yield by_step.arm(scale, {"scaling": "", "rank": None})
     for scaling, name in SCALINGS.items():
         tuned = {"method": named(scaling, MIDDLE), "scaling": scaling, "rank": MIDDLE}
         yield Arm(tuned, lora(MIDDLE, name), LORA_RATES)
@@ -147,7 +150,7 @@ def figures(results):
                    markers=levels,
                    caption="Means over replicates, the band from the lowest to the highest. Each scale has the "
                    "learning rate tuned at r = 8.")  # fmt: skip
-    return [of_norms, losses, by_method(results)]
+    return [of_norms, losses, by_method(results), *by_step.figure(results)]
 
 
 def reading(answers):
@@ -176,7 +179,7 @@ study = Study(
     "rate",
     scales=scales({"smoke": {"ranks": [4, 8]}, "small": {"ranks": RANKS}, "full": {"ranks": RANKS}}),
     arms=arms,
-    measures=(Measure("gradients", gradients, each_adapter),),
+    measures=(Measure("gradients", gradients, each_adapter), by_step.measure()),
     claims=(
         Claim(
             "root-start",

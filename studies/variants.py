@@ -20,6 +20,8 @@ from lorascope.study.gains import (
     share,
     tuning_curve,
 )
+from lorascope.study.measures import by_step
+from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
 from lorascope.study.statistics import once
 from lorascope.study.tasks import HERE, VARIANTS, full_arm, head_arm, scales, variant_arm
 
@@ -36,6 +38,7 @@ def untuned(name):
 def arms(scale):
     yield head_arm({"method": HEAD_ALONE})
     yield full_arm({"method": FULL_TUNING})
+    yield by_step.arm(scale)
     for name in FAMILY:
         yield variant_arm(name)
     for name in OTHERS:
@@ -106,7 +109,7 @@ def figures(results):
         caption="Means over replicates, each method at its own learning rate.",
     )
     curves = [curves] if table["step"].nunique() > 1 else []
-    return [by_method(results), _by_rate(results), _sweeps(results), *curves]
+    return [by_method(results), *by_step.figure(results), _by_rate(results), _sweeps(results), *curves]
 
 
 def _by_rate(results):
@@ -192,7 +195,7 @@ study = Study(
     fixed="r = 8, α = 16 on all linear layers; the head's rate; AdamW without weight decay, linear decay",
     scales=scales({"smoke": {}, "small": {}, "full": {}}),
     arms=arms,
-    measures=(Measure("losses", losses, each_tuned),),
+    measures=(Measure("losses", losses, each_tuned), by_step.measure()),
     claims=(
         Claim(
             "within",

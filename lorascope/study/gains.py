@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lorascope.blocks import Column, Table
 from lorascope.study.results import Results
 from lorascope.study.statistics import once
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HEAD_ALONE, FULL_TUNING = "head alone", "full fine-tuning"
+BY_STEP, BY_STEP_TABLE = "full fine-tuning, scored as it trains", "by_step"  # of `measures.by_step`: no method
 NATS, POINTS = "nats", "points of accuracy"  # units of `InUnits`
 
 
@@ -120,16 +123,38 @@ def parameters(results: Results, method: str) -> int:
     return round(_mean(results, "trained", method) - _mean(results, "trained", HEAD_ALONE))
 
 
+def full_curve(results: Results) -> tuple[np.ndarray, np.ndarray]:
+    """Full fine-tuning as it trains: (n,) steps and (n,) mean held-out losses; empty where nothing was measured."""
+    table = results.tables.get(BY_STEP_TABLE)
+    if table is None or not len(table):
+        return np.empty(0), np.empty(0)
+    means = table.groupby("step")["held_out_loss"].mean()
+    return means.index.to_numpy(float), means.to_numpy(float)
+
+
+def steps_to(results: Results, held_out_loss: float) -> float | None:
+    """The step at which full fine-tuning has come down to this held-out loss, by a line between evaluations; None
+    where it does not, or had before the first evaluation."""
+    steps, losses = full_curve(results)
+    lowest = np.minimum.accumulate(losses)
+    if not len(steps) or held_out_loss < lowest[-1] or held_out_loss > lowest[0]:
+        return None
+    return float(np.interp(-held_out_loss, -lowest, steps))
+
+
 def by_method(results: Results, **labels: Any) -> Table:
     """All methods with their parameters, learning rates, losses and gains, by parameters."""
     runs = results.runs
     for key, value in labels.items():
         runs = runs[runs[key] == value]
+    measured = len(full_curve(results)[0]) > 0
     rows: list[tuple[Any, ...]] = []
-    for method, part in runs.groupby("method", sort=False):
+    for method, part in runs[runs["method"] != BY_STEP].groupby("method", sort=False):
         rate = None if method == HEAD_ALONE else part["learning_rate"].iloc[0]
         outcome = (loss(results, method, **labels), gain(results, method, **labels), share(results, method, **labels))
-        rows.append((method, parameters(results, method), rate, *outcome))
+        accuracies = (accuracy(results, method, **labels),) if "accuracy" in part else ()
+        steps = (steps_to(results, part["held_out_loss"].mean()),) if measured else ()
+        rows.append((method, parameters(results, method), rate, *outcome, *accuracies, *steps))
     columns = (
         Column("method", "Method"),
         Column("trained", "Trainable parameters (head excluded)", "int"),
@@ -137,6 +162,8 @@ def by_method(results: Results, **labels: Any) -> Table:
         Column("loss", "Loss (nats)", "float", 4),
         Column("gain", "Gain (nats)", "float"),
         Column("share", "Share of full fine-tuning's gain", "percent"),
+        *([Column("accuracy", "Accuracy", "percent")] if "accuracy" in runs else []),
+        *([Column("steps", "Full fine-tuning's steps to its held-out loss", "int")] if measured else []),
     )
     caption = "Means over replicates. Gain: how far the loss lies below that of the head alone."
     title = ", ".join(["By method", *map(str, labels.values())])
