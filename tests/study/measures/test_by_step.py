@@ -16,7 +16,15 @@ def results(losses):
     """Of one replicate, scored at steps 10, 20, ..., with LoRA at 0.75 and full fine-tuning at 0.5."""
     table = pd.DataFrame({"replicate": 0, "step": range(10, 10 * len(losses) + 1, 10), "held_out_loss": losses})
     runs = [
-        {"method": method, "replicate": 0, "learning_rate": 1e-3, "loss": loss, "held_out_loss": loss, "trained": n}
+        {
+            "method": method,
+            "replicate": 0,
+            "learning_rate": 1e-3,
+            "loss": loss,
+            "held_out_loss": loss,
+            "trained": n,
+            "key": method,
+        }
         for method, loss, n in (("head alone", 1.0, 5), ("LoRA", 0.75, 7), (FULL_TUNING, 0.5, 9), (BY_STEP, 0.5, 9))
     ]
     return Results(pd.DataFrame(runs), {"by_step": table}, SCALE, pd.DataFrame())
@@ -42,10 +50,7 @@ def test_the_arm_and_what_is_measured_on_it(tmp_path):
     assert (arm.changes["training.eval_steps"], arm.rate_of) == (10, {"method": FULL_TUNING, "rank": None})
     lines = [{"step": 10, "train_loss": 1.5}, {"step": 10, "eval_loss": 1.25}, {"step": 20, "eval_loss": 0.75}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [(row["step"], row["held_out_loss"]) for row in by_step.held_out_by_step([tmp_path])] == [
-        (10, 1.25),
-        (20, 0.75),
-    ]
+    assert [tuple(row.values()) for row in by_step.held_out_by_step([tmp_path])] == [(10, 1.25), (20, 0.75)]
     assert len(by_step.figure(results([1.0, 0.5]))) == 1
     assert by_step.figure(results([])) == []
-    assert len(by_step.specs(results([]))) == 1
+    assert [spec.runs for spec in by_step.specs(results([]))] == [(BY_STEP,)]
