@@ -285,6 +285,7 @@ study = Study(
             ),
             "Losses differ by the seeds of the head and of the data alone.",
             kind="identity",
+            amended="The bound is as before; no effect and where the bound comes from are stated.",
         ),
         Claim(
             "both-learn",
@@ -298,6 +299,7 @@ study = Study(
             (Control("gain with both zero (nats)", gain("both zero"), at_least=0.05),),
             "Gain: how far the test loss lies below that of a trained head on the frozen base.",
             HAYOU_SETTING,
+            amended="The bound is as before; no effect and where the bound comes from are stated.",
         ),
         Claim(
             "first-better",

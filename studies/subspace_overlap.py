@@ -302,6 +302,7 @@ study = Study(
             "Each is compared with random directions (Haar).",
             SEEDS_SETTING,
             kind="random baseline",
+            amended="The bound is as before; no effect and where the bound comes from are stated.",
         ),
         Claim(
             "left",
@@ -354,6 +355,7 @@ study = Study(
                      at_least=0.999),),
             "lorascope draws A from the seed, the module's name and the rank, so that its own runs are independent.",
             kind="identity",
+            amended="The bound is as before; no effect and where the bound comes from are stated.",
         ),
         Claim(
             "start",
