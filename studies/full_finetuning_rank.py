@@ -82,11 +82,19 @@ def accuracy_share(kind):
 
 
 @once
+def loss_of(results, method, rank=None):
+    method_of, rank_of, losses = (results.runs[name].to_numpy() for name in ("method", "rank", "loss"))
+    chosen = (method_of == method) & (True if rank is None else rank_of == rank)
+    if not chosen.any():
+        raise ValueError(f"no run of {method} at rank {rank}")
+    return float(losses[chosen].mean())
+
+
 def trained_gain(results, rank):
-    head, full, lora = (runs_of(results, *kind)["loss"].mean() for kind in (("head",), ("full",), ("lora", rank)))
+    head, full = loss_of(results, "head"), loss_of(results, "full")
     if full >= head:
         raise ValueError("full fine-tuning gained nothing")
-    return (head - lora) / (head - full)
+    return (head - loss_of(results, "lora", rank)) / (head - full)
 
 
 def smallest_trained(results):

@@ -36,6 +36,7 @@ def ratio(over: str, under: str) -> Statistic:
     return lambda results: mean_of(results, over, "full", None, under)
 
 
+@once
 def curve_of(results: Results, kind: str) -> "pd.DataFrame":
     table = results.tables["functional"]
     chosen = table["curve"].to_numpy() == kind
