@@ -1,9 +1,12 @@
 """Forest plots: where marks stand, and what the page and the terminal show of them."""
 
+from xml.etree import ElementTree
+
 import pytest
 
 from lorascope.blocks import Forest, ForestRow, Link, Page
 from lorascope.report import forest, html, terminal
+from tests.report import claims_picture
 from tests.report.conftest import HOSTILE
 from tests.report.test_claims import contrast
 
@@ -133,3 +136,13 @@ def test_a_hostile_row_is_text(page_in_browser, tmp_path):
     text = terminal.render(Page("p", (block,), answer=HOSTILE), width=100)
     assert "\x1b" not in text
     assert "\u202e" not in text
+
+
+def test_the_picture_of_the_readme_is_well_formed_and_has_what_was_decided():
+    rows = [
+        row(verdict="weaker", label="A < B & C"),
+        row(verdict="absent or opposite", value=-0.3, low=-0.4, high=-0.2),
+    ]
+    svg = ElementTree.fromstring(claims_picture.draw(rows))
+    texts = ["".join(each.itertext()) for each in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["no effect", "published", "A < B & C", "weaker here", rows[1].label, "absent or opposite here"]
