@@ -39,6 +39,7 @@ def view(
     shown = [block.columns[j] for j in kept]
     columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), definitions) for j in kept)
     bars = [_longest(block, rows, j) for j in kept]
+    prose = sum(column.css.endswith("w") for column in columns)
     notes = (f"The first {len(rows):,} of {len(block.rows):,} rows.",) if len(block.rows) > len(rows) else ()
     texts = [(t.visible(block.columns[j].title), _cell(rows[0][j], block.columns[j], 0).text) for j in constant]
     same = tuple((title_, text) for title_, text in texts if text not in ("", t.ABSENT))
@@ -52,7 +53,8 @@ def view(
         anchors=tuple(
             names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows
         ),
-        wide=len(kept) > 9 or sum(column.css.endswith("w") for column in columns) > 2,
+        wide=len(kept) > 9 or prose > 2,
+        dense=prose > 4,
         long=len(rows) > 24,
         notes=notes,
         constant=same,

@@ -62,6 +62,7 @@ class TableView(View):
     rows: tuple[tuple[CellView, ...], ...]
     anchors: tuple[str, ...]
     wide: bool
+    dense: bool  # more prose than fits at the usual width of a column
     long: bool
     notes: tuple[str, ...]
     constant: tuple[tuple[str, str], ...] = ()  # title and text of the columns that are the same in all rows

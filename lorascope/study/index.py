@@ -43,7 +43,7 @@ def index(records: Sequence[Record]) -> Page:
             defined.BLOCK,
         ),
         kicker="lorascope study",
-        summary="\n\n".join(part for part in (_counts(told), scope.common(told)) if part),
+        summary="\n\n".join(part for part in (_counts(told), *scope.common(told).split("\n")) if part),
     )
 
 
@@ -91,11 +91,10 @@ def _table(claims: Sequence[tuple[Record, Record]]) -> Table:
         Column("claim", "Claim"),
         Column("verdict", "Verdict", "verdict"),
         Column("setting", "Published setting"),
-        Column("measured", "What is measured"),
+        Column("measured", "What is measured, and its bound"),
         Column("found", "Here [95 % interval]"),
-        Column("bound", "Bound"),
         Column("why", "Why"),
-        Column("power", "Power: at the effect, for absence"),
+        Column("power", "Power: effect, absence"),
         Column("scope", "Scope"),
         Column("testbed", "Test bed"),
     )
@@ -106,10 +105,10 @@ def _table(claims: Sequence[tuple[Record, Record]]) -> Table:
 
 
 def _row(record: Record, claim: Record) -> tuple:
-    shown = ("", "", "")
+    shown = ("", "")
     if words.place(claim) is not None:
         check = words.check(words.decisive(claim))
-        shown = (check.text, t.interval(check), check.bound)
+        shown = (f"{check.text} {check.bound}", t.interval(check))
     return (
         Link(record["title"], file_of(record)),
         f"{claim['text']} ({claim['source']})",
@@ -118,7 +117,7 @@ def _row(record: Record, claim: Record) -> tuple:
         *shown,
         words.why(claim),
         words.power_in_short(words.decisive(claim)),
-        scope.line(record).removeprefix("Scope: "),
+        scope.line(record),
         record["scale"]["testbed"],
     )
 
@@ -141,7 +140,7 @@ def _study_row(record: Record) -> tuple:
     return (
         Link(record["title"], file_of(record)),
         record["reading"] or record["question"],
-        scope.line(record).removeprefix("Scope: "),
+        scope.line(record),
         scale["testbed"],
         scale["replicates"],
         cost["runs"],

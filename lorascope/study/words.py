@@ -11,8 +11,8 @@ UNJUDGED = ("out of reach", "withdrawn")  # verdicts that say nothing of the num
 SENTENCES = {
     "reproduced": "the whole interval lies inside the bound",
     "weaker": "the whole interval lies between no effect and the bound",
-    "absent or opposite": "the whole interval excludes the published effect",
-    "inconclusive": "the interval leaves it open",
+    "absent or opposite": "the interval is on the other side of no effect, or close to it",
+    "inconclusive": "the interval contains the bound or no effect",
 }
 
 
@@ -69,8 +69,6 @@ def why(recorded: Record) -> str:
     if count > 1 and verdict == "reproduced":
         return f"All {count} criteria are met; the one with the least room is shown."
     said = recorded["reason"] or SENTENCES.get(decisive["outcome"], "")
-    if verdict == "absent or opposite" and recorded["reason"]:
-        said = f"{SENTENCES[verdict]}: {said}"
     return sentence(f"{said} (criterion {decided + 1} of {count})" if count > 1 else said)
 
 
@@ -121,11 +119,11 @@ def _power(criterion: Record) -> str:
 
 
 def power_in_short(criterion: Record) -> str:
-    """The two numbers of `_power` alone: "82 %, 64 %"."""
-    power = criterion["power"] or {"reproduced": None, "absent": None}
-    return ", ".join(
-        "–" if share is None else f"{round(100 * share)} %" for share in (power["reproduced"], power["absent"])
-    )
+    """The two numbers of `_power` alone: "82 %, 64 %"; empty where there is none."""
+    if criterion["power"] is None:
+        return ""
+    shares = (criterion["power"]["reproduced"], criterion["power"]["absent"])
+    return ", ".join(t.ABSENT if share is None else f"{round(100 * share)} %" for share in shares)
 
 
 def _chance(recorded: Record) -> str:

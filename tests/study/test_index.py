@@ -59,9 +59,9 @@ def test_a_row_has_scope_setting_bound_origin_and_power():
     table = of_type(indices.index(records()[:1]), Table)[0]
     cells = [dict(zip([column.key for column in table.columns], row, strict=True)) for row in table.rows]
     first = cells[0]
-    assert first["scope"] == scope.line(records()[0]).removeprefix("Scope: ")
+    assert first["scope"] == scope.line(records()[0])
     assert first["setting"] == "RoBERTa-large, MNLI, 100,000 steps"
-    assert first["bound"] == "≥ 2.0 % (half of the published 4 % (Table 2))"
+    assert first["measured"] == "gain of A less that of B ≥ 2.0 % (half of the published 4 % (Table 2))"
     assert first["found"] == "3.0 % [2.5 %, 3.5 %]"
     assert first["power"] == "82 %, 64 %"
     withdrawn = cells[2]
@@ -73,7 +73,7 @@ def test_the_criterion_that_decided_is_shown():
                 verdict="weaker", decided_by=1)  # fmt: skip
     table = of_type(indices.index([record("paper", two)]), Table)[0]
     cells = dict(zip([column.key for column in table.columns], table.rows[0], strict=True))
-    assert cells["measured"] == "second"
+    assert cells["measured"].startswith("second ≥ 2.0 %")
     assert cells["why"] == "The whole interval lies between no effect and the bound (criterion 2 of 2)."
 
 
