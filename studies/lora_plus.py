@@ -10,11 +10,11 @@ from lorascope.study import Arm, Claim, Control, Criterion, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, accuracy_lead, by_method, gain, loss, tuning_curve
 from lorascope.study.measures import by_step
 from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
-from lorascope.study.tasks import HERE, PLUS_RATES, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
+from lorascope.study.tasks import HERE, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
 
 SLOWER, EQUAL, FEW, PLUS, MANY = "LoRA+, λ = 1/16", "LoRA", "LoRA+, λ = 4", "LoRA+", "LoRA+, λ = 64"
 RATIOS = {SLOWER: 1 / 16, EQUAL: 1.0, FEW: 4.0, PLUS: 16.0, MANY: 64.0}
-HALF_DECADES = {SLOWER: (1e-2, 3.2e-2, 1e-1), FEW: (3.2e-4, 1e-3, 3.2e-3), MANY: PLUS_RATES}  # of A
+HALF_DECADES = {SLOWER: (1e-2, 3.2e-2, 1e-1), FEW: (3.2e-4, 1e-3, 3.2e-3), MANY: (3.2e-5, 1e-4, 3.2e-4)}  # of A
 HALF = {method: f"{method}, half of the steps" for method in (PLUS, EQUAL)}
 
 
