@@ -42,9 +42,7 @@ def claim_hash(claim: Claim, testbed: str) -> str:
 
 def _stated(criterion: Criterion) -> list[Any]:
     landmarks = {name: getattr(criterion, name) for name in LANDMARKS}
-    statistic = criterion.statistic
-    others = [source(statistic), source(getattr(statistic, "also", None))]
-    return [isinstance(criterion, Control), landmarks, others]
+    return [isinstance(criterion, Control), landmarks, source(criterion.statistic)]
 
 
 def freeze(study: Study, scale: str, root: Path, date: str, *, is_first: bool) -> dict[str, list[dict[str, Any]]]:

@@ -4,6 +4,7 @@ The same function judges a study that has just been run and a record that is jud
 script alone give the verdicts that stand in it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,17 +15,20 @@ from lorascope.study import earlier, record
 from lorascope.study.answers import Answers
 from lorascope.study.claims import Claim
 from lorascope.study.definition import Study
-from lorascope.study.frozen import bounds_in_words, claim_hash, criterion_facts
+from lorascope.study.frozen import bounds_in_words, claim_hash
 from lorascope.study.results import Results
 from lorascope.study.rounding import rounded
 from lorascope.study.verdict import Verdict, judge_all
 
 TOLD = ("reading", "figures")  # made of the verdicts and the results
+OLD_STATED = ("text", "at_least", "at_most", "unit")  # of a criterion in schema 1
+STATED = (*OLD_STATED, "no_effect", "published", "supposed", "margin")
 TEXTS = ("title", "question", "varied", "tuned", "fixed")
 NO_REASON = "no reason given"
 NOT_JUDGED = "not judged yet"
 UNFROZEN = "before claims were frozen: "
-NEW_RUNS, NEW_RULE = "the runs are new, the claim is unchanged", "the rule is new, the claim is unchanged"
+NEW_RUNS = "from new runs; the claim is unchanged"
+NEW_RULE = "by a new rule for verdicts; the claim is unchanged"
 Record = Mapping[str, Any]
 Frozen = Mapping[str, Sequence[Mapping[str, Any]]]  # of every claim all that was frozen, the newest last
 Progress = Callable[[int, int], None]
@@ -46,7 +50,7 @@ def again(found: Record, study: Study, folder: Path, date: str, progress: Progre
     now = {
         claim.name: [{"hash": claim_hash(claim, testbed), "date": date, "before_runs": False}] for claim in study.claims
     }
-    judged = judge(Case(base, study, found, now, date, NEW_RULE), results, progress)
+    judged = judge(Case(base, study, found, now, date, same_runs=True), results, progress)
     return dict(found) if judged | {"made": found["made"]} == found else judged
 
 
@@ -72,7 +76,7 @@ class Case:
         before: the record that the new one replaces; None where there is none.
         frozen: of every claim all that was frozen, the newest last.
         date: of today.
-        why: an unchanged claim has another verdict than before.
+        same_runs: whether the record before is of the same runs.
     """
 
     base: Record
@@ -80,7 +84,7 @@ class Case:
     before: Record | None
     frozen: Frozen
     date: str
-    why: str = NEW_RUNS
+    same_runs: bool = False
 
 
 def judge(case: Case, results: Results, progress: Progress | None = None) -> dict[str, Any]:
@@ -114,14 +118,15 @@ def _claim(case: Case, claim: Claim, verdict: Verdict) -> dict[str, Any]:
     *versions, newest = case.frozen[claim.name]
     before = _known(case).get(claim.name)
     kept = before["frozen"] if before else None
-    if kept is None or kept["hash"] != newest["hash"]:
+    is_same = kept is not None and (kept["hash"] == newest["hash"] or _is_rewritten(case, before, judged))
+    if kept is None or not is_same:
         kept = {key: newest[key] for key in ("hash", "date", "before_runs")}
     if before is None:
         told = {"date": case.date, "verdict": NOT_JUDGED, "why": claim.amended or NO_REASON}
         amendments = [{**told, "text": each["text"], "bounds": each["bounds"]} for each in versions]
     else:
-        amendments = _amendments(case, before, claim, judged["verdict"], newest["hash"])
-    return {**judged, "frozen": kept, "amendments": amendments}
+        amendments = _amendments(case, before, claim, judged["verdict"], not is_same)
+    return {**judged, "frozen": {**kept, "hash": newest["hash"]}, "amendments": amendments}
 
 
 def _said(claim: Record) -> str:
@@ -134,26 +139,46 @@ def _known(case: Case) -> dict[str, Record]:
     return {} if case.before is None else {claim["name"]: claim for claim in case.before["claims"]}
 
 
-def _amendments(case: Case, old: Record, claim: Claim, verdict: str, new_hash: str) -> list[dict[str, Any]]:
+def _is_rewritten(case: Case, before: Record | None, judged: Record) -> bool:
+    """Whether only the code of the statistics differs, and gives the same numbers of the same runs."""
+    if before is None or not case.same_runs or len(before["criteria"]) != len(judged["criteria"]):
+        return False
+    return (before["text"], before["verdict"]) == (judged["text"], judged["verdict"]) and all(
+        all(old[key] == new[key] for key in (*STATED, "control"))
+        and all(_are_close(old[key], new[key]) for key in ("estimate", "low", "high"))
+        for old, new in zip(before["criteria"], judged["criteria"], strict=True)
+    )
+
+
+def _are_close(one: float | None, other: float | None) -> bool:
+    """Equal but for rounding."""
+    return one == other or (one is not None and other is not None and math.isclose(one, other, rel_tol=1e-5))
+
+
+def _amendments(case: Case, old: Record, claim: Claim, verdict: str, changed: bool) -> list[dict[str, Any]]:
     """What the claim was before, the oldest first: one more where it, or its verdict, differs from the record's."""
     said, was = _said(old), old.get("was")
-    if was is None:
-        changed = old["frozen"] is None or old["frozen"]["hash"] != new_hash
-        is_same, prefix = said == verdict, ""
-    else:
-        changed = _as_stated(old) != (claim.text, criterion_facts(claim))
-        is_same, prefix = earlier.same_meaning(said, verdict), UNFROZEN
-    if is_same and not changed:
+    if was is not None:  # it has no hash
+        changed = bool(claim.amended) or not _is_stated_so(claim, old, OLD_STATED)
+    if not changed and (said == verdict if was is None else earlier.same_meaning(said, verdict)):
         return old["amendments"]
-    reasons = [claim.amended, was["reason"] if was else "", claim.withdrawn or "", NO_REASON if changed else case.why]
+    why = NEW_RULE if case.same_runs else NEW_RUNS
+    if changed or was:
+        taken_back = was["reason"] if was else ""
+        why = claim.amended or taken_back or claim.withdrawn or (NO_REASON if changed else why)
     entry = {"date": case.date, "verdict": said, "text": old["text"], "bounds": bounds_in_words(old["criteria"])}
-    return [*old["amendments"], {**entry, "why": prefix + next(reason for reason in reasons if reason)}]
+    return [*old["amendments"], {**entry, "why": f"{UNFROZEN if was else ''}{why}"}]
 
 
-def _as_stated(old: Record) -> tuple[str, list[dict[str, Any]]]:
-    """Of a recorded claim what `criterion_facts` gives of a script's."""
-    keys = ("text", "at_least", "at_most", "unit", "control")
-    return old["text"], [{key: criterion[key] for key in keys} for criterion in old["criteria"]]
+def _is_stated_so(claim: Claim, recorded: Record, keys: Sequence[str]) -> bool:
+    """Whether the script's claim has the recorded one's text, and its criteria the same values of these keys."""
+    now = rounded([{key: getattr(each, key) for key in keys} for each in (*claim.criteria, *claim.controls)])
+    then = [{key: each[key] for key in keys} for each in recorded["criteria"]]
+    return (
+        claim.text == recorded["text"]
+        and now == then
+        and len(claim.controls) == sum(each["control"] for each in recorded["criteria"])
+    )
 
 
 def _removed(case: Case) -> list[dict[str, Any]]:
@@ -176,12 +201,12 @@ def _removed(case: Case) -> list[dict[str, Any]]:
 
 
 def _noise(case: Case) -> dict[tuple[str, int], tuple[float, float, str]]:
-    """Of the criteria whose noise was known before these runs; of claims that are still the same."""
+    """Of the criteria whose noise was known before these runs; of claims that are stated as they were then."""
     known = _known(case)
     same = {
-        name
-        for name, versions in case.frozen.items()
-        if name in known and known[name]["frozen"] and known[name]["frozen"]["hash"] == versions[-1]["hash"]
+        claim.name
+        for claim in case.study.claims
+        if claim.name in known and _is_stated_so(claim, known[claim.name], STATED)
     }
     return {
         (each["claim"], each["place"]): (each["se"], each["df"], each["words"])
@@ -208,7 +233,7 @@ def _told(study: Study, verdicts: Sequence[Verdict], results: Results) -> tuple[
     told: dict[str, Any] = {"reading": "", "figures": []}
     failures = []
     for name, make in (
-        ("reading", lambda: study.reading(Answers(verdicts)) if study.reading else ""),
+        ("reading", lambda: study.reading(Answers(verdicts)) if study.reading and results.scale.conclusive else ""),
         ("figures", lambda: _figures(study, results)),
     ):
         try:

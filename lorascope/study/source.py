@@ -14,6 +14,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 LAYOUT = ("ctx", "kind", "type_comment", "type_params", "annotation", "returns")  # fields that change no number
+NOT_DECISIVE = ("also",)  # of a statistic: the effect in other units
 OURS = "lorascope"  # what the names of our modules begin with, those of scripts too (`work.script`)
 
 
@@ -60,7 +61,8 @@ class _Found:
         if isinstance(value, ModuleType):
             return ["module", value.__name__]
         if _is_ours(type(value)):
-            return ["instance", self._class(type(value)), self.value(getattr(value, "__dict__", {}))]
+            parts = {name: each for name, each in getattr(value, "__dict__", {}).items() if name not in NOT_DECISIVE}
+            return ["instance", self._class(type(value)), self.value(parts)]
         return [type(value).__qualname__, str(value) if _is_plain(value) else ""]
 
     def _function(self, function: FunctionType) -> Any:
