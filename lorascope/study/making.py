@@ -80,7 +80,7 @@ def _base(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned]) 
                 "labels": dict(arm.labels),
                 "learning_rate": t.rate,
                 "interior": t.interior,
-                "curve": [[rate, _by_replicate(losses)] for rate, losses in t.curve.items()],
+                "curve": [[rate, [losses[n] for n in sorted(losses)]] for rate, losses in t.curve.items()],
             }
             for arm, t in zip(runner.arms, tuned, strict=True)
             if t.curve
@@ -96,10 +96,6 @@ def _base(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned]) 
         "strata": {name: list(strata) for name, strata in results.strata.items()},
         "figures": [],
     }
-
-
-def _by_replicate(losses: Any) -> list[float | None]:
-    return [losses[n] for n in sorted(losses)] if isinstance(losses, Mapping) else [losses]
 
 
 def _scale(results: Results) -> dict[str, Any]:

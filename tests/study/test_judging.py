@@ -18,7 +18,7 @@ from lorascope.blocks import Text
 from lorascope.study import Claim, Control, Criterion, Study, StudyScale
 
 def loss(method):
-    return lambda results: results.runs["loss"][results.runs["method"] == method].mean()
+    return lambda results: results.runs["loss"].to_numpy()[results.runs["method"].to_numpy() == method].mean()
 
 def claim(name, least, **more):
     bound = (Criterion("loss of A", loss("A"), at_least=least, no_effect=0.0),)
@@ -110,7 +110,7 @@ def test_a_changed_claim_is_an_amendment_with_its_old_verdict(tmp_path):
 
 def test_code_that_gives_the_same_numbers_is_no_amendment(tmp_path):
     found = judged(tmp_path)
-    text = SCRIPT.replace('["method"] == method].mean()', '["method"].eq(method)].mean()')
+    text = SCRIPT.replace("].mean()", "].sum() / 5")
     again = by_name(judged(tmp_path, text, found, LATER))["large"]
     before = by_name(found)["large"]
     assert again["amendments"] == []
