@@ -8,6 +8,10 @@ from lorascope.report import text as t
 
 Record = Mapping[str, Any]
 UNJUDGED = ("out of reach", "withdrawn")  # verdicts that say nothing of the numbers
+KINDS = {
+    "identity": "an identity: it tests the code, and is no evidence for the paper",
+    "random baseline": "a comparison with a random baseline",
+}
 SENTENCES = {
     "reproduced": "the whole interval lies inside the bound",
     "weaker": "the whole interval lies between no effect and the bound",
@@ -21,6 +25,7 @@ def claim(recorded: Record) -> Claim:
     unjudged = recorded["verdict"] in UNJUDGED
     checks = tuple(check(criterion, unjudged) for criterion in recorded["criteria"])
     parts = () if unjudged else (_controls(recorded["criteria"]), _power(decisive(recorded)), _chance(recorded))
+    parts = (KINDS.get(recorded["kind"], ""), *parts)
     return Claim(
         recorded["text"],
         recorded["verdict"],

@@ -74,6 +74,7 @@ def test_a_claim_says_why_and_how_far_to_trust_it():
         "0.00900 nats [0.00750, 0.0105]",
     ):
         assert part in said
+    assert "it tests the code" in text(record("paper", claim("c", kind="identity")))
     ours = criterion(published=None, supposed=0.05)
     assert "power 82 % at 5.0 %, 64 % for absence" in text(record("paper", claim("c", ours)))
 
