@@ -79,7 +79,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class _Resamples:
+class Resamples:
     """Resamples, their weights, and of every stratum and of the texts a number that equal draws share."""
 
     draws: Sequence[Draws]
@@ -121,7 +121,8 @@ def expanded_intervals(
         else:
             groups.setdefault(next(iter(of)) if len(of) == 1 and TEXTS not in of else None, []).append(j)
     resamples = {
-        group: _drawn(strata, most, text_draws) if group is None else _of_one(strata, group, most) for group in groups
+        group: resamples_of_all(strata, most, text_draws) if group is None else resamples_of_one(strata, group, most)
+        for group in groups
     }
     todo = [(resamples[group], _firsts(resamples[group], members, parts)) for group, members in groups.items()]
     total, done = sum(len(needed) for _, (needed, _) in todo), 0
@@ -140,7 +141,7 @@ def expanded_intervals(
 
 
 def _firsts(
-    made: _Resamples, members: Sequence[int], parts: Sequence[Mapping[Any, float]]
+    made: Resamples, members: Sequence[int], parts: Sequence[Mapping[Any, float]]
 ) -> tuple[dict[int, list[int]], dict[int, np.ndarray]]:
     """A statistic is computed once for those resamples that draw the same, in any order, where it matters to it.
 
@@ -250,20 +251,20 @@ def _text_parts(statistics: Statistics, count: int, strata: Draws, draws: int) -
     return parts
 
 
-def _of_one(strata: Draws, stratum: Any, most: int) -> _Resamples:
+def resamples_of_one(strata: Draws, stratum: Any, most: int) -> Resamples:
     """Resamples of one stratum: all multisets of as many units with their probabilities, or random ones."""
     units = strata[stratum]
     n = len(units)
     if math.comb(2 * n - 1, n) > MAX_ENUMERATED:
-        one = _drawn({stratum: units}, most, 0)
-        return _Resamples([{**strata, **each} for each in one.draws], one.texts, one.weights, one.codes)
+        one = resamples_of_all({stratum: units}, most, 0)
+        return Resamples([{**strata, **each} for each in one.draws], one.texts, one.weights, one.codes)
     every = list(itertools.combinations_with_replacement(units, n))
     ways = [math.factorial(n) / math.prod(map(math.factorial, Counter(each).values())) for each in every]
     draws = [{**strata, stratum: each} for each in every]
-    return _Resamples(draws, [None] * len(every), np.array(ways) / n**n, {stratum: np.arange(len(every))})
+    return Resamples(draws, [None] * len(every), np.array(ways) / n**n, {stratum: np.arange(len(every))})
 
 
-def _drawn(strata: Draws, most: int, text_draws: int) -> _Resamples:
+def resamples_of_all(strata: Draws, most: int, text_draws: int) -> Resamples:
     """Resamples of all strata, and of the texts where there are draws of them; the same each time."""
     rng = np.random.default_rng(SEED_OF_STRATA)
     places = [rng.integers(0, len(units), (most, len(units))) for units in strata.values()]
@@ -278,7 +279,7 @@ def _drawn(strata: Draws, most: int, text_draws: int) -> _Resamples:
     }
     texts = np.arange(most) % text_draws if text_draws else np.zeros(most, int)
     numbers: list[int | None] = texts.tolist() if text_draws else [None] * most
-    return _Resamples(draws, numbers, np.full(most, 1 / most), {**codes, TEXTS: texts})
+    return Resamples(draws, numbers, np.full(most, 1 / most), {**codes, TEXTS: texts})
 
 
 def _nan(value: float | None) -> float:

@@ -8,7 +8,10 @@ from lorascope.study.claims import Criterion
 REPRODUCED, WEAKER, ABSENT, INCONCLUSIVE = "reproduced", "weaker", "absent or opposite", "inconclusive"
 FAILED, PASSED = "failed", "passed"  # of a negative control, which is expected to fail
 OUTCOMES = REPRODUCED, WEAKER, ABSENT, INCONCLUSIVE, FAILED, PASSED
-OPPOSITE, NO_EFFECT = "the interval is on the opposite side of no effect", "the interval is within the margin of none"
+OPPOSITE, NO_EFFECT = (
+    "the interval is on the opposite side of no effect",
+    "the interval is within the margin of no effect",
+)
 OUTSIDE, BEYOND = "the interval is outside the bound", "the effect is larger than the bounds allow"
 Ends = tuple[float, float]  # of an interval
 
