@@ -3,6 +3,11 @@
 The interval is compared with two landmarks: the bound, from which on an effect counts as reproduced, and no effect.
 """
 
+import math
+from typing import Any
+
+import numpy as np
+
 from lorascope.study.claims import Criterion
 
 REPRODUCED, WEAKER, ABSENT, INCONCLUSIVE = "reproduced", "weaker", "absent or opposite", "inconclusive"
@@ -13,7 +18,16 @@ OPPOSITE, NO_EFFECT = (
     "the interval is within the margin of no effect",
 )
 OUTSIDE, BEYOND = "the interval is outside the bound", "the effect is larger than the bounds allow"
-Ends = tuple[float, float]  # of an interval
+RULES = (  # in this order: the first that applies
+    (REPRODUCED, ""),
+    (WEAKER, ""),
+    (ABSENT, NO_EFFECT),
+    (ABSENT, OPPOSITE),
+    (ABSENT, BEYOND),
+    (ABSENT, OUTSIDE),
+    (INCONCLUSIVE, ""),
+)
+Ends = tuple[Any, Any]  # of an interval, or of many: arrays of one shape
 
 
 def outcome(criterion: Criterion, interval: Ends, wide: Ends) -> tuple[str, str]:
@@ -23,37 +37,52 @@ def outcome(criterion: Criterion, interval: Ends, wide: Ends) -> tuple[str, str]
         wide: the interval of the level at which an effect counts as absent: higher where one of several criteria that
             fails is enough.
     """
-    low, high = interval
-    if criterion.satisfied_by(low) and criterion.satisfied_by(high):
-        return REPRODUCED, ""
+    word, reason = RULES[int(rules(criterion, interval, wide))]
+    return word, _straddled(criterion, interval) if word == INCONCLUSIVE else reason
+
+
+def rules(criterion: Criterion, interval: Ends, wide: Ends) -> np.ndarray:
+    """Which of `RULES` applies to each interval."""
+    is_outside = outside(criterion, wide)
     if criterion.no_effect is None:
-        return (ABSENT, OUTSIDE) if outside(criterion, wide) else (INCONCLUSIVE, _straddled(criterion, interval))
-    (low, high), (wide_low, wide_high) = _effects(criterion, interval), _effects(criterion, wide)
-    bound = criterion.distance
-    if low > 0 and high < bound:
-        return WEAKER, ""
-    margin = bound if criterion.margin is None else criterion.margin
-    if -margin <= wide_low and wide_high <= margin:
-        return ABSENT, NO_EFFECT
-    if wide_high <= 0:
-        return ABSENT, OPPOSITE
-    if wide_low > bound and outside(criterion, wide):
-        return ABSENT, BEYOND
-    return INCONCLUSIVE, _straddled(criterion, interval)
+        effect = wide_effect = (np.nan, np.nan)
+    else:
+        effect, wide_effect = _effects(criterion, interval), _effects(criterion, wide)
+        is_outside &= wide_effect[0] > criterion.distance  # and not on the other side
+    margin = criterion.distance if criterion.margin is None else criterion.margin
+    applies = [
+        inside(criterion, interval),
+        (effect[0] > 0) & (effect[1] < criterion.distance),
+        (wide_effect[0] >= -margin) & (wide_effect[1] <= margin),
+        wide_effect[1] <= 0,
+        is_outside & (criterion.no_effect is not None),
+        is_outside,
+    ]
+    return np.select([np.broadcast_to(each, np.shape(interval[0])) for each in applies], range(6), len(RULES) - 1)
 
 
 def control_outcome(control: Criterion, interval: Ends) -> tuple[str, str]:
     """The outcome of a negative control, and the reason."""
-    if control.satisfied_by(interval[0]) and control.satisfied_by(interval[1]):
+    if inside(control, interval):
         return PASSED, ""
     return (FAILED, "") if outside(control, interval) else (INCONCLUSIVE, _straddled(control, interval))
 
 
-def outside(criterion: Criterion, interval: Ends) -> bool:
+def inside(criterion: Criterion, interval: Ends) -> Any:
+    """Whether the whole interval keeps the bound."""
+    least, most = _bounds(criterion)
+    return (interval[0] >= least) & (interval[1] <= most)
+
+
+def outside(criterion: Criterion, interval: Ends) -> Any:
     """Whether no part of the interval keeps the bound: one around a two-sided bound overlaps it, too."""
-    low, high = interval
-    below = criterion.at_least is not None and high < criterion.at_least
-    return below or (criterion.at_most is not None and low > criterion.at_most)
+    least, most = _bounds(criterion)
+    return (interval[1] < least) | (interval[0] > most)
+
+
+def _bounds(criterion: Criterion) -> tuple[float, float]:
+    least = -math.inf if criterion.at_least is None else criterion.at_least
+    return least, math.inf if criterion.at_most is None else criterion.at_most
 
 
 def _effects(criterion: Criterion, interval: Ends) -> Ends:

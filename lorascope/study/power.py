@@ -8,15 +8,16 @@ themselves.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from lorascope.study.claims import Criterion
-from lorascope.study.outcome import ABSENT, REPRODUCED, outcome
+from lorascope.study.outcome import ABSENT, REPRODUCED, RULES, rules
 
-NODES = 64  # Gauss–Legendre, over the quantiles of the standard error: 4 digits
+NODES = 200  # Gauss–Legendre, over the quantiles of the standard error: a probability to 0.001 or better
 OWN_NOISE = "this record's own noise"
+# (errors,) weights of the standard errors; (errors, places) ascending; (errors, places + 1) below, between and above
+Regions = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,47 @@ def power(criterion: Criterion, se: float, df: float, criteria: int = 1, noise: 
     Args:
         criteria: how many the claim has.
     """
-    supposed, none = criterion.supposed, criterion.no_effect
-    reproduced = None if supposed is None else probabilities(criterion, supposed, se, df, criteria)
-    absent = None if none is None else probabilities(criterion, none, se, df, criteria)
-    return Power(reproduced and reproduced[REPRODUCED], absent and absent[ABSENT], noise)
+    regions = _regions(criterion, se, df, criteria)
+
+    def of(word: str, true: float | None) -> float | None:
+        return None if true is None else _probabilities(regions, true, se)[word]
+
+    return Power(of(REPRODUCED, criterion.supposed), of(ABSENT, criterion.no_effect), noise)
 
 
 def probabilities(criterion: Criterion, true: float, se: float, df: float, criteria: int = 1) -> dict[str, float]:
     """The probability of every outcome where the number's true value is `true`."""
-    from scipy.stats import chi2, norm
+    return _probabilities(_regions(criterion, se, df, criteria), true, se)
 
-    found = dict.fromkeys((REPRODUCED, ABSENT), 0.0)
-    points, weights = np.polynomial.legendre.leggauss(NODES)
-    errors = se * np.sqrt(chi2.ppf((points + 1) / 2, df) / df)
-    half, wide = t_quantile(df), t_quantile(df, criteria)
-    reaches = [sign * width for width in (half, wide) for sign in (1, -1)]
-    for error, weight in zip(errors, weights / 2, strict=True):
-        # The outcome is the same for all estimates between two places where an end of an interval meets a landmark.
-        places = sorted({mark + reach * error for mark in _landmarks(criterion) for reach in reaches})
-        edges = [places[0] - error, *places, places[-1] + error]
-        below = norm.cdf([-np.inf, *((place - true) / se for place in places), np.inf])
-        for (left, right), share in zip(pairwise(edges), np.diff(below), strict=True):
-            at = (left + right) / 2
-            one, several = ((at - width * error, at + width * error) for width in (half, wide))
-            word, _ = outcome(criterion, one, several)
-            found[word] = found.get(word, 0.0) + float(weight * share)
+
+def _probabilities(regions: Regions, true: float, se: float) -> dict[str, float]:
+    from scipy.special import ndtr
+
+    weights, places, applies = regions
+    ends = np.full((len(weights), 1), np.inf)
+    shares = weights[:, None] * np.diff(ndtr((np.hstack([-ends, places, ends]) - true) / se))
+    by_rule = np.bincount(applies.ravel(), shares.ravel(), len(RULES)).tolist()
+    found: dict[str, float] = dict.fromkeys((word for word, _ in RULES), 0.0)
+    for (word, _), share in zip(RULES, by_rule, strict=True):
+        found[word] += share
     return found
+
+
+def _regions(criterion: Criterion, se: float, df: float, criteria: int) -> Regions:
+    """For each of the standard errors that may be found, the rule that applies to every estimate.
+
+    It is the same for all estimates between two places where an end of an interval meets a landmark.
+    """
+    from scipy.stats import chi2
+
+    points, weights = np.polynomial.legendre.leggauss(NODES)
+    errors = se * np.sqrt(chi2.ppf((points + 1) / 2, df) / df)[:, None]
+    half, wide = t_quantile(df) * errors, t_quantile(df, criteria) * errors
+    reaches = np.hstack([half, -half, wide, -wide])
+    places = np.sort((np.array(_landmarks(criterion)) + reaches[:, :, None]).reshape(NODES, -1))
+    edges = np.hstack([places[:, :1] - errors, places, places[:, -1:] + errors])
+    middles = (edges[:, 1:] + edges[:, :-1]) / 2
+    return weights / 2, places, rules(criterion, (middles - half, middles + half), (middles - wide, middles + wide))
 
 
 def t_quantile(df: float, criteria: int = 1) -> float:
@@ -76,6 +92,6 @@ def t_quantile(df: float, criteria: int = 1) -> float:
 def _landmarks(criterion: Criterion) -> list[float]:
     marks = [bound for bound in (criterion.at_least, criterion.at_most) if bound is not None]
     if criterion.no_effect is not None:
-        for margin in (criterion.distance, criterion.margin or 0.0):
+        for margin in (0.0, criterion.distance, criterion.margin or 0.0):
             marks += [criterion.no_effect - margin, criterion.no_effect + margin]
     return marks
