@@ -94,12 +94,11 @@ NOMINAL = 0.945  # a coverage that rounds to 95 % needs no words
 
 def coverage(record: Mapping[str, Any]) -> str:
     """How often an interval contains the true value, with as many replicates as the record has."""
-    from lorascope.study import verdict
+    from lorascope.study.coverage import coverage as simulated
 
-    simulated = getattr(verdict, "coverage", None)
-    if simulated is None:
-        return ""
     n = record["scale"]["replicates"]
+    if n < 2:
+        return ""
     several = any(len(set(strata)) > 1 for strata in record["strata"].values())
     cases = [(1, "one arm")] + ([(2, "a difference of arms resampled apart")] if several else [])
     told = [f"about {100 * share:.0f} % for {of}" for strata, of in cases if (share := simulated(n, strata)) < NOMINAL]
