@@ -209,7 +209,7 @@ study = Study(
                           above_chance(ADAPTIVE), at_least=0.05, no_effect=0.0,
                           origin="ours, set before the first run: half of what chance itself gives, 0.11"),
             ),
-            (Control("of random choices, less that of chance", above_chance(RANDOM), at_least=0.05),),
+            (Control("Gini coefficient of random choices less that of chance", above_chance(RANDOM), at_least=0.05),),
             "Figure 3 is a map without such a number.",
             SETTING,
             "random baseline",
@@ -223,7 +223,7 @@ study = Study(
                 Criterion("mean rank correlation of two seeds' maps", stable(ADAPTIVE), at_least=0.5, no_effect=0.0,
                           origin="ours, set before the first run; the paper has no such number"),
             ),
-            (Control("of random choices", stable(RANDOM), at_least=0.5),),
+            (Control("rank correlation of two random choices", stable(RANDOM), at_least=0.5),),
             "One task: whether the map is the task's or the model's is not tested.",
             SETTING,
             amended="Unchanged but for its landmarks.",
@@ -238,7 +238,10 @@ study = Study(
                           origin="ours, set before the first run: the figure shows more, without a number; less than a "
                           "tenth more or less counts as none"),
             ),
-            (Control("of random choices", mlp_over_attention(RANDOM), at_least=1.25),),
+            (
+                Control("mean rank in the MLP over that in attention, random choices", mlp_over_attention(RANDOM),
+                        at_least=1.25),
+            ),
             setting=SETTING,
             amended="No effect is 1, and only a ratio within 0.1 of it counts as none: a ratio of 1.06 with an "
             "interval that contains 1 had been counted as a failure.",

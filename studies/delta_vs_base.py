@@ -216,7 +216,8 @@ study = Study(
                           origin=f"{OURS}: a third of the published 5.9"),
             ),
             (
-                Control("the same of a random ΔW, r = 4", median(RANDOM, FIRST, "ratio"), at_least=2.0),
+                Control("‖UᵀWV‖ along a random ΔW's directions over random ones, r = 4",
+                        median(RANDOM, FIRST, "ratio"), at_least=2.0),
             ),
             "Medians over modules. Random directions: √E‖UᵀWV‖² = r‖W‖/√(mn). A module's amplification factor over "
             "that of a random ΔW of the same norm is the inverse of this ratio: above 1, ΔW amplifies less than a "
@@ -235,7 +236,10 @@ study = Study(
                           median(TRAINED, FIRST, "top_ratio"), at_least=3.0, no_effect=1.0, published=67.7,
                           origin=f"{OURS}: far below the published 67.7"),
             ),
-            (Control("the same of a random ΔW", median(RANDOM, FIRST, "top_ratio"), at_least=3.0),),
+            (
+                Control("‖UᵀWV‖ along W's top directions over that along a random ΔW's, r = 4",
+                        median(RANDOM, FIRST, "top_ratio"), at_least=3.0),
+            ),
             "The ratio is large for any ΔW not aligned with W's top directions, including a random one: that is what "
             "the control tests.",
             SETTING,
@@ -250,7 +254,10 @@ study = Study(
                 Criterion("factor at the largest r over that at r = 4", fall(TRAINED, "amplification"), at_most=0.5,
                           no_effect=1.0, published=0.087, origin=f"{OURS}: about half of the published fall"),
             ),
-            (Control("the same of a random ΔW of the same norm", fall(RANDOM, "amplification"), at_most=0.5),),
+            (
+                Control("the same factors of a random ΔW of the same norm", fall(RANDOM, "amplification"),
+                        at_most=0.5),
+            ),
             "With the norms of Table 7 a random ΔW's factor falls from 343 to 11.1.",
             SETTING,
             "random baseline",
@@ -267,7 +274,7 @@ study = Study(
                           no_effect=0.0, expected=-0.1,
                           origin="ours: the first number is then no ratio of two numbers near 0"),
             ),
-            (Control("the difference of a random ΔW", change(RANDOM), at_most=-0.05),),
+            (Control("‖UᵀWV‖ over random of a random ΔW: the same difference", change(RANDOM), at_most=-0.05),),
             "Published differences (5.9 − 15.9) are of matrices 32 times as wide, and not comparable in size.",
             SETTING,
             "random baseline",
@@ -284,8 +291,10 @@ study = Study(
                           published=0.2, origin="a quarter above the published 0.2"),
             ),
             (
-                Control("a random ΔW, left", median(RANDOM, FIRST, "phi_left"), at_most=0.25),
-                Control("W's own top directions in ΔW's place, left", median(OWN, FIRST, "phi_left"), at_most=0.25),
+                Control("φ of a random ΔW with W's top 10 %, r = 4, left", median(RANDOM, FIRST, "phi_left"),
+                        at_most=0.25),
+                Control("φ of W's own top directions with W's top 10 %, left", median(OWN, FIRST, "phi_left"),
+                        at_most=0.25),
             ),
             "Expected by chance: 0.1, as in the paper; on the wide side of the MLP's matrices 0.025.",
             SETTING,

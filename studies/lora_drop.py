@@ -237,7 +237,7 @@ study = Study(
             (
                 Criterion("mean rank correlation of two seeds' importances", agreement, at_least=0.7, no_effect=0.0,
                           origin="ours, set before the first run; the paper has no such number"),
-                Criterion("the same within one kind of matrix, mean of six kinds", within_kinds, at_least=0.5,
+                Criterion("rank correlation within one kind of matrix, mean of six kinds", within_kinds, at_least=0.5,
                           no_effect=0.0, origin="ours: two of three pairs of blocks in the same order in each kind, "
                           "or better"),
             ),

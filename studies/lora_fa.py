@@ -153,7 +153,10 @@ study = Study(
                           at_most=0.35, expected=0.02, unit="percent",
                           origin="ours, set before the first run; r/(r + d_in) is 2 % here"),
             ),
-            (Control("A trained and B frozen", share_of_lora(A_ONLY), at_most=0.35, unit="percent"),),
+            (
+                Control("bytes with A trained and B frozen, over LoRA's", share_of_lora(A_ONLY), at_most=0.35,
+                        unit="percent"),
+            ),
             "Arithmetic: a test of the code. Beyond what the frozen base keeps: the table has both. PEFT's comparison "
             "saw no saving in peak memory (22.2 against 22.3 GB).",
             SETTING,
