@@ -146,7 +146,11 @@ def test_coarse_tuning_is_a_caveat():
 
 
 def test_over_what_intervals_are():
-    assert [text for text in caveats() if text.startswith("Intervals are over seeds only, given these texts")]
+    (said,) = [text for text in caveats() if text.startswith("Intervals are over seeds only, given these texts")]
+    assert "with 5 replicates they contain the true value in about 92 % for one arm, not 95 %" in said
+    three = record()["scale"] | {"replicates": 3}
+    few = record(strata={"runs": [0, 0, 0, 1, 1]}) | {"scale": three}
+    assert "about 76 % for one arm and about 90 % for a difference" in pages._texts(few)
     texts = {"file": "paper.texts.npz", "sha256": "0", "splits": {"test": 2000}}
     assert [text for text in caveats(texts=texts) if text.startswith("Intervals are over seeds and texts")]
 
