@@ -11,7 +11,7 @@ from lorascope.blocks import Heatmap
 from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead
-from lorascope.study.tasks import HERE, full_arm, head_arm, scales, variant_arm
+from lorascope.study.tasks import full_arm, head_arm, scales, variant_arm
 
 UNIFORM, ADAPTIVE, RANDOM = "LoRA", "AdaLoRA", "AdaLoRA, random choice"
 TARGET, START = 8, 12
@@ -162,7 +162,7 @@ def reading(answers):
         "withdrawn": "Whether AdaLoRA is worse than LoRA of equal ranks needs a finer search of its learning rate",
     }.get(answers["no-worse"].verdict, "Whether AdaLoRA is worse than LoRA of equal ranks is undecided")
     return (
-        f"{HERE.capitalize()}: {uneven} (Gini coefficient {answers.found('uneven')} above chance), and {gains} "
+        f"{answers.opening}: {uneven} (Gini coefficient {answers.found('uneven')} above chance), and {gains} "
         f"(difference {answers.found('choice')} of full fine-tuning's gain). {uniform}."
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from lorascope.blocks import Column, Lines, Marker, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, share
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
 PREFIX_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 PROMPT_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -212,7 +212,7 @@ def reading(answers):
         for name, method in (("houlsby", HOULSBY), ("prefix", PREFIX), ("p-tuning-v2", DEEP), ("prompt", PROMPT))
     ]
     return (
-        f"{HERE.capitalize()} and at as many stored parameters, LoRA gains {', '.join(parts[:-1])} and {parts[-1]}, in "
+        f"{answers.opening} and at as many stored parameters, LoRA gains {', '.join(parts[:-1])} and {parts[-1]}, in "
         f"shares of full fine-tuning's gain. A merged LoRA's extra latency is {answers.found('merged')}, that of "
         f"Houlsby adapters {answers.found('adapters-cost')}."
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from lorascope.blocks import Column, Lines, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.tasks import HERE, LORA_RATES, lora, scales
+from lorascope.study.tasks import LORA_RATES, lora, scales
 
 TRAINED, RANDOM, OWN = "ΔW", "a random ΔW", "W's own leading directions"
 MEASURES = ("inside", "random", "top", "ratio", "z", "top_ratio", "amplification", "amplification_random")
@@ -185,7 +185,7 @@ def reading(answers):
         "reproduced": "The amplification factor falls with r as published, and a random ΔW's does not.",
     }.get(answers["fall"].verdict, "That the amplification factor falls with r is not shown.")
     return (
-        f"{HERE.capitalize()}, ‖UᵀWV‖ along the leading directions of a LoRA's ΔW of r = 4 is {answers.found('order')} "
+        f"{answers.opening}, ‖UᵀWV‖ along the leading directions of a LoRA's ΔW of r = 4 is {answers.found('order')} "
         f"times that along random directions (published: 15.9): {order}. ΔW amplifies {1 / ratio:.2f} times what a "
         f"random ΔW of its norm would. {fall}"
     )

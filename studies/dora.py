@@ -9,7 +9,7 @@ from lorascope.blocks import Column, Lines, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead
 from lorascope.study.statistics import once
-from lorascope.study.tasks import FULL, HERE, LORA_RATES, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
+from lorascope.study.tasks import FULL, LORA_RATES, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
 
 LORA, DORA, HALF = "LoRA", "DoRA", "DoRA, r = 4"
 CHANGES = {FULL_TUNING: FULL, LORA: VARIANTS[LORA][0], DORA: VARIANTS[DORA][0]}
@@ -215,7 +215,7 @@ def reading(answers):
         "absent or opposite": "DoRA gains no more than LoRA",
     }.get(answers["gain"].verdict, "DoRA was not shown to gain more than LoRA")
     return (
-        f"{HERE.capitalize()}, the correlation of changes in length and direction in full fine-tuning {full} "
+        f"{answers.opening}, the correlation of changes in length and direction in full fine-tuning {full} "
         f"(difference beyond norms {answers.found('full', 1)}); in DoRA it {dora} ({answers.found('dora', 1)}). "
         f"{positive} {gain} ({answers.found('gain')} of full fine-tuning's gain)."
     ).replace(".  ", ". ")

@@ -17,7 +17,7 @@ from lorascope.study.measures.rank_statistics import (
 )
 from lorascope.study.measures.truncation import TENTH, functional
 from lorascope.study.statistics import once
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
 USUAL = 16  # their smallest LoRA
 
@@ -246,7 +246,7 @@ def reading(answers):
     if None in (answers.criterion(name).estimate for name in ("functional", "overstated", "intrinsic")):
         return ""
     return (
-        f"{HERE.capitalize()}, {answers.found('functional')} of the directions of full fine-tuning's ΔW keep 90 % of "
+        f"{answers.opening}, {answers.found('functional')} of the directions of full fine-tuning's ΔW keep 90 % of "
         f"its gain; 90 % of its energy takes {answers.found('overstated')} times as many. A LoRA trained with r = 4 "
         f"has {answers.found('intrinsic')} of the gain. Published ranks by energy are of wider models and longer "
         "training: out of reach here."

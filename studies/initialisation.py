@@ -9,7 +9,7 @@ from lorascope.blocks import Lines, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.statistics import once
 from lorascope.study.statistics import slope as line_slope
-from lorascope.study.tasks import HERE, LORA_RATES, head_arm, lora, scales
+from lorascope.study.tasks import LORA_RATES, head_arm, lora, scales
 
 STARTS = {"A random, B zero": "kaiming", "A zero, B random": "a-zero", "both zero": "zero-both"}
 RANK = 8
@@ -225,7 +225,7 @@ def reading(answers):
         for name, factor, power in (("slope-a", "A", "−1/2"), ("slope-b", "B", "−1"))
     ]
     return (
-        f"{HERE.capitalize()}, LoRA with A random and B zero gains {answers.found('first-better')} times what the "
+        f"{answers.opening}, LoRA with A random and B zero gains {answers.found('first-better')} times what the "
         f"reverse gains: that it gains more is {answers.verdict('first-better')}. In a network with one hidden layer "
         f"of width n the largest stable learning rate falls {' and '.join(parts)}."
     )

@@ -11,7 +11,7 @@ from lorascope.blocks import Column, Lines, Marker, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE
 from lorascope.study.statistics import crossing, once
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
 STEP = 0.63  # how far a step moves θ: full fine-tuning at 3e-4 moves it by 3e-4·√D, and a subspace by its rate·√d,
 TENSORS = 49  # times the root of how many tensors have a projection of their own
@@ -274,7 +274,7 @@ def reading(answers):
     if None in (answers.criterion(name).estimate for name in ("small", "lora-80", "truncated", "vera")):
         return ""
     return (
-        f"{HERE.capitalize()}, a random subspace of at most a tenth of all parameters has {answers.found('small')} of "
+        f"{answers.opening}, a random subspace of at most a tenth of all parameters has {answers.found('small')} of "
         f"full fine-tuning's gain. For 80 % of the gain LoRA needs {answers.found('lora-80')} times as many parameters "
         f"as a random subspace; for 90 % it needs {answers.found('truncated')} times those of a truncated ΔW. d90 of "
         "random subspaces is dominated by noise here, and gets no verdict."

@@ -14,7 +14,7 @@ from lorascope.study.measures import intruder_statistics as of
 from lorascope.study.measures.intruder_statistics import USUAL, after_scaling, average, of_runs, slots, to_same_size
 from lorascope.study.measures.intruding import EPSILONS, K, critical, leading, retained, scaled
 from lorascope.study.statistics import once
-from lorascope.study.tasks import FULL, HERE, LORA_RATES, PAIRS_OUT_OF_REACH, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import FULL, LORA_RATES, PAIRS_OUT_OF_REACH, full_arm, head_arm, lora, scales
 
 RATES = (1e-3, 3e-3, 6e-3, 1e-2)  # of LoRA; beyond them it learns nothing
 FULL_RATES = (1e-4, 3e-4, 1e-3)
@@ -235,7 +235,7 @@ def read(answers):
         equal += f"{answers.found('equal-loss', 1)} (0.5) and {answers.found('equal-loss', 2)} (0.3)"
     if answers.is_one_of("frozen", "absent or opposite"):
         size = " At equal ‖ΔW‖ LoRA-FA has no fewer intruders than LoRA."
-    return f"{HERE.capitalize()}, {removed}{shrunk}; {equal}.{size}"
+    return f"{answers.opening}, {removed}{shrunk}; {equal}.{size}"
 
 
 study = Study(

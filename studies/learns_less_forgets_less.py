@@ -11,7 +11,7 @@ from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, loss, share
 from lorascope.study.statistics import once, slope
-from lorascope.study.tasks import FULL, HERE, LORA_RATES, PAIRS_OUT_OF_REACH, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import FULL, LORA_RATES, PAIRS_OUT_OF_REACH, full_arm, head_arm, lora, scales
 
 RATES = (3e-4, 1e-3, 3e-3)  # of LoRA; beyond the best ones it forgets more and gains no more
 FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
@@ -280,7 +280,7 @@ def reading(answers):
     equal = {"reproduced": "less than", "absent or opposite": "no less than"}
     moved = equal.get(answers["pareto"].verdict, "by an amount that is not told apart from that of")
     return (
-        f"{HERE.capitalize()}, LoRA of r = 1 gains {answers.found('learns-less')} relative to full fine-tuning, and "
+        f"{answers.opening}, LoRA of r = 1 gains {answers.found('learns-less')} relative to full fine-tuning, and "
         f"r = 64 has {answers.found('matches')} of its gain. Where both have gained 80 %, LoRA of r = 8 has moved the "
         f"base's similarity order {moved} full fine-tuning ({answers.found('pareto')}). This cannot test the paper's "
         "claims on forgetting: no other ability is measured."

@@ -21,7 +21,7 @@ from lorascope.study.gains import (
     loss,
     share,
 )
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
 
 LORA, DROP, REST_DROPPED = "LoRA", "LoRA-drop", "LoRA-drop, others without"
 HALF_RANK, QUERIES = "LoRA, r = 4", "LoRA on queries alone, r = 36"
@@ -161,7 +161,7 @@ def reading(answers):
         "absent or opposite": "Seeds do not agree on which layers matter",
     }.get(answers["stable"].verdict, "Whether seeds agree on which layers matter is undecided")
     return (
-        f"{HERE.capitalize()}, LoRA-drop {par} (difference {answers.found('par')} of full fine-tuning's gain), and its "
+        f"{answers.opening}, LoRA-drop {par} (difference {answers.found('par')} of full fine-tuning's gain), and its "
         f"layers {choice} ({answers.found('choice')}). {stable} (rank correlation {answers.found('stable')})."
     )
 

@@ -6,7 +6,7 @@ python studies/lora_fa.py --scale small --jobs 2
 from lorascope.blocks import Column, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, accuracy_lead, by_method, lead
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales, variant_arm
 
 LORA, B_ONLY, CORRECTED, A_ONLY = "LoRA", "LoRA-FA", "LoRA-FA, corrected gradient", "A alone"
 A_ALONE = {**lora(8, "lora_plus"), "method.init": "a-zero", "method.loraplus_lr_ratio": 1e-9}  # B stays where it is
@@ -126,7 +126,7 @@ def reading(answers):
         if low is not None and low > 0:
             asymmetry = "is more accurate than A alone; whether by half of the published difference is undecided"
     return (
-        f"{HERE.capitalize()} at r = 8, LoRA-FA, which trains B alone, keeps {answers.found('memory')} of the "
+        f"{answers.opening} at r = 8, LoRA-FA, which trains B alone, keeps {answers.found('memory')} of the "
         f"activations that LoRA's adapters keep and {quality} (gain of LoRA − gain of LoRA-FA: "
         f"{answers.found('quality')}). B alone {asymmetry} (difference in accuracy {answers.found('asymmetry')})."
     )

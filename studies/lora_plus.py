@@ -10,7 +10,7 @@ from lorascope.study import Arm, Claim, Control, Criterion, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, accuracy_lead, by_method, gain, loss, tuning_curve
 from lorascope.study.measures import by_step
 from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
-from lorascope.study.tasks import HERE, VARIANTS, full_arm, head_arm, lora, scales, variant_arm
+from lorascope.study.tasks import VARIANTS, full_arm, head_arm, lora, scales, variant_arm
 
 SLOWER, EQUAL, FEW, PLUS, MANY = "LoRA+, λ = 1/16", "LoRA", "LoRA+, λ = 4", "LoRA+", "LoRA+, λ = 64"
 RATIOS = {SLOWER: 1 / 16, EQUAL: 1.0, FEW: 4.0, PLUS: 16.0, MANY: 64.0}
@@ -102,7 +102,7 @@ def reading(answers):
         return ""
     best = "" if ratio is None else f" The λ with the lowest loss is estimated at {2**ratio:.2g}."
     return (
-        f"{HERE.capitalize()} at r = 8, with A's learning rate tuned for each, the accuracy of LoRA+ (λ = 16) "
+        f"{answers.opening} at r = 8, with A's learning rate tuned for each, the accuracy of LoRA+ (λ = 16) "
         f"differs from LoRA's by {100 * found:+.1f} points: the published advantage of 1 to 2 % is "
         f"{answers.verdict('better')}. The published speed-up is {answers.verdict('faster')}.{best}"
     )

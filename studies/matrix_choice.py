@@ -7,7 +7,7 @@ from lorascope.blocks import Heatmap
 from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Claim, Control, Criterion, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, share
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, memorise, scales
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, memorise, scales
 
 TASKS = ("wordnet", "memorise")
 # The ranks spend 9,216 parameters for each unit of width and layer: exactly equal, but for the MLP's, 2.8 % less.
@@ -110,7 +110,7 @@ def reading(answers):
         f"({answers.found(f'mlp-{task}')} of full fine-tuning's gain)"
         for task in TASKS
     ]
-    return f"{HERE.capitalize()} and at equal parameters: {'; '.join(parts)}."
+    return f"{answers.opening} and at equal parameters: {'; '.join(parts)}."
 
 
 study = Study(

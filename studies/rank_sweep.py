@@ -9,7 +9,7 @@ from lorascope.blocks import Column, Lines, Marker, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import NATS, InUnits
 from lorascope.study.statistics import once, slope
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, memorise, scales
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, memorise, scales
 
 TASKS = ("wordnet", "memorise")
 SCALINGS = {"α/r": "lora", "α/√r": "rslora"}
@@ -306,7 +306,7 @@ def reading(answers):
         f"published factor of 10 is {answers.verdict('ten-times')}."
     )  # fmt: skip
     return (
-        f"{HERE.capitalize()}, r = 1 gains {answers.found('one')} of what r = 64 gains; from r = 4 on each doubling of "
+        f"{answers.opening}, r = 1 gains {answers.found('one')} of what r = 64 gains; from r = 4 on each doubling of "
         f"r adds {answers.found('flat')} of full fine-tuning's gain: that more rank adds nothing is "
         f"{answers.verdict('flat')}. r = 64 reaches {answers.found('full')} of full fine-tuning's gain.{rates}"
     )

@@ -14,7 +14,7 @@ from lorascope.study.measures import by_step
 from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
 from lorascope.study.statistics import once
 from lorascope.study.statistics import slope as line_slope
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
 SCALINGS = {"α/r": "lora", "α/√r": "rslora"}
 CONSTANT = "constant"
@@ -156,7 +156,7 @@ def figures(results):
 def reading(answers):
     root, plain = answers.found("root-end"), answers.found("collapse", 1)
     return (
-        f"{HERE.capitalize()}, from r = {RANKS[0]} to {RANKS[-1]}, gradients after training go like r to the power of "
+        f"{answers.opening}, from r = {RANKS[0]} to {RANKS[-1]}, gradients after training go like r to the power of "
         f"{root} with α/√r and {plain} with α/r: that they do not depend on r with α/√r is "
         f"{answers.verdict('root-end')}, that they shrink with α/r is {answers.verdict('collapse')}. At one learning "
         f"rate each doubling of r adds {answers.found('more')} of full fine-tuning's gain with α/√r; that this is more "

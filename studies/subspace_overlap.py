@@ -10,7 +10,7 @@ from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.measures.overlap import agreement, alone, at_start, moved
 from lorascope.study.statistics import once
-from lorascope.study.tasks import HERE, LORA_RATES, lora, scales
+from lorascope.study.tasks import LORA_RATES, lora, scales
 
 TASKS = {
     "concrete": ["animal", "artifact", "body", "food", "plant", "substance"],
@@ -200,7 +200,7 @@ def figures(results):
 
 def reading(answers):
     return (
-        f"{HERE.capitalize()}, r = 8 and r = 64 share their top direction on the input side beyond chance in "
+        f"{answers.opening}, r = 8 and r = 64 share their top direction on the input side beyond chance in "
         f"{answers.found('ranks')} of the modules: that they share it is {answers.verdict('ranks')}, that it is alike "
         f"by more than a half, as published, is {answers.verdict('ranks-size')}. Across tasks the input-side "
         f"subspaces agree by {answers.found('start', 0)} or {answers.found('start', 1)}, depending on the learning "

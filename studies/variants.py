@@ -23,7 +23,7 @@ from lorascope.study.gains import (
 from lorascope.study.measures import by_step
 from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
 from lorascope.study.statistics import once
-from lorascope.study.tasks import HERE, VARIANTS, full_arm, head_arm, scales, variant_arm
+from lorascope.study.tasks import VARIANTS, full_arm, head_arm, scales, variant_arm
 
 LORA = "LoRA"
 OTHERS = ("rsLoRA", "LoRA+", "DoRA", "PiSSA", "OLoRA")  # all of rank r, both factors trained
@@ -175,7 +175,7 @@ def reading(answers):
         "absent or opposite": "at least one lies more than 2 points from LoRA's",
     }.get(answers["within"].verdict, "whether all lie within 2 points of LoRA's is not decided")
     return (
-        f"{HERE.capitalize()} at r = 8, {who} {beat} LoRA by half of the margin that its paper reports, each with its "
+        f"{answers.opening} at r = 8, {who} {beat} LoRA by half of the margin that its paper reports, each with its "
         f"own learning rate. Accuracies differ from LoRA's by {100 * min(leads):+.1f} to {100 * max(leads):+.1f} "
         f"points; {within}. At LoRA's learning rate four of them lose {answers.found('rates')} of full "
         "fine-tuning's gain."

@@ -11,7 +11,7 @@ from lorascope.blocks import Heatmap, Lines, Marker, Series
 from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, parameters, share
-from lorascope.study.tasks import HERE, LORA_RATES, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
 
 RANK = 192  # on all linear layers: as many numbers as (IA)³ trains there
 VECTOR_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -293,7 +293,7 @@ def reading(answers):
         "absent or opposite": "do not agree between seeds",
     }.get(answers["output-side"].verdict, "were not shown to agree between seeds")
     return (
-        f"{HERE.capitalize()} and at equal parameters, VeRA, (IA)³ and VeRA's d alone {equal} (VeRA − (IA)³: "
+        f"{answers.opening} and at equal parameters, VeRA, (IA)³ and VeRA's d alone {equal} (VeRA − (IA)³: "
         f"{answers.found('equal', 0)}; VeRA − d alone: {answers.found('equal', 1)}). {both} at the same r. The output "
         f"directions of its updates {output}."
     )

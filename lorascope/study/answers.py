@@ -3,14 +3,29 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from lorascope.report import text as t
+from lorascope.study.grid import StudyScale
 from lorascope.study.verdict import JudgedCriterion, Verdict
 
 
 class Answers(Mapping[str, Verdict]):
     """The verdicts of a study by the claim's name."""
 
-    def __init__(self, verdicts: Sequence[Verdict]):
+    def __init__(self, verdicts: Sequence[Verdict], scale: StudyScale):
         self._verdicts = {verdict.name: verdict for verdict in verdicts}
+        self._scale = scale
+
+    @property
+    def here(self) -> str:
+        """On what the numbers were found: "on a 3-layer encoder after 100 steps"."""
+        model, training = (self._scale.config.get(section, {}) for section in ("model", "training"))
+        layers, steps = model.get("num_hidden_layers"), training.get("max_steps")
+        size = f"a {layers}-layer {self._scale.testbed}" if layers else f"the {self._scale.testbed} {model.get('name')}"
+        return f"on {size}" + (f" after {steps} steps" if steps else "")
+
+    @property
+    def opening(self) -> str:
+        """The same at the beginning of a sentence."""
+        return self.here[0].upper() + self.here[1:]
 
     def __getitem__(self, name: str) -> Verdict:
         return self._verdicts[name]

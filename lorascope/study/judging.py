@@ -232,8 +232,9 @@ def _told(study: Study, verdicts: Sequence[Verdict], results: Results) -> tuple[
     """The reading and the figures; where they cannot be made, the study's numbers are not lost for it."""
     told: dict[str, Any] = {"reading": "", "figures": []}
     failures = []
+    answers = Answers(verdicts, results.scale)
     for name, make in (
-        ("reading", lambda: study.reading(Answers(verdicts)) if study.reading and results.scale.conclusive else ""),
+        ("reading", lambda: study.reading(answers) if study.reading and results.scale.conclusive else ""),
         ("figures", lambda: _figures(study, results)),
     ):
         try:

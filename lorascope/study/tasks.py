@@ -22,7 +22,6 @@ SIZES = {  # layers, steps, texts in a step, tokens of a text, held-out texts (N
     "small": (3, 100, 32, 32, None),
     "full": (None, 625, 32, 64, None),
 }
-HERE = f"on a {SIZES['small'][0]}-layer encoder after {SIZES['small'][1]} steps"  # scope, in a study's `reading`
 MEMORISED = {"smoke": (16, 4), "small": (960, 180), "full": (2000, 1000)}  # texts, steps
 HEAD: Mapping[str, Any] = {"method.name": "full", "method.train": []}
 FULL: Mapping[str, Any] = {"method.name": "full", "method.embeddings": False}
