@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from lorascope.study import record
+from lorascope.study.verdict import OUTCOMES, VERDICTS
 from tests.cli.command import here, lorascope, refused
 from tests.report.conftest import HOSTILE
 from tests.study.conftest import TOY
@@ -46,8 +47,7 @@ def test_run_tells_and_writes(named, first):
     assert "Traceback" not in first.stderr
     lines = first.stdout.splitlines()
     assert lines[0] == "A toy"
-    assert any(line.startswith("held: Three squared is nine (arithmetic)") for line in lines)
-    assert any(line.startswith("not held: Three squared is ten") for line in lines)
+    assert any("Three squared is nine" in line for line in lines)
     assert re.search(r"toy: tuning, 4 of 4 done", first.stderr)
 
 
@@ -55,17 +55,26 @@ def test_the_record_is_what_its_docstring_says(named, first):
     home, _ = named
     found = json.loads((home / "reports/toy.json").read_text())
     assert record.read(home / "reports/toy.json") == found  # the shape holds
-    assert set(found) == {"schema", "kind", *(key for key in record.SHAPE if not key.endswith("?"))}
-    for key in [*record.SHAPE, *record.CRITERION, *record.SHAPE["scale"], *record.SHAPE["cost"], *record.SHAPE["made"]]:
+    keys = {key.rstrip("?") for key in record.SHAPE}
+    assert keys - set(found) <= {"beside", "candidates"}
+    assert set(found) - keys == {"schema", "kind"}
+    parts = [record.SHAPE, record.CLAIM, record.CRITERION, *(record.SHAPE[key] for key in ("scale", "cost", "made"))]
+    parts += [part[0] for part in (record.SHAPE["removed"], record.SHAPE["noise"], record.CLAIM["amendments"])]
+    for key in {key.rstrip("?") for part in parts for key in part}:
         assert re.search(rf"\b{key}\b", record.__doc__), f"{key} is not documented"
-    assert (found["schema"], found["kind"], found["name"]) == (1, "study", "toy")
+    assert (found["schema"], found["kind"], found["name"]) == (2, "study", "toy")
     verdicts = {claim["name"]: claim["verdict"] for claim in found["claims"]}
     assert verdicts == {
-        "nine": "held",
-        "ten": "not held",
-        "no-control": "undecided",
-        "missing": "undecided",
-        "loss": "held",
+        "nine": "reproduced",
+        "ten": "absent or opposite",
+        "no-control": "not specific",
+        "missing": "inconclusive",
+        "loss": "reproduced",
+    }
+    assert {claim["frozen"]["before_runs"] for claim in found["claims"]} == {True}
+    (frozen,) = (home / ".lorascope/store/claims").iterdir()
+    assert {name: versions[-1]["hash"] for name, versions in json.loads(frozen.read_text())["claims"].items()} == {
+        claim["name"]: claim["frozen"]["hash"] for claim in found["claims"]
     }
     assert found["cost"]["runs"] >= 10
     assert found["failures"] == []
@@ -119,13 +128,15 @@ def test_list_before_and_after(named, first, tmp_path):
     broken, toy = json.loads(done.stdout)["studies"]
     assert "nothing_of_this_name" in broken["error"]
     assert toy["question"] == "Does the engine work?"
-    assert toy["runs"] == {"smoke": 2 * 2 + 3 * 2, "small": 3 * 2 + 4 * 3}  # rates, and replicates of every arm
-    assert toy["last"]["verdicts"] == {"held": 2, "not held": 1, "undecided": 2}
+    trained = json.loads((home / "reports/toy.json").read_text())["cost"]["runs"]
+    assert 3 * 2 + 2 < toy["runs"]["smoke"] <= trained  # more than replicates and rates: a sweep's least
+    counts = {"reproduced": 2, "absent or opposite": 1, "inconclusive": 1, "not specific": 1}
+    assert {word: n for word, n in toy["last"]["verdicts"].items() if n} == counts
     assert toy["last"]["hours"] > 0
     assert json.loads(before.stdout)["studies"][1]["last"] is None
     assert "Does the engine work?" in shown.stdout
-    (row,) = (line.split() for line in shown.stdout.splitlines() if line.split()[-3:] == ["2", "1", "2"])
-    assert row[0] == "toy"  # held, not held, undecided
+    (row,) = (line.split() for line in shown.stdout.splitlines() if line.split()[-4:] == ["2", "1", "1", "1"])
+    assert row[0] == "toy"  # reproduced, absent or opposite, inconclusive, not specific
     assert "nothing_of_this_name" in shown.stdout
 
 
@@ -148,12 +159,16 @@ def test_refusals(named):
 
 
 def test_stopped_by_hand_it_goes_on(named, first):
-    """In its second stage: what the first tuned is taken from its store, the runs that are judged are not there."""
+    """In its second stage: what the first tuned is taken from its store, the runs of the arm without a sweep are not
+    there."""
     home, arguments = named
     shutil.copytree(home / ".lorascope/store", home / "s")
     runs = json.loads((home / "reports/toy.json").read_text())["runs"]
-    for row in runs["rows"]:
-        (folder,) = (home / "s").glob(f"*/{row[runs['columns'].index('key')]}")
+    arm, key = (runs["columns"].index(name) for name in ("rank", "key"))
+    missing = [row[key] for row in runs["rows"] if row[arm] == 0]
+    assert len(missing) == 2
+    for name in missing:
+        (folder,) = (home / "s").glob(f"*/{name}")
         shutil.rmtree(folder)
     command = [sys.executable, "-m", "lorascope", "study", "run", "toy", *arguments, "--store", "s", "--reports", "r"]
     process = subprocess.Popen(
@@ -168,7 +183,7 @@ def test_stopped_by_hand_it_goes_on(named, first):
         ),  # a suite in the background ignores it
     )
     for line in process.stderr:
-        if "training, 0 of 6" in line:
+        if "toy: training, " in line:
             process.send_signal(signal.SIGINT)
             break
     out, err = process.communicate(timeout=300)
@@ -191,7 +206,7 @@ def test_stopped_by_hand_it_goes_on(named, first):
 
 def spoiled(value, text):
     """Every string in it replaced, but for those that are one of a few words."""
-    kept = {"held", "not held", "undecided", "float", "percent", "int", "study", "normal", "thin", "reference", "both"}
+    kept = {*VERDICTS, *OUTCOMES, "float", "percent", "int", "study", "normal", "thin", "reference", "both"}
     if isinstance(value, dict):
         return {key: each if key == "type" else spoiled(each, text) for key, each in value.items()}
     if isinstance(value, list):
@@ -218,16 +233,22 @@ def test_a_hostile_record_runs_nothing(named, first, tmp_path, page_in_browser):
 @pytest.mark.parametrize("name", ["../../evil", "javascript:alert(1)//", "https://evil.example/x", "a/b"])
 def test_a_link_stays_in_the_folder(named, first, tmp_path, name):
     from lorascope.report import html
-    from lorascope.study import page
+    from lorascope.study import index
 
     found = json.loads(reports(named[0])["toy.json"]) | {"name": name}
-    assert "<a href=" not in html.render(page.index([found])).partition("<main")[2].replace('<a href="#', "")
+    assert "<a href=" not in html.render(index.index([found])).partition("<main")[2].replace('<a href="#', "")
 
 
 DAMAGE = {
     "no claims": (lambda r: r.pop("claims"), "no claims"),
     "a claim of a wrong type": (lambda r: r["claims"].append(3), "claims[5]"),
-    "an unknown verdict": (lambda r: r["claims"][0].update(verdict="<b>held"), "verdict"),
+    "an unknown verdict": (lambda r: r["claims"][0].update(verdict="<b>reproduced"), "verdict"),
+    "a verdict of schema 1": (lambda r: r["claims"][0].update(verdict="held"), "verdict"),
+    "an unknown outcome": (lambda r: r["claims"][0]["criteria"][0].update(outcome="held"), "outcome"),
+    "a place that is not there": (lambda r: r["claims"][0].update(decided_by=99), "decided_by"),
+    "a hash that is none": (lambda r: r["claims"][0].update(frozen="0"), "frozen"),
+    "texts without a hash": (lambda r: r.update(texts={"file": "toy.texts.npz"}), "texts"),
+    "a curve of schema 1": (lambda r: r["tuning"][0]["curve"][0].__setitem__(1, 0.5), "curve"),
     "no criteria": (lambda r: r["claims"][0].update(criteria=[]), "without criteria"),
     "text for a number": (lambda r: r["cost"].update(runs="many"), "cost.runs"),
     "a row too short": (lambda r: r["runs"]["rows"][0].pop(), "another length"),
@@ -239,7 +260,7 @@ DAMAGE = {
     "a field too many": (lambda r: r["figures"][0].update(more=1), "damaged"),
     "a field of a wrong type": (lambda r: r["figures"][0].update(title=7), "title"),
     "series of two lengths": (lambda r: r["figures"][0]["series"][0]["x"].pop(), "cannot be drawn"),
-    "another schema": (lambda r: r.update(schema=2), "unsupported schema"),
+    "another schema": (lambda r: r.update(schema=3), "unsupported schema"),
     "another kind": (lambda r: r.update(kind="adapter"), "not a study report"),
 }
 
