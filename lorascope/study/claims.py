@@ -24,6 +24,8 @@ class Criterion:
             bound as the bound is from no effect.
         origin: where the bound comes from: "half of the published 0.30 (Table 2)", or "ours: why".
         margin: so near to no effect counts as absent (an equivalence test); by default the bound's distance from it.
+        fixed: what it is computed from that no resample draws again, such as "the tuned learning rates": it then has no
+            interval, and no verdict is drawn. Empty: nothing.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Criterion:
     expected: float | None = None
     origin: str = ""
     margin: float | None = None
+    fixed: str = ""
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:

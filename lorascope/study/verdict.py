@@ -242,6 +242,8 @@ def _without_outcome(criterion: Criterion, numbers: _Numbers) -> JudgedCriterion
     """The criterion with its numbers, inconclusive so far."""
     stated = ("text", "at_least", "at_most", "no_effect", "published", "supposed", "origin", "margin", "unit")
     estimate, interval = numbers[criterion.statistic]
+    if criterion.fixed:
+        interval = Interval(None, None, reason=f"{criterion.fixed} are not resampled: no interval")
     also = []
     for unit, function in _other_units(criterion).items():
         value, ends = numbers[function]

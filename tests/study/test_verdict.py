@@ -14,6 +14,7 @@ from lorascope.linalg import bootstrap
 from lorascope.study import Claim, Control, Criterion, Results, StudyScale
 from lorascope.study.coverage import COVERAGE, coverage, simulated
 from lorascope.study.gains import InUnits
+from lorascope.study.results import chosen
 from lorascope.study.texts import TextScores
 from lorascope.study.verdict import judge_all
 
@@ -390,3 +391,28 @@ def test_an_arm_with_one_replicate_has_no_interval():
     found = judge_criterion(Criterion("x", difference, at_most=0), two_arms(LOWER, [1.0], numbered=[0]))
     assert (found.low, found.outcome) == (None, "inconclusive")
     assert "one replicate" in found.reason
+
+
+def test_what_no_resample_draws_again_has_no_interval_and_no_verdict():
+    found = judged(NORMAL, at_least=-2, fixed="the tuned learning rates")
+    assert (found.outcome, found.low, found.se) == ("inconclusive", None, None)
+    assert found.estimate == pytest.approx(np.mean(NORMAL))
+    assert found.reason == "the tuned learning rates are not resampled: no interval"
+
+
+def test_a_rate_is_chosen_again_in_every_draw_by_its_held_out_loss():
+    """Of two rates the second is better on held-out texts in replicates 3 and 4 alone, and is 1 worse on the test."""
+    rows = [
+        {"method": "a", "replicate": n, "loss": float(place), "held_out_loss": held_out, "key": f"{place}{n}",
+         "_arm": 0, "_place": place}
+        for place, losses in enumerate(([0.0] * 5, [0.2, 0.2, 0.2, -0.4, -0.4]))
+        for n, held_out in enumerate(losses)
+    ]  # fmt: skip
+    candidates = pd.DataFrame(rows)
+    found = Results(chosen(candidates), {}, StudyScale(), pd.DataFrame(), candidates=candidates)
+    assert mean(found) == 1  # the mean of the second is -0.04
+    draws = list(itertools.product(range(5), repeat=5))
+    losses = [mean(found.resampled({0: draw})) for draw in draws[::97]]
+    assert losses == [float(sum(n > 2 for n in draw) * 0.6 > 1) for draw in draws[::97]]
+    judged_so = judge_criterion(Criterion("mean", mean, at_least=0.5), found)
+    assert (judged_so.low, judged_so.high, judged_so.outcome) == (0, 1, "inconclusive")
