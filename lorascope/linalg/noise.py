@@ -33,7 +33,7 @@ def _marchenko_pastur(beta: float) -> tuple[np.ndarray, np.ndarray]:
     """
     angle = (np.arange(_ANGLES) + 0.5) * (np.pi / _ANGLES)
     t = 1 + beta - 2 * math.sqrt(beta) * np.cos(angle)
-    mass = 2 * np.sin(angle) ** 2 / (np.pi * t) * (np.pi / _ANGLES)
+    mass = np.sin(angle) ** 2 / t  # up to a constant, which the division by their sum takes out
     cumulative = np.cumsum(mass) - mass / 2
     return t, cumulative / mass.sum()
 
