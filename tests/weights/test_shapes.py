@@ -1,7 +1,8 @@
 """One module of each dialect, and the same with one tensor of another shape or without it: what is read is in
-`dialects_shapes.txt`, and the rest is refused."""
+`shapes.txt`, and the rest is refused."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lorascope.errors import InputError
 from lorascope.updates.base import dense
 from lorascope.weights import io
 from lorascope.weights.checkpoint import open_checkpoint
-from tests.weights.peft_tuners.test_shapes import damaged, without
+from tests.weights.peft_tuners import test_settings as peft
 
 D_OUT, D_IN = 24, 12
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -107,6 +108,21 @@ DIALECTS = {
 }  # fmt: skip
 
 
+def damaged(shape):
+    """Shapes that are not this one, by one step."""
+    for axis, size in enumerate(shape):
+        yield (*shape[:axis], size + 1, *shape[axis + 1 :])
+        yield (*shape[:axis], size - 1, *shape[axis + 1 :])
+    yield shape[1:]
+    yield (1, *shape)
+    if shape[::-1] != shape:
+        yield shape[::-1]
+
+
+def without(part, key):
+    return {name: value for name, value in part.items() if name != key}
+
+
 def read(folder, tensors, others):
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -121,41 +137,62 @@ def read(folder, tensors, others):
     return io.read(folder / "adapters.safetensors", open_checkpoint(folder / "base"))
 
 
-def outcome(folder, tensors, others):
+def outcome(reading):
     """Kind and shape of the update (of its roles, where the base says it), and how many tensors were set aside or
     saved; "" where the file is refused."""
     try:
-        adapter = read(folder, tensors, others)
+        adapter = reading()
     except InputError:
         return ""
     words = []
     for update in adapter.updates.values():
+        shapes = [role.shape for role in update.roles.values()]
         if not update.needs_base:
             assert dense(update.delta()).shape == update.shape
-        shapes = (
-            [(*update.shape, *update.kernel)] if not update.needs_base else [r.shape for r in update.roles.values()]
-        )
+            shapes = [(*update.shape, *update.kernel)]
         words += [update.name.rpartition(".")[2], update.kind, *("×".join(map(str, shape)) for shape in shapes)]
     aside = len(adapter.skipped) + len(adapter.saved)
     return " ".join([*words, *([f"and {aside} aside"] if aside else [])])
 
 
+def changed(tensors):
+    """What is changed, and the tensors after it."""
+    yield "as it is", tensors
+    for key, shape in tensors.items():
+        for other in damaged(shape):
+            yield f"{key} {'×'.join(map(str, other)) or 'one number'}", {**tensors, key: other}
+        if len(tensors) > 1:
+            yield f"without {key}", without(tensors, key)
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_what_is_read_of_other_shapes(dialect, tmp_path):
     tensors, others = DIALECTS[dialect]
-    found = [f"as it is: {outcome(tmp_path / 'as it is', tensors, others)}"]
-    for key, shape in tensors.items():
-        for other in damaged(shape):
-            if result := outcome(tmp_path / f"{key} {other}", {**tensors, key: other}, others):
-                found.append(f"{key} {'×'.join(map(str, other)) or 'one number'}: {result}")
-        if len(tensors) > 1 and (result := outcome(tmp_path / f"without {key}", without(tensors, key), others)):
-            found.append(f"without {key}: {result}")
+    found = []
+    for change, these in changed(tensors):
+        if result := outcome(partial(read, tmp_path / change, these, others)):
+            found.append(f"{change}: {result}")
     assert found == READ[dialect]
 
 
+@pytest.mark.parametrize("tuner", peft.TUNERS)
+def test_what_is_read_of_other_shapes_of_peft_s(tuner, tmp_path):
+    """With the base's weight; as it is without one, too, and with one that is stored the other way round."""
+    config, own, shared = peft.TUNERS[tuner]
+    config = {"peft_type": tuner.partition(" ")[0], **config}
+    found = []
+    for change, these in changed(own | shared):
+        parts = [{key: shape for key, shape in these.items() if key in part} for part in (own, shared)]
+        bases = {"": (D_OUT, D_IN), ", no base": None, ", base turned": (D_IN, D_OUT)}
+        for where, base in bases.items() if change == "as it is" else [("", (D_OUT, D_IN))]:
+            if result := outcome(partial(peft.read, tmp_path / f"{change}{where}", config, *parts, base)):
+                found.append(f"{change}{where}: {result}")
+    assert found == READ[tuner]
+
+
 def _written() -> dict[str, list[str]]:
-    """`dialects_shapes.txt`: below each dialect's name what is read, and of what."""
-    parts = (Path(__file__).parent / "dialects_shapes.txt").read_text().strip().split("\n\n")
+    """`shapes.txt`: below each dialect's name what is read, and of what."""
+    parts = (Path(__file__).parent / "shapes.txt").read_text().strip().split("\n\n")
     return {name: lines for name, *lines in (part.splitlines() for part in parts)}
 
 
