@@ -119,7 +119,7 @@ def test_what_has_no_answer_is_none_or_refused():
     with pytest.raises(ValueError, match="the same samples on both sides"):
         cka(Features(x), Features(x[:10]))
     with pytest.raises(ValueError, match="NaN or infinite"):
-        Features(np.full((5, 2), np.nan))
+        Features(np.where(np.arange(10).reshape(5, 2) == 3, np.nan, 1.0))
 
 
 def test_over_all_permutations_the_mean_is_0_and_the_spread_the_closed_form():

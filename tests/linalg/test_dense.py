@@ -113,6 +113,9 @@ def test_torch_goes_through_the_same_functions():
         assert isinstance(ours, torch.Tensor)
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
 
+    for decompose in (dense.leading, dense.best_rank):
+        assert decompose(tensor, 4).spectrum.remaining == pytest.approx(decompose(matrix, 4).spectrum.remaining)
+
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_numbers_are_the_same():

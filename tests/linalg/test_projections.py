@@ -49,6 +49,7 @@ def test_a_name_is_its_projection():
     )
     assert (stacked.block, stacked.blocks, stacked.together) == (4096, 3, 64)
     assert (whole.block, whole.blocks, whole.together) == (16384, 1, 16)
+    assert fastfood.Fastfood(1 << 20, 1 << 19, 0).together == 1  # a block that is longer than a group
     assert (dense.entries, dense.height) == (90_000, 104_857)
     assert (sparse.entries, sparse.width) == (948, 11_052)
 

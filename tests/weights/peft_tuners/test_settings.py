@@ -186,9 +186,10 @@ TUNERS = {
 
 # The values with which a field is read all the same.
 SETTINGS = {
-    **dict.fromkeys(
-        ("LORA", "LORA of a convolution", "LORA of an embedding"), {"lora_alpha": [0, 1, -1, 1.5, "ABSENT"]}
-    ),
+    **{
+        f"LORA{what}": {"lora_alpha": [0, 1, -1, 1.5, "ABSENT"]}
+        for what in ("", " of a convolution", " of an embedding")
+    },
     "LORA of parameters": {"r": [1], "lora_alpha": [0, 1, -1, 1.5, "ABSENT"], "target_parameters": ["x"]},
     "LILY": {
         "r": [None, 0, 1, 5, -1, 1.5, "x", True, [], "ABSENT"],  # which the tensors say
