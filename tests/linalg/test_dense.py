@@ -148,7 +148,10 @@ def test_the_bound_on_what_is_left_holds_and_is_not_idle(shape):
     other = np.linalg.qr(np.random.default_rng(1).standard_normal((shape[0], 4)))[0]  # no subspace of the matrix's own
     left = matrix - other @ (other.T @ matrix)
     bound = dense._residual_norm(matrix, other, other.T @ matrix, np.random.default_rng(0), np.linalg.norm(left) ** 2)
-    assert 1 < bound / np.linalg.norm(left, 2) < 2.6
+    probe = np.random.default_rng(0).standard_normal((shape[1], 10))
+    longest = np.linalg.norm(left @ left.T @ left @ left.T @ left @ probe, axis=0).max()  # of (EEᵀ)²E
+    assert bound == pytest.approx((10 * np.sqrt(2 / np.pi) * longest) ** 0.2, rel=1e-9)
+    assert bound > np.linalg.norm(left, 2)
     assert dense._residual_norm(matrix, other, other.T @ matrix, np.random.default_rng(0), 1e-4) == 1e-2  # ‖E‖_F
 
 

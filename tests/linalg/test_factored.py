@@ -199,6 +199,8 @@ def test_the_largest_numbers_that_there_are():
     assert found.singular_values()[0] == pytest.approx(3e8, rel=1e-14)
     assert found.svd()[1][0] == pytest.approx(3e8, rel=1e-14)
     assert found.frobenius_norm() == pytest.approx(3e8, rel=1e-14)
+    negative = Factored(np.array([[-1.5e308], [-1.0]]), np.array([[2e-300]]))
+    assert negative.singular_values()[0] == pytest.approx(3e8, rel=1e-14)
     too_large = Factored(np.array([[1.5e308]]), np.array([[2.0]]))
     with pytest.raises(ValueError, match="larger than float64 holds"):
         too_large.singular_values()

@@ -190,4 +190,28 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "(-2 * short / steep, -2 * long / steep) if steep else (0.0, 0.0)",
         "(-2 * short / steep, -2 * long / steep) if steep else (-1.0, 0.0)",
     ): "a share below 0 is taken for 0",
+    (
+        "lorascope/linalg/subspace.py",
+        "coordinates",
+        "right_t.shape[0]",
+        "right_t.shape[1]",
+    ): "what is wide has a singular Gram matrix, which is refused, too",
+    (
+        "lorascope/linalg/factored.py",
+        "_to_range",
+        "max(float(xp.max(array)), -float(xp.min(array))) if 0 not in array.shape else 0.0",
+        "max(float(xp.max(array)), -float(xp.min(array))) if 0 not in array.shape else -1.0",
+    ): "nothing divided by anything is nothing",
+    (
+        "lorascope/linalg/factored.py",
+        "_to_range",
+        "max(float(xp.max(array)), -float(xp.min(array))) if 0 not in array.shape else 0.0",
+        "max(float(xp.max(array)), -float(xp.min(array))) if 0 not in array.shape else 1.0",
+    ): "nothing divided by anything is nothing",
+    (
+        "lorascope/linalg/spectrum.py",
+        "_exp_entropy",
+        "np.where(p > 0, p, 1.0)",
+        "np.where(p > 0, p, 2.0)",
+    ): "it is multiplied by 0",
 }
