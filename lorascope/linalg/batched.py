@@ -49,7 +49,7 @@ def singular_values(matrices: Sequence[np.ndarray], place: Place | None = None) 
     def values(xp, stack: Array) -> tuple[Array]:
         return (np.linalg.svd(stack, compute_uv=False) if xp is np else xp.linalg.svdvals(stack),)
 
-    return [parts[0] for parts in _each(matrices, place, values)]
+    return [sigma for (sigma,) in _each(matrices, place, values)]
 
 
 def _each(matrices: Sequence[np.ndarray], place: Place | None, decompose: Callable) -> list[tuple[np.ndarray, ...]]:

@@ -44,16 +44,13 @@ class CachedSVD:
     @cached_property
     def rank(self) -> int:
         """How many singular values are not rounding."""
-        top = float(self.sigma[0]) if len(self.sigma) else 0.0
-        return int(np.sum(self.sigma > FLOOR * top)) if top > 0 else 0
+        return int(np.sum(self.sigma > FLOOR * self.sigma[:1]))
 
     @cached_property
     def clusters(self) -> np.ndarray:
         """(rank,) for each singular value above rounding which subspace it belongs to: 0, 1, …; mostly one each."""
         squares = self.sigma[: self.rank] ** 2
-        if not self.rank:
-            return np.zeros(0, dtype=int)
-        return np.concatenate([[0], np.cumsum(-np.diff(squares) > TIE * squares[0])]).astype(int)
+        return np.cumsum(-np.diff(squares, prepend=squares[:1]) > TIE * squares[:1])
 
     def cut(self, j: int) -> int:
         """j, or as many more leading values as are one with σ_j: the first j are a subspace of W only then."""

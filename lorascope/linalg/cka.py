@@ -187,10 +187,9 @@ def _interval(value: float, a: Features, b: Features, cross: Sums) -> tuple[floa
 
     parts = zip(_without(a, b, cross), a.own_without, b.own_without, strict=False)
     left_out = [_ratio(*part) for part in parts]
-    estimates = np.array([ratio for ratio in left_out if ratio is not None])
-    count = len(estimates)
-    if count < 2 or count < len(left_out):
+    if not left_out or None in left_out:
         return None, None
+    estimates, count = np.array(left_out, np.float64), len(left_out)
     error = math.sqrt((count - 1) / count * float(np.sum((estimates - estimates.mean()) ** 2)))
     reach = float(t.ppf(0.975, count - 1)) * error
     return value - reach, min(value + reach, 1.0)

@@ -97,7 +97,7 @@ def levels_of(sigma: np.ndarray, shape: tuple[int, int], k: int = 1) -> tuple[np
     """The places 1, 2, … of W's values, coarser where far down, and the threshold of each, as `thresholds` gives it; at
     least the first k."""
     p, q, dense = min(shape), max(shape), min(max(k, EVERY_ONE), len(sigma))
-    places = np.unique(np.concatenate([np.arange(1, dense + 1), np.geomspace(dense, len(sigma), COARSE).astype(int)]))
+    places = np.unique(np.concatenate([np.arange(1, dense), np.geomspace(dense, len(sigma), COARSE).astype(int)]))
     z = sigma[places - 1][:, None]
     below = sigma[None, :] < z * (1 - TIE)
     with np.errstate(divide="ignore", invalid="ignore"):

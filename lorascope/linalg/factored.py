@@ -153,7 +153,7 @@ def _to_range(array: Array) -> tuple[Array, float]:
     """An array whose squares float64 can hold, and the power of two by which it was divided."""
     xp = namespace(array)
     top = max(float(xp.max(array)), -float(xp.min(array))) if 0 not in array.shape else 0.0
-    if top == 0 or 1 / EXTREME < top < EXTREME or not math.isfinite(top):
+    if 1 / EXTREME < top < EXTREME or not math.isfinite(top):
         return array, 1.0
     unit = math.ldexp(1.0, math.frexp(top)[1] - 1)
     return array / unit, unit
@@ -227,11 +227,12 @@ def _core_values(left: Array, right_t: Array) -> tuple[Array, bool]:
     with np.errstate(invalid="ignore", over="ignore"):  # a ValueError below says it
         r_left, r_right = _triangle(left), _triangle(right_t)
         core = r_left @ r_right.T
+        lengths = xp.linalg.vector_norm(r_left, axis=0) * xp.linalg.vector_norm(r_right, axis=0)
     if not bool(xp.all(xp.isfinite(core))):
         raise ValueError("the factors hold NaN or infinite entries")
     values = xp.linalg.svdvals(core)
     # QR is equivariant under column scaling, so rounding is bounded column by column.
-    rounding = EPS * float(xp.sum(xp.linalg.vector_norm(r_left, axis=0) * xp.linalg.vector_norm(r_right, axis=0)))
+    rounding = EPS * float(xp.sum(lengths))
     top = float(values[0])
     counted = values[values > max(top * NEGLIGIBLE, rounding)]
     return values, counted.shape[0] == 0 or rounding <= ACCURACY * float(counted[-1])

@@ -219,10 +219,10 @@ def zeros_like(like: Array, size: int) -> Array:
 
 def padded(x: Float[Array, " some"], size: int) -> Float[Array, " size"]:
     """x with zeros behind it, up to `size`; itself where it is as long."""
-    if x.shape[0] == size:
+    if len(x) == size:
         return x
     out = zeros_like(x, size)
-    out[: x.shape[0]] = x
+    out[: len(x)] = x
     return out
 
 

@@ -20,6 +20,7 @@ TRACY_WIDOM_99 = 2.0234  # 99 % point of the Tracy–Widom law of order 1 (Bejan
 _ANGLES = 1 << 14  # midpoints of the quadrature: quantiles are good to about 1e-8
 # Digits of the significand and the spacing of the smallest numbers, by safetensors' names.
 _SIGNIFICAND = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
+_COARSER = {"F64": ("F32", "F16", "BF16"), "F32": ("F16", "BF16")}  # that a file of this dtype may be rounded to
 _MIN_SPACING = {"F16": 2.0**-24, "F8_E4M3": 2.0**-9, "F8_E5M2": 2.0**-16}
 _LOWEST, _BINADES = -44, 72  # exponents kept apart: 2^-44 to 2^28; what lies beyond counts at the nearer end
 
@@ -33,7 +34,7 @@ def _marchenko_pastur(beta: float) -> tuple[np.ndarray, np.ndarray]:
     """
     angle = (np.arange(_ANGLES) + 0.5) * (np.pi / _ANGLES)
     t = 1 + beta - 2 * math.sqrt(beta) * np.cos(angle)
-    mass = 2 * np.sin(angle) ** 2 / (np.pi * t) * (np.pi / _ANGLES)
+    mass = np.sin(angle) ** 2 / t  # up to a constant, which the division by their sum takes out
     cumulative = np.cumsum(mass) - mass / 2
     return t, cumulative / mass.sum()
 
@@ -121,7 +122,7 @@ class Rounding:
         self._rows = np.zeros((rows, _BINADES), np.int32)
         self._columns = np.zeros((columns, _BINADES), np.int32)
         self._moved_in_rows, self._moved_in_columns = np.zeros_like(self._rows), np.zeros_like(self._columns)
-        self._fits = [d for d in ("F32", "F16", "BF16") if _SIGNIFICAND[d] < _SIGNIFICAND.get(dtype, 0) > 11]
+        self._fits = list(_COARSER.get(dtype, ()))
 
     def add(self, start: int, values: np.ndarray, moved: np.ndarray) -> None:
         """Take in rows from `start` on: `values` (k, columns) as stored, and which of them `moved` (k, columns)."""

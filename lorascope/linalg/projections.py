@@ -25,7 +25,7 @@ def projection(name: str, rows: int, columns: int, seed: int, *, as_published: b
             "the published adjoint belongs to the published projection", found=name, expected="fastfood-whole"
         )
     if name.startswith("fastfood") and name in get_args(Name):
-        return Fastfood(rows, columns, seed, whole=name == "fastfood-whole", as_published=as_published)
+        return Fastfood(rows, columns, seed, whole=name.endswith("-whole"), as_published=as_published)
     if name in ("dense", "orthonormal"):
         return Dense(rows, columns, seed, orthonormal=name == "orthonormal")
     if name == "sparse":
@@ -62,7 +62,7 @@ class Dense(_Pieces):
     for D ≥ 2d, which keeps R's condition number below 6.
     """
 
-    def __init__(self, rows: int, columns: int, seed: int, *, orthonormal: bool = False):
+    def __init__(self, rows: int, columns: int, seed: int, *, orthonormal: bool):
         super().__init__(rows, columns, seed)
         if orthonormal and rows < 2 * columns:
             raise InputError(f"{columns} orthonormal columns need at least {2 * columns} rows", found=rows)

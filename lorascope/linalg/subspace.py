@@ -129,8 +129,8 @@ def principal_angles(u: Float[Array, "n i"], v: Float[Array, "n j"]) -> Float[Ar
     if narrow.shape[1] == 0:
         return narrow.reshape(-1)
     cross = wide.T @ narrow
-    cosines = xp.clip(xp.linalg.svdvals(cross), 0.0, 1.0)
-    sines = xp.flip(xp.clip(xp.linalg.svdvals(narrow - wide @ cross), 0.0, 1.0))
+    cosines = xp.clip(xp.linalg.svdvals(cross), None, 1.0)
+    sines = xp.flip(xp.clip(xp.linalg.svdvals(narrow - wide @ cross), None, 1.0))
     return xp.where(cosines * cosines >= 0.5, xp.asin(sines), xp.acos(cosines))
 
 

@@ -26,6 +26,7 @@ def test_entries_transpose_rows_and_products(kernel):
     assert matrix.shape == written.shape
     np.testing.assert_array_equal(matrix.dense(), written)
     np.testing.assert_array_equal(matrix.T.dense(), written.T)
+    np.testing.assert_array_equal(matrix.scaled(-0.5).dense(), -0.5 * written)
     for start in range(len(written)):
         np.testing.assert_array_equal(matrix.rows(start, len(written)), written[start:])
         np.testing.assert_array_equal(matrix.rows(0, start), written[:start])
@@ -75,3 +76,22 @@ def test_what_is_not_finite_is_an_error():
         BlockCirculant(np.full((1, 1, 2), np.nan)).singular_values()
     with pytest.raises(ValueError, match="three axes"):
         BlockCirculant(np.zeros((2, 2)))
+
+
+def test_blocks_of_another_size_have_the_entries_inner_product(rng):
+    ours, theirs = rng.standard_normal((2, 2, 2)), rng.standard_normal((1, 1, 4))
+    expected = np.sum(entries(ours) * entries(theirs))
+    assert BlockCirculant(ours).inner(BlockCirculant(theirs)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_more_is_formed_than_is_asked_for(rng):
+    """Of matrices of which a thousandth, or the longer side's square, would not fit in memory."""
+    row = rng.standard_normal(8)
+    tall = BlockCirculant(np.broadcast_to(row, (1 << 24, 1 << 10, 8)))
+    for start in (8, 1 << 26):
+        np.testing.assert_array_equal(tall.rows(start, start + 2), np.tile([row, np.roll(row, 1)], 1 << 10))
+    wide = BlockCirculant(rng.standard_normal((1, 1 << 17, 1)))
+    for matrix in (wide, wide.T):
+        u, s, vh = matrix.leading(1)
+        np.testing.assert_allclose(s, np.linalg.norm(wide.kernel), rtol=1e-12)
+        assert (u.shape, vh.shape) == ((matrix.shape[0], 1), (1, matrix.shape[1]))

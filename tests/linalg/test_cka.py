@@ -119,7 +119,7 @@ def test_what_has_no_answer_is_none_or_refused():
     with pytest.raises(ValueError, match="the same samples on both sides"):
         cka(Features(x), Features(x[:10]))
     with pytest.raises(ValueError, match="NaN or infinite"):
-        Features(np.full((5, 2), np.nan))
+        Features(np.where(np.arange(10).reshape(5, 2) == 3, np.nan, 1.0))
 
 
 def test_over_all_permutations_the_mean_is_0_and_the_spread_the_closed_form():
@@ -148,3 +148,36 @@ def test_the_interval_is_the_jackknife_with_students_t(groups):
     found = cka(Features(x, labels), Features(y, labels))
     assert found.value - found.low == pytest.approx(quantile * error, rel=1e-6)
     assert found.high == pytest.approx(min(found.value + quantile * error, 1), rel=1e-6)
+
+
+def test_no_interval_where_a_group_leaves_too_few_or_nothing_that_varies():
+    """Four samples have an HSIC, three have none; and of whole numbers what is taken away leaves exactly nothing."""
+    x, y = pair(8, 3, 3)
+    for n, left in ((8, True), (6, False)):
+        labels = np.arange(n) // (n // 2)
+        found = cka(Features(x[:n], labels), Features(y[:n], labels))
+        assert found.value is not None
+        assert (found.low is not None, found.high is not None) == (left, left)
+    only_here = np.array([[4.0], [-4.0], [2.0], [-2.0], *[[0.0]] * 4])
+    labels = np.arange(8) // 4
+    found = cka(Features(only_here, labels), Features(y, labels))
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
+
+
+def test_chance_is_that_of_so_many_independent_samples():
+    """√(2/(n(n − 3))), of the four at least that there must be."""
+    x, y = (Features(each) for each in pair(20, 3, 3))
+    for units, n in ((None, 20), (10, 10), (2, 4)):
+        assert cka(x, y, units).chance_sd == pytest.approx(np.sqrt(2 / (n * (n - 3))), rel=1e-14)
+
+
+def test_features_take_no_more_dimensions_than_there_are_samples(rng):
+    for width in (7, 12, 30):
+        x = rng.standard_normal((12, width))
+        centred = x - x.mean(axis=0)
+        ready = Features(x).x
+        np.testing.assert_allclose(ready @ ready.T, centred @ centred.T, rtol=0, atol=1e-12)
+        assert ready.shape == (12, min(width, 12))
+        if width <= 12:
+            np.testing.assert_array_equal(ready, centred)

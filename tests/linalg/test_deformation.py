@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lorascope.linalg.deformation import outlier, thresholds
+from lorascope.linalg.deformation import levels_of, outlier, thresholds
 
 
 def planted(rng: np.random.Generator, sigma, shape, theta, draws=4):
@@ -80,7 +80,35 @@ def test_a_falling_spectrum_has_the_same_thresholds_however_many_are_wanted(rng)
     np.testing.assert_allclose(thresholds(sigma, (200, 260), 20), thresholds(sigma, (200, 260), 200)[:20], rtol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+@pytest.mark.parametrize("theta", [1e-6, 0.1, 3.0, 30.0, 1e6])
+def test_every_size_of_matrix_and_spike_is_one(scale, theta):
+    """Bisection starts from a bracket that has the matrix's size."""
+    sigma = np.linspace(10, 1, 40)
+    one, other = outlier(sigma, (40, 60), theta), outlier(sigma * scale, (40, 60), theta * scale)
+    assert other.value == pytest.approx(one.value * scale, rel=1e-10)
+    assert other.position == one.position
+    assert (other.cos2_short, other.cos2_long) == pytest.approx((one.cos2_short, one.cos2_long), rel=1e-6, abs=1e-12)
+
+
+def test_a_spike_that_is_nothing_has_no_direction():
+    found = outlier(np.linspace(10, 1, 40), (40, 60), 1e-200)
+    assert (found.cos2_short, found.cos2_long) == (0, 0)
+
+
+def test_levels_are_looked_at_one_by_one_and_then_coarsely():
+    """The first 64, or as many as are wanted, and with the last of them 16 in equal ratios."""
+    sigma = np.linspace(10, 1, 5000)
+    for k, first in ((1, 64), (64, 64), (100, 100)):
+        places, _ = levels_of(sigma, (5000, 5000), k)
+        assert places[:first].tolist() == list(range(1, first + 1))
+        assert places[first:].tolist() == np.geomspace(first, 5000, 16).astype(int)[1:].tolist()
+    assert levels_of(sigma[:3], (3, 3))[0].tolist() == [1, 2, 3]
+
+
 def test_ties_zeros_and_refusals():
+    edge = np.array([1.0, 1.0 * (1 - 1e-12), 0.5])  # as near as a tie may be
+    assert thresholds(edge, (3, 3), 2)[0] == thresholds(np.array([1.0, 1.0, 0.5]), (3, 3), 2)[0]
     tied = np.array([3.0, 3.0, 1.0, 1.0, 0.5, 0.0])
     levels = thresholds(tied, (6, 9), 6)
     assert levels[0] == levels[1] > levels[2] == levels[3] > levels[4] > levels[5] == 0

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from lorascope.linalg import dense
 
@@ -84,11 +85,13 @@ def test_the_leading_values_lie_within_their_bound_and_the_rest_is_exact(shape, 
 
 
 def test_of_low_rank_the_leading_values_are_exact_and_nothing_remains():
-    matrix = planted([3.0, 2.0, 1.0], 60, 50)
+    for seed in range(6):  # ‖M‖² − Σσ² rounds to either side of zero
+        matrix = planted([3.0, 2.0, 1.0], 60, 50, seed)
+        assert 0 <= dense.leading(matrix, 3).spectrum.remaining < 1e-12
+        assert 0 <= dense.best_rank(matrix, 3).spectrum.remaining < 1e-12
     found = dense.leading(matrix, 3)
     np.testing.assert_allclose(found.s, [3, 2, 1], rtol=1e-13)
     assert np.all(found.spectrum.error < 1e-6)
-    assert found.spectrum.remaining < 1e-12
     np.testing.assert_allclose((found.u * found.s) @ found.vh, matrix, rtol=0, atol=1e-13)
 
 
@@ -109,6 +112,9 @@ def test_torch_goes_through_the_same_functions():
     ):
         assert isinstance(ours, torch.Tensor)
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
+
+    for decompose in (dense.leading, dense.best_rank):
+        assert decompose(tensor, 4).spectrum.remaining == pytest.approx(decompose(matrix, 4).spectrum.remaining)
 
 
 @pytest.mark.gpu
@@ -139,6 +145,14 @@ def test_the_bound_on_what_is_left_holds_and_is_not_idle(shape):
     for seed in range(30):
         bound = dense._residual_norm(matrix, q, q.T @ matrix, np.random.default_rng(seed), float(np.sum(s[4:] ** 2)))
         assert 1.5 < bound < 3
+    other = np.linalg.qr(np.random.default_rng(1).standard_normal((shape[0], 4)))[0]  # no subspace of the matrix's own
+    left = matrix - other @ (other.T @ matrix)
+    bound = dense._residual_norm(matrix, other, other.T @ matrix, np.random.default_rng(0), np.linalg.norm(left) ** 2)
+    probe = np.random.default_rng(0).standard_normal((shape[1], 10))
+    longest = np.linalg.norm(left @ left.T @ left @ left.T @ left @ probe, axis=0).max()  # of (EEᵀ)²E
+    assert bound == pytest.approx((10 * np.sqrt(2 / np.pi) * longest) ** 0.2, rel=1e-9)
+    assert bound > np.linalg.norm(left, 2)
+    assert dense._residual_norm(matrix, other, other.T @ matrix, np.random.default_rng(0), 1e-4) == 1e-2  # ‖E‖_F
 
 
 @pytest.mark.parametrize(("times", "method"), [(1.4, "gram"), (0.7, "svd")])
@@ -161,3 +175,58 @@ def test_the_bound_of_what_was_not_found_is_that_of_the_residual(rng, scale):
     outside = np.sqrt((found.values + found.error) ** 2 - found.values**2) / scale
     assert (outside < 3).all()
     assert (outside > 1).all()
+
+
+def test_rounding_is_bounded_as_it_is_usually():
+    """Of entries by hand: √(m + n)·eps·σ₁, and through the Gram matrix what that times σ₁ makes of σ²."""
+    eps, sigma = np.finfo(float).eps, np.array([4.0, 2.0, 1.0])
+    matrix = np.diag(sigma) @ np.eye(3, 6)
+    moved = 3 * eps * 16
+    np.testing.assert_allclose(dense.spectrum(matrix).error, moved / (sigma + np.sqrt(moved)), rtol=1e-12)
+    for found in (dense.leading(matrix, 2).spectrum, dense.best_rank(matrix, 2).spectrum):
+        np.testing.assert_allclose(found.error, [3 * eps * 4] * 2, rtol=1e-12)
+        assert found.remaining == pytest.approx(1, rel=1e-14)
+    low = np.diag([4.0, 1e-9]) @ np.eye(2, 7)
+    np.testing.assert_allclose(dense.spectrum(low).error, [3 * eps * 4] * 2, rtol=1e-12)
+    assert dense.spectrum(np.zeros((3, 5))).error.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("shape", "method"), [((60, 90), "svd"), ((90, 60), "svd"), ((61, 90), "randomised")])
+def test_a_matrix_hardly_wider_than_the_krylov_space_is_decomposed(rng, shape, method):
+    """Of two values and ten more in five blocks: 60 columns."""
+    assert dense.leading(rng.standard_normal(shape), 2).spectrum.method == method
+
+
+def test_the_same_draw_unless_another_is_wanted(rng):
+    matrix = rng.standard_normal((80, 90))
+    one, same, other = (dense.leading(matrix, 1, **seed).u for seed in ({}, {"seed": 0}, {"seed": 1}))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    with pytest.raises(ValueError, match="leading 0 singular values"):
+        dense.leading(matrix, 0)
+
+
+@pytest.mark.parametrize(("p", "some"), [(9, True), (8, False)])
+def test_of_two_vectors_in_more_than_eight_the_others_are_not_computed(monkeypatch, rng, p, some):
+    """Four times as many as are wanted: that is where it begins to cost less."""
+    asked = []
+    monkeypatch.setattr(
+        "scipy.linalg.eigh", lambda *a, eigh=scipy.linalg.eigh, **more: asked.append(1) or eigh(*a, **more)
+    )
+    matrix = rng.standard_normal((p, 12))
+    np.testing.assert_allclose(dense.best_rank(matrix, 2).s, np.linalg.svd(matrix)[1][:2], rtol=1e-12)
+    assert bool(asked) == some
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_only_what_is_not_needed_is_written_over(rng, order, dtype, overwrite):
+    matrix = np.array(rng.standard_normal((30, 20)), dtype, order=order)
+    before = matrix.copy()
+    expected = np.linalg.svd(before.astype(float), compute_uv=False)
+    np.testing.assert_allclose(dense.singular_values(matrix, overwrite), expected, rtol=1e-12)
+    if not overwrite or dtype is np.float32:
+        np.testing.assert_array_equal(matrix, before)
+    else:  # which halves the memory
+        assert not np.array_equal(matrix, before)

@@ -191,3 +191,55 @@ def test_the_gram_matrix_in_pieces_is_the_product(rng, k, m):
         gram = factored._gram(given)
         assert np.abs(np.tril(gram - exact) / np.outer(lengths, lengths)).max() < 1e-14  # eps·√m of the lengths
         np.testing.assert_allclose(gram, gram.T, rtol=0, atol=1e-14 * lengths.max() ** 2)
+
+
+def test_the_largest_numbers_that_there_are():
+    """1.5e308 is divided by 2^1023, and no larger power of two is a number."""
+    found = Factored(np.array([[1.5e308]]), np.array([[2e-300]]))
+    assert found.singular_values()[0] == pytest.approx(3e8, rel=1e-14)
+    assert found.svd()[1][0] == pytest.approx(3e8, rel=1e-14)
+    assert found.frobenius_norm() == pytest.approx(3e8, rel=1e-14)
+    negative = Factored(np.array([[-1.5e308], [-1.0]]), np.array([[2e-300]]))
+    assert negative.singular_values()[0] == pytest.approx(3e8, rel=1e-14)
+    too_large = Factored(np.array([[1.5e308]]), np.array([[2.0]]))
+    with pytest.raises(ValueError, match="larger than float64 holds"):
+        too_large.singular_values()
+    zero = Factored(np.zeros((3, 2)), np.full((2, 4), 1e300))
+    assert zero.frobenius_norm() == 0
+    assert zero.singular_values().tolist() == zero.svd()[1].tolist() == [0, 0]
+
+
+def test_a_triangle_by_cholesky_while_the_columns_are_independent():
+    """Two unit columns at cosine c have a Gram matrix of condition (1 + c)/(1 − c): 1000 at c = 999/1001."""
+    for c, there in ((999 / 1001 - 1e-6, True), (999 / 1001 + 1e-6, False)):
+        tall = np.array([[1.0, c], [0.0, np.sqrt(1 - c * c)], [0.0, 0.0]]) * [3.0, 1e-100]
+        found = factored.cholesky_triangle(tall)
+        assert (found is not None) == there
+        if found is not None:
+            np.testing.assert_allclose(found, np.triu(tall[:2]), rtol=1e-9, atol=0)
+    for bad in (0.0, 1e-141, np.inf, np.nan):
+        assert factored.cholesky_triangle(np.array([[1.0, 0.0], [0.0, bad]])) is None
+    assert factored.cholesky_triangle(np.array([[1.0, 0.0], [0.0, 1e-139]])) is not None
+
+
+def test_cancellation_is_of_the_terms_of_each_sum(rng):
+    """By loops: the lengths of the terms of a column over the length of their sum, on either side."""
+    r_left, r_right, gauge = np.triu(rng.standard_normal((3, 3))), np.triu(rng.standard_normal((3, 3))), np.ones((3, 3))
+    gauge += np.diag([1e-3, 2e-3, 3e-3])
+    worst = 0.0
+    for r, g in ((r_left, gauge), (r_right, np.linalg.inv(gauge).T)):
+        for j in range(3):
+            terms = [r[:, i] * g[i, j] for i in range(3)]
+            worst = max(worst, sum(map(np.linalg.norm, terms)) / np.linalg.norm(sum(terms)))
+    assert factored._cancellation(r_left, r_right, gauge) == pytest.approx(worst, rel=1e-9)
+
+
+def test_which_values_are_trusted(rng):
+    """Those that are not negligible, below 1e-7 of the first; rounding is eps·Σ‖l_i‖‖r_i‖, at most 1e-11 of each."""
+    u, v = orthonormal(rng, 30, 2), orthonormal(rng, 20, 2)
+    for sigma, trusted in (([1.0, 1e-3], True), ([1.0, 2e-6], False), ([1.0, 5e-8], True)):
+        mixed = u * np.array(sigma) @ np.array([[1.0, 1.0], [0.0, 0.1]])
+        right_t = v @ np.linalg.inv(np.array([[1.0, 1.0], [0.0, 0.1]])).T
+        values, good = factored._core_values(mixed, right_t)
+        np.testing.assert_allclose(values[0], 1, rtol=1e-12)
+        assert good == trusted

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from lorascope.linalg import dense as spectra
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.kronecker import Kronecker
 from lorascope.linalg.matrix import Dense, Matrix, as_matrix
+from lorascope.linalg.subspace import row_basis
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-13}  # a few roundings of sums of some ten terms
 
@@ -93,3 +95,31 @@ def test_what_is_not_finite_is_an_error(bad):
     for made in (Dense(values), Factored(values, np.ones((4, 2))), Kronecker(Dense(values), Dense(np.ones((2, 2))))):
         with pytest.raises(ValueError, match="NaN or infinite"):
             made.singular_values()
+
+
+@pytest.mark.parametrize("factor", [-1e-200, -1.0, -1e200])
+def test_norms_where_squares_vanish_or_overflow(pair, factor):
+    made, entries = pair
+    expected = np.linalg.norm(entries)
+    assert made.scaled(factor).frobenius_norm() / abs(factor) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_of_no_entries(shape):
+    empty = np.zeros(shape)
+    for made in (Dense(empty), Factored(empty, np.zeros((shape[1], 4)))):
+        assert made.frobenius_norm() == 0
+        assert made.singular_values().shape == (0,)
+
+
+def test_the_longer_side_is_never_squared(rng):
+    """A square of the longer side would take 137 GB."""
+    row = rng.standard_normal((1, 1 << 17))
+    for values in (row, row.T):
+        u, s, vh = Dense(values).svd()
+        assert s[0] == pytest.approx(np.linalg.norm(row), rel=1e-12)
+        assert (u.shape, vh.shape) == ((values.shape[0], 1), (1, values.shape[1]))
+        for leading in (spectra.leading(values, 1), spectra.best_rank(values, 1)):
+            assert (leading.u.shape, leading.vh.shape) == (u.shape, vh.shape)
+        basis, sigma = row_basis(values)
+        assert (basis.shape, sigma.shape) == ((values.shape[1], 1), (1,))

@@ -141,3 +141,42 @@ def test_the_largest_value_at_points_of_tracy_widoms_law(p, q):
     assert noise.largest_noise(p, q) == noise.largest_noise(p, q, -1.2065)
     assert noise.largest_noise(p, q, -1e3) == 0
     assert noise.largest_noise(1, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "spacing"),
+    [(1.0, 2.0**-7), (1.99, 2.0**-7), (0.99, 2.0**-8), (2.0**26, 2.0**19), (2.0**40, 2.0**19), (2.0**-60, 2.0**-52)],
+)
+def test_the_floor_of_equal_entries_is_that_of_their_spacing(value, spacing):
+    """bfloat16 has 8 digits. Two roundings of variance spacing²/12 along 6 columns and 24 rows; from 2^27 up and 2^-45
+    down with the spacing there. Of moved entries fewer than a sixth, one spacing² each."""
+    stored = np.full((24, 6), value)
+    moved = np.ones((24, 6), bool)
+    account = noise.Rounding(24, 6, "BF16")
+    account.add(0, stored[:10], moved[:10])
+    account.add(10, stored[10:], moved[10:])
+    assert account.moved_share == 1
+    assert account.floor() == pytest.approx(spacing * (1 + 2), rel=1e-12)
+    few = noise.Rounding(24, 6, "BF16")
+    moved[:, 1:], moved[3:] = False, False  # three entries, of one column
+    few.add(0, stored, moved)
+    assert few.moved_share == 3 / 144
+    assert few.floor() == pytest.approx(spacing * (1 + 3**0.5), rel=1e-12)
+
+
+def test_the_coarsest_dtype_that_holds_every_value_is_the_one():
+    halves = np.full((2, 2), 1 + 2.0**-10)  # of 11 digits
+    for dtype, value, effective in (
+        ("F32", np.ones((2, 2)), "BF16"),
+        ("F64", np.ones((2, 2)), "BF16"),
+        ("F32", halves, "F16"),
+        ("F64", halves + 2.0**-20, "F32"),
+        ("F64", halves + 2.0**-40, "F64"),
+        ("F16", np.ones((2, 2)), "F16"),
+        ("I8", np.ones((2, 2)), "I8"),
+    ):
+        account = noise.Rounding(2, 2, dtype)
+        account.add(0, value, np.ones((2, 2), bool))
+        assert account.effective_dtype == effective
+    empty = noise.Rounding(0, 3, "F32")
+    assert (empty.moved_share, empty.floor()) == (0, 0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lorascope.linalg import nulls
 from lorascope.linalg.factored import Factored
 from lorascope.linalg.nulls import random_product, random_product_energy
 from lorascope.linalg.spectrum import effective_rank, stable_rank
@@ -15,6 +16,8 @@ TABLE = {4: (3.5, 4.0, 4), 8: (6.5, 8.0, 7), 16: (11.5, 15.9, 14), 64: (32.6, 62
 def test_the_reference_table(r):
     """The table's values are rounded, and come from few draws: 3 % covers both."""
     null = random_product(768, 768, r)
+    shares = ["energy_rank_0.9", "energy_rank_0.95", "energy_rank_0.99"]
+    assert sorted(null) == ["effective_rank", *shares, "participation_ratio", "stable_rank"]
     stable, effective, r90 = TABLE[r]
     assert null["stable_rank"] == pytest.approx(stable, rel=0.03)
     assert null["effective_rank"] == pytest.approx(effective, rel=0.01)
@@ -52,3 +55,10 @@ def test_the_energy_a_truncated_product_keeps_is_that_of_the_full_matrices(m, n,
     assert expected[-1] == pytest.approx(1, abs=1e-12)  # a sum of shares
     error = kept.std(axis=0) * (1 / 400 + 1 / 32) ** 0.5  # ours is a mean of 32 draws
     assert np.all(np.abs(kept.mean(axis=0) - expected) <= 4 * error + 1e-12)
+
+
+@pytest.mark.parametrize(("r", "draws"), [(1, 32), (64, 32), (100, 20), (1024, 2), (1500, 2)])
+def test_so_many_draws_that_2048_values_are_averaged(monkeypatch, r, draws):
+    """Between 2 and 32; the spectra themselves are not needed."""
+    monkeypatch.setattr(nulls, "_bartlett", lambda rng, draws, m, r: np.ones((draws, 1, 1)))
+    assert nulls._spectra(2000, 2000, r).shape == (draws, 1)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lorascope.linalg.random_projection import fourth_power, random_projection_norm
+from lorascope.linalg.random_projection import RandomProjectionNorm, fourth_power, random_projection_norm
 
 
 @pytest.mark.parametrize(("m", "n", "i", "j"), [(12, 9, 3, 3), (10, 10, 1, 4), (8, 20, 8, 2), (6, 1, 2, 1)])
@@ -41,3 +41,28 @@ def test_the_fourth_power_without_a_decomposition(rng):
     weight = rng.standard_normal((60, 80))
     exact = np.sum(np.linalg.svd(weight, compute_uv=False) ** 4)
     assert fourth_power(weight, probes=400) == pytest.approx(exact, rel=0.05)  # 1/√(400 · 60/2) is 0.9 %
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_of_the_identity_it_is_the_overlap_of_two_lines(n):
+    """‖uᵀv‖² of random unit vectors is Beta(1/2, (n − 1)/2): mean 1/n, variance 2(n − 1)/(n²(n + 2))."""
+    found = random_projection_norm(n, n, 1, 1, float(n), float(n))
+    assert found.mean == pytest.approx(1 / n, rel=1e-14)
+    assert found.sd == pytest.approx(np.sqrt(2 * (n - 1) / (n * n * (n + 2))), rel=1e-12)
+    assert found.norm == pytest.approx(n**-0.5, rel=1e-14)
+    assert found.spread == pytest.approx(found.sd * np.sqrt(n) / 2, rel=1e-14)
+
+
+def test_where_nothing_is_left_to_chance():
+    """The whole space on both sides, one number, and a weight that is zero."""
+    whole = random_projection_norm(3, 4, 3, 4, 7.0, 25.0)
+    assert (whole.mean, whole.sd) == (pytest.approx(7, rel=1e-14), pytest.approx(0, abs=1e-6))
+    assert random_projection_norm(1, 1, 1, 1, 9.0, 81.0) == RandomProjectionNorm(9.0, 0.0)
+    zero = random_projection_norm(3, 4, 1, 2, 0.0, 0.0)
+    assert (zero.mean, zero.sd, zero.norm, zero.spread) == (0, 0, 0, 0)
+
+
+def test_the_fourth_power_of_the_usual_draw(rng):
+    weight = rng.standard_normal((6, 8))
+    assert fourth_power(weight) == fourth_power(weight, 16, 0) != fourth_power(weight, 16, 1)
+    assert fourth_power(np.eye(1), 10**5) == pytest.approx(1, rel=0.03)  # E z² over 1e5 draws: 6 deviations are 2.7 %

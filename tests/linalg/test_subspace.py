@@ -101,7 +101,25 @@ def test_what_is_only_rounding_is_no_direction(rng):
 
 def test_repeated_singular_values_are_told():
     assert subspace.cuts(np.array([3.0, 2.0, 2.0 - 1e-12, 1.0])) == [True, False, True, True]
+    assert subspace.cuts(np.array([1.0, 2e-8, 1e-8])) == [True, False, True]  # a gap of the tolerance itself
     assert subspace.cuts(np.array([])) == []
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "there"), [(5, 3, 4, True), (3, 3, 3, True), (2, 3, 4, False), (5, 3, 2, False), (5, 0, 4, False)]
+)
+def test_coordinates_of_factors_that_are_tall_and_independent(rng, m, k, n, there):
+    left, right_t = rng.standard_normal((m, k)), rng.standard_normal((n, k))
+    found = subspace.coordinates(left, right_t)
+    assert (found is not None) == there
+    if found is not None:
+        u, v = left @ found[0], right_t @ found[2]
+        np.testing.assert_allclose((u * found[1]) @ v.T, left @ right_t.T, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(u.T @ u, np.eye(k), rtol=0, atol=1e-11)  # eps times a condition of 1e3 at most
+        np.testing.assert_allclose(v.T @ v, np.eye(k), rtol=0, atol=1e-11)
+        for bad in (left * np.nan, left[:, [0, 0, 1]]):
+            assert subspace.coordinates(bad, right_t) is None
+            assert subspace.coordinates(right_t, bad) is None
 
 
 def test_dense_matrices_and_the_row_side_of_a_factor(rng):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from lorascope.linalg import svd_update as changed
 from lorascope.linalg.cached_svd import decompose
@@ -51,6 +52,14 @@ def test_the_error_is_that_of_the_worst_value():
     cached = decompose(np.diag([3.0, 2.0]))
     residual = np.array([[0.0, 0.01], [0.0, 0.0]])
     assert changed._error(cached, np.array([3.0, 2.0]), residual) == pytest.approx(0.01 / 2.1, rel=1e-9)
+    for top in (3.0, 6.0):  # rounding alone: √(m + n)·eps·σ₁², of W's largest or of T's
+        moved = 2 * np.finfo(float).eps * top**2
+        expected = moved / (2 + np.sqrt(moved))
+        assert changed._error(cached, np.array([top, 2.0]), 0 * residual) == pytest.approx(expected, rel=1e-9)
+    moved = 2 * np.finfo(float).eps * 9
+    assert changed._error(cached, np.array([1.0, 1.0]), 0 * residual) == pytest.approx(moved / (1 + np.sqrt(moved)))
+    nothing = replace(cached, sigma=np.zeros(2))
+    assert changed._error(nothing, np.zeros(2), 0 * residual) == 0
 
 
 SPECTRA = {
@@ -130,6 +139,7 @@ def test_equal_singular_values_are_one_subspace(rng, p):
     np.testing.assert_allclose(weight, again, rtol=0, atol=1e-12)
     known = decompose(weight)
     assert np.bincount(known.clusters)[:4].tolist() == [1, 3, 1, 1]
+    assert [known.cut(j) for j in (0, 1, 2, 3, 4, 5, p - 1, p, p + 1)] == [0, 1, 4, 4, 4, 5, p - 1, p, p]
     none = changed.leading(known, weight, bases(Factored(np.zeros((p, 1)), np.zeros((1, p)))), 5)
     np.testing.assert_allclose(known.cosines(none.left).max(axis=0), 1, rtol=0, atol=1e-9)
     delta = change(rng, p, p, 2)
@@ -191,3 +201,62 @@ def test_a_damaged_decomposition_is_noticed(rng, shape, size):
     ):
         assert not damaged.is_of(weight)
     assert not known.is_of(weight * (1 + 1e-7))
+
+
+def test_of_nothing_there_is_nothing(rng):
+    """W = 0, and T = 0: no direction, and no division by zero."""
+    nothing = decompose(np.zeros((3, 4)))
+    assert (nothing.rank, nothing.clusters.shape, nothing.cut(2)) == (0, (0,), 0)
+    assert nothing.cosines(np.eye(3)).shape == (0, 3)
+    empty = replace(nothing, shape=(0, 4), short=np.zeros((0, 0)), sigma=np.zeros(0))
+    assert (empty.rank, empty.cut(1), empty.is_of(np.zeros((0, 4)))) == (0, 0, True)
+    weight = 4.0 * np.eye(3, 5)
+    known = decompose(weight)
+    for delta in (-weight, bases(Factored(-np.eye(3), weight))):
+        with np.errstate(all="raise"):
+            found = changed.leading(known, weight, delta, 2)
+            left, right = changed.vectors(known, weight, delta, found)
+        assert found.sigma.tolist() == [0, 0]
+        assert np.isfinite(left).all()
+        assert not right.any()
+
+
+@pytest.mark.parametrize(("p", "rank", "tried"), [(20, 1, False), (21, 5, True), (24, 6, False), (25, 6, True)])
+def test_a_large_matrix_and_a_low_rank_take_the_iteration(rng, monkeypatch, p, rank, tried):
+    """More rows than LAPACK takes as quickly, and more than four times the rank."""
+    asked = []
+    monkeypatch.setattr(changed, "_DENSE", 20)
+    monkeypatch.setattr(changed, "_davidson", lambda *_: asked.append(1))
+    weight, delta = rng.standard_normal((p, p)), change(rng, p, p, rank)
+    found = changed.leading(decompose(weight), weight, bases(delta), 2)
+    assert (bool(asked), found.method) == (tried, "dense")
+    np.testing.assert_allclose(found.sigma, np.linalg.svd(weight + delta.dense())[1][:2], rtol=1e-10)
+
+
+@pytest.mark.parametrize(("p", "some"), [(13, True), (12, False), (2, False)])
+def test_of_one_pair_and_two_to_guard_it_in_more_than_twelve_the_others_are_not_computed(monkeypatch, rng, p, some):
+    asked = []
+    whole = scipy.linalg.eigh
+    monkeypatch.setattr("scipy.linalg.eigh", lambda *a, **more: asked.append(1) or whole(*a, **more))
+    matrix = rng.standard_normal((p, p))
+    matrix = matrix + matrix.T
+    values, vectors = changed._top(matrix, 1)
+    assert bool(asked) == some
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix)[::-1][:3], rtol=1e-12)
+    np.testing.assert_allclose(matrix @ vectors, vectors * values, rtol=0, atol=1e-12)
+
+
+def test_what_is_added_to_a_basis_is_orthonormal_and_no_rounding(rng):
+    """Nothing, what is there already up to 1e-5 and to rounding, two more directions, and one of them again."""
+    basis = haar(rng, 60)[:, :10]
+    one, other, small = rng.standard_normal((3, 60))
+    inside = basis @ rng.standard_normal(10)
+    more = np.stack([0 * one, inside + 1e-5 * small, inside + 1e-15 * other, one, one + other, 2 * one], axis=1)
+    found = changed._orthonormal(basis, more)
+    np.testing.assert_array_equal(found[:, :10], basis)
+    # What is rounding of `inside` is one more direction, as good as any: its length is that of all others here.
+    assert 13 <= found.shape[1] <= 14
+    np.testing.assert_allclose(found.T @ found, np.eye(found.shape[1]), rtol=0, atol=1e-14)
+    for vector in (small, one, other):
+        np.testing.assert_allclose(found @ (found.T @ vector), vector, rtol=0, atol=1e-7)
+    assert changed._orthonormal(basis, one[:, None] * [1.0, 1.0]).shape == (60, 11)

@@ -22,6 +22,13 @@ def test_ends():
     assert bracket({2: 0.95, 4: 1.0}, 0.9) == (None, 2)
     assert bracket({2: 0.1, 4: 0.2}, 0.9) == (4, None)
     assert bracket({2: math.nan, 4: 0.9}, 0.9) == (2, 4)
+    assert bracket({}, 0.9) == (None, None)
+
+
+def test_of_drops_that_are_equal_the_first_is_told_from_its_first_peak():
+    assert largest_drop({1: 5.0, 2: 5.0, 3: 1.0}) == (4.0, 1, 3)
+    assert largest_drop({1: 5.0, 2: 1.0, 3: 5.0, 4: 1.0}) == (4.0, 1, 2)
+    assert largest_drop({1: 1.0, 2: 1.0}) == largest_drop({}) == (0.0, None, None)
 
 
 @given(CURVES, st.floats(-1, 2))

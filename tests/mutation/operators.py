@@ -82,6 +82,20 @@ def _alternatives(node: ast.AST) -> Iterator[ast.AST]:
 DEFENSIVE = {"strict", "check_finite", "overwrite_a", "overwrite_b"}  # flags of calls that no result depends on
 SKIPPED = (ast.JoinedStr, ast.Raise, ast.Import, ast.ImportFrom)  # words for a reader, not what is computed
 NOT_COMPUTED = {"annotation", "returns", "decorator_list", "type_params"}
+FREE = {"reshape", "view"}  # calls to which -1 is the size that is left, and every other negative number too
+SEEDS = {"seed", "random_seed"}  # whose defaults are as good as any other
+
+
+def _is_free(node: ast.AST, field: str, index: int | None, child: ast.AST) -> bool:
+    """Whether nothing depends on which value `child`, in this field of `node`, has."""
+    match node, child:
+        case _, ast.keyword(arg=name):
+            return name in DEFENSIVE
+        case ast.Call(func=ast.Attribute(attr=name)), ast.UnaryOp(op=ast.USub()):
+            return name in FREE
+        case ast.arguments(args=args, defaults=defaults), _ if field == "defaults" and index is not None:
+            return args[len(args) - len(defaults) + index].arg in SEEDS
+    return False
 
 
 def _places(node: ast.AST, path: tuple = (), function: str = "") -> Iterator[tuple[ast.AST, tuple, str]]:
@@ -92,7 +106,7 @@ def _places(node: ast.AST, path: tuple = (), function: str = "") -> Iterator[tup
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or isinstance(child, SKIPPED):
                 continue
-            if isinstance(child, ast.keyword) and child.arg in DEFENSIVE:
+            if _is_free(node, field, index, child):
                 continue
             inside = function
             if isinstance(child, ast.FunctionDef | ast.ClassDef) and not function.endswith("()"):

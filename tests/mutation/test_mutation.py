@@ -24,8 +24,8 @@ def clipped(x: "Annotation[1 + 1]", low=0):
     return min(x, LIMIT)
 
 
-def unused(x):
-    return x + 1
+def unused(x, seed=0):
+    return x.reshape(-1) + 1
 '''
 TEST = """
 import pytest
@@ -66,10 +66,10 @@ def test_each_changes_one_thing_that_is_computed(tree):
         ("clipped", "not isinstance(x, int) or x < low", "not isinstance(x, int) or x > low"),
         ("clipped", "return min(x, LIMIT)", "return None"),
         ("clipped", "return min(x, LIMIT)", "return max(x, LIMIT)"),
-        ("unused", "return x + 1", "return None"),
-        ("unused", "return x + 1", "return x - 1"),
-        ("unused", "return x + 1", "return x + 2"),
-        ("unused", "return x + 1", "return x + 0"),
+        ("unused", "return x.reshape(-1) + 1", "return None"),
+        ("unused", "x.reshape(-1) + 1", "x.reshape(-1) - 1"),
+        ("unused", "x.reshape(-1) + 1", "x.reshape(-1) + 2"),
+        ("unused", "x.reshape(-1) + 1", "x.reshape(-1) + 0"),
     ]
     plain = ast.unparse(ast.parse(SOURCE))
     assert all(each.source != plain for each in all_of_it)
@@ -81,7 +81,7 @@ def test_what_is_tested_is_killed_and_what_is_not_survives(tree, monkeypatch):
     test = "tests/test_toy.py::test_clipped"
     calls = {"called": {test: ["lorascope/toy.py:clipped"]}, "seconds": {test: 0.1}}
     changes = [mutation(tree, *candidate) for candidate in candidates(tree, "lorascope/toy.py")]
-    wanted = {"LIMIT = 4", "not isinstance(x, int) or x <= low", "return x - 1"}
+    wanted = {"LIMIT = 4", "not isinstance(x, int) or x <= low", "x.reshape(-1) - 1"}
     found = run.outcomes(tree, [m for m in changes if m.after in wanted], run.Tests(**calls), 1)
     assert {change.after: outcome for change, outcome in found} == dict(
         zip(sorted(wanted), ["killed", "killed", "survived"], strict=True)

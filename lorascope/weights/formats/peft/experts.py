@@ -154,20 +154,21 @@ def assign(
 
 
 def _by_shape(groups: Sequence[Group], names: list[str], base: "Checkpoint") -> list[str]:
-    """`names` in the order of the wrappers, by the shapes in the base; as they were where shapes do not decide."""
+    """`names` in the order of the wrappers, by the shapes in the base; as they were where shapes do not decide. One
+    that the base does not have fits every wrapper, so those that fit fewer come before it."""
     fits = {}
     for name in names:
         stored = base.find(f"{groups[0].module}.{name}")
         sides = set(stored.shape[-2:]) if stored is not None else None
         fits[name] = [sides in (None, {_d_out(group), _d_in(group)}) for group in groups]
-    ordered = sorted(names, key=lambda name: fits[name].index(True) if True in fits[name] else len(groups))
+    ordered = sorted(names, key=lambda name: ((*fits[name], True).index(True), sum(fits[name])))
     for index, name in enumerate(ordered):
         if not fits[name][index]:
             raise InputError(
                 f"the base's {groups[0].module}.{name} does not fit the adapter",
                 found=f"A {groups[index].shape('lora_A')} and B {groups[index].shape('lora_B')}",
             )
-    return ordered if all(sum(row) == 1 for row in fits.values()) else names
+    return ordered
 
 
 def _d_in(group: Group) -> int:
