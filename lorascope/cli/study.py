@@ -5,18 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lorascope.cli._study_progress import ProgressBar
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from lorascope.study import Study
     from lorascope.study.runner import Engine as Engines
-    from lorascope.study.store import Store
+    from lorascope.study.runner import Runner
 
 study = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Replicate published claims: run, judge, list and render studies. Example: lorascope study run rank_sweep",
 )
-Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or its script.")]
-Scale = Annotated[str, typer.Option(help="smoke, small or full.")]
+Names = Annotated[list[str], typer.Argument(metavar="STUDY...", help="Names of studies, or their scripts.")]
+Scale = Annotated[str, typer.Option(help="smoke, small, small-lm (a decoder) or full.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Number of worker processes, which share the cores.")]
 Engine = Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster address (default: $RAY_ADDRESS, else local).")]
@@ -33,7 +37,7 @@ Studies = Annotated[Path, typer.Option(metavar="DIR", help="Directory of study s
 
 @study.command()
 def run(  # one parameter per option
-    name: Name,
+    names: Names,
     scale: Scale = "small",
     jobs: Jobs = 1,
     engine: Engine = "local",
@@ -41,59 +45,85 @@ def run(  # one parameter per option
     gpus_per_run: Gpus = 0.0,
     set: Set = None,
     device: Device = "auto",
+    discard_weights: Annotated[
+        bool, typer.Option("--discard-weights", help="Delete the weights of runs once they are measured.")
+    ] = False,
     store: StoreFolder = Path(".lorascope/store"),
     reports: Reports = Path("reports"),
     studies: Studies = Path("studies"),
 ) -> None:
-    """Run a study and write its report (JSON and HTML).
+    """Run studies and write their reports (JSON and HTML).
 
     Trains and measures what is not in the store yet, and judges the claims. Stopped or killed, it resumes when it is
     started again. Example:
 
         lorascope study run rank_sweep --scale smoke --jobs 2
 
-    Runs are stored by the hash of their config and shared by all studies.
+    Runs are stored by the hash of their config and shared by all studies. A measure that needs the weights of a run
+    that has none any more trains it again.
     """
     import sys
+    from contextlib import closing
 
+    from lorascope.study import together
+    from lorascope.study.runner import Runner
     from lorascope.study.store import Store
 
-    script = _script(name, studies)
-    definition = _load(script)
-    workers = _engine(engine, jobs, address, gpus_per_run)
+    scripts = [_script(name, studies) for name in dict.fromkeys(names)]
+    definitions = [(_load(script), script) for script in scripts]
+    kept, workers = Store(store), _engine(engine, jobs, address, gpus_per_run)
+    settings: dict[str, Any] = {"overrides": set or (), "device": device}
     try:
-        settings = {"overrides": set or (), "device": device}
-        report, texts = _report(definition, script, scale, Store(store), workers, reports, settings)
+        with closing(workers):
+            runners = [Runner(study, script, scale, kept, workers, **settings) for study, script in definitions]
+            _by_arm(runners, scale, reports, settings)
+            for runner in runners:
+                _run(runner, scale, reports)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept. Run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
+    if discard_weights:
+        freed = together.discard_weights(runners, kept)
+        print(f"deleted the weights of measured runs, {freed / 1e6:,.0f} MB", file=sys.stderr)
+
+
+def _by_arm(runners: "Sequence[Runner]", scale: str, reports: Path, settings: "Mapping[str, Any]") -> None:
+    """Train and measure the studies whose scale asks for it arm by arm, their claims frozen before."""
+    from lorascope.study import together
+    from lorascope.study.runner import Runner
+
+    whole = {runner.study.name: runner for runner in runners if runner.scale.by_arm}
+    for runner in whole.values():
+        _frozen(runner, scale, reports)
+    with ProgressBar(", ".join(whole)) as progress:
+
+        def runner_of(study: "Study") -> Runner:
+            of = whole[study.name]
+            return Runner(study, of.script, scale, of.store, of.engine, **settings, progress=progress.update)
+
+        together.run_by_arm([runner.study for runner in whole.values()], scale, runner_of)
+
+
+def _run(runner: "Runner", scale: str, reports: Path) -> None:
+    """Freeze the claims, run the study and judge it, with progress on stderr; write its report."""
+    from lorascope.study import making
+
+    before, frozen = _frozen(runner, scale, reports)
+    with ProgressBar(runner.study.name) as progress:
+        runner.progress = progress.update
+        results, tuned = runner.run()
+        report, texts = making.make(runner, scale, results, tuned, frozen, before, progress.judging)
     _write(report, texts, reports)
 
 
-def _report(  # one parameter per option
-    definition: "Study",
-    script: Path,
-    scale: str,
-    store: "Store",
-    workers: "Engines",
-    reports: Path,
-    settings: dict[str, Any],
-) -> tuple[dict[str, Any], bytes | None]:
-    """Freeze the claims, run the study and judge it, with progress on stderr: its record, and the scores of texts."""
-    from contextlib import closing
-
+def _frozen(runner: "Runner", scale: str, reports: Path) -> "tuple[dict[str, Any] | None, dict[str, Any]]":
+    """The report that a run will replace, and the claims as they are frozen."""
     from lorascope.study import making
     from lorascope.study.frozen import freeze
-    from lorascope.study.runner import Runner
 
-    with ProgressBar(definition.name) as progress:
-        with closing(workers):
-            runner = Runner(definition, script, scale, store, workers, **settings, progress=progress.update)
-            path = reports / f"{definition.name}.json"
-            before = making.replaced(path, definition.name, scale, runner.scale.testbed)
-            frozen = freeze(definition, scale, store.root, making.today(), is_first=before is None)
-            results, tuned = runner.run()
-        return making.make(runner, scale, results, tuned, frozen, before, progress.judging)
+    study, testbed = runner.study, runner.scale.testbed
+    before = making.replaced(reports / f"{study.name}.json", study.name, scale, testbed)
+    return before, freeze(study, scale, runner.store.root, making.today(), is_first=before is None)
 
 
 def _write(report: dict[str, Any], texts: bytes | None, reports: Path) -> None:
@@ -141,6 +171,68 @@ def judge(
             print(line)
         print(f"wrote {path}", file=sys.stderr)
     _draw(reports_json)
+
+
+@study.command()
+def pack(
+    names: Names,
+    scale: Scale = "small",
+    store: StoreFolder = Path(".lorascope/store"),
+    set: Set = None,
+    studies: Studies = Path("studies"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("studies.zip"),
+) -> None:
+    """Write the finished runs of studies into one file, without their weights.
+
+    Holds configs, losses of every text, measurements and the frozen claims: enough to go on with the studies, and to
+    judge them, on another machine (`lorascope study unpack`). Example:
+
+        lorascope study pack rank_sweep intruders --scale small --out work.zip
+    """
+    import sys
+
+    from lorascope.outputs import write_bytes
+    from lorascope.study import pack as packs
+    from lorascope.study import together
+    from lorascope.study.frozen import file_name
+    from lorascope.study.runner import Runner
+    from lorascope.study.store import Store
+
+    scripts = {name: _script(name, studies) for name in names}
+    definitions = {_load(script).name: (_load(script), script) for script in scripts.values()}
+    kept, engine = Store(store), packs.Absent()
+    whole = [Runner(study, script, scale, kept, engine, overrides=set or ()) for study, script in definitions.values()]
+    parts = together.prefixes([runner.study for runner in whole], scale)
+    some = [Runner(each, definitions[each.name][1], scale, kept, engine, overrides=set or ()) for each in parts]
+    jobs = packs.finished([*whole, *some])
+    claims = [file_name(runner.study.name, scale, runner.scale.testbed) for runner in whole]
+    content = packs.pack(kept, jobs, claims)
+    write_bytes(out, content)
+    runs = sum(job.spec["kind"] == "train" for job in jobs)
+    print(f"wrote {out}: {runs} runs and {len(jobs) - runs} measurements, {len(content) / 1e6:.1f} MB", file=sys.stderr)
+
+
+@study.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `pack` wrote.")],
+    store: StoreFolder = Path(".lorascope/store"),
+) -> None:
+    """Put the finished runs of a pack into the store.
+
+    Work that the store has finished is kept. The file may come from anyone: nothing in it is run. Example:
+
+        lorascope study unpack work.zip
+    """
+    import sys
+
+    from lorascope.study import pack as packs
+    from lorascope.study.store import Store
+
+    done = packs.unpack(file, Store(store))
+    print(f"{done.added} runs and measurements added, {done.kept} were there", file=sys.stderr)
+    if done.foreign:
+        why = "made with other versions of torch, transformers or tokenizers, or not what their name says"
+        print(f"warning: {done.foreign} left out: {why}", file=sys.stderr)
 
 
 @study.command("list")
@@ -296,51 +388,3 @@ def _last_run(report: dict[str, Any]) -> dict[str, Any]:
         "judged": made["judged"],
         "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
     }
-
-
-class ProgressBar:
-    """Shows how far a study is on stderr: a bar in a terminal, else a line at each tenth."""
-
-    def __init__(self, name: str):
-        self.name, self.stage, self.tenth = name, "", -1
-        self.bar: Any = None
-
-    def __enter__(self) -> "ProgressBar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def judging(self, done: int, total: int) -> None:
-        """How many resamples are judged."""
-        self.update("judging", done, total, 0, "")
-
-    def update(self, stage: str, done: int, total: int, failed: int, title: str) -> None:
-        """`title` is of what ended last."""
-        import sys
-
-        if total == 0:
-            return
-        if sys.stderr.isatty():
-            self._draw(stage, done, total, failed, title)
-            return
-        tenth = 10 * done // total
-        if stage != self.stage or tenth != self.tenth:
-            failures = f", {failed} failed" if failed else ""
-            print(f"{self.name}: {stage}, {done} of {total} done{failures}", file=sys.stderr, flush=True)
-        self.stage, self.tenth = stage, tenth
-
-    def _draw(self, stage: str, done: int, total: int, failed: int, title: str) -> None:
-        from tqdm import tqdm
-
-        if stage != self.stage or self.bar is None:
-            if self.bar is not None:
-                self.bar.close()
-            shape = "{desc} |{bar:20}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
-            self.bar = tqdm(
-                total=total, initial=done, desc=f"{self.name}: {stage}", bar_format=shape, dynamic_ncols=True
-            )
-            self.stage = stage
-        self.bar.total, self.bar.n = total, done
-        self.bar.set_postfix_str(f"{failed} failed; {title}" if failed else title)

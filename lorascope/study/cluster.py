@@ -78,7 +78,7 @@ class Cluster:
                 folders, failed = self.ray.get(ended)
             except self.ray.exceptions.RayError as error:  # its worker died once too often
                 if len(chunk.jobs) > 1:  # one of them may be the cause: each on its own
-                    waiting.extend(Chunk((job,)) for job in chunk.jobs)
+                    waiting.extend(Chunk((job,), chunk.weights) for job in chunk.jobs)
                     continue
                 store.fail(chunk.jobs[0], f"its Ray worker died {RETRIES + 1} times: {type(error).__name__}")
                 yield chunk, [chunk.jobs[0].key]

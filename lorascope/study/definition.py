@@ -39,12 +39,14 @@ class Measure:
         specs: given the results so far, the measurements to make.
         independent_params: of measurements without runs, the params whose values have their own random numbers:
             measurements that differ in them are resampled independently.
+        needs_weights: whether it reads more of a run than its numbers (`store.LIGHT`).
     """
 
     name: str
     function: Callable[..., Iterable[Mapping[str, Scalar]]]
     specs: Callable[["Results"], Iterable[MeasurementSpec]]
     independent_params: tuple[str, ...] = ()
+    needs_weights: bool = True
 
     def __post_init__(self) -> None:
         if self.name == RUNS:

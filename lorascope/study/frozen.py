@@ -58,7 +58,7 @@ def freeze(study: Study, scale: str, root: Path, date: str, *, is_first: bool) -
         LorascopeError: the store cannot be written.
     """
     testbed = study.scales[scale].testbed
-    path = root / "claims" / f"{study.name}-{scale}-{testbed}.json"
+    path = root / "claims" / file_name(study.name, scale, testbed)
     known: dict[str, list[dict[str, Any]]] = {}
     if path.exists():
         hint = f"restore it, or remove it: the claims of {study.name} are then frozen again, from today on"
@@ -80,6 +80,11 @@ def freeze(study: Study, scale: str, root: Path, date: str, *, is_first: bool) -
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"study": study.name, "scale": scale, "testbed": testbed, "claims": known})
     return known
+
+
+def file_name(study: str, scale: str, testbed: str) -> str:
+    """Of the frozen claims, in the store's folder `claims`."""
+    return f"{study}-{scale}-{testbed}.json"
 
 
 def criterion_facts(claim: Claim) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ class StudyScale:
         test_samples: how many of its texts, the same for all runs; None takes all.
         conclusive: whether it gives verdicts. A smoke run only shows that the study runs.
         testbed: what it trains on, in a word: studies of one test bed share runs, and the index compares test beds.
+        by_arm: whether each arm is measured before the next one is trained (`together`): weights are large.
     """
 
     config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class StudyScale:
     test_samples: int | None = None
     conclusive: bool = True
     testbed: str = "encoder"
+    by_arm: bool = False
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _base(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned]) 
 
 
 def _scale(results: Results) -> dict[str, Any]:
-    scale = asdict(results.scale)
+    scale = {key: value for key, value in asdict(results.scale).items() if key != "by_arm"}  # an order of work
     config = {section: _without_paths(keys) for section, keys in scale["config"].items()}
     return {**scale, "config": config}
 

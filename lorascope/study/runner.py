@@ -106,15 +106,21 @@ class Runner:
         self.seconds = time.perf_counter() - began
         return replace(results, strata=self.strata.numbers()), tuned
 
-    def _do(self, stage: str, jobs: Sequence[Job]) -> None:
-        """Do those that are not in the store."""
+    def _do(self, stage: str, jobs: Sequence[Job], weights: bool = False) -> None:
+        """Do those that are not in the store.
+
+        Args:
+            weights: whether runs whose weights are missing are trained again.
+        """
         by_key = {job.key: job for job in jobs}
-        missing = [job for job in by_key.values() if not self.store.intact(job)]
+        there = self.store.intact if weights else self.store.scored
+        missing = [job for job in by_key.values() if not there(job)]
         self.reused += len({key for key in by_key if key not in self.used} - {job.key for job in missing})
         self.used |= by_key
         done, failed = len(by_key) - len(missing), 0
         self.progress(stage, done, len(by_key), failed, "")
-        for chunk, failed_keys in self.engine.run(chunks(missing), self.store):
+        work = [replace(chunk, weights=weights) for chunk in chunks(missing)]
+        for chunk, failed_keys in self.engine.run(work, self.store):
             done, failed = done + len(chunk.jobs), failed + len(failed_keys)
             for job in chunk.jobs:
                 if (failure := self.store.failure(job.key)) is not None:
@@ -270,6 +276,8 @@ class Runner:
             self.failures[measure.name] = f"its measurements could not be listed: {type(error).__name__}: {error}"
             return pd.DataFrame()
         jobs = {job.key: (spec, job) for spec in specs for job in [self._measure_job(measure, spec)]}
+        if measure.needs_weights:
+            self._train_again([job for _, job in jobs.values()])
         self._do(measure.name, [job for _, job in jobs.values()])
         rows: list[dict[str, Any]] = []
         for spec, job in jobs.values():
@@ -290,6 +298,18 @@ class Runner:
                 hint="add `replicate` to the params of measurements of several runs",
             )
         return table
+
+    def _train_again(self, measurements: Sequence[Job]) -> None:
+        """Have the weights there that measurements need which are not in the store."""
+        runs = {key for job in measurements if not self.store.scored(job) for key in job.inputs}
+        lacking = [self.used[key] for key in runs if not self.store.intact(self.used[key])]
+        if lacking:
+            self._do("training again (their weights are not in the store)", lacking, weights=True)
+
+    def waited_for(self) -> set[str]:
+        """Keys of the runs that a measurement of this study still has to be made of."""
+        measurements = [job for job in self.used.values() if job.spec["kind"] == "measure"]
+        return {key for job in measurements if not self.store.scored(job) for key in job.inputs}
 
     def _labels_of(self, spec: MeasurementSpec, runs: "pd.DataFrame") -> list[dict[str, Any]]:
         """What identifies the rows of a measurement: its params, and for a single run its arm's labels.

@@ -6,6 +6,9 @@ versions that its numbers depend on and `RECIPE`; not the device, nor how many t
 device, which changes its numbers by rounding alone, neither.
 
 Several processes may use one store at once: each job is worked on under its lock, and who waited for it finds it done.
+
+A run's weights may be missing where its scores are there (`scored`): they were removed to make room, or did not travel
+with the rest (`pack`). A measure that needs them has the run trained again.
 """
 
 import ast
@@ -46,6 +49,16 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "data": {"add_bos_token": None, "add_eos_token": True},
     "training": {"compile": False, "data_seed": None},
 }
+# What is left of a finished job without its weights.
+LIGHT = (
+    "rows.json",
+    *(
+        f"run/{name}"
+        for name in (
+            "summary.json", "config.yaml", "run.json", "test.json", "texts.npz", "metrics.jsonl", "calibration.json",
+        )
+    ),
+)  # fmt: skip
 NOT_OF_THE_RESULT = ("device", "num_threads", "measure_cost", "save_steps", "snapshot_steps", "logging_steps")
 
 
@@ -179,10 +192,18 @@ class Store:
 
     def intact(self, job: Job) -> bool:
         """Whether the job is finished and all that it made is still there, each file of the size that it had."""
+        return self._has(job, lambda name: True)
+
+    def scored(self, job: Job) -> bool:
+        """Whether the job is finished and its numbers are there; of a training run, whether or not its weights are."""
+        return self._has(job, lambda name: name in LIGHT)
+
+    def _has(self, job: Job, counts: Callable[[str], bool]) -> bool:
         done, folder = self.done(job.key), self.folder(job.key)
         if done is None:
             return False
-        sizes = dict.fromkeys(_least(job)) | (done.get("files") or {})
+        files = {name: size for name, size in (done.get("files") or {}).items() if counts(name)}
+        sizes = dict.fromkeys(_least(job)) | files
         try:
             return all((folder / name).stat().st_size == size or size is None for name, size in sizes.items())
         except (OSError, ValueError):  # a name that none can be
@@ -217,6 +238,25 @@ class Store:
         """Remove what an earlier try of a training run left."""
         with _writing(self.run_folder(key)):
             _remove(self.run_folder(key))
+
+    def discard_weights(self, key: str) -> int:
+        """Remove what a finished training run made besides its numbers; how many bytes that freed.
+
+        Nothing is removed of a job that is not finished.
+        """
+        with self.locked([key]):
+            if self.done(key) is None:
+                return 0
+            folder = self.folder(key)
+            heavy = [path for path in _files(folder) if path.relative_to(folder).as_posix() not in LIGHT]
+            freed = sum(path.lstat().st_size for path in heavy)
+            with _writing(folder):
+                for path in heavy:
+                    path.unlink()
+                for path in sorted(self.run_folder(key).rglob("*"), reverse=True):
+                    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+                        path.rmdir()
+        return freed
 
     @contextlib.contextmanager
     def locked(self, keys: Sequence[str]) -> Iterator[None]:

@@ -24,9 +24,14 @@ ROWS, TEST = "rows.json", "test.json"
 
 @dataclass(frozen=True)
 class Chunk:
-    """Jobs that one worker does in one go: training runs that share a pass, or one measure."""
+    """Jobs that one worker does in one go: training runs that share a pass, or one measure.
+
+    Attributes:
+        weights: whether runs whose scores are there without their weights are trained again.
+    """
 
     jobs: tuple[Job, ...]
+    weights: bool = False
 
     @property
     def title(self) -> str:
@@ -41,13 +46,14 @@ def execute(chunk: Chunk, store: Store) -> list[str]:
     """
     try:
         with store.locked([job.key for job in chunk.jobs]):
-            jobs = [job for job in chunk.jobs if not store.intact(job)]  # another process may have done some meanwhile
+            there = store.intact if chunk.weights else store.scored
+            jobs = [job for job in chunk.jobs if not there(job)]  # another process may have done some meanwhile
             if jobs:
                 _train(jobs, store) if jobs[0].spec["kind"] == "train" else _measure(jobs[0], store)
     except Exception as error:  # a study goes on without the run, and its page says why
         message = str(error) if isinstance(error, LorascopeError) else _located(error)
         if len(chunk.jobs) > 1:  # one of them may be the cause: each on its own
-            return [key for job in chunk.jobs for key in execute(Chunk((job,)), store)]
+            return [key for job in chunk.jobs for key in execute(Chunk((job,), chunk.weights), store)]
         store.fail(chunk.jobs[0], message)
         return [chunk.jobs[0].key]
     return []

@@ -47,7 +47,7 @@ def specs(results: Results) -> Iterable[MeasurementSpec]:
 
 def measure() -> Measure:
     """For a study that has the arm; its script imports `held_out_by_step`, where workers look for it."""
-    return Measure(BY_STEP_TABLE, held_out_by_step, specs)
+    return Measure(BY_STEP_TABLE, held_out_by_step, specs, needs_weights=False)
 
 
 def figure(results: Results) -> list[Lines]:
