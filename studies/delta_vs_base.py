@@ -225,7 +225,7 @@ study = Study(
             SETTING,
             "random baseline",
             amended="No effect is 1: a ratio above it is the published direction, which the first version counted as a "
-            "failure below its bound of 2. The comparison with W's top directions is a claim of its own, `top`.",
+            "failure below its bound of 2. The comparison with W's top directions is a claim of its own.",
         ),
         Claim(
             "top",
@@ -244,7 +244,7 @@ study = Study(
             "the control tests.",
             SETTING,
             "random baseline",
-            amended="It was a criterion of `order`, without the control of a random ΔW.",
+            amended="New: it was a criterion of the claim before it, without the control of a random ΔW.",
         ),
         Claim(
             "fall",
@@ -261,7 +261,7 @@ study = Study(
             "With the norms of Table 7 a random ΔW's factor falls from 343 to 11.1.",
             SETTING,
             "random baseline",
-            amended="Unchanged but for its landmarks. A control that passes is now a finding, not an undecided claim.",
+            amended="The bound is unchanged. That the control passes is now a finding; the claim was undecided.",
         ),
         Claim(
             "excess",
@@ -305,7 +305,7 @@ study = Study(
     figures=figures,
     reading=reading,
     removed={
-        "amplifies": "Its number, ΔW's amplification factor over a random ΔW's, is the inverse of the ratio in `order`."
+        "amplifies": "Its number, ΔW's amplification factor over a random ΔW's, is the inverse of the first claim's."
     },
 )  # fmt: skip
 

@@ -278,7 +278,7 @@ study = Study(
             ),
             note="DoRA also trains one length for each row of W: see the table by method. PEFT's own comparison finds "
             "no difference: GSM8K 46.9 against 47.8. No negative control: the number is itself a comparison with LoRA, "
-            "tuned alike. `variants` tests the same in points of accuracy.",
+            "tuned alike. The study of variants tests the same in points of accuracy.",
             setting=f"LLaMA-7B, LLaMA2-7B and LLaMA3-8B, {REASONING}",
             amended="The bound was 0, which is no effect; the control, DoRA in half of the steps, failed for any "
             "method.",
@@ -292,8 +292,8 @@ study = Study(
                           at_least=0.05, no_effect=0.0, expected=0.29, unit="percent",
                           origin=f"{OURS}; published: 2.9 points of other tests"),
             ),
-            note="What half of the rank costs LoRA itself is tested in `rank_sweep`. No negative control: the number "
-            "is itself a comparison with LoRA, tuned alike.",
+            note="What half of the rank costs LoRA itself is tested in the study of ranks. No negative control: the "
+            "number is itself a comparison with LoRA, tuned alike.",
             setting=f"LLaMA2-7B, {REASONING}",
             amended="The bound was 0, which is no effect; the control, LoRA in half of the steps, failed for any "
             "method.",

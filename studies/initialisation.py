@@ -204,7 +204,7 @@ def figures(results):
     logs = {"log_x": True, "log_y": True}
     means = "Teacher–student network, geometric means over replicates. Largest stable: above it the final loss is more "
     means += "than ten times the lowest of its replicate. Best: lowest final loss."
-    left_out = "Medians over replicates; losses above ten times the lowest are left out."
+    left_out = "Medians over replicates; losses above ten times the lowest are not shown."
     return [
         Lines("Learning rates by width", tuple(series), "width n", "learning rate", **logs, caption=means),
         Lines(
@@ -232,7 +232,7 @@ def reading(answers):
 
 
 HAYOU = "Hayou, Ghosh and Yu 2024, arXiv 2406.08447"
-HAYOU_SETTING = "RoBERTa-large on GLUE, Llama-7B and TinyLlama on WikiText-2 and others, learning rate swept for each"
+HAYOU_SETTING = "RoBERTa-large on GLUE, TinyLlama on WikiText-2, Llama-7B on other tasks; learning rates swept"
 WIDTH_SETTING = "theory for n → ∞ with Adam; teacher–student networks of n = 128 to 8192"
 WIDTH_NOTE = (
     "ReLU network with one hidden layer, low-rank teacher, full-batch steps of Adam; the paper's sizes differ. Stable: "
@@ -285,7 +285,7 @@ study = Study(
             ),
             "Losses differ by the seeds of the head and of the data alone.",
             kind="identity",
-            amended="The bound is as before; no effect and where the bound comes from are stated.",
+            amended="The bound is unchanged; the value for no effect and the origin of the bound were added.",
         ),
         Claim(
             "both-learn",
@@ -299,7 +299,7 @@ study = Study(
             (Control("gain with both zero (nats)", gain("both zero"), at_least=0.05),),
             "Gain: how far the test loss lies below that of a trained head on the frozen base.",
             HAYOU_SETTING,
-            amended="The bound is as before; no effect and where the bound comes from are stated.",
+            amended="The bound is unchanged; the value for no effect and the origin of the bound were added.",
         ),
         Claim(
             "first-better",
@@ -309,8 +309,8 @@ study = Study(
                 Criterion("gain with A random / gain with B random", gain_ratio, at_least=1.05, no_effect=1.0,
                           origin="ours: 5 % more; the paper has scores on several tasks"),
             ),
-            note="Learning rates were tuned by one run a rate at factors of about 3, which is not in the interval. No "
-            "negative control: the number is itself a comparison of two initialisations, tuned alike.",
+            note="Learning rates a factor of about 3 apart were tuned with one run each; the interval does not include "
+            "this noise. No negative control: the number is itself a comparison of two initialisations, tuned alike.",
             setting=HAYOU_SETTING,
             amended="The bound was 1, which is no effect; the control, both zero in place of A random, failed for "
             "anything that does not learn.",
