@@ -412,7 +412,7 @@ study = Study(
             amended="The bound was 1, which is no effect; the control, all D parameters, failed by definition.",
         ),
         Claim(
-            "lora-80", "LoRA reaches 80 % of the gain with half of the trainable parameters of a random subspace, or fewer",
+            "lora-80", "LoRA reaches 80 % of the gain with at most half of the parameters of a random subspace",
             HU,
             (Criterion("parameters LoRA needs for 80 % of the gain, over d80 of DID", over_did(LORA, 0.8),
                        at_most=0.5, no_effect=1.0, origin="ours: half"),),
@@ -422,7 +422,7 @@ study = Study(
             amended="The bound was 1, which is no effect.",
         ),
         Claim(
-            "truncated", "Training a B·A needs at most half of the parameters of truncating what full fine-tuning found",
+            "truncated", "A trained B·A needs at most half of the parameters of a truncated ΔW of full fine-tuning",
             "Biderman et al. 2024, arXiv 2405.09673, discussion: a high rank is found, and need not be necessary",
             (Criterion("parameters LoRA needs for 90 % of the gain, over degrees of freedom of the truncated ΔW",
                        lambda results: d90(results, LORA) / d90(results, TRUNCATED), at_most=0.5, no_effect=1.0,

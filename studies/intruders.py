@@ -194,7 +194,7 @@ SWEPT = "RoBERTa-base on MNLI, LoRA r = 8, learning rates; forgetting: loss on a
 SCALED = "RoBERTa-base on QQP, LoRA r = 8, λ = 0.7; forgetting: loss on a sample of the pre-training texts"
 XIE = "The Intruder Threshold, Xie 2026, arXiv 2607.23711, abstract"
 EIGHTEEN = "18 adapters, 9,840 layers"
-FORGETS = "Forgetting: 1 − Spearman's ρ of the similarities of glosses of one class, after tuning against before"
+FORGETS = "Forgetting: drift, no lost ability; 1 − Spearman's ρ of similarities within classes, after against before"
 HALF, OF_HALF = {"at_least": 0.485, "no_effect": 0.0}, "half of the published 0.97"
 SPARED = {"at_least": 0.166, "no_effect": 0.0, "unit": "percent"}
 FEW_STEPS = (
@@ -235,7 +235,7 @@ def read(answers):
         equal += f"{answers.found('equal-loss', 1)} (0.5) and {answers.found('equal-loss', 2)} (0.3)"
     if answers.is_one_of("frozen", "absent or opposite"):
         size = " At equal ‖ΔW‖ LoRA-FA has no fewer intruders than LoRA."
-    return f"{answers.opening}, {removed}{shrunk}; {equal}.{size}"
+    return f"{answers.opening}, {removed}{shrunk}; {equal}.{size} Forgetting is drift of the similarity order here."
 
 
 study = Study(
@@ -257,16 +257,16 @@ study = Study(
     ),
     claims=(
         exists("exist", LORA_8, "LoRA of r = 8 has intruders where full fine-tuning of the same loss has few",
-               f"{PAPER}, §3, Figure 4", FEW_STEPS),
+               f"{PAPER}, intruders by method and rank", FEW_STEPS),
         exists("exist-r1", LORA_1, "LoRA of r = 1 has intruders where full fine-tuning of the same loss has few",
-               f"{PAPER}, §3, Figure 4"),
+               f"{PAPER}, intruders by method and rank"),
         exists("exist-r64", LORA_64,
                "With a fixed α LoRA of r = 64 has intruders, too, where full fine-tuning of the same loss has few",
-               f"{PAPER}, §4 (α = 8: all ranks have them)", FEW_STEPS),
+               f"{PAPER}, the runs with α = 8 (all ranks have them)", FEW_STEPS),
         Claim(
             "full",
             "Full fine-tuning has next to no intruders: 5 % of its leading vectors at most",
-            f"{PAPER}, §3, Figure 4",
+            f"{PAPER}, intruders by method and rank",
             (Criterion("share of leading vectors that are intruders", slots(FULL_TUNING), at_most=0.05, unit="percent",
                        published=0.0, origin="ours: one in twenty"),),
             (Control("with ten random directions planted, twice as strong as W's first",
@@ -277,7 +277,7 @@ study = Study(
         Claim(
             "rank",
             "Of equal ‖ΔW‖, LoRA of r = 8 has at most half of the intruders of r = 1",
-            f"{PAPER}, §3, Figure 4 (fewer at a higher rank; none at r = 64 with α = 2r)",
+            f"{PAPER}, intruders by method and rank (fewer at a higher rank; none at r = 64 with α = 2r)",
             (Criterion("intruders of LoRA, r = 8, at the ‖ΔW‖ of r = 1, over those of r = 1",
                        lambda results: 1 / to_same_size(LORA_1, SWEEP)(results), at_most=0.5, no_effect=1.0,
                        origin="ours: half; the paper has no ratio at equal ‖ΔW‖"),),
@@ -291,7 +291,7 @@ study = Study(
         Claim(
             "frozen",
             "Of equal ‖ΔW‖, LoRA whose A is frozen (LoRA-FA) has at most half of the intruders of LoRA",
-            f"{PAPER}, appendix A.5 (A random, of singular values 1; B trained)",
+            f"{PAPER} (A random with singular values 1, B trained: sharply fewer)",
             (Criterion("intruders of LoRA-FA, r = 8, over those of LoRA, r = 8, at the same ‖ΔW‖",
                        to_same_size(FROZEN_HIGH, SWEEP), at_most=0.5, no_effect=1.0,
                        origin="ours: half; the paper says that they are sharply reduced"),),
@@ -303,7 +303,7 @@ study = Study(
         Claim(
             "rate",
             "A higher learning rate makes more intruders",
-            f"{PAPER}, §4, Figure 7",
+            f"{PAPER}, intruders by learning rate",
             (Criterion("Spearman's ρ of learning rate and intruders over runs", of.correlation(SWEEP, "rate", "found"),
                        at_least=0.7, no_effect=0.0, expected=0.9, origin="ours: a strong order"),),
             (Control("with the rates shuffled among the runs, mean over shuffles", of.shuffled(SWEEP, "rate", "found"),
@@ -314,7 +314,7 @@ study = Study(
         Claim(
             "forgetting",
             "Runs with more intruders have forgotten more",
-            f"{PAPER}, §4, Figure 7 (ρ = 0.97 over learning rates)",
+            f"{PAPER} (ρ = 0.97 over learning rates)",
             (Criterion("Spearman's ρ of intruders and forgetting over runs",
                        of.correlation(SWEEP, "found", "forgetting"), **HALF, published=0.97, origin=OF_HALF),),
             (
@@ -329,7 +329,7 @@ study = Study(
         Claim(
             "objective",
             "Runs with more intruders are worse at what the base was pre-trained for",
-            f"{PAPER}, §4, Figure 7 (ρ = 0.97 over learning rates)",
+            f"{PAPER} (ρ = 0.97 over learning rates)",
             (Criterion("Spearman's ρ of intruders and the pre-training's loss over runs",
                        of.correlation(SWEEP, "found", "pair_loss"), **HALF, published=0.97, origin=OF_HALF),),
             (Control("‖ΔW‖ alone, in the intruders' place", of.correlation(SWEEP, "size", "pair_loss"), **HALF),),
@@ -361,12 +361,13 @@ study = Study(
                      lambda results: to_same_size(FULLS[-1], SWEEP, "forgetting")(results) - 1, at_least=0.1,
                      no_effect=0.0, unit="percent"),),
             f"The two differ in r, too, and r = 1 has learned less. {FORGETS}.",
+            "not a published claim",
             amended="New: the partial correlation cannot tell the size of ΔW from its directions.",
         ),
         Claim(
             "causal-r1",
             "Scaling the top intruders by 0.7 removes forgetting (LoRA, r = 1)",
-            f"{PAPER}, §5 (QQP, r = 8, λ = 0.7: forgetting −33.2 %)",
+            f"{PAPER}, scaled intruders (QQP, r = 8, λ = 0.7: forgetting −33.2 %)",
             (Criterion("share of the forgetting that is gone at λ = 0.7", of.spared(LORA_1, "intruder"), **SPARED,
                        published=0.332, origin="half of the published 33.2 %"),),
             (
@@ -381,24 +382,24 @@ study = Study(
         Claim(
             "free-r1",
             "Scaling the top intruders by 0.7 costs the task next to nothing: 1 % of the gain at most (LoRA, r = 1)",
-            f"{PAPER}, §5 (QQP, r = 8, λ = 0.7: accuracy −0.0 %)",
+            f"{PAPER}, scaled intruders (QQP, r = 8, λ = 0.7: accuracy −0.0 %)",
             (Criterion("rise of the task's test loss over the run's gain", of.cost(LORA_1, "intruder"), at_most=0.01,
                        published=0.0, unit="percent", origin="ours: a hundredth of the gain"),),
             (Control("scaling the nearest directions that are no intruders", of.cost(LORA_1, "neighbour"), at_most=0.01,
                      unit="percent"),),
             "Of the runs that have an intruder.",
             SCALED,
-            amended="Until now a part of the claim before it.",
+            amended="New: it was part of the claim that scaling removes forgetting.",
         ),
         Claim(
             "equal-loss",
             "At equal task loss, scaling the top intruders leaves less forgetting than shrinking ΔW as a whole "
             "(LoRA, r = 1)",
-            f"{PAPER}, §5, without this control; an unreviewed test on Llama-2-7B finds no benefit over shrinking",
+            f"{PAPER}, without this control; an unreviewed test on Llama-2-7B finds no benefit over shrinking",
             tuple(
                 Criterion(f"λ = {factor:g}: (forgetting − forgetting of ΔW shrunk to the same task loss) / forgetting "
                           "as trained", of.at_equal_loss(LORA_1, "intruder", factor), at_most=-0.1, no_effect=0.0,
-                          expected=-0.332, unit="percent", origin="ours: a tenth; −33.2 % if it were free of cost")
+                          expected=-0.332, unit="percent", origin="ours: a tenth; −33.2 % if scaling were free")
                 for factor in (USUAL, 0.5, 0.3)
             ),
             (Control("λ = 0.7: random directions in the intruders' place", of.at_equal_loss(LORA_1, "random", USUAL),
@@ -416,9 +417,9 @@ study = Study(
                        published=0.82, unit="percent", origin="ours: 70 %, somewhat below the published 82 %"),),
             (Control("the plain rule that σ₁(ΔW) reaches σ₁₀(W)", of.within_two("plain"), at_least=0.7,
                      unit="percent"),),
-            "Tuned LoRA of r = 1 and 8. ΔW is multiplied until its first intruder: from W's spectrum, until its first "
-            "singular direction is among the ten leading ones. Weights of one run are not independent; replicates are "
-            "resampled.",
+            "Tuned LoRA of r = 1 and 8. Measured: the factor on ΔW at which the first intruder appears. Predicted: the "
+            "factor at which ΔW's first singular direction enters the ten leading ones. Weights of one run are not "
+            "independent; replicates are resampled.",
             EIGHTEEN,
             amended="The control was the spectrum of noise, which fails under any rule.",
         ),
@@ -439,9 +440,9 @@ study = Study(
     removed={
         "causal": "At this rate, three times the tuned one, shrinking ΔW in any way improves the task itself, so that "
         "nothing is learned about intruders.",
-        "specific": "As `causal`; and forgetting was compared where the two cost the task unequal amounts.",
-        "specific-r1": "It compared forgetting where the two cost the task unequal amounts: `equal-loss` takes its "
-        "place.",
+        "specific": "For the same reason; and forgetting was compared where the two cost the task unequal amounts.",
+        "specific-r1": "It compared forgetting where the two cost the task unequal amounts; another claim is at equal "
+        "task loss.",
     },
 )  # fmt: skip
 

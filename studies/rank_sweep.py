@@ -157,7 +157,7 @@ def stable_rank(name, scaling, amended):
                       at_most=0.45, no_effect=0.0, published=0.265,
                       origin="half of the published 0.23 to one and a half times the published 0.30"),
             Criterion("β less that of a random B·A", lambda r: beta(scaling)(r) - beta(scaling, null=True)(r),
-                      at_most=-0.25, no_effect=0.0, published=-0.5,
+                      at_most=-0.25, no_effect=0.0, expected=-0.5,
                       origin="half of the published 0.265 less the 0.78 of random factors of these shapes"),
         ),
         (Control("β of a random B·A", beta(scaling, null=True), at_least=0.115, at_most=0.45),),
@@ -366,7 +366,7 @@ study = Study(
             (Control("the same on memorise", share("memorise", 1), at_least=0.95, unit="percent"),),
             "The paper's own Table 18 has a higher validation loss at r = 1 (1.23) than at r = 16 and more (1.16).",
             HU_SETTING,
-            amended="The bound is as before; no effect and where the bound comes from are stated.",
+            amended="The bound is unchanged; the value for no effect and the origin of the bound were added.",
         ),
         Claim(
             "capacity",
@@ -381,7 +381,7 @@ study = Study(
             "of the classes (960 texts, 4,458 bits, 20,736 parameters): training steps are as limiting here as "
             "capacity.",
             REGRET_SETTING,
-            amended="The bound is as before; no effect and where the bound comes from are stated.",
+            amended="The bound is unchanged; the value for no effect and the origin of the bound were added.",
         ),
         Claim(
             "full",
@@ -394,7 +394,7 @@ study = Study(
             ),
             (Control("r = 1 in place of the largest rank", full_share("wordnet", 1), at_least=0.95, unit="percent"),),
             setting=f"{HU_SETTING}; {REGRET_SETTING}",
-            amended="The bound is as before; no effect and where the bound comes from are stated.",
+            amended="The bound is unchanged; the value for no effect and the origin of the bound were added.",
         ),
         stable_rank("stable-rank", "α/r", "The bounds were ours, 0.1 to 0.5; R² of the fit, which is low where β is, "
                     "is no criterion any more."),

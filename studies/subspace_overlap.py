@@ -282,7 +282,7 @@ study = Study(
             "control: of random subspaces both are 0 and the ratio is not defined.",
             setting=RANKS_SETTING,
             kind="random baseline",
-            amended="It was a criterion of `ranks`.",
+            amended="New: it was a criterion of the claim on the top direction.",
         ),
         Claim(
             "seeds",
@@ -302,7 +302,7 @@ study = Study(
             "Each is compared with random directions (Haar).",
             SEEDS_SETTING,
             kind="random baseline",
-            amended="The bound is as before; no effect and where the bound comes from are stated.",
+            amended="The bound is unchanged; the value for no effect and the origin of the bound were added.",
         ),
         Claim(
             "left",
@@ -355,7 +355,7 @@ study = Study(
                      at_least=0.999),),
             "lorascope draws A from the seed, the module's name and the rank, so that its own runs are independent.",
             kind="identity",
-            amended="The bound is as before; no effect and where the bound comes from are stated.",
+            amended="The bound is unchanged; the value for no effect and the origin of the bound were added.",
         ),
         Claim(
             "start",

@@ -241,7 +241,7 @@ study = Study(
             (
                 Criterion("rsLoRA, DoRA, PiSSA, OLoRA: mean (gain at its own rate − gain at LoRA's rate) / gain of "
                           "full fine-tuning", OWN_OVER_LORAS, at_least=0.05, unit="percent", no_effect=0.0,
-                          origin="ours: more than the 2 % of `none-better`; the paper has no such number"),
+                          origin="ours: more than the 2 % that count as better above; the paper has no such number"),
             ),
             note="A variant whose own rate is LoRA's adds 0. LoRA+, which has two rates, is not counted. Own rates are "
             "chosen on held-out texts, the gain is of test texts: below 0 it can be, by chance alone. No negative "
@@ -318,7 +318,7 @@ study = Study(
     reading=reading,
     removed={
         "tie": "Six methods that are equal could not have met it: their means are 6.3 % of the gain apart by chance. "
-        "`within` tests each variant against LoRA.",
+        "Each variant is now compared with LoRA.",
     },
 )  # fmt: skip
 
