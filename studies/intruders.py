@@ -229,10 +229,10 @@ def read(answers):
     removed = f"scaling the top intruders of LoRA, r = 1, by 0.7 removes {answers.found('causal-r1')} of the forgetting"
     shrunk = ", as does shrinking ΔW as a whole" if answers.is_one_of("causal-r1", "not specific") else ""
     equal, size = f"at equal task loss the difference is {answers.found('equal-loss')} of it", ""
-    differences = [each.estimate for each in answers["equal-loss"].criteria if not each.control]
-    if answers.is_one_of("equal-loss", "absent or opposite") and min(differences) > 0:
-        equal = f"at equal task loss shrinking forgets less, by {answers.found('equal-loss')} of it ({USUAL}), "
-        equal += f"{answers.found('equal-loss', 1)} (0.5) and {answers.found('equal-loss', 2)} (0.3)"
+    if answers.is_one_of("equal-loss", "absent or opposite"):
+        equal = "at equal task loss scaling leaves no less forgetting than shrinking (scaling less shrinking, of the "
+        equal += f"forgetting as trained: {answers.found('equal-loss')} at {USUAL}, "
+        equal += f"{answers.found('equal-loss', 1)} at 0.5, {answers.found('equal-loss', 2)} at 0.3)"
     if answers.is_one_of("frozen", "absent or opposite"):
         size = " At equal ‖ΔW‖ LoRA-FA has no fewer intruders than LoRA."
     return f"{answers.opening}, {removed}{shrunk}; {equal}.{size} Forgetting is drift of the similarity order here."

@@ -277,7 +277,11 @@ def learns_less(name, rank, text):
 def reading(answers):
     if None in (answers.criterion(name).estimate for name in ("learns-less", "matches", "pareto")):
         return ""
-    equal = {"reproduced": "less than", "weaker": "a little less than", "absent or opposite": "no less than"}
+    equal = {
+        "reproduced": "less than",
+        "weaker": "a little less than",
+        "absent or opposite": "no less, within a fifth, than",
+    }
     moved = equal.get(answers["pareto"].verdict, "by an amount not shown to differ from that of")
     return (
         f"{answers.opening}, the gain of LoRA of r = 1 differs from full fine-tuning's by "

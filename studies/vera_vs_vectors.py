@@ -438,8 +438,7 @@ study = Study(
         ),
         output_side(
             "as-lora", "VeRA finds LoRA's leading direction on the output side",
-            "Tested here; no published claim",
-            "VeRA, LoRA",
+            "Tested here; no published claim", "VeRA, LoRA",
             "LoRA and full fine-tuning share their leading direction: see the figures.",
         ),
     ),
