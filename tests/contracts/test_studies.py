@@ -17,6 +17,7 @@ from lorascope.study import index as indices
 from lorascope.study import page as pages
 from lorascope.study.runner import Runner
 from lorascope.study.store import Store
+from lorascope.study.tuning import Tuned
 from tests.cli.command import lorascope
 
 ROOT = Path(__file__).parents[2]
@@ -94,34 +95,33 @@ def test_a_verdict_needs_replicates_and_other_texts_than_those_that_tuned(study)
 
 
 @each_script
-def test_a_sweep_has_five_rates_no_more_than_a_factor_of_four_apart(study):
+def test_a_sweep_begins_with_three_rates_no_more_than_a_factor_of_four_apart(study):
+    """From there it goes on by itself: `study/tuning.py`."""
     for arm in study.arms(study.scales["small"]):
         rates = arm.learning_rates
         if len(rates) > 1:  # of one, what does not learn needs no search
-            assert len(rates) >= 5, arm.labels
+            assert len(rates) >= 3, arm.labels
             assert max(b / a for a, b in pairwise(rates)) < 4, arm.labels
 
 
 @each_script
 @pytest.mark.parametrize("scale", SCALES)
 def test_arms_are_distinct_runs(path, study, scale, tmp_path):
-    """Labels differ, every config parses, seeds of judged runs differ from each other and from those that tuned."""
+    """Labels differ, every config parses, and runs that differ in more than their rate have seeds of their own."""
     runner = Runner(study, path, scale, Store(tmp_path), None, device="cpu")
     for arm in runner.arms:
         rates = list(arm.learning_rates)
         assert rates == sorted(set(rates))
         assert all(rate > 0 for rate in rates)
-    tuning = [runner._tuning_job(arm, rate) for arm in runner.arms for rate in arm.learning_rates[:1]]
-    tuned = [runner._chosen(arm, dict.fromkeys(arm.learning_rates, 1.0) or None) for arm in runner.arms]
-    finals = [job for jobs in runner._finals(tuned) for job in jobs]
+    tuned = [Tuned(arm.learning_rates[0] if arm.learning_rates else None) for arm in runner.arms]
+    finals = runner._finals(tuned)
     assert len(finals) == len(runner.arms) * runner.scale.replicates
-    keys = {job.key: job.spec["config"]["training"]["seed"] for job in finals}
-    chosen = {job.spec["config"]["training"]["seed"] for job in tuning}
-    assert not chosen & set(keys.values())
     drawn: dict[int, set[str]] = {}
-    for arm, jobs in zip(runner.arms, runner._finals(tuned), strict=True):
-        for job in jobs if arm.seed is None else ():
-            drawn.setdefault(job.spec["config"]["training"]["seed"], set()).add(without_rate(job.spec["config"]))
+    for final in finals:
+        arm, config = runner.arms[final.arm], final.job.spec["config"]
+        assert (config["training"]["data_seed"] == final.replicate) is not arm.own_data
+        if arm.seed is None:
+            drawn.setdefault(config["training"]["seed"], set()).add(without_rate(config))
     assert all(len(those) == 1 for those in drawn.values()), "two runs that differ in more than the rate have one seed"
     assert runner.study.runs_of(runner.scale) >= len(finals)
 
