@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from lorascope.study.runner import Runner
 from lorascope.study.store import Store
 from lorascope.study.tuning import Tuned
 from tests.cli.command import lorascope
+from tests.contracts import studies_page
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "studies").glob("*.py") if not path.name.startswith("_"))
@@ -164,7 +164,6 @@ def test_it_runs_at_scale_smoke(path, tmp_path):
 REPORTS = ROOT / "reports"
 PUBLISHED, UNREADABLE = record.read_folder(REPORTS)
 JUDGED = [found for found in PUBLISHED if found["scale"]["conclusive"]]
-TOLD = (ROOT / ".github" / "STUDIES.md").read_text()
 
 each_published = pytest.mark.parametrize("found", PUBLISHED, ids=lambda found: found["name"])
 each_judged = pytest.mark.parametrize("found", JUDGED, ids=lambda found: found["name"])
@@ -173,10 +172,6 @@ each_judged = pytest.mark.parametrize("found", JUDGED, ids=lambda found: found["
 def words_of(page: str) -> str:
     """A page without its drawings, whose last digits are matplotlib's, and its style, which they are named in."""
     return re.sub(r"<(svg|style)\b.*?</\1>|sha256-[^']*", "", page, flags=re.S)
-
-
-def tally(found) -> Counter:
-    return Counter(claim["verdict"] for claim in found["claims"])
 
 
 def test_every_study_is_published():
@@ -224,11 +219,6 @@ def test_a_published_claim_says_how_far_to_trust_it(found):
             assert criterion["power"] or not criterion["se"] or criterion["supposed"] is None, claim["name"]
 
 
-def test_the_tallies_are_those_of_the_records():
-    header, _, *rows = re.search(r"\| study \|.*?(?=\n\n)", TOLD, re.S).group().splitlines()
-    verdicts = [cell.strip() for cell in header.strip("| ").split("|")][1:]
-    told = {}
-    for row in rows:
-        name, counts = re.search(r"\]\(\.\./reports/(\w+)\.html\) \|([ \d|]+)\|$", row).groups()
-        told[name] = {v: int(n) for v, n in zip(verdicts, counts.split("|"), strict=True) if int(n)}
-    assert told == {found["name"]: dict(tally(found)) for found in JUDGED}
+def test_the_results_in_the_docs_are_those_of_the_records():
+    told = studies_page.PAGE.read_text(encoding="utf-8")
+    assert told == studies_page.page(PUBLISHED), "run `python -m tests.contracts.studies_page`"

@@ -1,0 +1,59 @@
+"""The results in STUDIES.md, made of the published records: `python -m tests.contracts.studies_page`."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorascope.study import record, scope
+from lorascope.study.verdict import VERDICTS
+
+ROOT = Path(__file__).parents[2]
+PAGE, REPORTS = ROOT / ".github/STUDIES.md", ROOT / "reports"
+HEADING = "## Results\n"
+HEAD = """
+{scope}
+
+A screening on one small encoder and one task, after few steps, says nothing about large language models, and a
+difference in gain is as much one of speed as of quality. [reports/index.html](../reports/index.html) lists every claim
+with its verdict, interval, power and published setting. What follows is written from the records by
+`python -m tests.contracts.studies_page`.
+"""
+Record = Mapping[str, Any]
+
+
+def results(records: Sequence[Record]) -> str:
+    """The section: the scope that most studies share, a table of verdicts, and each study's answer."""
+    judged = [each for each in records if each["scale"]["conclusive"]]
+    smoke = [f"`{each['name']}`" for each in records if not each["scale"]["conclusive"]]
+    counts = {each["name"]: Counter(claim["verdict"] for claim in each["claims"]) for each in judged}
+    words = [word for word in VERDICTS if any(count[word] for count in counts.values())]
+    rows = ["| study | " + " | ".join(words) + " |", "|---" * (1 + len(words)) + "|"]
+    for each in judged:
+        cells = [str(counts[each["name"]][word]) for word in words]
+        rows.append(f"| {_link(each)} | {' | '.join(cells)} |")
+    total = sum(counts.values(), Counter())
+    summed = ", ".join(f"{total[word]} {word}" for word in words)
+    answers = [f"- **{_link(each)}** {each['reading']}" for each in judged]
+    parts = [
+        HEAD.format(scope=scope.common(judged)).strip(),
+        "\n".join(rows),
+        f"{sum(total.values())} claims: {summed}.",
+        f"Run at scale smoke only, which shows that they run: {', '.join(smoke)}." if smoke else "",
+        "\n".join(answers),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _link(found: Record) -> str:
+    return f"[{found['title']}](../reports/{found['name']}.html)"
+
+
+def page(records: Sequence[Record]) -> str:
+    """The whole page with its results of these records."""
+    text = PAGE.read_text(encoding="utf-8")
+    return text[: text.index(HEADING) + len(HEADING)] + "\n" + results(records)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(record.read_folder(REPORTS)[0]), encoding="utf-8")
