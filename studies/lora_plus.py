@@ -103,7 +103,7 @@ def reading(answers):
     best = "" if ratio is None else f" The λ with the lowest loss is estimated at {2**ratio:.2g}."
     return (
         f"{answers.opening} at r = 8, with A's learning rate tuned for each, the accuracy of LoRA+ (λ = 16) "
-        f"differs from LoRA's by {100 * found:+.1f} points: the published advantage of 1 to 2 % is "
+        f"less that of LoRA is {answers.found('better')} (points): the published advantage of 1 to 2 % is "
         f"{answers.verdict('better')}. The published speed-up is {answers.verdict('faster')}.{best}"
     )
 

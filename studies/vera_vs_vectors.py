@@ -278,10 +278,7 @@ def reading(answers):
     equal = {
         "reproduced": "gain the same within 10 % of full fine-tuning's gain",
         "absent or opposite": "do not gain the same",
-    }.get(
-        answers["equal"].verdict,
-        "are statistically indistinguishable, and not shown to be equal within 10 % of full fine-tuning's gain",
-    )
+    }.get(answers["equal"].verdict, "are not shown to gain the same within 10 % of full fine-tuning's gain")
     both = {
         "reproduced": "Training both of its vectors gains more than either alone",
         "weaker": "Training both of its vectors gains a little more than either alone",
