@@ -139,7 +139,7 @@ class Runner:
             values.setdefault(section, {})[key] = value
         seeds = {"seed": seed, "data_seed": seed if arm.own_data else replicate}
         values["training"] = {"measure_cost": False, **values.get("training", {}), **seeds, "device": self.device}
-        title = f"{_named(arm)}, {'' if rate is None else f'rate {rate:g}, '}replicate {replicate}"
+        title = f"{named(arm)}, {'' if rate is None else f'rate {rate:g}, '}replicate {replicate}"
         config = resolved(parse(values, f"{self.study.name}, {title},"))
         spec = {
             "kind": "train",
@@ -171,7 +171,7 @@ class Runner:
         curve = {rate: dict(sorted(losses[rate].items())) for rate in sorted(losses)}
         rates, _ = tuning.finalists(losses, self.scale.replicates)
         if not rates:
-            self.failures[f"{_named(arm)} (tuning)"] = "no learning rate gave a finite loss"
+            self.failures[f"{named(arm)} (tuning)"] = "no learning rate gave a finite loss"
             return Tuned(None, curve, interior=False)
         return Tuned(rates[0], curve, min(curve) < rates[0] < max(curve), rates)
 
@@ -225,7 +225,7 @@ class Runner:
             self.scale,
             _curves(self.arms, tuned),
             candidates=candidates if choice else None,
-            texts=read_texts([(job.key, self.store.run_folder(job.key)) for job in jobs]),
+            texts=read_texts([(job.key, self.store.run_folder(job.key)) for job in jobs if not _memorises(job)]),
         )
 
     def _owner(self, arm: Arm, job: Job) -> Hashable:
@@ -248,8 +248,7 @@ class Runner:
             self.failures[job.title] = summary["diverged"]
             return None
         config, run, held_out = job.spec["config"], read_facts(folder), summary["held_out"]
-        same = config["data"]["eval_split"] == config["data"]["train_split"]  # what the run stored is the question
-        test = held_out if same or job.spec["test_split"] is None else read_score(folder / TEST)
+        test = held_out if _memorises(job) or job.spec["test_split"] is None else read_score(folder / TEST)
         if test is None:
             self.failures[job.title] = (
                 f"{TEST} is missing in the store; remove the folder {job.key} to do the run again"
@@ -271,7 +270,7 @@ class Runner:
         import pandas as pd
 
         try:
-            specs = list(measure.specs(results))
+            specs = self._specs(measure, results)
         except Exception as error:  # such as a column that no run was left to fill
             self.failures[measure.name] = f"its measurements could not be listed: {type(error).__name__}: {error}"
             return pd.DataFrame()
@@ -311,6 +310,10 @@ class Runner:
         measurements = [job for job in self.used.values() if job.spec["kind"] == "measure"]
         return {key for job in measurements if not self.store.scored(job) for key in job.inputs}
 
+    def _specs(self, measure: Measure, results: Results) -> list[MeasurementSpec]:
+        """The measurements to make."""
+        return list(measure.specs(results))
+
     def _labels_of(self, spec: MeasurementSpec, runs: "pd.DataFrame") -> list[dict[str, Any]]:
         """What identifies the rows of a measurement: its params, and for a single run its arm's labels.
 
@@ -335,6 +338,12 @@ class Runner:
         title_parts = [f"{key} {value}" for key, value in spec.params.items()]
         title_parts += [self.used[key].title for key in spec.runs]
         return Job(job_spec, tuple(spec.runs), f"{measure.name}: {'; '.join(title_parts)}")
+
+
+def _memorises(job: Job) -> bool:
+    """Whether what a run has stored is the question: it is scored on the texts that it was trained on, its own draw."""
+    data = job.spec["config"]["data"]
+    return bool(data["eval_split"] == data["train_split"])
 
 
 def _seed(config: Mapping[str, Any], replicate: int) -> int:
@@ -362,7 +371,8 @@ def _labels(arms: Sequence[Arm]) -> list[str]:
     return list(dict.fromkeys(key for arm in arms for key in arm.labels))
 
 
-def _named(arm: Arm) -> str:
+def named(arm: Arm) -> str:
+    """An arm's labels in words."""
     return ", ".join(f"{key} {value}" for key, value in arm.labels.items())
 
 
@@ -379,4 +389,4 @@ def check_arms(arms: Sequence[Arm]) -> None:
     for arm in arms:
         if arm.rate_of is not None and _key(arm.rate_of) not in tuned:
             problem = "has no learning rates" if _key(arm.rate_of) in keys else "does not exist"
-            raise InputError(f"the arm {_named(arm)} takes the rate of an arm that {problem}", found=dict(arm.rate_of))
+            raise InputError(f"the arm {named(arm)} takes the rate of an arm that {problem}", found=dict(arm.rate_of))

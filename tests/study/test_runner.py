@@ -14,8 +14,9 @@ import pytest
 from lorascope.errors import InputError
 from lorascope.study import MeasurementSpec, work
 from lorascope.study.local import Local
-from lorascope.study.runner import Runner
+from lorascope.study.runner import Final, Runner
 from lorascope.study.store import Job, Store
+from lorascope.study.tuning import Tuned
 from lorascope.study.work import Chunk
 from tests.study.conftest import TOY
 
@@ -244,7 +245,7 @@ def test_a_file_of_texts_has_no_split_to_be_tested_on(toy):
     assert packaged.scale.test_split == "test"
 
 
-def test_a_run_that_stores_its_training_texts_is_scored_on_them(toy, tmp_path):
+def test_a_run_that_stores_its_training_texts_is_scored_on_them(toy, monkeypatch):
     runner = toy()
     job = runner._train_job(runner.arms[0], 1e-3, 1)
     data = {**job.spec["config"]["data"], "eval_split": "train", "train_split": "train"}
@@ -256,6 +257,11 @@ def test_a_run_that_stores_its_training_texts_is_scored_on_them(toy, tmp_path):
     (run / "test.json").write_text(json.dumps({"loss": 7.0, "accuracy": 0.1}))
     runner.store.finish(job.key, {"seconds": 1.0})
     assert runner._row(job)["loss"] == 0.25
+    scored = [Final(0, 0, 1, each) for each in (job, runner._train_job(runner.arms[0], 1e-3, 0))]
+    monkeypatch.setattr("lorascope.study.runner.read_texts", lambda runs: dict(runs))
+    monkeypatch.setattr(runner, "_row", lambda job: {"held_out_loss": 0.0})
+    assert list(runner._results(scored, [Tuned(1e-3)] * 3).texts) == [scored[1].job.key]  # not by texts of other splits
+    monkeypatch.undo()
     other = Job({**spec, "config": {**spec["config"], "data": {**data, "eval_split": "validation"}}}, title="other")
     shutil.copytree(runner.store.folder(job.key), runner.store.folder(other.key))
     assert runner._row(other)["loss"] == 7.0
@@ -325,6 +331,7 @@ import sys, time
 from pathlib import Path
 from lorascope.study.local import Local
 from lorascope.study.store import Job, Store
+from lorascope.study.tuning import Tuned
 from lorascope.study.work import Chunk
 if __name__ == "__main__":
     spec = {"kind": "measure", "script": sys.argv[1], "function": "wait", "code": "", "params": {"folder": sys.argv[2]}}
