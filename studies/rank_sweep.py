@@ -27,8 +27,8 @@ def arms(scale):
         yield full_arm({"task": task, "scaling": "full", "rank": None}, changes)
         for scaling, name in SCALINGS.items():
             for rank in scale.params["ranks"]:
-                if scaling == "α/√r" and (rank == 1 or (task == "memorise" and rank < max(scale.params["ranks"]))):
-                    continue  # r = 1 is the same as α/r; of memorising the claims need the largest rank alone
+                if scaling == "α/√r" and rank == 1:
+                    continue  # the same as α/r
                 yield Arm({"task": task, "scaling": scaling, "rank": rank}, {**lora(rank, name), **changes}, LORA_RATES)
 
 
