@@ -29,6 +29,15 @@ Set = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Another model or data: model.name=..., data.path=... Repeatable."),
 ]
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arms",
+        metavar="LABEL=VALUE,...",
+        help="Only the arms with these labels, as their page shows them; all others stay as the report has them. "
+        "Repeatable.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where runs are trained and measured: cpu, cuda, cuda:N or auto.")]
 StoreFolder = Annotated[Path, typer.Option(metavar="DIR", help="Directory of finished runs.")]
 Reports = Annotated[Path, typer.Option(metavar="DIR", help="Reports directory.")]
@@ -44,6 +53,7 @@ def run(  # one parameter per option
     address: Address = None,
     gpus_per_run: Gpus = 0.0,
     set: Set = None,
+    arms: Arms = None,
     device: Device = "auto",
     discard_weights: Annotated[
         bool, typer.Option("--discard-weights", help="Delete the weights of runs once they are measured.")
@@ -60,25 +70,33 @@ def run(  # one parameter per option
         lorascope study run rank_sweep --scale smoke --jobs 2
 
     Runs are stored by the hash of their config and shared by all studies. A measure that needs the weights of a run
-    that has none any more trains it again.
+    that has none any more trains it again. With --arms some arms of one study alone are run again:
+
+        lorascope study run rank_sweep --arms 'task=memorise,rank=2'
     """
     import sys
     from contextlib import closing
 
+    from lorascope.errors import InputError
     from lorascope.study import together
+    from lorascope.study.again import Again
     from lorascope.study.runner import Runner
     from lorascope.study.store import Store
 
     scripts = [_script(name, studies) for name in dict.fromkeys(names)]
+    if arms and len(scripts) > 1:
+        raise InputError("--arms is of one study", found=", ".join(names), hint="run them one after another")
+    kind = Again if arms else Runner
     definitions = [(_load(script), script) for script in scripts]
     kept, workers = Store(store), _engine(engine, jobs, address, gpus_per_run)
     settings: dict[str, Any] = {"overrides": set or (), "device": device}
     try:
         with closing(workers):
-            runners = [Runner(study, script, scale, kept, workers, **settings) for study, script in definitions]
-            _by_arm(runners, scale, reports, settings)
+            runners = [kind(study, script, scale, kept, workers, **settings) for study, script in definitions]
+            if not arms:
+                _by_arm(runners, scale, reports, settings)
             for runner in runners:
-                _run(runner, scale, reports)
+                _run(runner, scale, reports, arms or ())
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept. Run the same command again to resume.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -104,25 +122,33 @@ def _by_arm(runners: "Sequence[Runner]", scale: str, reports: Path, settings: "M
         together.run_by_arm([runner.study for runner in whole.values()], scale, runner_of)
 
 
-def _run(runner: "Runner", scale: str, reports: Path) -> None:
-    """Freeze the claims, run the study and judge it, with progress on stderr; write its report."""
-    from lorascope.study import making
+def _run(runner: "Runner", scale: str, reports: Path, arms: "Sequence[str]") -> None:
+    """Freeze the claims, run the study, or some arms of it, and judge it, with progress on stderr; write its report."""
+    from lorascope.study import again, making
 
-    before, frozen = _frozen(runner, scale, reports)
+    before, frozen = _frozen(runner, scale, reports, arms)
     with ProgressBar(runner.study.name) as progress:
         runner.progress = progress.update
         results, tuned = runner.run()
-        report, texts = making.make(runner, scale, results, tuned, frozen, before, progress.judging)
+        if isinstance(runner, again.Again):
+            report, texts = again.make(runner, scale, (results, tuned), frozen, reports, progress.judging)
+        else:
+            report, texts = making.make(runner, scale, results, tuned, frozen, before, progress.judging)
     _write(report, texts, reports)
 
 
-def _frozen(runner: "Runner", scale: str, reports: Path) -> "tuple[dict[str, Any] | None, dict[str, Any]]":
-    """The report that a run will replace, and the claims as they are frozen."""
+def _frozen(
+    runner: "Runner", scale: str, reports: Path, arms: "Sequence[str]" = ()
+) -> "tuple[dict[str, Any] | None, dict[str, Any]]":
+    """The report that a run will replace, and the claims as they are frozen, once the arms are picked."""
     from lorascope.study import making
+    from lorascope.study.again import Again
     from lorascope.study.frozen import freeze
 
     study, testbed = runner.study, runner.scale.testbed
     before = making.replaced(reports / f"{study.name}.json", study.name, scale, testbed)
+    if isinstance(runner, Again):
+        runner.pick(before, arms)
     return before, freeze(study, scale, runner.store.root, making.today(), is_first=before is None)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from lorascope import __version__
 from lorascope.study import judging, record, text_files
+from lorascope.study.definition import Study
 from lorascope.study.results import CANDIDATES, RUNS, Results
 from lorascope.study.rounding import rounded, rows
 from lorascope.study.runner import Runner, Tuned
+from lorascope.study.texts import TextScores
 from lorascope.training.record import PACKAGES, package_version
 
 
@@ -40,10 +42,30 @@ def make(
         frozen: the claims before the runs, by name (`frozen.freeze`).
         before: the record that this one replaces; None where there is none of this study, scale and test bed.
     """
-    content, facts = text_files.packed(results.texts, runner.study.name) if results.texts else (None, None)
-    base = {**rounded(_base(runner, scale, results, tuned)), "noise": judging.noise_of(before), "texts": facts}
-    written = replace(record.results({**base, "texts": None}, Path()), texts=text_files.as_stored(results.texts))
-    return judging.judge(judging.Case(base, runner.study, before, frozen, today()), written, progress), content
+    return judged(unjudged(runner, scale, results, tuned), results.texts, runner.study, frozen, before, progress)
+
+
+def judged(
+    base: Mapping[str, Any],
+    texts: Mapping[str, TextScores],
+    study: Study,
+    frozen: judging.Frozen,
+    before: Mapping[str, Any] | None,
+    progress: judging.Progress | None = None,
+) -> tuple[dict[str, Any], bytes | None]:
+    """The whole record and the file with the scores of texts, from what `unjudged` gives; otherwise as `make`."""
+    content, facts = text_files.packed(texts, study.name) if texts else (None, None)
+    if facts is not None and (without := _without_scores(base[RUNS], texts)):
+        facts["without"] = without
+    base = {**rounded(base), "noise": judging.noise_of(before), "texts": facts}
+    written = replace(record.results({**base, "texts": None}, Path()), texts=text_files.as_stored(texts))
+    return judging.judge(judging.Case(base, study, before, frozen, today()), written, progress), content
+
+
+def _without_scores(runs: Mapping[str, Any], texts: Mapping[str, TextScores]) -> int:
+    """Of how many runs the texts are not resampled."""
+    at = runs["columns"].index("key")
+    return sum(not any(row[at] in scores.rows for scores in texts.values()) for row in runs["rows"])
 
 
 def replaced(path: Path, study: str, scale: str, testbed: str) -> dict[str, Any] | None:
@@ -59,7 +81,7 @@ def replaced(path: Path, study: str, scale: str, testbed: str) -> dict[str, Any]
     return found if is_same else None
 
 
-def _base(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned]) -> dict[str, Any]:
+def unjudged(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned]) -> dict[str, Any]:
     """The record without what is judged."""
     study, root = runner.study, str(runner.store.root.resolve())
     return {
@@ -100,11 +122,11 @@ def _base(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned]) 
 
 def _scale(results: Results) -> dict[str, Any]:
     scale = {key: value for key, value in asdict(results.scale).items() if key != "by_arm"}  # an order of work
-    config = {section: _without_paths(keys) for section, keys in scale["config"].items()}
+    config = {section: without_paths(keys) for section, keys in scale["config"].items()}
     return {**scale, "config": config}
 
 
-def _without_paths(keys: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(keys: Mapping[str, Any]) -> dict[str, Any]:
     """A section of a config, absolute paths by their last part."""
     return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in keys.items()}
 

@@ -125,12 +125,22 @@ def _of_tuning(record: Record) -> list[str]:
     said = []
     if coarse:
         which = "" if len(coarse) == len(record["tuning"]) else f" ({len(coarse)} of {len(record['tuning'])} arms)"
-        inside = "" if record.get("candidates") else "; the intervals do not include this noise"
+        inside = "" if _are_chosen_again(record, coarse) else "; the intervals do not include this noise"
         said.append(f"{_tuned({'tuning': coarse})}{which}{inside}")
     edges = [_named(sweep["labels"]) for sweep in record["tuning"] if not sweep["interior"]]
     if edges:
         said.append(f"best learning rate is at the edge of its sweep: {'; '.join(edges)}")
     return said
+
+
+def _are_chosen_again(record: Record, sweeps: Sequence[Record]) -> bool:
+    """Whether every resample chooses the learning rates of these sweeps again, between two candidates at least."""
+    table = record.get("candidates") or {"columns": [], "rows": []}
+    at = {name: i for i, name in enumerate(table["columns"])}
+    choices = [row for row in table["rows"] if row[at["_place"]]]
+    return all(
+        any(all(row[at[key]] == value for key, value in sweep["labels"].items()) for row in choices) for sweep in sweeps
+    )
 
 
 def _tuned(record: Record) -> str:
@@ -166,6 +176,8 @@ def _near(sweep: Record) -> list[float]:
 def _texts(record: Record) -> str:
     """Over what the intervals are, and how often they contain the true value."""
     over = "over seeds and texts" if record["texts"] else "over seeds only, given these texts"
+    if record["texts"] and (without := record["texts"].get("without")):
+        over += f", but for {without:,} of {len(record['runs']['rows']):,} runs over seeds only, given their texts"
     if not record["scale"]["conclusive"] or record["scale"]["replicates"] < 2:
         return f"intervals are {over}"
     return "; ".join(part for part in (f"intervals are {over}", defined.coverage(record)) if part)
@@ -229,6 +241,7 @@ def _protocol(record: Record) -> Facts:
         ("Config", config),
         ("Scored on", _scored_on(record)),
         ("Claims", _frozen(record["claims"])),
+        ("Run again", _again(record)),
         ("Cost", work),
     ]
     return Facts(tuple((label, value) for label, value in items if value), "Protocol")
@@ -245,6 +258,15 @@ def _frozen(claims: Sequence[Record]) -> str:
             said.append(f"{len(dates)} of {len(claims)} fixed by a hash {which} ({days})")
     amended = sum(bool(claim["amendments"]) for claim in claims)
     return "; ".join([*said, f"{amended} amended, as told with each"] if amended else said)
+
+
+def _again(record: Record) -> str:
+    """Which arms were run again later than all others."""
+    said = [
+        f"{'; '.join(_named(arm) for arm in entry['arms'])} ({entry['date']})"
+        for entry in record["made"].get("again", ())
+    ]
+    return f"{'; '.join(said)}; all other arms are of {record['made']['date']}" if said else ""
 
 
 def _scored_on(record: Record) -> str:

@@ -22,14 +22,16 @@ Schema 2:
     cost             runs, measurements: how many; seconds_of_work: of all of them, whenever they were done;
                      taken_from_the_store: how many were there already; seconds_of_this_call
     made             command, date (of the runs), judged (date), lorascope, python, platform, devices, versions (of
-                     packages)
+                     packages), and again (absent: never) for arms that were run again later: date, arms (their labels),
+                     command
     arms             labels of each, and the changes that it makes in the config; rate and seeds apart
     tuning           each arm's sweep: labels; learning_rate (null: none worked); interior (has neighbours on both
                      sides); curve: pairs of rate and the held-out losses of its replicates (null: diverged or failed)
     failures         title of the run or measurement, and message
     runs, tables     columns, and rows in their order: the final runs, and each measure's table by its name
     candidates       like runs, of all rates between which a draw chooses (`results.Results`); absent: none chooses
-    texts            null, or the file with the score of each text (`text_files`): file, sha256, splits (texts of each)
+    texts            null, or the file with the score of each text (`text_files`): file, sha256, splits (texts of each),
+                     without (how many of the runs have no such scores; absent: none)
     strata           of runs, candidates and each table that has rows, the stratum of every row: replicates of one are
                      resampled together, those of others apart
     figures          the page's figures: blocks of `lorascope.blocks`, as `report.serial` writes them
@@ -109,6 +111,7 @@ SHAPE = {
         **dict.fromkeys(("command", "date", "judged", "lorascope", "python", "platform"), WORD),
         "devices": [WORD],
         "versions": {str: WORD},
+        "again?": [{"date": WORD, "arms": [{str: SCALAR}], "command": WORD}],
     },
     "arms": [{"labels": {str: SCALAR}, "changes": {str: ANY}}],
     "tuning": [{"labels": {str: SCALAR}, "learning_rate": MAYBE, "interior": (bool,), "curve": [[ANY]]}],
@@ -116,7 +119,7 @@ SHAPE = {
     "runs": TABLE,
     "tables": {str: TABLE},
     "candidates?": TABLE,
-    "texts": maybe({"file": WORD, "sha256": WORD, "splits": {str: (int,)}}),
+    "texts": maybe({"file": WORD, "sha256": WORD, "splits": {str: (int,)}, "without?": (int,)}),
     "strata": {str: [(int,)]},
     "figures": [ANY],
     "beside?": WORD,

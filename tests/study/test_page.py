@@ -140,9 +140,10 @@ def test_coarse_tuning_is_a_caveat():
     assert one.startswith("Tuned with one run per rate on a grid of factor 1.8 (1 of 2 arms)")
     # far from the best rate the grid may be wide
     assert not [text for text in caveats(sweep(1e-5, 6e-4, 1e-3, 1.8e-3, runs=2)) if "tuned" in text.lower()]
-    candidates = {"columns": [], "rows": []}
-    (inside,) = [text for text in caveats(sweep(*grid, runs=2), candidates=candidates) if "tuned" in text.lower()]
-    assert "do not include" not in inside
+    for places, is_inside in (((0, 1), True), ((0,), False)):  # one candidate is no choice: an arm of an earlier record
+        candidates = {"columns": ["method", "_arm", "_place"], "rows": [["A", 0, place] for place in places]}
+        (said,) = [text for text in caveats(sweep(*grid, runs=2), candidates=candidates) if "tuned" in text.lower()]
+        assert ("do not include" not in said) == is_inside
 
 
 def test_over_what_intervals_are():
@@ -152,7 +153,9 @@ def test_over_what_intervals_are():
     few = record(strata={"runs": [0, 0, 0, 1, 1]}) | {"scale": three}
     assert "about 76 % for one arm and about 90 % for a difference" in pages._texts(few)
     texts = {"file": "paper.texts.npz", "sha256": "0", "splits": {"test": 2000}}
-    assert [text for text in caveats(texts=texts) if text.startswith("Intervals are over seeds and texts")]
+    assert [text for text in caveats(texts=texts) if text.startswith("Intervals are over seeds and texts; ")]
+    (said,) = [text for text in caveats(texts=texts | {"without": 4}) if text.startswith("Intervals are over")]
+    assert said.startswith("Intervals are over seeds and texts, but for 4 of 5 runs over seeds only, given their texts")
 
 
 def test_how_many_claims_were_tested():
