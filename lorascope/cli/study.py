@@ -258,7 +258,7 @@ def unpack(
     print(f"{done.added} runs and measurements added, {done.kept} were there", file=sys.stderr)
     if done.foreign:
         why = "made with other versions of torch, transformers or tokenizers, or not what their name says"
-        print(f"warning: {done.foreign} left out: {why}", file=sys.stderr)
+        print(f"warning: {done.foreign} skipped: {why}", file=sys.stderr)
 
 
 @study.command("list")

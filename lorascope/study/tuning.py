@@ -48,9 +48,10 @@ def means(losses: Losses) -> dict[float, float]:
     """
     above: dict[int, list[float]] = {}
     for of_rate in losses.values():
+        first = of_rate.get(0)
         for n, loss in of_rate.items():
-            if loss is not None and of_rate.get(0) is not None:
-                above.setdefault(n, []).append(loss - of_rate[0])
+            if loss is not None and first is not None:
+                above.setdefault(n, []).append(loss - first)
     effect = {n: sum(values) / len(values) for n, values in above.items()}
     found = {}
     for rate, of_rate in losses.items():

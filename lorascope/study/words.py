@@ -42,7 +42,7 @@ def claim(recorded: Record) -> Claim:
 
 def check(criterion: Record, unjudged: bool = False) -> Check:
     """A recorded criterion or control; `unjudged`: of a claim about which no verdict is drawn."""
-    outcome = "not judged" if unjudged else criterion["outcome"]
+    outcome: Any = "not judged" if unjudged else criterion["outcome"]
     numbers = (criterion["estimate"], criterion["low"], criterion["high"])
     reason = "" if unjudged and criterion["estimate"] is not None else criterion["reason"]
     details = (*_landmarks(criterion), *_other_units(criterion))
@@ -153,13 +153,15 @@ def forest_row(recorded: Record, group: Link | str = "", tag: str = "") -> Fores
     if place(recorded) is None:
         return None
     criterion = decisive(recorded)
+    numbers = {name: criterion[name] for name in ("low", "high", "at_least", "at_most", "no_effect", "published")}
     return ForestRow(
         recorded["text"],
-        *(criterion[name] for name in ("estimate", "low", "high")),
-        recorded["verdict"],
-        *(criterion[name] for name in ("at_least", "at_most", "no_effect", "published", "unit")),
-        group,
-        tag,
+        criterion["estimate"],
+        verdict=recorded["verdict"],
+        unit=criterion["unit"],
+        group=group,
+        tag=tag,
+        **numbers,
     )
 
 

@@ -99,4 +99,4 @@ def test_the_study_states_itself(tmp_path):
     study = work.script(path).study
     runner = Runner(study, path, "small", Store(tmp_path / "store"), None, device="cpu")
     assert len(runner.arms) == 4
-    assert all(runner._tuning_job(arm, arm.learning_rates[0]).key for arm in runner.arms if len(arm.learning_rates) > 1)
+    assert all(runner._train_job(arm, rate, 0).key for arm in runner.arms for rate in arm.learning_rates[:1])

@@ -155,7 +155,7 @@ def test_a_node_with_other_versions_or_data_is_refused(toy, tmp_path):
     from lorascope.study.cluster import _mismatch
 
     runner = toy()
-    job = runner._tuning_job(runner.arms[0], 1e-3)
+    job = runner._train_job(runner.arms[0], 1e-3, 0)
     assert _mismatch(Chunk((job,)), [job.key]) is None
     assert "other versions" in _mismatch(Chunk((job,)), ["0" * 16])
     assert "other data" in _mismatch(Chunk((Job({**job.spec, "data": ["0"]}),)), [Job({**job.spec, "data": ["0"]}).key])
