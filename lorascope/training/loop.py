@@ -160,6 +160,8 @@ class Loop:
             disable=None if progress and self.world.first else True,  # None: a bar on a terminal alone
         )
         with bar:
+            if self.step == 0:
+                self._evaluate(bar, self._untrained())
             while self.active:
                 started = time.perf_counter()
                 results = self._step()
@@ -175,6 +177,10 @@ class Loop:
                 sound = any(member.ended != "diverged" for member in self.members)
                 if checkpoint and self.world.first and sound and self._due(settings.save_steps):
                     self.save(checkpoint)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Leave every member with the adapter that is kept, and its score."""
         for member in self.members:
             member.keep_best()
             member.injected.model.eval()
@@ -237,8 +243,14 @@ class Loop:
         if shown:
             self._tell(bar, self._shown("loss", shown))
 
-    def _evaluate(self, bar: Any) -> None:
-        due = [m for m in self.active if self._due(m.config.training.eval_steps) or self.step == m.total]
+    def _untrained(self) -> list[Member]:
+        """Members that take no step at all."""
+        return [member for member in self.active if member.total == 0]
+
+    def _evaluate(self, bar: Any, due: Sequence[Member] | None = None) -> None:
+        """Score the members that are due after this step, or these."""
+        if due is None:
+            due = [m for m in self.active if self._due(m.config.training.eval_steps) or self.step == m.total]
         for member in due:
             member.judge(self.step, self._score(member))
             if self.step == member.total and member.ended != "diverged":

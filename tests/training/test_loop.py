@@ -12,7 +12,7 @@ from lorascope.training.config import OptimConfig
 from lorascope.training.loop import Loop
 from lorascope.training.member import learning_rate_factor
 from lorascope.training.parallel import World
-from lorascope.training.record import Record
+from lorascope.training.record import Record, read_summary
 from lorascope.training.scores import Score, evaluate
 
 HERE = World(torch.device("cpu"))
@@ -225,3 +225,12 @@ def test_gradients_are_clipped_to_the_norm(classifier, tmp_path):
     )
     loop.run()
     assert norms == [pytest.approx(1e-3, rel=1e-2)]  # clip_grad_norm_ adds 1e-6 to the norm it divides by
+
+
+def test_no_steps_score_the_base_as_it_is(language_model, tmp_path):
+    config = language_model("training.max_steps=0", "training.measure_cost=false")
+    finished = run.train(config, tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    assert finished.steps == summary["steps"] == 0
+    assert summary["status"] == "finished"
+    assert summary["held_out"]["loss"] == pytest.approx(summary["base"]["loss"], rel=1e-6)  # another way to sum
