@@ -11,7 +11,7 @@ import numpy as np
 
 from lorascope.blocks import Column, Lines, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.tasks import LORA_RATES, lora, scales
+from lorascope.study.tasks import lora, rates_of_lora, scales
 
 TRAINED, RANDOM, OWN = "ΔW", "a random ΔW", "W's own leading directions"
 MEASURES = ("inside", "random", "top", "ratio", "z", "top_ratio", "amplification", "amplification_random")
@@ -21,7 +21,7 @@ OVERLAPS = {"phi_left": "left.tenth.phi", "chance_left": "left.tenth.chance", "p
 
 def arms(scale):
     for rank in scale.params["ranks"]:
-        yield Arm({"rank": rank}, lora(rank), LORA_RATES)
+        yield Arm({"rank": rank}, lora(rank), rates_of_lora(scale))
 
 
 def against(folders):
@@ -136,7 +136,7 @@ def kinds(results):
     """The ratio by kind of matrix: the paper's table is of one query matrix."""
     table = results.tables["against"]
     part = table[table["of"] == TRAINED].assign(
-        kind=lambda t: t["module"].str.split(r"layer\.\d+\.", regex=True).str[-1]
+        kind=lambda t: t["module"].str.split(r"layers?\.\d+\.", regex=True).str[-1]
     )
     wide = part.groupby(["kind", "rank"])["ratio"].median().unstack()
     columns = (Column("kind", "Matrix"), *(Column(str(rank), f"r = {rank}", "float") for rank in wide.columns))
@@ -199,7 +199,12 @@ study = Study(
     varied="r",
     tuned="the learning rate, for each r",
     fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; AdamW without weight decay, linear decay",
-    scales=scales({"smoke": {"ranks": [4, 8]}, "small": {"ranks": [4, 16, 64]}, "full": {"ranks": [4, 16, 64]}}),
+    scales=scales({
+        "smoke": {"ranks": [4, 8]},
+        "small": {"ranks": [4, 16, 64]},
+        "small-lm": {"ranks": [4, 8, 64]},
+        "full": {"ranks": [4, 16, 64]},
+    }),
     arms=arms,
     measures=(Measure("against", against, each_run),),
     claims=(

@@ -10,32 +10,64 @@ import numpy as np
 from lorascope.blocks import Column, Lines, Marker, Series, Table
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, loss, share
+from lorascope.study.grid import DECODER, ENCODER
 from lorascope.study.measures import intruder_statistics as of
 from lorascope.study.measures.intruder_statistics import USUAL, after_scaling, average, of_runs, slots, to_same_size
 from lorascope.study.measures.intruding import EPSILONS, K, critical, leading, retained, scaled
 from lorascope.study.statistics import once
-from lorascope.study.tasks import FULL, LORA_RATES, PAIRS_OUT_OF_REACH, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import (
+    FULL,
+    FULL_LM_RATES,
+    LORA_LM_RATES,
+    PAIRS_OUT_OF_REACH,
+    full_arm,
+    lora,
+    rates_of_full,
+    rates_of_lora,
+    reference_arm,
+    scales,
+)
 
-RATES = (1e-3, 3e-3, 6e-3, 1e-2)  # of LoRA; beyond them it learns nothing
-FULL_RATES = (1e-4, 3e-4, 1e-3)
+# Rates of LoRA, beyond which it learns nothing, and of full fine-tuning.
+RATES = {ENCODER: (1e-3, 3e-3, 6e-3, 1e-2), DECODER: LORA_LM_RATES}
+FULL_RATES = {ENCODER: (1e-4, 3e-4, 1e-3), DECODER: FULL_LM_RATES}
 LORA_1, LORA_8, LORA_64, STEADY = "LoRA, r = 1", "LoRA, r = 8", "LoRA, r = 64", "rsLoRA, r = 64"
-SWEEP = {f"{LORA_8}, rate {rate:g}": rate for rate in RATES}
-FULLS = (FULL_TUNING, *(f"{FULL_TUNING}, rate {rate:g}" for rate in FULL_RATES))
-HIGH = list(SWEEP)[-1]
-STEADY_HIGH, FROZEN_HIGH = (f"{name}, rate {RATES[-1]:g}" for name in (STEADY, "LoRA-FA, r = 8"))
+HIGHEST = f"{RATES[ENCODER][-1]:g}"
+STEADY_HIGH, FROZEN_HIGH = (f"{name}, rate {HIGHEST}" for name in (STEADY, "LoRA-FA, r = 8"))  # of an encoder
+
+
+def sweep(results):
+    return swept(results.scale)
+
+
+def swept(scale):
+    """LoRA's arms at one rate each, r = 8, by name."""
+    return {f"{LORA_8}, rate {rate:g}": rate for rate in RATES[scale.testbed]}
+
+
+def fulls(scale):
+    """Full fine-tuning, tuned and at one rate each, with rising rates."""
+    return [FULL_TUNING, *(f"{FULL_TUNING}, rate {rate:g}" for rate in FULL_RATES[scale.testbed])]
+
+
+def highest(results):
+    """LoRA at the highest rate."""
+    return list(sweep(results))[-1]
 
 
 def arms(scale):
-    yield head_arm({"method": HEAD_ALONE})
-    yield full_arm({"method": FULL_TUNING})
-    for name, rate in zip(FULLS[1:], FULL_RATES, strict=True):
+    yield reference_arm(scale, {"method": HEAD_ALONE})
+    yield full_arm({"method": FULL_TUNING}, rates=rates_of_full(scale))
+    for name, rate in zip(fulls(scale)[1:], FULL_RATES[scale.testbed], strict=True):
         yield Arm({"method": name}, FULL, (rate,))
-    for name, rank, kind in ((LORA_1, 1, "lora"), (LORA_8, 8, "lora"), (LORA_64, 64, "lora"), (STEADY, 64, "rslora")):
-        yield Arm({"method": name}, lora(rank, kind), LORA_RATES)
-    for name, rate in SWEEP.items():
+    kinds = [(LORA_1, 1, "lora"), (LORA_8, 8, "lora"), (LORA_64, 64, "lora"), (STEADY, 64, "rslora")]
+    for name, rank, kind in sorted(kinds, key=lambda each: -each[1]) if scale.testbed == DECODER else kinds:
+        yield Arm({"method": name}, lora(rank, kind), rates_of_lora(scale))
+    for name, rate in swept(scale).items():
         yield Arm({"method": name}, lora(8), (rate,))
-    for name, changes in ((STEADY_HIGH, lora(64, "rslora")), (FROZEN_HIGH, lora(8, "lora_fa"))):
-        yield Arm({"method": name}, changes, RATES[-1:])
+    if scale.testbed == ENCODER:
+        for name, changes in ((STEADY_HIGH, lora(64, "rslora")), (FROZEN_HIGH, lora(8, "lora_fa"))):
+            yield Arm({"method": name}, changes, RATES[ENCODER][-1:])
 
 
 # What is measured on which runs. The method is named: a run of a swept rate may be a tuned one, too.
@@ -67,7 +99,7 @@ def each_critical(results):
 @once
 def matched(results, method):
     """The full fine-tuning whose mean test loss is the nearest."""
-    return min(FULLS, key=lambda other: abs(loss(results, other) - loss(results, method)))
+    return min(fulls(results.scale), key=lambda other: abs(loss(results, other) - loss(results, method)))
 
 
 def apart(method):
@@ -110,9 +142,14 @@ def behind(results):
     return Table(columns, tuple(rows), "What the counts depend on", caption)
 
 
+def frozen(results):
+    """LoRA-FA, where it was run."""
+    return [FROZEN_HIGH] if results.scale.testbed == ENCODER else []
+
+
 def by_epsilon(results):
     series = []
-    for method in (LORA_1, LORA_8, LORA_64, STEADY, HIGH, FROZEN_HIGH, FULL_TUNING):
+    for method in (LORA_1, LORA_8, LORA_64, STEADY, highest(results), *frozen(results), FULL_TUNING):
         series.append(Series(method, EPSILONS, tuple(slots(method, f"found_{e}")(results) for e in EPSILONS)))
     chance = float(results.tables["leading"]["chance"].median())
     caption = (
@@ -125,8 +162,8 @@ def by_epsilon(results):
 
 def forgetting(results, column, title, label, log):
     """The runs' forgetting against their count, or their size."""
-    kinds = {"LoRA, r = 8, by rate": SWEEP, "full fine-tuning, by rate": FULLS[1:]}
-    kinds |= {name: (name,) for name in (LORA_1, LORA_64, STEADY, FROZEN_HIGH)}
+    kinds = {"LoRA, r = 8, by rate": list(sweep(results)), "full fine-tuning, by rate": fulls(results.scale)[1:]}
+    kinds |= {name: [name] for name in (LORA_1, LORA_64, STEADY, *frozen(results))}
     series = []
     for name, methods in kinds.items():
         x, y = (np.concatenate([of_runs(results, m, c) for m in methods]) for c in (column, "forgetting"))
@@ -170,7 +207,7 @@ def thresholds(results):
     caption = "A point is a weight of a run: the factor by which its ΔW has to be multiplied for a first intruder."
     with suppress(ValueError):  # all weights have intruders, or none
         scores = (("strength", -1), ("margin", 1), ("squares", 1))
-        areas = [of.auc(SWEEP, *score)(results) for score in scores]
+        areas = [of.auc(sweep, *score)(results) for score in scores]
         caption += " Area under the ROC curve for whether a weight of LoRA, r = 8, at any of the rates has one: "
         caption += f"{areas[0]:.3f} of the predicted factor, {areas[1]:.3f} of the plain rule, {areas[2]:.2f} of ‖ΔW‖."
     return Lines(
@@ -194,7 +231,10 @@ SWEPT = "RoBERTa-base on MNLI, LoRA r = 8, learning rates; forgetting: loss on a
 SCALED = "RoBERTa-base on QQP, LoRA r = 8, λ = 0.7; forgetting: loss on a sample of the pre-training texts"
 XIE = "The Intruder Threshold, Xie 2026, arXiv 2607.23711, abstract"
 EIGHTEEN = "18 adapters, 9,840 layers"
-FORGETS = "Forgetting: drift, no lost ability; 1 − Spearman's ρ of similarities within classes, after against before"
+FORGETS = (
+    "Forgetting, of an encoder: drift, no lost ability; 1 − Spearman's ρ of similarities within classes, after against "
+    "before. Of a decoder: the rise of the next-token loss on news and glosses, in nats"
+)
 HALF, OF_HALF = {"at_least": 0.485, "no_effect": 0.0}, "half of the published 0.97"
 SPARED = {"at_least": 0.166, "no_effect": 0.0, "unit": "percent"}
 FEW_STEPS = (
@@ -247,7 +287,9 @@ study = Study(
     "value of each weight's top intruder, with controls",
     tuned="the learning rate, but in the arms that name one",
     fixed="α = 16; all linear layers adapted; the head's rate; k = 10, ε = 0.5",
-    scales=scales({"smoke": {"texts": 60}, "small": {"texts": 500}, "full": {"texts": 1000}}),
+    scales=scales({
+        "smoke": {"texts": 60}, "small": {"texts": 500}, "small-lm": {"texts": 32}, "full": {"texts": 1000},
+    }),
     arms=arms,
     measures=(
         Measure("leading", leading, each_tuned),
@@ -279,10 +321,11 @@ study = Study(
             "Of equal ‖ΔW‖, LoRA of r = 8 has at most half of the intruders of r = 1",
             f"{PAPER}, intruders by method and rank (fewer at a higher rank; none at r = 64 with α = 2r)",
             (Criterion("intruders of LoRA, r = 8, at the ‖ΔW‖ of r = 1, over those of r = 1",
-                       lambda results: 1 / to_same_size(LORA_1, SWEEP)(results), at_most=0.5, no_effect=1.0,
+                       lambda results: 1 / to_same_size(LORA_1, sweep)(results), at_most=0.5, no_effect=1.0,
                        origin="ours: half; the paper has no ratio at equal ‖ΔW‖"),),
-            (Control(f"without that size: of {HIGH}, whose ‖ΔW‖ is twice as large",
-                     lambda results: average(results, HIGH) / average(results, LORA_1), at_most=0.5, no_effect=1.0),),
+            (Control("without that size: of r = 8 at its highest rate, whose ‖ΔW‖ is twice as large",
+                     lambda results: average(results, highest(results)) / average(results, LORA_1), at_most=0.5,
+                     no_effect=1.0),),
             "r = 8 has the ‖ΔW‖ of r = 1 between two of its rates, where its count is taken on a straight line. r = 64 "
             "has no ΔW of this size.",
             ROBERTA,
@@ -293,9 +336,9 @@ study = Study(
             "Of equal ‖ΔW‖, LoRA whose A is frozen (LoRA-FA) has at most half of the intruders of LoRA",
             f"{PAPER} (A random with singular values 1, B trained: sharply fewer)",
             (Criterion("intruders of LoRA-FA, r = 8, over those of LoRA, r = 8, at the same ‖ΔW‖",
-                       to_same_size(FROZEN_HIGH, SWEEP), at_most=0.5, no_effect=1.0,
+                       to_same_size(FROZEN_HIGH, sweep), at_most=0.5, no_effect=1.0,
                        origin="ours: half; the paper says that they are sharply reduced"),),
-            (Control("r = 1 in LoRA-FA's place", to_same_size(LORA_1, SWEEP), at_most=0.5, no_effect=1.0),),
+            (Control("r = 1 in LoRA-FA's place", to_same_size(LORA_1, sweep), at_most=0.5, no_effect=1.0),),
             "A is Kaiming-uniform here.",
             ROBERTA,
             amended=UNMATCHED,
@@ -304,9 +347,9 @@ study = Study(
             "rate",
             "A higher learning rate makes more intruders",
             f"{PAPER}, intruders by learning rate",
-            (Criterion("Spearman's ρ of learning rate and intruders over runs", of.correlation(SWEEP, "rate", "found"),
+            (Criterion("Spearman's ρ of learning rate and intruders over runs", of.correlation(sweep, "rate", "found"),
                        at_least=0.7, no_effect=0.0, expected=0.9, origin="ours: a strong order"),),
-            (Control("with the rates shuffled among the runs, mean over shuffles", of.shuffled(SWEEP, "rate", "found"),
+            (Control("with the rates shuffled among the runs, mean over shuffles", of.shuffled(sweep, "rate", "found"),
                      at_least=0.7, no_effect=0.0),),
             "LoRA, r = 8, four rates.",
             SWEPT,
@@ -316,11 +359,11 @@ study = Study(
             "Runs with more intruders have forgotten more",
             f"{PAPER} (ρ = 0.97 over learning rates)",
             (Criterion("Spearman's ρ of intruders and forgetting over runs",
-                       of.correlation(SWEEP, "found", "forgetting"), **HALF, published=0.97, origin=OF_HALF),),
+                       of.correlation(sweep, "found", "forgetting"), **HALF, published=0.97, origin=OF_HALF),),
             (
-                Control("‖ΔW‖ alone, in the intruders' place", of.correlation(SWEEP, "size", "forgetting"), **HALF),
+                Control("‖ΔW‖ alone, in the intruders' place", of.correlation(sweep, "size", "forgetting"), **HALF),
                 Control("with the counts shuffled among the runs, mean over shuffles",
-                        of.shuffled(SWEEP, "found", "forgetting"), **HALF),
+                        of.shuffled(sweep, "found", "forgetting"), **HALF),
             ),
             f"LoRA, r = 8, four rates; half of the runs have no intruder. {FORGETS}.",
             SWEPT,
@@ -331,8 +374,8 @@ study = Study(
             "Runs with more intruders are worse at what the base was pre-trained for",
             f"{PAPER} (ρ = 0.97 over learning rates)",
             (Criterion("Spearman's ρ of intruders and the pre-training's loss over runs",
-                       of.correlation(SWEEP, "found", "pair_loss"), **HALF, published=0.97, origin=OF_HALF),),
-            (Control("‖ΔW‖ alone, in the intruders' place", of.correlation(SWEEP, "size", "pair_loss"), **HALF),),
+                       of.correlation(sweep, "found", "pair_loss"), **HALF, published=0.97, origin=OF_HALF),),
+            (Control("‖ΔW‖ alone, in the intruders' place", of.correlation(sweep, "size", "pair_loss"), **HALF),),
             "LoRA, r = 8, four rates. Which gloss belongs to a noun, among those of its class.",
             SWEPT,
             out_of_reach={"encoder": PAIRS_OUT_OF_REACH},
@@ -343,10 +386,10 @@ study = Study(
             "Of runs whose ΔW are equally large, those with more intruders have forgotten more",
             "Not in the paper; an unreviewed test on Llama-2-7B finds that the size drives forgetting",
             (Criterion("Spearman's partial ρ of intruders and forgetting, given ‖ΔW‖",
-                       of.correlation(SWEEP, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0,
+                       of.correlation(sweep, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0,
                        origin="ours: a moderate correlation"),),
             (Control("with the counts shuffled among the runs, mean over shuffles",
-                     of.shuffled(SWEEP, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0),),
+                     of.shuffled(sweep, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0),),
             f"LoRA, r = 8, four rates. The rate drives all three, which leaves little to tell them apart. {FORGETS}.",
             SWEPT,
         ),
@@ -355,11 +398,11 @@ study = Study(
             "Of equal ‖ΔW‖, LoRA of r = 1, which has more intruders than r = 8, has forgotten more",
             "Our question, after Shuttleworth et al. 2024",
             (Criterion("(forgetting of r = 1 − forgetting of r = 8 at its ‖ΔW‖) / that of r = 8",
-                       lambda results: to_same_size(LORA_1, SWEEP, "forgetting")(results) - 1, at_least=0.1,
+                       lambda results: to_same_size(LORA_1, sweep, "forgetting")(results) - 1, at_least=0.1,
                        no_effect=0.0, unit="percent", origin="ours: a tenth of the forgetting"),),
             (Control("a full fine-tuning without any intruder in the place of r = 1",
-                     lambda results: to_same_size(FULLS[-1], SWEEP, "forgetting")(results) - 1, at_least=0.1,
-                     no_effect=0.0, unit="percent"),),
+                     lambda results: to_same_size(fulls(results.scale)[-1], sweep, "forgetting")(results) - 1,
+                     at_least=0.1, no_effect=0.0, unit="percent"),),
             f"The two differ in r, too, and r = 1 has learned less. {FORGETS}.",
             "not a published claim",
             amended="New: the partial correlation cannot tell the size of ΔW from its directions.",
@@ -427,9 +470,9 @@ study = Study(
             "detects",
             "The factor that W's spectrum predicts for a first intruder identifies the weights that have one",
             f"{XIE} (AUC 0.89)",
-            (Criterion("area under the ROC curve", of.auc(SWEEP, "strength", -1), at_least=0.8,
+            (Criterion("area under the ROC curve", of.auc(sweep, "strength", -1), at_least=0.8,
                        no_effect=0.5, published=0.89, origin="ours: 0.8, somewhat below the published 0.89"),),
-            (Control("the plain margin σ₁(ΔW) / σ₁₀(W)", of.auc(SWEEP, "margin"), at_least=0.8, no_effect=0.5),),
+            (Control("the plain margin σ₁(ΔW) / σ₁₀(W)", of.auc(sweep, "margin"), at_least=0.8, no_effect=0.5),),
             "All weights of LoRA, r = 8, at four rates, which change the size of ΔW.",
             EIGHTEEN,
             amended="The control shuffled the factors, which fails under any rule.",

@@ -9,12 +9,26 @@ import numpy as np
 
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, loss, share
+from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, alone, by_method, lead, loss, share
+from lorascope.study.grid import DECODER, ENCODER
 from lorascope.study.statistics import once, slope
-from lorascope.study.tasks import FULL, LORA_RATES, PAIRS_OUT_OF_REACH, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import (
+    FULL,
+    FULL_LM_RATES,
+    LM_RANKS,
+    LORA_LM_RATES,
+    PAIRS_OUT_OF_REACH,
+    full_arm,
+    lora,
+    rates_of_full,
+    rates_of_lora,
+    reference_arm,
+    scales,
+)
 
-RATES = (3e-4, 1e-3, 3e-3)  # of LoRA; beyond the best ones it forgets more and gains no more
-FULL_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+# Rates of LoRA and of full fine-tuning; beyond the best ones they forget more and gain no more.
+RATES = {ENCODER: (3e-4, 1e-3, 3e-3), DECODER: LORA_LM_RATES}
+FULL_RATES = {ENCODER: (3e-5, 1e-4, 3e-4, 1e-3), DECODER: FULL_LM_RATES}
 SWEPT = 8
 SHRUNK = (0.25, 0.5, 0.75, 1.0)  # times the trained ΔW
 TARGET = 0.8  # of full fine-tuning's gain, where forgetting is compared
@@ -24,18 +38,24 @@ def named(rank, rate=None):
     return f"LoRA, r = {rank}" + ("" if rate is None else f", rate {rate:g}")
 
 
-SWEEP = tuple(named(SWEPT, rate) for rate in RATES)
-FULLS = tuple(f"{FULL_TUNING}, rate {rate:g}" for rate in FULL_RATES)
+def swept(scale):
+    """LoRA's arms at one rate each, by name."""
+    return {named(SWEPT, rate): rate for rate in RATES[scale.testbed]}
+
+
+def fulls(scale):
+    """Full fine-tuning's, with rising rates."""
+    return {f"{FULL_TUNING}, rate {rate:g}": rate for rate in FULL_RATES[scale.testbed]}
 
 
 def arms(scale):
-    yield head_arm({"method": HEAD_ALONE})
-    yield full_arm({"method": FULL_TUNING})
-    for rank in scale.params["ranks"]:
-        yield Arm({"method": named(rank)}, lora(rank), LORA_RATES)
-    for name, rate in zip(FULLS, FULL_RATES, strict=True):
+    yield reference_arm(scale, {"method": HEAD_ALONE})
+    yield full_arm({"method": FULL_TUNING}, rates=rates_of_full(scale))
+    for name, rate in fulls(scale).items():
         yield Arm({"method": name}, FULL, (rate,))
-    for name, rate in zip(SWEEP, RATES, strict=True):
+    for rank in scale.params["ranks"]:
+        yield Arm({"method": named(rank)}, lora(rank), rates_of_lora(scale))
+    for name, rate in swept(scale).items():
         yield Arm({"method": name}, lora(SWEPT), (rate,))
 
 
@@ -44,20 +64,20 @@ def arms(scale):
 
 def retained(folders, method, texts):
     """What a run has lost of the base."""
-    from lorascope.study.measures.retention import Retention
+    from lorascope.study.measures.forgetting import lost_of
     from lorascope.training.reopen import reopen
 
-    retention = Retention(reopen(folders[0], max_samples=8), texts)
-    return [{**retention.score(), "pair_loss_of_base": retention.base["pair_loss"]}]
+    now = lost_of(reopen(folders[0], max_samples=8), texts)
+    return [{**now.score(), "pair_loss_of_base": now.base["pair_loss"]}]
 
 
 def shrunk(folders, method, texts, split, scored):
     """Task loss and forgetting with every trained ΔW multiplied by one factor, after training."""
-    from lorascope.study.measures.retention import Retention
+    from lorascope.study.measures.forgetting import lost_of
     from lorascope.training.reopen import reopen
 
     run = reopen(folders[0], split=split, max_samples=scored)
-    lost = Retention(run, texts)
+    lost = lost_of(run, texts)
     trained = {name: run.delta(name) for name in run.updates}
     for factor in SHRUNK:
         put = {name: delta.scaled(factor) for name, delta in trained.items()}
@@ -98,6 +118,22 @@ def gained(results, method):
     return share(results, method)
 
 
+def extremes(results, column):
+    """What full fine-tuning has lost at its highest and at its lowest rate."""
+    lowest, *_, highest = fulls(results.scale)
+    return lost(results, highest, column), lost(results, lowest, column)
+
+
+def extremes_ratio(results):
+    highest, lowest = extremes(results, "forgetting")
+    return highest / lowest - 1
+
+
+def extremes_difference(results):
+    highest, lowest = extremes(results, "pair_loss")
+    return highest - lowest
+
+
 def more_lost(method, other=FULL_TUNING):
     """(Drift − the other's drift) / the other's."""
     return lambda results: lost(results, method) / lost(results, other) - 1
@@ -124,7 +160,8 @@ def drift(results, method):
 
 def falling(results):
     """The rise of drift for each step from full fine-tuning's highest rate to its lowest."""
-    return slope(range(len(FULLS)), [drift(results, method) for method in FULLS[::-1]])
+    methods = list(fulls(results.scale))[::-1]
+    return slope(range(len(methods)), [drift(results, method) for method in methods])
 
 
 def at_target(points):
@@ -163,11 +200,11 @@ def dearer(first, second):
 
 
 def lora_path(results):
-    return by_rates(results, SWEEP)
+    return by_rates(results, swept(results.scale))
 
 
 def full_path(results):
-    return by_rates(results, FULLS)
+    return by_rates(results, fulls(results.scale))
 
 
 def shrunk_path(results):
@@ -184,12 +221,14 @@ def unmatched(second):
 
 def pareto(results, column, title, label):
     ranks = [named(rank) for rank in sorted(results.scale.params["ranks"])]
-    kinds = (("LoRA by r, tuned", ranks), (f"LoRA, r = {SWEPT}, by rate", SWEEP), ("full fine-tuning by rate", FULLS))
+    by_rate = list(swept(results.scale)), list(fulls(results.scale))
+    kinds = [("LoRA by r, tuned", ranks)]
+    kinds += zip((f"LoRA, r = {SWEPT}, by rate", "full fine-tuning by rate"), by_rate, strict=True)
     series = []
     for name, methods in (*kinds, ("full fine-tuning, tuned", [FULL_TUNING])):
         x = tuple(lost(results, method, column) for method in methods)
         series.append(Series(name, x, tuple(share(results, method) for method in methods), points=tuple(methods)))
-    marks = [Marker("y", 1.0, "full fine-tuning, tuned"), Marker("y", 0.0, "head alone")]
+    marks = [Marker("y", 1.0, "full fine-tuning, tuned"), Marker("y", 0.0, alone(results.scale))]
     if column == "pair_loss":
         marks.append(Marker("x", float(results.tables["retained"]["pair_loss_of_base"].iloc[0]), "base"))
     caption = "Means over replicates; hover over a point for its label. Up and to the left is better."
@@ -211,10 +250,13 @@ def paths(results):
             series.append(Series(name, tuple(map(float, forgotten)), tuple(map(float, reached)), panel))
     caption = (
         "Left, each point is a learning rate. Right, each point is one trained run's ΔW times "
-        f"{', '.join(f'{factor:g}' for factor in SHRUNK)}, its head as trained. "
-        f"LoRA has r = {SWEPT}. Means over replicates. All paths start at the base with a head of its own; the first "
-        "stretch on the right leads from that head to the tuned one, which the base was not tuned with."
+        f"{', '.join(f'{factor:g}' for factor in SHRUNK)}. LoRA has r = {SWEPT}. Means over replicates. "
     )
+    if alone(results.scale) == HEAD_ALONE:
+        caption += (
+            "All paths start at the base with a head of its own; on the right the head stays as trained, and the first "
+            "stretch leads from the one head to the other, which the base was not tuned with."
+        )
     panels = tuple(Marker("y", TARGET, "compared here", panel) for panel in panel_paths)
     return Lines(
         "Two ways to a smaller drift", tuple(series), "drift", "share of full fine-tuning's gain", markers=panels,
@@ -247,11 +289,12 @@ SETTING = (
 )
 FORGETTING = f"{SETTING}; forgetting: accuracy on HellaSwag, ARC-C and WinoGrande"
 DRIFTS = (
-    "Drift: 1 − Spearman's ρ of the cosine similarities of held-out glosses of one class, after tuning against before."
+    "Drift, of an encoder: 1 − Spearman's ρ of the cosine similarities of held-out glosses of one class, after tuning "
+    "against before; of a decoder: by how many nats the next-token loss on news and on glosses has risen."
 )
 NO_ABILITY = (
-    "The paper measures the loss of other abilities, by accuracy on other tasks. Here only the drift of the base's "
-    "similarity order is measured, and an encoder cut to three layers has no other ability to lose."
+    "The paper measures the loss of other abilities, by accuracy on other tasks. Of an encoder only the drift of the "
+    "base's similarity order is measured, and cut to three layers it has no other ability to lose."
 )
 MARGIN = "ours: a fifth of the drift, in all comparisons of drift here"
 TUNED = "Each r has the learning rate that its own sweep chose, of rates a factor of about 3 apart."
@@ -286,9 +329,16 @@ def reading(answers):
     return (
         f"{answers.opening}, the gain of LoRA of r = 1 differs from full fine-tuning's by "
         f"{answers.found('learns-less')} of it, and r = 64 has {answers.found('matches')} of its gain. Where both have "
-        f"gained 80 %, LoRA of r = 8 has moved the base's similarity order {moved} full fine-tuning "
-        f"({answers.found('pareto')}). This cannot test the paper's claims on forgetting: no other ability is measured."
+        f"gained 80 %, LoRA of r = 8 has drifted {moved} full fine-tuning from the base "
+        f"({answers.found('pareto')}). {of_forgetting(answers)}"
     )
+
+
+def of_forgetting(answers):
+    if answers.is_one_of("forgets-less", "out of reach"):
+        return "This cannot test the paper's claims on forgetting: no other ability is measured."
+    found = ", ".join(answers.found("forgets-less", i) for i in range(3))
+    return f"Forgetting relative to full fine-tuning, each at its best rate, r = 1, 8 and 64: {found}."
 
 
 study = Study(
@@ -302,6 +352,7 @@ study = Study(
     scales=scales({
         "smoke": {"ranks": (1, 8, 64), "texts": 60},
         "small": {"ranks": (1, 2, 4, 8, 16, 32, 64), "texts": 500},
+        "small-lm": {"ranks": LM_RANKS, "texts": 48},
         "full": {"ranks": (1, 4, 8, 16, 64, 256), "texts": 1000},
     }),
     arms=arms,
@@ -344,7 +395,7 @@ study = Study(
                           more_lost(named(rank)), at_most=-0.2, no_effect=0.0, unit="percent", origin=MARGIN)
                 for rank in (1, 8, 64)
             ),
-            (Control("full fine-tuning at its highest rate against at its lowest", more_lost(FULLS[-1], FULLS[0]),
+            (Control("full fine-tuning at its highest rate against at its lowest", extremes_ratio,
                      at_most=-0.2, no_effect=0.0, unit="percent"),),
             f"Each at its tuned rate, whatever it has learned with it. {DRIFTS}",
             FORGETTING,
@@ -360,9 +411,9 @@ study = Study(
                        lambda results: lost(results, named(8), "pair_loss") - lost(results, FULL_TUNING, "pair_loss"),
                        at_most=-0.1, no_effect=0.0, origin="ours: a tenth of a nat"),),
             (Control("full fine-tuning at its highest rate against at its lowest",
-                     lambda results: lost(results, FULLS[-1], "pair_loss") - lost(results, FULLS[0], "pair_loss"),
-                     at_most=-0.1, no_effect=0.0),),
-            "Which gloss belongs to a noun, among those of its class.",
+                     extremes_difference, at_most=-0.1, no_effect=0.0),),
+            "Of an encoder: which gloss belongs to a noun, among those of its class. Of a decoder: the next token of "
+            "news.",
             FORGETTING,
             out_of_reach={"encoder": PAIRS_OUT_OF_REACH},
             amended="The bound was 0, which is no effect; tuning was found to improve this loss, so that it cannot "
@@ -370,7 +421,7 @@ study = Study(
         ),
         Claim(
             "rank-forgets",
-            "More rank moves the base's similarity order more",
+            "More rank drifts further from the base",
             f"Our question, after {PAPER}, §4.2",
             (Criterion("rise of drift over full fine-tuning's for each doubling of r", by_doubling(drift),
                        at_least=0.033, no_effect=0.0, unit="percent",
@@ -383,7 +434,7 @@ study = Study(
         ),
         Claim(
             "pareto",
-            "Where both have learned as much, LoRA has moved the base's similarity order less",
+            "Where both have learned as much, LoRA has drifted less from the base",
             f"Our question, after {PAPER}, §4.3, which sets learning against forgetting",
             (Criterion("at 80 % of full fine-tuning's gain: (drift of LoRA, r = 8 − drift of full fine-tuning) / that "
                        "of full fine-tuning", dearer(lora_path, full_path), at_most=-0.2, no_effect=0.0,
@@ -391,14 +442,15 @@ study = Study(
             (Control("full fine-tuning with all of its gain in LoRA's place", unmatched(full_path), at_most=-0.2,
                      no_effect=0.0, unit="percent"),),
             "Each path connects the base and the tested learning rates by straight lines, which overestimates drift on "
-            f"a convex curve: LoRA has {len(RATES)} rates, full fine-tuning {len(FULL_RATES)}. {DRIFTS} {NO_ABILITY}",
+            f"a convex curve: of an encoder LoRA has {len(RATES[ENCODER])} rates and full fine-tuning "
+            f"{len(FULL_RATES[ENCODER])}, of a decoder both have {len(RATES[DECODER])}. {DRIFTS} {NO_ABILITY}",
             FORGETTING,
             amended="It spoke of forgetting, with a bound of 0, at which no test can show that two are equal.",
         ),
         Claim(
             "shrinking",
-            "Where both have learned as much, full fine-tuning whose ΔW is shrunk after training has moved the base's "
-            "similarity order at most a fifth more than LoRA",
+            "Where both have learned as much, full fine-tuning whose ΔW is shrunk after training has drifted at most a "
+            "fifth more from the base than LoRA",
             "Our question, after Wortsman et al. 2022, arXiv 2109.01903",
             (Criterion("at 80 % of full fine-tuning's gain: (drift with ΔW shrunk − drift of LoRA, r = 8) / that of "
                        "LoRA", dearer(shrunk_path, lora_path), at_most=0.2, expected=0.0, unit="percent",

@@ -8,15 +8,17 @@ import numpy as np
 from lorascope.blocks import Column, Heatmap, Lines, Marker, Series, Table
 from lorascope.blocks import Measure as Layer
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
+from lorascope.study.grid import DECODER, ENCODER
 from lorascope.study.measures.overlap import agreement, alone, at_start, moved
 from lorascope.study.statistics import once
-from lorascope.study.tasks import LORA_RATES, lora, scales
+from lorascope.study.tasks import lora, rates_of_lora, scales
 
 TASKS = {
     "concrete": ["animal", "artifact", "body", "food", "plant", "substance"],
     "abstract": ["act", "attribute", "cognition", "communication", "event", "state"],
 }
 SHARED_SEED = 7_000
+WIDTHS = {ENCODER: 384, DECODER: 576}
 OWN = "independent"  # A is drawn for each run
 SHARED = tuple(f"shared, rate of {task}" for task in TASKS)  # A is drawn once for both tasks
 SMALL = 8
@@ -24,13 +26,18 @@ SIDES = {"left": "output side", "right": "input side"}
 CHANCE_ABOVE_5 = 0.0044  # P(z ≥ 5) of φ(1, 1) of random directions: of χ² with one degree of freedom, nearly, at any n
 
 
+def whole(scale):
+    """The task that adapters of two ranks learn."""
+    return "cmudict" if scale.testbed == DECODER else "wordnet"
+
+
 def arms(scale):
-    for rank in (SMALL, scale.params["large"]):
-        yield Arm({"task": "wordnet", "rank": rank, "start": OWN}, lora(rank), LORA_RATES)
-    for task, classes in TASKS.items():
+    for rank in sorted((SMALL, scale.params["large"]), reverse=scale.testbed == DECODER):  # the grid's order
+        yield Arm({"task": whole(scale), "rank": rank, "start": OWN}, lora(rank), rates_of_lora(scale))
+    for task, classes in TASKS.items() if scale.testbed != DECODER else ():
         own = {"task": task, "rank": SMALL, "start": OWN}
         changes = {**lora(SMALL), "data.classes": classes}
-        yield Arm(own, changes, LORA_RATES)
+        yield Arm(own, changes, rates_of_lora(scale))
         for start, rate in zip(SHARED, TASKS, strict=True):
             yield Arm({**own, "start": start}, changes, rate_of={**own, "task": rate}, seed=SHARED_SEED)
 
@@ -43,7 +50,7 @@ def pairs(results):
     """
     runs, n = results.runs, results.scale.replicates
     keys = {(row["task"], row["rank"], row["start"], row["replicate"]): row["key"] for row in runs.to_dict("records")}
-    small, large = (("wordnet", rank, OWN) for rank in (SMALL, results.scale.params["large"]))
+    small, large = ((whole(results.scale), rank, OWN) for rank in (SMALL, results.scale.params["large"]))
 
     def pair(what, first, second, i, j):
         keys_of_pair = keys.get((*first, i)), keys.get((*second, j))
@@ -75,7 +82,12 @@ def each_run(results):
 
 
 def each_control(results):
-    shared = {"what": "numbers", "n": 384, "small": SMALL, "large": results.scale.params["large"]}
+    shared = {
+        "what": "numbers",
+        "n": WIDTHS[results.scale.testbed],
+        "small": SMALL,
+        "large": results.scale.params["large"],
+    }
     return [MeasurementSpec((), {**shared, "replicate": i}) for i in range(results.scale.replicates)]
 
 
@@ -225,7 +237,7 @@ study = Study(
     tuned="the learning rate, for each rank and task; runs that share A's initialisation have either task's",
     fixed="α/r with α = 16 on all linear layers; A Kaiming-uniform, B = 0; A is drawn for each run, except in the arms "
     "that share it",
-    scales=scales({"smoke": {"large": 16}, "small": {"large": 64}, "full": {"large": 64}}),
+    scales=scales({"smoke": {"large": 16}, "small": {"large": 64}, "small-lm": {"large": 64}, "full": {"large": 64}}),
     arms=arms,
     measures=(
         Measure("agreement", agreement, each_pair),

@@ -144,9 +144,10 @@ def _frozen(
     from lorascope.study import making
     from lorascope.study.again import Again
     from lorascope.study.frozen import freeze
+    from lorascope.study.record import file_stem
 
     study, testbed = runner.study, runner.scale.testbed
-    before = making.replaced(reports / f"{study.name}.json", study.name, scale, testbed)
+    before = making.replaced(reports / f"{file_stem(study.name, testbed)}.json", study.name, scale, testbed)
     if isinstance(runner, Again):
         runner.pick(before, arms)
     return before, freeze(study, scale, runner.store.root, making.today(), is_first=before is None)
@@ -159,9 +160,10 @@ def _write(report: dict[str, Any], texts: bytes | None, reports: Path) -> None:
     from lorascope.outputs import write_bytes, write_json
     from lorascope.report import terminal
     from lorascope.study import page
+    from lorascope.study.record import file_stem
 
     reports.mkdir(parents=True, exist_ok=True)
-    path = reports / f"{report['name']}.json"
+    path = reports / f"{file_stem(report['name'], report['scale']['testbed'])}.json"
     if texts is not None:
         write_bytes(reports / report["texts"]["file"], texts)
     write_json(path, report)
@@ -278,9 +280,11 @@ def list_(
     from lorascope.outputs import json_text
     from lorascope.report import terminal
     from lorascope.study import index, record
+    from lorascope.study.grid import ENCODER
 
     records, errors = record.read_folder(reports)
     by_name = {report["name"]: report for report in records}
+    by_name |= {report["name"]: report for report in records if report["scale"]["testbed"] == ENCODER}
     rows = [_listed(script, by_name.get(script.stem)) for script in _scripts(studies)]
     if json:
         print(json_text({"schema": 2, "studies": rows}, indent=2, ensure_ascii=True))

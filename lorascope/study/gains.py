@@ -1,6 +1,7 @@
 """Numbers that many studies judge: mean test losses, and how far they lie below the head's alone.
 
-The arms have a label `method`, and two of them are the reference points: HEAD_ALONE and FULL_TUNING.
+The arms have a label `method`, and two of them are the reference points: HEAD_ALONE and FULL_TUNING. Of a decoder,
+which has no new head, HEAD_ALONE is the base as it is, and is shown as BASE_ALONE.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorascope.blocks import Column, Table
+from lorascope.study.grid import DECODER, StudyScale
 from lorascope.study.results import Results
 from lorascope.study.statistics import once
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HEAD_ALONE, FULL_TUNING = "head alone", "full fine-tuning"
+BASE_ALONE = "base alone"
 BY_STEP, BY_STEP_TABLE = "full fine-tuning, scored as it trains", "by_step"  # of `measures.by_step`: no method
 NATS, POINTS = "nats", "points of accuracy"  # units of `InUnits`
 
@@ -68,6 +71,11 @@ def _mean(results: Results, column: str, method: str, *labels: tuple[str, Any]) 
 def _values(results: Results, column: str) -> Any:
     """An array: a column of a table takes longer than all that is done with it, thousands of times for an interval."""
     return results.runs[column].to_numpy()
+
+
+def alone(scale: StudyScale) -> str:
+    """What gains are counted from, in words."""
+    return BASE_ALONE if scale.testbed == DECODER else HEAD_ALONE
 
 
 def gain(results: Results, method: str, **labels: Any) -> float:
@@ -154,7 +162,8 @@ def by_method(results: Results, **labels: Any) -> Table:
         outcome = (loss(results, method, **labels), gain(results, method, **labels), share(results, method, **labels))
         accuracies = (accuracy(results, method, **labels),) if "accuracy" in part else ()
         steps = (steps_to(results, part["held_out_loss"].mean()),) if measured else ()
-        rows.append((method, parameters(results, method), rate, *outcome, *accuracies, *steps))
+        name = alone(results.scale) if method == HEAD_ALONE else method
+        rows.append((name, parameters(results, method), rate, *outcome, *accuracies, *steps))
     columns = (
         Column("method", "Method"),
         Column("trained", "Trainable parameters (head excluded)", "int"),
@@ -165,7 +174,7 @@ def by_method(results: Results, **labels: Any) -> Table:
         *([Column("accuracy", "Accuracy", "percent")] if "accuracy" in runs else []),
         *([Column("steps", "Full fine-tuning's steps to its held-out loss", "int")] if measured else []),
     )
-    caption = "Means over replicates. Gain: how far the loss lies below that of the head alone."
+    caption = f"Means over replicates. Gain: how far the loss lies below that of the {alone(results.scale)}."
     title = ", ".join(["By method", *map(str, labels.values())])
     rows.sort(key=lambda row: row[1])
     return Table(columns, tuple(rows), title, caption)

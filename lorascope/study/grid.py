@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Scalar = str | int | float | bool | None
+ENCODER, DECODER = "encoder", "decoder"  # test beds
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class StudyScale:
     test_split: str | None = "test"
     test_samples: int | None = None
     conclusive: bool = True
-    testbed: str = "encoder"
+    testbed: str = ENCODER
     by_arm: bool = False
 
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from lorascope.blocks import Block, Column, Facts, Forest, ForestRow, Link, Page, Table, Text, VerdictWord
 from lorascope.report import text as t
 from lorascope.study import defined, scope, words
+from lorascope.study.record import file_stem
 
 Record = Mapping[str, Any]
 VERDICTS: tuple[str, ...] = get_args(VerdictWord)
@@ -49,7 +50,7 @@ def index(records: Sequence[Record]) -> Page:
 
 def file_of(record: Record) -> str:
     """The page of a record, in the same folder."""
-    return f"{record['name']}.html"
+    return f"{file_stem(record['name'], record['scale']['testbed'])}.html"
 
 
 def _claims(records: Sequence[Record]) -> list[tuple[Record, Record]]:

@@ -54,7 +54,8 @@ def judged(
     progress: judging.Progress | None = None,
 ) -> tuple[dict[str, Any], bytes | None]:
     """The whole record and the file with the scores of texts, from what `unjudged` gives; otherwise as `make`."""
-    content, facts = text_files.packed(texts, study.name) if texts else (None, None)
+    stem = record.file_stem(study.name, base["scale"]["testbed"])
+    content, facts = text_files.packed(texts, stem) if texts else (None, None)
     if facts is not None and (without := _without_scores(base[RUNS], texts)):
         facts["without"] = without
     base = {**rounded(base), "noise": judging.noise_of(before), "texts": facts}

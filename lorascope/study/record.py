@@ -49,7 +49,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import ANY, misfit, read_json
 from lorascope.outputs import finite
 from lorascope.study import earlier, text_files
-from lorascope.study.grid import StudyScale
+from lorascope.study.grid import ENCODER, StudyScale
 from lorascope.study.results import CANDIDATES, RUNS, Results
 from lorascope.study.verdict import OUTCOMES, VERDICTS
 
@@ -152,6 +152,11 @@ def read(path: Path) -> dict[str, Any]:
     if damage := _damage(record):
         raise InputError(f"{path} is damaged", found=damage, hint="write it again with `lorascope study run`")
     return earlier.converted(record) if record["schema"] == earlier.SCHEMA else record
+
+
+def file_stem(name: str, testbed: str) -> str:
+    """What a study's files are called, on each test bed: `rank_sweep.json`, `rank_sweep-decoder.json`."""
+    return name if testbed == ENCODER else f"{name}-{testbed}"
 
 
 def read_folder(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

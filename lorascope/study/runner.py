@@ -254,14 +254,16 @@ class Runner:
                 f"{TEST} is missing in the store; remove the folder {job.key} to do the run again"
             )
             return None
+        steps = summary.get("steps")
+        rate_is_used = steps != 0 and config["method"].get("train") != []
         return {
             "seed": config["training"]["seed"],
-            "learning_rate": None if config["method"].get("train") == [] else config["optim"]["learning_rate"],
+            "learning_rate": config["optim"]["learning_rate"] if rate_is_used else None,
             "loss": test["loss"],
             "accuracy": test["accuracy"],
             "held_out_loss": held_out["loss"],
-            "trained": run.get("trained_parameters"),
-            "steps": summary.get("steps"),
+            "trained": 0 if steps == 0 else run.get("trained_parameters"),
+            "steps": steps,
             "seconds": done.get("seconds"),
             "key": job.key,
         }

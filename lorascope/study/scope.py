@@ -12,7 +12,11 @@ Record = Mapping[str, Any]
 LAYERS = {"minilm": 6, "smollm2": 30}  # of the packaged models that a config may cut
 MODELS = {"minilm": "MiniLM (encoder)", "smollm2": "SmolLM2-135M (decoder)"}
 CLASSES = 25
-TASKS = {"wordnet-classes": f"{CLASSES} classes of WordNet glosses", "wordnet-glosses": "WordNet glosses"}
+TASKS = {
+    "wordnet-classes": f"{CLASSES} classes of WordNet glosses",
+    "wordnet-glosses": "WordNet glosses",
+    "cmudict": "how words are pronounced (CMUdict)",
+}
 LIMIT = "says nothing about large language models"
 
 

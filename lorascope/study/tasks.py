@@ -6,12 +6,17 @@ what is learned can only be stored, so that capacity shows (`data.random_labels`
 
 Scale small cuts the encoder to its first three layers and takes a hundred steps; full is the whole encoder, two and a
 half passes over the packaged texts. `--set model.name=... --set data.path=...` names others.
+
+pronounce: a decoder, SmolLM2-135M, learns to say how words are pronounced, "abacus: AE1 B AH0 K AH0 S" (`cmudict`):
+next-token loss on packed blocks, no new head, and the base as it is in place of a head alone. Scale small-lm has all 30
+layers; its studies share one grid, in the same order, so that one pass over it serves all of them. smoke-lm shows that
+a study runs on it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from lorascope.study.grid import Arm, StudyScale
+from lorascope.study.grid import DECODER, Arm, StudyScale
 
 HEAD_RATE = 2e-2  # of the new head, the same in every arm; alone, at scale small, 0.01 and 0.04 lose more
 ALPHA = 16
@@ -22,9 +27,18 @@ SIZES = {  # layers, steps, texts in a step, tokens of a text, held-out texts (N
     "small": (3, 100, 32, 32, None),
     "full": (None, 625, 32, 64, None),
 }
+LORA_LM_RATES = (5e-4, 1.6e-3, 5e-3)
+FULL_LM_RATES = (3.2e-5, 1e-4, 3.2e-4)
+LM_SIZES = {  # layers, steps, training words (of some 14 tokens), held-out words (None: all 400)
+    "smoke-lm": (2, 2, 200, 40),
+    "small-lm": (None, 150, 6000, None),
+}
+LM_RANKS = (64, 8, 4, 1)  # of the decoder's grid, in the order in which it is run: what is compared most first
+BF16 = True  # the decoder's frozen base, and what is computed; what is trained stays float32
 MEMORISED = {"smoke": (16, 4), "small": (960, 180), "full": (2000, 1000)}  # texts, steps
 HEAD: Mapping[str, Any] = {"method.name": "full", "method.train": []}
 FULL: Mapping[str, Any] = {"method.name": "full", "method.embeddings": False}
+UNTRAINED: Mapping[str, Any] = {"method.name": "lora", "method.rank": 1, "training.max_steps": 0}  # ΔW = 0
 
 
 def wordnet(name: str) -> dict[str, dict[str, Any]]:
@@ -56,8 +70,42 @@ def memorise(name: str) -> dict[str, Any]:
     return {**rows, "data.eval_split": "train", "training.max_steps": steps}
 
 
+def pronounce(name: str) -> dict[str, dict[str, Any]]:
+    """The common config of the decoder's task at a scale."""
+    layers, steps, words, held_out = LM_SIZES[name]
+    return {
+        "model": {"name": "smollm2", "task_type": "CAUSAL_LM", "dropout": 0.0, "num_hidden_layers": layers},
+        "data": {
+            "path": "cmudict",
+            "max_train_samples": words,
+            "max_eval_samples": held_out,
+            "max_length": 64,
+            "add_eos_token": False,  # lines end by themselves
+        },
+        "training": {
+            "max_steps": steps,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 8,
+            "bf16": BF16,
+        },
+    }
+
+
 def scales(params: Mapping[str, Mapping[str, Any]], replicates: int = 5) -> dict[str, StudyScale]:
-    """Scales of the WordNet task with a study's own sizes: of smoke two replicates, scored on a few held-out texts."""
+    """Scales of the WordNet task with a study's own sizes: of smoke two replicates, scored on a few held-out texts; and
+    of the decoder's task, where the study has sizes for "small-lm"."""
+    return _encoder_scales(params, replicates) | (_decoder_scales(params["small-lm"]) if "small-lm" in params else {})
+
+
+def _decoder_scales(params: Mapping[str, Any]) -> dict[str, StudyScale]:
+    common: dict[str, Any] = {"params": params, "testbed": DECODER, "by_arm": True}
+    return {
+        "smoke-lm": StudyScale(pronounce("smoke-lm"), 2, test_split=None, conclusive=False, **common),
+        "small-lm": StudyScale(pronounce("small-lm"), 3, **common),
+    }
+
+
+def _encoder_scales(params: Mapping[str, Mapping[str, Any]], replicates: int) -> dict[str, StudyScale]:
     return {
         "smoke": StudyScale(wordnet("smoke"), 2, params["smoke"], test_split=None, conclusive=False),
         "small": StudyScale(wordnet("small"), replicates, params["small"]),
@@ -70,14 +118,31 @@ def lora(rank: int, name: str = "lora", targets: Any = "all-linear") -> dict[str
     return {"method.name": name, "method.rank": rank, "method.alpha": ALPHA, "method.targets": targets}
 
 
+def rates_of_lora(scale: StudyScale) -> tuple[float, ...]:
+    """The rates that a LoRA's sweep begins with, on the scale's test bed."""
+    return LORA_LM_RATES if scale.testbed == DECODER else LORA_RATES
+
+
+def rates_of_full(scale: StudyScale) -> tuple[float, ...]:
+    """The same of full fine-tuning."""
+    return FULL_LM_RATES if scale.testbed == DECODER else FULL_RATES
+
+
+def reference_arm(scale: StudyScale, labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Arm:
+    """What gains are counted from: the frozen base with a trained head, or a decoder as it is."""
+    return Arm(labels, UNTRAINED) if scale.testbed == DECODER else head_arm(labels, changes)
+
+
 def head_arm(labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Arm:
     """The frozen base with a trained head: what an adapter must improve on."""
     return Arm(labels, {**HEAD, **(changes or {})})
 
 
-def full_arm(labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Arm:
+def full_arm(
+    labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None, rates: tuple[float, ...] = FULL_RATES
+) -> Arm:
     """Full fine-tuning of everything but the embeddings."""
-    return Arm(labels, {**FULL, **(changes or {})}, FULL_RATES)
+    return Arm(labels, {**FULL, **(changes or {})}, rates)
 
 
 PLUS_RATES = (1e-4, 3.2e-4, 1e-3)  # of A, where B's is a multiple of it

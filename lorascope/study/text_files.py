@@ -32,7 +32,7 @@ def packed(texts: Mapping[str, TextScores], name: str) -> tuple[bytes, dict[str,
     """The file of a study's scores, and what its record says of it.
 
     Args:
-        name: of the study.
+        name: of the study's files.
     """
     arrays: dict[str, np.ndarray] = {}
     for split, scores in texts.items():

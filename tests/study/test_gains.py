@@ -5,6 +5,7 @@ import pytest
 
 from lorascope.study import Results, StudyScale
 from lorascope.study.gains import (
+    BASE_ALONE,
     FULL_TUNING,
     HEAD_ALONE,
     accuracy_lead,
@@ -32,6 +33,16 @@ def test_gains_are_counted_from_the_head_alone_in_units_of_full_fine_tuning(resu
     assert share(results, "vera") == pytest.approx(0.5)
     assert lead("lora", "vera")(results) == pytest.approx(0.3)
     assert parameters(results, "vera") == 5
+
+
+def test_of_a_decoder_they_are_counted_from_the_base_alone(results):
+    of_decoder = Results(results.runs, {}, StudyScale(testbed="decoder"), pd.DataFrame())
+    assert gain(of_decoder, "lora") == pytest.approx(0.8)
+    table = by_method(of_decoder)
+    assert BASE_ALONE in table.caption
+    methods = [row[0] for row in table.rows]
+    assert BASE_ALONE in methods
+    assert HEAD_ALONE not in methods
 
 
 def test_a_missing_arm_is_an_error(results):

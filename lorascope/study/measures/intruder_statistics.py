@@ -3,7 +3,7 @@
 Arrays have one entry for each run of a method. Forgetting and task loss are as `scaled` and `retained` have them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Statistic = Callable[[Results], float]
+Sweep = Mapping[str, float] | Callable[[Results], Mapping[str, float]]  # learning rates by method, or those of a scale
 SUMMED = (
     "found",
     "slots",
@@ -83,12 +84,17 @@ def slots(method: str, column: str = "found") -> Statistic:
     return lambda results: average(results, method, column) / average(results, method, "slots")
 
 
-def to_same_size(method: str, sweep: Iterable[str], column: str = "found") -> Statistic:
+def rates_by_method(results: Results, sweep: Sweep) -> Mapping[str, float]:
+    return sweep(results) if callable(sweep) else sweep
+
+
+def to_same_size(method: str, sweep: Sweep, column: str = "found") -> Statistic:
     """A method's mean over that of a sweep at the same ‖ΔW‖: between the means of its rates by straight lines."""
 
     def statistic(results: Results) -> float:
         size = average(results, method, "size")
-        sizes, values = ([average(results, each, name) for each in sweep] for name in ("size", column))
+        methods = rates_by_method(results, sweep)
+        sizes, values = ([average(results, each, name) for each in methods] for name in ("size", column))
         if not sizes[0] <= size <= sizes[-1]:
             raise ValueError("no run of the sweep has a ΔW of this size")
         if not (same := float(np.interp(size, sizes, values))):
@@ -98,14 +104,15 @@ def to_same_size(method: str, sweep: Iterable[str], column: str = "found") -> St
     return statistic
 
 
-def over_sweep(results: Results, sweep: Mapping[str, float], column: str) -> np.ndarray:
+def over_sweep(results: Results, sweep: Sweep, column: str) -> np.ndarray:
     """Of the runs of several methods, each with its learning rate."""
+    sweep = rates_by_method(results, sweep)
     if column == "rate":
         return np.concatenate([np.full(len(of_runs(results, method)), rate) for method, rate in sweep.items()])
     return np.concatenate([of_runs(results, method, column) for method in sweep])
 
 
-def correlation(sweep: Mapping[str, float], first: str, second: str, given: str | None = None) -> Statistic:
+def correlation(sweep: Sweep, first: str, second: str, given: str | None = None) -> Statistic:
     """Spearman's ρ over the runs of a sweep; partial where a third column is given."""
 
     def statistic(results: Results) -> float:
@@ -115,7 +122,7 @@ def correlation(sweep: Mapping[str, float], first: str, second: str, given: str 
     return statistic
 
 
-def shuffled(sweep: Mapping[str, float], first: str, second: str, given: str | None = None) -> Statistic:
+def shuffled(sweep: Sweep, first: str, second: str, given: str | None = None) -> Statistic:
     """The same with the first column shuffled among the runs: the mean over shuffles."""
 
     def statistic(results: Results) -> float:
@@ -206,12 +213,13 @@ def within_two(rule: str) -> Statistic:
     return lambda results: float(np.mean(np.abs(np.log2(factors(results)[rule] / factors(results)["measured"])) <= 1))
 
 
-def auc(methods: Iterable[str], column: str, sign: int = 1) -> Statistic:
+def auc(sweep: Sweep, column: str, sign: int = 1) -> Statistic:
     """Area under the ROC curve of a column, times the sign, for whether a weight has an intruder."""
 
     def statistic(results: Results) -> float:
         table = results.tables["leading"]
-        rows = np.isin(table["method"].to_numpy(str), list(methods)) & table["strength"].notna().to_numpy()
+        methods = list(rates_by_method(results, sweep))
+        rows = np.isin(table["method"].to_numpy(str), methods) & table["strength"].notna().to_numpy()
         return area_under_roc(table["found"].to_numpy()[rows] > 0, sign * table[column].to_numpy(float)[rows])
 
     return statistic

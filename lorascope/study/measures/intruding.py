@@ -78,9 +78,9 @@ def _changes_with_known_counts(
 
 def retained(folders: Sequence[Path], method: str, texts: int) -> list[Row]:
     """What a run has lost of the base."""
-    from lorascope.study.measures.retention import Retention
+    from lorascope.study.measures.forgetting import lost_of
 
-    lost = Retention(opened(folders[0]), texts)
+    lost = lost_of(opened(folders[0]), texts)
     return [{**lost.score(), "pair_loss_of_base": lost.base["pair_loss"]}]
 
 
@@ -89,12 +89,12 @@ def scaled(folders: Sequence[Path], method: str, texts: int, split: str | None) 
     from lorascope.analyses import intruders
     from lorascope.analyses.intruders.intervention import ARMS, intervene
     from lorascope.models import assets
-    from lorascope.study.measures.retention import Retention
+    from lorascope.study.measures.forgetting import lost_of
     from lorascope.weights.base_svd import SvdCache
     from lorascope.weights.checkpoint import open_checkpoint
 
     run = opened(folders[0], texts, split)
-    lost = Retention(run, texts)
+    lost = lost_of(run, texts)
 
     def evaluate(deltas: Mapping[str, Any]) -> dict[str, float]:
         run.put(deltas)

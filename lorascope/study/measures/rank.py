@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lorascope.analyses.dimension.spectra import Split
     from lorascope.training.reopen import Reopened
 
-ATTENTION = ("query", "key", "value", "attention.output.dense")
+ATTENTION = ("query", "key", "value", "attention.output.dense", "q_proj", "k_proj", "v_proj", "o_proj")
 Row = dict[str, Scalar]
 
 
