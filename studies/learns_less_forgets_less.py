@@ -51,10 +51,9 @@ def fulls(scale):
 def arms(scale):
     yield reference_arm(scale, {"method": HEAD_ALONE})
     yield full_arm({"method": FULL_TUNING}, rates=rates_of_full(scale))
-    for name, rate in fulls(scale).items():
-        yield Arm({"method": name}, FULL, (rate,))
-    for rank in scale.params["ranks"]:
-        yield Arm({"method": named(rank)}, lora(rank), rates_of_lora(scale))
+    by_rank = [Arm({"method": named(rank)}, lora(rank), rates_of_lora(scale)) for rank in scale.params["ranks"]]
+    by_rate = [Arm({"method": name}, FULL, (rate,)) for name, rate in fulls(scale).items()]
+    yield from (*by_rate, *by_rank) if scale.testbed == DECODER else (*by_rank, *by_rate)
     for name, rate in swept(scale).items():
         yield Arm({"method": name}, lora(SWEPT), (rate,))
 
