@@ -33,8 +33,8 @@ def arm(scale: StudyScale, labels: Mapping[str, Any] | None = None) -> Arm:
     )
 
 
-def held_out_by_step(folders: Sequence[Path]) -> Iterator[Mapping[str, Scalar]]:
-    """The held-out loss of every evaluation of one run."""
+def held_out_by_step(folders: Sequence[Path], method: str) -> Iterator[Mapping[str, Scalar]]:
+    """The held-out loss of every evaluation of one run; `method` names its arm, which may share the run."""
     for line in read_json_lines(folders[0] / "metrics.jsonl"):
         if line and "eval_loss" in line:
             yield {"step": line["step"], "held_out_loss": line["eval_loss"]}

@@ -50,7 +50,7 @@ def test_the_arm_and_what_is_measured_on_it(tmp_path):
     assert (arm.changes["training.eval_steps"], arm.rate_of) == (10, {"method": FULL_TUNING, "rank": None})
     lines = [{"step": 10, "train_loss": 1.5}, {"step": 10, "eval_loss": 1.25}, {"step": 20, "eval_loss": 0.75}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [tuple(row.values()) for row in by_step.held_out_by_step([tmp_path])] == [(10, 1.25), (20, 0.75)]
+    assert [tuple(row.values()) for row in by_step.held_out_by_step([tmp_path], BY_STEP)] == [(10, 1.25), (20, 0.75)]
     assert len(by_step.figure(results([1.0, 0.5]))) == 1
     assert by_step.figure(results([])) == []
     assert [spec.runs for spec in by_step.specs(results([]))] == [(BY_STEP,)]
