@@ -222,3 +222,11 @@ def test_a_published_claim_says_how_far_to_trust_it(found):
 def test_the_results_in_the_docs_are_those_of_the_records():
     told = studies_page.PAGE.read_text(encoding="utf-8")
     assert told == studies_page.page(PUBLISHED), "run `python -m tests.contracts.studies_page`"
+
+
+def test_the_readmes_numbers_are_in_the_answers():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Published claims")[2].partition("\n## ")[0]
+    quoted = re.findall(r"[−\d.]+ % \[[^\]]+\]", section)
+    answers = " ".join(found["reading"] for found in JUDGED)
+    assert quoted
+    assert not [number for number in quoted if number not in answers]
