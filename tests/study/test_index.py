@@ -47,7 +47,7 @@ def test_test_beds_of_one_claim_stand_side_by_side():
     told = [(row.group.file, row.tag, row.verdict) for row in forest.rows]
     assert told == [
         *[("adalora.html", "encoder", "reproduced")] * 3,
-        ("rank_sweep.html", "decoder", "inconclusive"),
+        ("rank_sweep-decoder.html", "decoder", "inconclusive"),
         ("rank_sweep.html", "encoder", "reproduced"),
         ("rank_sweep.html", "encoder", "weaker"),
         ("rank_sweep.html", "encoder", "out of reach"),  # the withdrawn one is not drawn
