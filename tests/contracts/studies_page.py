@@ -14,8 +14,7 @@ HEADING = "## Results\n"
 HEAD = """
 {scope}
 
-A screening on one small encoder and one task, after few steps, says nothing about large language models, and a
-difference in gain is as much one of speed as of quality. [reports/index.html](../reports/index.html) lists every claim
+After so few steps on one task a difference in gain is as much one of speed as of quality. [reports/index.html](../reports/index.html) lists every claim
 with its verdict, interval, power and published setting. What follows is written from the records by
 `python -m tests.contracts.studies_page`.
 """
