@@ -189,6 +189,8 @@ class Runs:
         """The training texts of all runs whose seed holds out other rows than the first one's does."""
         from lorascope.training import config, data
 
+        if self.given.data is not None:  # adapters without a run's config, all scored on one set of texts
+            return set()
         first = self._reopen(self.first)
         seen: set[tuple[int, ...]] = set()
         done = {first.config.training.seed_of_data}

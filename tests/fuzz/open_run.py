@@ -219,7 +219,7 @@ def _store(scene: Scene, folder: Path, about: SimpleNamespace) -> None:
         store.done(job.key)
         store.failure(job.key)
         if not store.intact(job):
-            execute(Chunk((job,)), store)
+            execute(Chunk((job,), weights=True), store)
             failed = store.failure(job.key)
             assert failed or store.intact(job), f"{job.key} is neither done nor failed"
             assert not failed or job is scene.jobs[-1] or not UNEXPECTED.search(failed["message"]), failed["message"]
@@ -239,7 +239,7 @@ def _report(_: Scene, folder: Path, about: SimpleNamespace) -> None:
 
 
 def _draw(_: Scene, folder: Path, about: SimpleNamespace) -> None:
-    study._draw([folder / REPORT], about.out)
+    study._draw([folder / REPORT])
 
 
 OPENERS: dict[str, dict[str, Callable[[Scene, Path, SimpleNamespace], None]]] = {

@@ -39,11 +39,11 @@ def test_they_can_be_followed_while_the_run_goes_on(classifier, tmp_path, monkey
     seen = []
     evaluate = Loop._evaluate
 
-    def look(loop, bar):
+    def look(loop, bar, *due):
         if loop.step == 5:
             result = ls.trajectory(tmp_path / "run")
             seen.extend(result.steps)
-        evaluate(loop, bar)
+        evaluate(loop, bar, *due)
 
     monkeypatch.setattr(Loop, "_evaluate", look)
     run.train(classifier("training.max_steps=6", "training.snapshot_steps=2"), tmp_path / "run")
