@@ -15,8 +15,8 @@ HEAD = """
 {scope}
 
 After so few steps on one task a difference in gain is as much one of speed as of quality.
-[reports/index.html](../reports/index.html) lists every claim with its verdict, interval, power and published setting. What follows is written from the records by
-`python -m tests.contracts.studies_page`.
+[reports/index.html](../reports/index.html) lists every claim with its verdict, interval, power and published setting.
+What follows is written from the records by `python -m tests.contracts.studies_page`.
 """
 Record = Mapping[str, Any]
 
