@@ -175,6 +175,11 @@ def by_method(results: Results, **labels: Any) -> Table:
         *([Column("steps", "Full fine-tuning's steps to its held-out loss", "int")] if measured else []),
     )
     caption = f"Means over replicates. Gain: how far the loss lies below that of the {alone(results.scale)}."
+    if not measured and results.scale.testbed == "encoder":
+        caption += (
+            " After so few steps a share is speed as much as quality: full fine-tuning's own loss over its steps is on "
+            "the page of “variants”."
+        )
     title = ", ".join(["By method", *map(str, labels.values())])
     rows.sort(key=lambda row: row[1])
     return Table(columns, tuple(rows), title, caption)
