@@ -182,7 +182,8 @@ def _is_stated_so(claim: Claim, recorded: Record, keys: Sequence[str]) -> bool:
 
 
 def _removed(case: Case) -> list[dict[str, Any]]:
-    """Claims of the record before that the script no longer has, with its reasons; and those that were gone then."""
+    """Claims of the record before that the script no longer has, and those that were gone then: with the script's
+    reason, where it has one."""
     if case.before is None:
         return []
     names = {claim.name for claim in case.study.claims}
@@ -197,7 +198,8 @@ def _removed(case: Case) -> list[dict[str, Any]]:
         for name, claim in _known(case).items()
         if name not in names
     ]
-    return [*case.before["removed"], *gone]
+    earlier = [{**each, "why": case.study.removed.get(each["name"], each["why"])} for each in case.before["removed"]]
+    return [*earlier, *gone]
 
 
 def _noise(case: Case) -> dict[tuple[str, int], tuple[float, float, str]]:
