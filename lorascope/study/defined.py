@@ -7,7 +7,7 @@ from lorascope.blocks import Definition, Definitions
 
 FOREST = (
     "Each claim on a scale of its own: 0 is no effect, 1 is the published size, or the bound where none is published. "
-    "A row without a line at 0 has no value for “no effect” (two are equal, or a count): it has the number 0 there."
+    "A claim without a value for no effect, such as an equality, has no line for it, and its axis begins at the number 0."
 )
 HERE = "this page"
 BLOCK = Definitions(
