@@ -7,7 +7,8 @@ from lorascope.blocks import Definition, Definitions
 
 FOREST = (
     "Each claim on a scale of its own: 0 is no effect, 1 is the published size, or the bound where none is published. "
-    "A claim without a value for no effect, such as an equality, has no line for it, and its axis begins at the number 0."
+    "A claim without a value for no effect, such as an equality, has no line for it, and its axis begins at the "
+    "number 0."
 )
 HERE = "this page"
 BLOCK = Definitions(
