@@ -29,6 +29,7 @@ from tqdm import tqdm
 from lorascope.adapt.inject import Injected
 from lorascope.adapt.stacked import Layout, joinable, stack
 from lorascope.errors import InputError
+from lorascope.models.attention import short_on_cpu
 from lorascope.models.masks import known
 from lorascope.outputs import write_bytes
 from lorascope.training.batches import Batch, Encoded, joined
@@ -51,20 +52,20 @@ class Pass:
         self.compiled = first.config.training.compile and may_compile([m.injected for m in members], first.world)
         self.model = Captured(model, first.world.device) if self.compiled else model
 
-    def losses(self, indices: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-        """Each member's summed loss on its texts, and its hits."""
+    def losses(self, indices: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Each member's summed loss on its texts."""
         multiple = MULTIPLE if self.compiled else 1
         parts = [member.train.batch(texts, multiple) for member, texts in zip(self.members, indices, strict=True)]
         return self._losses(parts)
 
-    def _losses(self, parts: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+    def _losses(self, parts: Sequence[Batch]) -> list[Tensor]:
         device = self.members[0].world.device
         lengths = [part.input_ids.shape[1] for part in parts]
         batch = joined(parts, self.members[0].train.pad).to(device)
         self.layout.set(len(parts[0].input_ids), lengths)
         stream = self.members[0].stream if len(self.members) == 1 else nullcontext()
         told = nullcontext() if self.compiled else known(batch.padded, device)  # compiled, nothing looks at the mask
-        with stream, told:
+        with stream, told, short_on_cpu(device, self.members[0].config.training.bf16, batch.input_ids.shape[1]):
             logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         rows = zip(logits.chunk(len(parts)), batch.labels.chunk(len(parts)), lengths, strict=True)
         return [cross_entropy(each, labels, length) for each, labels, length in rows]
@@ -215,7 +216,7 @@ class Loop:
             shares |= {member: torch.zeros((), device=world.device) for member in joint.members}
             for indices in zip(*(batches[world.rank :: world.size] for batches in texts), strict=True):
                 sums = joint.losses(indices)
-                losses = [loss / count for (loss, _), count in zip(sums, targets, strict=True)]
+                losses = [loss / count for loss, count in zip(sums, targets, strict=True)]
                 torch.autograd.backward(losses)  # each from its own 1: no sum over members
                 for member, loss in zip(joint.members, losses, strict=True):
                     shares[member] += loss.detach()

@@ -43,18 +43,23 @@ class TextScores:
         return Score(float(self.loss.sum(dtype=float)) / total, float(self.hits.sum()) / total, total)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy, in float32 or wider, and how many targets the largest logit hits.
+def cross_entropy(logits: Tensor, labels: Tensor, length: int) -> Tensor:
+    """Summed cross-entropy, in float32 or wider.
 
     Args:
         logits: (b, classes), or (b, t, vocabulary) of a language model, of whose positions the first `length` count.
         labels: (b,), or (b, t).
     """
-    if labels.ndim == 2:  # next-token prediction: position t is scored on token t + 1
-        logits, labels = logits[:, : length - 1].flatten(0, 1), labels[:, 1:length].flatten()
-    hits = (logits.detach().argmax(-1) == labels).sum()
+    logits, labels = _scored(logits, labels, length)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum"), hits
+    return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum")
+
+
+def _scored(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """One row of logits a label: of a language model, position t is scored on token t + 1."""
+    if labels.ndim == 1:
+        return logits, labels
+    return logits[:, : length - 1].flatten(0, 1), labels[:, 1:length].flatten()
 
 
 def cross_entropy_of_texts(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -73,12 +78,13 @@ def evaluate(model: torch.nn.Module, data: Encoded, size: int, world: World) -> 
     """Score `data`, in batches of similar length dealt out to the processes. Leaves the model in the mode it was in."""
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # read once, at the end
     for _, counted, logits, labels, length in _passes(model, data, size, world):
-        loss, hits = cross_entropy(logits, labels, length)
+        rows, targets = _scored(logits, labels, length)
+        loss, hits = cross_entropy(rows, targets, length), (rows.argmax(-1) == targets).sum()
         if counted:
             sums += torch.stack([loss.double(), hits.double()])
     total = world.sum(sums).tolist()
-    targets = data.targets(range(len(data)))
-    return Score(total[0] / targets, total[1] / targets, targets)
+    count = data.targets(range(len(data)))
+    return Score(total[0] / count, total[1] / count, count)
 
 
 @torch.no_grad()
