@@ -1,6 +1,7 @@
 """Which training runs share a pass over one base model in memory."""
 
 import json
+import math
 from collections.abc import Sequence
 
 from lorascope.study.store import Job
@@ -10,14 +11,19 @@ from lorascope.training.config import parse
 SEEDS = ("seed", "data_seed")
 
 
-def chunks(jobs: Sequence[Job]) -> list[Chunk]:
-    """Training runs that can share a pass and gain by it, together; everything else alone."""
+def chunks(jobs: Sequence[Job], workers: int = 1) -> list[Chunk]:
+    """Training runs that can share a pass and gain by it, together; everything else alone.
+
+    Args:
+        workers: how many chunks are worked on at once. No chunk is so large that one of them would have nothing to do.
+    """
+    fair = math.ceil(len(jobs) / workers)
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         groups.setdefault(_shared(job), []).append(job)
     made = []
     for key, group in groups.items():
-        size = _max_together(group[0]) if key != "alone" else 1
+        size = min(fair, _max_together(group[0])) if key != "alone" else 1
         made += [Chunk(tuple(group[start : start + size])) for start in range(0, len(group), size)]
     return made
 

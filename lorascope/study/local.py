@@ -23,7 +23,7 @@ class Local:
     """
 
     def __init__(self, jobs: int = 1):
-        self.jobs = jobs
+        self.jobs = self.slots = jobs
         self.threads = max(1, usable_cores() // jobs)
         self._pool: ProcessPoolExecutor | None = None
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Does chunks: `Local`, or `Cluster`."""
+    """Does chunks, `slots` of them at once: `Local`, or `Cluster`."""
+
+    slots: int
 
     def close(self) -> None: ...
 
@@ -119,7 +121,7 @@ class Runner:
         self.used |= by_key
         done, failed = len(by_key) - len(missing), 0
         self.progress(stage, done, len(by_key), failed, "")
-        work = [replace(chunk, weights=weights) for chunk in chunks(missing)]
+        work = [replace(chunk, weights=weights) for chunk in chunks(missing, self.engine.slots)]
         for chunk, failed_keys in self.engine.run(work, self.store):
             done, failed = done + len(chunk.jobs), failed + len(failed_keys)
             for job in chunk.jobs:

@@ -71,6 +71,7 @@ class Killing:
 
     def __init__(self, cluster, after=None):
         self.cluster, self.after, self.ended, self.killed = cluster, after, [], []
+        self.slots = cluster.slots
 
     def close(self):
         pass

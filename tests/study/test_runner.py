@@ -13,6 +13,7 @@ import pytest
 
 from lorascope.errors import InputError
 from lorascope.study import MeasurementSpec, work
+from lorascope.study.chunks import chunks
 from lorascope.study.local import Local
 from lorascope.study.runner import Final, Runner
 from lorascope.study.store import Job, Store
@@ -182,7 +183,7 @@ def test_runs_that_share_a_pass_equal_their_own(toy, finished, monkeypatch):
 
     made = []
     divide = module.chunks
-    monkeypatch.setattr(module, "chunks", lambda jobs: made.extend(divide(jobs)) or divide(jobs))
+    monkeypatch.setattr(module, "chunks", lambda *given: made.extend(divide(*given)) or divide(*given))
     alone = {1: 8, 2: 1}
     monkeypatch.setattr("lorascope.study.chunks._max_together", lambda job: alone[job.spec["config"]["method"]["rank"]])
     together, _ = toy().run()
@@ -190,6 +191,15 @@ def test_runs_that_share_a_pass_equal_their_own(toy, finished, monkeypatch):
     columns = ["rank", "replicate", "seed"]
     assert together.runs[columns].equals(finished.runs[columns])
     assert together.runs["loss"].to_numpy() == pytest.approx(finished.runs["loss"].to_numpy(), rel=1e-5)  # float32
+
+
+@pytest.mark.parametrize(("workers", "sizes"), [(1, [4, 3]), (2, [4, 3]), (3, [3, 3, 1]), (7, [1] * 7), (9, [1] * 7)])
+def test_runs_that_share_a_pass_leave_no_worker_idle(toy, monkeypatch, workers, sizes):
+    monkeypatch.setattr("lorascope.study.chunks._max_together", lambda job: 4)
+    runner = toy()
+    arm = runner.arms[0]
+    jobs = [runner._train_job(arm, 1e-3, replicate) for replicate in range(7)]
+    assert [len(chunk.jobs) for chunk in chunks(jobs, workers)] == sizes
 
 
 def test_workers_in_processes_of_their_own(toy, finished):
