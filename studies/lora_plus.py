@@ -7,27 +7,32 @@ import numpy as np
 
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Study
-from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, accuracy_lead, by_method, gain, loss, tuning_curve
+from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, accuracy_lead, alone, by_method, gain, loss, tuning_curve
+from lorascope.study.grid import DECODER
 from lorascope.study.measures import by_step
 from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
-from lorascope.study.tasks import VARIANTS, full_arm, head_arm, lora, scales, variant_arm
+from lorascope.study.tasks import VARIANTS, full_arm, lora, rates_of_full, reference_arm, scales, variant_arm
 
 SLOWER, EQUAL, FEW, PLUS, MANY = "LoRA+, λ = 1/16", "LoRA", "LoRA+, λ = 4", "LoRA+", "LoRA+, λ = 64"
 RATIOS = {SLOWER: 1 / 16, EQUAL: 1.0, FEW: 4.0, PLUS: 16.0, MANY: 64.0}
 HALF_DECADES = {SLOWER: (1e-2, 3.2e-2, 1e-1), FEW: (3.2e-4, 1e-3, 3.2e-3), MANY: (3.2e-5, 1e-4, 3.2e-4)}  # of A
+LM_HALF_DECADES = {SLOWER: (2.5e-3, 8e-3, 2.5e-2), FEW: (2.5e-4, 8e-4, 2.5e-3), MANY: (5e-5, 1.6e-4, 5e-4)}
 HALF = {method: f"{method}, half of the steps" for method in (PLUS, EQUAL)}
 
 
 def arms(scale):
-    yield head_arm({"method": HEAD_ALONE})
-    yield full_arm({"method": FULL_TUNING})
-    yield by_step.arm(scale)
-    for method in RATIOS:
+    decoder = scale.testbed == DECODER
+    yield reference_arm(scale, {"method": HEAD_ALONE})
+    yield full_arm({"method": FULL_TUNING}, rates=rates_of_full(scale))
+    if not decoder:  # whose curve is on the page of variants
+        yield by_step.arm(scale)
+    rates = LM_HALF_DECADES if decoder else HALF_DECADES
+    for method in sorted(RATIOS, key=lambda method: method not in VARIANTS) if decoder else RATIOS:
         if method in VARIANTS:
-            yield variant_arm(method)
+            yield variant_arm(method, scale.testbed)
         else:
             changes = {**lora(8, "lora_plus"), "method.loraplus_lr_ratio": RATIOS[method]}
-            yield Arm({"method": method}, changes, HALF_DECADES[method])
+            yield Arm({"method": method}, changes, rates[method])
     steps = max(1, scale.config["training"]["max_steps"] // 2)
     for method, half in HALF.items():
         yield Arm({"method": half}, {**VARIANTS[method][0], "training.max_steps": steps}, rate_of={"method": method})
@@ -66,14 +71,14 @@ def by_ratio(results):
     low, mean, high = (
         tuple(float(statistic(run_losses)) for run_losses in losses_by_ratio) for statistic in (np.min, np.mean, np.max)
     )
-    levels = (HEAD_ALONE, FULL_TUNING)
+    levels = {alone(results.scale): HEAD_ALONE, FULL_TUNING: FULL_TUNING}
     return Lines(
         "Loss by ratio",
         (Series("LoRA+", tuple(RATIOS.values()), mean, low=low, high=high),),
         "λ, B's learning rate over A's",
         "test loss (nats)",
         log_x=True,
-        markers=tuple(Marker("y", loss(results, method), method) for method in levels),
+        markers=tuple(Marker("y", loss(results, method), name) for name, method in levels.items()),
         caption="Means over replicates, the band from the lowest to the highest; A's learning rate is tuned for every "
         "λ.",
     )
@@ -120,7 +125,7 @@ study = Study(
     tuned="A's learning rate, for every λ; in half of the steps it is that of all steps",
     fixed="r = 8, α = 16 on all linear layers; A Kaiming-uniform, B = 0; AdamW without weight decay, linear decay; the "
     "head's rate",
-    scales=scales({"smoke": {}, "small": {}, "full": {}}),
+    scales=scales({"smoke": {}, "small": {}, "full": {}, "small-lm": {}}),
     arms=arms,
     measures=(by_step.measure(),),
     claims=(
@@ -177,6 +182,12 @@ study = Study(
     ),
     figures=figures,
     reading=reading,
+    elsewhere={
+        DECODER: {
+            "fixed": "r = 8, α = 16 on all linear layers; A Kaiming-uniform, B = 0; AdamW without weight decay, linear "
+            "decay",
+        }
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -9,17 +9,30 @@ import numpy as np
 
 from lorascope.blocks import Lines, Marker, Series
 from lorascope.study import Arm, Claim, Control, Criterion, Measure, MeasurementSpec, Study
-from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, NATS, POINTS, InUnits, accuracy, by_method, loss, share
+from lorascope.study.gains import (
+    FULL_TUNING,
+    HEAD_ALONE,
+    NATS,
+    POINTS,
+    InUnits,
+    accuracy,
+    alone,
+    by_method,
+    loss,
+    share,
+)
+from lorascope.study.grid import DECODER
 from lorascope.study.measures import by_step
 from lorascope.study.measures.by_step import held_out_by_step  # noqa: F401  (workers look for it here)
 from lorascope.study.statistics import once
 from lorascope.study.statistics import slope as line_slope
-from lorascope.study.tasks import LORA_RATES, full_arm, head_arm, lora, scales
+from lorascope.study.tasks import full_arm, lora, rates_of_full, rates_of_lora, reference_arm, scales
 
 SCALINGS = {"α/r": "lora", "α/√r": "rslora"}
 CONSTANT = "constant"
 MIDDLE = 8  # the rank whose learning rate is tuned and which all others take
 RANKS = [4, MIDDLE, 64, 256]
+TEXTS = {"SEQ_CLS": 64, "CAUSAL_LM": 16}  # whose gradient is taken; of a decoder, blocks
 
 
 def named(scaling, rank):
@@ -27,12 +40,13 @@ def named(scaling, rank):
 
 
 def arms(scale):
-    yield head_arm({"method": HEAD_ALONE, "scaling": "", "rank": 0})
-    yield full_arm({"method": FULL_TUNING, "scaling": "", "rank": None})
-    yield by_step.arm(scale, {"scaling": "", "rank": None})
+    yield reference_arm(scale, {"method": HEAD_ALONE, "scaling": "", "rank": 0})
+    yield full_arm({"method": FULL_TUNING, "scaling": "", "rank": None}, rates=rates_of_full(scale))
+    if scale.testbed != DECODER:  # whose curve is on the page of variants
+        yield by_step.arm(scale, {"scaling": "", "rank": None})
     for scaling, name in SCALINGS.items():
         tuned = {"method": named(scaling, MIDDLE), "scaling": scaling, "rank": MIDDLE}
-        yield Arm(tuned, lora(MIDDLE, name), LORA_RATES)
+        yield Arm(tuned, lora(MIDDLE, name), rates_of_lora(scale))
         for rank in scale.params["ranks"]:
             if rank != MIDDLE:
                 labels = {"method": named(scaling, rank), "scaling": scaling, "rank": rank}
@@ -40,7 +54,7 @@ def arms(scale):
 
 
 def gradients(folders, scaling, rank):
-    """‖g‖ of all A and B together on 64 training texts, before and after training; of a constant scale, before."""
+    """‖g‖ of all A and B together on some training texts, before and after training; of a constant scale, before."""
     import torch
 
     from lorascope.training import config, run
@@ -67,7 +81,7 @@ def norm(prepared, settings):
     member = member.Member(
         prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu"))
     )
-    texts = list(range(min(64, len(prepared.train))))
+    texts = list(range(min(TEXTS[settings.model.task_type], len(prepared.train))))
     ((loss, _),) = loop.Pass([member]).losses([texts])
     trained = {name: tensor for name, tensor in prepared.injected.trainable().items() if name.endswith((".A", ".B"))}
     gradients = torch.autograd.grad(loss / len(texts), list(trained.values()))
@@ -133,19 +147,21 @@ STEEPER = in_units(lambda score: lambda results: added(results, "α/√r", score
 
 def figures(results):
     series = []
+    texts = "16 training blocks" if results.scale.testbed == DECODER else "64 training texts"
     for when, panel in (("start", "before training"), ("end", "after training")):
         for scale in (*SCALINGS, CONSTANT):
             ranks, norms = means(results, scale, when)
             if len(ranks):
                 series.append(Series(scale, tuple(map(float, ranks)), tuple(map(float, norms)), panel))
     of_norms = Lines("Norm of the gradients of A and B", tuple(series), "rank r", "‖g‖", log_x=True, log_y=True,
-                  caption="Means over replicates; all matrices together, 64 training texts.")  # fmt: skip
+                  caption=f"Means over replicates; all matrices together, {texts}.")  # fmt: skip
     runs, curves = results.runs, []
     for scaling in SCALINGS:
         part = runs[runs["scaling"] == scaling].groupby("rank")["loss"]
         x = tuple(map(float, part.mean().index))
         curves.append(Series(scaling, x, tuple(part.mean()), low=tuple(part.min()), high=tuple(part.max())))
-    levels = tuple(Marker("y", loss(results, method), method) for method in (HEAD_ALONE, FULL_TUNING))
+    levels = {alone(results.scale): HEAD_ALONE, FULL_TUNING: FULL_TUNING}
+    levels = tuple(Marker("y", loss(results, method), name) for name, method in levels.items())
     losses = Lines("Loss by rank at one learning rate", tuple(curves), "rank r", "test loss (nats)", log_x=True,
                    markers=levels,
                    caption="Means over replicates, the band from the lowest to the highest. Each scale has the "
@@ -177,7 +193,12 @@ study = Study(
     tuned="the learning rate at r = 8, for each scale; every other rank takes it",
     fixed="α = 16 on all linear layers; A Kaiming-uniform, B = 0; AdamW without weight decay, linear decay; the head's "
     "rate",
-    scales=scales({"smoke": {"ranks": [4, 8]}, "small": {"ranks": RANKS}, "full": {"ranks": RANKS}}),
+    scales=scales({
+        "smoke": {"ranks": [4, 8]},
+        "small": {"ranks": RANKS},
+        "small-lm": {"ranks": RANKS},
+        "full": {"ranks": RANKS},
+    }),
     arms=arms,
     measures=(Measure("gradients", gradients, each_adapter), by_step.measure()),
     claims=(
@@ -265,6 +286,11 @@ study = Study(
     ),
     figures=figures,
     reading=reading,
+    elsewhere={
+        DECODER: {
+            "fixed": "α = 16 on all linear layers; A Kaiming-uniform, B = 0; AdamW without weight decay, linear decay",
+        }
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a study judges: claims, each with criteria, their landmarks, and negative controls."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lorascope.study.results import Results
@@ -114,3 +114,32 @@ class Claim:
         """Why this test bed cannot tell; None where it can."""
         reason = self.out_of_reach
         return reason.get(testbed) if isinstance(reason, Mapping) else reason
+
+
+def reworded(claims: Iterable[Claim], words: Mapping[str, str]) -> tuple[Claim, ...]:
+    """The claims with other words in their notes and in the origins of bounds, of which no hash is made.
+
+    Args:
+        words: what is written in place of each phrase.
+
+    Raises:
+        ValueError: a phrase is in none of them.
+    """
+    claims = tuple(claims)
+    places = [text for claim in claims for text in (claim.note, *(each.origin for each in claim.criteria))]
+    if missing := [phrase for phrase in words if not any(phrase in text for text in places)]:
+        raise ValueError(f"no note or origin has the words {missing[0]!r}")
+
+    def written(text: str) -> str:
+        for phrase, other in words.items():
+            text = text.replace(phrase, other)
+        return text
+
+    return tuple(
+        replace(
+            claim,
+            note=written(claim.note),
+            criteria=tuple(replace(each, origin=written(each.origin)) for each in claim.criteria),
+        )
+        for claim in claims
+    )

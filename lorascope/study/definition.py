@@ -1,8 +1,8 @@
 """What a study is made of: data that a script states, and the engine acts on. No torch is imported for it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from lorascope.blocks import Block
 from lorascope.study.claims import Claim
@@ -71,6 +71,8 @@ class Study:
         removed: claims of earlier versions that are no longer tested, by name, each with the reason.
         scope_note: for the line of scope: which claims are not about runs of the grid but about another problem, and
             which one; {names} in it stand for the scale's `params`.
+        elsewhere: by test bed, the attributes that are others there: words, and claims whose sizes differ. Claims that
+            ask the same have the same name.
     """
 
     name: str
@@ -87,6 +89,11 @@ class Study:
     reading: Callable[["Answers"], str] | None = None
     removed: Mapping[str, str] = field(default_factory=dict)
     scope_note: str = ""
+    elsewhere: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def on(self, testbed: str) -> "Study":
+        """The study as it is on a test bed."""
+        return replace(self, **self.elsewhere.get(testbed, {}))
 
     def runs_of(self, scale: StudyScale) -> int:
         """How many runs a scale trains at least: sweeps go on where the best rate is at an end, or moves."""

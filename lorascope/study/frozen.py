@@ -66,7 +66,7 @@ def freeze(study: Study, scale: str, root: Path, date: str, *, is_first: bool) -
         if not all(known.values()):
             raise InputError(f"{path} is damaged", found="a claim without a hash", hint=hint)
     is_first = is_first and not known
-    for claim in study.claims:
+    for claim in study.on(testbed).claims:
         entry = {
             "hash": claim_hash(claim, testbed),
             "date": date,

@@ -6,7 +6,7 @@ script alone give the verdicts that stand in it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def again(found: Record, study: Study, folder: Path, date: str, progress: Progre
     results = record.results(found, folder)
     base = {key: value for key, value in found.items() if key not in ("converted", "beside")}
     testbed = found["scale"]["testbed"]
+    study = study.on(testbed)
     now = {
         claim.name: [{"hash": claim_hash(claim, testbed), "date": date, "before_runs": False}] for claim in study.claims
     }
@@ -94,10 +95,10 @@ def judge(case: Case, results: Results, progress: Progress | None = None) -> dic
         results: of the base.
         progress: called with the number of resamples done and their total.
     """
+    testbed = case.base["scale"]["testbed"]
+    case = replace(case, study=case.study.on(testbed))
     base, study = case.base, case.study
-    verdicts = judge_all(
-        study.claims, results, testbed=base["scale"]["testbed"], noise=_noise(case) or None, progress=progress
-    )
+    verdicts = judge_all(study.claims, results, testbed=testbed, noise=_noise(case) or None, progress=progress)
     told, failures = _told(study, verdicts, results)
     others = [failure for failure in base["failures"] if failure["title"] not in TOLD]
     return {

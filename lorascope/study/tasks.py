@@ -16,7 +16,7 @@ a study runs on it.
 from collections.abc import Mapping
 from typing import Any
 
-from lorascope.study.grid import DECODER, Arm, StudyScale
+from lorascope.study.grid import DECODER, ENCODER, Arm, StudyScale
 
 HEAD_RATE = 2e-2  # of the new head, the same in every arm; alone, at scale small, 0.01 and 0.04 lose more
 ALPHA = 16
@@ -118,6 +118,11 @@ def lora(rank: int, name: str = "lora", targets: Any = "all-linear") -> dict[str
     return {"method.name": name, "method.rank": rank, "method.alpha": ALPHA, "method.targets": targets}
 
 
+def easy_task(scale: StudyScale) -> str:
+    """What the easy task, in contrast to memorising, is called on the scale's test bed."""
+    return "cmudict" if scale.testbed == DECODER else "wordnet"
+
+
 def rates_of_lora(scale: StudyScale) -> tuple[float, ...]:
     """The rates that a LoRA's sweep begins with, on the scale's test bed."""
     return LORA_LM_RATES if scale.testbed == DECODER else LORA_RATES
@@ -155,6 +160,15 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {  # r = 8
     "OLoRA": ({**lora(8), "method.init": "olora"}, LORA_RATES),
     "LoRA-FA": (lora(8, "lora_fa"), LORA_RATES),
 }
+HIGH = 64  # r of rsLoRA on the decoder, where its claim is of high ranks, and of the LoRA that it is compared with
+HIGH_LORA, HIGH_RSLORA = f"LoRA, r = {HIGH}", f"rsLoRA, r = {HIGH}"
+PLUS_LM_RATES = (1.6e-4, 5e-4, 1.6e-3)
+LM_VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {
+    **{name: (changes, LORA_LM_RATES) for name, (changes, _) in VARIANTS.items() if name != "rsLoRA"},
+    "LoRA+": (VARIANTS["LoRA+"][0], PLUS_LM_RATES),
+    HIGH_LORA: (lora(HIGH), LORA_LM_RATES),
+    HIGH_RSLORA: (lora(HIGH, "rslora"), LORA_LM_RATES),
+}
 # Why no verdict is drawn; said by two studies.
 PAIRS_OUT_OF_REACH = (
     "An encoder cut to three layers was never trained for the pre-training's loss: every tuned LoRA (2.72 to 2.83) and "
@@ -163,7 +177,7 @@ PAIRS_OUT_OF_REACH = (
 )
 
 
-def variant_arm(name: str) -> Arm:
-    """One of VARIANTS, tuned; its label `method` is its name."""
-    changes, rates = VARIANTS[name]
+def variant_arm(name: str, testbed: str = ENCODER) -> Arm:
+    """One of VARIANTS, or of a decoder's LM_VARIANTS, tuned; its label `method` is its name."""
+    changes, rates = (LM_VARIANTS if testbed == DECODER else VARIANTS)[name]
     return Arm({"method": name}, changes, rates)

@@ -40,7 +40,8 @@ def test_the_record_alone_gives_its_verdicts_again(found):
 def test_its_claims_are_those_of_its_script(found):
     """By their hashes, which is sooner done than judging."""
     assert "converted" not in found, JUDGE
-    now = {claim.name: claim_hash(claim, found["scale"]["testbed"]) for claim in script_of(found).claims}
+    testbed = found["scale"]["testbed"]
+    now = {claim.name: claim_hash(claim, testbed) for claim in script_of(found).on(testbed).claims}
     assert {claim["name"]: claim["frozen"]["hash"] for claim in found["claims"]} == now, JUDGE
 
 
