@@ -82,7 +82,7 @@ def norm(prepared, settings):
         prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu"))
     )
     texts = list(range(min(TEXTS[settings.model.task_type], len(prepared.train))))
-    ((loss, _),) = loop.Pass([member]).losses([texts])
+    (loss,) = loop.Pass([member]).losses([texts])
     trained = {name: tensor for name, tensor in prepared.injected.trainable().items() if name.endswith((".A", ".B"))}
     gradients = torch.autograd.grad(loss / len(texts), list(trained.values()))
     return float(sum(float(tensor.square().sum()) for tensor in gradients) ** 0.5)
