@@ -37,7 +37,7 @@ def gradients(folders, start):
         prepared.injected, prepared.train, prepared.held_out, settings, run.World(torch.device("cpu"))
     )
     single = loop.Pass([member])
-    ((loss, _),) = single.losses([list(range(min(32, len(prepared.train))))])
+    (loss,) = single.losses([list(range(min(32, len(prepared.train))))])
     loss.backward()
     grads = {name: parameter.grad for name, parameter in prepared.injected.trainable().items()}
     of_factors = [grad for name, grad in grads.items() if grad is not None and name.endswith((".A", ".B"))]
