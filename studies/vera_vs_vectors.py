@@ -447,8 +447,15 @@ def claims(shared=SHARED, large_d=LARGE_D, smallest=SMALLEST, xs=XS, fewer=fewer
     )  # fmt: skip
 
 
+NOT_TRAINED = {
+    "bitfit": "SmolLM2 has no biases that could be trained.",
+    "magnitude": "(DoRA's) lengths alone are not trained on the decoder.",
+    **dict.fromkeys(("still", "input-side"), "A test of the code, which the encoder's page has."),
+}
+
+
 def decoder_claims():
-    """Without the identities and without (DoRA's) lengths alone, which are not trained there."""
+    """What is not trained there is out of reach."""
     found = reworded(
         claims(*(LM_NAMES[name] for name in (SHARED, LARGE_D, SMALLEST, XS)), lm_fewer),
         {
@@ -465,8 +472,7 @@ def decoder_claims():
             "LoRA and full fine-tuning share their leading direction: see the figures. ": "",
         },
     )
-    by_name = {claim.name: claim for claim in found if claim.name not in ("still", "input-side", "magnitude")}
-    by_name["bitfit"] = replace(by_name["bitfit"], out_of_reach="SmolLM2 has no biases that could be trained.")
+    by_name = {claim.name: replace(claim, out_of_reach=NOT_TRAINED.get(claim.name)) for claim in found}
     control = Control("only d instead of LoRA-XS", lead(ONLY_D, LM_NAMES[SHARED]), at_least=-0.05, unit="percent")
     by_name["xs"] = replace(by_name["xs"], controls=(control,))
     return tuple(by_name.values())

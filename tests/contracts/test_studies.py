@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from lorascope.report.html import render
-from lorascope.study import Control, Study, record, work
+from lorascope.study import Control, Study, record, tasks, work
 from lorascope.study import index as indices
 from lorascope.study import page as pages
 from lorascope.study.runner import Runner
 from lorascope.study.store import Store
 from lorascope.study.tuning import Tuned
+from lorascope.training.config import parse
 from tests.cli.command import lorascope
 from tests.contracts import studies_page
 
@@ -65,6 +66,15 @@ def test_it_says_what_it_is(path, study):
 
 @each_script
 def test_every_claim_can_hold_and_can_fail(study):
+    for testbed in testbeds(study):
+        check_claims(study.on(testbed))
+
+
+def testbeds(study) -> set[str]:
+    return {scale.testbed for scale in study.scales.values()}
+
+
+def check_claims(study):
     names = [claim.name for claim in study.claims]
     assert any(claim.controls for claim in study.claims)
     assert len(set(names)) == len(names)
@@ -84,6 +94,16 @@ def test_every_claim_can_hold_and_can_fail(study):
 
 
 @each_script
+def test_claims_of_another_test_bed_ask_the_same(study):
+    """By the same names, which the index sets side by side."""
+    names = [claim.name for claim in study.claims]
+    for testbed in testbeds(study):
+        assert [claim.name for claim in study.on(testbed).claims] == [
+            name for name in names if name in {claim.name for claim in study.on(testbed).claims}
+        ]
+
+
+@each_script
 def test_a_verdict_needs_replicates_and_other_texts_than_those_that_tuned(study):
     assert not study.scales["smoke"].conclusive
     for name in ("small", "full"):
@@ -97,7 +117,8 @@ def test_a_verdict_needs_replicates_and_other_texts_than_those_that_tuned(study)
 @each_script
 def test_a_sweep_begins_with_three_rates_no_more_than_a_factor_of_four_apart(study):
     """From there it goes on by itself: `study/tuning.py`."""
-    for arm in study.arms(study.scales["small"]):
+    scales = [study.scales[name] for name in ("small", "small-lm") if name in study.scales]
+    for arm in (arm for scale in scales for arm in study.arms(scale)):
         rates = arm.learning_rates
         if len(rates) > 1:  # of one, what does not learn needs no search
             assert len(rates) >= 3, arm.labels
@@ -124,6 +145,39 @@ def test_arms_are_distinct_runs(path, study, scale, tmp_path):
             drawn.setdefault(config["training"]["seed"], set()).add(without_rate(config))
     assert all(len(those) == 1 for those in drawn.values()), "two runs that differ in more than the rate have one seed"
     assert runner.study.runs_of(runner.scale) >= len(finals)
+
+
+DECODERS = [path for path in SCRIPTS if "small-lm" in work.script(path).study.scales]
+
+
+@pytest.mark.parametrize("path", DECODERS, ids=lambda path: path.stem)
+def test_arms_of_a_decoder_are_distinct_and_in_an_order_that_can_be_run(study):
+    """Each after the one whose rate it takes, for arms are trained and measured one by one."""
+    scale, seen = study.scales["small-lm"], []
+    for arm in study.arms(scale):
+        assert arm.labels not in seen
+        assert arm.rate_of is None or arm.rate_of in seen, arm.labels
+        seen.append(arm.labels)
+        values = {section: dict(keys) for section, keys in scale.config.items()}
+        for key, value in arm.changes.items():
+            section, _, name = key.partition(".")
+            values.setdefault(section, {})[name] = value
+        parse(values, str(arm.labels))
+
+
+def test_studies_on_a_decoder_share_runs():
+    """One config and one sweep of each common arm, or the store would train it twice."""
+    sweeps = {}
+    for path in DECODERS:
+        study = work.script(path).study
+        for arm in study.arms(study.scales["small-lm"]):
+            if arm.rate_of is None:
+                sweeps.setdefault(json.dumps(dict(arm.changes), sort_keys=True), {})[path.stem] = arm.learning_rates
+    assert all(len(set(rates.values())) == 1 for rates in sweeps.values())
+    lora = next(by for config, by in sweeps.items() if json.loads(config) == tasks.lora(8))
+    assert {"rank_sweep", "matrix_choice", "variants", "dora", "lora_fa", "lora_plus", "rslora"} <= lora.keys()
+    high = next(by for config, by in sweeps.items() if json.loads(config) == tasks.lora(64, "rslora"))
+    assert {"rank_sweep", "variants"} <= high.keys()
 
 
 def without_rate(config) -> str:

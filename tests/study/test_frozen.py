@@ -5,7 +5,8 @@ import json
 import pytest
 
 from lorascope.errors import InputError
-from lorascope.study import work
+from lorascope.study import Claim, Criterion, work
+from lorascope.study.claims import reworded
 from lorascope.study.frozen import claim_hash, freeze
 
 SCRIPT = '''
@@ -178,3 +179,20 @@ def test_a_damaged_freeze_is_refused(tmp_path, text):
     path.write_text(json.dumps(whole))
     with pytest.raises(InputError, match="without a hash"):
         freeze(the_study(tmp_path), "small", store, "2026-11-29", is_first=True)
+
+
+def test_on_another_test_bed_its_own_claims_are_frozen(tmp_path):
+    scales = '"lm": StudyScale(testbed="decoder")}, elsewhere={"decoder": {"claims": (claim("there", Mean("loss")),)}},'
+    study = the_study(tmp_path, SCRIPT.replace('{"small": StudyScale()},', '{"small": StudyScale(), ' + scales))
+    assert freeze(study, "small", tmp_path, "2026-11-29", is_first=True).keys() == EVERY
+    assert freeze(study, "lm", tmp_path, "2026-11-29", is_first=True).keys() == {"there"}
+
+
+def test_other_words_of_notes_and_origins_change_no_hash():
+    criterion = Criterion("a number", len, at_least=1.0, origin="ours: half a point here")
+    claim = Claim("one", "It is so", "a paper", (criterion,), note="Two of three. Not here.")
+    (found,) = reworded([claim], {"half a point here": "a point there", " Not here.": ""})
+    assert (found.note, found.criteria[0].origin) == ("Two of three.", "ours: a point there")
+    assert claim_hash(found, "decoder") == claim_hash(claim, "decoder")
+    with pytest.raises(ValueError, match="'five'"):
+        reworded([claim], {"five": "six"})

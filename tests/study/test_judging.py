@@ -86,6 +86,20 @@ def test_verdicts_reading_figures_and_words_are_made_of_the_numbers_and_the_scri
     assert record.read(tmp_path / "paper.json") == found  # it has the shape that is promised
 
 
+def test_on_another_test_bed_claims_and_words_are_those_of_there(tmp_path):
+    """Of 0.82 the bound 0.7 is met, and 0.9 is not."""
+    there = 'elsewhere={"decoder": {"fixed": "w", "claims": (claim("large", 0.9),)}},\n    scope_note'
+    script = SCRIPT.replace("scope_note", there)
+    found = judged(tmp_path, script)
+    assert (found["fixed"], by_name(found)["large"]["verdict"]) == ("z", "reproduced")
+    on_decoder = unjudged()
+    on_decoder["scale"]["testbed"] = "decoder"
+    found = judged(tmp_path, script, before=on_decoder)
+    assert found["fixed"] == "w"
+    assert {name: claim["verdict"] for name, claim in by_name(found).items()} == {"large": "weaker"}
+    assert judged(tmp_path, script, before=json.loads(json.dumps(found)), date=LATER) == found
+
+
 def test_judging_again_changes_nothing(tmp_path):
     found = judged(tmp_path)
     assert judged(tmp_path, before=json.loads(json.dumps(found)), date=LATER) == found
