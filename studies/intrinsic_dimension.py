@@ -14,6 +14,7 @@ from lorascope.study import Arm, Claim, Control, Criterion, Measure, Measurement
 from lorascope.study.claims import reworded
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, alone
 from lorascope.study.grid import DECODER
+from lorascope.study.measures.truncation import truncated
 from lorascope.study.statistics import crossing, once
 from lorascope.study.tasks import LM_RANKS, full_arm, lora, rates_of_full, rates_of_lora, reference_arm, scales
 
@@ -79,21 +80,6 @@ def vera(rank):
     """As `vera_vs_vectors` has it."""
     settings = {"name": "vera", "rank": rank, "targets": "all-linear", "save_projection": False}
     return {f"method.{key}": value for key, value in settings.items()}
-
-
-def truncated(folders, replicate, texts, split):
-    """The gain of full fine-tuning that is left when every ΔW is truncated to rank k, and Σ k(m + n − k)."""
-    from lorascope.analyses.dimension import functional
-    from lorascope.study.measures.finished import opened
-    from lorascope.study.measures.truncation import truncations
-
-    full, head = (opened(folder, texts, split) for folder in folders)
-    cut = truncations(full)
-    base = functional.Baseline(head.score().loss, cut.whole().loss)
-    for k in functional.powers(cut.largest):
-        ranks = cut.same(k)
-        point = cut.point(k, ranks, cut.keep(f"k = {k}", ranks), base)
-        yield {"k": k, "freedom": point.freedom, "loss": point.loss, "gain": point.recovered}
 
 
 def each_truncation(results):
@@ -499,6 +485,8 @@ study = Study(
     reading=reading,
     elsewhere={
         DECODER: {
+            "question": "How many parameters must train for 90 % of what full fine-tuning gains: in a random subspace, "
+            "with LoRA, with VeRA, or of a truncated ΔW?",
             "varied": "d of the subspace θ = θ₀ + Pθ_d, one projection for all parameters (DID); LoRA's and VeRA's r",
             "tuned": "the learning rate: for every r, for full fine-tuning, and for subspaces at one d, from which it "
             "goes as 1/√d, because a step of Adam then moves θ equally far",

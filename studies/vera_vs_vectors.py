@@ -14,7 +14,7 @@ from lorascope.study import Arm, Claim, Control, Criterion, Measure, Measurement
 from lorascope.study.claims import reworded
 from lorascope.study.gains import FULL_TUNING, HEAD_ALONE, by_method, lead, parameters, share
 from lorascope.study.grid import DECODER, ENCODER
-from lorascope.study.measures.agreement import DIRECTIONS, agreement
+from lorascope.study.measures.agreement import DIRECTIONS, agreement, sizes
 from lorascope.study.tasks import full_arm, lora, rates_of_full, rates_of_lora, reference_arm, scales
 
 RANK = 192  # on all linear layers: as many numbers as (IA)³ trains there
@@ -23,12 +23,10 @@ OWN_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of the base's own parameters, and 
 KEY = "method.projection_prng_key"
 SHARED = "VeRA, r = 192"
 SMALLER, SMALLEST = "VeRA, r = 16", "VeRA, attention, r = 64"
-ONE_PAIR = "VeRA, one pair for all seeds"
-UNSHARED = "VeRA, unshared matrices"
+ONE_PAIR, UNSHARED = "VeRA, one pair for all seeds", "VeRA, unshared matrices"
 ONLY_B, ONLY_D, LARGE_D = "VeRA, only b", "VeRA, only d", "VeRA, only d, r = 768"
-STILL = "VeRA, d = 0"
 LORA, LORA_1 = "LoRA, r = 8", "LoRA, r = 1"
-MAGNITUDE = "magnitude alone"
+MAGNITUDE, STILL = "magnitude alone", "VeRA, d = 0"
 XS = "LoRA-XS, r = 28"
 # Of the decoder as many parameters take other ranks: 6,144 in each layer are (IA)³'s there, 1,171 LayerNorm's.
 LM_RANK, LM_LARGE, LM_XS, LM_SMALLEST = 137, 878, 30, 70
@@ -104,15 +102,6 @@ def decoder_arms():
     yield arm_of(LM_NAMES[XS], {"method.name": "lora_xs", "method.rank": LM_XS}, own_rates, seeded=())
     yield arm_of("LayerNorm", {"method.name": "layernorm"}, own_rates, seeded=())
     yield arm_of(LM_NAMES[SMALLEST], vera(rank=LM_SMALLEST, targets=["q_proj", "k_proj", "v_proj"]), rates)
-
-
-def sizes(folders):
-    """The largest entry of ΔW over all modules."""
-    from lorascope.updates.base import dense
-    from lorascope.weights import io
-
-    updates = io.read(folders[0] / "adapter").updates.values()
-    return [{"largest": max(float(abs(dense(update.delta())).max()) for update in updates)}]
 
 
 PAIRS = (  # what is compared, and whether the second one is the same replicate's or the next one's

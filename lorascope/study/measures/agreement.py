@@ -49,3 +49,12 @@ def deltas(folder: Path) -> dict[str, Any]:
         return {name: update.delta() for name, update in updates.items()}
     opened = reopen(folder, device="cpu")
     return {name: opened.delta(name) for name in updates}
+
+
+def sizes(folders: Sequence[Path]) -> list[Mapping[str, Scalar]]:
+    """The largest entry of ΔW over all modules."""
+    from lorascope.updates.base import dense
+    from lorascope.weights import io
+
+    updates = io.read(folders[0] / "adapter").updates.values()
+    return [{"largest": max(float(abs(dense(update.delta())).max()) for update in updates)}]

@@ -49,6 +49,25 @@ def functional(folders: Sequence[Path], replicate: int, texts: int, split: str |
     )
 
 
+def truncated(folders: Sequence[Path], replicate: int, texts: int, split: str | None) -> Iterator[Row]:
+    """The gain of full fine-tuning that is left when every ΔW is truncated to rank k, and Σ k(m + n − k).
+
+    Args:
+        folders: of a full run, and of the head alone.
+        replicate: of both.
+        texts: how many of the `split` are scored.
+    """
+    from lorascope.analyses.dimension import functional as cuts
+
+    full, head = (opened(folder, texts, split) for folder in folders)
+    cut = truncations(full)
+    base = cuts.Baseline(head.score().loss, cut.whole().loss)
+    for k in cuts.powers(cut.largest):
+        ranks = cut.same(k)
+        point = cut.point(k, ranks, cut.keep(f"k = {k}", ranks), base)
+        yield {"k": k, "freedom": point.freedom, "loss": point.loss, "gain": point.recovered}
+
+
 def _of_full(cut: "Truncations", base: "Baseline", from_w: "Baseline", replicate: int) -> Iterator[Row]:
     """Its largest, its smallest and random directions; the k that keep a share of the gain are of the largest."""
     from lorascope.analyses.dimension import functional as cuts
