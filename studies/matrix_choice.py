@@ -236,7 +236,7 @@ study = Study(
                 LM_NAMES,
                 "α is 16 for all, so the scale is 0.15 at r = 106 and 0.76 at r = 21; learning rates are tuned with "
                 "that. Keys and values have 3 heads to the queries' 9, so that k and v are a third as tall as q here, "
-                "and as tall in the paper.",
+                "and as tall as q in the paper.",
                 "The MLP has 2.1 % more parameters than attention here.",
                 "At equal parameters: r = 8 on all layers, r = 13 on the MLP.",
             ),

@@ -93,15 +93,16 @@ def pronounce(name: str) -> dict[str, dict[str, Any]]:
 
 def scales(params: Mapping[str, Mapping[str, Any]], replicates: int = 5) -> dict[str, StudyScale]:
     """Scales of the WordNet task with a study's own sizes: of smoke two replicates, scored on a few held-out texts; and
-    of the decoder's task, where the study has sizes for "small-lm"."""
-    return _encoder_scales(params, replicates) | (_decoder_scales(params["small-lm"]) if "small-lm" in params else {})
+    of the decoder's task, where the study has sizes for "small-lm", which smoke-lm takes if it has none of its own."""
+    return _encoder_scales(params, replicates) | (_decoder_scales(params) if "small-lm" in params else {})
 
 
-def _decoder_scales(params: Mapping[str, Any]) -> dict[str, StudyScale]:
-    common: dict[str, Any] = {"params": params, "testbed": DECODER, "by_arm": True}
+def _decoder_scales(params: Mapping[str, Mapping[str, Any]]) -> dict[str, StudyScale]:
+    common: dict[str, Any] = {"testbed": DECODER, "by_arm": True}
+    small, smoke = params["small-lm"], params.get("smoke-lm", params["small-lm"])
     return {
-        "smoke-lm": StudyScale(pronounce("smoke-lm"), 2, test_split=None, conclusive=False, **common),
-        "small-lm": StudyScale(pronounce("small-lm"), 3, **common),
+        "smoke-lm": StudyScale(pronounce("smoke-lm"), 2, smoke, test_split=None, conclusive=False, **common),
+        "small-lm": StudyScale(pronounce("small-lm"), 3, small, **common),
     }
 
 
