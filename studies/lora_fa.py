@@ -37,7 +37,8 @@ def arms(scale):
 def saved(folders, method):
     """Bytes that one forward pass of 32 texts keeps for the backward pass: unique storages, parameters not counted.
 
-    Of the base alone: what it keeps to pass gradients down to its first block's input, as any adapter needs it to.
+    Of the base alone: what it keeps to pass gradients down to its first block's input, or to the outputs of the first
+    maps there, as any adapter needs it to.
     """
     import torch
 
@@ -49,8 +50,11 @@ def saved(folders, method):
     if method == A_ONLY:
         for layer in prepared.injected.layers.values():
             layer.delta.B.requires_grad_(False)
-    if method == HEAD_ALONE:
-        prepared.injected.model.requires_grad_(False)  # of a decoder the base as it is has an adapter of no effect
+    if method == HEAD_ALONE and prepared.injected.layers:  # of a decoder the base as it is has an adapter of no effect
+        model.requires_grad_(False)
+        for layer in prepared.injected.layers.values():
+            layer.register_forward_hook(lambda layer, inputs, output: output.requires_grad_())
+    elif method == HEAD_ALONE:
         first = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))[0]
         first.register_forward_pre_hook(lambda module, inputs: (inputs[0].requires_grad_(), *inputs[1:]))
     member = member.Member(
