@@ -31,9 +31,10 @@ PUBLISHED = {"method.projection": "fastfood-whole", "method.scope": "per-tensor"
 
 
 def arms(scale):
-    if scale.testbed == DECODER:
-        yield from decoder_arms(scale)
-        return
+    yield from decoder_arms(scale) if scale.testbed == DECODER else encoder_arms(scale)
+
+
+def encoder_arms(scale):
     params = scale.params
     for base, changes in ((PRETRAINED, {}), (RANDOM, {"model.random_init": True})):
         yield reference_arm(scale, {"method": HEAD_ALONE, "base": base, "size": 0}, changes)
@@ -196,25 +197,23 @@ def lead_of(method):
 
 
 def figures(results):
-    decoder = results.scale.testbed == DECODER
+    decoder, start = results.scale.testbed == DECODER, alone(results.scale)
     base = [DID, SAID, EXACT, RELEASED]
     one_axis = [*drawn(results, [LORA, VERA, TRUNCATED]), *drawn(results, base)]
     caption = (
         "Trainable parameters (head excluded); of the truncated ΔW, k(m + n − k) of each. 0: "
-        f"{'the base as it is' if decoder else 'the head trained alone on the frozen base'}. 1: full fine-tuning, "
-        "whose D parameters are marked. Means over replicates, the band from the lowest to the highest of them; test "
-        "texts."
+        f"the {start}. 1: full fine-tuning, whose D parameters are marked. Means over replicates, the band from the "
+        "lowest to the highest of them; test texts."
     )
     marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size(results)), "D"))
     both = [*drawn(results, [DID], label=PRETRAINED), *drawn(results, [DID], RANDOM, label=RANDOM)]
-    start_caption = "DID. Each as a share of full fine-tuning's gain from the same weights, over the head alone."
-    start = alone(results.scale)
     scores = f"As the papers count: the {start}, which has no d, is drawn as a line."
     line = mean(results, HEAD_ALONE, column="accuracy") / mean(results, FULL_TUNING, column="accuracy")
     levels = (Marker("y", 0.9, "90 %"), Marker("y", float(line), start))
     metric = drawn(results, [DID, SAID, LORA, VERA], column="accuracy")
     of_starts = Lines("Pretrained and random weights", tuple(both), "d", "share of the own gain", True, markers=marks,
-                      caption=start_caption)  # fmt: skip
+                      caption="DID. Each as a share of full fine-tuning's gain from the same weights, over the head "
+                      "alone.")  # fmt: skip
     return [
         Lines("One axis of parameters", tuple(one_axis), "parameters", "share of the gain", True, markers=marks,
               caption=caption),
