@@ -222,6 +222,7 @@ def reading(answers, ranks="r = 8"):
     within = {
         "reproduced": "all lie within 2 points of LoRA's",
         "absent or opposite": "at least one lies more than 2 points from LoRA's",
+        "not specific": "all lie within 2 points of LoRA's, and so they do at LoRA's learning rate",
     }.get(answers["within"].verdict, "whether all lie within 2 points of LoRA's is not decided")
     return (
         f"{answers.opening} at {ranks}, {who} {beat} LoRA by half of the margin that its paper reports, each with its "
