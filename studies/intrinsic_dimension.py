@@ -230,7 +230,7 @@ def drawn(results, methods, base=PRETRAINED, column="loss", label=None):
         try:
             sizes, values = curve(results, method, base, column)
             ends = [curve(results, method, base, column, over)[1] for over in ("min", "max")]
-        except ValueError:
+        except (ValueError, KeyError):  # no run, or no measurement, of it
             continue
         drawn_values = (sizes, values, np.minimum(*ends), np.maximum(*ends))
         x, y, low, high = (tuple(map(float, each)) for each in drawn_values)
@@ -310,11 +310,11 @@ GRID = {
     },
     "smoke-lm": {
         "d": [1_000, 100_000], "tuned_at": [1_000], "factors": [1 / 3, 1, 3], "ranks": [8, 1],
-        "vera": [16], "texts": 32,
+        "d_released": [1_000], "vera": [16], "texts": 32,
     },
     "small-lm": {
         "d": [1_000_000, 10_000_000, 100_000], "tuned_at": [1_000_000], "factors": [1 / 3, 1, 3], "ranks": LM_RANKS,
-        "vera": [137, 16], "texts": 200,
+        "d_released": [1_000_000], "vera": [137, 16], "texts": 200,
     },
     "full": {
         "d": [300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000],

@@ -33,6 +33,7 @@ SHORT, LONGER, LONGEST, DEEP, MEMORISE = "short", "longer", "longest", "deep", "
 class Cell:
     """A setting in which the questions are asked: `times` the steps of the scale, at full depth or cut."""
 
+    name: str
     words: str
     times: int
     deep: bool = False
@@ -40,11 +41,13 @@ class Cell:
 
 
 CELLS = {
-    SHORT: Cell("in the fewest steps", 1),
-    LONGER: Cell("in four times the steps", 4),
-    LONGEST: Cell("in ten times the steps", 10),
-    DEEP: Cell("in four times the steps at full depth", 4, deep=True),
-    MEMORISE: Cell("in four times the steps at full depth, memorising", 4, deep=True, memorises=True),
+    SHORT: Cell("steps × 1", "in the fewest steps", 1),
+    LONGER: Cell("steps × 4", "in four times the steps", 4),
+    LONGEST: Cell("steps × 10", "in ten times the steps", 10),
+    DEEP: Cell("× 4, deep", "in four times the steps at full depth", 4, deep=True),
+    MEMORISE: Cell(
+        "× 4, deep, memorise", "in four times the steps at full depth, memorising", 4, deep=True, memorises=True
+    ),
 }
 CHANGES = {"steps": (SHORT, LONGEST), "depth": (LONGER, DEEP), "task": (DEEP, MEMORISE)}
 
@@ -130,7 +133,7 @@ def by_cell(results):
         head, full = (loss(results, method, cell=cell) for method in (HEAD_ALONE, FULL_TUNING))
         lead_of_plus = 100 * (accuracy(results, PLUS, cell=cell) - accuracy(results, LORA, cell=cell))
         shares = [share(results, method, cell=cell) for method in METHODS[1:]]
-        rows.append((settings.words, steps_of(results.scale, cell), head, full, *shares, lead_of_plus))
+        rows.append((settings.name, steps_of(results.scale, cell), head, full, *shares, lead_of_plus))
     columns = (
         Column("cell", "Setting"),
         Column("steps", "Steps", "int"),
@@ -139,7 +142,10 @@ def by_cell(results):
         *(Column(f"share_{i}", f"Gain of {method}", "percent") for i, method in enumerate(METHODS[1:])),
         Column("plus", "LoRA+ less LoRA (points of accuracy)", "float", 2),
     )
-    caption = "Means over replicates. Gains over full fine-tuning's in the same setting, from the head alone."
+    caption = (
+        "Means over replicates. Gains over full fine-tuning's in the same setting, from the head alone. Deep: all "
+        "layers."
+    )
     return Table(columns, tuple(rows), "By setting", caption)
 
 
@@ -148,7 +154,7 @@ def learning_rates(results):
     rows = []
     for cell, settings in CELLS.items():
         part = results.runs[results.runs["cell"] == cell].groupby("method")["learning_rate"].first()
-        rows.append((settings.words, *(float(part[method]) for method in METHODS), part[LORA] / part[FULL_TUNING]))
+        rows.append((settings.name, *(float(part[method]) for method in METHODS), part[LORA] / part[FULL_TUNING]))
     columns = (
         Column("cell", "Setting"),
         *(Column(f"rate_{i}", method, "float") for i, method in enumerate(METHODS)),
@@ -171,8 +177,8 @@ def reading(answers):
         if len(by_verdict) == 1:
             told = f"{next(iter(by_verdict))} in all settings"
         changed = ", ".join(f"{by} {answers.found(f'change-{name}', place)}" for place, by in enumerate(CHANGES))
-        parts.append(f"That {question.text} is {told} (by how much the number changes: {changed}).")
-    return " ".join(["On the encoder:", *parts])
+        parts.append(f"hat {question.text} is {told} (change of the number by {changed}).")
+    return " T".join([f"On the encoder, t{parts[0]}", *parts[1:]])
 
 
 BIDERMAN = "Biderman et al. 2024, arXiv 2405.09673 (TMLR), §4.1"
@@ -182,8 +188,8 @@ GPT3 = "GPT-3 175B on WikiSQL, MNLI and SAMSum, two epochs; RoBERTa, DeBERTa and
 HAYOU = "Hayou, Ghosh and Yu 2024, arXiv 2402.12354, abstract"
 GLUE = "RoBERTa-base and GPT-2 on GLUE, Llama-7B on MNLI and Flan-v2; B's rate and A's swept on a grid"
 TUNED = (
-    "Every method is tuned in every setting. The fewest steps are 100 on the first 3 of 6 layers, as in most other "
-    "studies. More steps have more texts, up to 8,000, and then go over them again."
+    "Every method is tuned in every setting. The fewest steps are, at scale small, 100 on the first 3 of 6 layers, as "
+    "in most other studies. More steps have more texts, up to 8,000, and then go over them again."
 )
 
 

@@ -131,7 +131,8 @@ def each_pair(results):
 
 
 def each_vera(results):
-    return [MeasurementSpec((key,)) for key in results.runs.loc[results.runs["method"].isin((SHARED, STILL)), "key"]]
+    methods = (named(SHARED, results.scale.testbed), STILL)
+    return [MeasurementSpec((key,)) for key in results.runs.loc[results.runs["method"].isin(methods), "key"]]
 
 
 def median(what, column, side="right"):
@@ -438,7 +439,7 @@ def claims(shared=SHARED, large_d=LARGE_D, smallest=SMALLEST, xs=XS, fewer=fewer
 
 NOT_TRAINED = {
     "bitfit": "SmolLM2 has no biases that could be trained.",
-    "magnitude": "(DoRA's) lengths alone are not trained on the decoder.",
+    "magnitude": "Lengths alone, DoRA's m, are not trained on the decoder.",
     **dict.fromkeys(("still", "input-side"), "A test of the code, which the encoder's page has."),
 }
 
