@@ -59,7 +59,7 @@ def _short(record: Record) -> list[tuple[str, str]]:
     replicates = _count(record["scale"]["replicates"], "replicates")
     devices = ", ".join(_device(name) for name in record["made"]["devices"]) or "CPU"
     return [
-        values.between("model.num_hidden_layers", lambda layers: _short_model(record, layers)),
+        _depths(record, values),
         values.between("model.random_init", lambda drawn: "random weights" if drawn else "", "pre-trained weights"),
         values.between("data.path", lambda path: TASKS.get(str(path), str(path))),
         values.between(
@@ -70,6 +70,13 @@ def _short(record: Record) -> list[tuple[str, str]]:
         (replicates, replicates),
         (devices, devices),
     ]
+
+
+def _depths(record: Record, values: "_ArmValues") -> tuple[str, str]:
+    """The model of most arms, and of all: of those with all layers the model is not named again."""
+    base, shown = values.between("model.num_hidden_layers", lambda layers: _short_model(record, layers))
+    again = f" or {_short_model(record, None)}"
+    return base, f"{shown.removesuffix(again)} or all of them" if shown.endswith(again) else shown
 
 
 def _device(name: str) -> str:

@@ -52,6 +52,11 @@ def test_the_short_line_spans_what_arms_have():
     assert ", true labels or random labels, " in said
 
 
+def test_where_some_arms_have_all_layers_the_model_is_named_once():
+    said = scope.line(record([{}, {}, {"model.num_hidden_layers": None}]))
+    assert "first 3 of 6 layers of MiniLM (encoder) or all of them, " in said
+
+
 def test_only_a_packaged_model_is_known_to_be_small():
     other = record(model={"name": "a/model-of-70B", "num_hidden_layers": None}, conclusive=False)
     assert scope.line(other).startswith("Smoke test: a/model-of-70B, 25 classes")
