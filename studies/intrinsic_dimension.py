@@ -207,10 +207,6 @@ def figures(results):
     )
     marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size(results)), "D"))
     both = [*drawn(results, [DID], label=PRETRAINED), *drawn(results, [DID], RANDOM, label=RANDOM)]
-    scores = f"As the papers count: the {start}, which has no d, is drawn as a line."
-    line = mean(results, HEAD_ALONE, column="accuracy") / mean(results, FULL_TUNING, column="accuracy")
-    levels = (Marker("y", 0.9, "90 %"), Marker("y", float(line), start))
-    metric = drawn(results, [DID, SAID, LORA, VERA], column="accuracy")
     of_starts = Lines("Pretrained and random weights", tuple(both), "d", "share of the own gain", True, markers=marks,
                       caption="DID. Each as a share of full fine-tuning's gain from the same weights, over the head "
                       "alone.")  # fmt: skip
@@ -218,10 +214,21 @@ def figures(results):
         Lines("One axis of parameters", tuple(one_axis), "parameters", "share of the gain", True, markers=marks,
               caption=caption),
         *([] if decoder else [of_starts]),
-        Lines("Share of full fine-tuning's accuracy", tuple(metric), "parameters", "share of the accuracy", True,
-              markers=levels, caption=scores),
+        *by_accuracy(results, start),
         readings(results),
     ]  # fmt: skip
+
+
+def by_accuracy(results, start):
+    """As the papers count; nothing where full fine-tuning has no accuracy, as after a few steps."""
+    head, full = (mean(results, method, column="accuracy") for method in (HEAD_ALONE, FULL_TUNING))
+    if not full:
+        return []
+    metric = drawn(results, [DID, SAID, LORA, VERA], column="accuracy")
+    levels = (Marker("y", 0.9, "90 %"), Marker("y", float(head / full), start))
+    caption = f"As the papers count: the {start}, which has no d, is drawn as a line."
+    return [Lines("Share of full fine-tuning's accuracy", tuple(metric), "parameters", "share of the accuracy", True,
+                  markers=levels, caption=caption)]  # fmt: skip
 
 
 def drawn(results, methods, base=PRETRAINED, column="loss", label=None):
