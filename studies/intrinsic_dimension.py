@@ -202,7 +202,8 @@ def figures(results):
     one_axis = [*drawn(results, [LORA, VERA, TRUNCATED]), *drawn(results, base)]
     caption = (
         "Trainable parameters (head excluded); of the truncated ΔW, k(m + n − k) of each. 0: "
-        f"the {start}. 1: full fine-tuning, whose D parameters are marked. Means over replicates, the band from the "
+        f"{'the base alone' if decoder else 'the head trained alone on the frozen base'}. 1: full fine-tuning, whose D "
+        "parameters are marked. Means over replicates, the band from the "
         "lowest to the highest of them; test texts."
     )
     marks = (Marker("y", 0.9, "90 %"), Marker("x", float(size(results)), "D"))
@@ -302,7 +303,7 @@ def reading(answers, last="d90 of random subspaces is dominated by noise here, a
         f"{answers.opening}, a random subspace of at most a tenth of all parameters has {answers.found('small')} of "
         f"full fine-tuning's gain. For 80 % of the gain LoRA needs {answers.found('lora-80')} times as many parameters "
         f"as a random subspace; for 90 % it needs {answers.found('truncated')} times those of a truncated ΔW. {last}"
-    )
+    ).rstrip()
 
 
 GRID = {
