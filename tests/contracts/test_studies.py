@@ -66,11 +66,11 @@ def test_it_says_what_it_is(path, study):
 
 @each_script
 def test_every_claim_can_hold_and_can_fail(study):
-    for testbed in testbeds(study):
+    for testbed in beds_of(study):
         check_claims(study.on(testbed))
 
 
-def testbeds(study) -> set[str]:
+def beds_of(study) -> set[str]:
     return {scale.testbed for scale in study.scales.values()}
 
 
@@ -97,7 +97,7 @@ def check_claims(study):
 def test_claims_of_another_test_bed_ask_the_same(study):
     """By the same names, which the index sets side by side."""
     names = [claim.name for claim in study.claims]
-    for testbed in testbeds(study):
+    for testbed in beds_of(study):
         assert [claim.name for claim in study.on(testbed).claims] == [
             name for name in names if name in {claim.name for claim in study.on(testbed).claims}
         ]
