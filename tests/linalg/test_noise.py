@@ -156,12 +156,12 @@ def test_the_floor_of_equal_entries_is_that_of_their_spacing(value, spacing):
     account.add(0, stored[:10], moved[:10])
     account.add(10, stored[10:], moved[10:])
     assert account.moved_share == 1
-    assert account.floor() == pytest.approx(spacing * (1 + 2), rel=1e-12)
+    assert account.floor() == pytest.approx(spacing * (1 + 2), rel=1e-12, abs=0)
     few = noise.Rounding(24, 6, "BF16")
     moved[:, 1:], moved[3:] = False, False  # three entries, of one column
     few.add(0, stored, moved)
     assert few.moved_share == 3 / 144
-    assert few.floor() == pytest.approx(spacing * (1 + 3**0.5), rel=1e-12)
+    assert few.floor() == pytest.approx(spacing * (1 + 3**0.5), rel=1e-12, abs=0)
 
 
 def test_the_coarsest_dtype_that_holds_every_value_is_the_one():
