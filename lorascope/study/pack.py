@@ -35,8 +35,8 @@ INDEX, SPEC, DONE_FILE = "pack.json", "spec.json", "done.json"
 WHOLE = (SPEC, *LIGHT, DONE_FILE)  # of a job; the last is written last
 KEY = re.compile(r"[0-9a-f]{16}")
 CLAIMS = re.compile(r"claims/[A-Za-z0-9_]+(-[A-Za-z0-9_]+)+\.json")
-MOST_OF_ONE, MOST = MAX_JSON, 1 << 30  # bytes of a file, and of all of them
-MOST_FILES = 200_000
+MAX_OF_ONE, MAX_BYTES = MAX_JSON, 1 << 30  # bytes of a file, and of all of them
+MAX_FILES = 200_000
 FILE = {"size": (int,), "sha256": (str,)}
 SHAPE = {"schema": (int,), "kind": (str,), "lorascope": (str,), "jobs": {str: {str: FILE}}, "claims": {str: FILE}}
 SPECS: dict[str, Any] = {
@@ -162,7 +162,7 @@ def unpack(path: Path, store: Store) -> Unpacked:
 def _index(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     """What the pack says is in it, of names and sizes that a pack may have."""
     listed = archive.infolist()
-    if len(listed) > MOST_FILES or sum(each.file_size for each in listed) > MOST:
+    if len(listed) > MAX_FILES or sum(each.file_size for each in listed) > MAX_BYTES:
         raise ValueError(f"{len(listed):,} files of {sum(each.file_size for each in listed):,} bytes")
     if others := {each.compress_type for each in listed} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ValueError(f"compression of the kind {min(others)}")
@@ -191,7 +191,7 @@ def _bounded(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _content(archive: zipfile.ZipFile, name: str, fact: Mapping[str, Any]) -> bytes:
-    if not 0 <= fact["size"] <= MOST_OF_ONE:
+    if not 0 <= fact["size"] <= MAX_OF_ONE:
         raise ValueError(f"{name} of {fact['size']:,} bytes")
     content = _bounded(archive, name, fact["size"])
     if len(content) != fact["size"] or hashlib.sha256(content).hexdigest() != fact["sha256"]:
@@ -245,7 +245,7 @@ def _job(content: bytes) -> Job:
 def _check_arrays(content: bytes) -> None:
     """ValueError where scores of texts are anything but plain arrays of a moderate size."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(each.file_size for each in archive.infolist()) > MOST_OF_ONE:
+        if sum(each.file_size for each in archive.infolist()) > MAX_OF_ONE:
             raise ValueError("scores of texts that are too large")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for name in arrays.files:

@@ -55,9 +55,10 @@ def test_the_error_is_that_of_the_worst_value():
     for top in (3.0, 6.0):  # rounding alone: √(m + n)·eps·σ₁², of W's largest or of T's
         moved = 2 * np.finfo(float).eps * top**2
         expected = moved / (2 + np.sqrt(moved))
-        assert changed._error(cached, np.array([top, 2.0]), 0 * residual) == pytest.approx(expected, rel=1e-9)
+        assert changed._error(cached, np.array([top, 2.0]), 0 * residual) == pytest.approx(expected, rel=1e-9, abs=0)
     moved = 2 * np.finfo(float).eps * 9
-    assert changed._error(cached, np.array([1.0, 1.0]), 0 * residual) == pytest.approx(moved / (1 + np.sqrt(moved)))
+    found = changed._error(cached, np.array([1.0, 1.0]), 0 * residual)
+    assert found == pytest.approx(moved / (1 + np.sqrt(moved)), rel=1e-9, abs=0)
     nothing = replace(cached, sigma=np.zeros(2))
     assert changed._error(nothing, np.zeros(2), 0 * residual) == 0
 
