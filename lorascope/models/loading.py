@@ -312,7 +312,7 @@ def embeddings(model: nn.Module) -> list[nn.Module]:
     """The input and, after it, the output embedding, of a model that has them."""
     holder = model.encoder if isinstance(model, MeanPoolClassifier) else model
     asked = [getattr(holder, f"get_{which}_embeddings", None) for which in ("input", "output")]
-    return [found for each in asked if each is not None and (found := each()) is not None]
+    return [answer for each in asked if each is not None and (answer := each()) is not None]
 
 
 def load_config(name: str) -> Any:

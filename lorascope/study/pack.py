@@ -84,11 +84,11 @@ def finished(runners: Iterable[Runner]) -> list[Job]:
     Args:
         runners: with the engine `Absent`.
     """
-    found: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
     for runner in runners:
         runner.run()
-        found |= {job.key: job for job in runner.used.values() if runner.store.scored(job)}
-    return list(found.values())
+        jobs |= {job.key: job for job in runner.used.values() if runner.store.scored(job)}
+    return list(jobs.values())
 
 
 def pack(store: Store, jobs: Iterable[Job], claims: Iterable[str]) -> bytes:
@@ -101,8 +101,8 @@ def pack(store: Store, jobs: Iterable[Job], claims: Iterable[str]) -> bytes:
     for key in sorted({job.key for job in jobs}):
         with store.locked([key]):
             folder = store.folder(key)
-            found = {name: (folder / name).read_bytes() for name in WHOLE if (folder / name).is_file()}
-            files |= {f"{key}/{name}": each for name, each in (found | {SPEC: _portable(found[SPEC])}).items()}
+            kept = {name: (folder / name).read_bytes() for name in WHOLE if (folder / name).is_file()}
+            files |= {f"{key}/{name}": each for name, each in (kept | {SPEC: _portable(kept[SPEC])}).items()}
     paths = [store.root / "claims" / name for name in sorted(set(claims))]
     files |= {f"claims/{path.name}": path.read_bytes() for path in paths if path.is_file()}
     facts = {name: {"size": len(each), "sha256": hashlib.sha256(each).hexdigest()} for name, each in files.items()}
@@ -128,10 +128,10 @@ def pack(store: Store, jobs: Iterable[Job], claims: Iterable[str]) -> bytes:
 
 def _portable(spec: bytes) -> bytes:
     """A job's spec without the folder of its script, which is no part of the key."""
-    found = parse_json(spec.decode())
-    if "script" in found:
-        found["script"] = Path(found["script"]).name
-    return json_text(found, indent=2).encode()
+    fields = parse_json(spec.decode())
+    if "script" in fields:
+        fields["script"] = Path(fields["script"]).name
+    return json_text(fields, indent=2).encode()
 
 
 def unpack(path: Path, store: Store) -> Unpacked:

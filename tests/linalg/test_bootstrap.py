@@ -111,7 +111,9 @@ def test_many_replicates_are_drawn_and_few_are_enumerated():
         (1.0, 1.0): 0.25, (1.0, 2.0): 0.5, (2.0, 2.0): 0.25,
     }  # fmt: skip
     assert all(each[1] == [5.0] for each in made.draws)
-    assert len(bootstrap.resamples_of_one({0: range(7)}, 0, 10).draws) == math.comb(13, 7)
+    made = bootstrap.resamples_of_one({0: range(7)}, 0, 10)
+    assert len(made.draws) == math.comb(13, 7)
+    assert made.weights.sum() == pytest.approx(1)
     made = bootstrap.resamples_of_one({0: range(8), 1: [5.0]}, 0, 10)
     assert [(len(each[0]), each[1]) for each in made.draws] == [(8, [5.0])] * 10
     assert made.weights.tolist() == [0.1] * 10

@@ -180,6 +180,7 @@ def test_the_middle_of_the_cosines_law():
 
 def test_the_largest_cosine_by_closed_forms():
     """In R^3 |cos| with a line is uniform, and cos² with a plane is x with probability 1 − √(1 − x)."""
+    assert haar.largest_cosine(3, {1: 2, 3: 1}) == 1  # with the whole space
     assert haar.largest_cosine(3, {1: 1}) == pytest.approx(0.5, rel=1e-12)
     assert haar.largest_cosine(3, {1: 1}, 0.9) == pytest.approx(0.9, rel=1e-12)
     assert haar.largest_cosine(3, {1: 3}) == pytest.approx(0.5 ** (1 / 3), rel=1e-12)

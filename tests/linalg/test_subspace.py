@@ -154,6 +154,10 @@ def test_torch_tensors_give_the_same_numbers(rng):
     np.testing.assert_allclose(*grids, rtol=0, atol=1e-13)
 
 
+def test_overlap_by_energy_of_one_direction_each_is_their_cos2():
+    assert subspace.energy_overlap(np.array([[0.5]]), np.array([3.0]), np.array([2.0])) == 0.25
+
+
 def test_overlap_by_energy_has_no_scale(rng):
     cross, s, t = rng.uniform(-0.5, 0.5, (3, 2)), np.array([3.0, 2.0, 1.0]), np.array([2.0, 1.0])
     expected = subspace.energy_overlap(cross, s, t)
