@@ -43,6 +43,7 @@ def test_fastfood_is_its_formula(monkeypatch, rows, columns, whole):
     n, k = p.block, p.inner
     h = hadamard(n).astype(float)
     signs, index, gauss = p._drawn(0)
+    assert set(signs.ravel().tolist()) == {-1, 1}
     blocks = []
     for b in range(p.blocks):
         sign = np.ones(n)  # of the padding: any
