@@ -274,7 +274,7 @@ def _inside(name: str, modules: Sequence[str]) -> bool:
 
 
 def _owner(model: nn.Module, name: str) -> str:
-    """The module to train whole for a parameter that was drawn: a direct child beside the base model, such as a head;
+    """The module to train whole for a parameter that was drawn: a direct child next to the base model, such as a head;
     in the base model the largest module that was drawn altogether, or a leaf.
     """
     new = set(drawn(model))

@@ -1,4 +1,4 @@
-"""The checkpoints of one training run, in order: found by their folders' and files' names, with the losses beside them.
+"""The checkpoints of one training run, in order: found by their folders' and files' names, with their losses.
 
 Known are the folders of our own runs (`snapshots/step-10`, and `adapter`), the `checkpoint-10` of transformers' Trainer
 and TRL, and files with a number in their name: MLX's `0000100_adapters.safetensors`, sd-scripts'
