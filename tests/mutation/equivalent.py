@@ -298,4 +298,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "[n, max(1, n), -1, -1, 0]",
         "[n, max(1, n), -2, -1, 0]",
     ): "any negative length asks",
+    (
+        "lorascope/weights/formats/peft/glora.py",
+        "_bias_path",
+        "(left @ right)[:, 0]",
+        "(left @ right)[:, -1]",
+    ): "it has one column",
 }

@@ -196,6 +196,8 @@ def check(case: Case, folder: Path) -> Adapter:
     base = written.checkpoint if case.base else None
     adapter = io.read(written.adapter_folder, base)
     compare(case, adapter, base, expected)
+    for name, update in adapter.updates.items():
+        assert update.embedding == isinstance(written.base.get_submodule(name), nn.Embedding)
     assert any(case.says in note for note in adapter.notes) or not case.says
     lean = io.read(without_defaults(written.adapter_folder, case.config()), base)
     for name, update in adapter.updates.items():
