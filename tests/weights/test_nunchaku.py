@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.formats import nunchaku
 from lorascope.weights.io import read
+from tests.weights.example import check_roles
 from tests.weights.examples_nunchaku import packed
 
 NAME = "transformer_blocks.0.out_proj"
@@ -49,6 +50,7 @@ def test_only_the_base_s_own_branch_is_taken_off(case, tmp_path):
     adapter = read(path, base)
     update = adapter.updates[NAME]
     assert update.rank == rank
+    check_roles(update)
     whole = B.astype(float) @ A.astype(float)
     if rank == 32:
         whole += BASE_B.astype(float) @ BASE_A.astype(float)

@@ -8,6 +8,7 @@ import pytest
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from lorascope.errors import InputError
+from lorascope.weights.formats.peft import tinker
 from lorascope.weights.formats.peft.config import ScaleFields, parse_config
 from lorascope.weights.formats.peft.recognise import all_families
 
@@ -25,6 +26,18 @@ def test_what_a_config_leaves_out_is_what_peft_takes(name):
     found = parse_config({"peft_type": name}, family.scales)
     assert found.rank == (usual.get(family.scales.rank) or found.rank)
     assert found.alpha == (usual.get(family.scales.alpha) or found.alpha)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_tinkers"),
+    [
+        (None, False), ({}, False), ({"r": 4}, False), ({"lora_alpha": 4}, False), ({"r": 4, "lora_alpha": 4}, True),
+        ({"r": 4, "lora_alpha": 4, "peft_type": "LORA"}, False), ({"r": 4, "lora_alpha": 4, "peft_type": None}, False),
+    ],
+)  # fmt: skip
+def test_a_config_without_a_type_is_tinkers_where_it_says_rank_and_scale(config, is_tinkers):
+    assert tinker.is_tinkers(config) == is_tinkers
+    assert tinker.with_type(config) == ({"peft_type": "LORA", **config} if is_tinkers else config)
 
 
 def test_a_bare_file_has_scale_one():

@@ -67,6 +67,30 @@ def test_peft_loads_what_we_write(builder, bare, tmp_path):
     assert found == {}
 
 
+KERNEL_TOLD = [peft.embedding, peft.convolutions, peft.lokr_both_factored, peft.lokr_whole]  # by the tensors' shapes
+
+
+@pytest.mark.parametrize("builder", KERNEL_TOLD, ids=lambda b: b.__name__)
+def test_an_update_says_of_what_layer_it_is(builder, tmp_path):
+    adapter = read(builder(tmp_path).path)
+    assert adapter.updates
+    for name, update in adapter.updates.items():
+        layer = tiny().get_submodule(name)
+        assert update.kernel == tuple(layer.weight.shape[2:]), name
+        assert update.embedding == isinstance(layer, torch.nn.Embedding), name
+
+
+def test_weights_of_the_base_are_written_below_the_layer_that_wraps_them(tmp_path):
+    build(tmp_path, LoraConfig(r=2, target_modules=["q_proj"]))
+    copies = {name: InMemory(np.ones((12, 12), np.float32), "F32") for name in ("layers.0.q_proj.weight", "x.weight")}
+    adapter = read(tmp_path / "adapter")
+    write(Adapter(adapter.updates, adapter.settings, base=copies), tmp_path / "again")
+    found = set(load_file(tmp_path / "again/adapter_model.safetensors"))
+    assert {key for key in found if "lora" not in key} == {
+        "base_model.model.layers.0.q_proj.base_layer.weight", "base_model.model.x.weight"
+    }  # fmt: skip
+
+
 def test_saved_modules_reach_peft(tmp_path):
     path, _, _, model = build(tmp_path, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"]))
     adapter = read(path)

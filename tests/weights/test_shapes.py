@@ -138,8 +138,8 @@ def read(folder, tensors, others):
 
 
 def outcome(reading):
-    """Kind and shape of the update (of its roles, where the base says it), and how many tensors were set aside or
-    saved; "" where the file is refused."""
+    """Kind and shape of the update (of its roles, where the base says it), whether the base stores it the other way
+    round, and how many tensors were skipped or saved; "" where the file is refused."""
     try:
         adapter = reading()
     except InputError:
@@ -151,6 +151,7 @@ def outcome(reading):
             assert dense(update.delta()).shape == update.shape
             shapes = [(*update.shape, *update.kernel)]
         words += [update.name.rpartition(".")[2], update.kind, *("×".join(map(str, shape)) for shape in shapes)]
+        words += ["transposed"] * update.transposed + ["embedding"] * update.embedding
     aside = len(adapter.skipped) + len(adapter.saved)
     return " ".join([*words, *([f"and {aside} aside"] if aside else [])])
 
