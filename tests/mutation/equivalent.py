@@ -304,4 +304,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "(left @ right)[:, 0]",
         "(left @ right)[:, -1]",
     ): "it has one column",
+    (
+        "lorascope/updates/block_rotation.py",
+        "cayley",
+        "xp.eye(q.shape[-1], dtype=q.dtype)",
+        "xp.eye(q.shape[-2], dtype=q.dtype)",
+    ): "a block is square",
 }

@@ -35,3 +35,10 @@ def test_a_triplet_of_rank_zero_is_zero():
     delta = kinds.get("triplet").delta(roles)
     assert delta.shape == (3, 4)
     np.testing.assert_array_equal(dense(delta), np.zeros((3, 4)))
+
+
+def test_blocks_of_one_row_stretch_and_shift_it():
+    """MiSS's Bat with r = 1: ΔW = m·W + m, row by row."""
+    m, weight = np.array([2.0, -3.0, 0.5]), np.random.default_rng(0).standard_normal((3, 4))
+    found = kinds.get("bat").delta({"M": m.reshape(3, 1, 1)}, 2.0, weight).dense()
+    np.testing.assert_allclose(found, 2 * (m[:, None] * weight + m[:, None]), rtol=0, atol=1e-14)
