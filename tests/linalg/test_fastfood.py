@@ -116,6 +116,12 @@ def test_what_is_drawn_again_is_what_was_kept(monkeypatch, name):
     assert not p._kept
 
 
+def test_the_adjoint_is_the_exact_one_where_nothing_else_is_said():
+    y = np.random.default_rng(0).standard_normal(50)
+    p = Fastfood(50, 5, 3)
+    np.testing.assert_allclose(p.adjoint(y), matrix(p).T @ y, rtol=0, atol=1e-12)  # sums of 50 products
+
+
 def test_the_published_adjoint_is_too_small_by_n():
     y = np.random.default_rng(0).standard_normal(700)
     exact = projection("fastfood-whole", 700, 9, 1).adjoint(y)

