@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lorascope.linalg import noise
-from lorascope.linalg.rounding import round_to
+from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 
 
 def svdvals(matrix):
@@ -180,3 +180,17 @@ def test_the_coarsest_dtype_that_holds_every_value_is_the_one():
         assert account.effective_dtype == effective
     empty = noise.Rounding(0, 3, "F32")
     assert (empty.moved_share, empty.floor()) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", ml_dtypes.bfloat16),
+        ("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2),
+    ],
+)  # fmt: skip
+def test_digits_and_least_spacings_are_those_of_the_dtypes(name, dtype):
+    found = ml_dtypes.finfo(dtype)
+    assert 2.0 ** (1 - noise._SIGNIFICAND[name]) == float(found.eps)
+    assert noise._MIN_SPACING.get(name, float(found.smallest_subnormal)) == float(found.smallest_subnormal)
+    assert UNIT_ROUNDOFF[name] == float(found.eps) / 2
