@@ -80,6 +80,39 @@ def test_an_update_says_of_what_layer_it_is(builder, tmp_path):
         assert update.embedding == isinstance(layer, torch.nn.Embedding), name
 
 
+@pytest.mark.parametrize("transposed", [(False, False), (True, True), (False, True)])
+def test_one_flag_says_that_layers_are_stored_the_other_way_round(transposed, tmp_path):
+    """PEFT has one for all, and takes it back where a layer is a Linear."""
+    names = ("layers.0.q_proj", "layers.1.q_proj")
+    roles = {"A": InMemory(np.ones((2, 12), np.float32), "F32"), "B": InMemory(np.ones((16, 2), np.float32), "F32")}
+    updates = {n: Update(n, "low_rank", roles, transposed=flag) for n, flag in zip(names, transposed, strict=True)}
+    write(Adapter(updates), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] == any(transposed)
+    assert set(config["target_modules"]) == set(names)
+
+
+def triplet(name, rank):
+    shapes = {"A": (rank, 12), "B": (16, rank), "E": (rank, 1)}
+    roles = {role: InMemory(np.ones(shape, np.float32), "F32") for role, shape in shapes.items()}
+    return Update(name, "triplet", roles, scale=0.5)
+
+
+def test_adalora_s_first_rank_is_that_of_the_widest_module(tmp_path):
+    """Where the settings do not say it; modules of less have been pruned to it, and there cannot be more."""
+    updates = {name: triplet(name, rank) for name, rank in (("layers.0.q_proj", 2), ("layers.1.q_proj", 4))}
+    write(Adapter(updates), tmp_path / "bare")
+    config = json.loads((tmp_path / "bare/adapter_config.json").read_text())
+    assert config["init_r"] == 4
+    assert config["rank_pattern"] == {"layers.0.q_proj.lora_E": [True, True, False, False]}
+    write(Adapter(updates, {"init_r": 5}), tmp_path / "five")
+    again = read(tmp_path / "five")
+    assert [update.scale for update in again.updates.values()] == pytest.approx([0.5, 0.5], rel=1e-12)
+    assert json.loads((tmp_path / "five/adapter_config.json").read_text())["init_r"] == 5
+    with pytest.raises(InputError, match="one initial rank"):
+        write(Adapter(updates, {"init_r": 3}), tmp_path / "three")
+
+
 def test_weights_of_the_base_are_written_below_the_layer_that_wraps_them(tmp_path):
     build(tmp_path, LoraConfig(r=2, target_modules=["q_proj"]))
     copies = {name: InMemory(np.ones((12, 12), np.float32), "F32") for name in ("layers.0.q_proj.weight", "x.weight")}
