@@ -70,6 +70,8 @@ class Unpacked:
 class Absent:
     """An engine that does nothing: with it a runner lists what a study needs, as far as the store shows it."""
 
+    slots = 1
+
     def close(self) -> None:
         """Nothing to let go of."""
 
