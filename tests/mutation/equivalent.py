@@ -340,4 +340,16 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "max(1, PIECE // columns)",
         "max(2, PIECE // columns)",
     ): "the size of a piece",
+    (
+        "lorascope/linalg/kronecker.py",
+        "Kronecker.leading",
+        "max(s2.shape[0], 1)",
+        "max(s2.shape[-1], 1)",
+    ): "a vector has one axis",
+    (
+        "lorascope/linalg/wavelets.py",
+        "_upsampled",
+        "max(length - 2, 0)",
+        "max(length - 2, -1)",
+    ): "a filter has two taps at least",
 }
