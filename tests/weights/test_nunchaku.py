@@ -58,6 +58,7 @@ def test_only_the_base_s_own_branch_is_taken_off(case, tmp_path):
     np.testing.assert_allclose(update.delta().dense(), whole, rtol=0, atol=1e-12)
     assert update.notes == ((nunchaku.BRANCH.format(rank=16, all=32),) if rank == 16 else ())
     assert adapter.notes == (() if looked_at else (nunchaku.MAYBE_BRANCH,))
+    assert read(path).notes == (nunchaku.MAYBE_BRANCH,)
 
 
 @pytest.mark.parametrize("flat", ["lora_down", "lora_up"])
