@@ -4,13 +4,19 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.other import get_pattern_key
 
 from lorascope.errors import InputError
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft import tinker
 from lorascope.weights.formats.peft.config import ScaleFields, parse_config
 from lorascope.weights.formats.peft.recognise import all_families
+from lorascope.weights.formats.peft.scales import scale_fields
+from lorascope.weights.tensors import InMemory
 
 PLAIN = {"peft_type": "LORA"}
 TYPES = sorted((str(getattr(kind, "value", kind)), kind) for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
@@ -77,3 +83,46 @@ def test_ranks_are_whole_and_positive():
             parse_config(PLAIN | {"r": wrong}, ScaleFields())
     with pytest.raises(InputError, match="has no peft_type"):
         parse_config({"r": 4}, ScaleFields())
+
+
+def fields_of(ranks, settings=()):
+    """What is written of modules with these ranks, whose scale is 0.5."""
+    roles = {name: {"A": InMemory(np.ones((r, 4))), "B": InMemory(np.ones((4, r)))} for name, r in ranks.items()}
+    updates = {name: Update(name, "low_rank", roles[name], scale=0.5) for name in ranks}
+    adapter = Adapter(updates, dict(settings))
+    return scale_fields(adapter, [(updates[name], r) for name, r in ranks.items()], ScaleFields(rslora=True))
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        {"l.q": 2, "l.v": 2, "l.o": 3},
+        {"l.q": 3, "enc.l.q": 2, "l.v": 2},  # the path of one is the end of the other's
+        {"l.q": 3, "enc.l.q": 4, "dec.l.q": 5, "l.v": 2, "l.o": 2},
+        {"l.q": 3, "enc.l.q": 3, "l.v": 2, "l.o": 2, "l.u": 2},
+        {"l_q": 3, "l.q": 2, "l-q": 4, "v": 2, "o": 2},  # a dot matches any character
+        {"q": 3, "l.q": 2, "v": 2},
+        {"a (b)": 3, "l.q": 2, "v": 2},
+    ],
+)
+def test_what_is_written_gives_every_module_its_rank_and_scale(ranks):
+    """By our reading and by PEFT's own rule."""
+    written = json.loads(json.dumps(fields_of(ranks), sort_keys=True))
+    config = parse_config(PLAIN | written, ScaleFields(rslora=True))
+    for name, rank in ranks.items():
+        assert (config.rank_of(name), config.scale_of(name, rank)) == (rank, 0.5)
+        pattern = written["rank_pattern"]
+        assert pattern.get(get_pattern_key(pattern.keys(), name), written["r"]) == rank
+
+
+def test_a_pattern_names_what_differs_and_no_more():
+    assert fields_of({"l.q": 3, "l.v": 2, "l.o": 2}) == {
+        "r": 2, "lora_alpha": 1, "rank_pattern": {"l.q": 3}, "alpha_pattern": {"l.q": 1.5}, "use_rslora": False
+    }  # fmt: skip
+    assert fields_of({"l.q": 3, "enc.l.q": 3, "v": 2, "o": 2, "u": 2})["rank_pattern"] == {"l.q": 3, "enc.l.q": 3}
+    kept = {"r": 8, "lora_alpha": 4, "rank_pattern": {"q": 3}, "alpha_pattern": {"q": 1.5}}
+    assert fields_of({"l.q": 3, "l.v": 8}, kept) == kept  # the settings' own, where they give the same
+    assert fields_of({"l.q": 4, "l.v": 8}, kept)["rank_pattern"] != kept["rank_pattern"]
+    assert fields_of({"l.q": 4}, {"use_rslora": True}) == {
+        "r": 4, "lora_alpha": 1, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": True
+    }  # fmt: skip
