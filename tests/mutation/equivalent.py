@@ -359,4 +359,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (*_PIECES, "(1024, 512, 256)", "(1024, 511, 256)"): "in pieces or whole: a matter of speed",
     (*_PIECES, "(1024, 512, 256)", "(1024, 512, 257)"): "in pieces or whole: a matter of speed",
     (*_PIECES, "(1024, 512, 256)", "(1024, 512, 255)"): "in pieces or whole: a matter of speed",
+    (
+        "lorascope/updates/recomposed.py",
+        "Recomposed.delta",
+        "xp.where(has_length, lengths, 1.0)",
+        "xp.where(has_length, lengths, 0.0)",
+    ): "what is divided by it is not taken",
 }
