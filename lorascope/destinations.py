@@ -139,8 +139,8 @@ def _check_one(option: str, path: Path, read: list[Path], folder: Path | None) -
 def _is_of(target: Path, source: Path) -> bool:
     """Whether a file is a source, one that is read with it, or lies in its folder and is not an output of ours."""
     if source.is_file():
-        beside = target.parent == resolved(source).parent and target.name.lower().endswith(_READ)
-        return beside or os.path.samefile(target, source)
+        neighbour = target.parent == resolved(source).parent and target.name.lower().endswith(_READ)
+        return neighbour or os.path.samefile(target, source)
     root = resolved(source)
     if target.is_relative_to(root):
         return target.name.lower().endswith(_READ) or not _is_ours(target)

@@ -4,7 +4,7 @@
 
 VeRA's r is large (256 to 1024), often larger than d_in, and there are two ways to do the sums, in multiply-adds:
 
-- through the bottleneck: 3·n·r·(d_in + d_out) beside the base, and n·r numbers at a time;
+- through the bottleneck: 3·n·r·(d_in + d_out) besides the base, and n·r numbers at a time;
 - through the weight: form ΔW once (r·d_in·d_out) in forward and once more in backward, and in backward G = gᵀ x
   (n·d_in·d_out) for the gradient of ΔW. In the base's own dtype ΔW is added to W first, so that y and dx cost what
   they cost without an adapter.

@@ -417,7 +417,7 @@ def _stored(delta: Delta) -> dict[str, Stored]:
 
 
 def in_memory(tensor: Tensor) -> InMemory:
-    """The tensor for a file: numpy has no bfloat16, so values travel as float32 beside the dtype's name."""
+    """The tensor for a file: numpy has no bfloat16, so values travel as float32 with the dtype's name."""
     tensor = tensor.detach().cpu()
     if tensor.dtype not in STORED_AS:
         raise InputError("a tensor cannot be exported", found=str(tensor.dtype), expected="a floating dtype")

@@ -88,15 +88,15 @@ def method_of(adapter: Adapter) -> Method:
     if adapter.source.method in methods.names():
         name = adapter.source.method
     else:
-        found = sorted({update.kind for update in adapter.updates.values()})
-        if len(found) != 1 or found[0] not in TRAINS:
+        trained_kinds = sorted({update.kind for update in adapter.updates.values()})
+        if len(trained_kinds) != 1 or trained_kinds[0] not in TRAINS:
             raise InputError(
                 "no method here trains these updates",
-                found=", ".join(found) or "none",
+                found=", ".join(trained_kinds) or "none",
                 expected=f"one of {', '.join(TRAINS)}",
                 hint="lorascope.merge puts any ΔW into the weights",
             )
-        name = TRAINS[found[0]]
+        name = TRAINS[trained_kinds[0]]
     cls = methods.get(name)
     known = {field.name for field in fields(cls.Config) if field.init}
     return cls(settings_of(name, cls.Config, _settings(adapter, known)))

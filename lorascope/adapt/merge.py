@@ -40,7 +40,7 @@ class Merge:
 
     Attributes:
         weights: one record for each update.
-        biases: parameters to which an update added something beside its weight.
+        biases: parameters to which an update added something that is not in its weight.
         whole: parameters that were trained and stored whole, now in place.
         rows: how many rows of an embedding were trained and put in, by parameter.
         base: parameters of the base that the file held itself, and that were used.

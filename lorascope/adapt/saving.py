@@ -16,7 +16,7 @@ from lorascope.weights import io
 from lorascope.weights.adapter import Adapter
 
 PEFT_VERSION = "0.21.2"  # the release whose layout is written
-# What LoraConfig has beside what a method says, at PEFT's defaults; `auto_mapping` is for PEFT's own classes.
+# What LoraConfig has besides what a method says, at PEFT's defaults; `auto_mapping` is for PEFT's own classes.
 LORA_DEFAULTS: Mapping[str, Any] = {
     "alpha_pattern": {}, "rank_pattern": {}, "bias": "none", "loftq_config": {}, "lora_bias": False,
     "megatron_core": "megatron.core", "qalora_group_size": 16, "use_dora": False, "use_qalora": False,

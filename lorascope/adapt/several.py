@@ -1,6 +1,6 @@
 """Several adapters in one model: switched, weighted, taken out. Names as in PEFT.
 
-One is active, and its layers alone are in the model; the others wait beside it with their parameters, so that an unused
+One is active, and its layers alone are in the model; the others wait outside with their parameters, so that an unused
 adapter costs memory and no time.
 
     ls.inject(model, "lora", r=8)                        # "default"

@@ -181,7 +181,7 @@ class StackedLayer(StackedModule):
 
     def __init__(self, layout: Layout, parts: Sequence[nn.Module]):
         super().__init__(layout, parts)
-        # Plain attributes beside the registered modules: each pass asks for them once a member and layer.
+        # Plain attributes next to the registered modules: each pass asks for them once a member and layer.
         self._own = tuple(parts)
         self.__dict__["_base"] = _base(parts[0])
         self._found: dict[bool, list[tuple[str, list[int]]]] = {}

@@ -226,10 +226,10 @@ def _base_directions(weight: np.ndarray, r: int, cache: SvdCache) -> _Directions
         return _Directions(
             left, known.sigma, right, float(squares.sum()), float(np.sum(squares**2)), "exact", 0.0, known
         )
-    found = dense.leading(weight, min(r, MAX_LEADING))
+    leading = dense.leading(weight, min(r, MAX_LEADING))
     energy = float(np.linalg.norm(weight) ** 2)
-    error = float(found.spectrum.error[-1])
-    return _Directions(found.u, found.s, found.vh.T, energy, fourth_power(weight), "randomised", error, None)
+    error = float(leading.spectrum.error[-1])
+    return _Directions(leading.u, leading.s, leading.vh.T, energy, fourth_power(weight), "randomised", error, None)
 
 
 def _overlap(mine: np.ndarray, theirs: np.ndarray) -> Overlap:

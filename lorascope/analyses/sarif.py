@@ -1,4 +1,4 @@
-"""Findings as SARIF 2.1.0 (OASIS, 2020), which CI systems show beside the code.
+"""Findings as SARIF 2.1.0 (OASIS, 2020), which CI systems show next to the code.
 
 One run; every rule that LS codes name is in the driver, so that a result's `ruleIndex` holds for any version of the
 output. A finding is about a file and modules in it: the file is its physical location, the modules logical ones.

@@ -95,16 +95,16 @@ def both_ends(rows: Sequence[T], key: str, top: int) -> tuple[list[T], int]:
 def flat(record: Mapping[str, Any], prefix: str = "") -> Row:
     """A record for a table: nested ones with dotted keys, a shape as d_out and d_in, texts joined, no other lists."""
     row: Row = {}
-    for key, found in record.items():
-        if isinstance(found, Mapping):
-            row.update(flat(found, f"{prefix}{key}."))
-        elif key == "shape" and len(found) == 2:
-            row.update({f"{prefix}d_out": found[0], f"{prefix}d_in": found[1]})
-        elif isinstance(found, list | tuple):
-            if all(isinstance(each, str) for each in found):
-                row[prefix + key] = "; ".join(found)
+    for key, entry in record.items():
+        if isinstance(entry, Mapping):
+            row.update(flat(entry, f"{prefix}{key}."))
+        elif key == "shape" and len(entry) == 2:
+            row.update({f"{prefix}d_out": entry[0], f"{prefix}d_in": entry[1]})
+        elif isinstance(entry, list | tuple):
+            if all(isinstance(each, str) for each in entry):
+                row[prefix + key] = "; ".join(entry)
         else:
-            row[prefix + key] = found
+            row[prefix + key] = entry
     return row
 
 
@@ -308,8 +308,8 @@ def skipped_table(skipped: Sequence[Skipped], title: str = "Skipped", what: str 
     return Table(columns, rows, title=title, interactive=True, where="page")
 
 
-def _cell(found: Any) -> Cell:
-    return "×".join(map(str, found)) if isinstance(found, list | tuple) else found
+def _cell(entry: Any) -> Cell:
+    return "×".join(map(str, entry)) if isinstance(entry, list | tuple) else entry
 
 
 def depth_map(

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def open_cache(folder: Path | None, none: bool, device: str = "auto") -> "SvdCache":
-    """The cache in `folder`; by default in the user's cache folder, beside the packaged models; or none.
+    """The cache in `folder`; by default in the user's cache folder, next to the packaged models; or none.
 
     What is not in it is decomposed on a device that is named; "auto" is the CPU here, where no torch is imported.
     """

@@ -47,7 +47,7 @@ def _data_of(folders: Iterable[Path]) -> list[str]:
     from lorascope.errors import LorascopeError
     from lorascope.inputs import read_yaml
 
-    found = []
+    paths = []
     for folder in folders:
         path = next((at / "config.yaml" for at in (folder, folder.parent) if (at / "config.yaml").is_file()), None)
         try:
@@ -55,8 +55,8 @@ def _data_of(folders: Iterable[Path]) -> list[str]:
         except LorascopeError:
             continue  # the command says what is wrong with it
         named = [data.get("path"), data.get("eval_path")] if isinstance(data, dict) else []
-        found += [each for each in named if isinstance(each, str)]
-    return found
+        paths += [each for each in named if isinstance(each, str)]
+    return paths
 
 
 def show(result: "Result", *, html: Path | None, json: Path | None, csv: Path | None, **options: Any) -> None:

@@ -136,7 +136,7 @@ def _paragraphs(docstring: str) -> list:
 
 
 def _as_json(described: "list[Description]", counts: "dict[str, int | str]", **facts: Any) -> str:
-    """One object for each method; a count that cannot be had is null, with the reason beside it."""
+    """One object for each method; a count that cannot be had is null, with its reason."""
     from dataclasses import asdict
 
     import lorascope

@@ -85,8 +85,8 @@ def _by_cholesky(delta: Factored) -> tuple[Array, Array, Array] | None:
     """The SVD by way of Gram matrices, several times faster than QR; None where either factor is too dependent."""
     xp = namespace(delta.left)
     left, right_t = (xp.astype(side, xp.float64) for side in (delta.left, delta.right.T))
-    found = coordinates(left, right_t)
-    return None if found is None else (left @ found[0], found[1], right_t @ found[2])
+    ends = coordinates(left, right_t)
+    return None if ends is None else (left @ ends[0], ends[1], right_t @ ends[2])
 
 
 def coordinates(

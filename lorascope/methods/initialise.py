@@ -14,7 +14,7 @@ Of an embedding, kaiming and gaussian are the other way round, as in both codes:
 and B ~ N(0, 1).
 
 **Starts taken from W.** PiSSA and OLoRA start with B₀·A₀ ≠ 0 and let the base give it up: W ← W − s·B₀A₀, stored in the
-base's dtype. Here the base is never touched. The start is kept beside A and B, and the update is
+base's dtype. Here the base is never touched. The start is kept next to A and B, and the update is
 
     ΔW = s·(B·A − B₀·A₀) = s·[B, B − B₀]·[A − A₀; A₀]              rank 2r
 

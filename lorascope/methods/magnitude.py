@@ -59,7 +59,7 @@ class MagnitudeDelta(Delta):
         return F.linear(x, (weight.t() if self._transposed else weight).to(x.dtype))
 
     def roles(self) -> dict[str, Tensor]:
-        """m, beside an A (1, d_in) and a B (d_out, 1) of zeros, with which it is a DoRA that PEFT has a place for."""
+        """m, with an A (1, d_in) and a B (d_out, 1) of zeros, with which it is a DoRA that PEFT has a place for."""
         return {"A": self.m.new_zeros(1, self.d_in), "B": self.m.new_zeros(len(self.m), 1), "m": self.m}
 
     @torch.no_grad()

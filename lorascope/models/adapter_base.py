@@ -54,7 +54,7 @@ def load_base(
     """The base model that the adapter belongs to, with its head, and the model's tokenizer where it has one.
     Codes of a quantised base are turned into numbers.
 
-    The card that `lorascope train` leaves beside the adapter says which head; of another writer's adapter, its task
+    The card that `lorascope train` leaves with the adapter says which head; of another writer's adapter, its task
     type does, and where it names none, the class that the base was saved from.
 
     Args:

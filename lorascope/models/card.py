@@ -1,4 +1,4 @@
-"""What lies beside a trained adapter's files: `lorascope.json`, which says what model it belongs to, and a README.md.
+"""What lies next to a trained adapter's files: `lorascope.json`, which says what model it belongs to, and a README.md.
 
 An adapter names its base, and no more. The card also says which head it was trained with, the classes' names in their
 order, and sizes of the base by which another model is told from it.
@@ -62,7 +62,7 @@ def write_card(
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """What `lorascope train` left beside the adapter; None where it left nothing. InputError where it is damaged."""
+    """What `lorascope train` left with the adapter; None where it left nothing. InputError where it is damaged."""
     folder = adapter_folder(folder)
     path = (folder if folder.is_dir() else folder.parent) / CARD
     if not os.path.lexists(path):

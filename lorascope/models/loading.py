@@ -274,7 +274,7 @@ def _inside(name: str, modules: Sequence[str]) -> bool:
 
 
 def _owner(model: nn.Module, name: str) -> str:
-    """The module to train whole for a parameter that was drawn: a direct child beside the base model, such as a head;
+    """The module to train whole for a parameter that was drawn: a direct child next to the base model, such as a head;
     in the base model the largest module that was drawn altogether, or a leaf.
     """
     new = set(drawn(model))
@@ -312,7 +312,7 @@ def embeddings(model: nn.Module) -> list[nn.Module]:
     """The input and, after it, the output embedding, of a model that has them."""
     holder = model.encoder if isinstance(model, MeanPoolClassifier) else model
     asked = [getattr(holder, f"get_{which}_embeddings", None) for which in ("input", "output")]
-    return [found for each in asked if each is not None and (found := each()) is not None]
+    return [answer for each in asked if each is not None and (answer := each()) is not None]
 
 
 def load_config(name: str) -> Any:

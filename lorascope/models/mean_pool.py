@@ -146,7 +146,7 @@ def load(place: str | os.PathLike, config: dict[str, Any], num_labels: int, dtyp
 
 
 def load_old_head(model: MeanPoolClassifier, place: str | os.PathLike) -> bool:
-    """Fill the head from the file that lorascope 0.1 left beside an encoder; whether there was one."""
+    """Fill the head from the file that lorascope 0.1 left next to an encoder; whether there was one."""
     path = Path(place) / _OLD_HEAD
     if not path.is_file():
         return False

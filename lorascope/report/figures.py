@@ -167,8 +167,8 @@ def _limits(block: Lines, series: list[Series]) -> _Limits | None:
     xs, ys = [v for v in xs if not math.isnan(v)], [v for v in ys if not math.isnan(v)]
     if not xs or not ys:
         return None
-    beside = 0.03 if any(s.points for s in series) else 0.0  # a line may begin at the edge, a point may not
-    return _Limits(_span(xs, block.log_x, beside), _span(ys, block.log_y, 0.05), all(v == round(v) for v in xs))
+    margin = 0.03 if any(s.points for s in series) else 0.0  # a line may begin at the edge, a point may not
+    return _Limits(_span(xs, block.log_x, margin), _span(ys, block.log_y, 0.05), all(v == round(v) for v in xs))
 
 
 def _span(values: list[float], log: bool, margin: float) -> tuple[float, float]:
@@ -311,7 +311,7 @@ def _axes(ax: Axes, block: Lines, limits: _Limits, with_x: bool, with_y: bool) -
 
 
 def _colours(series: list[Series]) -> dict[str, str]:
-    """A colour for each label of normal weight; beside shaded thin lines, which are blue, orange comes first."""
+    """A colour for each label of normal weight; next to shaded thin lines, which are blue, orange comes first."""
     labels = dict.fromkeys(s.label for s in series if s.weight == "normal")
     order = list(range(len(COLORBLIND)))
     if any(s.weight == "thin" for s in series):

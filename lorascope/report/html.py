@@ -308,12 +308,12 @@ def _named_rows(page: Page) -> dict[str, str]:
     shown = [block for block in page.blocks if block.where != "terminal"]
     wanted = {f.module for b in shown if isinstance(b, blocks.Findings) for f in b.items if f.module}
     wanted |= {f.module for b in shown if isinstance(b, blocks.Summary) for f in b.problems if f.module}
-    found: dict[str, str] = {}
+    anchors: dict[str, str] = {}
     for table in (b for b in shown if isinstance(b, Table) and b.interactive):
         for row in tables.rows_of(table):
-            if row and row[0] in wanted and row[0] not in found:
-                found[str(row[0])] = f"row-{len(found) + 1}"
-    return found
+            if row and row[0] in wanted and row[0] not in anchors:
+                anchors[str(row[0])] = f"row-{len(anchors) + 1}"
+    return anchors
 
 
 def _defined(page: Page) -> dict[str, str]:

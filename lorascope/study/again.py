@@ -102,11 +102,11 @@ class Again(Runner):
     def shared_strata(self, base: Record) -> Strata:
         """Knows which strata of the record before, (0, number), and new ones, (1, number), share texts or seeds."""
         strata, arms = Strata(), {arm_key(arm.labels): arm for arm in self.whole}
-        for side, found in enumerate((self.before, base)):
-            table = found[RUNS]
+        for side, joined in enumerate((self.before, base)):
+            table = joined[RUNS]
             at = {name: i for i, name in enumerate(table["columns"])}
-            numbers = found["strata"].get(RUNS, [0] * len(table["rows"]))
-            for row, key, number in zip(table["rows"], row_keys(table, found["arms"]), numbers, strict=True):
+            numbers = joined["strata"].get(RUNS, [0] * len(table["rows"]))
+            for row, key, number in zip(table["rows"], row_keys(table, joined["arms"]), numbers, strict=True):
                 job = self.used.get(row[at["key"]])
                 if side == 0:
                     if key in self.splice.picked or key not in arms:
@@ -183,14 +183,14 @@ def _scores(base: Record, old: Mapping[str, TextScores], new: Mapping[str, TextS
     """The scores of texts of the runs that are in the joined record; old ones only where they are of as many texts."""
     tables = [base[name] for name in (RUNS, CANDIDATES) if name in base]
     there = {row[table["columns"].index("key")] for table in tables for row in table["rows"]}
-    found = dict(new)
+    joined = dict(new)
     for split, scores in old.items():
         fresh = new.get(split)
         keys = [key for key in scores.keys if key in there and (fresh is None or key not in fresh.rows)]
         if fresh is None and keys:
-            found[split] = scores.taken(keys)
+            joined[split] = scores.taken(keys)
         elif fresh is not None and np.array_equal(scores.targets, fresh.targets):
             kept = scores.taken(keys)
             loss, hits = (np.concatenate([getattr(side, name) for side in (kept, fresh)]) for name in ("loss", "hits"))
-            found[split] = TextScores((*kept.keys, *fresh.keys), loss, hits, fresh.targets)
-    return found
+            joined[split] = TextScores((*kept.keys, *fresh.keys), loss, hits, fresh.targets)
+    return joined

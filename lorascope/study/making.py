@@ -77,9 +77,9 @@ def replaced(path: Path, study: str, scale: str, testbed: str) -> dict[str, Any]
     """
     if not path.exists():
         return None
-    found = record.read(path)
-    is_same = (found["name"], found["scale"]["name"], found["scale"]["testbed"]) == (study, scale, testbed)
-    return found if is_same else None
+    earlier = record.read(path)
+    is_same = (earlier["name"], earlier["scale"]["name"], earlier["scale"]["testbed"]) == (study, scale, testbed)
+    return earlier if is_same else None
 
 
 def unjudged(runner: Runner, scale: str, results: Results, tuned: Sequence[Tuned]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ INDEX, SPEC, DONE_FILE = "pack.json", "spec.json", "done.json"
 WHOLE = (SPEC, *LIGHT, DONE_FILE)  # of a job; the last is written last
 KEY = re.compile(r"[0-9a-f]{16}")
 CLAIMS = re.compile(r"claims/[A-Za-z0-9_]+(-[A-Za-z0-9_]+)+\.json")
-MOST_OF_ONE, MOST = MAX_JSON, 1 << 30  # bytes of a file, and of all of them
-MOST_FILES = 200_000
+MAX_OF_ONE, MAX_BYTES = MAX_JSON, 1 << 30  # bytes of a file, and of all of them
+MAX_FILES = 200_000
 FILE = {"size": (int,), "sha256": (str,)}
 SHAPE = {"schema": (int,), "kind": (str,), "lorascope": (str,), "jobs": {str: {str: FILE}}, "claims": {str: FILE}}
 SPECS: dict[str, Any] = {
@@ -70,6 +70,8 @@ class Unpacked:
 class Absent:
     """An engine that does nothing: with it a runner lists what a study needs, as far as the store shows it."""
 
+    slots = 1
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -84,11 +86,11 @@ def finished(runners: Iterable[Runner]) -> list[Job]:
     Args:
         runners: with the engine `Absent`.
     """
-    found: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
     for runner in runners:
         runner.run()
-        found |= {job.key: job for job in runner.used.values() if runner.store.scored(job)}
-    return list(found.values())
+        jobs |= {job.key: job for job in runner.used.values() if runner.store.scored(job)}
+    return list(jobs.values())
 
 
 def pack(store: Store, jobs: Iterable[Job], claims: Iterable[str]) -> bytes:
@@ -101,8 +103,8 @@ def pack(store: Store, jobs: Iterable[Job], claims: Iterable[str]) -> bytes:
     for key in sorted({job.key for job in jobs}):
         with store.locked([key]):
             folder = store.folder(key)
-            found = {name: (folder / name).read_bytes() for name in WHOLE if (folder / name).is_file()}
-            files |= {f"{key}/{name}": each for name, each in (found | {SPEC: _portable(found[SPEC])}).items()}
+            kept = {name: (folder / name).read_bytes() for name in WHOLE if (folder / name).is_file()}
+            files |= {f"{key}/{name}": each for name, each in (kept | {SPEC: _portable(kept[SPEC])}).items()}
     paths = [store.root / "claims" / name for name in sorted(set(claims))]
     files |= {f"claims/{path.name}": path.read_bytes() for path in paths if path.is_file()}
     facts = {name: {"size": len(each), "sha256": hashlib.sha256(each).hexdigest()} for name, each in files.items()}
@@ -128,10 +130,10 @@ def pack(store: Store, jobs: Iterable[Job], claims: Iterable[str]) -> bytes:
 
 def _portable(spec: bytes) -> bytes:
     """A job's spec without the folder of its script, which is no part of the key."""
-    found = parse_json(spec.decode())
-    if "script" in found:
-        found["script"] = Path(found["script"]).name
-    return json_text(found, indent=2).encode()
+    fields = parse_json(spec.decode())
+    if "script" in fields:
+        fields["script"] = Path(fields["script"]).name
+    return json_text(fields, indent=2).encode()
 
 
 def unpack(path: Path, store: Store) -> Unpacked:
@@ -162,7 +164,7 @@ def unpack(path: Path, store: Store) -> Unpacked:
 def _index(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     """What the pack says is in it, of names and sizes that a pack may have."""
     listed = archive.infolist()
-    if len(listed) > MOST_FILES or sum(each.file_size for each in listed) > MOST:
+    if len(listed) > MAX_FILES or sum(each.file_size for each in listed) > MAX_BYTES:
         raise ValueError(f"{len(listed):,} files of {sum(each.file_size for each in listed):,} bytes")
     if others := {each.compress_type for each in listed} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ValueError(f"compression of the kind {min(others)}")
@@ -191,7 +193,7 @@ def _bounded(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _content(archive: zipfile.ZipFile, name: str, fact: Mapping[str, Any]) -> bytes:
-    if not 0 <= fact["size"] <= MOST_OF_ONE:
+    if not 0 <= fact["size"] <= MAX_OF_ONE:
         raise ValueError(f"{name} of {fact['size']:,} bytes")
     content = _bounded(archive, name, fact["size"])
     if len(content) != fact["size"] or hashlib.sha256(content).hexdigest() != fact["sha256"]:
@@ -245,7 +247,7 @@ def _job(content: bytes) -> Job:
 def _check_arrays(content: bytes) -> None:
     """ValueError where scores of texts are anything but plain arrays of a moderate size."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(each.file_size for each in archive.infolist()) > MOST_OF_ONE:
+        if sum(each.file_size for each in archive.infolist()) > MAX_OF_ONE:
             raise ValueError("scores of texts that are too large")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for name in arrays.files:

@@ -87,18 +87,18 @@ class Splice:
                 strata.add(name, (side, stratum_of[side][i]))
             return table
 
-        found: dict[str, Any] = {
+        joined_tables: dict[str, Any] = {
             RUNS: joined(RUNS, [side[RUNS] for side in sides], [_strata(side, RUNS, side[RUNS]) for side in sides])
         }
-        found["tables"] = {
+        joined_tables["tables"] = {
             name: joined(name, tables, [_strata(side, name, of) for side, of in zip(sides, tables, strict=True)])
             for name in dict.fromkeys([*old["tables"], *new["tables"]])
             for tables in [[side["tables"].get(name, EMPTY) for side in sides]]
         }
         if any(CANDIDATES in side for side in sides):
             tables, numbers = zip(*map(_candidates, sides), strict=True)
-            found[CANDIDATES] = self._numbered(joined(CANDIDATES, tables, numbers))
-        return found | {"strata": {name: list(numbers) for name, numbers in strata.numbers().items()}}
+            joined_tables[CANDIDATES] = self._numbered(joined(CANDIDATES, tables, numbers))
+        return joined_tables | {"strata": {name: list(numbers) for name, numbers in strata.numbers().items()}}
 
     def _numbered(self, candidates: dict[str, Any]) -> dict[str, Any]:
         """With numbers of the arms that are the joined record's."""
@@ -111,14 +111,14 @@ class Splice:
         return candidates
 
 
-def _strata(found: Record, name: str, table: Table) -> Sequence[int]:
-    return found["strata"].get(name, [0] * len(table["rows"]))
+def _strata(record: Record, name: str, table: Table) -> Sequence[int]:
+    return record["strata"].get(name, [0] * len(table["rows"]))
 
 
-def _candidates(found: Record) -> tuple[Table, Sequence[int]]:
+def _candidates(record: Record) -> tuple[Table, Sequence[int]]:
     """The runs between which a draw chooses, and their strata; in a record that has none, each run is the only one."""
-    if CANDIDATES in found:
-        return found[CANDIDATES], _strata(found, CANDIDATES, found[CANDIDATES])
-    runs = found[RUNS]
+    if CANDIDATES in record:
+        return record[CANDIDATES], _strata(record, CANDIDATES, record[CANDIDATES])
+    runs = record[RUNS]
     table = {"columns": [*runs["columns"], ARM, PLACE], "rows": [[*row, 0, 0] for row in runs["rows"]]}
-    return table, _strata(found, RUNS, runs)
+    return table, _strata(record, RUNS, runs)

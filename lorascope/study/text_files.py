@@ -18,7 +18,7 @@ from lorascope.errors import InputError
 from lorascope.inputs import open_regular
 from lorascope.study.texts import TextScores
 
-MOST = 1 << 28  # bytes of the file, and of what is in it
+MAX_BYTES = 1 << 28  # bytes of the file, and of what is in it
 PARTS = ("keys", "loss", "hits", "targets")
 ERRORS = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 
@@ -63,15 +63,15 @@ def read(facts: Mapping[str, Any], folder: Path) -> dict[str, TextScores]:
     if Path(name).name != name:
         raise InputError("a record names a file of another folder", found=name, expected="a file next to the record")
     with open_regular(path) as file:
-        content = file.read(MOST + 1)
-    if len(content) > MOST:
-        raise InputError(f"{path} is too large", found=f"more than {MOST:,} bytes", expected="a smaller file")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} is too large", found=f"more than {MAX_BYTES:,} bytes", expected="a smaller file")
     if (found := hashlib.sha256(content).hexdigest()) != facts["sha256"]:
         raise InputError(f"{path} is not the record's", found=found[:12], expected=str(facts["sha256"])[:12], hint=hint)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             size = sum(each.file_size for each in archive.infolist())
-        if size > MOST:
+        if size > MAX_BYTES:
             raise ValueError(f"arrays of {size:,} bytes")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             texts = {split: _scores(arrays, split, count) for split, count in facts["splits"].items()}

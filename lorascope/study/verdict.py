@@ -172,9 +172,9 @@ class _Numbers:
             most=bootstrap.DRAWN if results.scale.conclusive else SHOWN,
             progress=progress,
         )
-        found = dict(zip(computed, intervals, strict=True))
+        by_place = dict(zip(computed, intervals, strict=True))
         self._found = {
-            id(function): (value, found.get(i, Interval(None, None, reason=reason)))
+            id(function): (value, by_place.get(i, Interval(None, None, reason=reason)))
             for i, (function, (value, reason)) in enumerate(zip(functions, estimates, strict=True))
         }
 
@@ -309,11 +309,11 @@ def _p(criteria: Sequence[JudgedCriterion]) -> float | None:
 
     if any(criterion.se is None for criterion in criteria):
         return None
-    found = []
+    values = []
     for criterion in criteria:
         if criterion.se and criterion.df and criterion.estimate is not None:
             far = _clear_by(criterion)
             if criterion.no_effect is not None:
                 far = abs(criterion.estimate - criterion.no_effect) / criterion.se
-            found.append(float(2 * t.sf(far, criterion.df)))
-    return max(found, default=None)
+            values.append(float(2 * t.sf(far, criterion.df)))
+    return max(values, default=None)

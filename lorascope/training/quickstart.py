@@ -1,8 +1,8 @@
 """The quickstart's two runs, and what their results are measured against.
 
-minilm: 25 classes of WordNet nouns from their glosses, beside the majority class and a linear probe, which is logistic
+minilm: 25 classes of WordNet nouns from their glosses, compared with the majority class and a linear probe: logistic
 regression on the frozen encoder's mean-pooled features. The probe's C is chosen on validation texts.
-smollm2: next-token loss on "lemma (class): gloss", beside the base model's own.
+smollm2: next-token loss on "lemma (class): gloss", compared with the base model's own.
 """
 
 from collections import Counter

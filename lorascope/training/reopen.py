@@ -48,7 +48,7 @@ class Reopened:
         folder: of the run.
         config: as it was trained.
         adapter: as it lies in the folder.
-        model: in eval mode, the trained weights in it. Whole modules that were trained beside the updates (a head) and
+        model: in eval mode, the trained weights in it. Whole modules that were trained with the updates (a head) and
             biases that the method changes stay as trained, whatever `put` does.
         train, held_out: the run's texts, or those of the split that was asked for in place of `held_out`.
         tokenizer: the model's.

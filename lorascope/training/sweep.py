@@ -9,7 +9,7 @@
       - {method.rank: 2, optim.learning_rate: 1e-3}
       - {method.name: dora, method.rank: 4}
 
-(`configs:` beside grid keys gives every combination of both.) Members may differ in method, optim and training.seed.
+(`configs:` with grid keys gives every combination of both.) Members may differ in method, optim and training.seed.
 Each gets the folder that its own run would have written, and its adapter equals that run's up to rounding.
 """
 

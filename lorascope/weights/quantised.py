@@ -234,9 +234,9 @@ class _Schemes:
         stored = place.codes
         if self.config.get("transform_config") and leaf == "weight" and len(stored.shape) == 2:
             return place.refused(f"{self.name}, its weights rotated")
-        if len(stored.shape) < 2 or not (beside := self._unknown_keys(place.name, place.module)):
+        if len(stored.shape) < 2 or not (unknown := self._unknown_keys(place.name, place.module)):
             return stored
-        reason = f"{place.name} stands next to {beside[0]!r} in the base, which lorascope does not understand"
+        reason = f"{place.name} stands next to {unknown[0]!r} in the base, which lorascope does not understand"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
     def _unknown_keys(self, name: str, module: str) -> list[str]:

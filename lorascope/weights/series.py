@@ -1,4 +1,4 @@
-"""The checkpoints of one training run, in order: found by their folders' and files' names, with the losses beside them.
+"""The checkpoints of one training run, in order: found by their folders' and files' names, with their losses.
 
 Known are the folders of our own runs (`snapshots/step-10`, and `adapter`), the `checkpoint-10` of transformers' Trainer
 and TRL, and files with a number in their name: MLX's `0000100_adapters.safetensors`, sd-scripts'
@@ -80,10 +80,10 @@ def find(paths: Sequence[Path]) -> Series:
         units |= {unit} if inside else {_unit_of(path)}
         notes += said
     if len(snapshots) < 2:
-        found = f"{len(snapshots)} in {paths[0]}" if len(paths) == 1 else f"{len(snapshots)}"
+        counted = f"{len(snapshots)} in {paths[0]}" if len(paths) == 1 else f"{len(snapshots)}"
         raise InputError(
             "a trajectory needs two checkpoints or more",
-            found=found,
+            found=counted,
             expected="a run's folder with snapshots or checkpoint-N in it, or several checkpoints",
             hint="keep more of them: training.snapshot_steps, or save_steps and save_total_limit of a Trainer",
         )
@@ -94,8 +94,8 @@ def find(paths: Sequence[Path]) -> Series:
     snapshots.sort(key=lambda each: each.step or 0)
     for one, other in pairwise(snapshots):
         if one.step == other.step:
-            found = f"{one.path} and {other.path}"
-            raise InputError(f"two checkpoints are of {unit} {one.step}", found=found, hint="name those of one run")
+            places = f"{one.path} and {other.path}"
+            raise InputError(f"two checkpoints are of {unit} {one.step}", found=places, hint="name those of one run")
     return Series(tuple(snapshots), tuple(_losses(paths, snapshots)), unit, tuple(notes))
 
 
@@ -152,8 +152,8 @@ def _numbered_files(folder: Path) -> tuple[list[Snapshot], str, list[str]]:
     """Weights files whose names end (MLX: begin) in a number, of one adapter."""
     by_name: dict[tuple[str, str], list[Snapshot]] = {}
     for path in _entries(folder):
-        if (found := _numbered(path)) is not None:
-            unit, name, number = found
+        if (place := _numbered(path)) is not None:
+            unit, name, number = place
             by_name.setdefault((unit, name), []).append(Snapshot(path, number))
     if not by_name:
         return [], "step", []
@@ -182,14 +182,14 @@ def _numbered(path: Path) -> tuple[str, str, int] | None:
 
 
 def _unit_of(path: Path) -> str:
-    found = _numbered(path)
-    return "step" if found is None else found[0]
+    place = _numbered(path)
+    return "step" if place is None else place[0]
 
 
 def _step_of(path: Path) -> int | None:
     """The step of one checkpoint, by its name or what the trainer left in it."""
-    if (found := _numbered(path)) is not None:
-        return found[2]
+    if (place := _numbered(path)) is not None:
+        return place[2]
     folder = path if path.is_dir() else path.parent
     if match := _FOLDER.match(folder.absolute().name):
         return int(match[1])
@@ -211,12 +211,12 @@ def _losses(paths: Sequence[Path], snapshots: Sequence[Snapshot]) -> list[Loss]:
     folders = [path for path in paths if path.is_dir()]
     folders += [each.path if each.path.is_dir() else each.path.parent for each in reversed(snapshots)]
     folders += [folder.parent for folder in folders] + [folder.parent.parent for folder in folders]
-    found: dict[tuple[int, str], Loss] = {}
+    losses: dict[tuple[int, str], Loss] = {}
     for folder in dict.fromkeys(folders):
         history = _state(folder).get("log_history")
         for loss in (*losses_in(history if isinstance(history, list) else ()), *_of_metrics(folder)):
-            found.setdefault((loss.step, loss.kind), loss)
-    return sorted(found.values(), key=lambda loss: (loss.step, loss.kind))
+            losses.setdefault((loss.step, loss.kind), loss)
+    return sorted(losses.values(), key=lambda loss: (loss.step, loss.kind))
 
 
 def _of_metrics(folder: Path) -> list[Loss]:
@@ -226,14 +226,14 @@ def _of_metrics(folder: Path) -> list[Loss]:
 
 def losses_in(lines: Iterable[Any]) -> list[Loss]:
     """The losses in the lines of a log: transformers' `log_history`, or our `metrics.jsonl`."""
-    found: list[Loss] = []
+    losses: list[Loss] = []
     for line in lines:
-        if not isinstance(line, dict) or type(step := line.get("step")) is not int or len(found) >= MAX_LOSSES:
+        if not isinstance(line, dict) or type(step := line.get("step")) is not int or len(losses) >= MAX_LOSSES:
             continue
         if "train_runtime" in line:  # the Trainer's last line, whose train_loss is the mean over all steps
             continue
         for key, kind in _LOSSES.items():
             value = line.get(key)
             if isinstance(value, int | float) and math.isfinite(value):
-                found.append(Loss(step, kind, float(value)))
-    return found
+                losses.append(Loss(step, kind, float(value)))
+    return losses

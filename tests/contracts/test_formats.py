@@ -12,6 +12,7 @@ from lorascope.weights.files import open_tensors
 from lorascope.weights.formats.base import Bundle, Ledger, formats
 from lorascope.weights.io import _open, read, write
 from lorascope.weights.tensors import Combined
+from tests.weights.example import check_roles
 from tests.weights.examples import builders, case_id, cases
 
 
@@ -50,6 +51,7 @@ def test_reading_gives_the_truth(format, builder, built):
     assert set(adapter.updates) == set(example.deltas)
     for name, expected in example.deltas.items():
         update = adapter.updates[name]
+        check_roles(update)
         found = delta_of(update, base)
         assert found.dtype == np.float64
         np.testing.assert_allclose(found, expected, rtol=0, atol=example.tolerance, err_msg=name)

@@ -116,6 +116,10 @@ def test_delta_is_the_dense_formula(name, chosen):
     assert found.dtype == np.float64
     plain = (kind.delta(roles, base=base if kind.needs_base else None), kind.delta(roles, 1.0, base))
     assert np.array_equal(*map(dense, plain))  # a scale that is not given is 1
+    directions = kind.direction(roles), kind.direction(roles, 1.0)
+    assert directions == (None, None) or np.array_equal(*map(dense, directions))
+    if "A" in chosen and kind.needs_base:
+        assert kind.has_direction == (directions[0] is not None)
     np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(expected))
 
 

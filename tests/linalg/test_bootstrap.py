@@ -94,6 +94,14 @@ def test_the_variances_of_the_parts_are_the_jackknifes():
     assert missing == {"a": 0}  # without any of its replicates there is no number
 
 
+def test_resamples_have_the_variance_of_n_and_not_of_n_less_one():
+    """Of each stratum (n − 1)/n of the variance that its own values show; of none, what the smallest would have."""
+    assert bootstrap._widening({"a": 2.0}, {"a": 5}) == 1.25
+    assert bootstrap._widening({"a": 1.0, "b": 3.0}, {"a": 2, "b": 4}) == 4 / (1 / 2 + 3 * 3 / 4)
+    assert bootstrap._widening({"a": 0.0}, {"a": 5, "b": 2}) == 1.25
+    assert bootstrap._widening({}, {"a": 5, "b": 3, bootstrap.TEXTS: 0}) == 1.5
+
+
 def test_resamples_of_several_strata_are_drawn():
     """The interval of a difference of means by t, about."""
     rng = np.random.default_rng(0)
@@ -111,7 +119,9 @@ def test_many_replicates_are_drawn_and_few_are_enumerated():
         (1.0, 1.0): 0.25, (1.0, 2.0): 0.5, (2.0, 2.0): 0.25,
     }  # fmt: skip
     assert all(each[1] == [5.0] for each in made.draws)
-    assert len(bootstrap.resamples_of_one({0: range(7)}, 0, 10).draws) == math.comb(13, 7)
+    made = bootstrap.resamples_of_one({0: range(7)}, 0, 10)
+    assert len(made.draws) == math.comb(13, 7)
+    assert made.weights.sum() == pytest.approx(1)
     made = bootstrap.resamples_of_one({0: range(8), 1: [5.0]}, 0, 10)
     assert [(len(each[0]), each[1]) for each in made.draws] == [(8, [5.0])] * 10
     assert made.weights.tolist() == [0.1] * 10
@@ -180,6 +190,13 @@ def test_an_interval_over_replicates_and_texts_covers_both():
         fixed += low <= 0 <= high
     assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / 80) < covered / 80
     assert fixed / 80 < 0.8
+
+
+def test_the_variance_over_draws_of_the_texts_is_that_of_a_sample():
+    """Of four draws with the values 1, 2, 4 and none: 7/3, by n − 1. What never varies does not depend on the texts."""
+    values = [1.0, 2.0, None, 4.0]
+    parts = bootstrap._text_parts(lambda strata, k, which: [values[k], 5.0, None], 3, {}, 4)
+    assert parts == [pytest.approx(7 / 3), None, None]
 
 
 def test_the_error_over_replicates_and_texts_is_the_sum_of_both():

@@ -169,7 +169,7 @@ def test_chance_is_that_of_so_many_independent_samples():
     """√(2/(n(n − 3))), of the four at least that there must be."""
     x, y = (Features(each) for each in pair(20, 3, 3))
     for units, n in ((None, 20), (10, 10), (2, 4)):
-        assert cka(x, y, units).chance_sd == pytest.approx(np.sqrt(2 / (n * (n - 3))), rel=1e-14)
+        assert cka(x, y, units).chance_sd == pytest.approx(np.sqrt(2 / (n * (n - 3))), rel=1e-14, abs=0)
 
 
 def test_features_take_no_more_dimensions_than_there_are_samples(rng):

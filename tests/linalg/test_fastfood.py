@@ -43,6 +43,7 @@ def test_fastfood_is_its_formula(monkeypatch, rows, columns, whole):
     n, k = p.block, p.inner
     h = hadamard(n).astype(float)
     signs, index, gauss = p._drawn(0)
+    assert set(signs.ravel().tolist()) == {-1, 1}
     blocks = []
     for b in range(p.blocks):
         sign = np.ones(n)  # of the padding: any
@@ -113,6 +114,12 @@ def test_what_is_drawn_again_is_what_was_kept(monkeypatch, name):
     p = projection(name, 9000, 30, 1)
     assert np.array_equal(p.apply(x), kept)
     assert not p._kept
+
+
+def test_the_adjoint_is_the_exact_one_where_nothing_else_is_said():
+    y = np.random.default_rng(0).standard_normal(50)
+    p = Fastfood(50, 5, 3)
+    np.testing.assert_allclose(p.adjoint(y), matrix(p).T @ y, rtol=0, atol=1e-12)  # sums of 50 products
 
 
 def test_the_published_adjoint_is_too_small_by_n():

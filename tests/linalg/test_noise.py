@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lorascope.linalg import noise
-from lorascope.linalg.rounding import round_to
+from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
 
 
 def svdvals(matrix):
@@ -156,12 +156,12 @@ def test_the_floor_of_equal_entries_is_that_of_their_spacing(value, spacing):
     account.add(0, stored[:10], moved[:10])
     account.add(10, stored[10:], moved[10:])
     assert account.moved_share == 1
-    assert account.floor() == pytest.approx(spacing * (1 + 2), rel=1e-12)
+    assert account.floor() == pytest.approx(spacing * (1 + 2), rel=1e-12, abs=0)
     few = noise.Rounding(24, 6, "BF16")
     moved[:, 1:], moved[3:] = False, False  # three entries, of one column
     few.add(0, stored, moved)
     assert few.moved_share == 3 / 144
-    assert few.floor() == pytest.approx(spacing * (1 + 3**0.5), rel=1e-12)
+    assert few.floor() == pytest.approx(spacing * (1 + 3**0.5), rel=1e-12, abs=0)
 
 
 def test_the_coarsest_dtype_that_holds_every_value_is_the_one():
@@ -180,3 +180,17 @@ def test_the_coarsest_dtype_that_holds_every_value_is_the_one():
         assert account.effective_dtype == effective
     empty = noise.Rounding(0, 3, "F32")
     assert (empty.moved_share, empty.floor()) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("BF16", ml_dtypes.bfloat16),
+        ("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2),
+    ],
+)  # fmt: skip
+def test_digits_and_least_spacings_are_those_of_the_dtypes(name, dtype):
+    found = ml_dtypes.finfo(dtype)
+    assert 2.0 ** (1 - noise._SIGNIFICAND[name]) == float(found.eps)
+    assert noise._MIN_SPACING.get(name, float(found.smallest_subnormal)) == float(found.smallest_subnormal)
+    assert UNIT_ROUNDOFF[name] == float(found.eps) / 2

@@ -58,6 +58,11 @@ def test_a_sum_is_rounded_alike_in_numpy_and_torch_and_in_parts(dtype, storage):
     assert whole.updated_unchanged == 540 - changed[3:].sum()
 
 
+def test_of_nothing_there_is_no_share():
+    assert (SumRounding(delta_norm=2.0).relative_norm, SumRounding(weight_norm=2.0).loss) == (None, None)
+    assert SumRounding(4.0, 2.0, 1.0).relative_norm == SumRounding(4.0, 2.0, 1.0).loss == 0.5
+
+
 def test_a_tie_goes_to_the_even_neighbour():
     """Halfway between 1 and its neighbour 1 + 2⁻⁷, and between that and the next: down, then up."""
     from ml_dtypes import bfloat16

@@ -154,6 +154,18 @@ def test_torch_tensors_give_the_same_numbers(rng):
     np.testing.assert_allclose(*grids, rtol=0, atol=1e-13)
 
 
+def test_the_cosine_of_updates_of_rank_one():
+    """cos of the left sides times cos of the right ones, with the signs of both: 0.6 · 0.8; whatever their sizes."""
+    one = subspace.bases(np.outer([1.0, 0.0, 0.0], [0.0, 1.0]))
+    other = subspace.bases(3 * np.outer([0.6, 0.8, 0.0], [0.6, -0.8]))
+    assert subspace.cosine(one, other) == pytest.approx(-0.48, rel=1e-14)
+    assert subspace.cosine(one, subspace.bases(np.zeros((3, 2)))) is None
+
+
+def test_overlap_by_energy_of_one_direction_each_is_their_cos2():
+    assert subspace.energy_overlap(np.array([[0.5]]), np.array([3.0]), np.array([2.0])) == 0.25
+
+
 def test_overlap_by_energy_has_no_scale(rng):
     cross, s, t = rng.uniform(-0.5, 0.5, (3, 2)), np.array([3.0, 2.0, 1.0]), np.array([2.0, 1.0])
     expected = subspace.energy_overlap(cross, s, t)

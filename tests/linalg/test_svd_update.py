@@ -50,14 +50,15 @@ def test_a_decomposition_is_known_again_where_w_has_less_than_full_rank(rng):
 def test_the_error_is_that_of_the_worst_value():
     """An eigenvalue σ² is at most its residual's length away, so that σ = 2 is within 0.01 / (2 + √0.01)."""
     cached = decompose(np.diag([3.0, 2.0]))
-    residual = np.array([[0.0, 0.01], [0.0, 0.0]])
+    residual = np.array([[0.0, 0.006], [0.0, 0.008]])  # of lengths 0 and 0.01
     assert changed._error(cached, np.array([3.0, 2.0]), residual) == pytest.approx(0.01 / 2.1, rel=1e-9)
     for top in (3.0, 6.0):  # rounding alone: √(m + n)·eps·σ₁², of W's largest or of T's
         moved = 2 * np.finfo(float).eps * top**2
         expected = moved / (2 + np.sqrt(moved))
-        assert changed._error(cached, np.array([top, 2.0]), 0 * residual) == pytest.approx(expected, rel=1e-9)
+        assert changed._error(cached, np.array([top, 2.0]), 0 * residual) == pytest.approx(expected, rel=1e-9, abs=0)
     moved = 2 * np.finfo(float).eps * 9
-    assert changed._error(cached, np.array([1.0, 1.0]), 0 * residual) == pytest.approx(moved / (1 + np.sqrt(moved)))
+    found = changed._error(cached, np.array([1.0, 1.0]), 0 * residual)
+    assert found == pytest.approx(moved / (1 + np.sqrt(moved)), rel=1e-9, abs=0)
     nothing = replace(cached, sigma=np.zeros(2))
     assert changed._error(nothing, np.zeros(2), 0 * residual) == 0
 
@@ -182,6 +183,16 @@ def test_a_weak_change_converges_too(rng, r):
         np.testing.assert_allclose(
             found.sigma, np.linalg.svd(weight + delta.dense(), compute_uv=False)[:10], rtol=1e-12
         )
+
+
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e5])
+def test_which_singular_values_are_one_does_not_depend_on_their_size(rng, size):
+    """Squares nearer than 1e-11 of the largest, here 4e-11, are one."""
+    known = decompose(np.eye(4))
+    squares = np.array([4.0, 1.0 + 5e-11, 1.0 + 1e-12, 1.0])
+    tied = replace(known, sigma=np.sqrt(squares) * size)
+    assert tied.clusters.tolist() == [0, 1, 2, 2]
+    assert tied.cosines((1 + 1e-12) * np.eye(4)).max() == 1  # a cosine, whatever was rounded
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4)])

@@ -12,10 +12,14 @@ from tests.mutation.operators import candidates, mutation
 from tests.mutation.run import Tests, outcomes
 
 ROOT = Path(__file__).parents[2]
-MUTATED = ("lorascope/linalg", "lorascope/updates", "lorascope/weights/formats", "lorascope/study/verdict.py")
+JUDGING = ("verdict", "outcome", "power", "coverage", "claims")
+MUTATED = (
+    "lorascope/linalg", "lorascope/updates", "lorascope/weights/formats",
+    *(f"lorascope/study/{name}.py" for name in JUDGING),
+)  # fmt: skip
 TESTS = (
     "linalg updates weights contracts/test_formats.py contracts/test_kinds.py methods/test_virtual_tokens.py"
-    " study/test_verdict.py"
+    " study/test_verdict.py study/test_outcome.py study/test_power.py study/test_scope.py"
 )
 NOT_RUN = "weights/test_safetensors.py"  # of files, which takes long
 

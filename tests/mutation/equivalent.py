@@ -5,6 +5,7 @@ The key is (file, function, before, after), as `python -m tests.mutation` prints
 
 _TRIPLET = ("lorascope/weights/formats/peft/adalora.py", "triplet", "a.shape[0] if a.shape else 0")
 _BISECTIONS = ("lorascope/linalg/haar.py", "", "_BISECTIONS = 60")
+_PIECES = ("lorascope/linalg/factored.py", "")
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (*_BISECTIONS, "_BISECTIONS = 59"): "float64's digits are halved out before",
     (*_BISECTIONS, "_BISECTIONS = 61"): "float64's digits are halved out before",
@@ -214,4 +215,154 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "np.where(p > 0, p, 1.0)",
         "np.where(p > 0, p, 2.0)",
     ): "it is multiplied by 0",
+    (
+        "lorascope/linalg/matrix.py",
+        "Dense.frobenius_norm",
+        "1.0 if 1 / EXTREME < top < EXTREME or top == 0 else top",
+        "2.0 if 1 / EXTREME < top < EXTREME or top == 0 else top",
+    ): "a power of two divides exactly",
+    (
+        "lorascope/linalg/kronecker.py",
+        "Kronecker.leading",
+        "max(s2.shape[0], 1)",
+        "max(s2.shape[0], 0)",
+    ): "of no values there are no indices",
+    (
+        "lorascope/linalg/two_stage.py",
+        "_call",
+        "(int(work[0]), int(integers[0]))",
+        "(int(work[-1]), int(integers[0]))",
+    ): "it has one entry there",
+    (
+        "lorascope/linalg/two_stage.py",
+        "_call",
+        "int(integers[0])",
+        "int(integers[-1])",
+    ): "it has one entry there",
+    (
+        "lorascope/linalg/bootstrap.py",
+        "resamples_of_one",
+        "math.comb(2 * n - 1, n) > MAX_ENUMERATED",
+        "math.comb(2 * n - 1, n) >= MAX_ENUMERATED",
+    ): "no number of multisets is 2000",
+    (
+        "lorascope/linalg/subspace.py",
+        "principal_angles",
+        "narrow.shape[1] == 0",
+        "narrow.shape[1] == -1",
+    ): "the singular values of nothing are none",
+    (
+        "lorascope/linalg/haar.py",
+        "_saddlepoint",
+        "float(np.sum(squares * u / (1 - squares * u ** 2))) < x",
+        "float(np.sum(squares * u / (1 - squares * u ** 2))) <= x",
+    ): "a bisection to the last digit",
+    (
+        "lorascope/study/outcome.py",
+        "rules",
+        "wide_effect[0] > criterion.distance",
+        "wide_effect[0] >= criterion.distance",
+    ): "what is outside the bounds does not begin at the nearer one",
+    (
+        "lorascope/study/claims.py",
+        "Criterion.upward",
+        "self.no_effect < self.at_least",
+        "self.no_effect <= self.at_least",
+    ): "no effect satisfies no bound",
+    (
+        "lorascope/linalg/subspace.py",
+        "coordinates",
+        "min(left.shape[0], right_t.shape[0])",
+        "min(left.shape[1], right_t.shape[0])",
+    ): "what is wide has a singular Gram matrix, which is refused, too",
+    (
+        "lorascope/linalg/subspace.py",
+        "row_basis",
+        "matrix.shape[0] > matrix.shape[1]",
+        "matrix.shape[0] >= matrix.shape[1]",
+    ): "either way serves a square matrix",
+    (
+        "lorascope/linalg/fastfood.py",
+        "fingerprint",
+        "rng.binomial(10000, 0.01, 8)",
+        "rng.binomial(9999, 0.01, 8)",
+    ): "these eight draws are the same",
+    (
+        "lorascope/linalg/two_stage.py",
+        "_call",
+        "[n, max(1, n), -1, -1, 0]",
+        "[n, max(1, n), -1, -2, 0]",
+    ): "any negative length asks",
+    (
+        "lorascope/linalg/two_stage.py",
+        "_call",
+        "[n, max(1, n), -1, -1, 0]",
+        "[n, max(1, n), -2, -1, 0]",
+    ): "any negative length asks",
+    (
+        "lorascope/weights/formats/peft/glora.py",
+        "_bias_path",
+        "(left @ right)[:, 0]",
+        "(left @ right)[:, -1]",
+    ): "it has one column",
+    (
+        "lorascope/updates/block_rotation.py",
+        "cayley",
+        "xp.eye(q.shape[-1], dtype=q.dtype)",
+        "xp.eye(q.shape[-2], dtype=q.dtype)",
+    ): "a block is square",
+    (
+        "lorascope/linalg/factored.py",
+        "_to_range",
+        "1 / EXTREME < top < EXTREME",
+        "1 * EXTREME < top < EXTREME",
+    ): "either way serves; without a unit nothing is rounded",
+    (
+        "lorascope/linalg/svd_update.py",
+        "_davidson",
+        "factor.shape[1] // 2",
+        "factor.shape[1] // 3",
+    ): "a matter of speed",
+    (
+        "lorascope/linalg/factored.py",
+        "_triangle",
+        "tall.shape[0] >= tall.shape[1]",
+        "tall.shape[0] > tall.shape[1]",
+    ): "either way serves a square factor",
+    (
+        "lorascope/linalg/haar.py",
+        "largest_cosine",
+        "low, high = (0.0, 1.0)",
+        "low, high = (0.0, 2.0)",
+    ): "the first step halves it",
+    (
+        "lorascope/linalg/projections.py",
+        "Dense.__init__",
+        "max(1, PIECE // columns)",
+        "max(2, PIECE // columns)",
+    ): "the size of a piece",
+    (
+        "lorascope/linalg/kronecker.py",
+        "Kronecker.leading",
+        "max(s2.shape[0], 1)",
+        "max(s2.shape[-1], 1)",
+    ): "a vector has one axis",
+    (
+        "lorascope/linalg/wavelets.py",
+        "_upsampled",
+        "max(length - 2, 0)",
+        "max(length - 2, -1)",
+    ): "a filter has two taps at least",
+    (*_PIECES, "(1024, 512, 256)", "(1025, 512, 256)"): "in pieces or whole: a matter of speed",
+    (*_PIECES, "(1024, 512, 256)", "(1023, 512, 256)"): "in pieces or whole: a matter of speed",
+    (*_PIECES, "(1024, 512, 256)", "(1024, 513, 256)"): "in pieces or whole: a matter of speed",
+    (*_PIECES, "(1024, 512, 256)", "(1024, 511, 256)"): "in pieces or whole: a matter of speed",
+    (*_PIECES, "(1024, 512, 256)", "(1024, 512, 257)"): "in pieces or whole: a matter of speed",
+    (*_PIECES, "(1024, 512, 256)", "(1024, 512, 255)"): "in pieces or whole: a matter of speed",
+    (
+        "lorascope/updates/recomposed.py",
+        "Recomposed.delta",
+        "xp.where(has_length, lengths, 1.0)",
+        "xp.where(has_length, lengths, 0.0)",
+    ): "what is divided by it is not taken",
 }

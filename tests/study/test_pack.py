@@ -203,7 +203,7 @@ def claims_elsewhere(index, files):
 
 def other_content(index, files):
     name = f"{first_run(index)}/run/summary.json"
-    files[name] = files[name].replace(b"1", b"2")
+    files[name] = files[name].swapcase()  # of the same size, and never the same
 
 
 def longer_than_said(index, files):

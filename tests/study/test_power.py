@@ -36,6 +36,13 @@ def test_absence_is_two_one_sided_tests_or_the_far_side():
     assert power(wanted, 0.01, 8).absent == pytest.approx(0.975, abs=1e-3)
 
 
+def test_a_claim_has_one_criterion_where_nothing_else_is_said():
+    wanted = criterion(at_least=1, no_effect=0)
+    assert probabilities(wanted, -1, 0.5, 8) == probabilities(wanted, -1, 0.5, 8, 1)
+    assert probabilities(wanted, -1, 0.5, 8) != probabilities(wanted, -1, 0.5, 8, 2)
+    assert power(wanted, 0.5, 8) == power(wanted, 0.5, 8, 1) != power(wanted, 0.5, 8, 2)
+
+
 def test_what_is_not_stated_has_no_power():
     assert power(criterion(at_least=1), 1, 4).absent is None
     assert power(criterion(at_least=1), 1, 4).reproduced is None

@@ -95,7 +95,7 @@ def test_a_damaged_file_is_refused_though_its_hash_is_right(tmp_path, content, s
 
 
 def test_a_small_file_of_large_arrays_is_refused_before_they_are_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "MOST", 1 << 16)
+    monkeypatch.setattr(text_files, "MAX_BYTES", 1 << 16)
     facts = written(
         tmp_path, {"test": TextScores(("a",), np.ones((1, 1 << 16)), np.ones((1, 1 << 16)), np.ones(1 << 16))}
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from lorascope.updates.base import Update
+
 
 @dataclass(frozen=True)
 class Example:
@@ -20,6 +22,12 @@ class Example:
         path = folder / f"{self.name}.safetensors"
         save_file({key: np.ascontiguousarray(value) for key, value in self.tensors.items()}, path, self.metadata)
         return path
+
+
+def check_roles(update: Update) -> None:
+    """AssertionError where a role has another shape than it says before it is read."""
+    for role, stored in update.roles.items():
+        assert tuple(stored.read().shape) == tuple(stored.shape), f"{update.name}: {role}"
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

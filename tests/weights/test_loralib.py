@@ -153,3 +153,32 @@ def test_an_alpha_next_to_bare_factors_is_their_scale(tmp_path):
     adapter = read(tmp_path / "a.safetensors")
     assert adapter.notes == ()
     np.testing.assert_array_equal(adapter.updates["blocks.0.q"].delta().dense(), np.full((4, 5), 3.0))
+
+
+FURTHER, MATRIX = "whether the layer has further", "read as a matrix"
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "weight", "notes"),
+    [
+        ("q", 1, None, []),
+        ("conv1", 1, None, [MATRIX]),
+        ("conv1.q", 1, None, []),
+        ("conv1", 1, (4, 10), []),
+        ("q", 1, (10, 4), []),
+        ("q", 1, (12, 10), ["a fused layer of 12 rows of which 4"]),
+        ("q", 2, None, ["2 fused blocks of 4 rows, each of rank 3", FURTHER]),
+        ("conv1", 2, None, ["2 fused blocks of 4 rows, each of rank 3", FURTHER]),
+        ("q", 2, (8, 10), ["2 fused blocks of 4 rows, each of rank 3"]),
+        ("q", 2, (12, 10), ["2 fused blocks of 4 rows, each of rank 3", "a fused layer of 12 rows of which 8"]),
+        ("q", 2, (10, 12), ["2 fused blocks of 4 rows, each of rank 3", "a fused layer of 12 rows of which 8"]),
+    ],
+)
+def test_what_is_said_of_blocks_and_of_rows_that_were_not_trained(name, blocks, weight, notes, tmp_path):
+    tensors = {f"{name}.lora_A": (3 * blocks, 10), f"{name}.lora_B": (4 * blocks, 3)}
+    tensors |= {f"{name}.weight": weight} if weight else {}
+    save_file({key: np.ones(shape, np.float32) for key, shape in tensors.items()}, tmp_path / "a.safetensors")
+    update = read(tmp_path / "a.safetensors").updates[name]
+    assert len(update.notes) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(update.notes, notes, strict=True))
+    assert update.transposed == (weight == (10, 4 * blocks))

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lorascope.errors import InputError
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.formats import nunchaku
 from lorascope.weights.io import read
+from tests.weights.example import check_roles
 from tests.weights.examples_nunchaku import packed
 
 NAME = "transformer_blocks.0.out_proj"
@@ -49,9 +51,21 @@ def test_only_the_base_s_own_branch_is_taken_off(case, tmp_path):
     adapter = read(path, base)
     update = adapter.updates[NAME]
     assert update.rank == rank
+    check_roles(update)
     whole = B.astype(float) @ A.astype(float)
     if rank == 32:
         whole += BASE_B.astype(float) @ BASE_A.astype(float)
     np.testing.assert_allclose(update.delta().dense(), whole, rtol=0, atol=1e-12)
     assert update.notes == ((nunchaku.BRANCH.format(rank=16, all=32),) if rank == 16 else ())
     assert adapter.notes == (() if looked_at else (nunchaku.MAYBE_BRANCH,))
+    assert read(path).notes == (nunchaku.MAYBE_BRANCH,)
+
+
+@pytest.mark.parametrize("flat", ["lora_down", "lora_up"])
+def test_a_branch_of_the_base_that_is_no_pair_of_matrices_is_refused(flat, tmp_path):
+    path = of(tmp_path / "lora", {"lora_down": A, "lora_up": B})
+    branch = {f"{NAME}.lora_down": BASE_A, f"{NAME}.lora_up": BASE_B}
+    branch[f"{NAME}.{flat}"] = branch[f"{NAME}.{flat}"].ravel()
+    base = of(tmp_path / "base", {}, **branch, **{f"{NAME}.qweight": np.zeros((48, 16), np.int8)})
+    with pytest.raises(InputError, match="are not matrices"):
+        read(path, open_checkpoint(base.parent))

@@ -67,6 +67,63 @@ def test_peft_loads_what_we_write(builder, bare, tmp_path):
     assert found == {}
 
 
+KERNEL_TOLD = [peft.embedding, peft.convolutions, peft.lokr_both_factored, peft.lokr_whole]  # by the tensors' shapes
+
+
+@pytest.mark.parametrize("builder", KERNEL_TOLD, ids=lambda b: b.__name__)
+def test_an_update_says_of_what_layer_it_is(builder, tmp_path):
+    adapter = read(builder(tmp_path).path)
+    assert adapter.updates
+    for name, update in adapter.updates.items():
+        layer = tiny().get_submodule(name)
+        assert update.kernel == tuple(layer.weight.shape[2:]), name
+        assert update.embedding == isinstance(layer, torch.nn.Embedding), name
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (True, True), (False, True)])
+def test_one_flag_says_that_layers_are_stored_the_other_way_round(transposed, tmp_path):
+    """PEFT has one for all, and takes it back where a layer is a Linear."""
+    names = ("layers.0.q_proj", "layers.1.q_proj")
+    roles = {"A": InMemory(np.ones((2, 12), np.float32), "F32"), "B": InMemory(np.ones((16, 2), np.float32), "F32")}
+    updates = {n: Update(n, "low_rank", roles, transposed=flag) for n, flag in zip(names, transposed, strict=True)}
+    write(Adapter(updates), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] == any(transposed)
+    assert set(config["target_modules"]) == set(names)
+
+
+def triplet(name, rank):
+    shapes = {"A": (rank, 12), "B": (16, rank), "E": (rank, 1)}
+    roles = {role: InMemory(np.ones(shape, np.float32), "F32") for role, shape in shapes.items()}
+    return Update(name, "triplet", roles, scale=0.5)
+
+
+def test_adalora_s_first_rank_is_that_of_the_widest_module(tmp_path):
+    """Where the settings do not say it; modules of less have been pruned to it, and there cannot be more."""
+    updates = {name: triplet(name, rank) for name, rank in (("layers.0.q_proj", 2), ("layers.1.q_proj", 4))}
+    write(Adapter(updates), tmp_path / "bare")
+    config = json.loads((tmp_path / "bare/adapter_config.json").read_text())
+    assert config["init_r"] == 4
+    assert config["rank_pattern"] == {"layers.0.q_proj.lora_E": [True, True, False, False]}
+    write(Adapter(updates, {"init_r": 5}), tmp_path / "five")
+    again = read(tmp_path / "five")
+    assert [update.scale for update in again.updates.values()] == pytest.approx([0.5, 0.5], rel=1e-12)
+    assert json.loads((tmp_path / "five/adapter_config.json").read_text())["init_r"] == 5
+    with pytest.raises(InputError, match="one initial rank"):
+        write(Adapter(updates, {"init_r": 3}), tmp_path / "three")
+
+
+def test_weights_of_the_base_are_written_below_the_layer_that_wraps_them(tmp_path):
+    build(tmp_path, LoraConfig(r=2, target_modules=["q_proj"]))
+    copies = {name: InMemory(np.ones((12, 12), np.float32), "F32") for name in ("layers.0.q_proj.weight", "x.weight")}
+    adapter = read(tmp_path / "adapter")
+    write(Adapter(adapter.updates, adapter.settings, base=copies), tmp_path / "again")
+    found = set(load_file(tmp_path / "again/adapter_model.safetensors"))
+    assert {key for key in found if "lora" not in key} == {
+        "base_model.model.layers.0.q_proj.base_layer.weight", "base_model.model.x.weight"
+    }  # fmt: skip
+
+
 def test_saved_modules_reach_peft(tmp_path):
     path, _, _, model = build(tmp_path, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"]))
     adapter = read(path)

@@ -103,6 +103,19 @@ DIALECTS = {
         {"switch_mlp.up.lora_a": (4, 3, D_IN), "switch_mlp.up.lora_b": (4, D_OUT, 3)},
         {"adapter_config.json": json.dumps({"lora_parameters": {"scale": 2.0}})},
     ),
+    "diffusers": (
+        {"unet.up.lora_A.weight": (3, D_IN), "unet.up.lora_B.weight": (D_OUT, 3), "unet.up.alpha": ()},
+        {},
+    ),
+    "diffusers dora": (
+        {"unet.up.lora_A.weight": (3, D_IN), "unet.up.lora_B.weight": (D_OUT, 3),
+         "unet.up.lora_magnitude_vector": (D_OUT, 1)},
+        {},
+    ),
+    "diffusers convolution": (
+        {"unet.up.lora.down.weight": (3, 5, 2, 2), "unet.up.lora.up.weight": (D_OUT, 3, 1, 1)},
+        {},
+    ),
     "jax": ({"up.w_lora_a": (D_IN, 3), "up.w_lora_b": (3, 6, 4)}, {}),
     "torchtune": ({"up.lora_a.weight": (3, D_IN), "up.lora_b.weight": (D_OUT, 3), "up.magnitude": (24,)}, {}),
 }  # fmt: skip
@@ -138,8 +151,8 @@ def read(folder, tensors, others):
 
 
 def outcome(reading):
-    """Kind and shape of the update (of its roles, where the base says it), and how many tensors were set aside or
-    saved; "" where the file is refused."""
+    """Kind and shape of the update (of its roles, where the base says it), whether the base stores it the other way
+    round, and how many tensors were skipped or saved; "" where the file is refused."""
     try:
         adapter = reading()
     except InputError:
@@ -151,6 +164,7 @@ def outcome(reading):
             assert dense(update.delta()).shape == update.shape
             shapes = [(*update.shape, *update.kernel)]
         words += [update.name.rpartition(".")[2], update.kind, *("×".join(map(str, shape)) for shape in shapes)]
+        words += ["transposed"] * update.transposed + ["embedding"] * update.embedding
     aside = len(adapter.skipped) + len(adapter.saved)
     return " ".join([*words, *([f"and {aside} aside"] if aside else [])])
 

@@ -1,16 +1,16 @@
 """The result as blocks: the same data for the terminal, the page and the figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from lorascope.analyses import sigma_lines
 from lorascope.analyses.base import Metric, definitions, metric_to_sort_by
 from lorascope.analyses.delta.findings import what_changed
 from lorascope.analyses.delta.matrix import MatrixDelta
 from lorascope.analyses.delta.metrics import CAPTURED, METRICS
 from lorascope.analyses.delta.result import DeltaResult
+from lorascope.analyses.sigma_lines import line, middle
 from lorascope.analyses.toolkit import (
     Row,
     both_ends,
@@ -41,8 +41,6 @@ from lorascope.linalg.noise import noise_spectrum
 
 ROWS_AT_EACH_END = 4
 MAX_TYPES = 12  # panels of the figure of spectra
-MAX_POINTS = 120  # of a line: enough for a log axis
-MIN_DRAWN = 1e-4  # of the largest singular value in the figure
 _BY_TYPE = ("relative_norm", "stable_rank", "energy_rank_0.9", "null.energy_rank_0.9", "energy_rank_of_null_0.9",
             "best.8", "noise_floor.rank", "gavish_donoho.rank")  # fmt: skip
 _ENDS = ("relative_norm", "stable_rank", "energy_rank_0.9", "energy_rank_of_null_0.9", "best.8", "noise_floor.rank")
@@ -190,36 +188,20 @@ def _spectra(result: DeltaResult) -> Lines | None:
     series: list[Series] = []
     for name, matrices in _groups(result):
         if len(matrices) > 1:
-            series += [_line(m.name, m.singular_values, name, "thin") for m in matrices]
-        series.append(_line("ΔW, median", _middle([m.singular_values for m in matrices]), name, "normal"))
-        noise = [noise_spectrum(*m.shape) * ((m.frobenius_norm or 0.0) / np.sqrt(np.prod(m.shape))) for m in matrices]
-        series.append(_line("noise of the same energy", _middle(noise), name, "reference"))
+            series += [line(m.name, m.singular_values, name, "thin") for m in matrices]
+        series.append(line("ΔW, median", middle([m.singular_values for m in matrices]), name, "normal"))
+        noise = [sigma_lines.noise(m.shape, m.frobenius_norm or 0.0) for m in matrices]
+        series.append(line("noise of the same energy", middle(noise), name, "reference"))
         for each in result.adapters:
             captured = [c for m in matrices if (c := m.captured.get(each.label)) and c["rank"]]
             if captured:
-                middle = _middle([c["singular_values"] for c in captured])
-                series.append(_line(f"B·A, {each.label}", middle, name, "normal"))
+                typical = middle([c["singular_values"] for c in captured])
+                series.append(line(f"B·A, {each.label}", typical, name, "normal"))
     if not series:
         return None
-    least = MIN_DRAWN * max(v for s in series for v in s.y if v is not None)
-    series = [replace(s, y=tuple(v if v is not None and v >= least else None for v in s.y)) for s in series]
-    return Lines(
-        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σ_i",
-        log_x=True, log_y=True, where="page", shade="depth, first to last",
-        caption="One thin line for each matrix; bold and dashed lines are medians at each index. Values below"
-        f" {MIN_DRAWN:g} of the largest are not drawn.",
-    )  # fmt: skip
-
-
-def _middle(spectra: Sequence[Any]) -> tuple[float, ...]:
-    width = min(map(len, spectra))
-    return tuple(np.median([np.asarray(s)[:width] for s in spectra], axis=0).tolist())
-
-
-def _line(label: str, sigma: Any, panel: str, weight: Any) -> Series:
-    """The values against their index; of a long list those at about equal distances on a log axis."""
-    at = np.unique(np.round(np.geomspace(1, len(sigma), MAX_POINTS)).astype(int))
-    return Series(label, tuple(at.tolist()), tuple(float(sigma[i - 1]) or None for i in at), panel, weight)
+    return sigma_lines.by_type(
+        series, "One thin line for each matrix; bold and dashed lines are medians at each index."
+    )
 
 
 def _kept(result: DeltaResult) -> Lines | None:
@@ -227,10 +209,10 @@ def _kept(result: DeltaResult) -> Lines | None:
     series: list[Series] = []
     for name, matrices in _groups(result):
         curves = [np.cumsum(np.square(m.singular_values or ())) / m.energy for m in matrices]
-        series.append(_line("best of rank k, median", _middle(curves), name, "normal"))
+        series.append(line("best of rank k, median", middle(curves), name, "normal"))
         noise = [np.cumsum(noise_spectrum(*m.shape) ** 2) / (m.shape[0] * m.shape[1]) for m in matrices]
         width = min(len(curve) for curve in curves)
-        series.append(_line("noise of the same shape", _middle([n[:width] for n in noise]), name, "reference"))
+        series.append(line("noise of the same shape", middle([n[:width] for n in noise]), name, "reference"))
         for each in result.adapters:
             points = [(m.name, c) for m in matrices if (c := m.captured.get(each.label)) and c.get("both") is not None]
             if points:

@@ -1,17 +1,18 @@
 """The result drawn: the same data for the terminal, the page and the JSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from lorascope.analyses import sigma_lines
 from lorascope.analyses.base import definitions
 from lorascope.analyses.dimension.findings import of_gain
 from lorascope.analyses.dimension.functional import Curve
 from lorascope.analyses.dimension.result import METRICS, OF_AXIS, OF_SEEDS, SPECTRAL, DimensionResult
 from lorascope.analyses.dimension.sizes import Family, Reach
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum
+from lorascope.analyses.sigma_lines import line, middle
 from lorascope.analyses.toolkit import group, skipped_table, table, value
 from lorascope.blocks import (
     Block,
@@ -27,12 +28,9 @@ from lorascope.blocks import (
     Table,
     Text,
 )
-from lorascope.linalg.noise import noise_spectrum
 
 MAX_TYPES = 12
-MAX_POINTS = 120
 MAX_ADAPTERS = 4  # whose spectra are drawn
-MIN_DRAWN = 1e-4  # of the largest singular value in the figure
 KINDS = {
     "top": "largest k",
     "threshold": "one threshold on σ",
@@ -231,27 +229,21 @@ def spectra(result: DimensionResult) -> Lines:
     series: list[Series] = []
     for name, matrices in list(drawn.items())[:MAX_TYPES]:
         if len(matrices) > 1:
-            series += [_line(each.name, each.singular_values, name, "thin") for each in matrices]
-        series.append(_line("full ΔW, median", _middle([each.singular_values for each in matrices]), name, "normal"))
-        nulls = [noise_spectrum(*e.shape) * (e.frobenius_norm / (e.shape[0] * e.shape[1]) ** 0.5) for e in matrices]
-        series.append(_line("noise of the same energy", _middle(nulls), name, "reference"))
+            series += [line(each.name, each.singular_values, name, "thin") for each in matrices]
+        series.append(line("full ΔW, median", middle([each.singular_values for each in matrices]), name, "normal"))
+        nulls = [sigma_lines.noise(each.shape, each.frobenius_norm) for each in matrices]
+        series.append(line("noise of the same energy", middle(nulls), name, "reference"))
         splits = [each for each in result.splits if each.type == name]
         if splits:
-            contrast = _middle([each.contrast for each in splits])
-            series.append(_line("difference of the seeds", contrast, name, "reference"))
+            contrast = middle([each.contrast for each in splits])
+            series.append(line("difference of the seeds", contrast, name, "reference"))
         names = {each.name for each in matrices}
         for label, members in adapters.items():
             sigmas = [each.singular_values for each in members if each.name in names and each.frobenius_norm > 0]
             if sigmas:
-                series.append(_line(f"B·A, {label}", _middle(sigmas), name, "normal"))
-    lowest = MIN_DRAWN * max((y for line in series for y in line.y if y is not None), default=1.0)
-    series = [replace(s, y=tuple(y if y is not None and y >= lowest else None for y in s.y)) for s in series]
-    return Lines(
-        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σ_i",
-        log_x=True, log_y=True, where="page", shade="depth, first to last",
-        caption=f"One thin line for each matrix of {first}; other lines are medians at each index. Values below"
-        f" {MIN_DRAWN:g} of the largest are not drawn.",
-    )  # fmt: skip
+                series.append(line(f"B·A, {label}", middle(sigmas), name, "normal"))
+    lines_are = f"One thin line for each matrix of {first}; other lines are medians at each index."
+    return sigma_lines.by_type(series, lines_are)
 
 
 def _adapters_drawn(result: DimensionResult) -> dict[str, list[MatrixSpectrum]]:
@@ -265,16 +257,6 @@ def _adapters_drawn(result: DimensionResult) -> dict[str, list[MatrixSpectrum]]:
     if len(sizes) > MAX_ADAPTERS:
         sizes = [sizes[i] for i in sorted({round(i * (len(sizes) - 1) / last) for i in range(MAX_ADAPTERS)})]
     return dict(sizes)
-
-
-def _middle(sigmas: Sequence[Any]) -> tuple[float, ...]:
-    width = min(map(len, sigmas))
-    return tuple(np.median([np.asarray(each)[:width] for each in sigmas], axis=0).tolist())
-
-
-def _line(label: str, sigma: Any, panel: str, weight: Any) -> Series:
-    at = np.unique(np.round(np.geomspace(1, len(sigma), MAX_POINTS)).astype(int))
-    return Series(label, tuple(at.tolist()), tuple(float(sigma[i - 1]) or None for i in at), panel, weight)
 
 
 def _by_type(result: DimensionResult) -> Table:

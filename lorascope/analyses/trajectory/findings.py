@@ -96,8 +96,8 @@ def _rank(result: TrajectoryResult) -> list[Finding]:
     word = "rises" if after > 1.05 * before else "falls" if after < 0.95 * before else "stays near"  # type: ignore[operator]
     numbers = f"{after:.3g}" if word == "stays near" else f"from {before:.3g} to {after:.3g}"
     null = result.summary()["median_null_stable_rank"]
-    beside = "" if null is None else f"; random factors of these shapes have {null:.3g}"
-    text = f"the median stable rank {word} {numbers} between {result.unit} {first.step} and {last.step}{beside}"
+    baseline = "" if null is None else f"; random factors of these shapes have {null:.3g}"
+    text = f"the median stable rank {word} {numbers} between {result.unit} {first.step} and {last.step}{baseline}"
     return [Finding("note", text)]
 
 

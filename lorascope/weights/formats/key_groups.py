@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
 
-MOST_PARTS = 8  # of a fused projection; FLUX has four
+MAX_PARTS = 8  # of a fused projection; FLUX has four
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lorascope.inputs import parse_json
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.base import Bundle, Format, Ledger, Parsed, formats
 from lorascope.weights.formats.key_groups import (
-    MOST_PARTS,
+    MAX_PARTS,
     KeyGroup,
     alpha_scale,
     by_module,
@@ -41,7 +41,7 @@ from lorascope.weights.tensors import Combined, reshaped
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-PARTS = tuple(f"lora_{side}.{part}.weight" for side in ("down", "up") for part in range(MOST_PARTS))
+PARTS = tuple(f"lora_{side}.{part}.weight" for side in ("down", "up") for part in range(MAX_PARTS))
 SUFFIXES = (
     *("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "magnitude", "scalar"),
     *PARTS,

@@ -22,7 +22,7 @@ from lorascope.errors import InputError
 from lorascope.updates.base import MAX_EXPANDED, Stored, Update
 from lorascope.updates.block_rotation import side_of
 from lorascope.weights.formats.base import Ledger
-from lorascope.weights.formats.key_groups import MOST_PARTS, KeyGroup, alpha_scale, kernel_of, low_rank_roles, number
+from lorascope.weights.formats.key_groups import MAX_PARTS, KeyGroup, alpha_scale, kernel_of, low_rank_roles, number
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import Combined, Mapped, flattened, reshaped
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from lorascope.weights.checkpoint import Checkpoint
 
-OFT_PARTS = tuple(f"oft_blocks.{part}" for part in range(MOST_PARTS))
+OFT_PARTS = tuple(f"oft_blocks.{part}" for part in range(MAX_PARTS))
 OFT_V2 = ("oft_R.weight",)
 _DESCRIBED = tuple(
     f"{what}_metadata" for what in ("oft_block_size", "oft_block_share", "oft_coft", "coft_eps", "scaled_oft")

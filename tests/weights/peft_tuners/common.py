@@ -28,6 +28,7 @@ from lorascope.updates.base import Update, dense
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from tests.weights.example import check_roles
 
 # Both sides multiply the same float32 values in float64, in another order: sums of at most a few hundred products.
 SUMS = 1e-12
@@ -183,6 +184,7 @@ def compare(case: Case, adapter: Adapter, base: Checkpoint | None, expected: dic
     assert set(found) == {name for name, change in expected.items() if change.ndim > 1 or name in found}
     assert found
     for name, update in found.items():
+        check_roles(update)
         change = expected[name].reshape(len(expected[name]), -1)
         error = np.linalg.norm(stored_delta(update, base) - change) / np.linalg.norm(change)
         assert error < case.tolerance, f"{name}: {error:.3g}"
@@ -196,6 +198,9 @@ def check(case: Case, folder: Path) -> Adapter:
     base = written.checkpoint if case.base else None
     adapter = io.read(written.adapter_folder, base)
     compare(case, adapter, base, expected)
+    layers = dict(written.base.named_modules())
+    for name, update in adapter.updates.items():
+        assert update.embedding == isinstance(layers.get(name), nn.Embedding)
     assert any(case.says in note for note in adapter.notes) or not case.says
     lean = io.read(without_defaults(written.adapter_folder, case.config()), base)
     for name, update in adapter.updates.items():

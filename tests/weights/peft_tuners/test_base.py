@@ -200,6 +200,21 @@ def test_oft_of_peft_0_13_rotates_outputs_and_is_cut_to_them(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # sums in float64
 
 
+@pytest.mark.parametrize("version", ["0.13", "0.15"])
+def test_old_oft_s_blocks_are_held_within_a_norm(version, tmp_path):
+    """eps·⌈d_out/blocks⌉²/√blocks, of 10 outputs and 3 blocks: longer blocks are cut to it, the short one stays."""
+    rng = np.random.default_rng(4)
+    blocks = (rng.standard_normal((3, 4, 4)) * np.array([3.0, 0.01, 2.0])[:, None, None]).astype(np.float32)
+    tensors = {"oft_r": blocks} | ({"oft_s": np.ones((10, 1), np.float32)} if version == "0.15" else {})
+    found, weight = old_oft(tmp_path, {"r": 3, "coft": True, "eps": 0.05}, **tensors)
+    longest = 0.05 * 4**2 / np.sqrt(3)
+    lengths = np.linalg.norm(blocks.astype(np.float64), axis=(1, 2), keepdims=True)
+    assert (lengths > longest).ravel().tolist() == [True, False, True]
+    turn = cayley(np.where(lengths > longest, blocks * (longest / lengths), blocks))
+    expected = turn[:10, :10].T @ weight if version == "0.13" else weight @ turn.T
+    np.testing.assert_allclose(found, expected - weight, rtol=0, atol=1e-12)  # sums in float64
+
+
 def test_oft_trained_before_peft_0_18_ends_its_series_otherwise(tmp_path):
     vectors = (np.random.default_rng(3).standard_normal((3, 6)) * 0.2).astype(np.float32)
     config = {"oft_block_size": 4, "r": 0, "use_cayley_neumann": True, "num_cayley_neumann_terms": 4}

@@ -181,6 +181,18 @@ def test_kasa_is_known_without_its_config_and_without_the_base(tmp_path):
     assert adapter.source.method == "KaSA"
 
 
+@pytest.mark.parametrize("topk_only", [False, True])
+def test_vb_lora_s_factors_are_pefts_and_not_only_their_product(topk_only, tmp_path):
+    written = saved(Case("vblora", lambda: vblora(topk=3, save_only_topk_weights=topk_only)), tmp_path)
+    adapter = io.read(written.adapter_folder)
+    assert len(adapter.updates) == 6
+    for name, update in adapter.updates.items():
+        layer = written.model.get_submodule(f"base_model.model.{name}")
+        for role, expected in zip("AB", layer._get_lora_matrices("default"), strict=True):
+            # PEFT mixes three vectors with weights of at most 1 in float32
+            np.testing.assert_allclose(update.read()[role], expected.detach().numpy(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_files_are_what_peft_merges(case, tmp_path):
     check(case, tmp_path)

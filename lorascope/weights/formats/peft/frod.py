@@ -73,20 +73,20 @@ def type_of(module: str) -> str:
 
 def _shared(ledger: Ledger) -> dict[str, dict[str, Stored]]:
     """What modules share, by their type; the keys stay open."""
-    found: dict[str, dict[str, Stored]] = {}
+    by_type: dict[str, dict[str, Stored]] = {}
     for key in ledger.left():
         if match := _SHARED.fullmatch(body(key)):
-            found.setdefault(match["type"], {})[match["role"]] = ledger.peek(key)
-    return found
+            by_type.setdefault(match["type"], {})[match["role"]] = ledger.peek(key)
+    return by_type
 
 
 def _update(module: str, lengths: Stored, values: Stored, shared: dict[str, Stored], context: Context) -> Update:
     basis, indices = shared["frod_V"], shared["frod_s_indices"]
     size = basis.shape[0] if basis.shape else 0
     expected = {"V": (size, size), "indices": (2, *values.shape), "lambda": (size,)}
-    found = {"V": tuple(basis.shape), "indices": tuple(indices.shape), "lambda": tuple(lengths.shape)}
-    if found != expected or len(values.shape) != 1:
-        raise InputError(f"the FRoD tensors of {module} do not fit together", found=found, expected=expected)
+    shapes = {"V": tuple(basis.shape), "indices": tuple(indices.shape), "lambda": tuple(lengths.shape)}
+    if shapes != expected or len(values.shape) != 1:
+        raise InputError(f"the FRoD tensors of {module} do not fit together", found=shapes, expected=expected)
 
     def inner(basis: np.ndarray, lengths: np.ndarray, values: np.ndarray, indices: np.ndarray) -> np.ndarray:
         if indices.size and not (indices.min() >= 0 and indices.max() < size):

@@ -29,7 +29,7 @@ class Psoft(Family):
         psoft_alpha psoft_dropout ab_svd_init psoft_svd psoft_svd_lowrank_niter random_seed psoft_orth psoft_mag_b
         psoft_mag_a use_cayley_neumann num_cayley_neumann_terms cayley_neumann_eps init_weights
     """
-    scales = ScaleFields(default_rank=32, alpha="psoft_alpha", patterns=False)
+    scales = ScaleFields(default_rank=32, alpha="psoft_alpha", patterns=False, default_alpha=32)
 
     def read(self, group: Group, context: Context) -> Update:
         group.need("psoft_R.weight")
