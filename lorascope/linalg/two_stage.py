@@ -20,8 +20,8 @@ from lorascope.linalg import torch_lapack
 from lorascope.linalg.calibration import fastest
 
 # The shorter side from which two stages cost less. One thread, CPU seconds of one and of two stages: AMD EPYC with
-# AVX-512, OpenBLAS 0.3.31, 0.07 and 0.09 at 1024, 0.63 and 0.56 at 2048, 2.9 and 1.8 at 3072, 7.7 and 4.0 at 4096; Intel
-# Xeon (Sapphire Rapids) 0.12 and 0.11 at 1024, 1.04 and 0.63 at 2048, 9.4 and 5.4 at 4096, where MKL takes 3.5.
+# AVX-512, OpenBLAS 0.3.31, 0.07 and 0.09 at 1024, 0.63 and 0.56 at 2048, 2.9 and 1.8 at 3072, 7.7 and 4.0 at 4096;
+# Intel Xeon (Sapphire Rapids) 0.12 and 0.11 at 1024, 1.04 and 0.63 at 2048, 9.4 and 5.4 at 4096, where MKL takes 3.5.
 LARGE = 2048
 LARGEST = 46340  # whose entries 32-bit integers, which torch's LAPACK has, can count
 TIMED = 1536  # the size at which the routines are compared, for half a second once on a machine
