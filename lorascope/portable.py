@@ -1,8 +1,9 @@
-"""What the systems spell differently: flags of `os.open`, reads at a position, the lock of a file."""
+"""What the systems spell differently: flags of `os.open`, reads at a position, locks, the processor, the cache."""
 
 import os
 import threading
 from io import BufferedReader
+from pathlib import Path
 
 try:
     import fcntl
@@ -52,3 +53,21 @@ def lock(descriptor: int) -> bool | None:
         taken = isinstance(error, BlockingIOError if fcntl is not None else PermissionError)
         return False if taken else None  # or a file system without locks
     return None
+
+
+def user_cache() -> Path:
+    """The user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorascope"
+
+
+def processor() -> str:
+    """The processor's name; where the system hides the model, with its family and model numbers."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    seen = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = seen.get("model name", platform.machine())
+    return f"{name} (family {seen['cpu family']}, model {seen['model']})" if "cpu family" in seen else name

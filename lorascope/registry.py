@@ -88,8 +88,11 @@ class Registry(Generic[T]):
 
     def items(self) -> Iterator[tuple[str, T]]:
         """The built-in members by name, then the plug-ins', which are looked for only once these are through."""
+        complete = self._plugins_loaded or self.plugins is None
         first = self.built_in()
         yield from first
+        if complete:
+            return
         self._load_plugins()
         yield from (item for item in self.built_in() if item not in first)
 

@@ -14,10 +14,10 @@ def open_cache(folder: Path | None, none: bool, device: str = "auto") -> "SvdCac
     """
     from lorascope.cli._device import placer
     from lorascope.errors import InputError
-    from lorascope.models import assets
+    from lorascope.portable import user_cache
     from lorascope.weights.base_svd import FOLDER, SvdCache
 
     if none and folder is not None:
         raise InputError("--cache DIR and --no-cache exclude each other")
     place = None if device in ("auto", "cpu") else placer(device)
-    return SvdCache(None if none else folder or assets.user_cache() / FOLDER, place=place)
+    return SvdCache(None if none else folder or user_cache() / FOLDER, place=place)

@@ -1,22 +1,30 @@
-"""All eigenvalues of a large symmetric matrix by a reduction in two stages, from the LAPACK that numpy is linked with.
+"""All eigenvalues of a large symmetric matrix, by the faster of the LAPACKs at hand.
 
 numpy calls dsyevd, which brings the matrix to tridiagonal form in one stage: half of that is matrix times vector, which
 runs at the speed of memory. LAPACK's dsyevd_2stage goes by a band (Haidar, Ltaief and Dongarra 2011, "Parallel
 reduction to condensed forms for symmetric eigenvalue problems using aggregated fine-grained and memory-aware kernels"),
-which is matrix products, and a pass over the band. Both are backward stable: each eigenvalue moves by about eps·‖G‖₂.
+which is matrix products, and a pass over the band. MKL's dsyevd, which torch carries, is as fast in its own way on an
+Intel processor, and slower on AMD's: `calibration` knows. All are backward stable: each eigenvalue moves by eps·‖G‖₂.
 """
 
 import ctypes
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
-# The shorter side from which two stages cost less. One thread, AMD EPYC with AVX-512, OpenBLAS 0.3.31: CPU seconds of
-# one and two stages 0.07 and 0.09 at 1024, 0.63 and 0.56 at 2048, 2.9 and 1.8 at 3072, 7.7 and 4.0 at 4096.
+from lorascope.linalg import torch_lapack
+from lorascope.linalg.calibration import fastest
+
+# The shorter side from which two stages cost less. One thread, CPU seconds of one and of two stages: AMD EPYC with
+# AVX-512, OpenBLAS 0.3.31, 0.07 and 0.09 at 1024, 0.63 and 0.56 at 2048, 2.9 and 1.8 at 3072, 7.7 and 4.0 at 4096;
+# Intel Xeon (Sapphire Rapids) 0.12 and 0.11 at 1024, 1.04 and 0.63 at 2048, 9.4 and 5.4 at 4096, where MKL takes 3.5.
 LARGE = 2048
+LARGEST = 46340  # whose entries 32-bit integers, which torch's LAPACK has, can count
+TIMED = 1536  # the size at which the routines are compared, for half a second once on a machine
 # As OpenBLAS's wheels, OpenBLAS with 64-bit integers, and plain LAPACK have it.
 _NAMES = ("scipy_dsyevd_2stage_64_", "dsyevd_2stage_64_", "dsyevd_2stage_")
 
@@ -27,9 +35,28 @@ def eigenvalues(symmetric: np.ndarray) -> np.ndarray:
     Raises:
         numpy.linalg.LinAlgError: the iteration did not converge.
     """
-    n = len(symmetric)
-    routine = _routine() if n >= LARGE and symmetric.dtype == np.float64 and _contiguous(symmetric) else None
+    fits = LARGE <= len(symmetric) <= LARGEST and symmetric.dtype == np.float64 and _contiguous(symmetric)
+    routine = _fastest() if fits else None
     return np.linalg.eigvalsh(symmetric) if routine is None else _call(routine, symmetric)
+
+
+def _fastest() -> Callable[..., Any] | None:
+    """dsyevd_2stage of numpy's LAPACK or dsyevd of torch's, whichever is faster here; None where there is neither."""
+    routines = {"two stages": _routine(), "torch's": torch_lapack.routine("dsyevd_")}
+    found = {name: routine for name, routine in routines.items() if routine is not None}
+
+    def timed(routine: Callable[..., Any]) -> Callable[[], object]:
+        return lambda: _call(routine, np.random.default_rng(0).standard_normal((TIMED, TIMED)))  # of the lower triangle
+
+    calls = {name: timed(routine) for name, routine in found.items()}
+    return found[fastest(f"dsyevd of {TIMED}", calls, _versions())] if found else None
+
+
+def _versions() -> list[str]:
+    try:
+        return [f"numpy {np.__version__}", f"torch {version('torch')}"]
+    except PackageNotFoundError:
+        return [f"numpy {np.__version__}"]
 
 
 def _contiguous(matrix: np.ndarray) -> bool:

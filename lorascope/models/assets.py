@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from lorascope.errors import LorascopeError
 from lorascope.outputs import staged
+from lorascope.portable import user_cache
 
 CACHE_VARIABLE = "LORASCOPE_ASSETS"
 
@@ -167,11 +168,6 @@ def cache() -> Path:
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE]).expanduser()
     return user_cache()
-
-
-def user_cache() -> Path:
-    """The user's cache folder, whatever `LORASCOPE_ASSETS` says."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorascope"
 
 
 def names() -> list[str]:

@@ -1,11 +1,12 @@
-"""Time and memory of `lorascope compare` over many adapters of a 7B model, from two layers of it.
+"""Time and memory of `lorascope compare` over many adapters of a 7B model, from two layers of it, or all.
 
-    python tests/benchmarks/compare.py --adapters 500
+    python tests/benchmarks/compare.py --adapters 500 [--whole]
 
 Writes so many rank-16 adapters of two layers of Mistral-7B's query, key and value projections (bfloat16, ten groups of
 one A each), compares one layer and both, each in one process, and takes their difference 31 times more: modules are
 taken one after the other, so time is linear in them and memory does not depend on them. `--all-projections` has all
-seven projections of a layer. BLAS threads as the environment says.
+seven projections of a layer. `--whole` writes all 32 layers (19 MB an adapter) and measures them in one process,
+without extrapolation. BLAS threads as the environment says.
 """
 
 import argparse
@@ -30,12 +31,12 @@ LAYERS, GROUPS = 32, 10
 SHAPES = {key: LLAMA_8B[key] for key in ("hidden", "kv", "inner")}
 
 
-def write(folder: Path, number: int, rank: int, names: list[str]) -> Path:
+def write(folder: Path, number: int, rank: int, names: list[str], layers: int) -> Path:
     """One adapter: A of its group's initialisation and a little movement, B of its own."""
     folder.mkdir(parents=True)
     group, own = np.random.default_rng([1, number % GROUPS]), np.random.default_rng([2, number])
     tensors = {}
-    for layer, name in ((layer, name) for layer in range(2) for name in names):
+    for layer, name in ((layer, name) for layer in range(layers) for name in names):
         d_out, d_in = projections(**SHAPES)[name]
         key = f"base_model.model.model.layers.{layer}.{name}"
         a = group.uniform(-1, 1, (rank, d_in)) + 0.3 * own.standard_normal((rank, d_in))
@@ -58,25 +59,31 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=100)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--all-projections", action="store_true")
+    parser.add_argument("--whole", action="store_true", help="measure all 32 layers")
     add_json(parser)
     arguments = parser.parse_args()
     names = list(projections(**SHAPES))
     names = names if arguments.all_projections else names[:3]
+    keys = ("cpu", "wall", "peak_mb")
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [write(Path(scratch) / f"{k:03}", k, arguments.rank, names) for k in range(arguments.adapters)]
+        layers = LAYERS if arguments.whole else 2
+        numbers = range(arguments.adapters)
+        folders = [write(Path(scratch) / f"{k:03}", k, arguments.rank, names, layers) for k in numbers]
         out = Path(scratch) / "out.json"
         command = ["compare", *map(str, folders), "--json", str(out), "--all-modules", "--modules"]
-        one, both = measured([*command, r"layers\.0"]), measured([*command, "layers"])
+        parts = {"all layers": "layers"} if arguments.whole else {"one layer": r"layers\.0", "both": "layers"}
+        measures = {name: dict(zip(keys, measured([*command, part]), strict=True)) for name, part in parts.items()}
         groups = json.loads(out.read_text())["groups_by_initialisation"]["groups"]
     print(f"{arguments.adapters} adapters of rank {arguments.rank}, {len(names)} modules a layer")
-    for text, (cpu, wall, peak) in (("one layer", one), ("both", both)):
-        print(f"  {text:10} {cpu:6.1f} CPU s {wall:6.1f} s wall, peak {peak:.0f} MB")
-    cpu, wall = (a + (LAYERS - 1) * (b - a) for a, b in zip(one[:2], both[:2], strict=True))
-    print(f"  {LAYERS} layers, extrapolated: {cpu / 60:.1f} CPU min, {wall / 60:.1f} min wall, the same memory")
+    for text, each in measures.items():
+        print(f"  {text:10} {each['cpu']:6.1f} CPU s {each['wall']:6.1f} s wall, peak {each['peak_mb']:.0f} MB")
+    if not arguments.whole:
+        one, both = measures["one layer"], measures["both"]
+        measures["extrapolated"] = {key: one[key] + (LAYERS - 1) * (both[key] - one[key]) for key in ("cpu", "wall")}
+        cpu, wall = measures["extrapolated"].values()
+        print(f"  {LAYERS} layers, extrapolated: {cpu / 60:.1f} CPU min, {wall / 60:.1f} min wall, the same memory")
     print(f"  groups by initialisation found: {len(groups)}, of {min(GROUPS, arguments.adapters)}")
-    keys = ("cpu", "wall", "peak_mb")
-    measures = {name: dict(zip(keys, each, strict=True)) for name, each in (("one layer", one), ("both", both))}
-    finish(arguments.json, measures | {"extrapolated": {"cpu": cpu, "wall": wall}, "adapters": arguments.adapters})
+    finish(arguments.json, measures | {"adapters": arguments.adapters})
 
 
 def measured(arguments: list[str]) -> tuple[float, float, float]:

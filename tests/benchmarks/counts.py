@@ -1,10 +1,12 @@
-"""Instructions of three commands, counted by valgrind: what a busy machine's clock cannot tell. Stored in counts.json.
+"""Instructions of three commands and of a training step, counted by valgrind: what a busy machine's clock cannot tell.
 
     python -m tests.benchmarks.counts [--write]
 
 Start-up is `lorascope --help`; `analyze` is of an adapter of 4 layers and rank 16, `delta` of two checkpoints with one
-matrix of 256 x 256. Counts depend on the versions of Python and of the libraries: they are compared where these are the
-stored ones. `tests/contracts/test_counts.py` fails where a count has risen by more than a tenth.
+matrix of 256 x 256; a training step is the difference between processes of 12 and of 2 steps of LoRA, by 10. They are
+stored in counts.json. They depend on the versions of Python and of the libraries, and are compared where these are the
+stored ones; hardly on the processor, because every library is told to take its AVX2 kernels, and valgrind shows them no
+wider ones. `tests/contracts/test_counts.py` fails where a count has risen by more than a tenth.
 """
 
 import argparse
@@ -21,8 +23,29 @@ from pathlib import Path
 
 STORED = Path(__file__).with_name("counts.json")
 RISE = 0.10
-LIBRARIES = ("numpy", "scipy", "typer")
+LIBRARIES = ("numpy", "scipy", "typer", "torch")
 SIZES = {"layers": 4, "hidden": 256, "kv": 64, "inner": 512}
+SETTINGS = {
+    "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Haswell",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
+}  # fmt: skip
+STEPS = (2, 12)
+TRAINING = """
+import sys
+import torch
+from torch import nn
+from lorascope.adapt.inject import inject
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Embedding(256, 64), *(nn.Linear(64, 64) for _ in range(8)), nn.Linear(64, 256))
+injected = inject(model, "lora", r=8, lora_alpha=16, target_modules=[str(i) for i in range(1, 9)])
+optimizer = torch.optim.AdamW(injected.parameter_groups(lr=1e-3))
+tokens = torch.randint(256, (8, 32))
+for _ in range(int(sys.argv[1])):
+    nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+"""
 
 
 def environment() -> dict[str, str]:
@@ -37,12 +60,11 @@ def missing() -> str | None:
 
 
 def count(arguments: list[str], folder: Path) -> int:
-    """Instructions of `lorascope ARGUMENTS`, once its bytecode is compiled. Raises where it fails."""
-    command = [sys.executable, "-m", "lorascope", *arguments]
-    settings = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    """Instructions of `python ARGUMENTS`, once its bytecode is compiled. Raises where it fails."""
+    command = [sys.executable, *arguments]
     root = str(Path(__file__).resolve().parents[2])
     given = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    given |= settings | {"PYTHONPATH": root, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    given |= SETTINGS | {"PYTHONPATH": root, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
     subprocess.run(command, check=True, env=given, capture_output=True)
     counting = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", *command]
     done = subprocess.run(counting, check=True, env=given, capture_output=True, text=True)
@@ -53,7 +75,7 @@ def count(arguments: list[str], folder: Path) -> int:
 
 
 def counts() -> dict[str, int]:
-    """Instructions by command."""
+    """Instructions by command, and of a training step."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -73,7 +95,9 @@ def counts() -> dict[str, int]:
             "analyze": ["analyze", str(adapter), "--json", str(folder / "a.json")],
             "delta": ["delta", str(folder / "base"), str(folder / "tuned"), "--json", str(folder / "d.json")],
         }
-        return {label: count(arguments, folder) for label, arguments in commands.items()}
+        seen = {label: count(["-m", "lorascope", *given], folder) for label, given in commands.items()}
+        few, many = (count(["-c", TRAINING, str(steps)], folder) for steps in STEPS)
+        return seen | {"training step": (many - few) // (STEPS[1] - STEPS[0])}
 
 
 def main() -> None:
@@ -86,7 +110,7 @@ def main() -> None:
     seen = counts()
     for name, number in seen.items():
         before = stored["counts"].get(name)
-        print(f"{name:10} {number / 1e6:9.1f} million" + (f"  {number / before:.3f} of the stored" if before else ""))
+        print(f"{name:13} {number / 1e6:9.1f} million" + (f"  {number / before:.3f} of the stored" if before else ""))
     if arguments.write:
         STORED.write_text(json.dumps({"environment": environment(), "counts": seen}, indent=1) + "\n")
 

@@ -18,6 +18,8 @@ def facts(threads: int | None = None) -> dict[str, Any]:
     import numpy as np
     import threadpoolctl
 
+    from lorascope.portable import processor
+
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     found: dict[str, Any] = {
         "processor": processor(),
@@ -34,17 +36,6 @@ def facts(threads: int | None = None) -> dict[str, Any]:
         if torch.cuda.is_available():
             found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def processor() -> str:
-    """The processor's name; where the system hides the model, with its family and model numbers."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    seen = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = seen.get("model name", platform.machine())
-    return f"{name} (family {seen['cpu family']}, model {seen['model']})" if "cpu family" in seen else name
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Eigenvalues by two stages against planted ones and against numpy's one stage, and without the routine."""
+"""Eigenvalues by each routine against planted ones and against numpy's, without the routines, and which is taken."""
 
 import ctypes
 import subprocess
@@ -8,17 +8,18 @@ import textwrap
 import numpy as np
 import pytest
 
-from lorascope.linalg import dense, two_stage
+from lorascope.linalg import dense, torch_lapack, two_stage
+
+ROUTINES = {"two stages": two_stage._routine, "torch's": lambda: torch_lapack.routine("dsyevd_")}
 
 
-@pytest.fixture
-def at_every_size(monkeypatch):
-    """The routine; the test is skipped where numpy's LAPACK lacks it."""
-    routine = two_stage._routine()
-    if routine is None:
-        pytest.skip("numpy is linked with a LAPACK that has no dsyevd_2stage")
+@pytest.fixture(params=ROUTINES)
+def at_every_size(request, monkeypatch):
+    """One of the routines, taken at every size; the test is skipped where the machine lacks it."""
+    if ROUTINES[request.param]() is None:
+        pytest.skip(f"no routine here for {request.param}")
     monkeypatch.setattr(two_stage, "LARGE", 1)
-    return routine
+    monkeypatch.setattr(two_stage, "fastest", lambda question, calls, versions: request.param)
 
 
 def symmetric(n, values, seed=0):
@@ -58,7 +59,7 @@ def test_a_spectrum_is_the_same_with_the_routine_and_without(at_every_size, monk
     monkeypatch.setattr(two_stage, "_call", lambda *a, call=two_stage._call: calls.append(1) or call(*a))
     quick = dense.spectrum(matrix)
     assert calls, "the routine was not used"
-    monkeypatch.setattr(two_stage, "_routine", lambda: None)
+    monkeypatch.setattr(two_stage, "_fastest", lambda: None)
     slow = dense.spectrum(matrix)
     assert len(calls) == 1
     assert quick.method == slow.method == "gram"
@@ -84,10 +85,34 @@ def test_without_the_routine_numpy_answers(broken):
     """In a process of its own, as the routine is looked up once."""
     code = f"""
         import numpy as np
-        from lorascope.linalg import two_stage
+        from lorascope.linalg import torch_lapack, two_stage
         {broken.replace("_NAMES", "two_stage._NAMES")}
         two_stage.LARGE = 1
-        assert two_stage._routine() is None
+        torch_lapack.routine = lambda name: None
+        assert two_stage._routine() is two_stage._fastest() is None
         assert np.allclose(two_stage.eigenvalues(np.diag([3.0, 1.0, 2.0])), [1, 2, 3])
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+@pytest.mark.parametrize("present", [("two stages",), ("torch's",), ("two stages", "torch's")])
+def test_the_faster_of_those_that_are_there_is_taken(monkeypatch, present):
+    made = {"two stages": lambda: 1, "torch's": lambda: 2}
+    monkeypatch.setattr(two_stage, "_routine", lambda: made["two stages"] if "two stages" in present else None)
+    monkeypatch.setattr(torch_lapack, "routine", lambda name: made["torch's"] if "torch's" in present else None)
+    monkeypatch.setattr(two_stage, "fastest", lambda question, calls, versions: list(calls)[-1])
+    assert two_stage._fastest() is made[present[-1]]
+
+
+def test_what_is_timed_is_the_routine_itself(monkeypatch):
+    seen = []
+    monkeypatch.setattr(two_stage, "TIMED", 8)
+    monkeypatch.setattr(two_stage, "_call", lambda routine, matrix: seen.append((routine, matrix.shape)))
+    one, other = (lambda: 1), (lambda: 2)
+    monkeypatch.setattr(two_stage, "_routine", lambda: one)
+    monkeypatch.setattr(torch_lapack, "routine", {"dsyevd_": other}.get)
+    monkeypatch.setattr(
+        two_stage, "fastest", lambda _, calls, versions: [call() for call in calls.values()] and "torch's"
+    )
+    assert two_stage._fastest() is other
+    assert seen == [(one, (8, 8)), (other, (8, 8))]

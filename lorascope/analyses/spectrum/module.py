@@ -215,7 +215,8 @@ def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: 
     if (known := spectrum.rank_measures(sigma, ENERGY_RANKS.values())) is not None:
         ranks = {key: float(known[key]) for key in RANKS}
         energy_ranks = {key: int(known[key]) for key in ENERGY_RANKS}
-    null = random_product(*shape, update.rank) if update.rank and low_rank and update.kind in PRODUCTS else None
+    rank = update.rank if low_rank else None
+    null = random_product(*shape, rank) if rank and update.kind in PRODUCTS else None
     stable = ranks["stable_rank"]
     return {
         "singular_values": tuple(sigma.tolist()),
@@ -224,7 +225,7 @@ def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: 
         "nuclear_norm": spectrum.nuclear_norm(sigma),
         **ranks,
         "energy_ranks": energy_ranks,
-        "rank_utilisation": stable / update.rank if stable is not None and update.rank and low_rank else None,
+        "rank_utilisation": stable / rank if stable is not None and rank else None,
         "null": null,
         "rank_utilisation_of_null": stable / null["stable_rank"] if stable is not None and null else None,
         "negligible_share": _negligible_share(sigma, dtype),

@@ -108,12 +108,16 @@ def _roles_with_tail() -> frozenset[str]:
 
 def family_of(group: Group) -> Family:
     """The family that has all roles of a module. InputError where they are of two."""
-    roles = {role.removesuffix(".bias") for role in group.keys}
-    marked = [family for family in all_families() if roles & family.marks]
-    for family in marked or all_families():
-        if roles <= set(family.roles):
-            return family
-    raise InputError(f"{group.module} has keys of two methods", found=", ".join(group.keys))
+    found = _with_roles(frozenset(role.removesuffix(".bias") for role in group.keys), tuple(all_families()))
+    if found is None:
+        raise InputError(f"{group.module} has keys of two methods", found=", ".join(group.keys))
+    return found
+
+
+@cache
+def _with_roles(roles: frozenset[str], families: tuple[Family, ...]) -> Family | None:
+    marked = [family for family in families if roles & family.marks]
+    return next((family for family in marked or families if roles <= set(family.roles)), None)
 
 
 def method_not_read(key: str) -> str | None:
