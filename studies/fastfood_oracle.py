@@ -222,7 +222,7 @@ def reading(answers):
 
 LI = "Li et al. 2018, arXiv 1804.08838"
 SETTING = "784-200-200-10 network, MNIST, Adam, 100 epochs; d on a grid with steps of 25 to 250"
-SIZES = {"smoke": ([100, 1000], [100, 1000], 4), "small": ([300, 500, 750, 1000], [300, 500, 750], 500),
+SIZES = {"smoke": ([100, 1000], [100, 1000], 4), "small": ([300, 500, 750, 1000], [300, 500, 750, 1000], 500),
          "full": ([100, 300, 500, 625, 750, 850, 1000], [300, 500, 575, 650, 750], 46_900)}  # fmt: skip
 
 
@@ -263,8 +263,8 @@ study = Study(
             ),
             note="d is read between two of our grid by a line over log d; the paper takes the first of its grid. d90 "
             "is not of a converged network: accuracy grows with the sum of all learning rates, in the trial runs from "
-            "0.900 at 28 to 0.909 at 75 (d = 750), and is the published 46.9 here. No negative control: the claim is one number; the claim on "
-            "the curve has one.",
+            "0.900 at 28 to 0.909 at 75 (d = 750), and is the published 46.9 here. No negative control: the claim is "
+            "one number; the claim on the curve has one.",
             setting=SETTING,
         ),
         Claim(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorascope.study.measures.finished import opened
 from lorascope.study.measures.overlap import started
 
 if TYPE_CHECKING:
@@ -35,16 +36,13 @@ def against_gradient(folders: Sequence[Path], names: str, rank: int, texts: int,
 
     from lorascope.linalg import subspace
     from lorascope.training import config, run
-    from lorascope.weights import io
 
     reference, lora, *_ = folders
     prepared = run.prepare(config.load(lora / "config.yaml"), torch.device("cpu"))
-    adapters = dict(zip(names.split(";"), (io.read(folder / "adapter").updates for folder in folders[1:]), strict=True))
-    modules = list(prepared.injected.layers)
-    trained = {
-        name: {module: subspace.bases(updates[module].delta()) for module in modules}
-        for name, updates in adapters.items()
-    }
+    trained = {}
+    for name, folder in zip(names.split(";"), folders[1:], strict=True):
+        finished = opened(folder)  # full fine-tuning's ΔW needs the base
+        trained[name] = {module: subspace.bases(finished.delta(module)) for module in prepared.injected.layers}
     first = started(lora)
     for which in (START, PERMUTED, TRAINED_HEAD) if prepared.injected.saved else (START, PERMUTED):
         if which == TRAINED_HEAD:
