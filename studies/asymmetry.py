@@ -135,8 +135,9 @@ def reading(answers):
     return (
         f"{answers.opening} at r = 8, the accuracy of B alone less that of A alone is {answers.found('b-over-a')}: "
         f"that it is half of the published difference is {answers.verdict('b-over-a')}. That B alone is at most a "
-        f"point less accurate than LoRA is {answers.verdict('b-enough')}. With another A, B agrees with the first run's "
-        f"by {answers.found('b-init')} more than A does: that B comes back and A does not is {answers.verdict('b-init')}."
+        f"point less accurate than LoRA is {answers.verdict('b-enough')}. With another A, B agrees with the first "
+        f"run's by {answers.found('b-init')} more than A does: that B comes back and A does not is "
+        f"{answers.verdict('b-init')}."
     )
 
 

@@ -146,8 +146,8 @@ study = Study(
             (Criterion("median excess overlap of LoRA's ΔW and G, output side", median(LORA, "left"), at_least=0.25,
                        no_effect=0.0, origin=OURS),),
             (Control("the same with G of permuted labels", median(LORA, "left", PERMUTED), at_least=0.25),),
-            f"{NOTE} With B = 0 the first step puts B into G's column space. Where the control passes, they are not the "
-            "task's.",
+            f"{NOTE} With B = 0 the first step puts B into G's column space. Where the control passes, they are not "
+            "the task's.",
             SETTING,
             kind="random baseline",
         ),
