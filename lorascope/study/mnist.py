@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorascope.errors import LorascopeError
-from lorascope.models.assets import CACHE_VARIABLE, cache
+from lorascope.models import assets
+from lorascope.models.assets import CACHE_VARIABLE
 from lorascope.outputs import staged
 
 if TYPE_CHECKING:
@@ -33,8 +35,11 @@ FILES: Mapping[str, str] = {  # sha256
 }
 
 
+@cache
 def digits() -> tuple["Tensor", "Tensor", "Tensor", "Tensor"]:
     """Training images (60000, 784), from 0 to 1, and their classes (60000,); then 10,000 test images and theirs.
+
+    They are read once in a process: whoever changes them changes them for all.
 
     Raises:
         LorascopeError: the files are not in the cache folder and cannot be fetched, or are not what was published.
@@ -60,7 +65,7 @@ def idx(data: bytes) -> np.ndarray:
 
 
 def _folder() -> Path:
-    folder = cache() / "mnist"
+    folder = assets.cache() / "mnist"
     if _wrong(folder) is not None:
         with staged(folder, replace=True) as stage:
             _fetch(stage)

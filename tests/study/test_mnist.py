@@ -31,7 +31,9 @@ def published(tmp_path, monkeypatch):
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in arrays}
     monkeypatch.setattr(mnist, "FILES", hashes)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    return folder
+    mnist.digits.cache_clear()
+    yield folder
+    mnist.digits.cache_clear()
 
 
 def test_images_and_classes(published):
