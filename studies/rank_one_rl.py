@@ -26,13 +26,13 @@ RATES = (1e-2, 3.2e-2, 1e-1, 3.2e-1)
 BATCH = 16
 
 
-def trained(folders, size, replicate, layers, steps, held_out, test):
+def trained(folders, size, replicate, layers, steps, held_out_texts, test_texts):
     """Train with both objectives at every rate; accuracies on held-out and on test texts, and before any training.
 
     Args:
         size: how many numbers train, of SIZES.
         layers: of the model; None takes all.
-        held_out, test: how many texts.
+        held_out_texts, test_texts: how many.
     """
     import torch
 
@@ -46,7 +46,7 @@ def trained(folders, size, replicate, layers, steps, held_out, test):
     rank, targets = SIZES[size]
     injected = inject(model, "lora_xs", targets=targets, seed=replicate, rank=rank, alpha=rank, init_std=0.0)
     parameters = list(injected.trainable().values())
-    data = encoded(tokenizer, {"train": steps * BATCH, "validation": held_out, "test": test}, replicate)
+    data = encoded(tokenizer, {"train": steps * BATCH, "validation": held_out_texts, "test": test_texts}, replicate)
 
     def scores(texts):
         with torch.no_grad():
@@ -148,7 +148,10 @@ def share(objective):
 
     def statistic(results):
         base = accuracy(results, BASE, MANY)
-        return (accuracy(results, objective, FEW) - base) / (accuracy(results, REWARD, MANY) - base)
+        whole = accuracy(results, REWARD, MANY) - base
+        if whole <= 0:
+            raise ValueError(f"{MANY} numbers gained nothing")
+        return (accuracy(results, objective, FEW) - base) / whole
 
     return statistic
 
@@ -203,7 +206,10 @@ def scale(name):
         "data": {"path": "wordnet-classes", "classes": list(CLASSES), "max_train_samples": steps * BATCH},
         "training": {"max_steps": steps, "per_device_train_batch_size": BATCH},
     }
-    params = {"sizes": sizes, "each": {"layers": layers, "steps": steps, "held_out": held_out, "test": test}}
+    params = {
+        "sizes": sizes,
+        "each": {"layers": layers, "steps": steps, "held_out_texts": held_out, "test_texts": test},
+    }
     common = {"test_split": "test", "test_samples": test, "testbed": DECODER}
     return StudyScale(config, 2 if name == "smoke" else 5, params, conclusive=name != "smoke", **common)
 
