@@ -5,6 +5,8 @@
     gaussian        N(0, 1/r²)                    0         PEFT's; the LoRA paper says Gaussian and gives no width
     a-zero          0                             U(−1/√r, 1/√r)   Hayou et al. 2024, arXiv 2406.08447, "Init[B]"
     zero-both       0                             0         never learns: each gradient is the other factor's multiple
+    a-orthonormal   Qᵀ, A·Aᵀ = 1                  0         Zhu et al. 2024, arXiv 2402.16842, of a frozen A
+    b-orthonormal   0                             Q, BᵀB = 1    the same of a frozen B
     orthogonal      Q₁ᵀG₁/10                      G₂Q₂/10   PEFT's: rows Q₁, Q₂ of one orthogonal matrix, so B·A = 0
     pissa           √(S_r/s)·V_rᵀ                 U_r·√(S_r/s)     Meng et al. 2024, arXiv 2404.02948, W = U S Vᵀ
     pissa_niter_k   the same by a randomised SVD with k power iterations (Halko et al. 2011, arXiv 0909.4061)
@@ -85,6 +87,22 @@ class ZeroBoth(Initialisation):
         return _zeros(site, rank)
 
 
+class Orthonormal(Initialisation):
+    """One factor with r random orthonormal rows (A) or columns (B), the other zero, which then may train alone."""
+
+    def __init__(self, factor: str):
+        self.factor = factor
+
+    def factors(self, site: Site, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        a, b = _zeros(site, rank)
+        side = site.d_in if self.factor == "A" else site.d_out
+        if rank > side:
+            raise InputError(f"{side} dimensions have no {rank} orthonormal vectors", found=f"rank {rank}, {site.name}")
+        q, r = torch.linalg.qr(torch.randn(side, rank, generator=generator))
+        q = q * r.diagonal().sign()  # without it QR's own choice of signs would show
+        return (q.t().contiguous(), b) if self.factor == "A" else (a, q)
+
+
 class Orthogonal(Initialisation):
     """The rows of an orthogonal (r, r) matrix are dealt out to A and B in turn, so that B·A = 0 with neither zero."""
 
@@ -135,6 +153,8 @@ INITIALISATIONS: dict[str, Initialisation] = {
     "gaussian": Gaussian(),
     "a-zero": AZero(),
     "zero-both": ZeroBoth(),
+    "a-orthonormal": Orthonormal("A"),
+    "b-orthonormal": Orthonormal("B"),
     "orthogonal": Orthogonal(),
     "pissa": PiSSA(),
     "olora": OLoRA(),

@@ -36,8 +36,8 @@ class LoRAConfig:
         alpha: α; the scale is α/r, or α/√r with `use_rslora`.
         dropout: probability of dropping an entry of the update's input (and only the update's) while training.
         use_rslora: divide by √r.
-        init: how A and B start: kaiming, gaussian, orthogonal, a-zero, zero-both, pissa, pissa_niter_k or olora; see
-            `initialise.py`.
+        init: how A and B start: kaiming, gaussian, a-orthonormal, b-orthonormal, orthogonal, a-zero, zero-both, pissa,
+            pissa_niter_k or olora; see `initialise.py`.
         loraplus_lr_ratio: B's learning rate over A's, LoRA+'s λ; null leaves them equal. See `rates.py`.
         loraplus_lr_embedding: with a ratio, the rate of embeddings' A and B.
         target_parameters: names of parameters to put A and B on, such as mlp.experts.gate_up_proj: matrices, or stacks

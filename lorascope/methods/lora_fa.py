@@ -41,7 +41,7 @@ class LoRAFAConfig(LoRAConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init in ("a-zero", "zero-both"):
+        if self.init in ("a-zero", "zero-both", "b-orthonormal"):
             raise InputError(
                 "with A frozen at zero nothing can learn",
                 found=f"init {self.init!r}",

@@ -45,7 +45,7 @@ def results(records: Sequence[Record]) -> str:
 
 
 def _link(found: Record) -> str:
-    return f"[{found['title']}](../reports/{found['name']}.html)"
+    return f"[{found['title']}](../reports/{record.file_stem(found['name'], found['scale']['testbed'])}.html)"
 
 
 def page(records: Sequence[Record]) -> str:

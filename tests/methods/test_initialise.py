@@ -61,6 +61,22 @@ def test_a_zero_learns_from_a_first():
     assert not delta.B.grad.any()
 
 
+def test_one_factor_is_orthonormal_and_the_other_zero():
+    for init, sizes in (("a-orthonormal", (40, 30)), ("b-orthonormal", (30, 40))):
+        _, delta = one_layer(nn.Linear(*sizes), rank=8, init=init)
+        frozen, other = (delta.A, delta.B) if init[0] == "a" else (delta.B.t(), delta.A)
+        assert not other.any()
+        torch.testing.assert_close(frozen @ frozen.t(), torch.eye(8), atol=1e-5, rtol=0)  # QR in float32
+        with pytest.raises(InputError, match="no 41 orthonormal vectors"):
+            one_layer(nn.Linear(*sizes), rank=41, init=init)
+
+
+def test_orthonormal_directions_prefer_no_sign():
+    """QR alone gives the first column a fixed sign: over 64 draws all of A's first entries would agree in it."""
+    signs = [float(one_layer(nn.Linear(1, 3), seed, rank=1, init="a-orthonormal")[1].A) for seed in range(64)]
+    assert abs(sum(signs)) <= 40  # fair signs: a standard deviation of 8
+
+
 def test_orthogonal_has_no_product_and_no_zero_factor():
     _, delta = one_layer(nn.Linear(40, 30).double(), rank=8, init="orthogonal")
     a, b = delta.A.detach(), delta.B.detach()

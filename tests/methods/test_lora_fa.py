@@ -117,7 +117,7 @@ def test_another_a_is_factored_anew():
 
 
 def test_what_cannot_learn_is_refused():
-    for init in ("a-zero", "zero-both"):
+    for init in ("a-zero", "zero-both", "b-orthonormal"):
         with pytest.raises(InputError, match="nothing can learn"):
             LoRAFAConfig(init=init)
     with pytest.raises(InputError, match="cannot adapt"):
