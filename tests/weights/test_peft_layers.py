@@ -42,8 +42,15 @@ def trained(model, config, folder):
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_start_that_was_taken_from_w_is_taken_away_again(init, tmp_path):
-    """PEFT's own merge of the reloaded file, less W. PEFT's SVD and QR are in float32: 1e-6 of ‖W‖."""
+    """PEFT's own merge of the reloaded file, less W, but for the rounding of W − S and of the sum to float32: 1e-7 of
+    ‖W‖. The fourth and the fifth direction of one weight are as good as degenerate: which of them is taken away is
+    decided by the rounding of the SVD itself, and S of an SVD in float64 is another one."""
     model = llama(tmp_path / "base")
+    close = model.model.layers[0].self_attn.q_proj.weight
+    u, sigma, vh = torch.linalg.svd(close.detach().double(), full_matrices=False)
+    sigma[4] = sigma[3] * (1 - 1e-8)
+    close.data = (u * sigma @ vh).float()
+    model.save_pretrained(tmp_path / "base")
     before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     trained(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=init), tmp_path / "a")
     reloaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "a")
@@ -54,7 +61,7 @@ def test_a_start_that_was_taken_from_w_is_taken_away_again(init, tmp_path):
         weight = before[f"{name}.weight"].numpy()
         change = after[f"{name}.weight"].detach().double().numpy() - weight
         found = dense(update.delta(base.of(update).read()))
-        assert np.linalg.norm(found - change) < 3e-6 * np.linalg.norm(weight)
+        assert np.linalg.norm(found - change) < 2e-7 * np.linalg.norm(weight)
     with pytest.raises(InputError, match="depends on the base weights"):
         resize.decompose(io.read(tmp_path / "a"))
     alone = spectrum.run(io.read(tmp_path / "a"))
