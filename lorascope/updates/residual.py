@@ -5,12 +5,12 @@ Two kinds, by their start, which is a function of W and the rank:
     pissa   S = U_r Σ_r V_rᵀ, the r leading singular directions of W     Meng et al. 2024, arXiv 2404.02948, eq. 2 to 4
     olora   S = s·Q_r R_r, r columns and rows of W = Q R                  Büyükakyüz 2024, arXiv 2406.01775, alg. 1
 
-PEFT's files with `init_lora_weights` "pissa" and "olora" hold the trained B and A; on loading PEFT takes S from W again
-(tuners/lora/layer.py of 0.21), by torch's SVD or QR of W in float32. That S differs from the exact one by 1e-7 of ‖W‖,
-and by more where σ_r is close to σ_{r+1}; of a ΔW that is a hundredth of W that is the fifth digit or the third. So S is
-computed here as PEFT computes it, in float32 with torch. What PEFT rounds besides, W − S to W's dtype, is left out: it
-is of full rank and belongs to no update (6e-8 of W's entries in float32, 2e-3 in bfloat16). Without the base only the
-part s·B·A is known, which is not ΔW.
+PEFT's files with `init_lora_weights` "pissa" and "olora" hold the trained B and A; on loading PEFT takes S from W
+again (tuners/lora/layer.py of 0.21), by torch's SVD or QR of W in float32. That S differs from the exact one by 1e-7
+of ‖W‖, and by more where σ_r is close to σ_{r+1}; of a ΔW that is a hundredth of W that is the fifth digit or the
+third. So S is computed here as PEFT computes it, in float32 with torch. What PEFT rounds besides, W − S to W's dtype,
+is left out: it is of full rank and belongs to no update (6e-8 of W's entries in float32, 2e-3 in bfloat16). Without
+the base only the part s·B·A is known, which is not ΔW.
 """
 
 from abc import abstractmethod
