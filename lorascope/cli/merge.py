@@ -43,6 +43,7 @@ def merge(
     from lorascope.adapt import merge as merging
     from lorascope.models import adapter_base
 
+    adapter, adapter_name = io.one_of(adapter, adapter_name)
     base = base or adapter_base.base_named(adapter)
     checkpoint = adapter_base.checkpoint_of(base)
     read = io.read(adapter, checkpoint, adapter_name)

@@ -56,7 +56,8 @@ def open_evaluated(
     Raises:
         InputError: the folder holds neither, the data are not named, or they do not fit the model.
     """
-    path = Path(path)
+    path, name = io.one_of(Path(path), given.adapter_name)
+    given = replace(given, adapter_name=name)
     run = _run_of(path)
     if run is not None and given.data is None:
         _check_base(run, given)
@@ -75,6 +76,8 @@ def open_evaluated(
 
 
 def _check_base(run: Path, given: Given) -> None:
+    if given.adapter_name is not None:
+        raise InputError(f"{run} is a run, which holds one adapter", hint="leave --adapter-name out")
     name = finished_config(run).model.name
     if given.base is not None and assets.resolve(given.base) != assets.resolve(name):
         raise InputError(
@@ -112,7 +115,7 @@ def open_adapter(
     here = World(pick_device(device))
     base = given.base or adapter_base.base_named(path)
     checkpoint = adapter_base.checkpoint_of(base)
-    adapter = _adapter_or_tuned(path, checkpoint)
+    adapter = _adapter_or_tuned(path, checkpoint, given.adapter_name)
     task = _task(path, adapter, given, base)
     adapter = replace(adapter, settings={**adapter.settings, "task_type": task})
     import torch
@@ -130,10 +133,10 @@ def open_adapter(
     ))  # fmt: skip
 
 
-def _adapter_or_tuned(path: Path, base: Checkpoint | None) -> Adapter:
+def _adapter_or_tuned(path: Path, base: Checkpoint | None, adapter_name: str | None) -> Adapter:
     """An adapter; of a full model that was tuned, what differs from the base, weight by weight."""
     try:
-        return io.read(path, base)
+        return io.read(path, base, adapter_name)
     except InputError as error:
         if base is None or "full model" not in error.what:
             raise
@@ -165,8 +168,9 @@ def _tied_head(tuned: Checkpoint, updates: Mapping[str, Update]) -> Update | Non
 
 def facts_of_adapter(path: Path, label: str, given: Given) -> RunFacts:
     """What a comparison of runs knows of an adapter, or a tuned model, that was trained elsewhere."""
+    path, name = io.one_of(path, given.adapter_name)
     base = given.base or adapter_base.base_named(path)
-    adapter = _adapter_or_tuned(path, adapter_base.checkpoint_of(base))
+    adapter = _adapter_or_tuned(path, adapter_base.checkpoint_of(base), name)
     rank = max((update.rank or 0 for update in adapter.updates.values()), default=0) or None
     count = sum(math.prod(stored.shape) for update in adapter.updates.values() for stored in update.roles.values())
     count += sum(math.prod(stored.shape) for stored in adapter.saved.values())
@@ -332,7 +336,7 @@ def checkpoint_scorer(
     whole = _saved_whole(opened)
 
     def score(index: int) -> dict[str, float]:
-        _put(opened, io.read(paths[index]), whole, Path(paths[index]))
+        _put(opened, io.read(paths[index], None, given.adapter_name), whole, Path(paths[index]))
         scored = opened.score()
         return {"loss": scored.loss, "accuracy": scored.accuracy}
 
