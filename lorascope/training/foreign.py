@@ -20,6 +20,7 @@ from lorascope.models import adapter_base, assets
 from lorascope.models import loading as models
 from lorascope.models.card import read_card
 from lorascope.models.config import ModelConfig, TaskType
+from lorascope.models.dequantised import as_numbers
 from lorascope.run_data import FULL, RunFacts
 from lorascope.training import data
 from lorascope.training.batches import Encoded
@@ -120,7 +121,8 @@ def open_adapter(
     adapter = replace(adapter, settings={**adapter.settings, "task_type": task})
     import torch
 
-    model, own = adapter_base.load_base(adapter, _adapter_of(path), base, torch.float32)
+    decoded = as_numbers(checkpoint, base, "float32")
+    model, own = adapter_base.load_base(adapter, _adapter_of(path), base, torch.float32, checkpoint)
     model = model.to(here.device)
     tokenizer = models.tokenizer_beside(_adapter_of(path)) or own
     if tokenizer is None:
@@ -128,6 +130,7 @@ def open_adapter(
     config = _config(path, adapter, given, base, task, _longest(given, tokenizer, model))
     rows = first_rows(_rows(config.data, split), max_samples, 0)
     texts, notes = _encoded(rows, config, given, tokenizer, model, _adapter_of(path))
+    notes = (decoded, *notes) if decoded else notes
     return with_adapter(Reopened(
         path, config, adapter, model, texts, texts, tokenizer, here, {}, notes, f"texts of {config.data.path}"
     ))  # fmt: skip

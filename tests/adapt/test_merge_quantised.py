@@ -143,7 +143,7 @@ def test_codes_that_are_not_decoded_are_refused(model, tmp_path):
     name = next(name for name in tensors if name.endswith("weight_scale"))
     tensors[name] = torch.ones(3, 5)
     save_file(tensors, coded / "model.safetensors")
-    with pytest.raises(InputError, match=r"cannot be merged into.*does not know"):
+    with pytest.raises(InputError, match=r"in a way that lorascope does not read.*does not know"):
         merge(coded, adapter, output=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
