@@ -22,6 +22,7 @@ from lorascope.adapt.requantising import Requantised
 from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
+from lorascope.models.dequantised import is_quantised
 from lorascope.outputs import staged, write_json
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter, Rows, Skipped
@@ -30,7 +31,6 @@ from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft.lora import B_BIAS
 from lorascope.weights.formats.peft.tokens import TOKENS
-from lorascope.weights.quantised import Decoded
 from lorascope.weights.random_subspace import LAMBDA, THETA, subspace_of
 
 
@@ -102,6 +102,8 @@ def merge(
     for update in adapter.updates.values():
         _merge_one(params, update, params.name(weight_name(update)) or "", keep_ties, done, checkpoint)
     _check_drawn(model, params, {*done.whole, *done.base, *seeded})
+    if checkpoint is not None and is_quantised(checkpoint) and not done.requantised:
+        done.notes += ("the base is quantised, none of the merged weights is: the model is written without codes",)
     if sums := requantising.total(done.requantised):
         done.requantising = dict(zip(("loss", "survives"), sums, strict=True))
     return done
@@ -218,8 +220,8 @@ def _merge_one(
     label = f"{name}[{update.expert}]" if fused else name
     delta = _delta(update, weight)
     coded = None if checkpoint is None else checkpoint.find(name)
-    if isinstance(coded, Decoded):
-        done.requantised.append(requantising.measure(label, coded, delta))
+    if again := requantising.measure(label, coded, delta, update.expert if fused else None):
+        done.requantised.append(again)
     stored, what_it_did = rounded_sum(label, weight, delta)
     done.weights.append(what_it_did)
     if fused or keep_ties:
