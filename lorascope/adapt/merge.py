@@ -8,7 +8,7 @@ disappears in that rounding, so what was lost is measured for each weight.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft.lora import B_BIAS
 from lorascope.weights.formats.peft.tokens import TOKENS
+from lorascope.weights.fused_experts import Place, place
 from lorascope.weights.random_subspace import LAMBDA, THETA, subspace_of
 
 
@@ -183,7 +184,7 @@ def _table(model: nn.Module, which: str) -> nn.Module | None:
 
 
 def _check_names(params: ModelParameters, adapter: Adapter) -> None:
-    wanted = [weight_name(update) for update in adapter.updates.values()]
+    wanted = [weight_name(update) for update in adapter.updates.values() if _in_fused(params, update) is None]
     wanted += [name for name in adapter.saved if not _makes_updates(name, adapter)]
     wanted += [*adapter.rows, *adapter.base]
     missing = [name for name in wanted if params.name(name) is None and params.buffer(name) is None]
@@ -212,6 +213,9 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
 def _merge_one(
     params: ModelParameters, update: Update, name: str, keep_ties: bool, done: Merge, checkpoint: Checkpoint | None
 ) -> None:
+    if (there := None if name else _in_fused(params, update)) is not None:
+        _merge_part(params, update, there, done, checkpoint)
+        return
     parameter = params.current(name)
     fused = update.expert is not None and parameter.ndim == 3
     if fused and update.expert >= parameter.shape[0]:  # type: ignore[operator]
@@ -228,6 +232,37 @@ def _merge_one(
         weight.copy_(stored)
     elif params.put(name, stored):
         done.untied.append(name)
+
+
+def _in_fused(params: ModelParameters, update: Update) -> Place | None:
+    """Where the update's weight lies in a parameter that fuses experts; None where the model has it by itself."""
+    if params.name(weight_name(update)) is not None:
+        return None
+
+    def shape_of(name: str) -> tuple[int, ...] | None:
+        there = params.name(name)
+        return None if there is None else tuple(params.current(there).shape)
+
+    config: Any = getattr(params.model, "config", None)
+    return place(update, shape_of, config.to_dict() if hasattr(config, "to_dict") else {})
+
+
+def _merge_part(
+    params: ModelParameters, update: Update, there: Place, done: Merge, checkpoint: Checkpoint | None
+) -> None:
+    """One expert's projection in a parameter that fuses it."""
+    name = params.name(there.parameter) or ""
+    matrix = params.current(name)[there.expert]
+    weight = there.view(matrix)
+    label = f"{update.name} in {name}"
+    delta = _delta(replace(update, expert=None, transposed=False), weight)
+    whole = torch.zeros_like(matrix, dtype=delta.dtype)
+    there.view(whole).copy_(delta)
+    if again := requantising.measure(label, checkpoint.find(name) if checkpoint else None, whole, there.expert):
+        done.requantised.append(again)
+    stored, what_it_did = rounded_sum(label, weight, delta)
+    done.weights.append(what_it_did)
+    weight.copy_(stored)
 
 
 def _delta(update: Update, weight: Tensor) -> Tensor:
