@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt import requantising
-from lorascope.adapt.model_parameters import ModelParameters, in_model_layout, weight_name
+from lorascope.adapt.model_parameters import ModelParameters, in_fused, in_model_layout, weight_name
 from lorascope.adapt.requantising import Requantised
 from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError, preview
@@ -31,7 +31,7 @@ from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft.lora import B_BIAS
 from lorascope.weights.formats.peft.tokens import TOKENS
-from lorascope.weights.fused_experts import Place, place
+from lorascope.weights.fused_experts import Place
 from lorascope.weights.random_subspace import LAMBDA, THETA, subspace_of
 
 
@@ -184,7 +184,7 @@ def _table(model: nn.Module, which: str) -> nn.Module | None:
 
 
 def _check_names(params: ModelParameters, adapter: Adapter) -> None:
-    wanted = [weight_name(update) for update in adapter.updates.values() if _in_fused(params, update) is None]
+    wanted = [weight_name(update) for update in adapter.updates.values() if in_fused(params, update) is None]
     wanted += [name for name in adapter.saved if not _makes_updates(name, adapter)]
     wanted += [*adapter.rows, *adapter.base]
     missing = [name for name in wanted if params.name(name) is None and params.buffer(name) is None]
@@ -213,7 +213,7 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
 def _merge_one(
     params: ModelParameters, update: Update, name: str, keep_ties: bool, done: Merge, checkpoint: Checkpoint | None
 ) -> None:
-    if (there := None if name else _in_fused(params, update)) is not None:
+    if (there := None if name else in_fused(params, update)) is not None:
         _merge_part(params, update, there, done, checkpoint)
         return
     parameter = params.current(name)
@@ -232,19 +232,6 @@ def _merge_one(
         weight.copy_(stored)
     elif params.put(name, stored):
         done.untied.append(name)
-
-
-def _in_fused(params: ModelParameters, update: Update) -> Place | None:
-    """Where the update's weight lies in a parameter that fuses experts; None where the model has it by itself."""
-    if params.name(weight_name(update)) is not None:
-        return None
-
-    def shape_of(name: str) -> tuple[int, ...] | None:
-        there = params.name(name)
-        return None if there is None else tuple(params.current(there).shape)
-
-    config: Any = getattr(params.model, "config", None)
-    return place(update, shape_of, config.to_dict() if hasattr(config, "to_dict") else {})
 
 
 def _merge_part(
