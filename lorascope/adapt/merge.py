@@ -8,7 +8,7 @@ disappears in that rounding, so what was lost is measured for each weight.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.adapt import requantising
-from lorascope.adapt.model_parameters import ModelParameters, in_model_layout, weight_name
+from lorascope.adapt.model_parameters import ModelParameters, in_fused, in_model_layout, weight_name
 from lorascope.adapt.requantising import Requantised
 from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
 from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
+from lorascope.models.dequantised import is_quantised
 from lorascope.outputs import staged, write_json
 from lorascope.updates.base import Stored, Update, dense, kinds
 from lorascope.weights.adapter import Adapter, Rows, Skipped
@@ -30,7 +31,7 @@ from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.formats.base import lost
 from lorascope.weights.formats.peft.lora import B_BIAS
 from lorascope.weights.formats.peft.tokens import TOKENS
-from lorascope.weights.quantised import Decoded
+from lorascope.weights.fused_experts import Place
 from lorascope.weights.random_subspace import LAMBDA, THETA, subspace_of
 
 
@@ -102,6 +103,8 @@ def merge(
     for update in adapter.updates.values():
         _merge_one(params, update, params.name(weight_name(update)) or "", keep_ties, done, checkpoint)
     _check_drawn(model, params, {*done.whole, *done.base, *seeded})
+    if checkpoint is not None and is_quantised(checkpoint) and not done.requantised:
+        done.notes += ("the base is quantised, none of the merged weights is: the model is written without codes",)
     if sums := requantising.total(done.requantised):
         done.requantising = dict(zip(("loss", "survives"), sums, strict=True))
     return done
@@ -181,7 +184,7 @@ def _table(model: nn.Module, which: str) -> nn.Module | None:
 
 
 def _check_names(params: ModelParameters, adapter: Adapter) -> None:
-    wanted = [weight_name(update) for update in adapter.updates.values()]
+    wanted = [weight_name(update) for update in adapter.updates.values() if in_fused(params, update) is None]
     wanted += [name for name in adapter.saved if not _makes_updates(name, adapter)]
     wanted += [*adapter.rows, *adapter.base]
     missing = [name for name in wanted if params.name(name) is None and params.buffer(name) is None]
@@ -210,6 +213,9 @@ def _makes_updates(name: str, adapter: Adapter) -> bool:
 def _merge_one(
     params: ModelParameters, update: Update, name: str, keep_ties: bool, done: Merge, checkpoint: Checkpoint | None
 ) -> None:
+    if (there := None if name else in_fused(params, update)) is not None:
+        _merge_part(params, update, there, done, checkpoint)
+        return
     parameter = params.current(name)
     fused = update.expert is not None and parameter.ndim == 3
     if fused and update.expert >= parameter.shape[0]:  # type: ignore[operator]
@@ -218,14 +224,32 @@ def _merge_one(
     label = f"{name}[{update.expert}]" if fused else name
     delta = _delta(update, weight)
     coded = None if checkpoint is None else checkpoint.find(name)
-    if isinstance(coded, Decoded):
-        done.requantised.append(requantising.measure(label, coded, delta))
+    if again := requantising.measure(label, coded, delta, update.expert if fused else None):
+        done.requantised.append(again)
     stored, what_it_did = rounded_sum(label, weight, delta)
     done.weights.append(what_it_did)
     if fused or keep_ties:
         weight.copy_(stored)
     elif params.put(name, stored):
         done.untied.append(name)
+
+
+def _merge_part(
+    params: ModelParameters, update: Update, there: Place, done: Merge, checkpoint: Checkpoint | None
+) -> None:
+    """One expert's projection in a parameter that fuses it."""
+    name = params.name(there.parameter) or ""
+    matrix = params.current(name)[there.expert]
+    weight = there.view(matrix)
+    label = f"{update.name} in {name}"
+    delta = _delta(replace(update, expert=None, transposed=False), weight)
+    whole = torch.zeros_like(matrix, dtype=delta.dtype)
+    there.view(whole).copy_(delta)
+    if again := requantising.measure(label, checkpoint.find(name) if checkpoint else None, whole, there.expert):
+        done.requantised.append(again)
+    stored, what_it_did = rounded_sum(label, weight, delta)
+    done.weights.append(what_it_did)
+    weight.copy_(stored)
 
 
 def _delta(update: Update, weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from lorascope.errors import InputError
 from lorascope.updates.base import Update
 from lorascope.weights import names as naming
 from lorascope.weights.adapter import Adapter
+from lorascope.weights.fused_experts import Place, place
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,19 @@ def oriented(params: ModelParameters, update: Update, name: str) -> Update:
     if isinstance(module, Conv1D | nn.Embedding | nn.Linear):
         return replace(update, transposed=not isinstance(module, nn.Linear))
     return update
+
+
+def in_fused(params: ModelParameters, update: Update) -> Place | None:
+    """Where the update's weight lies in a parameter that fuses experts; None where the model has it by itself."""
+    if params.name(weight_name(update)) is not None:
+        return None
+
+    def shape_of(name: str) -> tuple[int, ...] | None:
+        there = params.name(name)
+        return None if there is None else tuple(params.current(there).shape)
+
+    config: Any = getattr(params.model, "config", None)
+    return place(update, shape_of, config.to_dict() if hasattr(config, "to_dict") else {})
 
 
 def in_model_layout(params: ModelParameters, adapter: Adapter) -> Adapter:

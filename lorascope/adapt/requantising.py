@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from lorascope.updates.base import Stored
+from lorascope.weights.checkpoint import Stacked
 from lorascope.weights.codes.requantise import requantised
 from lorascope.weights.quantised import Decoded
+from lorascope.weights.tensors import Mapped, slot
 
 
 @dataclass(frozen=True)
@@ -30,24 +33,48 @@ class Requantised:
     delta_norm: float
 
 
-def measure(name: str, stored: Decoded, delta: Tensor) -> Requantised:
-    """What requantising does to one weight. `delta` is ΔW in the layout of the weight.
+def measure(name: str, stored: Stored | None, delta: Tensor, expert: int | None = None) -> Requantised | None:
+    """What requantising does to one weight, or to one expert of it; None where it is not in codes.
 
     Memory is that of four such weights in float32.
+
+    Args:
+        delta: ΔW in the layout of the weight.
     """
+    parts = _in_codes(stored, expert)
+    if not parts:
+        return None
     change = np.ascontiguousarray(delta.detach().float().cpu().numpy())
     size = float(np.linalg.norm(change))
-    nothing = Requantised(name, stored.scheme, None, None, size)
-    if tuple(change.shape) != tuple(stored.shape) or size == 0:
+    nothing = Requantised(name, ", ".join(dict.fromkeys(part.scheme for part in parts)), None, None, size)
+    if size == 0 or sum(math.prod(part.shape) for part in parts) != change.size:
         return nothing
-    weight = np.empty(stored.shape, np.float32)
-    stored.into(weight)
-    coded = requantised(stored, weight + change)
-    if coded is None:
-        return nothing
-    moved = coded - weight
-    survives = float(np.vdot(moved, change)) / size**2
-    return Requantised(name, stored.scheme, float(np.linalg.norm(moved - change)) / size, survives, size)
+    error = kept = 0.0
+    for part, moves in zip(parts, _split(change, parts), strict=True):
+        weight = np.empty(part.shape, np.float32)
+        part.into(weight)
+        coded = requantised(part, weight + moves)
+        if coded is None:
+            return nothing
+        moved = coded - weight
+        error += float(np.linalg.norm(moved - moves)) ** 2
+        kept += float(np.vdot(moved, moves))
+    return Requantised(name, nothing.scheme, math.sqrt(error) / size, kept / size**2, size)
+
+
+def _in_codes(stored: Stored | None, expert: int | None) -> list[Decoded]:
+    """The weight, or one expert of it, as what it was coded in: one, or several below each other. Empty of others."""
+    parts: tuple[Stored | None, ...] = (stored,)
+    if expert is not None and stored is not None and len(stored.shape) == 3:
+        parts = stored.experts[expert] if isinstance(stored, Stacked) else (slot(stored, expert),)
+    coded = [part.source if isinstance(part, Mapped) else part for part in parts]
+    return [part for part in coded if isinstance(part, Decoded)] if all(isinstance(p, Decoded) for p in coded) else []
+
+
+def _split(change: np.ndarray, parts: list[Decoded]) -> list[np.ndarray]:
+    """ΔW in the shapes of the parts, which lie below each other."""
+    ends = np.cumsum([math.prod(part.shape) for part in parts])[:-1]
+    return [values.reshape(part.shape) for values, part in zip(np.split(change.reshape(-1), ends), parts, strict=True)]
 
 
 def total(weights: Iterable[Requantised]) -> tuple[float, float] | None:

@@ -23,8 +23,11 @@ Base = Annotated[
 Modules = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Analyse only modules whose path matches this regex.")
 ]
-AdapterName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a file that holds several adapters, which one to read.")
+_ONE_OF = "Of a file or folder that holds several adapters, which one to read"
+AdapterName = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_ONE_OF}.")]
+AdapterNames = Annotated[
+    list[str] | None,
+    typer.Option("--adapter-name", metavar="NAME", help=f"{_ONE_OF}; repeated, one for each adapter in turn."),
 ]
 Sort = Annotated[str, typer.Option(metavar="METRIC", help="Metric used to rank the modules in the terminal table.")]
 Top = Annotated[
@@ -85,8 +88,27 @@ Labels = Annotated[
     typer.Option(metavar="A,B,...", help="With --data: the classes in the order of the head (default: the base's)."),
 ]
 
+
+def name_of_each(names: list[str] | None, adapters: int) -> list[str | None]:
+    """The name by which each adapter is chosen from its file: one for all, or one each.
+
+    Raises:
+        InputError: another number of names.
+    """
+    from lorascope.errors import InputError
+
+    if not names:
+        return [None] * adapters
+    if len(names) not in (1, adapters):
+        raise InputError(
+            "--adapter-name is given once for all adapters, or once for each",
+            found=f"{len(names)} names, {adapters} adapters",
+        )
+    return [name or None for name in names] if len(names) == adapters else [names[0]] * adapters
+
+
 __all__ = [
-    "AdapterName", "Base", "Cache", "Check", "Data", "Device", "Evaluated", "EvaluationBase", "Html", "Json",
-    "LabelColumn", "Labels", "MaxLength", "Modules", "NoCache", "PairColumn", "Sarif", "Sort", "Split", "Task",
-    "Template", "TextColumn", "Top", "csv_of", "to_file",
+    "AdapterName", "AdapterNames", "Base", "Cache", "Check", "Data", "Device", "Evaluated", "EvaluationBase", "Html",
+    "Json", "LabelColumn", "Labels", "MaxLength", "Modules", "NoCache", "PairColumn", "Sarif", "Sort", "Split",
+    "Task", "Template", "TextColumn", "Top", "csv_of", "name_of_each", "to_file",
 ]  # fmt: skip

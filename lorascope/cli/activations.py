@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lorascope.cli._options import (
+    AdapterName,
     Data,
     Evaluated,
     EvaluationBase,
@@ -53,6 +54,7 @@ def activations(  # one parameter per option
     pooled: Pooled = False,
     split: Split = None,
     modules: Modules = None,
+    adapter_name: AdapterName = None,
     seed: Seed = 0,
     base: EvaluationBase = None,
     data: Data = None,
@@ -83,6 +85,7 @@ def activations(  # one parameter per option
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
+        adapter_name=adapter_name,
     )  # fmt: skip
     from lorascope.analyses import activations as analysis
     from lorascope.cli._progress import bar, note

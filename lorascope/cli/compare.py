@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorascope.cli._options import Html, Json, Modules, csv_of
+from lorascope.cli._options import AdapterNames, Html, Json, Modules, csv_of, name_of_each
 from lorascope.cli._outputs import check, show
 
 Paths = Annotated[
@@ -39,6 +39,7 @@ def compare(  # one parameter per option
     csv: Csv = None,
     base: Base = None,
     modules: Modules = None,
+    adapter_name: AdapterNames = None,
     directions: Directions = 64,
     group: Group = None,
     all_modules: AllModules = False,
@@ -52,6 +53,7 @@ def compare(  # one parameter per option
         lorascope compare runs/seed0/adapter runs/seed1/adapter --html overlap.html
     """
     check([*paths, base], html=html, json=json, csv=csv)
+    names = name_of_each(adapter_name, len(paths))
     from lorascope.linalg.blas import prepare_process
 
     if len(paths) == 2:
@@ -62,7 +64,7 @@ def compare(  # one parameter per option
     checkpoint = _open_base(base)
     named_groups = None if group is None else [_group(group, path) for path in paths]
     result = run(
-        [_read(path, checkpoint) for path in paths],
+        [_read(path, checkpoint, name) for path, name in zip(paths, names, strict=True)],
         base=checkpoint,
         modules=modules,
         directions=directions,
@@ -82,13 +84,13 @@ def _open_base(base: str | None) -> Any:
     return open_checkpoint(assets.resolve(base))
 
 
-def _read(path: Path, base: Any) -> Any:
+def _read(path: Path, base: Any, name: str | None) -> Any:
     """An adapter; a full model where there is a base to take away from it."""
     from lorascope.errors import InputError
     from lorascope.weights import io
 
     try:
-        return io.read(path, base)
+        return io.read(path, base, name)
     except InputError as error:
         if base is None or "full model" not in error.what:
             raise

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lorascope.cli._device import placer
-from lorascope.cli._options import Html, Json, csv_of
+from lorascope.cli._options import AdapterNames, Html, Json, csv_of, name_of_each
 from lorascope.cli._outputs import check, show, to_file
 from lorascope.destinations import check_new_folder, is_stream
 
@@ -36,6 +36,7 @@ def delta(  # one parameter per option
     base: BaseModel,
     tuned: Tuned,
     adapter: Adapters = None,
+    adapter_name: AdapterNames = None,
     extract: Extract = None,
     output: Output = None,
     top: Leading = None,
@@ -67,14 +68,15 @@ def delta(  # one parameter per option
     metric_to_sort_by(METRICS, sort)
     _check_output(extract, output)
     outputs = [path for path in (json, html, csv, output) if path and not is_stream(path)]
+    named = list(zip(adapter or [], name_of_each(adapter_name, len(adapter or [])), strict=True))
     options = {"top": top, "modules": modules, "extract": extract, "place": placer(device)}
-    result = _run(base, tuned, adapter or [], state=state or _state_next_to(outputs), **options)
+    result = _run(base, tuned, named, state=state or _state_next_to(outputs), **options)
     if output is not None and result.extracted is not None:
         _write(result.extracted, output)
     show(result, html=html, json=json, csv=csv, sort=sort, rows=rows)
 
 
-def _run(base: str, tuned: str, adapters: list[Path], **options: Any) -> Any:
+def _run(base: str, tuned: str, adapters: list[tuple[Path, str | None]], **options: Any) -> Any:
     from lorascope.analyses.delta import run
     from lorascope.cli._progress import bar
     from lorascope.models import assets
@@ -83,7 +85,7 @@ def _run(base: str, tuned: str, adapters: list[Path], **options: Any) -> Any:
     from lorascope.weights.delta import open_tuned
 
     before = open_checkpoint(assets.resolve(base))
-    others = [io.read(path, before) for path in adapters]
+    others = [io.read(path, before, name) for path, name in adapters]
     after = open_tuned(assets.resolve(tuned), before)
     return run(before, after, adapters=others, progress=bar("delta", "parameters"), **options)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorascope.cli._options import (
+    AdapterName,
     Data,
     Device,
     EvaluationBase,
@@ -79,6 +80,7 @@ def dimension(  # one parameter per option
     json: Json = None,
     csv: Annotated[Path | None, csv_of("matrix, point of a curve, and run")] = None,
     modules: Modules = None,
+    adapter_name: AdapterName = None,
     split: Split = None,
     max_samples: MaxSamples = 1000,
     baseline: Baseline = "matrices",
@@ -121,6 +123,7 @@ def dimension(  # one parameter per option
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
+        adapter_name=adapter_name,
     )  # fmt: skip
     _check_search(search, data)
     from lorascope.training.threads import limit_omp_spin

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli._options import (
+    AdapterName,
     Data,
     Html,
     Json,
@@ -77,6 +78,7 @@ def intruders(  # one parameter per option
     json: Json = None,
     csv: Csv = None,
     modules: Weights = None,
+    adapter_name: AdapterName = None,
     intervene: Intervene = False,
     lambdas: Lambdas = "0,0.3,0.5,0.7,0.9,1",
     all_intruders: AllIntruders = False,
@@ -112,18 +114,22 @@ def intruders(  # one parameter per option
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
+        adapter_name=adapter_name,
     )  # fmt: skip
     scaling = {"lambdas": _factors(lambdas), "all_intruders": all_intruders}
+    path, base, given = _inputs(tuned, given, intervene, retain)
     evaluation = {"device": device, "samples": samples, "retain": retain, **scaling, "given": given}
-    path, base = _inputs(tuned, given, intervene, retain)
     options = {"k": k, "epsilon": epsilon, "modules": modules}
-    result = _result(path, base, (cache, no_cache, device), evaluation if intervene else None, **options)
+    result = _result(
+        path, base, given.adapter_name, (cache, no_cache, device), evaluation if intervene else None, **options
+    )
     show(result, html=html, json=json, csv=csv)
 
 
 def _result(
     path: str,
     base: str,
+    adapter_name: str | None,
     cache: tuple[Path | None, bool, str],
     evaluation: Mapping[str, Any] | None,
     **options: Any,
@@ -141,7 +147,7 @@ def _result(
     from lorascope.weights.delta import open_tuned
 
     before, svds = open_checkpoint(assets.resolve(base)), open_cache(*cache)
-    after = open_tuned(path, before) if Path(path).is_dir() else _adapter_or_model(path, before)
+    after = (open_tuned if Path(path).is_dir() else _adapter_or_model)(path, before, adapter_name)
     result = analysis.run(after, before, cache=svds, progress=bar("intruders", "weights"), **options)
     return result if evaluation is None else _intervened(result, Path(path), cache=svds, **evaluation)
 
@@ -155,11 +161,13 @@ def _factors(text: str) -> list[float]:
         raise InputError("--lambdas is not a list of numbers", found=text, expected="such as 0,0.5,1") from None
 
 
-def _inputs(tuned: str, given: "Given", intervene: bool, retain: str | None) -> tuple[str, str]:
-    """What is read as the tuned side, and the base."""
+def _inputs(tuned: str, given: "Given", intervene: bool, retain: str | None) -> tuple[str, str, "Given"]:
+    """What is read as the tuned side, the base, and what is given with the name that still chooses the adapter."""
+    from dataclasses import replace
+
     from lorascope.errors import InputError
     from lorascope.models import adapter_base, assets
-    from lorascope.weights.io import adapter_folder, check_exists
+    from lorascope.weights.io import adapter_folder, check_exists, one_of
 
     if retain is not None and not intervene:
         raise InputError("--retain requires --intervene", hint="give both")
@@ -167,18 +175,19 @@ def _inputs(tuned: str, given: "Given", intervene: bool, retain: str | None) -> 
         raise InputError("--data requires --intervene", hint="give both")
     tuned = assets.resolve(tuned)
     check_exists(Path(tuned))
-    base = given.base or adapter_base.base_named(Path(tuned))
-    return str(adapter_folder(Path(tuned))), base
+    place, name = one_of(Path(tuned), given.adapter_name)
+    base = given.base or adapter_base.base_named(place)
+    return str(adapter_folder(place)), base, replace(given, adapter_name=name)
 
 
-def _adapter_or_model(path: str, before: Any) -> Any:
+def _adapter_or_model(path: str, before: Any, name: str | None) -> Any:
     """A file: an adapter, or a full model."""
     from lorascope.errors import InputError
     from lorascope.weights import io
     from lorascope.weights.checkpoint import open_checkpoint
 
     try:
-        return io.read(Path(path), before)
+        return io.read(Path(path), before, name)
     except InputError as error:
         if "full model" not in error.what:
             raise

@@ -1,5 +1,6 @@
 """`lorascope merge`: add an adapter's updates to its base model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from lorascope.cli._outputs import to_file
 
 if TYPE_CHECKING:
     from lorascope.adapt.merge import Merge
+    from lorascope.adapt.requantising import Requantised
 
 
 def merge(
@@ -43,6 +45,7 @@ def merge(
     from lorascope.adapt import merge as merging
     from lorascope.models import adapter_base
 
+    adapter, adapter_name = io.one_of(adapter, adapter_name)
     base = base or adapter_base.base_named(adapter)
     checkpoint = adapter_base.checkpoint_of(base)
     read = io.read(adapter, checkpoint, adapter_name)
@@ -100,18 +103,26 @@ def _requantising(merged: "Merge") -> list[str]:
     weights = merged.requantised
     if not weights:
         return []
-    schemes = ", ".join(sorted({one.scheme for one in weights}))
-    lines = [f"dequantised from {schemes}: {len(weights)} of the merged weights, which are stored without codes"]
-    if merged.requantising is None:
-        return [*lines, "what quantising them again would lose is not computed for this scheme"]
-    loss, survives = merged.requantising["loss"], merged.requantising["survives"]
     known = [one for one in weights if one.survives is not None]
-    least = min(known, key=lambda one: one.survives or 0.0)
-    each = f"least {100 * (least.survives or 0.0):.3g} % ({least.name})"
-    lines.append(
-        f"quantising them again would leave {100 * survives:.3g} % of ΔW, {each}, "
-        f"and add an error of {loss:.3g} times its norm"
-    )
-    if missing := len(weights) - len(known):
-        lines.append(f"not computed for {missing} of them")
+    unknown = [one for one in weights if one.survives is None and one.delta_norm]
+    what = f"{len(weights)} of the merged weights, which are stored without codes"
+    lines = [f"dequantised from {_schemes(weights)}: {what}"]
+    if merged.requantising is not None:
+        loss, survives = merged.requantising["loss"], merged.requantising["survives"]
+        least = min(known, key=lambda one: one.survives or 0.0)
+        lines.append(
+            f"quantising them again would leave {100 * survives:.3g} % of ΔW, "
+            f"least {100 * (least.survives or 0.0):.3g} % ({least.name}), and add an error of {loss:.3g} times its norm"
+        )
+        if any(word in _schemes(known) for word in ("GPTQ", "AWQ")):
+            lines.append("  by the nearest codes; GPTQ and AWQ choose theirs with calibration data, and lose less")
+    if unknown:
+        lines.append(
+            f"what quantising {len(unknown)} of them again would lose is not computed: "
+            f"lorascope does not quantise to {_schemes(unknown)}"
+        )
     return lines
+
+
+def _schemes(weights: "Iterable[Requantised]") -> str:
+    return ", ".join(sorted({one.scheme for one in weights}))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli._options import (
+    AdapterName,
     Base,
     Data,
     Evaluated,
@@ -53,6 +54,7 @@ def trajectory(  # one parameter per option
     paths: Paths,
     base: Base = None,
     modules: Modules = None,
+    adapter_name: AdapterName = None,
     average: Average = None,
     average_last: AverageLast = None,
     html: Html = None,
@@ -83,6 +85,7 @@ def trajectory(  # one parameter per option
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
+        adapter_name=adapter_name,
     )  # fmt: skip
     if data is None:
         from lorascope.linalg.blas import prepare_process
@@ -95,7 +98,7 @@ def trajectory(  # one parameter per option
 
     _check_average(average, average_last)
     series, checkpoint = find(paths), _open_base(base)
-    adapters = [_read(each.path, checkpoint) for each in series.snapshots]
+    adapters = [_read(each.path, checkpoint, adapter_name) for each in series.snapshots]
     title = short_path(str(paths[0])) if len(paths) == 1 else f"{len(paths)} checkpoints"
     evaluate, scored_on = _scorer(series, given, device, max_samples)
     result = run(
@@ -116,14 +119,14 @@ def _open_base(base: str | None) -> Any:
     return open_checkpoint(assets.resolve(base))
 
 
-def _read(path: Path, base: Any) -> Any:
+def _read(path: Path, base: Any, name: str | None) -> Any:
     """An adapter; a full model where there is a base to take away from it."""
     from lorascope.errors import InputError
     from lorascope.weights import io
     from lorascope.weights.checkpoint import open_checkpoint
 
     try:
-        return io.read(path, base)
+        return io.read(path, base, name)
     except InputError as error:
         if base is None or "full model" not in error.what:
             raise

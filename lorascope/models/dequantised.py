@@ -1,6 +1,7 @@
 """A quantised base as a plain model: its codes turned into numbers, in a folder that transformers opens."""
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from lorascope.errors import InputError
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.outputs import write_json
 from lorascope.weights.checkpoint import Checkpoint
-from lorascope.weights.quantised import HINT, Decoded, Unreadable, scheme_name
+from lorascope.weights.dtypes import SIZES
+from lorascope.weights.quantised import HINT, Decoded, Unreadable, scheme_name, scheme_of
 from lorascope.weights.safetensors import write_safetensors
 from lorascope.weights.tensors import Cast
 
@@ -28,13 +30,47 @@ def refuse_unreadable(checkpoint: Checkpoint, base: str) -> None:
     """InputError where the base has weights that are not decoded, or its config says codes and its files hold none."""
     bad = next((one for one in checkpoint.stored.values() if isinstance(one, Unreadable)), None)
     if bad is not None:
-        raise InputError(f"the base {base} is quantised, and cannot be merged into", found=bad.reason, hint=HINT)
+        raise InputError(
+            f"the base {base} is quantised in a way that lorascope does not read", found=bad.reason, hint=HINT
+        )
     scheme = scheme_name(checkpoint.config)
     if scheme and not is_quantised(checkpoint):
         raise InputError(
             f"the base {base} is quantised with {scheme}",
             hint="merge into the same model as it was before it was quantised: its files hold no codes of that scheme",
         )
+
+
+def as_numbers(checkpoint: Checkpoint | None, base: str, dtype: str) -> str | None:
+    """A sentence of what a quantised base takes where its codes are turned into numbers; None of a plain one.
+
+    Args:
+        dtype: of the numbers, torch's name.
+
+    Raises:
+        InputError: this machine has less memory free.
+    """
+    if checkpoint is None or not is_quantised(checkpoint):
+        return None
+    size = SIZES[_DTYPES[dtype]] * sum(math.prod(stored.shape) for stored in checkpoint.stored.values())
+    free = _free_memory()
+    scheme = scheme_name(checkpoint.config) or next(s for s in map(scheme_of, checkpoint.stored.values()) if s)
+    if free is not None and size > free:
+        raise InputError(
+            f"the base {base} is quantised ({scheme}), and its weights as {dtype} do not fit into memory",
+            found=f"{size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free",
+            hint="run it on a machine with more memory",
+        )
+    return f"the base's codes ({scheme}) were turned into numbers: {size / 1e9:.3g} GB as {dtype}"
+
+
+def _free_memory() -> int | None:
+    """Bytes that a process may take without others being swapped out; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lorascope.models import adapter_base, assets
 from lorascope.models import loading as models
 from lorascope.models.card import read_card
 from lorascope.models.config import ModelConfig, TaskType
+from lorascope.models.dequantised import as_numbers
 from lorascope.run_data import FULL, RunFacts
 from lorascope.training import data
 from lorascope.training.batches import Encoded
@@ -56,7 +57,8 @@ def open_evaluated(
     Raises:
         InputError: the folder holds neither, the data are not named, or they do not fit the model.
     """
-    path = Path(path)
+    path, name = io.one_of(Path(path), given.adapter_name)
+    given = replace(given, adapter_name=name)
     run = _run_of(path)
     if run is not None and given.data is None:
         _check_base(run, given)
@@ -75,6 +77,8 @@ def open_evaluated(
 
 
 def _check_base(run: Path, given: Given) -> None:
+    if given.adapter_name is not None:
+        raise InputError(f"{run} is a run, which holds one adapter", hint="leave --adapter-name out")
     name = finished_config(run).model.name
     if given.base is not None and assets.resolve(given.base) != assets.resolve(name):
         raise InputError(
@@ -112,12 +116,13 @@ def open_adapter(
     here = World(pick_device(device))
     base = given.base or adapter_base.base_named(path)
     checkpoint = adapter_base.checkpoint_of(base)
-    adapter = _adapter_or_tuned(path, checkpoint)
+    adapter = _adapter_or_tuned(path, checkpoint, given.adapter_name)
     task = _task(path, adapter, given, base)
     adapter = replace(adapter, settings={**adapter.settings, "task_type": task})
     import torch
 
-    model, own = adapter_base.load_base(adapter, _adapter_of(path), base, torch.float32)
+    decoded = as_numbers(checkpoint, base, "float32")
+    model, own = adapter_base.load_base(adapter, _adapter_of(path), base, torch.float32, checkpoint)
     model = model.to(here.device)
     tokenizer = models.tokenizer_beside(_adapter_of(path)) or own
     if tokenizer is None:
@@ -125,15 +130,16 @@ def open_adapter(
     config = _config(path, adapter, given, base, task, _longest(given, tokenizer, model))
     rows = first_rows(_rows(config.data, split), max_samples, 0)
     texts, notes = _encoded(rows, config, given, tokenizer, model, _adapter_of(path))
+    notes = (decoded, *notes) if decoded else notes
     return with_adapter(Reopened(
         path, config, adapter, model, texts, texts, tokenizer, here, {}, notes, f"texts of {config.data.path}"
     ))  # fmt: skip
 
 
-def _adapter_or_tuned(path: Path, base: Checkpoint | None) -> Adapter:
+def _adapter_or_tuned(path: Path, base: Checkpoint | None, adapter_name: str | None) -> Adapter:
     """An adapter; of a full model that was tuned, what differs from the base, weight by weight."""
     try:
-        return io.read(path, base)
+        return io.read(path, base, adapter_name)
     except InputError as error:
         if base is None or "full model" not in error.what:
             raise
@@ -165,8 +171,9 @@ def _tied_head(tuned: Checkpoint, updates: Mapping[str, Update]) -> Update | Non
 
 def facts_of_adapter(path: Path, label: str, given: Given) -> RunFacts:
     """What a comparison of runs knows of an adapter, or a tuned model, that was trained elsewhere."""
+    path, name = io.one_of(path, given.adapter_name)
     base = given.base or adapter_base.base_named(path)
-    adapter = _adapter_or_tuned(path, adapter_base.checkpoint_of(base))
+    adapter = _adapter_or_tuned(path, adapter_base.checkpoint_of(base), name)
     rank = max((update.rank or 0 for update in adapter.updates.values()), default=0) or None
     count = sum(math.prod(stored.shape) for update in adapter.updates.values() for stored in update.roles.values())
     count += sum(math.prod(stored.shape) for stored in adapter.saved.values())
@@ -332,7 +339,7 @@ def checkpoint_scorer(
     whole = _saved_whole(opened)
 
     def score(index: int) -> dict[str, float]:
-        _put(opened, io.read(paths[index]), whole, Path(paths[index]))
+        _put(opened, io.read(paths[index], None, given.adapter_name), whole, Path(paths[index]))
         scored = opened.score()
         return {"loss": scored.loss, "accuracy": scored.accuracy}
 

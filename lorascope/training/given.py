@@ -17,6 +17,7 @@ class Given:
             the text column, a conversation by the tokenizer's chat template, or prompt and completion.
         max_length: tokens of a text; by default what tokenizer and model allow, at most 1,024.
         labels: the classes' names in their order; by default the base's own.
+        adapter_name: which adapter, of a file or a folder that holds several.
     """
 
     base: str | None = None
@@ -28,6 +29,7 @@ class Given:
     template: str | None = None
     max_length: int | None = None
     labels: tuple[str, ...] | None = None
+    adapter_name: str | None = None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any], base: str | None, data: str | None) -> "Given":

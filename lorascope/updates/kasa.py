@@ -1,17 +1,18 @@
 """KaSA: ΔW = s·B·diag(E)·A − S, where S, the r trailing singular directions of W, was taken away before training.
 
 Wang et al. 2024, "KaSA: Knowledge-Aware Singular-Value Adaptation of Large Language Models", arXiv 2412.06071. PEFT
-(tuners/lora/variants.py) takes S from W again on loading, and rounds W − S to W's dtype, which is left out here.
+(tuners/lora/variants.py) takes S from W again on loading, by torch's SVD in float32, as here, and rounds W − S to W's
+dtype, which is left out.
 Without the base only the trained part s·B·diag(E)·A is known.
 """
 
 from collections.abc import Mapping
 
 from lorascope.errors import InputError
-from lorascope.linalg.arrays import Array, namespace
+from lorascope.linalg.arrays import Array
 from lorascope.linalg.factored import Factored
 from lorascope.updates.base import Role, kinds
-from lorascope.updates.residual import Residual
+from lorascope.updates.residual import Residual, in_single, like
 
 
 class KaSA(Residual):
@@ -34,11 +35,13 @@ class KaSA(Residual):
         return super().delta(trained, scale, base)
 
     def start(self, base: Array, rank: int, scale: float) -> Factored:
-        u, sigma, vh = namespace(base).linalg.svd(base, full_matrices=False)
+        import torch
+
+        u, sigma, vh = torch.linalg.svd(in_single(base), full_matrices=False)
         kept = sigma.shape[0] - rank
         if kept < 1:
             raise InputError("KaSA leaves no direction of the base weight", found=f"rank {rank}", expected=base.shape)
-        return Factored(u[:, kept:] * sigma[kept:], vh[kept:, :])
+        return Factored(like(base, u[:, kept:]) * like(base, sigma[kept:]), like(base, vh[kept:]))
 
 
 kinds.register("kasa")(KaSA())

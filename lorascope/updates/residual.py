@@ -5,14 +5,19 @@ Two kinds, by their start, which is a function of W and the rank:
     pissa   S = U_r Σ_r V_rᵀ, the r leading singular directions of W     Meng et al. 2024, arXiv 2404.02948, eq. 2 to 4
     olora   S = s·Q_r R_r, r columns and rows of W = Q R                  Büyükakyüz 2024, arXiv 2406.01775, alg. 1
 
-PEFT's files with `init_lora_weights` "pissa" and "olora" hold the trained B and A; on loading PEFT takes S from W again
-(tuners/lora/layer.py of 0.21). It takes the singular directions in float32, and rounds W − S to W's dtype: some 1e-7 of
-‖W‖, which differs between machines, and which is left out here. Of a ΔW that is a hundredth of W that is the fifth
-digit. Without the base only the part s·B·A is known, which is not ΔW.
+PEFT's files with `init_lora_weights` "pissa" and "olora" hold the trained B and A; on loading PEFT takes S from W
+again (tuners/lora/layer.py of 0.21), by torch's SVD or QR of W in float32. That S differs from the exact one by 1e-7
+of ‖W‖, and by more where σ_r is close to σ_{r+1}; of a ΔW that is a hundredth of W that is the fifth digit or the
+third. So S is computed here as PEFT computes it, in float32 with torch. What PEFT rounds besides, W − S to W's dtype,
+is left out: it is of full rank and belongs to no update (6e-8 of W's entries in float32, 2e-3 in bfloat16). Without
+the base only the part s·B·A is known, which is not ΔW.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array, namespace
@@ -59,8 +64,10 @@ class Pissa(Residual):
     formula = "ΔW = s·B·A − U_r·Σ_r·V_rᵀ, of W = U·Σ·Vᵀ"
 
     def start(self, base: Array, rank: int, scale: float) -> Factored:
-        u, sigma, vh = namespace(base).linalg.svd(base, full_matrices=False)
-        return Factored(u[:, :rank] * sigma[:rank], vh[:rank, :])
+        import torch
+
+        u, sigma, vh = torch.linalg.svd(in_single(base), full_matrices=False)
+        return Factored(like(base, u[:, :rank]) * like(base, sigma[:rank]), like(base, vh[:rank]))
 
 
 class Olora(Residual):
@@ -68,8 +75,25 @@ class Olora(Residual):
     formula = "ΔW = s·B·A − s·Q_r·R_r, of W = Q·R"
 
     def start(self, base: Array, rank: int, scale: float) -> Factored:
-        q, r = namespace(base).linalg.qr(base)
-        return Factored(q[:, :rank] * scale, r[:rank, :])
+        import torch
+
+        q, r = torch.linalg.qr(in_single(base))
+        return Factored(like(base, q[:, :rank]) * scale, like(base, r[:rank]))
+
+
+def in_single(base: Array) -> Any:
+    """W as a torch tensor in float32, where it is: what PEFT takes a start from."""
+    import torch
+
+    given = base if isinstance(base, torch.Tensor) else torch.from_numpy(np.asarray(base, np.float32))
+    return given.detach().float()
+
+
+def like(base: Array, part: Any) -> Array:
+    """A factor of a start, a torch tensor, in the arrays and the dtype of W."""
+    import torch
+
+    return part.to(base) if isinstance(base, torch.Tensor) else part.numpy().astype(base.dtype)
 
 
 kinds.register("pissa")(Pissa())

@@ -10,12 +10,14 @@ from lorascope.updates.base import Stored, Update
 
 @dataclass(frozen=True)
 class Source:
-    """Where an adapter came from. `sha256` covers the bytes of the weights file (of all shards, in index order)."""
+    """Where an adapter came from. `sha256` covers the bytes of the weights file (of all shards, in index order);
+    `adapter` is the name by which it was chosen, of a file that holds several."""
 
     path: str = ""
     sha256: str | None = None
     format: str = ""
     method: str = ""
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lorascope.errors import InputError, preview
 from lorascope.inputs import read_json
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.updates.base import MAX_EXPANDED, Stored, Update
-from lorascope.weights import gguf_model, quantised
+from lorascope.weights import fused_experts, gguf_model, quantised
 from lorascope.weights import names as naming
 from lorascope.weights.conversion import names_in_memory
 from lorascope.weights.dtypes import SIZES
@@ -211,6 +211,8 @@ class Checkpoint:
     def lookup(self, update: Update) -> Stored | str:
         """As `of`; where there is no such W, why not."""
         stored = self.find(update.base_weight or update.name)
+        if stored is None and (fused := self._in_fused(update)) is not None:
+            return fused
         if stored is None:
             layer, _, parameter = (update.base_weight or update.name).rpartition(".")
             return NO_BIAS if parameter == "bias" and self.find(layer) is not None else ABSENT
@@ -228,6 +230,21 @@ class Checkpoint:
             stored = reshaped(stored, math.prod(stored.shape), 1)  # a bias or a norm's weight is a map of one input
         matrix = flattened(stored) if len(stored.shape) > 2 else stored
         return _fitted(update, transposed(matrix) if update.transposed else matrix)
+
+    def _in_fused(self, update: Update) -> Stored | str | None:
+        """W of one expert's projection out of a parameter that fuses it, as `lookup` gives it; None where it is not."""
+
+        def shape_of(name: str) -> tuple[int, ...] | None:
+            found = self.find(name)
+            return None if found is None else tuple(found.shape)
+
+        there = fused_experts.place(update, shape_of, self.config)
+        if there is None:
+            return None
+        whole = self.weight(there.parameter)
+        if isinstance(whole, quantised.Unreadable):
+            return whole.reason
+        return Mapped(slot(whole, there.expert), there.shape, there.view)
 
 
 @dataclass(frozen=True)

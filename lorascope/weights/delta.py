@@ -103,7 +103,7 @@ class Difference:
     notes: tuple[str, ...] = ()
 
 
-def open_tuned(path: str | Path, base: Checkpoint) -> Checkpoint | Adapter:
+def open_tuned(path: str | Path, base: Checkpoint, adapter_name: str | None = None) -> Checkpoint | Adapter:
     """The tuned side: a full checkpoint, or an adapter folder such as a full fine-tuning run of lorascope leaves.
 
     Raises:
@@ -111,7 +111,7 @@ def open_tuned(path: str | Path, base: Checkpoint) -> Checkpoint | Adapter:
     """
     folder = Path(path)
     if folder.is_dir() and (folder / io.CONFIG).is_file() and not any((folder / n).is_file() for n in io.MODELS):
-        return io.read(folder, base)
+        return io.read(folder, base, adapter_name)
     return open_checkpoint(path)
 
 

@@ -54,14 +54,15 @@ def read(path: str | Path, base: "Checkpoint | None" = None, adapter_name: str |
     Args:
         path: what the user named. A file takes the `adapter_config.json` next to it, where there is one.
         base: the base model, which helps where a format's names or shapes are lossy (kohya, VeRA).
-        adapter_name: which adapter, of a file that holds several.
+        adapter_name: which adapter, of a file or a folder that holds several.
 
     Raises:
         InputError: nothing there, damaged, no format or more than one claims it, keys nobody understands, shapes or
             settings that contradict each other, or nothing in it that could be used.
     """
-    bundle, sha256 = _open(Path(path))
-    return read_bundle(bundle, base, Source(str(path), sha256), adapter_name)
+    place, name = one_of(Path(path), adapter_name)
+    bundle, sha256 = _open(place)
+    return read_bundle(bundle, base, Source(str(path if place == Path(path) else place), sha256), name)
 
 
 def read_bundle(
@@ -97,7 +98,7 @@ def read_bundle(
         updates=parsed.updates,
         settings={**kept(bundle.metadata), **parsed.settings},
         training=training(bundle.metadata),
-        source=Source(source.path or str(bundle.path), source.sha256, name, parsed.method),
+        source=Source(source.path or str(bundle.path), source.sha256, name, parsed.method, adapter_name),
         saved=parsed.saved,
         skipped=(*ledger.skipped, *others),
         notes=notes,
@@ -134,6 +135,16 @@ def adapter_folder(path: Path) -> Path:
     """The path itself; of the folder of a run of `lorascope train`, the adapter's folder in it."""
     inside = path / "adapter"
     return inside if (path / "config.yaml").is_file() and inside.is_dir() else path
+
+
+def one_of(path: Path, adapter_name: str | None) -> tuple[Path, str | None]:
+    """Where the adapter of this name lies, and the name by which it is still to be chosen there: `save_pretrained` of
+    a model with several adapters puts each but "default" into a folder of its name."""
+    if adapter_name is not None and Path(adapter_name).name == adapter_name:
+        inside = adapter_folder(path) / adapter_name
+        if any((inside / name).is_file() for name in (*_file_names(), *MODELS)):
+            return inside, None
+    return path, adapter_name
 
 
 def _open(path: Path) -> tuple[Bundle, str]:
@@ -216,7 +227,11 @@ def _weights_of(folder: Path) -> Path:
         f"{folder} holds no adapter",
         found=preview(present) or "an empty folder",
         expected=_ADAPTERS[0],
-        hint=f"did you mean {below[0]}?" if below else None,
+        hint=f"choose one with --adapter-name: {preview([Path(each).name for each in below])}"
+        if len(below) > 1
+        else f"did you mean {below[0]}?"
+        if below
+        else None,
     )
 
 

@@ -31,6 +31,8 @@ def only(tensors: Mapping[str, Stored], name: str, where: object) -> tuple[dict[
     """
     owners = {key: adapter_of(key) for key in tensors}
     names = dict.fromkeys(owner for owner in owners.values() if owner is not None)
+    if not names and name == "default":  # PEFT saves each of several in a folder of its own, without its name
+        return dict(tensors), ()
     if name not in names:
         raise InputError(
             f"{where} holds no adapter named {name!r}",

@@ -7,10 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorascope.adapt.merge import Merge
+from lorascope.adapt.requantising import Requantised, measure
 from lorascope.api import merge
+from lorascope.cli.merge import summary
 from lorascope.errors import InputError
 from lorascope.weights.checkpoint import open_checkpoint
-from lorascope.weights.codes.requantise import requantised, rounded8
+from lorascope.weights.codes.nearest import rounded
+from lorascope.weights.codes.requantise import requantised
+from tests.weights.test_quantised_words import words
 
 FP8 = torch.float8_e4m3fn
 
@@ -39,7 +44,16 @@ def nf4(weight):
     return {"": packed, **parts}
 
 
+def gptq(weight):
+    groups = weight.reshape(len(weight), -1, 32)
+    scale = (2 * groups.abs().amax(-1) / 15).half()
+    codes = (torch.round(groups / scale.float()[..., None]) + 8).clamp(0, 15).reshape(weight.shape).int()
+    zeros = np.full((groups.shape[1], len(weight)), 7)
+    return {".qweight": words(codes.tolist(), 4).T, ".scales": scale.T, ".qzeros": words(zeros, 4)}
+
+
 SCHEMES = {
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32}),
     "fp8": (fp8_rows, {"quant_method": "compressed-tensors", "format": "float-quantized"}),
     "int8": (int8_rows, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "nf4": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
@@ -47,7 +61,10 @@ SCHEMES = {
 
 
 def named(name, parts):
-    return {f"{name[: -len('.weight')]}{end}" if end == ".SCB" else name + end: tensor for end, tensor in parts.items()}
+    of_module = (".SCB", ".qweight", ".scales", ".qzeros")
+    return {
+        f"{name[: -len('.weight')]}{end}" if end in of_module else name + end: tensor for end, tensor in parts.items()
+    }
 
 
 @pytest.fixture
@@ -111,6 +128,9 @@ def test_merging_into_codes(scheme, model, tmp_path):
     record = json.loads((tmp_path / "merged/merge.json").read_text())
     assert record["requantising"]["loss"] > 0
     assert {one["scheme"] for one in record["requantised"]} == {done.report.requantised[0].scheme}
+    said = summary(done.report, "float32")
+    assert f"add an error of {record['requantising']['loss']:.3g} times its norm" in said
+    assert ("calibration data" in said) == (scheme == "gptq")
 
 
 def dequantised(parts, scheme):
@@ -119,6 +139,10 @@ def dequantised(parts, scheme):
         high, low = parts[""].reshape(-1).long() >> 4, parts[""].reshape(-1).long() & 15
         values = NF4[torch.stack([high, low], 1).reshape(-1)].reshape(-1, 64)
         return (values.double() * parts[".absmax"].double()[:, None]).reshape(64, -1).numpy()
+    if scheme == "gptq":
+        codes = (parts[".qweight"].T[..., None] >> torch.arange(0, 32, 4)) & 15
+        scale = parts[".scales"].T.double().repeat_interleave(32, 1)
+        return ((codes.reshape(scale.shape) - 8).double() * scale).numpy()
     scale = parts["_scale"] if scheme == "fp8" else parts[".SCB"][:, None] / 127
     return (parts[""].double() * scale.double()).numpy()
 
@@ -143,7 +167,7 @@ def test_codes_that_are_not_decoded_are_refused(model, tmp_path):
     name = next(name for name in tensors if name.endswith("weight_scale"))
     tensors[name] = torch.ones(3, 5)
     save_file(tensors, coded / "model.safetensors")
-    with pytest.raises(InputError, match=r"cannot be merged into.*does not know"):
+    with pytest.raises(InputError, match=r"in a way that lorascope does not read.*does not know"):
         merge(coded, adapter, output=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -155,7 +179,7 @@ def test_rounding_to_float8(dtype, torch_dtype):
         [sizes, torch.arange(256, dtype=torch.uint8).view(torch_dtype).float().nan_to_num(0, 0, 0) * 1.0625]
     )
     sizes = sizes.clamp(-448, 448)
-    found = rounded8(sizes.numpy(), dtype)
+    found = rounded(sizes.numpy(), dtype)
     np.testing.assert_array_equal(found, sizes.to(torch_dtype).float().numpy())
 
 
@@ -170,3 +194,28 @@ def test_four_bits_are_what_bitsandbytes_codes(nested, tmp_path):
     again = requantised(stored, weight.numpy())
     expected = stored.read()  # of a nested one a block's largest may lie between two codes, to the last bit
     assert np.linalg.norm(again - expected) <= (1e-4 if nested else 1e-6) * np.linalg.norm(expected)
+
+
+def test_what_cannot_be_quantised_again_is_said():
+    unknown = Requantised("q.weight", "GGUF Q4_K", None, None, 1.0)
+    said = summary(Merge(requantised=[unknown]), "float32")
+    assert "what quantising 1 of them again would lose is not computed: lorascope does not quantise to GGUF Q4" in said
+
+
+def test_experts_of_a_file_that_keeps_them_apart(tmp_path):
+    """Two quantised projections of an expert, as the model fuses them: the error of both."""
+    torch.manual_seed(0)
+    parts = {f"experts.{k}.{part}_proj.weight": torch.randn(32, 64) for k in range(2) for part in ("gate", "up")}
+    tensors = {}
+    for name, weight in parts.items():
+        tensors |= named(f"m.{name}", {end: part.contiguous() for end, part in gptq(weight).items()})
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": SCHEMES["gptq"][1]}))
+    stored = open_checkpoint(tmp_path).find("m.experts.gate_up_proj")
+    delta = torch.randn(64, 64) / 10
+    found = measure("gate_up_proj[1]", stored, delta, 1)
+    weight = torch.tensor(stored.read()[1]).float()
+    again = [dequantised(gptq(half), "gptq") for half in (weight + delta).split(32)]
+    error = np.linalg.norm(np.concatenate(again) - (weight + delta).double().numpy())
+    assert found.loss == pytest.approx(error / delta.norm().item(), rel=1e-4)
+    assert found.scheme == "GPTQ 4-bit"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import lorascope as ls
 from lorascope.errors import InputError
+from lorascope.models import dequantised
 from lorascope.training import run
 from lorascope.training.foreign import checkpoint_scorer, open_evaluated
 from lorascope.training.given import Given
+from lorascope.weights.checkpoint import open_checkpoint
+from tests.adapt.test_merge_quantised import quantise
 from tests.cli.command import here, refused
 from tests.training.tiny import sentences
 
@@ -226,3 +230,20 @@ def test_dimension_of_a_tuned_model_and_adapters(tiny_llama, lm, texts, tmp_path
     assert [run["learning_rate"] for run in record["runs"]] == [None]
     with pytest.raises(InputError, match="no run is a full fine-tuning"):
         ls.dimension(lm, base=str(tiny_llama), data=str(texts), device="cpu")
+
+
+def test_a_quantised_base_is_evaluated_as_the_numbers_of_its_codes(lm, texts, tiny_llama, tmp_path, monkeypatch):
+    """No quantisation library is asked: what is loaded is what `--base` analyses read."""
+    coded = quantise(tiny_llama, tmp_path / "coded", "nf4")
+    for file in tiny_llama.glob("token*"):
+        shutil.copy(file, coded)
+    opened = open_evaluated(lm, Given(base=str(coded), data=str(texts)), "cpu")
+    assert any("nf4) were turned into numbers" in note and "GB as float32" in note for note in opened.notes)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    for name, stored in open_checkpoint(coded).stored.items():
+        model.get_parameter(name).data = torch.from_numpy(stored.read()).float()
+    model = PeftModel.from_pretrained(model, lm).eval()
+    assert opened.score().loss == pytest.approx(loss_of(model, opened.held_out.tokens), rel=1e-5)
+    monkeypatch.setattr(dequantised, "_free_memory", lambda: 10_000)
+    with pytest.raises(InputError, match=r"do not fit into memory.*1e-05 GB are free.*more memory"):
+        open_evaluated(lm, Given(base=str(coded), data=str(texts)), "cpu")

@@ -359,11 +359,24 @@ def test_a_norm_within_an_adapted_module_refuses_the_file(key, tmp_path):
     assert set(read(saved(tmp_path, beside, name="a.safetensors")).saved) == {"unet.h.0.norm.weight"}
 
 
-def test_xlabs(tmp_path):
-    names = [f"double_blocks.0.processor.{kind}_lora{n}" for kind in ("qkv", "proj") for n in (1, 2)]
-    names.append("single_blocks.3.processor.qkv_lora")
+@pytest.mark.parametrize("component", ["", "diffusion_model.", "transformer."])
+def test_xlabs(component, tmp_path):
+    names = [f"{component}double_blocks.0.processor.{kind}_lora{n}" for kind in ("qkv", "proj") for n in (1, 2)]
+    names.append(f"{component}single_blocks.3.processor.qkv_lora")
     tensors = {k: v for name in names for k, v in pair(name, "down.weight", "up.weight").items()}
     assert_deltas(read(saved(tmp_path, tensors, name="a.safetensors")), dict.fromkeys(names, BA))
+
+
+@pytest.mark.parametrize("component", ["", "diffusion_model."])
+def test_two_spellings_in_one_file(component, tmp_path):
+    """ComfyUI reads each module by its own keys; of one module with both only the user can say which is meant."""
+    names = [f"{component}blocks.{k}.attn.q" for k in range(2)]
+    tensors = pair(names[0], "lora_A.weight", "lora_B.weight") | pair(names[1], "lora_down.weight", "lora_up.weight")
+    tensors[f"{names[1]}.alpha"] = np.float32(len(A) / 2)
+    assert_deltas(read(saved(tmp_path, tensors, name="a.safetensors")), {names[0]: BA, names[1]: BA / 2})
+    twice = tensors | pair(names[0], "lora_down.weight", "lora_up.weight")
+    with pytest.raises(InputError, match=r"two adapters of one module.*lora_A.*lora_down.*file of its own"):
+        read(saved(tmp_path, twice, name="a.safetensors"))
 
 
 def test_adapterhubs_lora_has_its_configs_scale(tmp_path):

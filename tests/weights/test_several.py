@@ -1,5 +1,8 @@
 """Several adapters in one file: one is chosen by its name, the others are listed."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -49,7 +52,7 @@ def test_a_name_that_is_not_there(two, tmp_path):
         read(two[0], adapter_name="third")
     save_file({f"{PREFIX}h.q.lora_A.weight": np.ones((2, 3), np.float32)}, tmp_path / "b.safetensors")
     with pytest.raises(InputError, match="keys carry no name"):
-        read(tmp_path / "b.safetensors", adapter_name="default")
+        read(tmp_path / "b.safetensors", adapter_name="other")
 
 
 def test_state_dicts_and_the_command_line(two):
@@ -60,3 +63,61 @@ def test_state_dicts_and_the_command_line(two):
     done = here("analyze", path, "--adapter-name", "other")
     assert done.returncode == 0, done.stderr
     assert "1 module" in done.stdout
+
+
+def test_a_folder_of_several_adapters(two, tmp_path):
+    """As `save_pretrained` leaves them: "default" at the top, each other one in a folder of its name."""
+    _, factors, _ = two
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "base_model_name_or_path": "nowhere"}
+    for name, folder in (("default", tmp_path / "both"), ("other", tmp_path / "both" / "other")):
+        folder.mkdir()
+        a, b = factors[name]
+        save_file(
+            {f"{PREFIX}h.0.q.lora_A.weight": a, f"{PREFIX}h.0.q.lora_B.weight": b}, folder / "adapter_model.safetensors"
+        )
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    for name in ("default", "other"):
+        a, b = factors[name]
+        update = read(tmp_path / "both", adapter_name=name).updates["h.0.q"]
+        np.testing.assert_allclose(dense(update.delta()), double(b) @ double(a), rtol=0, atol=1e-13)
+    with pytest.raises(InputError, match="no adapter named 'third'"):
+        read(tmp_path / "both", adapter_name="third")
+    (tmp_path / "both" / "adapter_model.safetensors").unlink()
+    (tmp_path / "both" / "other").rename(tmp_path / "both" / "first")
+    shutil.copytree(tmp_path / "both" / "first", tmp_path / "both" / "second")
+    with pytest.raises(InputError, match=r"choose one with --adapter-name: 'first', 'second'"):
+        read(tmp_path / "both")
+
+
+def record(folder, *arguments):
+    done = here(*arguments, "--json", folder / "out.json")
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "out.json").read_text())
+
+
+def test_two_adapters_of_one_file_are_compared(two, tmp_path):
+    path, factors, _ = two
+    pair = record(tmp_path, "compare", path, path, "--adapter-name", "other", "--adapter-name", "default")
+    assert [one["label"] for one in pair["adapters"]] == ["a.safetensors (other)", "a.safetensors (default)"]
+    first, second = (double(factors[each][1]) @ double(factors[each][0]) for each in ("other", "default"))
+    (module,) = pair["pairs"][0]["modules"]
+    cosine = np.vdot(first, second) / np.linalg.norm(first) / np.linalg.norm(second)
+    assert module["cosine"] == pytest.approx(cosine)
+    done = here("compare", path, path, *("--adapter-name", "other") * 3)
+    assert "3 names, 2 adapters" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_with_a_base_take_the_name(two, tmp_path):
+    path, factors, _ = two
+    a, b = factors["other"]
+    weight = normal(np.random.default_rng(1), 6, 10)
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_file({"h.0.q.weight": weight}, base)
+    save_file({"h.0.q.weight": weight + b @ a}, tuned)
+    name = ("--adapter-name", "other")
+    (row,) = record(tmp_path, "delta", base, tuned, "--adapter", path, *name)["matrices"]
+    (captured,) = row["captured"].values()
+    assert captured["residual"] < 1e-12
+    (row,) = record(tmp_path, "intruders", path, "--base", base, *name, "--no-cache")["modules"]
+    assert row["delta_norm"] == pytest.approx(np.linalg.norm(double(b) @ double(a)))

@@ -32,8 +32,8 @@ class Modules:
 
 
 def labels(inputs: Sequence[Adapter | Checkpoint]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, without the parts that all end in; numbered where one path
-    is given twice."""
+    """The shortest ends of the paths that tell them apart, without the parts that all end in; of a file that holds
+    several, with the adapter's name; numbered where one is given twice."""
     paths = [Path(source_path(one)).parts for one in inputs]
     while len(set(paths)) > 1 and min(map(len, paths)) > 1 and len({parts[-1] for parts in paths}) == 1:
         paths = [parts[:-1] for parts in paths]
@@ -41,6 +41,8 @@ def labels(inputs: Sequence[Adapter | Checkpoint]) -> list[str]:
         ends = ["/".join(parts[-length:]) or f"adapter {index + 1}" for index, parts in enumerate(paths)]
         if len(set(ends)) == len(set(paths)):
             break
+    names = [one.source.adapter if isinstance(one, Adapter) else None for one in inputs]
+    ends = [f"{end} ({name})" if name else end for end, name in zip(ends, names, strict=True)]
     seen = [ends[: k + 1].count(end) for k, end in enumerate(ends)]
     return [end if count == 1 else f"{end} ({count})" for end, count in zip(ends, seen, strict=True)]
 

@@ -161,7 +161,7 @@ class Turned:
     def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
         d_out, d_in = self.shape
         scales = numbers(sources[1]).reshape(self.groups, d_out)
-        zeros = self._zeros(sources)
+        zeros = self.zero_points(sources)
         group = group_of(sources[-1], self.groups) if self.ordered else np.arange(d_in) // self.group
         words = sources[0].shape[1]
         for a, b in pieces(d_in, max(32, PIECE // d_out // 32 * 32)):
@@ -182,7 +182,8 @@ class Turned:
             codes = codes.reshape(len(codes), -1, 8)[:, :, _AWQ].reshape(len(codes), -1)
         return codes[:, : self.shape[0]]
 
-    def _zeros(self, sources: tuple[Stored, ...]) -> np.ndarray:
+    def zero_points(self, sources: tuple[Stored, ...]) -> np.ndarray:
+        """Of each group and output, (groups, d_out) float64."""
         if not self.zeros:
             return np.full((self.groups, self.shape[0]), float(1 << (self.bits - 1)))
         packed = raw(sources[2]).reshape(self.groups, -1)

@@ -48,7 +48,9 @@ _SPELLINGS = tuple(
     re.compile(pattern)
     for pattern in (
         r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight",
-        r"(?P<module>(?:double|single)_blocks\.\d+\.processor\.\w+_lora\d*)\.(?P<side>down|up)\.weight",  # XLabs
+        r"(?P<module>.+)\.lora_(?P<side>down|up)\.weight",  # of a file that has both
+        # XLabs
+        r"(?P<module>(?:.+\.)?(?:double|single)_blocks\.\d+\.processor\.\w+_lora\d*)\.(?P<side>down|up)\.weight",
         r"(?P<module>.+)\.lora(?:_linear_layer)?\.(?P<side>down|up)\.weight",
         r"(?P<module>.+?)(?:\.processor)?\.(?P<projection>\w+)_lora\.(?P<side>down|up)\.weight",
         r"(?P<module>.+?)(?:\.processor)?\.(?P<projection>\w+)_lora\.(?P<other>alpha)",
@@ -58,7 +60,7 @@ _SPELLINGS = tuple(
         r"(?P<module>.+)\.(?P<other>lora_B(?:\.default)?\.bias)",
     )
 )
-_XLABS = re.compile(r"(double|single)_blocks\.\d+\.processor\.\w+_lora\d*")
+_XLABS = re.compile(r"(.+\.)?(double|single)_blocks\.\d+\.processor\.\w+_lora\d*")
 _IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 NORM = re.compile(r"(.+\.)?([^.]+_)?norm[^.]*\.(weight|bias|scale)")
 B_BIAS = "the bias of B: it adds scale · bias to the output, and is not an update of the weight"
@@ -98,6 +100,8 @@ def is_diffusers(keys: Iterable[str], metadata: Mapping[str, str]) -> bool:
     if is_packed(keys):
         return False
     if any(re.search(r"(\.lora|_lora\d*|\.lora_linear_layer)\.(down|up)\.weight$", key) for key in keys):
+        return True
+    if kohya.of_two_spellings(keys):
         return True
     new = [key for key in keys if re.search(r"\.lora_[AB](\.default)?\.weight$", key)]
     if new and any(key.endswith(".alpha") for key in keys):  # PEFT keeps alpha in its config
@@ -173,7 +177,11 @@ def _groups(tensors: Mapping[str, Stored]) -> dict[str, KeyGroup]:
         role = SIDES[matched["side"]] if matched.get("side") else matched["other"]
         roles = roles_by_module.setdefault(_module(matched["module"], matched.get("projection")), {})
         if role in roles:
-            raise InputError(f"two keys mean the same: {roles[role]!r} and {key!r}")
+            raise InputError(
+                "the file holds two adapters of one module",
+                found=f"{roles[role]!r} and {key!r}",
+                hint="save each in a file of its own: programs that read both differ in which of the two they apply",
+            )
         roles[role] = key
     return {module: KeyGroup(module, roles) for module, roles in roles_by_module.items()}
 

@@ -66,9 +66,9 @@ class Kohya(Format):
     about = "LoRA of kohya-ss sd-scripts: lora_unet_….lora_down.weight"
 
     def claims(self, bundle: Bundle) -> bool:
-        return not claimed_by_lycoris(bundle.tensors) and any(
-            _PAIR.search(key) and not key.startswith("base_model.") for key in bundle.tensors
-        )
+        if claimed_by_lycoris(bundle.tensors) or of_two_spellings(bundle.tensors):
+            return False
+        return any(_PAIR.search(key) and not key.startswith("base_model.") for key in bundle.tensors)
 
     def read(self, bundle: Bundle, ledger: Ledger, base: "Checkpoint | None" = None) -> Parsed:
         groups = by_module(bundle.tensors, SUFFIXES)
@@ -82,6 +82,12 @@ class Kohya(Format):
             saved=comfy_extras(ledger),
             notes=name_notes(groups, names, base is not None),
         )
+
+
+def of_two_spellings(keys: Iterable[str]) -> bool:
+    """Whether some pairs are lora_A and lora_B, others lora_down and lora_up: ComfyUI reads such files, key by key."""
+    ends = {key.rpartition(".lora_")[2].split(".")[0] for key in keys if not key.startswith("base_model.")}
+    return bool(ends & {"A", "B"}) and bool(ends & {"down", "up"})
 
 
 def claimed_by_lycoris(keys: Iterable[str]) -> bool:

@@ -27,11 +27,13 @@ from peft import (
 from peft.tuners.c3a.utils import get_circulant_fast
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from peft.tuners.lora.variants import QALoraLinearVariant
+from peft.tuners.vblora.layer import Linear as VBLoRALinear
 from safetensors.torch import save_file
 from torch import nn
 
 from lorascope.updates.base import dense, kinds
 from lorascope.weights import io
+from lorascope.weights.formats.peft.vblora import _of_logits
 from tests.weights.peft_tuners.common import Case, check, conv1d, embedding, llama, saved
 
 LAYERS = ["q", "up", "down"]
@@ -196,3 +198,13 @@ def test_vb_lora_s_factors_are_pefts_and_not_only_their_product(topk_only, tmp_p
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_files_are_what_peft_merges(case, tmp_path):
     check(case, tmp_path)
+
+
+def test_vbloras_equal_logits_are_mixed_as_torch_takes_them():
+    """In bfloat16 some of a row's largest logits are often equal; which of them PEFT mixes is torch's choice."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 4, (3, 5, 40), generator=generator).bfloat16()
+    bank = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    expected = VBLoRALinear._get_low_rank_matrix(None, logits, bank, 3)  # whose softmax is in bfloat16
+    found = _of_logits(3)(logits.double().numpy(), bank.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=2**-7)

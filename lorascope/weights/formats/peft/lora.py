@@ -109,11 +109,13 @@ class LoRA(Family):
 
     def other_base(self, adapter: Adapter) -> str | None:
         """PEFT's CorDA, LoftQ, LoRA-GA and PiSSA by randomised SVD subtract the start of B·A from W. It cannot be
-        computed again: it depends on data, on a quantisation or on random numbers."""
+        computed again: it depends on data, on a quantisation or on random numbers. PiSSA's and OLoRA's can; of an
+        embedding PEFT takes none."""
         start = adapter.settings.get("init_lora_weights")
         if not isinstance(start, str) or not start.lower().startswith(_CHANGES_BASE):
             return None
-        if adapter.updates and all(update.kind in _STARTS_IN_W for update in adapter.updates.values()):
+        known = start in _STARTS_IN_W  # LoftQ changes embeddings, too
+        if adapter.updates and all(u.kind in _STARTS_IN_W or (known and u.embedding) for u in adapter.updates.values()):
             return None
         return f"A and B belong to a base from which their beginning was taken away (init_lora_weights {start!r})"
 

@@ -104,12 +104,23 @@ def _mixtures(group: Group, role: str, bank: Stored, config: Config, recent: Rec
 
 def _of_logits(top: int) -> Callable[..., np.ndarray]:
     def mix(logits: np.ndarray, bank: np.ndarray) -> np.ndarray:
-        indices = np.argpartition(-logits, top - 1, axis=-1)[..., :top]
+        order = np.argpartition(-logits, top - 1, axis=-1)
+        indices, others = order[..., :top], np.take_along_axis(logits, order[..., top:], axis=-1)
         largest = np.take_along_axis(logits, indices, axis=-1)
+        if others.size and np.any(largest.min(axis=-1) == others.max(axis=-1)):
+            indices = _as_torch_takes(logits, top)
+            largest = np.take_along_axis(logits, indices, axis=-1)
         weights = np.exp(largest - largest.max(axis=-1, keepdims=True))
         return _mixed(weights / weights.sum(axis=-1, keepdims=True), indices, bank)
 
     return mix
+
+
+def _as_torch_takes(logits: np.ndarray, top: int) -> np.ndarray:
+    """Of equal logits, which bfloat16 often has, those that torch's topk takes on a CPU: what PEFT computes with."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(logits)).topk(top, dim=-1).indices.numpy()
 
 
 def _of_top(key: str) -> Callable[..., np.ndarray]:
