@@ -20,8 +20,7 @@ from lorascope.cli._options import (
     Top,
     csv_of,
 )  # fmt: skip
-from lorascope.cli._outputs import check as check_outputs
-from lorascope.cli._outputs import end_with_check, severities_of, write_outputs, write_sarif
+from lorascope.cli._outputs import Outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.analyze import AnalyzeResult
@@ -69,8 +68,8 @@ def analyze(  # one parameter for each option
     """
     from lorascope.linalg.blas import prepare_process
 
-    check_outputs([*paths, base], html=html, json=json, csv=csv, sarif=sarif)
-    severities_of(check)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([*paths, base])
     prepare_process()  # before numpy is imported
     from lorascope.analyses.base import metric_to_sort_by
     from lorascope.analyses.spectrum import METRICS
@@ -80,8 +79,7 @@ def analyze(  # one parameter for each option
     svds = None if base is None else open_cache(cache, no_cache)
     results = analysed(paths, base, modules, svds, adapter_name)
     results = results if like is None else [_compared(result, like, modules) for result in results]
-    report_on(results, html=html, json=json, csv=csv, sort=sort, top=top, sarif=sarif)
-    end_with_check(check, [finding for result in results for finding in result.findings])
+    report_on(results, outputs, sort, top)
 
 
 def analysed(
@@ -108,30 +106,18 @@ def analysed(
 
 
 def report_on(
-    results: "Sequence[AnalyzeResult]",
-    *,
-    html: Path | None = None,
-    json: Path | None = None,
-    csv: Path | None = None,
-    sort: str = "energy_share",
-    top: int | None = None,
-    sarif: Path | None = None,
+    results: "Sequence[AnalyzeResult]", outputs: Outputs, sort: str = "energy_share", top: int | None = None
 ) -> None:
     """Print the summary, unless the JSON goes to stdout, and write what is asked for. `quickstart` ends with it, too.
 
     Raises:
         InputError: after all is written: a base was given, and not one module of an adapter could be compared with it.
     """
-    import sys
-
-    page = page_of(results, sort, top, complete=html is not None)
-    if str(json) != "-":
-        from lorascope.report import terminal
-
-        sys.stdout.write(terminal.render(page))
-    write_outputs(page, lambda: _record(results), lambda: _rows(results), html=html, json=json, csv=csv)
-    write_sarif(sarif, [(result.spectrum.source.path, result.findings) for result in results])
+    page = page_of(results, sort, top, complete=outputs.html is not None)
+    found = [([result.spectrum.source.path], result.findings) for result in results]
+    outputs.write(page, lambda: _record(results), lambda: _rows(results), found)
     _refuse_another_base(results)
+    outputs.end(found)
 
 
 def page_of(

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lorascope.cli._options import Html, Json, Modules, csv_of
-from lorascope.cli._outputs import check, show
+from lorascope.cli._options import Check, Html, Json, Modules, Sarif, csv_of
+from lorascope.cli._outputs import Outputs
 
 Paths = Annotated[
     list[Path],
@@ -37,6 +37,8 @@ def compare(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Csv = None,
+    check: Check = None,
+    sarif: Sarif = None,
     base: Base = None,
     modules: Modules = None,
     directions: Directions = 64,
@@ -51,7 +53,8 @@ def compare(  # one parameter per option
 
         lorascope compare runs/seed0/adapter runs/seed1/adapter --html overlap.html
     """
-    check([*paths, base], html=html, json=json, csv=csv)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([*paths, base])
     from lorascope.linalg.blas import prepare_process
 
     if len(paths) == 2:
@@ -70,7 +73,7 @@ def compare(  # one parameter per option
         named_groups=named_groups,
         progress=bar(f"{len(paths)} adapters", "modules"),
     )
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, paths)
 
 
 def _open_base(base: str | None) -> Any:

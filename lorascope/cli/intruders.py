@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli._options import (
+    Check,
     Data,
     Html,
     Json,
@@ -14,12 +15,13 @@ from lorascope.cli._options import (
     Labels,
     MaxLength,
     PairColumn,
+    Sarif,
     Task,
     Template,
     TextColumn,
     csv_of,
 )
-from lorascope.cli._outputs import check, show
+from lorascope.cli._outputs import Outputs
 from lorascope.cli._runs import given_by
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def intruders(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Csv = None,
+    check: Check = None,
+    sarif: Sarif = None,
     modules: Weights = None,
     intervene: Intervene = False,
     lambdas: Lambdas = "0,0.3,0.5,0.7,0.9,1",
@@ -108,7 +112,8 @@ def intruders(  # one parameter per option
 
     So are those of an adapter that PEFT, TRL or Trainer wrote, with --data FILE.
     """
-    check([tuned, base, retain, data], html=html, json=json, csv=csv)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([tuned, base, retain, data])
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
@@ -118,7 +123,7 @@ def intruders(  # one parameter per option
     path, base = _inputs(tuned, given, intervene, retain)
     options = {"k": k, "epsilon": epsilon, "modules": modules}
     result = _result(path, base, (cache, no_cache, device), evaluation if intervene else None, **options)
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, [tuned])
 
 
 def _result(

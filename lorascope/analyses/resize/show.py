@@ -97,7 +97,7 @@ def _dropped(plan: Plan) -> list[Finding]:
 
 def _error(result: ResizeResult, plan: Plan) -> list[Finding]:
     if plan.error is None:
-        return [Finding("error", "ΔW is zero in every module: there is nothing to truncate")]
+        return [rules.NO_CHANGE.finding("ΔW is zero in every module: there is nothing to truncate")]
     ranks = [module.rank for module in plan.modules]
     low, high = min(ranks), max(ranks)
     text = (
