@@ -47,8 +47,8 @@ def _root(
 
 
 def _register() -> None:
-    """Every module of this folder with a function of its own name is a command; with a Typer of it, a group of them. Once:
-    a process may run more than one command."""
+    """Every module of this folder with a function of its own name is a command; with a Typer of it, a group of them.
+    Only once: a process may run more than one command."""
     if app.registered_commands:
         return
     package = importlib.import_module("lorascope.cli")

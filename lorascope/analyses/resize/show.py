@@ -218,7 +218,7 @@ def _facts(result: ResizeResult) -> Facts:
         ("format", f"{result.source.format}, {result.source.method}"),
         ("modules", str(len(result.plans[0].modules))),
         ("parameters as B·A", f"{result.parameters_before:,}"),
-        ("stored as", result.dtype or "each module's own dtype"),
+        ("dtype", result.dtype or "each module's own dtype"),
     ]
     if result.scored_on:
         items.append(("scored on", result.scored_on))
