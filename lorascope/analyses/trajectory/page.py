@@ -38,8 +38,9 @@ DEFINITIONS = (
 
 
 def heading(result: TrajectoryResult) -> tuple[str, str]:
-    steps = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}"
-    return result.path or "trajectory", f"{len(result.checkpoints)} checkpoints, {steps}, {len(result.rows)} modules"
+    count = f"{len(result.checkpoints)} checkpoints"
+    about = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}, {len(result.rows)} modules"
+    return (count, about) if result.path in ("", count) else (result.path, f"{count}, {about}")
 
 
 def blocks(result: TrajectoryResult) -> tuple[Block, ...]:

@@ -85,5 +85,7 @@ def whole_numbers(values: np.ndarray, below: int, what: str) -> np.ndarray:
     """Indices as integers (PEFT stores them as floats on Windows). InputError where one is no index below `below`."""
     whole = np.isfinite(values) & (values == np.floor(values)) & (values >= 0) & (values < below)
     if not whole.all():
-        raise InputError(f"{what} holds {values[~whole].flat[0]:g}, which is not an index", expected=f"0 to {below - 1}")
+        raise InputError(
+            f"{what} holds {values[~whole].flat[0]:g}, which is not an index", expected=f"0 to {below - 1}"
+        )
     return values.astype(np.int64)
