@@ -78,7 +78,7 @@ def analyze(  # one parameter for each option
     metric_to_sort_by(METRICS, sort)
     svds = None if base is None else open_cache(cache, no_cache)
     results = analysed(paths, base, modules, svds, adapter_name)
-    results = results if like is None else [_compared(result, like, modules) for result in results]
+    results = results if like is None else [_compared(result, like, modules, adapter_name) for result in results]
     report_on(results, outputs, sort, top)
 
 
@@ -145,7 +145,7 @@ def page_of(
     return replace(pages[0], title=f"{len(results)} adapters", summary=summary, blocks=tuple(body))
 
 
-def _compared(result: "AnalyzeResult", folder: Path, modules: str | None) -> "AnalyzeResult":
+def _compared(result: "AnalyzeResult", folder: Path, modules: str | None, adapter_name: str | None) -> "AnalyzeResult":
     """The result with its measures compared with those of the adapters in a folder.
 
     Raises:
@@ -160,15 +160,18 @@ def _compared(result: "AnalyzeResult", folder: Path, modules: str | None) -> "An
 
     if not folder.is_dir():
         raise InputError(f"--like {folder} is not a folder", expected="a folder of adapters")
-    population = []
+    population, tails = [], []
     for path in bar(folder.name, "adapters")(like.adapters_in(folder, Path(result.spectrum.source.path))):
         try:
-            population.append(spectrum.run(io.read(path), modules=modules))
+            adapter = io.read(path)
+            population.append(spectrum.run(adapter, modules=modules))
+            tails.append(like.kurtoses(adapter))
         except InputError as error:
             note(f"--like skips {path}: {error.what}")
     if not population:
         raise InputError(f"--like {folder} holds no other adapter that could be measured")
-    return replace(result, like=like.compared(result.spectrum, population))
+    own = like.kurtoses(io.read(Path(result.spectrum.source.path), adapter_name=adapter_name))
+    return replace(result, like=like.compared(result.spectrum, population, own, tails))
 
 
 def _open_base(base: str | None) -> Any:

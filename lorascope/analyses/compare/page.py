@@ -42,6 +42,7 @@ TITLES = {"left": "left (output) side of ΔW", "right": "right (input) side of �
 ROWS_AT_EACH_END = 4
 MAX_TYPES = 12
 MAX_PAIR_PAGES = 3
+NOISE = 3.0  # of z, which has a standard deviation of about 1 in a module, and less in a mean over modules
 MAX_PAIRS_LISTED = 40
 _SHORT = ("cosine", "cosine_sd", "left.phi_whole", "left.phi_chance", "left.z", "right.phi_whole", "right.phi_chance",
           "right.z", "a_alone.phi_whole")  # fmt: skip
@@ -177,9 +178,17 @@ def _phi(rows: Sequence[Row], side: str) -> Heatmap | None:
         measures.append(Measure(name, name, grid, help=about, marks=marks, limits=(0.0, 1.0)))
         if name == "all modules" or len(groups) == 1:
             z = _mean_grid([each["phi_z"] for each in those], size)
-            measures.insert(0, Measure(f"{name} z", f"z, {name}", z, help="(φ − chance)/sd, mean over modules"))
+            measures.insert(0, _z_map(name, z))
     i, j = (tuple(str(k + 1) for k in range(count)) for count in size)
     return Heatmap(f"φ(i, j), {TITLES[side]}", i, j, tuple(measures), "i", "j", third=True, where="page")
+
+
+def _z_map(name: str, z: tuple[tuple[float | None, ...], ...]) -> Measure:
+    """z on a scale of ±NOISE at least, so that what chance gives is one shade."""
+    known = [number for line in z for number in line if number is not None]
+    limits = (min(-NOISE, *known), max(NOISE, *known)) if known else None
+    about = "(φ − chance)/sd, mean over modules: by chance 0, and hardly beyond ±3"
+    return Measure(f"{name} z", f"z, {name}", z, help=about, marks=((0.0, "chance"),), limits=limits)
 
 
 def _mean_grid(grids: Sequence[list], size: tuple[int, int]) -> tuple[tuple[float | None, ...], ...]:
@@ -331,5 +340,5 @@ PLOTS: dict[str, Callable[[CompareResult], Lines | Heatmap | None]] = {
     "heatmap": lambda result: pairwise(result) if len(result.adapters) > 2 else _depth_map(_first(result)),
     "overlap": lambda result: _overlap_by_depth(_first(result)),
     "angles": lambda result: _angles(_first(result)),
-    "phi": lambda result: _phi(rows, "left", rows[0]["a"], rows[0]["b"]) if (rows := _first(result)) else None,
+    "phi": lambda result: _phi(rows, "left") if (rows := _first(result)) else None,
 }
