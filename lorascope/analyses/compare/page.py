@@ -219,7 +219,7 @@ def _angles(rows: Sequence[Row]) -> Lines | None:
         "One line for each module. Dotted line: smallest angle expected between random subspaces, for the module with"
         " the widest subspaces for its size."
     )
-    return Lines("Principal angles", tuple(series), "index k", "θ_k, degrees", markers=tuple(markers), caption=caption,
+    return Lines("Principal angles", tuple(series), "index k", "θₖ, degrees", markers=tuple(markers), caption=caption,
                  shade="depth, first to last", where="page")  # fmt: skip
 
 

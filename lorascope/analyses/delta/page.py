@@ -204,7 +204,7 @@ def _spectra(result: DeltaResult) -> Lines | None:
     least = MIN_DRAWN * max(v for s in series for v in s.y if v is not None)
     series = [replace(s, y=tuple(v if v is not None and v >= least else None for v in s.y)) for s in series]
     return Lines(
-        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σ_i",
+        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σᵢ",
         log_x=True, log_y=True, where="page", shade="depth, first to last",
         caption="One thin line for each matrix; bold and dashed lines are medians at each index. Values below"
         f" {MIN_DRAWN:g} of the largest are not drawn.",

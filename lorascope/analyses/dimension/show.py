@@ -247,7 +247,7 @@ def spectra(result: DimensionResult) -> Lines:
     lowest = MIN_DRAWN * max((y for line in series for y in line.y if y is not None), default=1.0)
     series = [replace(s, y=tuple(y if y is not None and y >= lowest else None for y in s.y)) for s in series]
     return Lines(
-        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σ_i",
+        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(series), "index i", "σᵢ",
         log_x=True, log_y=True, where="page", shade="depth, first to last",
         caption=f"One thin line for each matrix of {first}; other lines are medians at each index. Values below"
         f" {MIN_DRAWN:g} of the largest are not drawn.",

@@ -153,7 +153,7 @@ def singular_values(result: TrajectoryResult) -> Lines:
             if any(each is not None for each in line):
                 series.append(Series(f"σ{k + 1}", result.steps, tuple(line), name, "thin"))
     return Lines(
-        "Singular values over the run", tuple(series), result.unit, "σ_k", log_y=True, where="page",
+        "Singular values over the run", tuple(series), result.unit, "σₖ", log_y=True, where="page",
         caption=f"Medians over the modules of a type, of the first {MAX_SIGMA} singular values.",
         shade="k, first to last",
     )  # fmt: skip
