@@ -119,13 +119,14 @@ def _pair(result: CompareResult, pair: Pair) -> list[Block]:
     made: list[Block] = [Heading(" and ".join(labels), where="page")] if several else []
     made.append(replace(type_table(rows, short, caption), where=where))
     made += [] if several else [_ends(rows, short)]
-    made += _directions(rows, *labels)
+    level = 3 if several else 2
+    made += _directions(rows, *labels, level)
     by_depth = [figure for figure in (_overlap_by_depth(rows), _depth_map(rows)) if figure]
-    made += [Heading("Agreement by layer", where="page"), *by_depth] if by_depth else []
+    made += [Heading("Agreement by layer", level, where="page"), *by_depth] if by_depth else []
     ranks = Column("rank", "ranks")
     return [
         *made,
-        Heading("All modules", where="page"),
+        Heading("All modules", level, where="page"),
         module_table("All modules", [joined(row) for row in rows], (ranks, *shown)),
     ]
 
@@ -141,7 +142,7 @@ def _ends(rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
     return Table(columns, body, title=title, caption=caption, where="terminal")
 
 
-def _directions(rows: Sequence[Row], a: str, b: str) -> list[Block]:
+def _directions(rows: Sequence[Row], a: str, b: str, level: int) -> list[Block]:
     """φ(i, j) of all sides next to each other, and the principal angles."""
     maps = [each for side in SIDES if (each := _phi(rows, side))]
     if not maps:
@@ -153,7 +154,7 @@ def _directions(rows: Sequence[Row], a: str, b: str) -> list[Block]:
     )
     angles = _angles(rows)
     return [
-        Heading("Leading directions", where="page"),
+        Heading("Leading directions", level, where="page"),
         Text(about, where="page"),
         *maps,
         *([angles] if angles else []),
