@@ -38,7 +38,7 @@ def result_of(name, adapter):
         names = {u.name.replace("layers.0", f"layers.{i}"): u for u in of_layer for i in range(6)}
         twelve = {name: replace(update, name=name) for name, update in names.items()}
         return analysis.run(replace(adapter, updates=twelve))
-    if name == "trajectory":
+    if name in ("trajectory", "compare"):
         return analysis.run([adapter, adapter])
     if name == "delta":
         rng = np.random.default_rng(0)
