@@ -112,6 +112,8 @@ def test_the_page_in_a_real_browser(lora_folder, other_folder, tmp_path, page_in
     grids = opened.page.locator("figure.heatmap", has_text="φ(i, j)")
     assert grids.count() == 3
     shown = grids.nth(0).locator(".layer:visible")
+    assert shown.locator(".marks").text_content().strip() == "chance 0"  # z, first
+    grids.nth(0).locator(".switch label").nth(1).click()
     assert shown.locator(".marks").text_content().count("chance") == 2
     assert "chance φ(4,4) 0.250" in shown.locator(".marks").text_content()  # 4/16
     assert shown.locator("rect.mark").count() == 2
