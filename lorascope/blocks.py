@@ -305,6 +305,7 @@ class Heatmap(Block):
         row_shares: what share of everything each row has, drawn as bars on its right; empty for no bars.
         column_shares: the same of each column, for each section, drawn as bars above it.
         shares_label: what the bars show.
+        third: small, three next to each other on a page.
     """
 
     title: str
@@ -318,6 +319,7 @@ class Heatmap(Block):
     row_shares: tuple[Number, ...] = ()
     column_shares: tuple[tuple[Number, ...], ...] = ()
     shares_label: str = ""
+    third: bool = False
 
 
 @dataclass(frozen=True)

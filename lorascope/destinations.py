@@ -71,7 +71,7 @@ def check_new_folder(folder: Path) -> None:
     """InputError where a folder that is to be written is there already, and not empty."""
     resolved(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already", hint="name a new folder")
+        raise InputError(f"{folder} already exists", hint="name a new folder")
 
 
 def check_regular(paths: Iterable[Path]) -> None:

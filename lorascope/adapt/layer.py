@@ -251,7 +251,7 @@ class TrainedPart(nn.Module, ABC):
 
     def merge(self) -> list[Merged]:
         """Put it into the weights. InputError where no weight can hold it."""
-        raise InputError(f"{type(self).__name__} cannot be merged", hint="it is no change of a weight")
+        raise InputError(f"{type(self).__name__} cannot be merged", hint="it does not change a weight")
 
     def unmerge(self) -> None:
         """Undo `merge`; nothing happens where nothing is merged."""

@@ -184,7 +184,7 @@ def map_sizes(param: BaseParam) -> tuple[int, int, int]:
     """(experts, d_out, d_in) of a parameter that low-rank factors can go on. InputError of any other."""
     shape = tuple(param.parameter.shape)
     if len(shape) not in (2, 3):
-        raise InputError(f"target_parameters: {param.name} is no matrix and no stack of them", found=shape)
+        raise InputError(f"target_parameters: {param.name} is neither a matrix nor a stack of matrices", found=shape)
     experts, first, second = (1, *shape) if len(shape) == 2 else shape
     return (experts, second, first) if is_turned(param) else (experts, first, second)
 

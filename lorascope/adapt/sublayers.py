@@ -183,7 +183,7 @@ def _width(module: nn.Module) -> int | None:
 
 def _not_found(path: str, expected: str, found: list[str]) -> InputError:
     return InputError(
-        f"{path} is no block that this method knows: {_BUILT_OTHERWISE}",
+        f"{path} is not a block that this method supports: {_BUILT_OTHERWISE}",
         found=", ".join(found[:6]) or "nothing",
         expected=expected,
         hint="train with lora instead, which adapts any linear layer",

@@ -4,21 +4,26 @@ For each measure and module type, a robust z against a population of adapters: (
 type's median over its modules and the population has one such value for each adapter. 1.4826·MAD estimates the standard
 deviation of a normal population and does not move with a few odd members (Rousseeuw and Croux 1993).
 
-Next to them are spectral features that published weight-only screens for poisoned adapters use (`FEATURES`), as
-numbers: such screens were tried on their authors' own adapters, and without a false-alarm rate on yours they are no
-verdict.
+Next to them are the statistics that a published weight-only screen for poisoned adapters uses (`FEATURES`), as
+numbers: such screens were tried on their authors' own adapters, and without a false-alarm rate on yours they are not a
+verdict. PEFTGuard (Sun et al. 2025, arXiv 2411.17453) has no such numbers: it is a convolutional network over the
+stacked ΔW, trained anew for each base model and set of target modules.
 
 When it misleads: a population of another base, rank or task differs for good reasons; below 8 adapters a MAD is hardly
 known (the result says so), and where most of the population has one value, z is not known and is null.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import Row, group, median, value
 from lorascope.blocks import Block, Column, Table
+from lorascope.linalg.matrix import Matrix
+from lorascope.weights.adapter import Adapter
 
 MEASURES = (
     "frobenius_norm", "spectral_norm", "stable_rank", "effective_rank", "rank_utilisation_of_null", "energy_rank_0.95",
@@ -27,23 +32,48 @@ MEASURES = (
 FEATURES = {
     "leading_energy": "σ₁²/Σσ², the concentration of the energy",
     "spectral_entropy": "−Σ p ln p, p = σ/Σσ",
+    "kurtosis": "m₄/m₂² − 3 of ΔW's entries about their mean (0: Gaussian)",
 }
 SOURCE = (
-    "with spectral_norm and frobenius_norm four of the five statistics of arXiv 2602.15195 (97 % accuracy, under 2 %"
-    " false alarms on its authors' 500 adapters); the fifth, the kurtosis of ΔW's entries, is not computed"
+    "with spectral_norm and frobenius_norm the five statistics of arXiv 2602.15195 (97 % accuracy, under 2 % false"
+    " alarms on its authors' 500 adapters)"
 )
+MAX_ENTRIES = 2**21  # of a ΔW; of a larger one the kurtosis is that of evenly spaced rows
+_SPECTRAL = ("leading_energy", "spectral_entropy")
 CONSISTENT = 1.4826  # MAD to standard deviation, of a normal population
 FEW = 8
 LISTED = 12
 
 
-def measures_of(result: SpectrumResult) -> dict[str, Row]:
+def kurtoses(adapter: Adapter) -> dict[str, float | None]:
+    """The excess kurtosis of every ΔW's entries, by module; None where it needs the base, or is not finite."""
+    return {update.name: None if update.needs_base else kurtosis(update.delta()) for update in adapter.updates.values()}
+
+
+def kurtosis(delta: Matrix) -> float | None:
+    """m₄/m₂² − 3 of the entries about their mean. Of a ΔW (m, n) with more than MAX_ENTRIES, over every k-th row."""
+    step = max(1, -(-math.prod(delta.shape) // MAX_ENTRIES))
+    factors = delta.factors()
+    rows = delta.dense()[::step] if factors is None else factors.left[::step] @ factors.right
+    values = np.asarray(rows, dtype=np.float64)
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if not 0 < largest < math.inf:
+        return None
+    values = values / largest
+    squares = (values - values.mean()) ** 2
+    variance = float(squares.mean())
+    return float(np.mean(squares**2)) / variance**2 - 3 if variance > 0 else None
+
+
+def measures_of(result: SpectrumResult, kurtosis_by_module: Mapping[str, float | None] | None = None) -> dict[str, Row]:
     """Medians over the modules of each type, by type and measure; modules with ΔW = 0 or not finite have none."""
+    tails = kurtosis_by_module or {}
     live = [row for row in result.records() if row["frobenius_norm"]]
     made: dict[str, Row] = {}
     for name, rows in group(live).items():
         made[name] = {key: median(value(row, key) for row in rows) for key in MEASURES}
-        made[name] |= {key: median(_feature(key, row["singular_values"]) for row in rows) for key in FEATURES}
+        made[name] |= {key: median(_feature(key, row["singular_values"]) for row in rows) for key in _SPECTRAL}
+        made[name]["kurtosis"] = median(tails.get(row["name"]) for row in rows)
     return made
 
 
@@ -66,9 +96,16 @@ def robust_z(number: float | None, population: Sequence[float | None]) -> float 
     return (number - middle) / spread if spread > 0 else None
 
 
-def compared(result: SpectrumResult, population: Sequence[SpectrumResult]) -> Row:
+def compared(
+    result: SpectrumResult,
+    population: Sequence[SpectrumResult],
+    own_kurtoses: Mapping[str, float | None] | None = None,
+    their_kurtoses: Sequence[Mapping[str, float | None]] = (),
+) -> Row:
     """The key `like` of analyze's JSON: by type and measure the value, the population's median, and robust z."""
-    own, others = measures_of(result), [measures_of(each) for each in population]
+    own = measures_of(result, own_kurtoses)
+    tails = their_kurtoses or [{}] * len(population)
+    others = [measures_of(each, one) for each, one in zip(population, tails, strict=True)]
     types: dict[str, Row] = {}
     for name, known in own.items():
         members = [other[name] for other in others if name in other]
@@ -93,7 +130,7 @@ def table(record: Row) -> Block:
     count = len(record["adapters"])
     caption = f"Robust z = (value − median)/(1.4826·MAD) over {count} adapters, by module type; --json has all."
     caption += f" Fewer than {FEW} adapters hardly give a MAD." if count < FEW else ""
-    caption += f" {', '.join(FEATURES)}: {SOURCE}; numbers, no verdict."
+    caption += f" {', '.join(FEATURES)}: {SOURCE}; numbers, not a verdict."
     columns = (
         Column("type", "type"), Column("measure", "measure"), Column("value", "value", "float"),
         Column("median", "median", "float"), Column("z", "robust z", "float"), Column("n", "n", "int"),

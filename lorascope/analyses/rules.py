@@ -1,7 +1,7 @@
 """The checks behind findings: each has a code that stays, a name, and the worst it can mean.
 
-`--check` and SARIF go by these. A finding of a rule is one sentence for all modules that it is true of. LSx00 is what
-an analysis says of its numbers without judging them.
+`--check` and SARIF go by these. A finding of a rule is one sentence for all modules that it is true of. LSx00 and
+LSx50 are what an analysis says of its numbers without judging them.
 """
 
 from collections.abc import Iterable
@@ -78,19 +78,31 @@ LOST = Rule("LS503", "dropped-modules", "warning", "Updates that a resized adapt
 
 DIMENSION = Rule("LS600", "dimension-measured", "note", "What was measured of the runs, in words.")
 NOT_RANKED = Rule("LS601", "runs-not-comparable", "error", "The runs differ in steps or recipe and are not ranked.")
+NO_GAIN = Rule("LS602", "no-gain", "error", "Full fine-tuning did not reduce the held-out loss.")
+BASELINE = Rule("LS603", "overstated-gains", "warning", "Gains are measured from a baseline worse than guessing.")
+DIVERGED = Rule("LS604", "diverged-runs", "warning", "Runs that diverged and are in no figure.")
+CONTROL = Rule("LS605", "control-not-failed", "warning", "A control that should lose the gain keeps much of it.")
 
 INTRUDERS = Rule("LS700", "intruders-measured", "note", "What was measured of intruder dimensions, in words.")
 STRENGTH = Rule("LS701", "strength-not-novelty", "note", "What the number of intruders measures.")
+BLIND = Rule("LS702", "epsilon-below-chance", "warning", "ε is so low that not even a random direction is counted.")
 
 ACTIVATIONS = Rule("LS800", "activations-measured", "note", "What was measured on real inputs, in words.")
+FEW_SAMPLES = Rule("LS801", "few-samples", "warning", "Fewer samples than features: the usual CKA is biased.")
+NO_INPUTS = Rule("LS802", "no-inputs", "warning", "No adapted layer received inputs.")
 METHOD = Rule("LS900", "method-specific", "note", "What is specific to the method, in words.")
+TRAJECTORY = Rule("LS950", "trajectory-measured", "note", "What was measured over the checkpoints, in words.")
+NOT_ONE_RUN = Rule("LS951", "not-one-run", "warning", "Checkpoints that are copies, or not of one run.")
+EARLIER_BETTER = Rule(
+    "LS952", "earlier-is-better", "warning", "The evaluation loss was lower at an earlier checkpoint."
+)
 OTHER = Rule("LS000", "finding", "note", "A finding of an analysis that names no rule.")
 
 RULES = MappingProxyType({rule.code: rule for rule in tuple(vars().values()) if isinstance(rule, Rule)})
 BY_ANALYSIS = MappingProxyType({
     "spectrum": MEASURED, "analyze": MEASURED, "against_base": BASE_MEASURED, "compare": COMPARED,
     "delta": DELTA_MEASURED, "resize": RESIZED, "dimension": DIMENSION, "intruders": INTRUDERS,
-    "activations": ACTIVATIONS, "method_specific": METHOD,
+    "activations": ACTIVATIONS, "method_specific": METHOD, "trajectory": TRAJECTORY,
 })  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Findings as SARIF 2.1.0 (OASIS, 2020), which CI systems show next to the code.
 
 One run; every rule that LS codes name is in the driver, so that a result's `ruleIndex` holds for any version of the
-output. A finding is about a file and modules in it: the file is its physical location, the modules logical ones.
+output. A finding is about a file and modules in it: the file is its physical location, the modules logical ones. Of an
+analysis of several files the first one is the location, the others are related ones.
 """
 
 from collections.abc import Sequence
@@ -15,12 +16,13 @@ from lorascope.blocks import Finding
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 MAX_MODULES = 100  # logical locations of one result
+Found = tuple[Sequence[str], Sequence[Finding]]  # the paths of what was analysed together, and what was found
 _ORDER = {code: index for index, code in enumerate(RULES)}
 
 
-def sarif(found: Sequence[tuple[str, Sequence[Finding]]]) -> dict[str, Any]:
-    """The log of several inputs: for each its path and its findings."""
-    results = [_result(path, finding) for path, findings in found for finding in findings]
+def sarif(found: Sequence[Found]) -> dict[str, Any]:
+    """The log of one analysis or more."""
+    results = [_result(paths, finding) for paths, findings in found for finding in findings]
     driver = {
         "name": "lorascope",
         "semanticVersion": lorascope.__version__,
@@ -39,20 +41,25 @@ def _rule(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _result(path: str, finding: Finding) -> dict[str, Any]:
+def _result(paths: Sequence[str], finding: Finding) -> dict[str, Any]:
     code = finding.rule if finding.rule in RULES else OTHER.code
     modules = finding.modules or ((finding.module,) if finding.module else ())
     text = f"{finding.module}: {finding.text}" if finding.module else finding.text
     message = ". ".join(part.rstrip(".") for part in (text, finding.action, finding.command) if part)
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(path)}}}
+    location, *others = [_location(path) for path in paths]
     if modules:
         location["logicalLocations"] = [
             {"fullyQualifiedName": name, "kind": "module"} for name in modules[:MAX_MODULES]
         ]
-    return {
+    result = {
         "ruleId": code, "ruleIndex": _ORDER[code], "level": finding.severity, "message": {"text": message},
         "locations": [location],
     }  # fmt: skip
+    return result | {"relatedLocations": others} if others else result
+
+
+def _location(path: str) -> dict[str, Any]:
+    return {"physicalLocation": {"artifactLocation": {"uri": _uri(path)}}}
 
 
 def _uri(path: str) -> str:

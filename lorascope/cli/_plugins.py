@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorascope.cli._command import Grouped
-from lorascope.cli._options import Base, Html, Json, Modules, csv_of
+from lorascope.cli._options import Base, Check, Html, Json, Modules, Sarif, csv_of
+from lorascope.cli._outputs import Outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.base import Analysis
@@ -52,18 +53,13 @@ def _app(name: str, analysis: "Analysis") -> typer.Typer:
         html: Html = None,
         json: Json = None,
         csv: Annotated[Path | None, csv_of("row of the result")] = None,
+        check: Check = None,
+        sarif: Sarif = None,
     ) -> None:
-        import sys
-
-        from lorascope.cli._outputs import check, write_outputs
-        from lorascope.report import terminal
-
-        check([*paths, base], html=html, json=json, csv=csv)
+        outputs = Outputs(html, json, csv, sarif, check)
+        outputs.refuse([*paths, base])
         result = analysis.run(_inputs(analysis, paths, base), modules=modules)
-        page = result.page(sys.argv)
-        if str(json) != "-":
-            sys.stdout.write(terminal.render(page))
-        write_outputs(page, result.to_json, result.flat_rows, html=html, json=json, csv=csv)
+        outputs.show(result, paths)
 
     return app
 

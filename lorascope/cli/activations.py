@@ -7,6 +7,7 @@ import typer
 
 from lorascope.cli._options import (
     AdapterName,
+    Check,
     Data,
     Evaluated,
     EvaluationBase,
@@ -16,13 +17,14 @@ from lorascope.cli._options import (
     Labels,
     MaxLength,
     PairColumn,
+    Sarif,
     Split,
     Task,
     Template,
     TextColumn,
     csv_of,
 )
-from lorascope.cli._outputs import check, show
+from lorascope.cli._outputs import Outputs
 from lorascope.cli._runs import given_by
 
 Runs = Annotated[
@@ -68,6 +70,8 @@ def activations(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Annotated[Path | None, csv_of("layer of a run, and per pair and layer")] = None,
+    check: Check = None,
+    sarif: Sarif = None,
     device: Evaluated = "auto",
 ) -> None:
     """Measure the effect of ΔW on layer outputs and hidden states (CKA).
@@ -81,7 +85,8 @@ def activations(  # one parameter per option
 
         lorascope activations trl-output --data held-out.jsonl --base smollm2
     """
-    check([*runs, base, data], html=html, json=json, csv=csv)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([*runs, base, data])
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
@@ -93,4 +98,4 @@ def activations(  # one parameter per option
 
     recorded = record(runs, Sampling(split, max_samples, samples, pooled, seed), device, on_note=note, given=given)
     result = analysis.run(recorded, modules=modules, progress=bar("CKA", "layers"))
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, runs)

@@ -20,8 +20,7 @@ from lorascope.cli._options import (
     Top,
     csv_of,
 )  # fmt: skip
-from lorascope.cli._outputs import check as check_outputs
-from lorascope.cli._outputs import end_with_check, severities_of, write_outputs, write_sarif
+from lorascope.cli._outputs import Outputs
 
 if TYPE_CHECKING:
     from lorascope.analyses.analyze import AnalyzeResult
@@ -69,8 +68,8 @@ def analyze(  # one parameter for each option
     """
     from lorascope.linalg.blas import prepare_process
 
-    check_outputs([*paths, base], html=html, json=json, csv=csv, sarif=sarif)
-    severities_of(check)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([*paths, base])
     prepare_process()  # before numpy is imported
     from lorascope.analyses.base import metric_to_sort_by
     from lorascope.analyses.spectrum import METRICS
@@ -79,9 +78,8 @@ def analyze(  # one parameter for each option
     metric_to_sort_by(METRICS, sort)
     svds = None if base is None else open_cache(cache, no_cache)
     results = analysed(paths, base, modules, svds, adapter_name)
-    results = results if like is None else [_compared(result, like, modules) for result in results]
-    report_on(results, html=html, json=json, csv=csv, sort=sort, top=top, sarif=sarif)
-    end_with_check(check, [finding for result in results for finding in result.findings])
+    results = results if like is None else [_compared(result, like, modules, adapter_name) for result in results]
+    report_on(results, outputs, sort, top)
 
 
 def analysed(
@@ -108,30 +106,18 @@ def analysed(
 
 
 def report_on(
-    results: "Sequence[AnalyzeResult]",
-    *,
-    html: Path | None = None,
-    json: Path | None = None,
-    csv: Path | None = None,
-    sort: str = "energy_share",
-    top: int | None = None,
-    sarif: Path | None = None,
+    results: "Sequence[AnalyzeResult]", outputs: Outputs, sort: str = "energy_share", top: int | None = None
 ) -> None:
     """Print the summary, unless the JSON goes to stdout, and write what is asked for. `quickstart` ends with it, too.
 
     Raises:
         InputError: after all is written: a base was given, and not one module of an adapter could be compared with it.
     """
-    import sys
-
-    page = page_of(results, sort, top, complete=html is not None)
-    if str(json) != "-":
-        from lorascope.report import terminal
-
-        sys.stdout.write(terminal.render(page))
-    write_outputs(page, lambda: _record(results), lambda: _rows(results), html=html, json=json, csv=csv)
-    write_sarif(sarif, [(result.spectrum.source.path, result.findings) for result in results])
+    page = page_of(results, sort, top, complete=outputs.html is not None)
+    found = [([result.spectrum.source.path], result.findings) for result in results]
+    outputs.write(page, lambda: _record(results), lambda: _rows(results), found)
     _refuse_another_base(results)
+    outputs.end(found)
 
 
 def page_of(
@@ -159,7 +145,7 @@ def page_of(
     return replace(pages[0], title=f"{len(results)} adapters", summary=summary, blocks=tuple(body))
 
 
-def _compared(result: "AnalyzeResult", folder: Path, modules: str | None) -> "AnalyzeResult":
+def _compared(result: "AnalyzeResult", folder: Path, modules: str | None, adapter_name: str | None) -> "AnalyzeResult":
     """The result with its measures compared with those of the adapters in a folder.
 
     Raises:
@@ -174,15 +160,18 @@ def _compared(result: "AnalyzeResult", folder: Path, modules: str | None) -> "An
 
     if not folder.is_dir():
         raise InputError(f"--like {folder} is not a folder", expected="a folder of adapters")
-    population = []
+    population, tails = [], []
     for path in bar(folder.name, "adapters")(like.adapters_in(folder, Path(result.spectrum.source.path))):
         try:
-            population.append(spectrum.run(io.read(path), modules=modules))
+            adapter = io.read(path)
+            population.append(spectrum.run(adapter, modules=modules))
+            tails.append(like.kurtoses(adapter))
         except InputError as error:
             note(f"--like skips {path}: {error.what}")
     if not population:
         raise InputError(f"--like {folder} holds no other adapter that could be measured")
-    return replace(result, like=like.compared(result.spectrum, population))
+    own = like.kurtoses(io.read(Path(result.spectrum.source.path), adapter_name=adapter_name))
+    return replace(result, like=like.compared(result.spectrum, population, own, tails))
 
 
 def _open_base(base: str | None) -> Any:

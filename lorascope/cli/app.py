@@ -47,7 +47,10 @@ def _root(
 
 
 def _register() -> None:
-    """Every module of this folder with a function of its own name is a command; with a Typer of it, a group of them."""
+    """Every module of this folder with a function of its own name is a command; with a Typer of it, a group of them.
+    Only once: a process may run more than one command."""
+    if app.registered_commands:
+        return
     package = importlib.import_module("lorascope.cli")
     for module in pkgutil.iter_modules(package.__path__):
         command = getattr(importlib.import_module(f"lorascope.cli.{module.name}"), module.name, None)

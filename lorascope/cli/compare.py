@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lorascope.cli._options import AdapterNames, Html, Json, Modules, csv_of, name_of_each
-from lorascope.cli._outputs import check, show
+from lorascope.cli._options import AdapterNames, Check, Html, Json, Modules, Sarif, csv_of, name_of_each
+from lorascope.cli._outputs import Outputs
 
 Paths = Annotated[
     list[Path],
@@ -37,6 +37,8 @@ def compare(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Csv = None,
+    check: Check = None,
+    sarif: Sarif = None,
     base: Base = None,
     modules: Modules = None,
     adapter_name: AdapterNames = None,
@@ -52,7 +54,8 @@ def compare(  # one parameter per option
 
         lorascope compare runs/seed0/adapter runs/seed1/adapter --html overlap.html
     """
-    check([*paths, base], html=html, json=json, csv=csv)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([*paths, base])
     names = name_of_each(adapter_name, len(paths))
     from lorascope.linalg.blas import prepare_process
 
@@ -72,7 +75,7 @@ def compare(  # one parameter per option
         named_groups=named_groups,
         progress=bar(f"{len(paths)} adapters", "modules"),
     )
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, paths)
 
 
 def _open_base(base: str | None) -> Any:

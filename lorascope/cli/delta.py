@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from lorascope.cli._device import placer
-from lorascope.cli._options import AdapterNames, Html, Json, csv_of, name_of_each
-from lorascope.cli._outputs import check, show, to_file
+from lorascope.cli._options import AdapterNames, Check, Html, Json, Sarif, csv_of, name_of_each
+from lorascope.cli._outputs import Outputs, to_file
 from lorascope.destinations import check_new_folder, is_stream
 
 BaseModel = Annotated[str, typer.Argument(metavar="BASE", help="Base checkpoint: a folder, a file or a name.")]
@@ -43,6 +43,8 @@ def delta(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Csv = None,
+    check: Check = None,
+    sarif: Sarif = None,
     modules: Parameters = None,
     sort: Sort = "energy_share",
     rows: Rows = 4,
@@ -61,19 +63,20 @@ def delta(  # one parameter per option
     energy_rank_0.9, energy_rank_0.99, best.8, noise_floor.rank, marchenko_pastur.rank, gavish_donoho.rank,
     permutation.rank, moved_share.
     """
-    check([base, tuned, *(adapter or ())], html=html, json=json, csv=csv, output=output)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([base, tuned, *(adapter or ())], output)
     from lorascope.analyses.base import metric_to_sort_by
     from lorascope.analyses.delta.metrics import METRICS
 
     metric_to_sort_by(METRICS, sort)
     _check_output(extract, output)
-    outputs = [path for path in (json, html, csv, output) if path and not is_stream(path)]
+    written = [path for path in (json, html, csv, output) if path and not is_stream(path)]
     named = list(zip(adapter or [], name_of_each(adapter_name, len(adapter or [])), strict=True))
     options = {"top": top, "modules": modules, "extract": extract, "place": placer(device)}
-    result = _run(base, tuned, named, state=state or _state_next_to(outputs), **options)
+    result = _run(base, tuned, named, state=state or _state_next_to(written), **options)
     if output is not None and result.extracted is not None:
         _write(result.extracted, output)
-    show(result, html=html, json=json, csv=csv, sort=sort, rows=rows)
+    outputs.show(result, [tuned, base, *(adapter or ())], sort=sort, rows=rows)
 
 
 def _run(base: str, tuned: str, adapters: list[tuple[Path, str | None]], **options: Any) -> Any:

@@ -8,6 +8,7 @@ import typer
 
 from lorascope.cli._options import (
     AdapterName,
+    Check,
     Data,
     Device,
     EvaluationBase,
@@ -17,13 +18,14 @@ from lorascope.cli._options import (
     Labels,
     MaxLength,
     PairColumn,
+    Sarif,
     Split,
     Task,
     Template,
     TextColumn,
     csv_of,
 )
-from lorascope.cli._outputs import check, show
+from lorascope.cli._outputs import Outputs
 from lorascope.cli._runs import given_by
 
 Paths = Annotated[
@@ -79,6 +81,8 @@ def dimension(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Annotated[Path | None, csv_of("matrix, point of a curve, and run")] = None,
+    check: Check = None,
+    sarif: Sarif = None,
     modules: Modules = None,
     adapter_name: AdapterName = None,
     split: Split = None,
@@ -119,7 +123,8 @@ def dimension(  # one parameter per option
 
         lorascope dimension tuned-model trl-output --data held-out.jsonl --base smollm2
     """
-    check([*paths, search, base, data], html=html, json=json, csv=csv)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([*paths, search, base, data])
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
@@ -143,7 +148,7 @@ def dimension(  # one parameter per option
         texts=runs.texts_record, search=searched.of(runs, counter.close), on_progress=counter,
     )  # fmt: skip
     counter.close()
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, paths)
 
 
 def _check_search(search: Path | None, data: str | None) -> None:

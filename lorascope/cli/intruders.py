@@ -8,6 +8,7 @@ import typer
 
 from lorascope.cli._options import (
     AdapterName,
+    Check,
     Data,
     Html,
     Json,
@@ -15,12 +16,13 @@ from lorascope.cli._options import (
     Labels,
     MaxLength,
     PairColumn,
+    Sarif,
     Task,
     Template,
     TextColumn,
     csv_of,
 )
-from lorascope.cli._outputs import check, show
+from lorascope.cli._outputs import Outputs
 from lorascope.cli._runs import given_by
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ def intruders(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Csv = None,
+    check: Check = None,
+    sarif: Sarif = None,
     modules: Weights = None,
     adapter_name: AdapterName = None,
     intervene: Intervene = False,
@@ -110,7 +114,8 @@ def intruders(  # one parameter per option
 
     So are those of an adapter that PEFT, TRL or Trainer wrote, with --data FILE.
     """
-    check([tuned, base, retain, data], html=html, json=json, csv=csv)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([tuned, base, retain, data])
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
@@ -123,7 +128,7 @@ def intruders(  # one parameter per option
     result = _result(
         path, base, given.adapter_name, (cache, no_cache, device), evaluation if intervene else None, **options
     )
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, [tuned])
 
 
 def _result(

@@ -38,9 +38,10 @@ def quickstart(
     outcome = steps.go(config, output, ["lorascope", *sys.argv[1:]])
     print(steps.table(outcome, config), flush=True)
 
+    from lorascope.cli._outputs import Outputs
     from lorascope.cli.analyze import analysed, report_on
 
     page = output / "report.html"
     print(f"\nanalysing {outcome.finished.adapter}:\n", flush=True)
-    report_on(analysed([outcome.finished.adapter], model), html=page)
+    report_on(analysed([outcome.finished.adapter], model), Outputs(html=page))
     print(f"\nadapter: {outcome.finished.adapter}\npage:    {page}")

@@ -9,6 +9,7 @@ import typer
 
 from lorascope.cli._options import (
     AdapterName,
+    Check,
     Data,
     Evaluated,
     Html,
@@ -17,13 +18,14 @@ from lorascope.cli._options import (
     Labels,
     MaxLength,
     PairColumn,
+    Sarif,
     Task,
     Template,
     TextColumn,
     csv_of,
     to_file,
 )
-from lorascope.cli._outputs import check, show
+from lorascope.cli._outputs import Outputs
 from lorascope.cli._runs import given_by
 from lorascope.destinations import check_new_folder
 
@@ -99,6 +101,8 @@ def resize(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Annotated[Path | None, csv_of("plan and module")] = None,
+    check: Check = None,
+    sarif: Sarif = None,
     device: Evaluated = "auto",
 ) -> None:
     """Truncate an adapter to a lower rank: uniform, by energy, or under a parameter budget.
@@ -108,7 +112,8 @@ def resize(  # one parameter per option
 
         lorascope resize runs/lora/adapter --budget-rank 4 --output smaller --evaluate runs/lora
     """
-    check([adapter, base, evaluate, data], html=html, json=json, csv=csv, output=output)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([adapter, base, evaluate, data], output)
     given = given_by(
         base if evaluate or data else None, data, labels, task=task, text_column=text_column,
         text_pair_column=text_pair_column, label_column=label_column, template=template, max_length=max_length,
@@ -135,7 +140,7 @@ def resize(  # one parameter per option
     if output is not None and result.resized is not None:
         io.write(result.resized, output, replace=False)
         print(f"wrote {output}", file=sys.stderr)
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, [adapter])
 
 
 def _check_output(plans: "list[Rule]", output: Path | None) -> None:

@@ -10,6 +10,7 @@ import typer
 from lorascope.cli._options import (
     AdapterName,
     Base,
+    Check,
     Data,
     Evaluated,
     Html,
@@ -19,13 +20,14 @@ from lorascope.cli._options import (
     MaxLength,
     Modules,
     PairColumn,
+    Sarif,
     Task,
     Template,
     TextColumn,
     csv_of,
     to_file,
 )
-from lorascope.cli._outputs import check, show
+from lorascope.cli._outputs import Outputs
 from lorascope.cli._runs import given_by
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ def trajectory(  # one parameter per option
     html: Html = None,
     json: Json = None,
     csv: Annotated[Path | None, csv_of("module and checkpoint")] = None,
+    check: Check = None,
+    sarif: Sarif = None,
     data: Data = None,
     task: Task = None,
     text_column: TextColumn = None,
@@ -81,7 +85,8 @@ def trajectory(  # one parameter per option
 
     With --data each checkpoint is evaluated, too.
     """
-    check([*paths, base, data], html=html, json=json, csv=csv, output=average)
+    outputs = Outputs(html, json, csv, sarif, check)
+    outputs.refuse([*paths, base, data], average)
     given = given_by(
         base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
@@ -107,7 +112,7 @@ def trajectory(  # one parameter per option
     )  # fmt: skip
     if average is not None:
         _write_average(adapters, series, average, average_last)
-    show(result, html=html, json=json, csv=csv)
+    outputs.show(result, paths)
 
 
 def _open_base(base: str | None) -> Any:

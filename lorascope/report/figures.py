@@ -6,6 +6,7 @@ what a page can hold.
 
 import io
 import itertools
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from lorascope.report.palette import COLORBLIND, CREST
 from lorascope.report.svg import PLACEHOLDER, Styles, tidy
 from lorascope.report.text import shorten, visible
 
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "building the font cache", once
 WIDTH, HALF = 1040, 510
 POINTS_SHOWN = 40  # a line of at most so many whole positions shows a point at each
 LABELS_AT_LINES = 8  # of one panel are named at the lines' ends, not in a legend

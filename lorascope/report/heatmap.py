@@ -8,10 +8,11 @@ from lorascope.blocks import Heatmap, Measure, Number
 from lorascope.report import text as t
 from lorascope.report.palette import MAKO
 
-WIDTH = 1040
+WIDTH, THIRD = 1040, 336
 LEVELS = len(MAKO)
 MAX_CELLS_A_SIDE = 160
 BAR_ROOM, COLUMN_BAR = 150, 40  # pixels for the bars of the rows with their labels, and for those of the columns
+_LINE = 12  # pixels between two labels of rows, at least
 _LETTER = 7  # pixels that a letter of a label takes, at most, on average
 
 
@@ -66,8 +67,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class Grid:
-    """A heatmap, drawn: everything in pixels of a drawing WIDTH wide and `height` high."""
+    """A heatmap, drawn: everything in pixels of a drawing `width` wide and `height` high."""
 
+    width: int
     height: int
     cell_width: int
     cell_height: int
@@ -102,19 +104,22 @@ def layout(block: Heatmap) -> Grid:
     words = [*rows, row_label and row_label + " ↓", column_label and column_label + " →", shares_label]
     left = min(260, max(map(len, words)) * _LETTER + 14)
     rim = BAR_ROOM if block.row_shares else 2
-    width = max(5, min(120, (WIDTH - left - rim) // max(len(columns), 1)))
-    height = 26 if len(rows) <= 40 else 16
+    whole = THIRD if block.third else WIDTH
+    width = max(4, min(120, (whole - left - rim) // max(len(columns), 1)))
+    height = min(26, width) if block.third else 26 if len(rows) <= 40 else 16
     parts = _parts(block, columns, len(rows), (left, width, height))
     frame = _Frame(left, width, height, parts.ys)
     row_bars, shares = _row_bars(block, rows, frame, left + width * len(columns) + 14)
     return Grid(
+        width=whole,
         height=max(parts.bottom - 8, 30),
         cell_width=width,
         cell_height=height,
         layers=tuple(_layer(m, block, rows, columns, frame) for m in block.measures),
         rows=tuple(
             Label(left - 8, at + height / 2, t.shorten(row, 250 // _LETTER))
-            for row, at in zip(rows, parts.ys, strict=True)
+            for i, (row, at) in enumerate(zip(rows, parts.ys, strict=True))
+            if i % math.ceil(_LINE / height) == 0
         ),
         columns=parts.columns,
         row_label=Label(left - 8, 12, "" if block.column_shares else row_label),

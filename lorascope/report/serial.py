@@ -28,7 +28,7 @@ def from_json(values: Iterable[Any]) -> tuple[Block, ...]:
     except RecursionError:
         raise InputError("a page is nested too deep") from None
     if wrong := [each for each in found if not isinstance(each, Block)]:
-        raise InputError("a page holds something that is no block", found=type(wrong[0]).__name__)
+        raise InputError("a page holds something that is not a block", found=type(wrong[0]).__name__)
     return found
 
 

@@ -265,6 +265,9 @@ def _table(block: Table, screen: Screen) -> list[str]:
     columns = list(block.columns)
     grid = [[t.cell(v, c.unit, c.digits) for v, c in zip(row, columns, strict=True)] for row in block.rows]
     widths, shown = _fit(columns, grid, screen.width)
+    pattern = _tell_apart(columns, grid, widths)
+    if pattern:
+        widths, shown = _fit(columns, grid, screen.width)
     for line in _header(columns[:shown], widths):
         lines.append(screen.style(line.rstrip(), "dim"))
     for row in grid:
@@ -273,9 +276,25 @@ def _table(block: Table, screen: Screen) -> list[str]:
     if shown < len(columns):
         rest = ", ".join(t.visible(c.title) for c in columns[shown:])
         lines += [screen.style(line, "dim") for line in screen.wrap(f"columns hidden (terminal too narrow): {rest}")]
-    if block.caption:
-        lines += [screen.style(line, "dim") for line in screen.wrap(block.caption)]
+    caption = " ".join(part for part in (pattern, block.caption) if part)
+    if caption:
+        lines += [screen.style(line, "dim") for line in screen.wrap(caption)]
     return lines
+
+
+def _tell_apart(columns: list[Column], grid: list[list[str]], widths: list[int]) -> str:
+    """Where a column is so narrow that names in it would look alike, put the parts in which they differ in their place.
+    What was taken away, in words; "" where nothing was."""
+    said = []
+    for j, (width, column) in enumerate(zip(widths, columns, strict=False)):
+        names = [row[j] for row in grid]
+        if t.is_numeric(column) or len({t.shorten(name, width) for name in names}) == len(set(names)):
+            continue
+        short, pattern = t.told_apart(names)
+        for row, name in zip(grid, short, strict=True):
+            row[j] = name
+        said += [f"{t.visible(column.title)}: the * of {pattern}."] if pattern else []
+    return " ".join(said)
 
 
 def _fit(columns: list[Column], grid: list[list[str]], room: int) -> tuple[list[int], int]:

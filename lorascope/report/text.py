@@ -131,6 +131,26 @@ def width_of(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
+def told_apart(names: Sequence[str]) -> tuple[list[str], str]:
+    """Dotted names by the parts in which they differ ("0.query"), and what was taken away ("encoder.layer.*.self.*").
+
+    The names as they are, and "", where they have nothing in common or are too few to tell.
+    """
+    parts = [name.split(".") for name in names]
+    least = min(map(len, parts), default=0)
+    if len({len(part) for part in parts}) == 1:
+        differing = [i for i in range(least) if len({part[i] for part in parts}) > 1]
+        pattern = ".".join("*" if i in differing else part for i, part in enumerate(parts[0]))
+    else:
+        first = next((i for i in range(least) if len({part[i] for part in parts}) > 1), least - 1)
+        differing = list(range(max(first, 0), max(map(len, parts), default=0)))
+        pattern = ".".join([*parts[0][:first], "*"]) if parts else ""
+    short = [".".join(part[i] for i in differing if i < len(part)) for part in parts]
+    if len(set(names)) < 2 or not differing or short == list(names):
+        return list(names), ""
+    return short, pattern
+
+
 def shorten(text: str, width: int) -> str:
     """`text` cut in the middle to `width` columns: both ends of a module's name say something, and its
     end says most."""

@@ -252,7 +252,7 @@ def _check_arrays(content: bytes) -> None:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for name in arrays.files:
             if arrays[name].dtype.kind not in "fiuU":
-                raise ValueError(f"scores of texts that are no numbers: {name[:40]!r}")
+                raise ValueError(f"scores of texts that are not numbers: {name[:40]!r}")
 
 
 def _put_claims(store: Store, name: str, content: bytes) -> bool:

@@ -83,7 +83,7 @@ def read(facts: Mapping[str, Any], folder: Path) -> dict[str, TextScores]:
 def _scores(arrays: Mapping[str, np.ndarray], split: str, count: int) -> TextScores:
     keys, loss, hits, targets = (arrays[f"{split}.{part}"] for part in PARTS)
     if loss.dtype.kind != "f" or any(each.dtype.kind not in "iu" for each in (hits, targets)) or keys.dtype.kind != "U":
-        raise ValueError(f"scores of {split} that are no numbers")
+        raise ValueError(f"scores of {split} that are not numbers")
     if targets.shape != (count,) or keys.shape != loss.shape[:1]:
         raise ValueError(f"scores of {split} for {targets.size} texts, not {count}")
     if not np.isfinite(loss).all() or (targets < 1).any():

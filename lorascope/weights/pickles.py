@@ -95,9 +95,9 @@ def piece_of_torch(content: Any, path: Path) -> np.ndarray:
             warnings.simplefilter("ignore")
             value = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
-        raise InputError(f"{path} holds a piece that is damaged, or is no tensor", found=_first_line(error)) from None
+        raise InputError(f"{path} holds a piece that is damaged, or not a tensor", found=_first_line(error)) from None
     if not _is_plain(value):
-        raise InputError(f"{path} holds a piece that is no plain tensor", found=type(value).__name__)
+        raise InputError(f"{path} holds a piece that is not a plain tensor", found=type(value).__name__)
     return value.to(torch.float64).numpy()
 
 

@@ -220,7 +220,7 @@ class _Schemes:
         if self.name:
             return place.refused(self.name)
         what = f"codes of type {stored.dtype}" + (f" next to {unknown[0]!r}" if unknown else " and no scale")
-        reason = f"the base stores {what} for {name}, in no scheme that lorascope knows"
+        reason = f"the base stores {what} for {name}, in a scheme that is not supported"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
     def _is_weight(self, name: str, leaf: str, stored: Stored) -> bool:
@@ -236,7 +236,7 @@ class _Schemes:
             return place.refused(f"{self.name}, its weights rotated")
         if len(stored.shape) < 2 or not (unknown := self._unknown_keys(place.name, place.module)):
             return stored
-        reason = f"{place.name} stands next to {unknown[0]!r} in the base, which lorascope does not understand"
+        reason = f"{place.name} stands next to {unknown[0]!r} in the base, which is not supported"
         return Unreadable(tuple(stored.shape), stored.dtype, reason)
 
     def _unknown_keys(self, name: str, module: str) -> list[str]:

@@ -73,8 +73,8 @@ def test_the_page_has_all_sections_and_one_list_of_definitions(dora):
     page = result.page(sort="against_base.relative_norm", top=1)
     assert page.title == "dora/adapter"
     headings = [block.text for block in page.blocks if isinstance(block, Heading)]
-    assert headings == ["Where the update is", "Singular values", "By module type", "All modules", "ΔW against W",
-                        "DoRA details"]  # fmt: skip
+    assert headings == ["Update by layer and module type", "Singular values", "By module type", "All modules",
+                        "ΔW against W", "DoRA details"]  # fmt: skip
     (definitions,) = [block for block in page.blocks if isinstance(block, Definitions)]
     terms = [item.term for item in definitions.items]
     assert {"Stable rank", "Random baseline", "Overlap φ(i, j)", "ΔD"} <= set(terms)

@@ -27,6 +27,19 @@ def test_features_of_a_planted_spectrum():
     assert made["spectral_entropy"] == pytest.approx(-np.sum(p * np.log(p)), rel=1e-6)
 
 
+def test_kurtosis_against_scipy_and_of_a_few_rows(rng, monkeypatch):
+    from scipy import stats
+
+    from lorascope.linalg.factored import Factored
+
+    delta = Factored(rng.standard_normal((40, 3)), rng.standard_normal((3, 30)))
+    assert like.kurtosis(delta) == pytest.approx(stats.kurtosis(delta.dense(), axis=None), rel=1e-9)
+    assert like.kurtosis(delta.scaled(1e200)) == pytest.approx(like.kurtosis(delta), rel=1e-9)
+    monkeypatch.setattr(like, "MAX_ENTRIES", 600)  # half of the 1,200
+    assert like.kurtosis(delta) == pytest.approx(stats.kurtosis(delta.dense()[::2], axis=None), rel=1e-9)
+    assert like.kurtosis(delta.scaled(0.0)) is None
+
+
 def test_a_larger_adapter_stands_out_in_its_size_and_not_in_its_shape():
     population = [result(sigma=(k, k / 2), types=("q_proj",)) for k in (0.9, 1.0, 1.1, 1.2, 1.3)]
     found = like.compared(result(sigma=(11.0, 5.5), types=("q_proj",)), population)["types"]["q_proj"]
@@ -47,6 +60,7 @@ def test_the_command_compares_with_a_folder(lora_folder, tmp_path):
     jsonschema.validate(found, json_schema.of_command("analyze"))
     assert len(found["like"]["adapters"]) == 3
     assert found["like"]["types"]["q_proj"]["frobenius_norm"]["z"] is not None
+    assert found["like"]["types"]["q_proj"]["kurtosis"]["value"] is not None
     assert "Compared with the population" in here("analyze", lora_folder, "--like", tmp_path / "others").stdout
     assert "not a folder" in refused(here("analyze", lora_folder, "--like", tmp_path / "no"))
     (tmp_path / "empty").mkdir()

@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 
@@ -55,3 +57,15 @@ def refused(done: subprocess.CompletedProcess, code: int = 2) -> str:
     assert all(line.startswith("hint: ") for line in lines[1:])
     assert all(line.endswith(".") for line in lines)
     return " ".join(lines)
+
+
+def valid(command: str, text: str) -> Any:
+    """The JSON that a command wrote, without NaN and of the keys that `lorascope schema COMMAND` names."""
+    import jsonschema
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    record = json.loads(text, parse_constant=refuse)
+    jsonschema.Draft202012Validator(json.loads(here("schema", command).stdout)).validate(record)
+    return record

@@ -7,7 +7,7 @@ import pytest
 
 from lorascope.training import run
 from lorascope.training.config import parse, resolved
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 
 MODULE = {
     "run", "name", "type", "depth", "shape", "uses", "tokens", "share", "share_of_output", "cosine", "chance_share",
@@ -34,7 +34,7 @@ def test_numbers_files_and_streams(runs, tmp_path, page_in_browser):
     assert done.returncode == 0, done.stderr
     assert "CKA of hidden states" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, out))
-    found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+    found = valid("activations", out[0].read_text())
     assert found["schema"] == 2
     assert all(set(module) == MODULE for module in found["modules"])
     assert all(set(one) == CKA for one in found["cka"])

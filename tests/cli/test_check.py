@@ -1,7 +1,9 @@
 """`--check`, `--sarif`, `--quiet`, colour, help and completion: what scripts and CI rely on."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,10 +92,83 @@ def test_sarif_has_the_shape_of_2_1_0(broken, tmp_path):
 
 
 def test_sarif_of_odd_paths_and_unknown_rules():
-    log = sarif([("a b/ü", [Finding("note", "text", rule="XY1")])])
+    log = sarif([(["a b/ü", "/base"], [Finding("note", "text", rule="XY1")])])
     result = log["runs"][0]["results"][0]
     assert result["ruleId"] == rules.OTHER.code
     assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "a%20b/%C3%BC"
+    (related,) = result["relatedLocations"]
+    assert related["physicalLocation"]["artifactLocation"]["uri"] == "file:///base"
+
+
+COMMANDS = ("analyze", "compare", "delta", "dimension", "intruders", "activations", "resize", "trajectory")
+
+
+@pytest.fixture(scope="module")
+def commands():
+    from typer.main import get_command
+
+    from lorascope.cli import app
+
+    app._register()
+    return get_command(app.app).commands
+
+
+def test_every_command_that_analyses_has_both_options_and_no_other_command(commands):
+    for name, command in commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert options.issuperset({"--check", "--sarif"}) == (name in COMMANDS), name
+
+
+@pytest.fixture(scope="module")
+def unchanged(healthy, tmp_path_factory):
+    """The adapter with B = 0."""
+    folder = shutil.copytree(healthy, tmp_path_factory.mktemp("zero") / "zero")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = {key: array * ("lora_A" in key) for key, array in tensors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(healthy, tmp_path_factory):
+    """A model that has the weights which the adapter changes."""
+    folder = tmp_path_factory.mktemp("model") / "base"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = [f"model.layers.{layer}.self_attn.{name}.weight" for layer in range(2) for name in ("q_proj", "v_proj")]
+    save_file({name: rng.standard_normal((16, 24)).astype(np.float32) for name in names}, folder / "model.safetensors")
+    return folder
+
+
+def test_the_other_analyses_fail_on_what_they_find(healthy, odd_scale, unchanged, base, tmp_path):
+    """Each on something that it calls an error or a warning, and on a plain input."""
+    out = tmp_path / "found.sarif"
+    for arguments, check, rule, code in (
+        (("compare", healthy, odd_scale), "--check=warning", "LS302", 1),
+        (("compare", healthy, odd_scale), "--check", "LS302", 0),
+        (("delta", base, base), "--check", "LS402", 1),
+        (("intruders", unchanged, "--base", base, "--no-cache"), "--check", "LS102", 1),
+        (("intruders", healthy, "--base", base, "--no-cache", "--k", 2), "--check", "LS700", 0),
+        (("resize", unchanged, "--rank", 2), "--check", "LS102", 1),
+        (("resize", healthy, "--rank", 2), "--check", "LS500", 0),
+        (("trajectory", unchanged, unchanged), "--check", "LS102", 1),
+        (("trajectory", healthy, healthy), "--check", "LS951", 0),
+    ):
+        done = here(*arguments, check, "--sarif", out)
+        assert done.returncode == code, (arguments, done.stderr, done.stdout)
+        results = json.loads(out.read_text())["runs"][0]["results"]
+        assert rule in [result["ruleId"] for result in results], arguments
+
+
+@pytest.mark.skipif("SARIF_SCHEMA" not in os.environ, reason="SARIF_SCHEMA does not name sarif-schema-2.1.0.json")
+def test_sarif_is_what_the_schema_of_oasis_says(broken, healthy, odd_scale, tmp_path):
+    import jsonschema
+
+    schema = json.loads(Path(os.environ["SARIF_SCHEMA"]).read_text())
+    check = jsonschema.validators.validator_for(schema)(schema)
+    for arguments in (("analyze", broken, odd_scale), ("compare", healthy, odd_scale), ("resize", healthy)):
+        here(*arguments, "--sarif", tmp_path / "a.sarif")
+        check.validate(json.loads((tmp_path / "a.sarif").read_text()))
 
 
 def test_quiet_prints_nothing_but_json_and_errors(lora_folder, tmp_path):

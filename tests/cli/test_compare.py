@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 from tests.contracts.test_house import loaded_by
 
 
@@ -28,7 +28,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder, other_
     done = lorascope("compare", lora_folder, other_folder, "--json", "-")
     assert done.returncode == 0
     assert done.stderr == ""
-    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    found = valid("compare", done.stdout)
     assert found["schema"] == 2
     (item,) = found["skipped"]
     assert item["name"] == "model.layers.1.self_attn.v_proj"
@@ -71,7 +71,7 @@ def test_usage_errors_exit_with_2(lora_folder, tmp_path):
 def test_named_groups(lora_folder, other_folder):
     done = here("compare", lora_folder, other_folder, lora_folder, "--group", "lora|other", "--json", "-")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["groups_by_label"]
+    found = valid("compare", done.stdout)["groups_by_label"]
     assert sorted(map(len, found["groups"].values())) == [1, 2]
     assert set(found["measures"]) == {"cosine", "left_effect", "right_effect"}
     assert "matches nothing in" in refused(here("compare", lora_folder, other_folder, "--group", "no such part"))
@@ -112,6 +112,8 @@ def test_the_page_in_a_real_browser(lora_folder, other_folder, tmp_path, page_in
     grids = opened.page.locator("figure.heatmap", has_text="φ(i, j)")
     assert grids.count() == 3
     shown = grids.nth(0).locator(".layer:visible")
+    assert shown.locator(".marks").text_content().strip() == "chance 0"  # z, first
+    grids.nth(0).locator(".switch label").nth(1).click()
     assert shown.locator(".marks").text_content().count("chance") == 2
     assert "chance φ(4,4) 0.250" in shown.locator(".marks").text_content()  # 4/16
     assert shown.locator("rect.mark").count() == 2

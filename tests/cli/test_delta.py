@@ -1,14 +1,13 @@
 """`lorascope delta` as a process: its numbers, its streams, its files, its refusals."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from lorascope.weights import io
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 
 RECORD = {
     "name", "parameter", "type", "depth", "shape", "transposed", "base_dtype", "tuned_dtype", "effective_dtype",
@@ -44,7 +43,7 @@ def test_numbers_files_and_streams(pair, lora_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "What the adapters capture" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, [*out, tmp_path / "best"]))
-    found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+    found = valid("delta", out[0].read_text())
     assert found["schema"] == 2
     assert [len(found[key]) for key in ("matrices", "vectors", "adapters", "skipped")] == [4, 1, 1, 1]
     assert all(set(matrix) == RECORD for matrix in found["matrices"])
@@ -60,7 +59,7 @@ def test_numbers_files_and_streams(pair, lora_folder, tmp_path):
 def test_json_on_stdout_is_json_alone(pair):
     done = here("delta", pair / "base", pair / "tuned", "--json", "-", "--top", 2)
     assert done.stderr == ""
-    found = json.loads(done.stdout)
+    found = valid("delta", done.stdout)
     assert found["top"] == 2
     assert [len(matrix["singular_values"]) for matrix in found["matrices"]] == [2] * 4
 
@@ -69,6 +68,6 @@ def test_refusals(pair, lora_folder, tmp_path):
     assert "no such file or folder" in refused(here("delta", pair / "base", pair / "nowhere"))
     assert "--extract requires --output" in refused(here("delta", pair / "base", pair / "tuned", "--extract", 2))
     assert "is not a metric" in refused(here("delta", pair / "base", pair / "tuned", "--sort", "size"))
-    assert "is there already" in refused(
+    assert "already exists" in refused(
         here("delta", pair / "base", pair / "tuned", "--extract", 2, "--output", lora_folder)
     )

@@ -9,7 +9,7 @@ import pytest
 from lorascope.errors import LorascopeError
 from lorascope.training import run
 from lorascope.training.config import override, parse
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 from tests.training.tiny import classifier_values, sentences
 
 ENV = {"OMP_NUM_THREADS": "1"}
@@ -55,7 +55,7 @@ def test_numbers_files_and_streams(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Intrinsic dimension, by its meanings" in done.stdout
     assert done.stderr.split()[1::2] == list(map(str, out))
-    found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+    found = valid("dimension", out[0].read_text())
     assert found["schema"] == 2
     assert [each["run"] for each in found["full"]] == ["full-0", "full-1"]
     assert [each["run"] for each in found["diverged"]] == ["gone"]
@@ -92,7 +92,7 @@ def test_the_search_trains_and_goes_on(runs, tmp_path):
              "--json", "-")  # fmt: skip
     first = here(*asked, env=ENV)
     assert first.returncode == 0, first.stderr
-    found = json.loads(first.stdout)  # and nothing else is on stdout
+    found = valid("dimension", first.stdout)  # and nothing else is on stdout
     assert found["texts"]["count"] == 20
     assert found["search"]["trained"] == len(list(folder.glob("said=layer,d=*"))) > 0
     assert [group["label"] for group in found["families"]] == ["SAID by layer"]
@@ -133,7 +133,7 @@ def test_minilm_on_wordnet(tmp_path):
     ):
         run.train(parse({**values, "method": method, "optim": {"learning_rate": rate}}), tmp_path / name)
     done = here("dimension", tmp_path, "--json", "-", "--draws", 1, "--modules", "encoder", env=ENV)
-    found = json.loads(done.stdout)
+    found = valid("dimension", done.stdout)
     (k90,) = found["summary"]["functional"]["k90"]
     assert k90 < found["summary"]["spectral"]["energy_rank_0.9"]
     curves = {curve["kind"]: {p["k"]: p["recovered"] for p in curve["points"]} for curve in found["full"][0]["curves"]}

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from lorascope.training import run
 from lorascope.training.config import parse
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 from tests.training.tiny import lm_values
 
 MODULE = {
@@ -40,7 +40,7 @@ def test_numbers_files_and_streams(base, lora_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Intruders for each ε and k" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, out))
-    found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+    found = valid("intruders", out[0].read_text())
     assert (found["schema"], found["k"], found["epsilon"]) == (2, 4, 0.7)
     assert all(set(module) == MODULE for module in found["modules"])
     assert all(set(vector) == VECTOR for module in found["modules"] for vector in module["vectors"])
@@ -111,7 +111,7 @@ def test_a_language_models_intruders_are_scaled_beside_the_controls(tmp_path, ti
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Scores with the intruders scaled" in done.stdout
-    made = json.loads((tmp_path / "i.json").read_text(), parse_constant=pytest.fail)["intervention"]
+    made = valid("intruders", (tmp_path / "i.json").read_text())["intervention"]
     assert made["modules"]
     assert {(p["arm"], p["lambda"]) for p in made["points"]} == {
         (arm, f) for arm in ("intruder", "neighbour", "shrink", "step", "random") for f in (0.0, 0.5)
@@ -127,7 +127,7 @@ def test_analyze_sets_the_change_against_the_base(base, lora_folder, tmp_path):
                      "--csv", tmp_path / "a.csv")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "W in ΔW's directions" in done.stdout
-    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    found = valid("analyze", (tmp_path / "a.json").read_text())
     assert found["against_base"]["summary"]["modules"] == 4
     module = found["modules"][0]["against_base"]
     assert module["relative_norm"] > 0  # as before, and more

@@ -29,7 +29,7 @@ def test_merge_writes_a_model_and_says_what_rounding_took(adapter, tiny_llama, t
     assert all(0 < weight["rounding_loss"] < 1 for weight in facts["weights"])
     assert load_file(tmp_path / "merged" / "model.safetensors").popitem()[1].dtype == torch.bfloat16
     again = here("merge", adapter, "--base", tiny_llama, "--output", tmp_path / "merged", env=QUIET)
-    assert "is there already" in refused(again)
+    assert "already exists" in refused(again)
 
 
 def test_bad_use_is_one_sentence(adapter, tmp_path):

@@ -12,7 +12,7 @@ from lorascope.adapt.method import methods
 from lorascope.errors import InputError
 from lorascope.models.shapes import model_shapes
 from lorascope.training.config import parse
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 
 every_method = pytest.mark.parametrize("name", methods.names())
 QUIET = {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -23,7 +23,7 @@ def on_bert(tiny_bert):
     """The listing as JSON, on a small BERT in a folder."""
     done = lorascope("methods", "--model", tiny_bert, "--targets", "attention", "--json", env=QUIET)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout, parse_constant=pytest.fail)
+    return valid("methods", done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_method_in_full_on_the_terminal():
 
 
 def test_a_method_in_full_as_json():
-    (record,) = json.loads(here("methods", "lora", "--json").stdout)["methods"]
+    (record,) = valid("methods", here("methods", "lora", "--json").stdout)["methods"]
     assert record["formula"] == "ΔW = s·B·A"
     assert {"name": "rank", "type": "int", "default": "8", "doc": "r."} in record["settings"]
     assert "trained_parameters" not in record

@@ -3,10 +3,8 @@
 import csv
 import json
 
-import pytest
-
 from lorascope.weights import io
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 
 MODULE = {
     "name", "type", "depth", "shape", "rank_before", "rank", "norm", "error", "error_null", "rounding", "parameters",
@@ -23,7 +21,7 @@ def test_numbers_files_and_streams(lora_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "budget-rank 2: ranks" in done.stdout
     assert sorted(done.stderr.split()[1::2]) == sorted(map(str, [*out, tmp_path / "small"]))
-    found = json.loads(out[0].read_text(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+    found = valid("resize", out[0].read_text())
     assert found["schema"] == 2
     (plan,) = found["plans"]
     assert all(set(module) == MODULE for module in plan["modules"])
@@ -57,7 +55,7 @@ def test_refusals(lora_folder, tmp_path):
     assert "exactly one rule" in refused(here("resize", lora_folder, "--output", tmp_path / "x"))
     both = here("resize", lora_folder, "--rank", 1, "--energy", 0.9, "--output", tmp_path / "x")
     assert "exactly one rule" in refused(both)
-    assert "is there already" in refused(here("resize", lora_folder, "--rank", 1, "--output", lora_folder))
+    assert "already exists" in refused(here("resize", lora_folder, "--rank", 1, "--output", lora_folder))
     assert "is not supported" in refused(here("resize", lora_folder, "--dtype", "int4"))
     assert "--by-energy" in refused(here("resize", lora_folder, "--by-energy"))
     assert "belongs to --evaluate" in refused(here("resize", lora_folder, "--max-samples", 3))

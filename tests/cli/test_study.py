@@ -12,7 +12,7 @@ import pytest
 
 from lorascope.study import record
 from lorascope.study.verdict import OUTCOMES, VERDICTS
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 from tests.report.conftest import HOSTILE
 from tests.study.conftest import TOY
 
@@ -125,7 +125,7 @@ def test_list_before_and_after(named, first, tmp_path):
         before = lorascope("study", "list", "--json", "--reports", tmp_path, cwd=home)
     finally:
         (home / "studies/broken.py").unlink()
-    broken, toy = json.loads(done.stdout)["studies"]
+    broken, toy = valid("study", done.stdout)["studies"]
     assert "nothing_of_this_name" in broken["error"]
     assert toy["question"] == "Does the engine work?"
     trained = json.loads((home / "reports/toy.json").read_text())["cost"]["runs"]

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.analyses.test_trajectory import factors, write_trainer_run
-from tests.cli.command import here, lorascope, refused
+from tests.cli.command import here, lorascope, refused, valid
 
 
 def test_a_trainers_folder_gives_a_page_json_and_an_average(tmp_path, rng):
@@ -17,7 +17,7 @@ def test_a_trainers_folder_gives_a_page_json_and_an_average(tmp_path, rng):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "3 checkpoints, steps 10 to 30" in done.stdout
-    record = json.loads((tmp_path / "t.json").read_text())
+    record = valid("trajectory", (tmp_path / "t.json").read_text())
     assert [each["step"] for each in record["checkpoints"]] == [10, 20, 30]
     assert (tmp_path / "t.csv").read_text().count("\n") == 1 + 2 * 3
     assert "<h1" in (tmp_path / "t.html").read_text()
@@ -42,7 +42,7 @@ def test_refusals(tmp_path, rng):
     assert "--average DIR" in refused(here("trajectory", tmp_path / "out", "--average-last", 2))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    assert "is there already" in refused(here("trajectory", tmp_path / "out", "--average", tmp_path / "full"))
+    assert "already exists" in refused(here("trajectory", tmp_path / "out", "--average", tmp_path / "full"))
 
 
 def test_from_python(tmp_path, rng):

@@ -78,11 +78,12 @@ def _read(path: Path) -> None:
 
 def _analyse(path: Path) -> None:
     """Run `lorascope analyze`, and read what it writes: strict JSON, CSV in columns, text that drives no terminal."""
+    from lorascope.cli._outputs import Outputs
     from lorascope.cli.analyze import analysed, report_on
 
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(io.StringIO()):
-        report_on(analysed([path]), json=_scratch() / "out.json", csv=_scratch() / "out.csv")
+        report_on(analysed([path]), Outputs(json=_scratch() / "out.json", csv=_scratch() / "out.csv"))
     json.loads((_scratch() / "out.json").read_text(), parse_constant=_no_constant)
     with open(_scratch() / "out.csv", newline="") as file:
         lengths = {len(row) for row in csv.reader(file)}

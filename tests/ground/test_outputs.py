@@ -99,7 +99,7 @@ def test_a_stage_becomes_the_folder_or_vanishes(tmp_path):
     with outputs.staged(tmp_path / "a") as stage:
         (stage / "whole").write_text("x")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["whole"]
-    with pytest.raises(InputError, match="is there already"), outputs.staged(tmp_path / "a"):
+    with pytest.raises(InputError, match="already exists"), outputs.staged(tmp_path / "a"):
         pass
 
 
@@ -119,7 +119,7 @@ def test_a_folder_put_aside_by_a_killed_process_comes_back(tmp_path):
     aside = tmp_path / f".a.{dead_pid()}-00c0ffee.old"
     aside.mkdir()
     (aside / "file").write_text("old")
-    with pytest.raises(InputError, match="is there already"), outputs.staged(tmp_path / "a"):
+    with pytest.raises(InputError, match="already exists"), outputs.staged(tmp_path / "a"):
         pass
     outputs.write_text(tmp_path / "b", "x")
     with outputs.staged(tmp_path / "a", replace=True):

@@ -132,7 +132,7 @@ def test_models_built_otherwise_are_refused_in_words():
     model = models.llama()
     for block in model.model.layers:
         block.mlp.down_proj = nn.Linear(48, 16)
-    with pytest.raises(InputError, match=r"model\.layers\.0 is no block that this method knows"):
+    with pytest.raises(InputError, match=r"model\.layers\.0 is not a block that this method supports"):
         sublayer_outputs(model)
 
 

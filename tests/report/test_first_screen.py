@@ -2,34 +2,56 @@
 paper and without script."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lorascope.analyses.base import analyses
 from lorascope.weights import io
+from tests.analyses.test_delta import checkpoint, low_rank
 from tests.contracts.test_analyses import TRIED, inputs_of
 from tests.contracts.test_studies import ROOT
 
 PARTS = ("spectrum", "against_base", "method_specific")  # of the page of `analyze`
-PAGES = (*(name for name in TRIED if name not in PARTS), "study")
+PAGES = (*(name for name in TRIED if name not in PARTS), "delta", "trajectory", "study", "index")
+REPORTS = {"study": "rslora", "index": "index"}
+FIRST = ".finding, .answer, .forest"  # the index has no words of its own above its figure
 ABOVE = 600  # px: the first finding, at 1440 × 900
-PAPER = 3  # pages, for an adapter of a few modules
+PAPER = {"analyze": 3, "compare": 3, "study": 14}  # pages; the first is of twelve modules
 
 
 @pytest.fixture(scope="module", params=PAGES)
 def file(request, lora_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("pages") / f"{request.param}.html"
-    if request.param == "study":
-        path.write_text((ROOT / "reports" / "rslora.html").read_text(encoding="utf-8"), encoding="utf-8")
+    if request.param in REPORTS:
+        published = ROOT / "reports" / f"{REPORTS[request.param]}.html"
+        path.write_text(published.read_text(encoding="utf-8"), encoding="utf-8")
         return path
-    analysis = analyses.get(request.param)
-    return analysis.run(*inputs_of(analysis, io.read(lora_folder))).to_html(path)
+    return result_of(request.param, io.read(lora_folder)).to_html(path)
+
+
+def result_of(name, adapter):
+    analysis = analyses.get(name)
+    if name == "analyze":
+        of_layer = [update for key, update in adapter.updates.items() if "layers.0" in key]
+        names = {u.name.replace("layers.0", f"layers.{i}"): u for u in of_layer for i in range(6)}
+        twelve = {name: replace(update, name=name) for name, update in names.items()}
+        return analysis.run(replace(adapter, updates=twelve))
+    if name in ("trajectory", "compare"):
+        return analysis.run([adapter, adapter])
+    if name == "delta":
+        rng = np.random.default_rng(0)
+        base = {f"layers__{i}__{kind}__weight": rng.standard_normal((16, 24)) for i in (0, 1) for kind in "qv"}
+        tuned = {key: weight + low_rank(rng, 16, 24, [0.3, 0.1]) for key, weight in base.items()}
+        return analysis.run(checkpoint(**base), checkpoint(**tuned))
+    return analysis.run(*inputs_of(analysis, adapter))
 
 
 def test_a_page_at_every_width_in_the_dark_printed_and_without_script(file, page_in_browser):
     opened = page_in_browser(file, viewport={"width": 1440, "height": 900})
     page = opened.page
-    first = page.locator(".finding, .answer").first  # a study's page opens with the answer in words, then a figure
+    first = page.locator(FIRST).first  # a study's page opens with the answer in words, then a figure
     assert file.stem != "study" or page.locator(".forest tbody tr").first.bounding_box()["y"] < 900
     assert first.bounding_box()["y"] < ABOVE
     assert page.evaluate("document.documentElement.scrollWidth") <= 1440
@@ -44,11 +66,11 @@ def test_a_page_at_every_width_in_the_dark_printed_and_without_script(file, page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert first.bounding_box()["y"] < 844
 
-    if file.stem == "analyze":
-        assert len(re.findall(rb"/Type /Page\b", page.pdf(prefer_css_page_size=True))) <= PAPER
+    if file.stem in PAPER:
+        assert len(re.findall(rb"/Type /Page\b", page.pdf(prefer_css_page_size=True))) <= PAPER[file.stem]
     assert opened.troubles == []
     assert opened.others_asked_for() == []
 
     plain = page_in_browser(file, java_script_enabled=False).page
-    assert plain.locator(".finding, .answer").first.is_visible()
+    assert plain.locator(FIRST).first.is_visible()
     assert plain.locator("table").count() == 0 or plain.locator("tbody tr").first.is_visible()

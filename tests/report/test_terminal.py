@@ -143,3 +143,17 @@ def test_the_terminal_needs_nothing_heavy():
     code = "import sys, lorascope.report.terminal; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "matplotlib", "jinja2", "rich", "seaborn", "pandas", "scipy", "torch"} & set(loaded)
+
+
+def test_a_narrow_table_keeps_the_layer_in_the_names_of_modules():
+    names = [f"model.layers.{i}.self_attn.{kind}_proj" for i in range(3) for kind in "qv"]
+    columns = (Column("name", "module", "code"), *(Column(str(k), f"measure {k}", "float") for k in range(6)))
+    table = Table(columns, tuple((name, *[0.5] * 6) for name in names), caption="The caption.")
+    text = draw(table, width=60)
+    assert [line.split()[0] for line in text.splitlines() if "0.5" in line] == [
+        f"{i}.{kind}_proj" for i in range(3) for kind in "qv"
+    ]
+    assert "module: the * of model.layers.*.self_attn.*. The caption." in " ".join(text.split())
+    wide = draw(table, width=160)
+    assert names[0] in wide
+    assert "the * of" not in wide

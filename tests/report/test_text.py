@@ -60,3 +60,15 @@ def test_shorten_keeps_both_ends_and_counts_columns():
     assert short.endswith("13.self_attn.q_proj"[-17:])
     assert t.width_of(t.shorten("模型" * 20, 15)) <= 15  # each takes two columns
     assert [t.shorten("abc", n) for n in (0, 1, 2)] == ["", "…", "…c"]
+
+
+def test_names_are_told_apart_by_the_parts_in_which_they_differ():
+    from lorascope.report.text import told_apart
+
+    names = [f"encoder.layer.{layer}.attention.self.{kind}" for layer in (0, 10) for kind in ("query", "value")]
+    short = ["0.query", "0.value", "10.query", "10.value"]
+    assert told_apart(names) == (short, "encoder.layer.*.attention.self.*")
+    assert told_apart(["model.0.q", "model.1.mlp.up"]) == (["0.q", "1.mlp.up"], "model.*")
+    assert told_apart(["a.b", "a.b.c"]) == (["b", "b.c"], "a.*")
+    for alike in (["one.name"], ["a", "b"], [], ["a.b", "a.b"]):
+        assert told_apart(alike) == (alike, "")

@@ -35,7 +35,7 @@ def update(name, kind, scale=1.0, base_weight=None, **shapes):
 def test_indices_are_whole_numbers_below_a_bound():
     assert places.whole_numbers(np.array([0.0, 3.0]), 4, "it").tolist() == [0, 3]
     for bad in (-1.0, 4.0, 0.5, np.nan, np.inf, -np.inf):
-        with pytest.raises(InputError, match=r"it holds .* which is no index.*0 to 3"):
+        with pytest.raises(InputError, match=r"it holds .* which is not an index.*0 to 3"):
             places.whole_numbers(np.array([1.0, bad]), 4, "it")
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.activations.measure import (
     CKA_METRICS,
     LAYER_METRICS,
@@ -73,7 +74,7 @@ def _samples(result: ActivationsResult) -> list[Finding]:
             f"{result.samples:,} samples for {result.width} features are few: the usual, biased CKA of unrelated states"
             f" would be up to {max(chances):.2f} here; debiased it is 0 on average"
         )
-        items.append(Finding("warning" if result.samples < result.width else "note", text))
+        items.append(rules.FEW_SAMPLES.finding(text, "warning" if result.samples < result.width else "note"))
     if result.samples > result.texts:
         text = f"{result.samples:,} tokens from {result.texts:,} texts: tokens of the same text are not independent;"
         text += f" confidence intervals and chance levels use {result.texts:,} texts as samples"
@@ -84,7 +85,7 @@ def _samples(result: ActivationsResult) -> list[Finding]:
 def _share(result: ActivationsResult, label: str, few: bool) -> list[Finding]:
     modules = [m for m in result.of(label) if m.share]
     if not modules:
-        return [Finding("warning", f"{label}: no adapted layer received inputs")]
+        return [rules.NO_INPUTS.finding(f"{label}: no adapted layer received inputs")]
     share, chance, weights = (
         np.median([number for m in modules if (number := value(m, key)) is not None])
         for key in ("share.mean", "chance_share", "weight_ratio")

@@ -42,6 +42,7 @@ TITLES = {"left": "left (output) side of ΔW", "right": "right (input) side of �
 ROWS_AT_EACH_END = 4
 MAX_TYPES = 12
 MAX_PAIR_PAGES = 3
+NOISE = 3.0  # of z, which has a standard deviation of about 1 in a module, and less in a mean over modules
 MAX_PAIRS_LISTED = 40
 _SHORT = ("cosine", "cosine_sd", "left.phi_whole", "left.phi_chance", "left.z", "right.phi_whole", "right.phi_chance",
           "right.z", "a_alone.phi_whole")  # fmt: skip
@@ -75,7 +76,7 @@ def _verdict(result: CompareResult) -> str:
 
 def blocks(result: CompareResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    made: list[Block] = [_facts(result), Findings(result.findings)]
+    made: list[Block] = [Findings(result.findings)]
     if len(result.adapters) > 2:
         made += [_pairs(result), *_by_label(result), pairwise(result), _membership(result)]
     detailed = [pair for pair in result.pairs if pair.modules]
@@ -90,7 +91,7 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
     if others := [item for item in result.skipped if item not in result.unmatched]:
         made.append(skipped_table(others))
     made.append(Text(f"Verdict: {_verdict(result)}", where="terminal"))
-    return (*made, Definitions(definitions(METRICS), where="page"))
+    return (*made, Definitions(definitions(METRICS), where="page"), _facts(result))
 
 
 def _facts(result: CompareResult) -> Facts:
@@ -118,10 +119,16 @@ def _pair(result: CompareResult, pair: Pair) -> list[Block]:
     made: list[Block] = [Heading(" and ".join(labels), where="page")] if several else []
     made.append(replace(type_table(rows, short, caption), where=where))
     made += [] if several else [_ends(rows, short)]
-    figures = (*(_phi(rows, side, *labels) for side in SIDES), _angles(rows), _overlap_by_depth(rows), _depth_map(rows))
-    made += [figure for figure in figures if figure]
+    level = 3 if several else 2
+    made += _directions(rows, *labels, level)
+    by_depth = [figure for figure in (_overlap_by_depth(rows), _depth_map(rows)) if figure]
+    made += [Heading("Agreement by layer", level, where="page"), *by_depth] if by_depth else []
     ranks = Column("rank", "ranks")
-    return [*made, module_table("All modules", [joined(row) for row in rows], (ranks, *shown))]
+    return [
+        *made,
+        Heading("All modules", level, where="page"),
+        module_table("All modules", [joined(row) for row in rows], (ranks, *shown)),
+    ]
 
 
 def _ends(rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
@@ -135,8 +142,27 @@ def _ends(rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
     return Table(columns, body, title=title, caption=caption, where="terminal")
 
 
-def _phi(rows: Sequence[Row], side: str, a: str, b: str) -> Heatmap | None:
-    """φ(i, j) of one side, mean over the modules of a type, the chance levels marked on the scale."""
+def _directions(rows: Sequence[Row], a: str, b: str, level: int) -> list[Block]:
+    """φ(i, j) of all sides next to each other, and the principal angles."""
+    maps = [each for side in SIDES if (each := _phi(rows, side))]
+    if not maps:
+        return []
+    about = (
+        f"φ(i, j): overlap of the i leading directions of {a} with the j leading ones of {b}. Random subspaces give"
+        " max(i, j)/n on average (range marked on the colour scale); z is the distance from that. Blank where equal"
+        " singular values leave the order open."
+    )
+    angles = _angles(rows)
+    return [
+        Heading("Leading directions", level, where="page"),
+        Text(about, where="page"),
+        *maps,
+        *([angles] if angles else []),
+    ]
+
+
+def _phi(rows: Sequence[Row], side: str) -> Heatmap | None:
+    """φ(i, j) of one side, mean over the modules of a type, the chance levels marked on the scale; z of all first."""
     sides = [row[side] for row in rows if row[side]]
     if not sides:
         return None
@@ -153,14 +179,17 @@ def _phi(rows: Sequence[Row], side: str, a: str, b: str) -> Heatmap | None:
         measures.append(Measure(name, name, grid, help=about, marks=marks, limits=(0.0, 1.0)))
         if name == "all modules" or len(groups) == 1:
             z = _mean_grid([each["phi_z"] for each in those], size)
-            measures.append(Measure(f"{name} z", f"z, {name}", z, help="(φ − chance)/sd, mean over modules"))
+            measures.insert(0, _z_map(name, z))
     i, j = (tuple(str(k + 1) for k in range(count)) for count in size)
-    caption = (
-        "Random subspaces give φ(i, j) = max(i, j)/n on average (range marked on the colour scale). Blank where equal"
-        " singular values leave the order open."
-    )
-    title = f"φ(i, j), {TITLES[side]}"
-    return Heatmap(title, i, j, tuple(measures), f"i, of {a}", f"j, of {b}", caption, where="page")
+    return Heatmap(f"φ(i, j), {TITLES[side]}", i, j, tuple(measures), "i", "j", third=True, where="page")
+
+
+def _z_map(name: str, z: tuple[tuple[float | None, ...], ...]) -> Measure:
+    """z on a scale of ±NOISE at least, so that what chance gives is one shade."""
+    known = [number for line in z for number in line if number is not None]
+    limits = (min(-NOISE, *known), max(NOISE, *known)) if known else None
+    about = "(φ − chance)/sd, mean over modules: by chance 0, and hardly beyond ±3"
+    return Measure(f"{name} z", f"z, {name}", z, help=about, marks=((0.0, "chance"),), limits=limits)
 
 
 def _mean_grid(grids: Sequence[list], size: tuple[int, int]) -> tuple[tuple[float | None, ...], ...]:
@@ -191,7 +220,7 @@ def _angles(rows: Sequence[Row]) -> Lines | None:
         "One line for each module. Dotted line: smallest angle expected between random subspaces, for the module with"
         " the widest subspaces for its size."
     )
-    return Lines("Principal angles", tuple(series), "index k", "θ_k, degrees", markers=tuple(markers), caption=caption,
+    return Lines("Principal angles", tuple(series), "index k", "θₖ, degrees", markers=tuple(markers), caption=caption,
                  shade="depth, first to last", where="page")  # fmt: skip
 
 
@@ -312,5 +341,5 @@ PLOTS: dict[str, Callable[[CompareResult], Lines | Heatmap | None]] = {
     "heatmap": lambda result: pairwise(result) if len(result.adapters) > 2 else _depth_map(_first(result)),
     "overlap": lambda result: _overlap_by_depth(_first(result)),
     "angles": lambda result: _angles(_first(result)),
-    "phi": lambda result: _phi(rows, "left", rows[0]["a"], rows[0]["b"]) if (rows := _first(result)) else None,
+    "phi": lambda result: _phi(rows, "left") if (rows := _first(result)) else None,
 }

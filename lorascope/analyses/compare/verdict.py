@@ -7,6 +7,7 @@ from lorascope.analyses.compare.result import CompareResult, Pair
 from lorascope.analyses.toolkit import counted, percent
 
 WEAK, STRONG = 0.1, 0.9  # cosine, and the effect on the output side
+ALIKE = 0.5  # of φ(1,1) in the median module: cos² of the strongest directions, 1/d_out by chance
 POOLED_Z = 4.0  # of the output side over all modules, where single modules were not recorded
 
 
@@ -71,6 +72,8 @@ def _of_two(result: CompareResult, pair: Pair) -> str:
     text = f"{words}: cosine {_number(cosine)}"
     if left.get("of"):
         text += f", output subspaces above chance in {counted(left['significant'], left['of'])}"
+    if kind != "opposed" and (left.get("median_top_phi") or 0.0) >= ALIKE:
+        text += f"; their strongest output directions agree (φ(1,1) {_number(left['median_top_phi'])} of 1)"
     return f"{start}{text}" if start else text[0].upper() + text[1:]
 
 

@@ -192,7 +192,7 @@ def _where(result: DeltaResult) -> list[Finding]:
     name = max(energies, key=lambda each: energies[each])
     parts = sum(matrix.type == name for matrix in result.changed) / len(result.changed)
     share = percent(energies[name] / result.total_energy)
-    return [Finding("note", f"{share} of the energy ‖ΔW‖² is in {name} ({percent(parts)} of the matrices)")]
+    return [Finding("note", f"{name} carries {share} of the total energy ‖ΔW‖² with {percent(parts)} of the matrices")]
 
 
 def _adapters(result: DeltaResult) -> list[Finding]:

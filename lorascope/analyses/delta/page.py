@@ -65,7 +65,7 @@ def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
         made += [_by_type(result, changed), *_adapters(result), _ends(changed, by, rows)]
         figures = (_spectra(result), _kept(result))
-        made += [Heading("Spectra", where="page"), *(figure for figure in figures if figure)]
+        made += [Heading("Singular values", where="page"), *(figure for figure in figures if figure)]
         made += [Heading("Where ΔW is", where="page"), _heatmap(result) or Text(no_map, where="page")]
         made += [Heading("All matrices", where="page"), _all_matrices(result)]
     made += _vectors(result)
@@ -88,7 +88,7 @@ def _facts(result: DeltaResult) -> Facts:
         *((f"adapter {each.label}", f"{each.path}, sha256 {each.sha256}") for each in result.adapters),
         ("matrices", f"{len(result.matrices)}, of which {len(result.changed)} changed"),
         ("biases and norm weights", str(len(result.vectors))),
-        ("stored as", ", ".join(dtypes)),
+        ("dtype", ", ".join(dtypes)),
         ("singular values", "all" if result.top is None else f"the leading {result.top}"),
         ("computed by", f"{', '.join(methods) or 'nothing'}; relative error of σ₁ ≤ {error:.1g}"),
     ]

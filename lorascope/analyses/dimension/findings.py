@@ -33,7 +33,7 @@ def _baseline(result: DimensionResult) -> list[Finding]:
     first, base, prior = result.full[0], result.base, result.prior
     if base.start <= base.end:
         text = f"full fine-tuning gained nothing: held-out loss {base.end:.4f} from {base.start:.4f}"
-        return [Finding("error", f"{text}; shares of the gain are undefined")]
+        return [rules.NO_GAIN.finding(f"{text}; shares of the gain are undefined")]
     start = "as given" if result.given_baseline else "the full run's head and vectors as trained, every matrix at W"
     seeds = f", mean of {len(result.full)} seeds" if len(result.full) > 1 else ""
     text = f"gain is measured from a held-out loss of {base.start:.4f} ({start}) to {base.end:.4f} (full fine-tuning"
@@ -42,7 +42,7 @@ def _baseline(result: DimensionResult) -> list[Finding]:
     items = [Finding("note", text)]
     if prior is not None and base.start > prior and not result.given_baseline:
         text = f"the tuned head on the untuned matrices ({base.start:.4f}) does worse than predicting class frequencies"
-        items.append(Finding("warning", f"{text} ({prior:.4f}): gains are overstated; use --baseline prior"))
+        items.append(rules.BASELINE.finding(f"{text} ({prior:.4f}): gains are overstated; use --baseline prior"))
     return items
 
 
@@ -68,7 +68,7 @@ def _diverged(result: DimensionResult) -> list[Finding]:
         return []
     count, names = len(result.diverged), preview([run.label for run in result.diverged], 3)
     text = "1 run diverged and is" if count == 1 else f"{count} runs diverged and are"
-    return [Finding("warning", f"{text} excluded from all figures: {names}")]
+    return [rules.DIVERGED.finding(f"{text} excluded from all figures: {names}")]
 
 
 def _spectral(result: DimensionResult) -> list[Finding]:
@@ -143,7 +143,7 @@ def _controls(result: DimensionResult) -> list[Finding]:
         return []
     text = f"gain retained by the controls at k = {k90}: {', '.join(parts)}"
     text += "; the smallest components should keep less than 20 %" if failed else ""
-    return [Finding("warning" if failed else "note", text)]
+    return [rules.CONTROL.finding(text) if failed else Finding("note", text)]
 
 
 def _trained(result: DimensionResult) -> list[Finding]:

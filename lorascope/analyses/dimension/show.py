@@ -65,7 +65,7 @@ def blocks(result: DimensionResult) -> tuple[Block, ...]:
     drawn: list[Block] = [_facts(result), Findings(result.findings), _meanings(result), *_at_90(result)]
     drawn += [Heading("What a truncation keeps", where="page"), gain_curves(result)]
     drawn += [Heading("Parameters", where="page"), parameters(result), _points(result)]
-    drawn += [Heading("Spectra", where="page"), spectra(result), _by_type(result), _matrices(result)]
+    drawn += [Heading("Singular values", where="page"), spectra(result), _by_type(result), _matrices(result)]
     drawn += [Heading("Runs", where="page"), _runs(result), *_diverged(result), *_search(result)]
     drawn += [skipped_table(result.skipped, what="matrix")] if result.skipped else []
     return (*drawn, Definitions((*definitions(METRICS), *MEANINGS), where="page"))

@@ -36,7 +36,7 @@ def _broken(result: IntrudersResult) -> list[Finding]:
         text = f"ΔW contains NaN or infinite entries {where}".strip() + "; no metrics computed"
         made.append(rules.NON_FINITE.finding(text, module=bad[0] if len(bad) == 1 else None, modules=bad))
     if not result.changed and not made:
-        made.append(Finding("error", "ΔW is zero in every weight: no intruder dimensions possible"))
+        made.append(rules.NO_CHANGE.finding("ΔW is zero in every weight: no intruder dimensions possible"))
     return made
 
 
@@ -50,18 +50,18 @@ def _chance(result: IntrudersResult) -> list[Finding]:
         f" {value(worst, 'chance.left'):.2f} here and so in {len(blind)} of {len(result.rows)} weights: even a"
         " direction unrelated to W cannot count as an intruder there; raise --epsilon"
     )
-    return [Finding("warning", text, worst.name)]
+    return [rules.BLIND.finding(text, module=worst.name, modules=tuple(m.name for m in blind))]
 
 
 def _files(result: IntrudersResult) -> list[Finding]:
-    made = [Finding("warning", note) for note in result.inputs["tuned"].get("notes", ())]
+    made = [rules.FILE.finding(note) for note in result.inputs["tuned"].get("notes", ())]
     coded = [each[0] for m in result.rows if (each := [n for n in m.notes if n.startswith(DEQUANTISED)])]
     if coded:
         text = f"W is {coded[0].partition(':')[0]}, in {len(coded)} of {len(result.rows)} weights"
         made.append(Finding("note", text))
     if result.skipped:
         names = preview([item.name for item in result.skipped], 2)
-        made.append(Finding("note", f"{len(result.skipped)} tensors skipped ({names}); reasons in the report"))
+        made.append(rules.SKIPPED.finding(f"{len(result.skipped)} tensors skipped ({names}); reasons in the report"))
     tied = [m for m in result.rows if m.equal_singular_values]
     if tied:
         text = f"W has equal singular values in {len(tied)} weights, such as {tied[0].name}: each set is one subspace"
@@ -73,7 +73,8 @@ def _files(result: IntrudersResult) -> list[Finding]:
             f"‖ΔW‖ is {worst.relative_norm:.2g} times ‖W‖ here{more}: this looks like a replaced or newly initialised"
             " weight, not a fine-tuned one"
         )
-        made.append(Finding("warning", text, worst.name))
+        modules = tuple(m.name for m in other)
+        made.append(rules.DELTA_UNRELATED.finding(text, module=worst.name, modules=modules))
     short = [m for m in result.rows if m.base_rank is not None and m.base_rank < min(m.shape)]
     if short:
         text = (

@@ -152,7 +152,7 @@ def _spectra(rows: Sequence[Row]) -> list[Block]:
     if not any(s.x for s in series):
         return []
     return [
-        Lines("Singular values of the cores R", tuple(s for s in series if s.x), "index i", "σ_i", log_y=True,
+        Lines("Singular values of the cores R", tuple(s for s in series if s.x), "index i", "σᵢ", log_y=True,
               where="page", shade="depth, first to last", caption="One thin line for each module.")
     ]  # fmt: skip
 

@@ -97,7 +97,7 @@ def _dropped(plan: Plan) -> list[Finding]:
 
 def _error(result: ResizeResult, plan: Plan) -> list[Finding]:
     if plan.error is None:
-        return [Finding("error", "ΔW is zero in every module: there is nothing to truncate")]
+        return [rules.NO_CHANGE.finding("ΔW is zero in every module: there is nothing to truncate")]
     ranks = [module.rank for module in plan.modules]
     low, high = min(ranks), max(ranks)
     text = (
@@ -218,7 +218,7 @@ def _facts(result: ResizeResult) -> Facts:
         ("format", f"{result.source.format}, {result.source.method}"),
         ("modules", str(len(result.plans[0].modules))),
         ("parameters as B·A", f"{result.parameters_before:,}"),
-        ("stored as", result.dtype or "each module's own dtype"),
+        ("dtype", result.dtype or "each module's own dtype"),
     ]
     if result.scored_on:
         items.append(("scored on", result.scored_on))

@@ -344,12 +344,15 @@ CHECKS: tuple[Callable[[SpectrumResult], Found], ...] = (
     non_finite, no_change, too_large, very_small, scale_out_of_range, one_module, collapse, another_base,
     missing_targets, merge_rounding, partial, can_be_smaller, all_directions, at_start, skipped, no_base,
 )  # fmt: skip
+BROKEN = (rules.NON_FINITE.code, rules.TOO_LARGE.code)
 QUESTIONS = (can_be_smaller, skipped, no_base)  # what they find is no problem: they are not counted as checks
 
 
 def problems(result: SpectrumResult) -> list[Finding]:
     """What all checks found, and what the reader of the file says."""
     made = [finding for check in CHECKS for finding in check(result) or ()]
+    if any(finding.rule in BROKEN for finding in made):  # to be mended or trained again, not made smaller
+        made = [finding for finding in made if finding.rule != rules.SMALLER.code]
     return [*made, *(rules.FILE.finding(note) for note in result.notes)]
 
 

@@ -165,7 +165,7 @@ def sections(result: SpectrumResult, *, sort: str, top: int | None, page: bool =
     if result.rows and page:
         shown = _shown(rows)
         no_map = Text("No layer heatmap: module names contain fewer than two layer indices.", where="page")
-        made += [Heading("Where the update is", where="page"), heatmap(result) or no_map]
+        made += [Heading("Update by layer and module type", where="page"), heatmap(result) or no_map]
         made += [Heading("Singular values", where="page"), *overview(result)]
         made.append(observations)
         made += [Heading("By module type", where="page"), _by_type(result), spectra(result), energy(result)]

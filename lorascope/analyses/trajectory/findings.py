@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from lorascope.analyses import rules
 from lorascope.analyses.toolkit import counted, median, percent
 from lorascope.analyses.trajectory.measure import SETTLED
 from lorascope.analyses.trajectory.result import TrajectoryResult, partial
@@ -26,10 +27,10 @@ def _one_run(result: TrajectoryResult) -> list[Finding]:
     for one, other in pairwise(result.checkpoints):
         if one.sha256 is not None and one.sha256 == other.sha256:
             text = f"the checkpoints of {result.unit} {one.step} and {other.step} hold the same bytes"
-            made.append(Finding("warning", f"{text}: nothing was trained between them, or one file was copied"))
+            made.append(rules.NOT_ONE_RUN.finding(f"{text}: nothing was trained between them, or one file was copied"))
     if not made and (pair := _unrelated(result)) is not None:
         text = f"from {result.unit} {pair[0]} to {pair[1]} the subspaces overlap no more than random ones"
-        made.append(Finding("warning", f"{text}: these may not be checkpoints of one run; name those of one"))
+        made.append(rules.NOT_ONE_RUN.finding(f"{text}: these may not be checkpoints of one run; name those of one"))
     return made
 
 
@@ -52,9 +53,10 @@ def _zero(result: TrajectoryResult) -> list[Finding]:
     if not zero:
         return []
     where = counted(len(zero), len(result.rows))
-    severity = "error" if len(zero) == len(result.rows) else "warning"
+    rule = rules.NO_CHANGE if len(zero) == len(result.rows) else rules.UNCHANGED_MODULES
     text = f"ΔW is zero in {where} at the last checkpoint: B received no gradient, or this is from before training"
-    return [Finding(severity, text, zero[0].name)]  # type: ignore[arg-type]  # one of two literals
+    names = tuple(row.name for row in zero)
+    return [rule.finding(text, module=names[0] if len(names) == 1 else None, modules=names)]
 
 
 def _settled(result: TrajectoryResult) -> list[Finding]:
@@ -126,7 +128,7 @@ def _losses(result: TrajectoryResult) -> list[Finding]:
         f"the logged evaluation loss is lowest at step {lowest.step} ({lowest.loss:.4g}) and ends at {last.loss:.4g}:"
         f" use the checkpoint of {result.unit} {nearest.step}"
     )
-    return [Finding("warning", text)]
+    return [rules.EARLIER_BETTER.finding(text)]
 
 
 def _best(result: TrajectoryResult) -> list[Finding]:
@@ -143,11 +145,13 @@ def _best(result: TrajectoryResult) -> list[Finding]:
 
 
 def _reader(result: TrajectoryResult) -> list[Finding]:
-    made = [Finding("warning", note) for note in result.notes]
+    made = [rules.FILE.finding(note) for note in result.notes]
     if partial(result):
         text = "what is followed is the low-rank part s·B·A alone, not the whole ΔW: pass --base MODEL"
-        made.append(Finding("warning", text))
+        made.append(rules.PARTIAL_UPDATE.finding(text))
     if result.skipped:
         names, count = preview([item.name for item in result.skipped], 2), len(result.skipped)
-        made.append(Finding("note", f"{count} tensor{'s' * (count != 1)} skipped ({names}); reasons in the table"))
+        made.append(
+            rules.SKIPPED.finding(f"{count} tensor{'s' * (count != 1)} skipped ({names}); reasons in the table")
+        )
     return made

@@ -38,8 +38,9 @@ DEFINITIONS = (
 
 
 def heading(result: TrajectoryResult) -> tuple[str, str]:
-    steps = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}"
-    return result.path or "trajectory", f"{len(result.checkpoints)} checkpoints, {steps}, {len(result.rows)} modules"
+    count = f"{len(result.checkpoints)} checkpoints"
+    about = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}, {len(result.rows)} modules"
+    return (count, about) if result.path in ("", count) else (result.path, f"{count}, {about}")
 
 
 def blocks(result: TrajectoryResult) -> tuple[Block, ...]:
@@ -152,7 +153,7 @@ def singular_values(result: TrajectoryResult) -> Lines:
             if any(each is not None for each in line):
                 series.append(Series(f"σ{k + 1}", result.steps, tuple(line), name, "thin"))
     return Lines(
-        "Singular values over the run", tuple(series), result.unit, "σ_k", log_y=True, where="page",
+        "Singular values over the run", tuple(series), result.unit, "σₖ", log_y=True, where="page",
         caption=f"Medians over the modules of a type, of the first {MAX_SIGMA} singular values.",
         shade="k, first to last",
     )  # fmt: skip

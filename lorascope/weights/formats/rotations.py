@@ -55,7 +55,7 @@ def of_parts(group: KeyGroup, ledger: Ledger) -> Update | None:
     blocks = [group.take(ledger, suffix) for suffix in OFT_PARTS[:count]]
     shape = tuple(blocks[0].shape)
     if len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
-        raise InputError(f"{group.keys[OFT_PARTS[0]]!r} are no square blocks", found=shape, expected="(k, b, b)")
+        raise InputError(f"{group.keys[OFT_PARTS[0]]!r} are not square blocks", found=shape, expected="(k, b, b)")
     stored = group.optional(ledger, "alpha")
     alpha = number(stored, group.keys["alpha"]) if stored is not None else None
 
@@ -72,7 +72,7 @@ def diagonal_or_butterfly(group: KeyGroup, ledger: Ledger) -> Update:
     blocks, key = group.take(ledger, "oft_blocks"), group.keys["oft_blocks"]
     if len(blocks.shape) not in (3, 4) or 0 in blocks.shape or blocks.shape[-1] != blocks.shape[-2]:
         expected = "(k, b, b) or (m, k, b, b)"
-        raise InputError(f"{key!r} are no square blocks", found=tuple(blocks.shape), expected=expected)
+        raise InputError(f"{key!r} are not square blocks", found=tuple(blocks.shape), expected=expected)
     kind = "diag_oft" if len(blocks.shape) == 3 else "lycoris_boft"
     notes: tuple[str, ...] = ()
     stored = group.optional(ledger, "alpha")

@@ -24,7 +24,7 @@ class BEFT(Family):
         bias, name = group.stored["beft_bias"], f"{group.module}.bias"
         size = math.prod(bias.shape)
         if tuple(bias.shape) not in ((size,), (1, size)):
-            raise InputError(f"{group.keys['beft_bias'].text} is no vector", found=bias.shape, expected="(1, d_out)")
+            raise InputError(f"{group.keys['beft_bias'].text} is not a vector", found=bias.shape, expected="(1, d_out)")
         return Update(name, "dense", {"delta": reshaped(bias, size, 1)}, base_weight=name)
 
 

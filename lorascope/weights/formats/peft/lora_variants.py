@@ -80,7 +80,7 @@ def _unpooled(group: Group, context: Context) -> tuple[Group, float]:
     group.need("lora_A", "lora_B")
     a = group.stored["lora_A"]
     if len(a.shape) != 2:
-        raise InputError(f"{group.keys['lora_A'].text} is no matrix", found=a.shape)
+        raise InputError(f"{group.keys['lora_A'].text} is not a matrix", found=a.shape)
     rank, pooled = a.shape
     weight = context.base.find(group.module) if context.base is not None else None
     if weight is not None and pooled in weight.shape and pooled * size not in weight.shape:

@@ -58,7 +58,7 @@ NO_CONFIG = "without adapter_config.json its nonlinearity is unknown"
 
 
 def _unknown(name: str) -> str:
-    return f"its nonlinearity is {name[:40]!r}, and lorascope knows {preview(_NAMES)}"
+    return f"its nonlinearity is {name[:40]!r}, supported: {preview(_NAMES)}"
 
 
 def _scale(config: Config) -> float:

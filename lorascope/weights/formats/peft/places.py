@@ -41,7 +41,7 @@ def place_of(module: str, context: Context) -> Place:
     if isinstance(weight, Unreadable):
         raise InputError(f"{module}: {weight.reason}", hint=HINT)
     if len(weight.shape) != 2:
-        raise InputError(f"the base weight of {module} is no matrix", found=tuple(weight.shape))
+        raise InputError(f"the base weight of {module} is not a matrix", found=tuple(weight.shape))
     rows, columns = weight.shape
     conv1d = is_conv1d(module, context.base.config)
     if conv1d is None:
@@ -85,5 +85,7 @@ def whole_numbers(values: np.ndarray, below: int, what: str) -> np.ndarray:
     """Indices as integers (PEFT stores them as floats on Windows). InputError where one is no index below `below`."""
     whole = np.isfinite(values) & (values == np.floor(values)) & (values >= 0) & (values < below)
     if not whole.all():
-        raise InputError(f"{what} holds {values[~whole].flat[0]:g}, which is no index", expected=f"0 to {below - 1}")
+        raise InputError(
+            f"{what} holds {values[~whole].flat[0]:g}, which is not an index", expected=f"0 to {below - 1}"
+        )
     return values.astype(np.int64)

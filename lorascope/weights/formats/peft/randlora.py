@@ -70,7 +70,9 @@ def _sides(group: Group, holders: Sequence[Group], context: Context) -> _Sides:
     """From the base; from the file where the projections leave no choice, as the longest side there is not longer."""
     group.need("randlora_lambda", "randlora_gamma")
     if any(len(group.shape(role)) != 2 for role in ("randlora_lambda", "randlora_gamma")):
-        raise InputError(f"the RandLoRA tensors of {group.module} are no matrices", found=group.shape("randlora_gamma"))
+        raise InputError(
+            f"the RandLoRA tensors of {group.module} are not matrices", found=group.shape("randlora_gamma")
+        )
     narrow = group.shape("randlora_gamma")[1]
     if context.base is None and holders and "randlora_B" in holders[0] and narrow == holders[0].shape("randlora_B")[0]:
         return _Sides(narrow, narrow, context.config.flag("fan_in_fan_out"))

@@ -56,7 +56,7 @@ def _settings(config: Config) -> tuple[str, int]:
     variant, size = config.name("variant", "road_1"), config.raw.get("group_size", 64)
     if variant not in _SIZES or type(size) is not int or size < 2 or size % 2:
         raise InputError(
-            "adapter_config.json: this is no variant of RoAd, or no size of a group",
+            "adapter_config.json: this is not a variant of RoAd, or not a size of a group",
             found=f"variant {variant!r}, group_size {size!r}",
             expected=f"one of {', '.join(_SIZES)}, and an even number",
         )

@@ -46,7 +46,7 @@ class VBLoRA(Family):
             )
         bank = banks[0].stored[BANK]
         if len(bank.shape) != 2:
-            raise InputError("VB-LoRA's vector bank is no matrix", found=tuple(bank.shape))
+            raise InputError("VB-LoRA's vector bank is not a matrix", found=tuple(bank.shape))
         recent = Recent()
         for group in modules:
             yield group, [_update(group, bank, context, recent)]
