@@ -9,7 +9,7 @@ from lorascope.report import text as t
 
 # Indices as the field writes them, of one letter or a norm: "σ_i", "‖ΔW‖_F", "Σ_{i≤k}"; "q_proj" and "c_fc" are names.
 _INDEX = re.compile(
-    r"(‖|\)|(?<![\w.{])(?:ΔW|[A-Za-zα-ωΑ-Ω]))([_^])(\{[^{}]{1,24}\}|F(?![A-Za-z])|\*|in\b|out\b|\d{1,3}\b|[a-zA-Zβ](?![\w.])|Δ\b)"
+    r"(‖|\)|(?<![\w.{])(?:ΔW|[A-Za-zα-ωΑ-Ω]))([_^])(\{[^{}]{1,24}\}|F(?![A-Za-z])|\*|in\b|out\b|row\b|\d{1,3}\b|[a-zA-Zβ](?![\w.])|Δ\b)"
 )
 _ANCHOR = r"[A-Za-z][\w.-]*"
 _NUMBERED = re.compile(r"(s|definition-|row-|figure-|table-)\d.*|main")  # what pages call their parts

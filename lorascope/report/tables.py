@@ -40,6 +40,7 @@ def view(
         is_site: whether the page is part of a site; see `prose.target`.
     """
     rows = rows_of(block)
+    bare = is_site and not (block.title or block.caption or block.interactive)
     constant = _constant(block, rows)
     kept = [j for j in range(len(block.columns)) if j not in constant]
     shown = [block.columns[j] for j in kept]
@@ -60,9 +61,10 @@ def view(
             tuple(_cell(row[j], c, top, is_site) for j, c, top in zip(kept, shown, bars, strict=True)) for row in rows
         ),
         anchors=_anchors(block, rows, names),
-        wide=len(kept) > 9 or wordy > 2,
+        wide=not bare and (len(kept) > 9 or wordy > 2),
         dense=wordy > 4,
-        long=len(rows) > 24,
+        bare=bare,
+        long=not bare and len(rows) > 24,
         notes=notes,
         constant=same,
         pick=next((j for j, c in enumerate(shown) if t.is_numeric(c) and c.unit != "int"), 1),

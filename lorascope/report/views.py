@@ -71,6 +71,7 @@ class TableView(View):
     long: bool
     notes: tuple[str, ...]
     constant: tuple[tuple[str, str], ...] = ()  # title and text of the columns that are the same in all rows
+    bare: bool = False  # part of a text, without a caption
     pick: int = 0  # the column that a narrow screen shows next to the first
 
 

@@ -19,6 +19,9 @@
   show();
 })();
 
+// On a narrow screen the navigation scrolls sideways: to this page's own name.
+for (const here of document.querySelectorAll(".site [aria-current]")) here.parentNode.scrollLeft = here.offsetLeft - here.parentNode.offsetLeft - 40;
+
 for (const figure of document.querySelectorAll("figure[data-interactive]")) {
   const body = figure.querySelector("tbody"), tools = figure.querySelector(".tools");
   if (!tools) continue;
