@@ -16,7 +16,6 @@ _NUMBERED = re.compile(r"(s|definition-|row-|figure-|table-)\d.*|main")  # what 
 PLAIN_FILE = re.compile(r"[\w-]+(\.[\w-]+)*")  # no path and no scheme: a link stays in the page's folder
 _NEAR = re.compile(rf"(#{_ANCHOR}|{PLAIN_FILE.pattern}(#{_ANCHOR})?)")
 _FAR = re.compile(rf"\.\./{PLAIN_FILE.pattern}(#{_ANCHOR})?|https://[\w.-]+(/[\w.,/#?&=%()~:+-]*)?")
-_TAGS = {"code": "code", "strong": "strong", "em": "em"}
 
 
 def pretty(text: str) -> Markup:
@@ -46,7 +45,8 @@ def markup(rich: Rich, is_site: bool = False) -> Markup:
 
 
 def _piece(span: Span, is_site: bool) -> Markup:
-    tag = _TAGS.get(span.style)
-    inner = Markup("<{0}>{1}</{0}>").format(tag, t.visible(span.text)) if tag else pretty(span.text)
+    inner = Markup(escape(t.visible(span.text))) if span.style == "code" else pretty(span.text)
+    if span.style:
+        inner = Markup("<{0}>{1}</{0}>").format(span.style, inner)
     to = target(span.to, is_site)
     return Markup('<a href="{}">{}</a>').format(to, inner) if to else inner

@@ -94,13 +94,14 @@ def _longest(block: Table, rows: Sequence[tuple[Cell, ...]], j: int) -> float:
 
 
 def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mapping[str, str]) -> ColumnView:
-    """A text column counts as code when at least half of its cells look like dotted names. Next to many others, prose
-    breaks its lines early."""
+    """A text column counts as code when at least half of its cells look like dotted names; cells in pieces say it
+    themselves. Next to many others, prose breaks its lines early."""
     css = ""
     if not t.is_numeric(column):
-        texts = [cell.text if isinstance(cell, blocks.Link | blocks.Rich) else cell for cell in cells]
-        words = [word for word in texts if isinstance(word, str)]
-        names = [w for w in words if ("." in w or "_" in w) and " " not in w]
+        texts = [cell.text if isinstance(cell, blocks.Link) else cell for cell in cells]
+        plain = [text for text in texts if isinstance(text, str)]
+        words = plain + [cell.text for cell in cells if isinstance(cell, blocks.Rich)]
+        names = [w for w in plain if ("." in w or "_" in w) and " " not in w]
         is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
         room = LONG_CELL if is_code or many < 6 else LONG_CELL // 2
         css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > room for w in words) else "")

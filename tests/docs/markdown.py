@@ -11,6 +11,7 @@ from lorascope.blocks import Block, Code, Column, Heading, Items, Prose, Rich, S
 
 Resolve = Callable[[str], str]
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("table")
+INDENT = "\u00a0" * 3  # for an em space, which is no character of prose
 _STYLES = {"strong_open": "strong", "em_open": "em"}
 
 
@@ -101,7 +102,7 @@ def _spans(children: Sequence[Token], resolve: Resolve) -> Iterator[Span]:
             case "text" | "code_inline":
                 kind = "code" if child.type == "code_inline" else style
                 if child.content:
-                    yield Span(unescape(child.content), kind, to)  # type: ignore[arg-type]
+                    yield Span(unescape(child.content).replace("\u2003", INDENT), kind, to)  # type: ignore[arg-type]
             case "softbreak":
                 yield Span(" ", "", to)
             case "link_open":

@@ -155,7 +155,8 @@ def in_words(schema: dict[str, Any]) -> str:
     kind = schema.get("type", "any")
     kinds = kind if isinstance(kind, list) else [kind]
     if kinds == ["array"]:
-        return f"list of {in_words(schema.get('items', {}))}s"
+        kind, _, rest = in_words(schema.get("items", {})).partition(" ")
+        return f"list of {kind}s {rest}".strip()
     if kinds == ["object"] and "properties" in schema:
         return f"object ({', '.join(schema['properties'])})" if len(schema["properties"]) <= 8 else "object"
     return " or ".join(kinds)

@@ -152,7 +152,7 @@ def resolver(source: str) -> markdown.Resolve:
         name = Path(path).stem.upper() if path else source
         end = f"#{anchor}" if anchor else ""
         if path.endswith(".html"):
-            return f"../{Path(path).name}{end}"
+            return f"{'' if Path(path).parent.name == OUT.name else '../'}{Path(path).name}{end}"
         if name == "COMMANDS":
             return _section_page(anchor)
         if name in SOURCES:
