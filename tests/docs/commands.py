@@ -105,6 +105,8 @@ def _value(parameter: Any) -> str:
     """What is given with it: nothing with a flag."""
     if parameter.param_type_name == "argument" or getattr(parameter, "is_flag", False):
         return ""
+    if choices := getattr(parameter.type, "choices", None):
+        return " | ".join(str(getattr(choice, "value", choice)) for choice in choices)
     kind = getattr(parameter.type, "name", None) or ""
     many = ", repeatable" if parameter.multiple else ""
     return f"{parameter.metavar or PLAIN.get(kind, kind.upper() or 'PATH')}{many}"

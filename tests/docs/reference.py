@@ -32,7 +32,8 @@ METHOD_DOCS = {
 
 def method_blocks() -> tuple[Block, ...]:
     """Every registered method: what it trains, its facts, its settings, and the docstring of its file."""
-    described = [describe(name) for name in methods.names()]
+    ours = [name for name, method in methods.built_in() if method.__module__.startswith("lorascope.")]  # no plug-ins
+    described = [describe(name) for name in ours]
     columns = (
         Column("name", "method"),
         Column("kind", "update"),

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from lorascope.analyses.base import Metric, analyses, definitions
-from lorascope.blocks import Block, Definition, Definitions, Heading, Prose, Rich, Span, Table
+from lorascope.blocks import Block, Definition, Definitions, Heading, Items, Prose, Rich, Span, Table
 from tests.docs import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +52,10 @@ def measures() -> dict[str, tuple[Definition, ...]]:
     """By command, the definitions of its measures, each with its anchor; a definition that two share stands once."""
     taken: dict[str, Definition | None] = {word.anchor: None for word in words()}
     found: dict[str, tuple[Definition, ...]] = {}
-    for name in analyses.names():
-        command = analyses.get(name).command.split()[0]
-        for each in definitions(analyses.get(name).metrics):
+    ours = [each for _, each in analyses.built_in() if each.run.__module__.startswith("lorascope.")]  # no plug-ins
+    for analysis in ours:
+        command = analysis.command.split()[0]
+        for each in definitions(analysis.metrics):
             place = anchor(each.term)
             before = taken.get(place) or taken.get(f"{place}-{command}")
             if before is not None and (before.term, before.formula) == (each.term, each.formula):
@@ -154,6 +155,10 @@ def all_linked(made: Iterable[Block]) -> tuple[Block, ...]:
 def _all_linked(block: Block, seen: set[str]) -> Block:
     if isinstance(block, Prose):
         return replace(block, words=linked(block.words, seen))
+    if isinstance(block, Items):
+        return replace(block, items=tuple(linked(item, seen) for item in block.items))
     if isinstance(block, Table):
-        return replace(block, columns=tuple(replace(c, to=c.to or where(c.title)) for c in block.columns))
+        columns = tuple(replace(c, to=c.to or where(c.title)) for c in block.columns)
+        rows = tuple(tuple(linked(c, seen) if isinstance(c, Rich) else c for c in row) for row in block.rows)
+        return replace(block, columns=columns, rows=rows)
     return block
