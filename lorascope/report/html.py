@@ -41,6 +41,7 @@ from lorascope.report.views import (
 FINDINGS_OPEN = 10  # further ones fold away
 CARDS_OPEN = 4  # on the first screen
 FACTS_OPEN = 6  # longer lists of facts fold away where they are not what the page is about
+PLAIN = ("heading", "text", "prose", "items", "facts", "table", "definitions", "code")
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -58,10 +59,11 @@ def render(page: Page) -> str:
         previous = block
     environment = _environment()
     switches = max((len(v.grid.layers) for v in drawing.views if isinstance(v, HeatmapView)), default=0)
+    plain = all(_is_plain(view) for view in drawing.views)
     style = environment.get_template("style.css").render(
-        palette=palette, switches=switches, figures=drawing.styles.css(), bars=tables.BAR
+        palette=palette, switches=switches, figures=drawing.styles.css(), bars=tables.BAR, plain=plain
     )
-    script = environment.get_template("page.js").render()
+    script = environment.get_template("page.js").render(plain=plain)
     return environment.get_template("page.html").render(
         page=page,
         shelves=[(shelf.title, [(link.file, tables.linked(link)) for link in shelf.links]) for shelf in page.site],
@@ -73,6 +75,11 @@ def render(page: Page) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+def _is_plain(view: View) -> bool:
+    """Whether it needs no more of style and script than text does."""
+    return view.kind in PLAIN and not (isinstance(view.block, Table) and view.block.interactive)
 
 
 def _arranged(made: Sequence[Block]) -> list[Block]:
