@@ -26,10 +26,10 @@ MASK = re.compile(r"[-−+]?\d[\d,.]*(e[-−+]?\d+)?%?|[▁▂▃▄▅▆▇█
 
 @dataclass(frozen=True)
 class Recorded:
-    """One command line with its output as it stands in a document."""
+    """One command line with its outputs as they stand in documents."""
 
     command: str
-    output: str
+    outputs: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -39,21 +39,21 @@ class Recorded:
 
 def all_recorded() -> tuple[Recorded, ...]:
     """Every run that is shown whole or in part, in the order of the pages."""
-    found: dict[str, Recorded] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for page in ("COMMANDS", "README"):
         for fence in re.findall(r"^```console\n(.*?)^```", site.text_of(page), re.M | re.S):
-            for each in _runs(fence):
-                if each.command not in found and each.output.strip() not in ("", "…"):
-                    found[each.command] = each
-    return tuple(found.values())
+            for command, output in _runs(fence):
+                if output.strip() not in ("", "…"):
+                    found[command] = (*found.get(command, ()), output)
+    return tuple(Recorded(command, outputs) for command, outputs in found.items())
 
 
-def _runs(fence: str) -> Iterator[Recorded]:
+def _runs(fence: str) -> Iterator[tuple[str, str]]:
     for part in re.split(r"^\$ ", fence, flags=re.M)[1:]:
         command, _, output = part.partition("\n")
         command = command.rpartition(" && ")[2]
         if command.startswith("lorascope ") and "|" not in command:
-            yield Recorded(command, output)
+            yield command, output
 
 
 def configs() -> dict[str, str]:
@@ -61,18 +61,20 @@ def configs() -> dict[str, str]:
     return dict(re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", site.text_of("COMMANDS"), re.M | re.S))
 
 
-def differences(recorded: str, printed: str, masked: bool) -> list[str]:
+def differences(recorded: Recorded, printed: str, masked: bool) -> list[str]:
     """The parts of a record that were not printed, in order. `masked`: numbers and bars count as equal."""
-    words = _words(printed, masked)
-    at, missing = 0, []
-    for part in recorded.split("…\n"):
+    return [part for output in recorded.outputs for part in _missing(output, _words(printed, masked), masked)]
+
+
+def _missing(output: str, words: list[str], masked: bool) -> Iterator[str]:
+    at = 0
+    for part in output.split("…\n"):
         wanted = _words(part, masked)
         place = next((i for i in range(at, len(words) - len(wanted) + 1) if words[i : i + len(wanted)] == wanted), None)
         if place is None:
-            missing.append(part.strip())
+            yield part.strip()
         else:
             at = place + len(wanted)
-    return missing
 
 
 def _words(text: str, masked: bool) -> list[str]:
@@ -111,12 +113,12 @@ def main(folder: Path, words: Sequence[str]) -> None:
             shutil.rmtree(folder / output[1], ignore_errors=True)
         printed = run(each.command, folder)
         page = re.search(r"--html (\S+)", each.command)
-        if page and each.name in SAMPLES:
+        if page and each.name in SAMPLES and (folder / page[1]).is_file():
             shutil.copy(folder / page[1], site.OUT / f"sample-{each.name}.html")
-        if not differences(each.output, printed, masked=False):
+        if not differences(each, printed, masked=False):
             print(f"as recorded: {each.command}", flush=True)
         else:
-            how = "numbers" if not differences(each.output, printed, masked=True) else "words"
+            how = "numbers" if not differences(each, printed, masked=True) else "words"
             print(f"{how} differ:\n$ {each.command}\n{printed}", flush=True)
 
 
