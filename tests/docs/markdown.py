@@ -87,6 +87,8 @@ def _table(inside: Sequence[Token], resolve: Resolve) -> Table:
             rows.append([])
         elif token.type == "inline":
             rows[-1].append(_rich(token, resolve))
+    if not all(title.text for title in rows[0]):
+        raise ValueError(f"a column without a title, next to {rows[0][0].text or rows[0][-1].text!r}")
     columns = tuple(Column(f"c{j}", title.text) for j, title in enumerate(rows[0]))
     return Table(columns, tuple(tuple(row) for row in rows[1:]))
 

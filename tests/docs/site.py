@@ -11,7 +11,7 @@ from lorascope.cli._command import GROUPS
 from lorascope.report import html
 from tests.docs import commands, markdown, python_api, reference, terms
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "reports/docs"
 TITLES = {  # file, its name in the navigation, its title
     "index.html": ("Start", "lorascope, documented"),
