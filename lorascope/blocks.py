@@ -19,7 +19,29 @@ class Link:
     file: str
 
 
-Cell = Number | str | bool | Link
+@dataclass(frozen=True)
+class Span:
+    """A piece of a sentence. `to` is where it leads: "#anchor", or a page in the same folder, with its anchor or not;
+    on a page that is part of a site (`Page.site`) also a page one folder up, or an https address."""
+
+    text: str
+    style: Literal["", "code", "strong", "em"] = ""
+    to: str = ""
+
+
+@dataclass(frozen=True)
+class Rich:
+    """A sentence in pieces: words, code and links."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def text(self) -> str:
+        """The words alone."""
+        return "".join(span.text for span in self.spans)
+
+
+Cell = Number | str | bool | Link | Rich
 Severity = Literal["error", "warning", "note"]
 Where = Literal["both", "page", "terminal"]
 
@@ -33,13 +55,31 @@ class Block:
 
 @dataclass(frozen=True)
 class Heading(Block):
+    """`anchor` is where links lead to; a heading without one is numbered."""
+
     text: str
     level: int = 2
+    anchor: str = ""
 
 
 @dataclass(frozen=True)
 class Text(Block):
     text: str
+
+
+@dataclass(frozen=True)
+class Prose(Block):
+    """A paragraph in pieces."""
+
+    words: Rich
+
+
+@dataclass(frozen=True)
+class Items(Block):
+    """A list of sentences."""
+
+    items: tuple[Rich, ...]
+    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,24 +253,28 @@ class Forest(Block):
 @dataclass(frozen=True)
 class Column:
     """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (a
-    `VerdictWord`, as a badge), int, float (`digits` significant), percent (1.0 is 100 %)."""
+    `VerdictWord`, as a badge), int, float (`digits` significant), percent (1.0 is 100 %). `to` is where it is defined,
+    as of a `Span`, where that is not on the page itself."""
 
     key: str
     title: str
     unit: Literal["text", "code", "verdict", "int", "float", "percent"] = "text"
     digits: int = 3
     help: str = ""
+    to: str = ""
 
 
 @dataclass(frozen=True)
 class Table(Block):
-    """Rows are tuples in the order of `columns`. `interactive` tables sort and filter on the page."""
+    """Rows are tuples in the order of `columns`. `interactive` tables sort and filter on the page. `anchors` are where
+    links to its rows lead: one for each row, "" for none."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     title: str = ""
     caption: str = ""
     interactive: bool = False
+    anchors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -324,13 +368,14 @@ class Heatmap(Block):
 
 @dataclass(frozen=True)
 class Definition:
-    """`meaning` is one plain sentence; `keys` are the columns that it defines."""
+    """`meaning` is one plain sentence; `keys` are the columns that it defines; `anchor` is where links lead to."""
 
     term: str
     formula: str
     source: str
     meaning: str = ""
     keys: tuple[str, ...] = ()
+    anchor: str = ""
 
 
 @dataclass(frozen=True)
@@ -346,9 +391,17 @@ class Code(Block):
 
 
 @dataclass(frozen=True)
+class Shelf:
+    """Pages of a site that belong together, in its navigation."""
+
+    title: str
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True)
 class Page:
     """One page: blocks in reading order. `kicker` is the small line above the title; `answer`, right under it, is what
-    the page has found, and `summary` what it is about."""
+    the page has found, and `summary` what it is about. A page of a site shows its shelves, where `file` is this one."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -356,3 +409,5 @@ class Page:
     summary: str = ""
     made_by: tuple[tuple[str, str], ...] = field(default=())
     answer: str = ""
+    site: tuple[Shelf, ...] = ()
+    file: str = ""

@@ -75,7 +75,7 @@ def describe(name: str) -> Description:
         kinds.get(kind).formula if kind else "",
         tuple(_facts(method)),
         inspect.cleandoc(module.__doc__ or ""),
-        _settings(method.Config),
+        settings(method.Config),
     )
 
 
@@ -94,7 +94,8 @@ def _facts(method: type[Method]) -> Iterator[tuple[str, str]]:
         yield "before training", "it looks at the task first, with a short trial on a sample"
 
 
-def _settings(config: type) -> tuple[Setting, ...]:
+def settings(config: type) -> tuple[Setting, ...]:
+    """The fields of a config's dataclass, as the YAML's author needs them."""
     hints, docs = typing.get_type_hints(config), _documented(config)
     return tuple(
         Setting(field.name, in_words(hints[field.name]), _default(field), docs.get(field.name, ""))

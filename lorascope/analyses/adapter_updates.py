@@ -60,7 +60,8 @@ def _row_update(name: str, rows: Rows, base: "Checkpoint", adapter: Adapter) -> 
 def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update | Skipped:
     """A full tensor stored next to the updates: W' − W where the base has W, else a line that says why not."""
     if len(stored.shape) != 2:
-        return Skipped(name, f"a full tensor of {len(stored.shape)} axes, saved whole: it has no spectrum")
+        axes = "1 axis" if len(stored.shape) == 1 else f"{len(stored.shape)} axes"
+        return Skipped(name, f"a full tensor of {axes}, saved whole: it has no spectrum")
     if base is None:
         return Skipped(name, "a full weight, saved whole: ΔW = W' − W needs W: pass --base")
     if (weight := base.find(name)) is None:

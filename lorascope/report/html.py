@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,7 +21,7 @@ from markupsafe import Markup, escape
 from lorascope import blocks
 from lorascope.blocks import Block, Page, Table
 from lorascope.outputs import write_text
-from lorascope.report import figures, forest, heatmap, palette, tables
+from lorascope.report import figures, forest, heatmap, palette, prose, tables
 from lorascope.report import text as t
 from lorascope.report.tables import LONGEST_NAME
 from lorascope.report.views import (
@@ -34,6 +33,7 @@ from lorascope.report.views import (
     ForestRowView,
     ForestView,
     HeatmapView,
+    ProseView,
     SummaryView,
     View,
 )
@@ -41,6 +41,7 @@ from lorascope.report.views import (
 FINDINGS_OPEN = 10  # further ones fold away
 CARDS_OPEN = 4  # on the first screen
 FACTS_OPEN = 6  # longer lists of facts fold away where they are not what the page is about
+PLAIN = ("heading", "text", "prose", "items", "facts", "table", "definitions", "code")
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -51,19 +52,21 @@ def write(page: Page, path: str | os.PathLike) -> None:
 
 def render(page: Page) -> str:
     """The page as the text of one HTML file; the same page gives the same text."""
-    drawing = _Drawing(names=_named_rows(page), definitions=_defined(page))
+    drawing = _Drawing(names=_named_rows(page), definitions=_defined(page), is_site=bool(page.site))
     previous: Block | None = None
     for block in _arranged([block for block in page.blocks if block.where != "terminal"]):
         drawing.add(block, previous)
         previous = block
     environment = _environment()
     switches = max((len(v.grid.layers) for v in drawing.views if isinstance(v, HeatmapView)), default=0)
+    plain = all(_is_plain(view) for view in drawing.views)
     style = environment.get_template("style.css").render(
-        palette=palette, switches=switches, figures=drawing.styles.css(), bars=tables.BAR
+        palette=palette, switches=switches, figures=drawing.styles.css(), bars=tables.BAR, plain=plain
     )
-    script = environment.get_template("page.js").render()
+    script = environment.get_template("page.js").render(plain=plain)
     return environment.get_template("page.html").render(
         page=page,
+        shelves=[(shelf.title, [(link.file, tables.linked(link)) for link in shelf.links]) for shelf in page.site],
         views=drawing.views,
         contents=drawing.contents,
         levels=range(heatmap.LEVELS),
@@ -72,6 +75,11 @@ def render(page: Page) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+
+
+def _is_plain(view: View) -> bool:
+    """Whether it needs no more of style and script than text does."""
+    return view.kind in PLAIN and not (isinstance(view.block, Table) and view.block.interactive)
 
 
 def _arranged(made: Sequence[Block]) -> list[Block]:
@@ -110,7 +118,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["visible"] = t.visible
     environment.filters["breaking"] = _breaking
-    environment.filters["pretty"] = _pretty
+    environment.filters["pretty"] = prose.pretty
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters["interval"] = _interval
     environment.filters["here"] = t.here
@@ -122,23 +130,6 @@ def _environment() -> jinja2.Environment:
     environment.filters["paragraphs"] = lambda text: [t.visible(part) for part in text.split("\n\n") if part.strip()]
     environment.filters["source_text"] = lambda text: "\n".join(t.visible(line) for line in text.splitlines())
     return environment
-
-
-# Indices as the field writes them, of one letter or a norm: "σ_i", "‖ΔW‖_F", "Σ_{i≤k}"; "q_proj" and "c_fc" are names.
-_INDEX = re.compile(
-    r"(‖|\)|(?<![\w.{])(?:ΔW|[A-Za-zα-ωΑ-Ω]))([_^])(\{[^{}]{1,24}\}|F(?![A-Za-z])|\*|in\b|out\b|\d{1,3}\b|[a-zA-Zβ](?![\w.])|Δ\b)"
-)
-
-
-def _pretty(text: str) -> Markup:
-    """Text with its indices and exponents set as such."""
-
-    def index(m: re.Match) -> str:
-        tag = "sub" if m[2] == "_" else "sup"
-        return f"{m[1]}<{tag}>{m[3].strip('{}')}</{tag}>"
-
-    # safe: the text is escaped first, and what the pattern matches has no character of HTML
-    return Markup(_INDEX.sub(index, str(escape(t.visible(text)))))
 
 
 def _breaking(name: str) -> Markup:
@@ -162,10 +153,12 @@ class _Drawing:
 
     names: dict[str, str]
     definitions: dict[str, str]
+    is_site: bool = False
     views: list[View] = field(default_factory=list)
     contents: list[Entry] = field(default_factory=list)
     styles: figures.Styles = field(default_factory=figures.Styles)
     counts: dict[str, int] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
 
     def count(self, what: str) -> int:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -177,9 +170,16 @@ class _Drawing:
             raise TypeError(f"no way to draw a {type(block).__name__} on a page")
         self.views.append(draw(self, block, previous))
 
-    def section(self, title: str, level: int) -> str:
+    def anchor(self, wanted: str) -> str:
+        """`wanted`, where it is an anchor that the page does not have yet; else ""."""
+        if not prose.is_anchor(wanted) or wanted in self.taken:
+            return ""
+        self.taken.add(wanted)
+        return wanted
+
+    def section(self, title: str, level: int, wanted: str = "") -> str:
         """A new anchor, and its line in the contents."""
-        anchor = f"s{self.count('section')}"
+        anchor = self.anchor(wanted) or f"s{self.count('section')}"
         if level <= 3:
             self.contents.append(Entry(anchor, t.visible(title), level))
         return anchor
@@ -187,11 +187,19 @@ class _Drawing:
 
 def _heading(d: _Drawing, block: blocks.Heading, previous: Block | None) -> View:
     level = max(2, min(block.level, 4))
-    return View("heading", block, d.section(block.text, level), block.text, level)
+    return View("heading", block, d.section(block.text, level, block.anchor), block.text, level)
 
 
 def _text(d: _Drawing, block: blocks.Text, previous: Block | None) -> View:
     return View("text", block)
+
+
+def _prose(d: _Drawing, block: blocks.Prose, previous: Block | None) -> View:
+    return ProseView("prose", block, items=(prose.markup(block.words, d.is_site),))
+
+
+def _items(d: _Drawing, block: blocks.Items, previous: Block | None) -> View:
+    return ProseView("items", block, items=tuple(prose.markup(item, d.is_site) for item in block.items))
 
 
 def _summary(d: _Drawing, block: blocks.Summary, previous: Block | None) -> View:
@@ -224,7 +232,7 @@ def _facts(d: _Drawing, block: blocks.Facts, previous: Block | None) -> View:
 
 def _definitions(d: _Drawing, block: blocks.Definitions, previous: Block | None) -> View:
     taken = d.counts.get("definition", 0)
-    anchors = tuple(f"definition-{taken + i}" for i in range(len(block.items)))
+    anchors = tuple(d.anchor(item.anchor) or f"definition-{taken + i}" for i, item in enumerate(block.items))
     d.counts["definition"] = taken + len(anchors)
     return DefinitionsView("definitions", block, **_own_title(d, block.title, previous), anchors=anchors)
 
@@ -300,7 +308,8 @@ def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View
 
 def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
     title = {} if isinstance(previous, blocks.Heading) and previous.text == block.title else {"title": block.title}
-    return tables.view(block, d.count("table"), d.names, d.definitions, **title)
+    anchors = tuple(d.anchor(anchor) for anchor in block.anchors)
+    return tables.view(replace(block, anchors=anchors), d.count("table"), d.names, d.definitions, d.is_site, **title)
 
 
 def _named_rows(page: Page) -> dict[str, str]:
@@ -320,12 +329,16 @@ def _defined(page: Page) -> dict[str, str]:
     """Anchors of definitions by the columns that they define."""
     shown = [b for b in page.blocks if isinstance(b, blocks.Definitions) and b.where != "terminal"]
     items = [item for block in shown for item in block.items]
-    return {key: f"definition-{i}" for i, item in reversed(list(enumerate(items))) for key in item.keys}
+    anchors = [item.anchor if prose.is_anchor(item.anchor) else f"definition-{i}" for i, item in enumerate(items)]
+    pairs = zip(reversed(items), reversed(anchors), strict=True)
+    return {key: f"#{anchor}" for item, anchor in pairs for key in item.keys}
 
 
 _VIEWS: dict[type[Block], Callable[..., View]] = {
     blocks.Heading: _heading,
     blocks.Text: _text,
+    blocks.Prose: _prose,
+    blocks.Items: _items,
     blocks.Summary: _summary,
     blocks.Facts: _facts,
     blocks.Findings: _findings,

@@ -1,12 +1,13 @@
 """Tables as views: what each column looks like, what each cell says, and which columns say the same in every row."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from lorascope import blocks
 from lorascope.blocks import Cell, Column, Table
+from lorascope.report import prose
 from lorascope.report import text as t
+from lorascope.report.prose import PLAIN_FILE
 from lorascope.report.views import CellView, ColumnView, TableView
 
 MAX_CELLS, MAX_ROWS = 30_000, 2_000  # of one table
@@ -15,7 +16,6 @@ LONGEST_PROSE, LONGEST_WORD = 2000, 60  # of a cell in sentences, which breaks b
 LONG_CELL = 64  # characters from which on a column of text breaks its lines
 BAR = 20  # steps of the longest bar in a cell
 FOLDED_FROM = 8  # columns of an interactive table from which on constant ones are folded away
-_PLAIN_FILE = re.compile(r"[\w-]+(\.[\w-]+)*")  # no path and no scheme: a link stays in the page's folder
 
 
 def rows_of(table: Table) -> tuple[tuple[Cell, ...], ...]:
@@ -24,22 +24,30 @@ def rows_of(table: Table) -> tuple[tuple[Cell, ...], ...]:
 
 
 def view(
-    block: Table, number: int, names: Mapping[str, str], definitions: Mapping[str, str], title: str = ""
+    block: Table,
+    number: int,
+    names: Mapping[str, str],
+    definitions: Mapping[str, str],
+    is_site: bool = False,
+    title: str = "",
 ) -> TableView:
     """`block` as a view.
 
     Args:
         number: its number on the page.
         names: anchors of rows by the text of their first cell.
-        definitions: anchors of definitions by the key of a column.
+        definitions: where definitions are, by the key of a column.
+        is_site: whether the page is part of a site; see `prose.target`.
     """
     rows = rows_of(block)
+    bare = is_site and not (block.title or block.caption or block.interactive)
     constant = _constant(block, rows)
     kept = [j for j in range(len(block.columns)) if j not in constant]
     shown = [block.columns[j] for j in kept]
-    columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), definitions) for j in kept)
+    defined = {c.key: definitions.get(c.key, "") or prose.target(c.to, is_site) for c in block.columns}
+    columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), defined) for j in kept)
     bars = [_longest(block, rows, j) for j in kept]
-    prose = sum(column.css.endswith("w") for column in columns)
+    wordy = sum(column.css.endswith("w") for column in columns)
     notes = (f"The first {len(rows):,} of {len(block.rows):,} rows.",) if len(block.rows) > len(rows) else ()
     texts = [(t.visible(block.columns[j].title), _cell(rows[0][j], block.columns[j], 0).text) for j in constant]
     same = tuple((title_, text) for title_, text in texts if text not in ("", t.ABSENT))
@@ -49,17 +57,25 @@ def view(
         number=number,
         title=title,
         columns=columns,
-        rows=tuple(tuple(_cell(row[j], c, top) for j, c, top in zip(kept, shown, bars, strict=True)) for row in rows),
-        anchors=tuple(
-            names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows
+        rows=tuple(
+            tuple(_cell(row[j], c, top, is_site) for j, c, top in zip(kept, shown, bars, strict=True)) for row in rows
         ),
-        wide=len(kept) > 9 or prose > 2,
-        dense=prose > 4,
-        long=len(rows) > 24,
+        anchors=_anchors(block, rows, names),
+        wide=not bare and (len(kept) > 9 or wordy > 2),
+        dense=wordy > 4,
+        bare=bare,
+        long=not bare and len(rows) > 24,
         notes=notes,
         constant=same,
         pick=next((j for j, c in enumerate(shown) if t.is_numeric(c) and c.unit != "int"), 1),
     )
+
+
+def _anchors(block: Table, rows: Sequence[tuple[Cell, ...]], names: Mapping[str, str]) -> tuple[str, ...]:
+    """Of each row its own anchor, else the one that a finding leads to, else none."""
+    own = (*block.anchors, *[""] * len(rows))
+    named = (names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows)
+    return tuple(anchor or name for anchor, name in zip(own, named, strict=False))
 
 
 def _constant(block: Table, rows: Sequence[tuple[Cell, ...]]) -> list[int]:
@@ -78,13 +94,14 @@ def _longest(block: Table, rows: Sequence[tuple[Cell, ...]], j: int) -> float:
 
 
 def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mapping[str, str]) -> ColumnView:
-    """A text column counts as code when at least half of its cells look like dotted names. Next to many others, prose
-    breaks its lines early."""
+    """A text column counts as code when at least half of its cells look like dotted names; cells in pieces say it
+    themselves. Next to many others, prose breaks its lines early."""
     css = ""
     if not t.is_numeric(column):
         texts = [cell.text if isinstance(cell, blocks.Link) else cell for cell in cells]
-        words = [word for word in texts if isinstance(word, str)]
-        names = [w for w in words if ("." in w or "_" in w) and " " not in w]
+        plain = [text for text in texts if isinstance(text, str)]
+        words = plain + [cell.text for cell in cells if isinstance(cell, blocks.Rich)]
+        names = [w for w in plain if ("." in w or "_" in w) and " " not in w]
         is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
         room = LONG_CELL if is_code or many < 6 else LONG_CELL // 2
         css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > room for w in words) else "")
@@ -99,14 +116,16 @@ def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mappi
 
 def linked(value: blocks.Link | str) -> CellView:
     """A text, with where it leads: nowhere, if that is not a plain file name."""
-    file = value.file if isinstance(value, blocks.Link) and _PLAIN_FILE.fullmatch(value.file) else ""
+    file = value.file if isinstance(value, blocks.Link) and PLAIN_FILE.fullmatch(value.file) else ""
     return CellView(text=t.cell(value), key="", file=file)
 
 
-def _cell(value: Cell, column: Column, longest: float) -> CellView:
+def _cell(value: Cell, column: Column, longest: float, is_site: bool = False) -> CellView:
+    if isinstance(value, blocks.Rich):
+        return CellView(text=prose.markup(value, is_site), key="")
     text = t.cell(value, column.unit, column.digits)
-    prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
-    text = t.shorten(text, LONGEST_PROSE if prose else LONGEST_NAME)
+    is_prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
+    text = t.shorten(text, LONGEST_PROSE if is_prose else LONGEST_NAME)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     key = f"{value:.7g}" if is_number and column.unit != "text" else ""
     file = linked(value).file if isinstance(value, blocks.Link) else ""

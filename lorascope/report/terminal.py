@@ -101,6 +101,12 @@ def _draw(block: Block, screen: Screen) -> list[str]:
     match block:
         case blocks.Text():
             return screen.wrap(block.text)
+        case blocks.Prose():
+            return screen.wrap(block.words.text)
+        case blocks.Items():
+            marks = [f"{i}. " if block.numbered else "· " for i in range(1, len(block.items) + 1)]
+            pairs = zip(marks, block.items, strict=True)
+            return [line for mark, item in pairs for line in screen.wrap(item.text, mark, " " * len(mark))]
         case blocks.Facts():
             return _facts(block, screen)
         case blocks.Summary():

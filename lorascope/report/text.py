@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
-from lorascope.blocks import Cell, Check, Column, ForestRow, Link
+from lorascope.blocks import Cell, Check, Column, ForestRow, Link, Rich
 from lorascope.errors import printable
 
 ABSENT = "–"
@@ -63,7 +63,7 @@ def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, Link):
+    if isinstance(value, Link | Rich):
         return visible(value.text)
     if isinstance(value, str):
         return visible(value)

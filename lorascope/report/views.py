@@ -22,6 +22,11 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProseView(View):
+    items: tuple[Markup, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FindingView:
     finding: blocks.Finding
     row: str  # the anchor of the module's row in a table, "" where there is none
@@ -36,9 +41,9 @@ class FindingsView(View):
 @dataclass(frozen=True, kw_only=True)
 class CellView:
     """`key` is what a column of numbers sorts by; "" where the text itself is as good. `file` is where it leads.
-    `bar` is the length of its bar, from 1 to tables.BAR."""
+    `bar` is the length of its bar, from 1 to tables.BAR. `text` is markup where it is in pieces."""
 
-    text: str
+    text: str | Markup
     key: str
     file: str = ""
     bar: int | None = None
@@ -47,7 +52,7 @@ class CellView:
 @dataclass(frozen=True, kw_only=True)
 class ColumnView:
     """`css` is the classes of its cells: none for numbers, t for text, c for code, w where lines may break. `badges` is
-    true where cells that are a verdict are drawn as one; `definition` is the anchor of what defines the column."""
+    true where cells that are a verdict are drawn as one; `definition` is where the column is defined."""
 
     title: str
     help: str
@@ -66,6 +71,7 @@ class TableView(View):
     long: bool
     notes: tuple[str, ...]
     constant: tuple[tuple[str, str], ...] = ()  # title and text of the columns that are the same in all rows
+    bare: bool = False  # part of a text, without a caption
     pick: int = 0  # the column that a narrow screen shows next to the first
 
 

@@ -19,6 +19,10 @@
   show();
 })();
 
+// On a narrow screen the navigation scrolls sideways: to this page's own name.
+for (const here of document.querySelectorAll(".site [aria-current]")) here.parentNode.scrollLeft = here.offsetLeft - here.parentNode.offsetLeft - 40;
+
+{% if not plain %}
 for (const figure of document.querySelectorAll("figure[data-interactive]")) {
   const body = figure.querySelector("tbody"), tools = figure.querySelector(".tools");
   if (!tools) continue;
@@ -278,3 +282,4 @@ for (const command of document.querySelectorAll(".command")) {
     region.addEventListener("focusout", hide);
   }
 })();
+{% endif %}
