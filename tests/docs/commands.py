@@ -23,6 +23,7 @@ SAMPLES = {
     "analyze": ("../quickstart.html", "The page of the quickstart's adapter"),
     "compare": ("sample-compare.html", "Two adapters of one task and two seeds"),
     "delta": ("sample-delta.html", "A merged model against its base, and the adapter that made the difference"),
+    "dimension": ("sample-dimension.html", "Full fine-tuning against LoRAs of three ranks"),
     "intruders": ("sample-intruders.html", "The quickstart's adapter over its base"),
     "activations": ("sample-activations.html", "The quickstart's run on its held-out texts"),
     "resize": ("sample-resize.html", "Eight plans for the quickstart's adapter"),

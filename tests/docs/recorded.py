@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.docs import site
 
 FIRST = ("quickstart", "train", "merge")  # what others need
-SAMPLES = ("compare", "delta", "intruders", "activations", "resize", "trajectory")
+SAMPLES = ("compare", "delta", "dimension", "intruders", "activations", "resize", "trajectory")
 MASK = re.compile(r"[-−+]?\d[\d,.]*(e[-−+]?\d+)?%?|[▁▂▃▄▅▆▇█·]{3,}|█+")
 
 
