@@ -95,6 +95,11 @@ def test_samples_are_there():
     assert {path.name for path in site.OUT.glob("sample-*.html")} == files
 
 
+@pytest.mark.parametrize("path", sorted(site.OUT.glob("*.html")), ids=lambda path: path.name)
+def test_no_page_names_a_folder_of_a_machine(path):
+    assert not re.search(r"(?<![\w.])/(root|home|tmp|Users)/", path.read_text(encoding="utf-8"))
+
+
 def test_all_pages_together_are_small_enough_for_a_repository():
     assert sum(path.stat().st_size for path in REPORTS.rglob("*.html")) < LARGEST
 

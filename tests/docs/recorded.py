@@ -114,7 +114,9 @@ def main(folder: Path, words: Sequence[str]) -> None:
         printed = run(each.command, folder)
         page = re.search(r"--html (\S+)", each.command)
         if page and each.name in SAMPLES and (folder / page[1]).is_file():
-            shutil.copy(folder / page[1], site.OUT / f"sample-{each.name}.html")
+            text = (folder / page[1]).read_text(encoding="utf-8")
+            text = text.replace(str(Path.home()), "~")  # of no machine in particular
+            (site.OUT / f"sample-{each.name}.html").write_text(text, encoding="utf-8")
         if not differences(each, printed, masked=False):
             print(f"as recorded: {each.command}", flush=True)
         else:
