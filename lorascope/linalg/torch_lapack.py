@@ -6,7 +6,6 @@ loses to it on AMD's. Loading the library costs a sixth of the time that `import
 
 import ctypes
 import importlib.util
-import platform
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -28,6 +27,8 @@ def routine(name: str) -> Callable[..., Any] | None:
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    import platform  # slow to import, and rarely needed
+
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return None
     try:

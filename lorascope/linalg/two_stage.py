@@ -11,7 +11,6 @@ import ctypes
 import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -53,6 +52,8 @@ def _fastest() -> Callable[..., Any] | None:
 
 
 def _versions() -> list[str]:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and rarely needed
+
     try:
         return [f"numpy {np.__version__}", f"torch {version('torch')}"]
     except PackageNotFoundError:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 STORED = Path(__file__).with_name("counts.json")
 RISE = 0.10
-LIBRARIES = ("numpy", "scipy", "typer", "torch")
+LIBRARIES = ("numpy", "scipy", "typer")
 SIZES = {"layers": 4, "hidden": 256, "kv": 64, "inner": 512}
 SETTINGS = {
     "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Haswell",
@@ -74,8 +74,8 @@ def count(arguments: list[str], folder: Path) -> int:
     return int(found[1].replace(",", ""))
 
 
-def counts() -> dict[str, int]:
-    """Instructions by command, and of a training step."""
+def counts(training: bool = True) -> dict[str, int]:
+    """Instructions by command, and of a training step, which takes minutes."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -96,6 +96,8 @@ def counts() -> dict[str, int]:
             "delta": ["delta", str(folder / "base"), str(folder / "tuned"), "--json", str(folder / "d.json")],
         }
         seen = {label: count(["-m", "lorascope", *given], folder) for label, given in commands.items()}
+        if not training:
+            return seen
         few, many = (count(["-c", TRAINING, str(steps)], folder) for steps in STEPS)
         return seen | {"training step": (many - few) // (STEPS[1] - STEPS[0])}
 
