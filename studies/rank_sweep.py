@@ -241,8 +241,8 @@ def over_full(extreme):
 
 
 def spread_of_rates(results):
-    rates = lora_rates(results)
-    return max(rates) / min(rates)
+    tuned = lora_rates(results)
+    return max(tuned) / min(tuned)
 
 
 def figures(results):

@@ -255,8 +255,11 @@ DAMAGE = {
     "a stratum too few": (lambda r: r["strata"]["runs"].pop(), "strata of another length"),
     "half a pair": (lambda r: r["tuning"][0]["curve"][0].pop(), "learning rate"),
     "an unknown block": (lambda r: r["figures"].append({"type": "Script"}), "unknown block"),
-    "no block": (lambda r: r["figures"].append("<script>"), "no block"),
-    "a block's part at the top": (lambda r: r["figures"].append({"type": "Link", "text": "", "file": ""}), "no block"),
+    "no block": (lambda r: r["figures"].append("<script>"), "not a block"),
+    "a block's part at the top": (
+        lambda r: r["figures"].append({"type": "Link", "text": "", "file": ""}),
+        "not a block",
+    ),
     "a field too many": (lambda r: r["figures"][0].update(more=1), "damaged"),
     "a field of a wrong type": (lambda r: r["figures"][0].update(title=7), "title"),
     "series of two lengths": (lambda r: r["figures"][0]["series"][0]["x"].pop(), "cannot be drawn"),

@@ -243,7 +243,7 @@ def _link(text: str, to: str, style: str = "") -> Rich:
 
 def _studies() -> tuple[tuple[Rich, str], ...]:
     """Every published study with its question."""
-    from lorascope.study import record
+    from lorascope.study import index, record
 
     found, _ = record.read_folder(ROOT / "reports")
-    return tuple((_link(each["title"], f"../{each['name']}.html"), each["question"]) for each in found)
+    return tuple((_link(each["title"], f"../{index.file_of(each)}"), each["question"]) for each in found)

@@ -80,7 +80,7 @@ def arrays(**changes):
         (arrays(targets=np.array([0, 1])), "not finite"),
         (arrays(loss=np.ones((2, 2))), "damaged"),
         (arrays(hits=np.ones((1, 3), dtype=int)), "damaged"),
-        (arrays(hits=np.array([["1", "1"]])), "no numbers"),
+        (arrays(hits=np.array([["1", "1"]])), "not numbers"),
         (arrays(keys=np.array([{"a": 1}], dtype=object)), "damaged"),  # would have to be unpickled
     ],
 )

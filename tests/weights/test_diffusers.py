@@ -71,7 +71,7 @@ def _with(change):
         ({"unet.q.lora_B.weight": None}, None, r"unet\.q is incomplete: its up tensor"),
         ({"unet.q.lora_A.weight": None}, None, r"unet\.q is incomplete: its down tensor"),
         ({"unet.q.lora_A.weight": (3, 10)}, None, "disagree on the rank"),
-        ({"unet.q.lora.down.weight": (4, 10)}, None, "two keys mean the same"),
+        ({"unet.q.lora.down.weight": (4, 10)}, None, "two adapters of one module"),
         ({"unet.q.lora_magnitude_vector": (5,)}, None, "does not fit"),
         ({"unet.q.lora_C.weight": (4, 10)}, None, "not understood"),
         ({"unet.q.alpha": (1,)}, {"unet.r": 4}, "two sources for one scale"),

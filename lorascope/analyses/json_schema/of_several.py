@@ -38,7 +38,8 @@ def compare() -> Record:
     indices = listed(listed(COUNT))
     mean = closed(numbers("mean", "low", "high"))
     contrast = closed({"within": mean, "between": mean, "difference": mean, "p": NUMBER})
-    adapter = closed({"label": TEXT, "path": TEXT, "sha256": TEXT_OR_NULL, "format": TEXT, "method": TEXT},
+    adapter = closed({"label": TEXT, "path": TEXT, "sha256": TEXT_OR_NULL, "format": TEXT, "method": TEXT,
+                      "adapter": TEXT_OR_NULL},
                      {"notes": listed(TEXT)})  # fmt: skip
     pair = closed({"a": TEXT, "b": TEXT, "modules": or_null(listed(_of_module())),
                    "summary": {"anyOf": [_summary(), _summary_of_matrices()]}})  # fmt: skip

@@ -86,7 +86,8 @@ class Kohya(Format):
 
 def of_two_spellings(keys: Iterable[str]) -> bool:
     """Whether some pairs are lora_A and lora_B, others lora_down and lora_up: ComfyUI reads such files, key by key."""
-    ends = {key.rpartition(".lora_")[2].split(".")[0] for key in keys if not key.startswith("base_model.")}
+    halves = (key.rpartition(".lora_") for key in keys if not key.startswith("base_model."))
+    ends = {end.split(".")[0] for _, found, end in halves if found}  # a module may itself be called "up"
     return bool(ends & {"A", "B"}) and bool(ends & {"down", "up"})
 
 

@@ -95,7 +95,7 @@ def test_seeds_and_indices():
     assert whole_numbers(np.array([0.0, 4.0]), 5, "x").tolist() == [0, 4]
     assert whole_numbers(np.array([0, 4]), 5, "x").dtype == np.int64
     for wrong in (-1.0, 5.0, 0.5, np.nan, np.inf):
-        with pytest.raises(InputError, match="which is no index"):
+        with pytest.raises(InputError, match="which is not an index"):
             whole_numbers(np.array([0.0, wrong]), 5, "x")
 
 
