@@ -363,7 +363,7 @@ def test_the_chance_marked_on_a_mean_over_widths_is_the_mean(rng):
         b, a = rng.standard_normal((24, 4)), rng.standard_normal((4, N))
         sides.append(adapter(path, [lora(path, ord(path)).updates[name(0)], update("model.layers.0.k_proj", b, a)]))
     grid = next(b for b in compare.run(sides).blocks() if isinstance(b, Heatmap) and "left" in b.title)
-    overlap = next(each for each in grid.measures if not each.name.endswith(" z"))
+    overlap = next(each for each in grid.measures if not each.title.startswith("z"))
     assert [mark[0] for mark in overlap.marks] == pytest.approx([(1 / 96 + 1 / 24) / 2, (4 / 96 + 4 / 24) / 2])
 
 
