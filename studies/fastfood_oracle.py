@@ -9,8 +9,8 @@ paper's code; images have entries from 0 to 1. Two things differ, to make it che
 falls linearly from a peak at which all of them add up to the same. And the penalty of 1e-5 on θ² is left out.
 
 Sum and number of steps were chosen after four trial runs of d = 750 (accuracies of 0.872, 0.900, 0.904 and 0.909), one
-without a subspace, and two of d = 300 at width 50 (0.813 dense, 0.816 Fastfood). The bounds were not. The published
-run was begun again three times, to make it cheaper and to change the grid, after at most three of its measurements, which
+without a subspace, and two of d = 300 at width 50 (0.813 dense, 0.816 Fastfood). The bounds were not. The published run
+was begun again three times, to make it cheaper and to change the grid, after at most three of its measurements, which
 nobody had looked at; its claims were hashed when it was begun for the last time.
 """
 
