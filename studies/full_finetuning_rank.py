@@ -274,7 +274,7 @@ study = Study(
     scales=scales({
         "smoke": {"ranks": [1, 4, 8], "texts": 100},
         "small": {"ranks": [1, 2, 4, 8, 16, 32, 64], "texts": 1000},
-        "small-lm": {"ranks": LM_RANKS, "texts": 32},
+        "small-lm": {"ranks": LM_RANKS, "texts": 160},
         "full": {"ranks": [1, 2, 4, 8, 16, 32, 64], "texts": 1000},
     }),
     arms=arms,

@@ -27,8 +27,10 @@ SIZES = {  # layers, steps, texts in a step, tokens of a text, held-out texts (N
     "small": (3, 100, 32, 32, None),
     "full": (None, 625, 32, 64, None),
 }
-LORA_LM_RATES = (5e-4, 1.6e-3, 5e-3)
+LORA_LM_RATES = (5e-4, 1.6e-3, 5e-3)  # half a decade apart: of arms that show what the rate does
 FULL_LM_RATES = (3.2e-5, 1e-4, 3.2e-4)
+LORA_LM_START = (2.8e-3, 5e-3, 9e-3)  # of sweeps, around the best at r = 64 of the three above in one replicate, and as
+FULL_LM_START = (1.8e-4, 3.2e-4, 5.6e-4)  # close as a sweep ends (`tuning.NEAR`); it goes on where the best is an end
 LM_SIZES = {  # layers, steps, training words (of some 14 tokens), held-out words (None: all 400)
     "smoke-lm": (2, 2, 200, 40),
     "small-lm": (None, 150, 6000, None),
@@ -126,12 +128,12 @@ def easy_task(scale: StudyScale) -> str:
 
 def rates_of_lora(scale: StudyScale) -> tuple[float, ...]:
     """The rates that a LoRA's sweep begins with, on the scale's test bed."""
-    return LORA_LM_RATES if scale.testbed == DECODER else LORA_RATES
+    return LORA_LM_START if scale.testbed == DECODER else LORA_RATES
 
 
 def rates_of_full(scale: StudyScale) -> tuple[float, ...]:
     """The same of full fine-tuning."""
-    return FULL_LM_RATES if scale.testbed == DECODER else FULL_RATES
+    return FULL_LM_START if scale.testbed == DECODER else FULL_RATES
 
 
 def reference_arm(scale: StudyScale, labels: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Arm:
@@ -165,10 +167,10 @@ HIGH = 64  # r of rsLoRA on the decoder, where its claim is of high ranks, and o
 HIGH_LORA, HIGH_RSLORA = f"LoRA, r = {HIGH}", f"rsLoRA, r = {HIGH}"
 PLUS_LM_RATES = (1.6e-4, 5e-4, 1.6e-3)
 LM_VARIANTS: Mapping[str, tuple[Mapping[str, Any], tuple[float, ...]]] = {
-    **{name: (changes, LORA_LM_RATES) for name, (changes, _) in VARIANTS.items() if name != "rsLoRA"},
+    **{name: (changes, LORA_LM_START) for name, (changes, _) in VARIANTS.items() if name != "rsLoRA"},
     "LoRA+": (VARIANTS["LoRA+"][0], PLUS_LM_RATES),
-    HIGH_LORA: (lora(HIGH), LORA_LM_RATES),
-    HIGH_RSLORA: (lora(HIGH, "rslora"), LORA_LM_RATES),
+    HIGH_LORA: (lora(HIGH), LORA_LM_START),
+    HIGH_RSLORA: (lora(HIGH, "rslora"), LORA_LM_START),
 }
 # Why no verdict is drawn; said by two studies.
 PAIRS_OUT_OF_REACH = (

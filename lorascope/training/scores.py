@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lorascope.models.masks import known
 from lorascope.training.batches import IGNORE, Encoded
+from lorascope.training.cross_entropy import losses_of_rows
 from lorascope.training.parallel import World
 
 
@@ -50,6 +51,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, length: int) -> Tensor:
         logits: (b, classes), or (b, t, vocabulary) of a language model, of whose positions the first `length` count.
         labels: (b,), or (b, t).
     """
+    if labels.ndim == 2 and logits.device.type == "cpu":
+        return losses_of_rows(logits.flatten(0, 1), _shifted(labels, length).flatten()).sum()
     logits, labels = _scored(logits, labels, length)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, labels, ignore_index=IGNORE, reduction="sum")
@@ -62,8 +65,19 @@ def _scored(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor
     return logits[:, : length - 1].flatten(0, 1), labels[:, 1:length].flatten()
 
 
+def _shifted(labels: Tensor, length: int) -> Tensor:
+    """(b, t): the token that each position predicts; IGNORE for the last of `length` and after it."""
+    shifted = torch.full_like(labels, IGNORE)
+    shifted[:, : length - 1] = labels[:, 1:length]
+    return shifted
+
+
 def cross_entropy_of_texts(logits: Tensor, labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """`cross_entropy` of each text by itself: (b,) sums in float64, and (b,) hits."""
+    if labels.ndim == 2 and logits.device.type == "cpu":
+        labels = _shifted(labels, length)
+        losses = losses_of_rows(logits.flatten(0, 1), labels.flatten()).view_as(labels)
+        return losses.double().sum(1), (logits.argmax(-1) == labels).sum(1)
     if labels.ndim == 1:
         logits, labels = logits[:, None], labels[:, None]
     else:
