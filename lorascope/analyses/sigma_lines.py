@@ -35,7 +35,7 @@ def by_type(series: Sequence[Series], caption: str) -> Lines:
     least = MIN_DRAWN * max((y for each in series for y in each.y if y is not None), default=1.0)
     drawn = [replace(s, y=tuple(y if y is not None and y >= least else None for y in s.y)) for s in series]
     return Lines(
-        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(drawn), "index i", "σ_i",
+        "Singular values of ΔW, of noise, and of B·A, by module type", tuple(drawn), "index i", "σᵢ",
         log_x=True, log_y=True, where="page", shade="depth, first to last",
         caption=f"{caption} Values below {MIN_DRAWN:g} of the largest are not drawn.",
     )  # fmt: skip

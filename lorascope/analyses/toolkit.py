@@ -157,6 +157,14 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{np.format_float_positional(100 * share, digits, fractional=False, trim='-')} %"
 
 
+def digits(value: float | None, number: int = 2) -> str:
+    """`number` significant digits, and a large value to the unit: 0.04231 is "0.042", 271.8 "272"; None is "–"."""
+    if value is None:
+        return "–"
+    shown = f"{value:,.0f}" if abs(value) >= 10**number - 0.5 else f"{value:.{number}g}"
+    return shown.replace("-", "−")
+
+
 def counted(some: int, total: int, noun: str = "module") -> str:
     """ "all 12 modules" or "3 of 12 modules"."""
     plural = noun if total == 1 else {"matrix": "matrices"}.get(noun, f"{noun}s")

@@ -87,14 +87,16 @@ def summary(merged: "Merge", dtype: str) -> str:
 def _weights(merged: "Merge", dtype: str) -> list[str]:
     if not merged.weights:
         return [f"no updates, stored as {dtype}"]
+    from lorascope.analyses.toolkit import percent
+
     worst = max(merged.weights, key=lambda one: one.rounding_loss)
     median = sorted(one.rounding_loss for one in merged.weights)[len(merged.weights) // 2]
     sizes = sorted(one.relative_size for one in merged.weights)
     return [
         f"merged {len(merged.weights)} updates, ‖ΔW‖/‖W‖ from {sizes[0]:.2g} to {sizes[-1]:.2g}, stored as {dtype}",
-        f"merge rounding loss ({dtype}): median {100 * median:.2g} % of the update, "
-        f"maximum {100 * worst.rounding_loss:.2g} % ({worst.name}; "
-        f"{100 * worst.unchanged:.2g} % of its modified entries unchanged after rounding)",
+        f"merge rounding loss ({dtype}): median {percent(median)} of the update, "
+        f"maximum {percent(worst.rounding_loss)} ({worst.name}; "
+        f"{percent(worst.unchanged)} of its modified entries unchanged after rounding)",
     ]
 
 
@@ -108,11 +110,13 @@ def _requantising(merged: "Merge") -> list[str]:
     what = f"{len(weights)} of the merged weights, which are stored without codes"
     lines = [f"dequantised from {_schemes(weights)}: {what}"]
     if merged.requantising is not None:
+        from lorascope.analyses.toolkit import percent
+
         loss, survives = merged.requantising["loss"], merged.requantising["survives"]
         least = min(known, key=lambda one: one.survives or 0.0)
         lines.append(
-            f"quantising them again would leave {100 * survives:.3g} % of ΔW, "
-            f"least {100 * (least.survives or 0.0):.3g} % ({least.name}), and add an error of {loss:.3g} times its norm"
+            f"quantising them again would leave {percent(survives, 3)} of ΔW, "
+            f"least {percent(least.survives or 0.0, 3)} ({least.name}), and add an error of {loss:.3g} times its norm"
         )
         if any(word in _schemes(known) for word in ("GPTQ", "AWQ")):
             lines.append("  by the nearest codes; GPTQ and AWQ choose theirs with calibration data, and lose less")

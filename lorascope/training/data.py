@@ -80,9 +80,9 @@ def encode_lm(texts: Sequence[str], tokenizer: Any, config: DataConfig) -> Encod
         if not tokens:
             raise InputError(
                 f"{config.path} is too short to fill a block",
-                found=f"{len(stream)} tokens",
-                expected=length,
-                hint="lower data.max_length, or set data.packing to false to train on each text by itself",
+                found=f"{len(stream)} tokens in {len(texts)} text{"s" * (len(texts) != 1)}",
+                expected=f"{length} or more, the data.max_length of one block",
+                hint="take more texts, lower data.max_length, or set data.packing to false: each text by itself",
             )
     tokens = [ids[:length] for ids in tokens if len(ids) > 1]
     if not tokens:

@@ -12,7 +12,7 @@ from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
 from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE
-from lorascope.analyses.toolkit import Row, counted, extreme, median
+from lorascope.analyses.toolkit import Row, counted, digits, extreme, median
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 
@@ -72,8 +72,8 @@ def _initialisations(result: CompareResult) -> list[Finding]:
         abs(each["row_cosine"] / each["row_cosine_z"]) for each in about if each["row_cosine"] and each["row_cosine_z"]
     )
     text = (
-        f"same random initialisation of A in {where} (same seed); mean row cosine {_number(cosine)} (expected by chance"
-        f" 0 ± {_number(sd)}). Overlap of the input subspaces therefore reflects the seed, not the task"
+        f"same random initialisation of A in {where} (same seed); mean row cosine {digits(cosine)} (expected by chance"
+        f" 0 ± {digits(sd)}). Overlap of the input subspaces therefore reflects the seed, not the task"
         f"{_left_too(pair)}"
     )
     names = tuple(row["name"] for row in rows)
@@ -86,7 +86,7 @@ def _left_too(pair: Pair) -> str:
     effect = pair.summary["left"]["median_effect"]
     if effect is None or effect < MIN_EFFECT:
         return "; output subspaces are not affected"
-    return f"; one seed is also one order of the data, and the output subspaces agree too (effect {_number(effect)})"
+    return f"; one seed is also one order of the data, and the output subspaces agree too (effect {digits(effect)})"
 
 
 def _groups(result: CompareResult, pairs: int) -> Finding:
@@ -100,9 +100,9 @@ def _groups(result: CompareResult, pairs: int) -> Finding:
     inside, across = means["within"], means["between"]
     if inside["right"] is not None and across["right"] is not None:
         text += (
-            f". Right φ {_number(inside['right'])} within groups and {_number(across['right'])} between (chance"
-            f" {_number(across['right_chance'])}); left φ {_number(inside['left'])} and {_number(across['left'])}"
-            f" (chance {_number(across['left_chance'])})"
+            f". Right φ {digits(inside['right'])} within groups and {digits(across['right'])} between (chance"
+            f" {digits(across['right_chance'])}); left φ {digits(inside['left'])} and {digits(across['left'])}"
+            f" (chance {digits(across['left_chance'])})"
         )
     text += ". Overlap of the input subspaces within a group therefore reflects the seed, not the task"
     return rules.SAME_SEED.finding(text)
@@ -126,7 +126,7 @@ def _same(pair: Pair) -> str:
     related, cosine = pair.summary.get("relation"), pair.summary["cosine"]
     if not related or related["kind"] != "truncated":
         same = related is not None and related["kind"] == "same"
-        factor = f" up to a factor of {_number(related['norm_ratio'])}" if related and not same else ""
+        factor = f" up to a factor of {digits(related['norm_ratio'])}" if related and not same else ""
         how = factor or ("" if same else " up to a factor")
         return f"identical{how}: cosine {cosine:.6f} over all modules"
     text = f"one update, not two trained ones: cosine {cosine:.4f} over all modules, as the ratio of the norms is"
@@ -139,8 +139,8 @@ def _cosines(pair: Pair) -> str:
         return "no cosine: an update is zero in every module"
     sd = median(row["cosine_sd"] for row in pair.modules or ())
     return (
-        f"cosine of the updates {_number(summary['cosine'])} over all modules, {_number(summary['median_cosine'])} in"
-        f" the median module (chance 0 ± {_number(sd)}); {counted(summary['cosine_significant'], summary['modules'])}"
+        f"cosine of the updates {digits(summary['cosine'])} over all modules, {digits(summary['median_cosine'])} in"
+        f" the median module (chance 0 ± {digits(sd)}); {counted(summary['cosine_significant'], summary['modules'])}"
         f" are significant at a false discovery rate of {100 * RATE:.0f} %"
     )
 
@@ -150,10 +150,10 @@ def _side(pair: Pair, side: str, name: str) -> str:
     if about["median_phi"] is None:
         return ""
     return (
-        f"{name}: φ {_number(about['median_phi'])} in the median module (chance {_number(about['median_phi_chance'])},"
-        f" z {_number(about['median_z'])}); {counted(about['significant'], about['of'])} above chance (FDR"
-        f" {100 * RATE:.0f} %); for the top singular directions, φ(1,1) {_number(about['median_top_phi'])} (chance"
-        f" {_number(about['median_top_phi_chance'])})"
+        f"{name}: φ {digits(about['median_phi'])} in the median module (chance {digits(about['median_phi_chance'])},"
+        f" z {digits(about['median_z'])}); {counted(about['significant'], about['of'])} above chance (FDR"
+        f" {100 * RATE:.0f} %); for the top singular directions, φ(1,1) {digits(about['median_top_phi'])} (chance"
+        f" {digits(about['median_top_phi_chance'])})"
     )
 
 
@@ -164,9 +164,9 @@ def _most_similar(pair: Pair) -> list[Finding]:
         return []  # the largest of many is no finding where chance alone gives it
     left = best["left"]
     text = (
-        f"module with the most similar output subspace: φ {_number(left['phi_whole'])} (chance"
-        f" {_number(left['phi_chance'])}, q {_number(left['q']) if left['q'] else 'below 1e−300'}), cosine"
-        f" {_number(best['cosine'])}"
+        f"module with the most similar output subspace: φ {digits(left['phi_whole'])} (chance"
+        f" {digits(left['phi_chance'])}, q {digits(left['q']) if left['q'] else 'below 1e−300'}), cosine"
+        f" {digits(best['cosine'])}"
     )
     return [Finding("note", text, best["name"])]
 
@@ -181,8 +181,8 @@ def _many(result: CompareResult) -> list[Finding]:
         top = int(np.nanargmax(getattr(result.matrices, f"{side}_effect")[upper]))
         a, b = (result.label(int(axis[top])) for axis in upper)
         text = (
-            f"{name}: φ {_number(float(np.nanmedian(values)))} in the median pair (chance"
-            f" {_number(float(np.nanmedian(chance)))}); the most similar are {a} and {b}, {_number(float(values[top]))}"
+            f"{name}: φ {digits(float(np.nanmedian(values)))} in the median pair (chance"
+            f" {digits(float(np.nanmedian(chance)))}); the most similar are {a} and {b}, {digits(float(values[top]))}"
         )
         made.append(Finding("note", text))
     same = [pair for pair in result.pairs if _identical(pair)]
@@ -192,7 +192,7 @@ def _many(result: CompareResult) -> list[Finding]:
     if result.clusters and len(result.clusters["clusters"]) > 1:
         sizes = ", ".join(str(len(members)) for members in result.clusters["clusters"])
         text = f"{len(result.clusters['clusters'])} clusters by overlap of the output subspaces (of {sizes} adapters;"
-        made.append(Finding("note", f"{text} mean silhouette {_number(result.clusters['silhouette'])})"))
+        made.append(Finding("note", f"{text} mean silhouette {digits(result.clusters['silhouette'])})"))
     return made
 
 
@@ -211,15 +211,15 @@ def _by_label(result: CompareResult) -> list[Finding]:
             continue
         text = f"{name} of the updates: {' and '.join(parts)}"
         if about["p"] is not None:
-            text += f"; difference {_ranged(about['difference'])}, p {_number(about['p'])}"
+            text += f"; difference {_ranged(about['difference'])}, p {digits(about['p'])}"
         made.append(Finding("note", text))
     return made
 
 
 def _ranged(interval: Row) -> str:
     if interval["low"] is None:
-        return _number(interval["mean"])
-    return f"{_number(interval['mean'])} ({_number(interval['low'])} to {_number(interval['high'])})"
+        return digits(interval["mean"])
+    return f"{digits(interval['mean'])} ({digits(interval['low'])} to {digits(interval['high'])})"
 
 
 def _limits(result: CompareResult) -> list[Finding]:
@@ -259,9 +259,3 @@ def _of_modules(rows: list[Row]) -> list[Finding]:
 
 def _sides(row: Row) -> tuple[Any, Any]:
     return row["left"], row["right"]
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2g}".replace("-", "−")

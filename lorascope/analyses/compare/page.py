@@ -76,7 +76,7 @@ def _verdict(result: CompareResult) -> str:
 
 def blocks(result: CompareResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    made: list[Block] = [Findings(result.findings)]
+    made: list[Block] = [Findings(result.findings[:-1])]  # the verdict is in the heading
     if len(result.adapters) > 2:
         made += [_pairs(result), *_by_label(result), pairwise(result), _membership(result)]
     detailed = [pair for pair in result.pairs if pair.modules]

@@ -4,7 +4,7 @@ from typing import Any
 
 from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
-from lorascope.analyses.toolkit import counted, percent
+from lorascope.analyses.toolkit import counted, digits, percent
 
 WEAK, STRONG = 0.1, 0.9  # cosine, and the effect on the output side
 ALIKE = 0.5  # of φ(1,1) in the median module: cos² of the strongest directions, 1/d_out by chance
@@ -64,16 +64,16 @@ def _of_two(result: CompareResult, pair: Pair) -> str:
     if kind == "same":
         return f"{a} and {b} hold the same update"
     if kind == "chance":
-        text = f"not more similar than chance: cosine {_number(cosine)}, no module stands out"
+        text = f"not more similar than chance: cosine {digits(cosine)}, no module stands out"
         return f"{start}{text}" if start else text[0].upper() + text[1:]
     words = {"similar": "more similar than chance", "weak": "weakly similar", "opposed": "opposed to each other"}[kind]
     words = "nearly the same update" if cosine >= STRONG else words
     left = summary["left"]
-    text = f"{words}: cosine {_number(cosine)}"
+    text = f"{words}: cosine {digits(cosine)}"
     if left.get("of"):
         text += f", output subspaces above chance in {counted(left['significant'], left['of'])}"
     if kind != "opposed" and (left.get("median_top_phi") or 0.0) >= ALIKE:
-        text += f"; their strongest output directions agree (φ(1,1) {_number(left['median_top_phi'])} of 1)"
+        text += f"; their strongest output directions agree (φ(1,1) {digits(left['median_top_phi'])} of 1)"
     return f"{start}{text}" if start else text[0].upper() + text[1:]
 
 
@@ -81,7 +81,7 @@ def _related(a: str, b: str, related: dict[str, Any]) -> str:
     if related["kind"] == "same":
         return f"{a} and {b} hold the same update"
     if related["kind"] == "rescaled":
-        return f"{b} is the same update as {a}, {related['norm_ratio']:.3g} times as large (α or the scale differs)"
+        return f"{b} is the same update as {a}, {digits(related['norm_ratio'], 3)} times as large (α or the scale differs)"
     small, large, ranks = (b, a, related["rank"]) if related["norm_ratio"] < 1 else (a, b, related["rank"][::-1])
     kept = related["kept"]
     text = f"{small} is the same update as {large}, truncated to {percent(kept, 3)} of its energy"
@@ -91,7 +91,3 @@ def _related(a: str, b: str, related: dict[str, Any]) -> str:
 def _shared(summary: dict[str, Any]) -> bool:
     about = summary["shared_initialisation"]
     return about["modules"] > 0 if "modules" in about else (about["share_of_modules"] or 0.0) > 0.5
-
-
-def _number(value: float) -> str:
-    return f"{value:.2g}".replace("-", "−")

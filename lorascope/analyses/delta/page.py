@@ -19,6 +19,7 @@ from lorascope.analyses.toolkit import (
     group,
     median,
     model_name,
+    percent,
     skipped_table,
     table,
     value,
@@ -51,7 +52,7 @@ def heading(result: DeltaResult) -> tuple[str, str]:
     lead = f"{what_changed(result)}. " if result.changed else ""
     summary = f"{whole['changed']} of {whole['matrices']} matrices differ, {whole['vectors']} biases and norm weights"
     if (relative := whole["relative_norm"]) is not None:
-        summary += f"; ‖ΔW‖_F = {whole['frobenius_norm']:.4g}, {100 * relative:.3g} % of ‖W‖_F"
+        summary += f"; ‖ΔW‖ = {whole['frobenius_norm']:.4g}, {percent(relative, 3)} of ‖W‖"
     summary = lead[:1].upper() + lead[1:] + summary
     return f"{model_name(result.base.path)} → {model_name(result.tuned.path)}", summary
 

@@ -209,7 +209,7 @@ def _axis(result: DimensionResult) -> list[Finding]:
 
 def of_gain(share: float) -> str:
     """A share of the gain to 0.1 %: "92.3 %"; never minus zero."""
-    return f"{round(100 * share, 1) + 0.0:.3g} %"
+    return percent(round(share, 3) + 0.0, 3)
 
 
 def _seeds(values: "list[int | None]") -> str:

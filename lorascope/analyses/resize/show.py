@@ -312,7 +312,7 @@ def error_curve(result: ResizeResult) -> Lines | None:
         baseline = _series("random baseline at these ranks", uniform, [plan.error_null for plan in uniform])
         series.append(replace(baseline, weight="reference"))
     return Lines(
-        "Truncation error against size", tuple(series), "parameters", "‖ΔW − ΔW_r‖/‖ΔW‖", log_x=True, where="page",
+        "Truncation error against size", tuple(series), "parameters", "‖ΔW − ΔWᵣ‖/‖ΔW‖", log_x=True, where="page",
         caption="Exact by Eckart and Young; the dashed line is the random baseline. Lower left is better.",
     )  # fmt: skip
 

@@ -112,7 +112,7 @@ def norms(result: TrajectoryResult) -> Lines:
     """‖ΔW‖_F, or with a base its ratio to ‖W‖_F."""
     relative = any(row.last.relative_norm is not None for row in result.rows)
     key = "relative_norm" if relative else "frobenius_norm"
-    return _by_type(result, "Size of ΔW", key, "‖ΔW‖/‖W‖" if relative else "‖ΔW‖_F")
+    return _by_type(result, "Size of ΔW", key, "‖ΔW‖/‖W‖" if relative else "‖ΔW‖")
 
 
 def stable_rank(result: TrajectoryResult) -> Lines:
