@@ -80,7 +80,7 @@ def encode_lm(texts: Sequence[str], tokenizer: Any, config: DataConfig) -> Encod
         if not tokens:
             raise InputError(
                 f"{config.path} is too short to fill a block",
-                found=f"{len(stream)} tokens in {len(texts)} text{"s" * (len(texts) != 1)}",
+                found=f"{len(stream)} tokens in {len(texts)} text{'s' * (len(texts) != 1)}",
                 expected=f"{length} or more, the data.max_length of one block",
                 hint="take more texts, lower data.max_length, or set data.packing to false: each text by itself",
             )

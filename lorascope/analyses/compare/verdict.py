@@ -81,7 +81,9 @@ def _related(a: str, b: str, related: dict[str, Any]) -> str:
     if related["kind"] == "same":
         return f"{a} and {b} hold the same update"
     if related["kind"] == "rescaled":
-        return f"{b} is the same update as {a}, {digits(related['norm_ratio'], 3)} times as large (α or the scale differs)"
+        return (
+            f"{b} is the same update as {a}, {digits(related['norm_ratio'], 3)} times as large (α or the scale differs)"
+        )
     small, large, ranks = (b, a, related["rank"]) if related["norm_ratio"] < 1 else (a, b, related["rank"][::-1])
     kept = related["kept"]
     text = f"{small} is the same update as {large}, truncated to {percent(kept, 3)} of its energy"
