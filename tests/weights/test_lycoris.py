@@ -294,3 +294,16 @@ def test_incomplete_lokr_is_an_error(names, said, tmp_path):
     save_file({f"lycoris_a.{name}": np.ones((2, 2), np.float32) for name in names}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=said):
         read(tmp_path / "a.safetensors")
+
+
+def test_of_two_ranks_in_a_lokr_the_scale_is_over_that_of_w2(tmp_path):
+    """ComfyUI (weight_adapter/lokr.py) takes the last rank that it meets. LyCORIS itself writes one rank alone."""
+    rng = np.random.default_rng(0)
+    shapes = {"w1_a": (4, 3), "w1_b": (3, 2), "w2_a": (6, 2), "w2_b": (2, 5)}
+    factors = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    tensors = {f"lycoris_a.lokr_{name}": factor for name, factor in factors.items()}
+    save_file({**tensors, "lycoris_a.alpha": np.array(4.0)}, tmp_path / "a.safetensors")
+
+    (update,) = read(tmp_path / "a.safetensors").updates.values()
+    expected = 4 / 2 * np.kron(factors["w1_a"] @ factors["w1_b"], factors["w2_a"] @ factors["w2_b"])
+    np.testing.assert_allclose(dense(update), expected, rtol=1e-13, atol=1e-13)

@@ -246,7 +246,7 @@ def _lokr(group: KeyGroup, ledger: Ledger) -> Update:
         kernel = kernel_of(core)
     scale, notes = 1.0, [WHOLE_SCALE]
     if ranks:
-        scale, notes = alpha_scale(group, ledger, ranks[0]), []
+        scale, notes = alpha_scale(group, ledger, ranks[-1]), []  # of two that differ ComfyUI divides by w2's
     else:
         group.optional(ledger, "alpha")
     roles = {name: flattened(stored) for name, stored in roles.items()}
