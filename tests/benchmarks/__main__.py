@@ -19,6 +19,7 @@ SCRIPTS: dict[str, list[str]] = {
     "analyze": ["--rounds", "3"],
     "delta": ["--shapes", "768x768,1024x4096,2048x2048,4096x4096", "--rounds", "1"],
     "dequantise": [],
+    "layer_kinds": ["--rounds", "5"],
     "intruders": ["--rounds", "2"],
     "resize": ["--rounds", "2"],
     "train_step": ["--rounds", "5"],

@@ -1,6 +1,6 @@
 """A training step of each layer kind beside PEFT's, in one run: Conv2d, fused experts, rows of tokens, nf4.
 
-    python tests/benchmarks/layer_kinds.py [--rounds 9]
+    python tests/benchmarks/layer_kinds.py [--rounds 9] [--json FILE]
 
 Both sides hold the same numbers. A step is forward and backward; steps alternate within a round, in CPU time of this
 process on one thread, and the ratio is the median over rounds; `best` that of the fastest steps. `gradients` is
@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import lorascope as ls
+from tests.benchmarks.machine import add_json, finish
 
 RANK = 8
 GOALS = {"Conv2d": 1.0, "fused experts": 1.0, "nf4": 0.9}
@@ -116,11 +117,16 @@ def measured(rounds: int) -> Iterator[tuple[str, float, float, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
+    add_json(parser)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     print(f"{'layer':14} {'of PEFT':>8} {'best':>6} {'goal':>5} {'gradients':>10}")
-    for name, ratio, best, off in measured(parser.parse_args().rounds):
-        print(f"{name:14} {ratio:8.2f} {best:6.2f} {GOALS.get(name, ''):>5} {off:10.1e}")
+    figures = {}
+    for name, ratio, best, off in measured(arguments.rounds):
+        print(f"{name:14} {ratio:8.2f} {best:6.2f} {GOALS.get(name, ''):>5} {off:10.1e}", flush=True)
+        figures[name] = {"of_peft": ratio, "best": best, "goal": GOALS.get(name), "gradients": off}
+    finish(arguments.json, figures)
 
 
 if __name__ == "__main__":
