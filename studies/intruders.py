@@ -480,6 +480,7 @@ study = Study(
     ),
     figures=figures,
     reading=read,
+    elsewhere={DECODER: {"fixed": "α = 16; all linear layers adapted; k = 10, ε = 0.5"}},
     removed={
         "causal": "At this rate, three times the tuned one, shrinking ΔW in any way improves the task itself, so that "
         "nothing is learned about intruders.",

@@ -464,6 +464,7 @@ study = Study(
     ),
     figures=figures,
     reading=reading,
+    elsewhere={DECODER: {"fixed": "steps, texts, α = 16; all linear layers adapted"}},
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -484,6 +484,12 @@ study = Study(
     ),
     figures=figures,
     reading=reading,
+    elsewhere={
+        DECODER: {
+            "varied": "r; the scale: α/r or α/√r with α = 16, or α = 2r",
+            "fixed": "all linear layers adapted, A Kaiming-uniform, B = 0; AdamW without weight decay, linear decay",
+        }
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":

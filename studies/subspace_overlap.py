@@ -154,10 +154,12 @@ def by_layer(results):
     columns = [Column("layer", "Layer"), Column("count", "Modules × replicates", "int")]
     columns += [Column(side, f"z ≥ 5, {SIDES[side]}", "percent") for side in SIDES]
     table = results.tables["agreement"]
-    part = table[table["what"] == "ranks"].assign(layer=lambda t: t["module"].str.extract(r"layer\.(\d+)")[0])
-    shares = part.assign(above=part["z_1"] >= 5).groupby(["layer", "side"])["above"].agg(["mean", "size"]).unstack()
+    part = table[table["what"] == "ranks"]
+    layer = part["module"].str.extract(r"layers?\.(\d+)")[0].astype(int)
+    part = part.assign(layer=layer, above=part["z_1"] >= 5)
+    shares = part.groupby(["layer", "side"])["above"].agg(["mean", "size"]).unstack()
     rows = [
-        (layer, int(row["size", "left"]), float(row["mean", "left"]), float(row["mean", "right"]))
+        (str(layer), int(row["size", "left"]), float(row["mean", "left"]), float(row["mean", "right"]))
         for layer, row in shares.iterrows()
     ]
     caption = "Share of the modules with z ≥ 5 of φ(1, 1) between r = 8 and the large r."
@@ -416,6 +418,13 @@ study = Study(
     ),
     figures=figures,
     reading=reading,
+    elsewhere={
+        DECODER: {
+            "varied": "the rank (8 and 64) and the seed",
+            "tuned": "the learning rate, for each rank",
+            "fixed": "α/r with α = 16 on all linear layers; A Kaiming-uniform and drawn for each run, B = 0",
+        }
+    },
 )  # fmt: skip
 
 if __name__ == "__main__":
