@@ -453,8 +453,8 @@ study = Study(
     reading=reading,
     elsewhere={
         DECODER: {
-            "fixed": "all linear layers, α = 16; AdamW without weight decay, linear decay; embeddings frozen. Gain is how "
-            "much lower the test loss is than that of the base as it is",
+            "fixed": "all linear layers, α = 16; AdamW without weight decay, linear decay; embeddings frozen. Gain is "
+            "how much lower the test loss is than that of the base as it is",
         }
     },
     removed={"overstated-from-w": "Its count is now a criterion of the claim that energy overstates the rank."},
