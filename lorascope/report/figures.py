@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from lorascope.blocks import Lines, Marker, Number, Series
@@ -328,7 +329,8 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
         name = f"thin-{len(names)}"
         names[name] = visible(s.label)
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
-        ax.plot(x, y, color=PLACEHOLDER[shade], alpha=0.75, linewidth=1, gid=name)
+        # not `plot`, which looks at the data's limits: these are known, and the lines of an 8B adapter are 224
+        ax.add_artist(Line2D(x, y, color=PLACEHOLDER[shade], alpha=0.75, linewidth=1, gid=name))
     for s in (s for s in mine if s.weight != "thin"):
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
         if s.weight == "reference":
