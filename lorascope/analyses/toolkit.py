@@ -33,7 +33,7 @@ T = TypeVar("T")
 SEVERITIES = ("error", "warning", "note")  # in the order in which findings are read
 LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
 GAUSSIAN_SPREAD = 1 / 3  # participation of many independent Gaussian entries: (E x²)² / E x⁴
-BLANK_CELLS = "Blank cells: no adapted module. Cells with several modules (MoE experts) show the mean."
+BLANK_CELLS = "Blank cells: no adapted module, or no number. Cells with several modules (MoE experts) show the mean."
 _DRAWS = 2000
 
 

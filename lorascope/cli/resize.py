@@ -139,6 +139,7 @@ def resize(  # one parameter per option
     )  # fmt: skip
     if output is not None and result.resized is not None:
         io.write(result.resized, output, replace=False)
+        io.copy_card(adapter, output)
         print(f"wrote {output}", file=sys.stderr)
     outputs.show(result, [adapter])
 

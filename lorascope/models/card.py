@@ -17,9 +17,9 @@ from lorascope.inputs import ANY, read_json
 from lorascope.models import assets
 from lorascope.models.config import ModelConfig, TaskType
 from lorascope.outputs import write_json, write_text
-from lorascope.weights.io import adapter_folder
+from lorascope.weights.io import CARD, adapter_folder
 
-CARD, ADAPTER_CONFIG = "lorascope.json", "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 SHAPE = {
     "model": {
         "task_type": frozenset(get_args(TaskType)),

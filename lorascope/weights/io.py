@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lorascope.errors import InputError, preview
 from lorascope.inputs import read_json
-from lorascope.outputs import staged
+from lorascope.outputs import staged, write_bytes
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights import several
 from lorascope.weights.adapter import Adapter, Skipped, Source
@@ -25,7 +25,7 @@ from lorascope.weights.trainers import sharded_weights
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
-CONFIG = "adapter_config.json"
+CONFIG, CARD = "adapter_config.json", "lorascope.json"
 NOWHERE = Source()
 _ADAPTERS = (
     "adapter_model.safetensors",
@@ -123,6 +123,16 @@ def write(adapter: Adapter, folder: str | Path, format: str = "peft", *, replace
     folder, chosen = Path(folder), formats.get(format)
     with staged(folder, replace=replace) as stage:
         return [folder / path.relative_to(stage) for path in chosen.write(adapter, stage)]
+
+
+def copy_card(adapter: Path, folder: Path) -> None:
+    """Put what `lorascope train` left with an adapter, if it did, next to another one made of it: which model it is of,
+    the classes' names."""
+    source = adapter_folder(adapter)
+    if (source / CARD).is_file():
+        for name in (CARD, "README.md"):
+            if (source / name).is_file():
+                write_bytes(folder / name, (source / name).read_bytes())
 
 
 def check_exists(path: Path) -> None:

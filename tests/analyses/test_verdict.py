@@ -51,7 +51,7 @@ def test_a_truncation_is_named_with_the_energy_it_keeps(dtype, swapped):
     pair = [adapter("x/whole", whole), adapter("x/part", part)]
     text, found, result = compared(*(pair[::-1] if swapped else pair))
     assert text.startswith(
-        f"part is the same update as whole, truncated to {100 * kept:.1f} % of its energy (rank 2 of 6"
+        f"part is the same update as whole, truncated to {100 * kept:.1f} % of its energy (ranks up to 2 of 6"
     )
     assert f"error {100 * (1 - kept) ** 0.5:.1f} %" in text
     assert rules.SAME_SEED.code not in found

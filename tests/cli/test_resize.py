@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 from lorascope.weights import io
 from tests.cli.command import here, lorascope, refused, valid
@@ -43,6 +44,19 @@ def test_without_a_rule_it_compares_plans_and_writes_nothing(lora_folder, tmp_pa
         *(["rank", r] for r in "124"),
         *(["energy", p] for p in ("0.5", "0.9", "0.95", "0.99")),
     ]
+
+
+def test_what_train_left_with_an_adapter_goes_along(lora_folder, tmp_path):
+    """Without it `merge` knows neither the head nor the classes' names."""
+    trained = tmp_path / "trained"
+    shutil.copytree(lora_folder, trained)
+    (trained / "lorascope.json").write_text('{"labels": ["a", "b"]}')
+    (trained / "README.md").write_text("# lora adapter")
+    (trained / "notes.txt").write_text("mine")
+    here("resize", trained, "--rank", 2, "--output", tmp_path / "small")
+    assert (tmp_path / "small" / "lorascope.json").read_text() == '{"labels": ["a", "b"]}'
+    assert (tmp_path / "small" / "README.md").read_text() == "# lora adapter"
+    assert not (tmp_path / "small" / "notes.txt").exists()
 
 
 def test_json_on_stdout_is_json_alone(lora_folder):

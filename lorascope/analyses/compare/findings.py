@@ -115,7 +115,9 @@ def _agreement(result: CompareResult) -> list[Finding]:
     for pair in result.pairs:
         names = f"{result.label(pair.a)} and {result.label(pair.b)}: " if len(result.pairs) > 1 else ""
         if _identical(pair):
-            made.append(rules.SAME_UPDATE.finding(names + _same(pair)))
+            truncated = (pair.summary.get("relation") or {}).get("kind") == "truncated"
+            severity = "note" if truncated else rules.SAME_UPDATE.severity
+            made.append(rules.SAME_UPDATE.finding(names + _same(pair), severity=severity))
         elif pair.modules:
             texts = [_cosines(pair), *(_side(pair, key, name) for key, name in SIDES)]
             made += [Finding("note", names + text) for text in texts if text] + _most_similar(pair)
@@ -129,8 +131,8 @@ def _same(pair: Pair) -> str:
         factor = f" up to a factor of {digits(related['norm_ratio'])}" if related and not same else ""
         how = factor or ("" if same else " up to a factor")
         return f"identical{how}: cosine {cosine:.6f} over all modules"
-    text = f"one update, not two trained ones: cosine {cosine:.4f} over all modules, as the ratio of the norms is"
-    return f"{text}. The smaller is a part of the larger, which two runs do not give"
+    equal = f"cosine {cosine:.4f} over all modules, equal to the ratio of the norms"
+    return f"one is a truncation of the other ({equal}), not a second trained adapter"
 
 
 def _cosines(pair: Pair) -> str:

@@ -87,7 +87,7 @@ def _related(a: str, b: str, related: dict[str, Any]) -> str:
     small, large, ranks = (b, a, related["rank"]) if related["norm_ratio"] < 1 else (a, b, related["rank"][::-1])
     kept = related["kept"]
     text = f"{small} is the same update as {large}, truncated to {percent(kept, 3)} of its energy"
-    return f"{text} (rank {ranks[1]} of {ranks[0]}, error {percent((1 - kept) ** 0.5, 3)} of ‖ΔW‖)"
+    return f"{text} (ranks up to {ranks[1]} of {ranks[0]}, error {percent((1 - kept) ** 0.5, 3)} of ‖ΔW‖)"
 
 
 def _shared(summary: dict[str, Any]) -> bool:

@@ -177,7 +177,7 @@ def sections(result: SpectrumResult, *, sort: str, top: int | None, page: bool =
     if result.unmeasured:
         made.append(skipped_table(result.unmeasured, "Skipped tensors"))
     else:
-        made.append(Text("All tensors in the file were analysed.", where="page"))
+        made.append(Text("No tensor of the file was skipped.", where="page"))
     return tuple(made)
 
 
