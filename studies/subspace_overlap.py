@@ -274,7 +274,7 @@ study = Study(
                         unit="percent"),
             ),
             "All modules; by layer below. z: (φ − chance) / standard deviation of random directions. The two runs have "
-            "different seeds, texts and heads; the paper does not say whether its runs had.",
+            "different seeds and texts (and heads, of the encoder); the paper does not say whether its runs had.",
             RANKS_SETTING,
             kind="random baseline",
             amended="The bound of 75 % was ours and is half of the published now; that little else is shared, and how "
@@ -289,8 +289,8 @@ study = Study(
                           published=0.5, origin="half of the published 0.5"),
             ),
             (Control(f"median φ(1, 1) {BEFORE}", median("ranks", "phi_1", "A", "starts"), at_least=0.25),),
-            "φ(1, 1) is the squared cosine between the two top directions; by chance 1/n, of n = 384 and 1536. The "
-            "figure takes A's singular vectors, we ΔW's.",
+            "φ(1, 1) is the squared cosine between the two top directions; by chance 1/n, n being 384 and 1536 in "
+            "the encoder, 576 and 1536 in the decoder. The figure takes A's singular vectors, we ΔW's.",
             RANKS_SETTING,
             kind="random baseline",
             amended="New: the published size, which the share of modules does not show.",
