@@ -26,6 +26,7 @@ from lorascope.study import defined, scope, words
 Record = Mapping[str, Any]
 Unit = Literal["int", "float", "text"]
 MAX_FAILURES = 20
+MAX_ROWS = 400  # of a table of data on the page; a decoder has 210 modules in each of a dozen runs
 FAR = 0.1  # nats: differences below it are no sign of a run that broke
 FINE = 1.81  # the widest step of a sweep, next to its best rate, that needs no caveat
 FEW = 2  # runs per rate that need none
@@ -379,8 +380,12 @@ def _table(name: str, table: Record) -> Table:
             "int" if numeric and is_whole and key != "seed" else "float" if numeric and not is_whole else "text"
         )
         columns.append(Column(key, key.replace("_", " "), unit, 4))
-    shown = tuple(tuple(_cell(column.unit, v) for column, v in zip(columns, row, strict=True)) for row in rows)
-    return Table(tuple(columns), shown, name, interactive=True, where="page")
+    shown = tuple(
+        tuple(_cell(column.unit, v) for column, v in zip(columns, row, strict=True)) for row in rows[:MAX_ROWS]
+    )
+    more = len(rows) > MAX_ROWS
+    caption = f"The first {t.integer(MAX_ROWS)} of {t.integer(len(rows))} rows; the JSON has all." if more else ""
+    return Table(tuple(columns), shown, name, caption, interactive=True, where="page")
 
 
 def _worded(label: Any) -> str:
