@@ -55,10 +55,11 @@ def test_a_change_is_told_with_its_reason(found):
     for each in (*found["removed"], *(a for claim in found["claims"] for a in claim["amendments"])):
         assert judging.NO_REASON not in each["why"], each
     told = {claim["name"]: [a["verdict"] for a in claim["amendments"]] for claim in found["claims"]}
-    for name, verdict in CHANGED.get(found["name"], {}).items():
+    changed = CHANGED.get(found["name"], {}) if found["scale"]["testbed"] == "encoder" else {}  # others came later
+    for name, verdict in changed.items():
         assert verdict in told.get(name, [verdict]), name  # a claim that is gone has its last verdict alone
 
 
 def test_a_claim_that_was_removed_before_claims_were_frozen_is_told():
-    (found,) = (found for found in PUBLISHED if found["name"] == "delta_vs_base")
+    (found,) = (f for f in PUBLISHED if (f["name"], f["scale"]["testbed"]) == ("delta_vs_base", "encoder"))
     assert "amplifies" in {each["name"] for each in found["removed"]}
