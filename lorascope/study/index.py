@@ -25,6 +25,7 @@ def index(records: Sequence[Record]) -> Page:
         "Replications of published LoRA claims",
         (
             _forest(claims),
+            *_disagreements(claims),
             *([_left_out(smoke)] if smoke else []),
             _table(claims),
             *_tally(told),
@@ -66,10 +67,34 @@ def _claims(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 
 def _forest(claims: Sequence[tuple[Record, Record]]) -> Forest:
     rows: list[ForestRow] = []
+    pages = {record["name"]: Link(record["title"], file_of(record)) for record, _ in claims}  # one for all test beds
     for record, claim in claims:
-        row = words.forest_row(claim, Link(record["title"], file_of(record)), record["scale"]["testbed"])
+        row = words.forest_row(claim, pages[record["name"]], record["scale"]["testbed"])
         rows += [row] if row else []
     return Forest("All claims", tuple(rows), defined.FOREST + words.not_drawn([claim for _, claim in claims]), True)
+
+
+def _disagreements(claims: Sequence[tuple[Record, Record]]) -> list[Block]:
+    """The claims that several test beds judge, and not alike. One that is out of reach on a test bed is not judged."""
+    beds: dict[tuple[str, str], list[tuple[Record, Record]]] = {}
+    for record, claim in claims:
+        if claim["verdict"] != "out of reach":
+            beds.setdefault((record["name"], claim["name"]), []).append((record, claim))
+    several = [pairs for pairs in beds.values() if len(pairs) > 1]
+    if not several:
+        return []
+    apart = [pairs for pairs in several if len({claim["verdict"] for _, claim in pairs}) > 1]
+    columns = (
+        Column("study", "Study"),
+        Column("claim", "Claim"),
+        Column("testbed", "Test bed"),
+        Column("verdict", "Verdict", "verdict"),
+        Column("found", "Here [95 % interval]"),
+    )
+    rows = [(*_row(record, claim)[:2], record["scale"]["testbed"], claim["verdict"], _row(record, claim)[5])
+            for pairs in apart for record, claim in pairs]  # fmt: skip
+    caption = f"{t.counted(len(apart), 'claim')} of {len(several)} that are judged on several test beds."
+    return [Table(columns, tuple(rows), "Where the test beds disagree", caption)]
 
 
 def _left_out(records: Sequence[Record]) -> Text:

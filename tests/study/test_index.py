@@ -47,12 +47,26 @@ def test_test_beds_of_one_claim_stand_side_by_side():
     told = [(row.group.file, row.tag, row.verdict) for row in forest.rows]
     assert told == [
         *[("adalora.html", "encoder", "reproduced")] * 3,
-        ("rank_sweep-decoder.html", "decoder", "inconclusive"),
+        ("rank_sweep.html", "decoder", "inconclusive"),  # one heading for both
         ("rank_sweep.html", "encoder", "reproduced"),
         ("rank_sweep.html", "encoder", "weaker"),
         ("rank_sweep.html", "encoder", "out of reach"),  # the withdrawn one is not drawn
     ]
     assert "1 withdrawn claim" in forest.caption
+
+
+def test_where_test_beds_disagree_is_said():
+    table = of_type(indices.index(records()), Table)[0]
+    assert table.title == "Where the test beds disagree"
+    assert table.caption == "1 claim of 1 that are judged on several test beds."
+    assert [(row[0].file, row[2], row[3]) for row in table.rows] == [
+        ("rank_sweep-decoder.html", "decoder", "inconclusive"),
+        ("rank_sweep.html", "encoder", "reproduced"),
+    ]
+    alike = [record("a", claim()), record("a", claim(), testbed="decoder")]
+    assert of_type(indices.index(alike), Table)[0].caption == "0 claims of 1 that are judged on several test beds."
+    beyond = [record("a", claim()), record("a", claim(verdict="out of reach"), testbed="decoder")]
+    assert "disagree" not in " ".join(block.title for block in of_type(indices.index(beyond), Table))
 
 
 def test_a_row_has_scope_setting_bound_origin_and_power():
