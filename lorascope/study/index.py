@@ -11,6 +11,18 @@ from lorascope.study.record import file_stem
 
 Record = Mapping[str, Any]
 VERDICTS: tuple[str, ...] = get_args(VerdictWord)
+_CLAIM_COLUMNS = (
+    Column("study", "Study"),
+    Column("claim", "Claim"),
+    Column("verdict", "Verdict", "verdict"),
+    Column("setting", "Published setting"),
+    Column("measured", "What is measured, and its bound"),
+    Column("found", "Here [95 % interval]"),
+    Column("why", "Why"),
+    Column("power", "Power: effect, absence"),
+    Column("scope", "Scope"),
+    Column("testbed", "Test bed"),
+)
 
 
 def index(records: Sequence[Record]) -> Page:
@@ -84,15 +96,11 @@ def _disagreements(claims: Sequence[tuple[Record, Record]]) -> list[Block]:
     if not several:
         return []
     apart = [pairs for pairs in several if len({claim["verdict"] for _, claim in pairs}) > 1]
-    columns = (
-        Column("study", "Study"),
-        Column("claim", "Claim"),
-        Column("testbed", "Test bed"),
-        Column("verdict", "Verdict", "verdict"),
-        Column("found", "Here [95 % interval]"),
-    )
-    rows = [(*_row(record, claim)[:2], record["scale"]["testbed"], claim["verdict"], _row(record, claim)[5])
-            for pairs in apart for record, claim in pairs]  # fmt: skip
+    chosen = ("study", "claim", "testbed", "verdict", "found")
+    columns = tuple(column for key in chosen for column in _CLAIM_COLUMNS if column.key == key)
+    keys = [column.key for column in _CLAIM_COLUMNS]
+    cells = [dict(zip(keys, _row(*pair), strict=True)) for pairs in apart for pair in pairs]
+    rows = [tuple(row[column.key] for column in columns) for row in cells]
     caption = f"{t.counted(len(apart), 'claim')} of {len(several)} that are judged on several test beds."
     return [Table(columns, tuple(rows), "Where the test beds disagree", caption)]
 
@@ -112,22 +120,10 @@ def _counts(records: Sequence[Record]) -> str:
 
 
 def _table(claims: Sequence[tuple[Record, Record]]) -> Table:
-    columns = (
-        Column("study", "Study"),
-        Column("claim", "Claim"),
-        Column("verdict", "Verdict", "verdict"),
-        Column("setting", "Published setting"),
-        Column("measured", "What is measured, and its bound"),
-        Column("found", "Here [95 % interval]"),
-        Column("why", "Why"),
-        Column("power", "Power: effect, absence"),
-        Column("scope", "Scope"),
-        Column("testbed", "Test bed"),
-    )
     rows = [_row(record, claim) for record, claim in claims]
     caption = "Each row shows the criterion that decided the verdict; all criteria and negative controls are on the "
     caption += "study's page."
-    return Table(columns, tuple(rows), "Claims", caption, interactive=True)
+    return Table(_CLAIM_COLUMNS, tuple(rows), "Claims", caption, interactive=True)
 
 
 def _row(record: Record, claim: Record) -> tuple:
