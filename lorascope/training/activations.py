@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lorascope.adapt.model_parameters import weight_name
 from lorascope.errors import InputError
 from lorascope.linalg.matrix import Matrix
+from lorascope.models.bf16_products import fast_on_cpu
 from lorascope.run_data import LayerActivations, Recorded, RunActivations, labels_of
 from lorascope.training.batches import Encoded
 from lorascope.training.foreign import open_evaluated
@@ -128,7 +129,8 @@ def responses(run: Reopened, texts: Encoded, tokens: Tokens) -> Responses:
             count, longest = given.input_ids.shape
             for watch in watches.values():
                 watch.expect((count, longest), _index(rows), _index(places))
-            run.model(input_ids=given.input_ids, attention_mask=given.attention_mask)
+            with fast_on_cpu(run.model):
+                run.model(input_ids=given.input_ids, attention_mask=given.attention_mask)
     finally:
         for handle in handles:
             handle.remove()

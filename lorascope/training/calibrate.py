@@ -16,6 +16,7 @@ from lorascope.adapt.inject import Injected
 from lorascope.adapt.method import Method
 from lorascope.errors import InputError
 from lorascope.inputs import read_json
+from lorascope.models.bf16_products import fast_on_cpu
 from lorascope.outputs import write_json
 from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig
@@ -88,7 +89,8 @@ def _offer(injected: Injected, data: Encoded, config: RunConfig, here: World) ->
             texts = list(same)
             for start in range(0, len(texts), size):
                 batch = data.batch(texts[start : start + size]).to(here.device)
-                model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+                with fast_on_cpu(model):
+                    model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         model.train(training)
 
     def agree(tensor: torch.Tensor) -> torch.Tensor:

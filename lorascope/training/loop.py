@@ -30,6 +30,7 @@ from lorascope.adapt.inject import Injected
 from lorascope.adapt.stacked import Layout, joinable, stack
 from lorascope.errors import InputError
 from lorascope.models.attention import short_on_cpu
+from lorascope.models.bf16_products import fast_on_cpu
 from lorascope.models.masks import known
 from lorascope.outputs import write_bytes
 from lorascope.training.batches import Batch, Encoded, joined
@@ -215,9 +216,9 @@ class Loop:
             targets = [sum(map(m.train.targets, batches)) for m, batches in zip(joint.members, texts, strict=True)]
             shares |= {member: torch.zeros((), device=world.device) for member in joint.members}
             for indices in zip(*(batches[world.rank :: world.size] for batches in texts), strict=True):
-                sums = joint.losses(indices)
-                losses = [loss / count for loss, count in zip(sums, targets, strict=True)]
-                torch.autograd.backward(losses)  # each from its own 1: no sum over members
+                with nullcontext() if joint.compiled else fast_on_cpu(joint.model):
+                    losses = [loss / count for loss, count in zip(joint.losses(indices), targets, strict=True)]
+                    torch.autograd.backward(losses)  # each from its own 1: no sum over members
                 for member, loss in zip(joint.members, losses, strict=True):
                     shares[member] += loss.detach()
             for member in joint.members:

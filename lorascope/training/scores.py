@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorascope.models.bf16_products import fast_on_cpu
 from lorascope.models.masks import known
 from lorascope.training.batches import IGNORE, Encoded
 from lorascope.training.cross_entropy import losses_of_rows
@@ -124,7 +125,7 @@ def _passes(
     for start in range(0, len(batches), world.size):
         index = min(start + world.rank, len(batches) - 1)  # with too few for all, some repeat the last one: under FSDP
         batch = data.batch(batches[index]).to(world.device)  # all must take part in each pass
-        with known(batch.padded, world.device):
+        with known(batch.padded, world.device), fast_on_cpu(model):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         yield batches[index], start + world.rank < len(batches), logits, batch.labels, batch.input_ids.shape[1]
     model.train(training)

@@ -72,7 +72,7 @@ def test_all_zero_and_non_finite_are_errors_in_one_line():
         nan[name] = Update(name, "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((32, 4)))}, 2.0)
     errors = [f for f in result(changed=nan).findings if f.severity == "error"]
     assert len(errors) == 1
-    assert "3 of 12 modules contain NaN or Inf (3 values): v_proj in layers 0 to 2" in errors[0].text
+    assert "3 of 12 modules contain NaN or Inf in A (3 values): v_proj in layers 0 to 2" in errors[0].text
     assert errors[0].rule == "LS101"
 
 

@@ -86,9 +86,9 @@ def test_non_finite_modules_are_reported_and_the_rest_is_analysed(rng, bad):
     a[0, 3] = bad
     broken = Update("layers.0.q", "low_rank", {"A": InMemory(a), "B": InMemory(np.ones((6, 2)))})
     result = run(adapter(broken, planted(rng, "layers.1.q", [2.0, 1.0])))
-    assert result.rows[0].non_finite == 1
+    assert (result.rows[0].non_finite, result.rows[0].non_finite_in) == (1, ("A",))
     assert result.rows[0].singular_values is None
-    assert "layers.0.q: 1 of 2 modules contains NaN or Inf (1 value). Excluded" in texts(result, "error")
+    assert "layers.0.q: 1 of 2 modules contains NaN or Inf in A (1 value). Excluded" in texts(result, "error")
     assert result.rows[1].spectral_norm == pytest.approx(2)
     assert result.total_energy == pytest.approx(5)
 

@@ -19,7 +19,7 @@ MODULE_KEYS = {
     "frobenius_norm", "spectral_norm", "nuclear_norm", "stable_rank", "effective_rank", "energy_effective_rank",
     "participation_ratio", "energy_rank_0.9", "energy_rank_0.95", "energy_rank_0.99", "rank_utilisation", "null",
     "rank_utilisation_of_null", "negligible_share",
-    "energy_share", "b_zero", "a_at_initialisation", "non_finite", "against_base", "notes",
+    "energy_share", "b_zero", "a_at_initialisation", "non_finite", "non_finite_in", "against_base", "notes",
 }  # fmt: skip
 
 

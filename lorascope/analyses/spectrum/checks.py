@@ -41,7 +41,12 @@ def non_finite(result: SpectrumResult) -> Found:
     if not bad:
         return []
     values = sum(m.non_finite for m in bad)
-    what = f"NaN or Inf ({values:,} value{'s' * (values != 1)})" if values else "a ΔW too large for float64"
+    roles = list(dict.fromkeys(role for m in bad for role in m.non_finite_in))
+    what = (
+        f"NaN or Inf in {' and '.join(roles)} ({values:,} value{'s' * (values != 1)})"
+        if values
+        else "a ΔW too large for float64"
+    )
     contain = "contains" if len(bad) == 1 else "contain"
     text = f"{counted(len(bad), len(result.rows))} {contain} {what}{_where(bad)}. Excluded from all statistics"
     action = (

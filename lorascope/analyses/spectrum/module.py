@@ -50,6 +50,7 @@ class ModuleSpectrum:
         b_zero: B is all zeros.
         a_at_initialisation: which random initialisation A still looks like.
         non_finite: how many entries are NaN or infinite.
+        non_finite_in: the arrays of the file that hold them, such as ("B",).
     """
 
     name: str
@@ -77,6 +78,7 @@ class ModuleSpectrum:
     b_zero: bool | None = None
     a_at_initialisation: str | None = None
     non_finite: int = 0
+    non_finite_in: tuple[str, ...] = ()
     against_base: AgainstBase | None = None
     notes: tuple[str, ...] = ()
 
@@ -116,7 +118,9 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
     try:
         sigma = _singular_values(read.spectral, read.factor, last=base is None)
     except ValueError:
-        return ModuleSpectrum(**facts, singular_values=None, non_finite=read.non_finite())
+        bad = {role: count for role, count in read.non_finite().items() if count}
+        counts = {"non_finite": sum(bad.values()), "non_finite_in": tuple(bad)}
+        return ModuleSpectrum(**facts, singular_values=None, **counts)
     low_rank = read.spectral.factors() is not None
     measures = _measures(sigma, update, facts["shape"], facts["dtype"], low_rank)
     if base is not None:
@@ -130,7 +134,7 @@ class _Read:
 
     Attributes:
         spectral: what has the singular values of ΔW: itself, or its triangle.
-        non_finite: counts the entries that are NaN or infinite.
+        non_finite: counts the entries that are NaN or infinite, by role.
         delta_rows: rows of ΔW; None where they are not needed.
         base_rows: rows of W, where it was read.
         partial: it is the part s·B·A alone.
@@ -139,7 +143,7 @@ class _Read:
 
     spectral: Matrix
     shape: tuple[int, int]
-    non_finite: Callable[[], int]
+    non_finite: Callable[[], dict[str, int]]
     delta_rows: Rows | None = None
     b_zero: bool | None = None
     initial: str | None = None
@@ -159,8 +163,8 @@ def _whole(update: Update, base: Stored | None) -> _Read:
         mean_square = float(np.dot(flat, flat) / flat.size)
         initial = _untrained_a(mean_square, lambda: _largest(flat), roles["A"].shape, _coarsest(update))
 
-    def bad() -> int:
-        return sum(int(np.size(a) - np.count_nonzero(np.isfinite(a))) for a in roles.values())
+    def bad() -> dict[str, int]:
+        return {role: int(np.size(a) - np.count_nonzero(np.isfinite(a))) for role, a in roles.items()}
 
     base_rows = None if weight is None else Dense(weight).rows
     b_zero = _b_zero(roles)
@@ -172,20 +176,20 @@ def _whole(update: Update, base: Stored | None) -> _Read:
 def _in_pieces(update: Update, base: Stored | None) -> _Read:
     """What is too large to be read at once, by its triangles."""
     if update.kind in ("dense", "tuned"):
-        (matrix,) = update.roles.values()
+        ((role, matrix),) = update.roles.items()
         weight = sliceable(base) if base is not None else None
         change = Change(sliceable(matrix), weight if update.kind == "tuned" else None, update.scale)
         known = change.condensed()
         base_rows = None if weight is None else _rows_of(weight)
         return _Read(
-            Dense(known.triangle), change.shape, lambda: known.non_finite, _rows_of(change), base_rows=base_rows
+            Dense(known.triangle), change.shape, lambda: {role: known.non_finite}, _rows_of(change), base_rows=base_rows
         )
     a, b = condensed(update.roles["A"], 1), condensed(update.roles["B"], 0)
     rest = {name: stored.read() for name, stored in update.roles.items() if name not in ("A", "B")}
     roles = {**rest, "A": a.triangle, "B": b.triangle}
     delta, partial = _delta(update, roles, None, update.scale)
     initial = _untrained_a(a.mean_square, lambda: a.top, tuple(update.roles["A"].shape), _coarsest(update))
-    bad = a.non_finite + b.non_finite
+    bad = {"A": a.non_finite, "B": b.non_finite}
     return _Read(delta, update.shape, lambda: bad, None, _b_zero(roles), initial, partial=partial)
 
 

@@ -78,6 +78,7 @@ def full_gradients(prepared: "Prepared", texts: int, *, permuted: bool = False) 
     """
     import torch
 
+    from lorascope.models.bf16_products import fast_on_cpu
     from lorascope.training.scores import cross_entropy
 
     train, model = prepared.train, prepared.injected.model
@@ -95,8 +96,9 @@ def full_gradients(prepared: "Prepared", texts: int, *, permuted: bool = False) 
         if permuted:
             flat = labels.flatten()
             labels = flat[torch.randperm(len(flat), generator=generator)].reshape(labels.shape)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        cross_entropy(logits, labels, batch.input_ids.shape[1]).backward()
+        with fast_on_cpu(model):
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            cross_entropy(logits, labels, batch.input_ids.shape[1]).backward()
         for name, weight in weights.items():
             sums[name] += weight.grad.float()
         model.zero_grad(set_to_none=True)
