@@ -1,9 +1,10 @@
 """Matrix products in bfloat16 on a CPU that has no instructions for them.
 
-Without AVX-512 torch and oneDNN have no fast kernel for bfloat16: on an AMD EPYC with AVX2, one thread, x Wᵀ runs at
-8 to 10 GFLOP/s and the products of a backward pass at 2, where float32 has 50 to 85. The product of two bfloat16 numbers
-is exact in float32, and in float32 the fast kernels of other processors sum too. So float32 factors and one rounding of
-the sum give what those give, up to the order of the terms (1 entry in 8,000 is rounded to its other neighbour).
+Without AVX-512 torch and oneDNN have no fast kernel for bfloat16: on an AMD EPYC with AVX2, one thread, x Wᵀ runs
+at 8 to 10 GFLOP/s and the products of a backward pass at 2, where float32 has 50 to 85. The product of two bfloat16
+numbers is exact in float32, and in float32 the fast kernels of other processors sum too. So float32 factors and one
+rounding of the sum give what those give, up to the order of the terms (1 entry in 8,000 is rounded to its other
+neighbour).
 """
 
 import platform

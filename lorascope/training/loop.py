@@ -216,7 +216,7 @@ class Loop:
             targets = [sum(map(m.train.targets, batches)) for m, batches in zip(joint.members, texts, strict=True)]
             shares |= {member: torch.zeros((), device=world.device) for member in joint.members}
             for indices in zip(*(batches[world.rank :: world.size] for batches in texts), strict=True):
-                with nullcontext() if joint.compiled else fast_on_cpu(joint.model):
+                with nullcontext() if joint.compiled else fast_on_cpu(joint.members[0].injected.model):
                     losses = [loss / count for loss, count in zip(joint.losses(indices), targets, strict=True)]
                     torch.autograd.backward(losses)  # each from its own 1: no sum over members
                 for member, loss in zip(joint.members, losses, strict=True):

@@ -119,8 +119,8 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
         sigma = _singular_values(read.spectral, read.factor, last=base is None)
     except ValueError:
         bad = {role: count for role, count in read.non_finite().items() if count}
-        counts = {"non_finite": sum(bad.values()), "non_finite_in": tuple(bad)}
-        return ModuleSpectrum(**facts, singular_values=None, **counts)
+        facts |= {"non_finite": sum(bad.values()), "non_finite_in": tuple(bad)}
+        return ModuleSpectrum(**facts, singular_values=None)
     low_rank = read.spectral.factors() is not None
     measures = _measures(sigma, update, facts["shape"], facts["dtype"], low_rank)
     if base is not None:
