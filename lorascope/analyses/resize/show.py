@@ -1,7 +1,7 @@
 """The result in words and drawn: what is lost or skipped first, then what each plan keeps, next to its baseline."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -176,7 +176,7 @@ def _scores(result: ResizeResult) -> list[Finding]:
         return []
     base, before = result.scores["base"], result.scores["before"]
     text = f"on {result.scored_on}: loss {base['loss']:.4g} without ΔW, {before['loss']:.4g} with the full adapter"
-    items = [Finding("note", text)]
+    items = [Finding("note", text + _accuracy(before))]
     if result.gained is None:
         text = "the full adapter does not reduce the held-out loss, so plans cannot be scored by retained gain"
         return [*items, Finding("warning", text)]
@@ -189,9 +189,13 @@ def _scores(result: ResizeResult) -> list[Finding]:
     for plan, share in scored:
         score = plan.score or {}
         text = f"{lead}{plan.label}: held-out loss {score['loss']:.4g}, {percent(share)} of the gain"
-        accuracy = score.get("accuracy")
-        items.append(Finding("note", text + ("" if accuracy is None else f", accuracy {accuracy:.3f}")))
+        items.append(Finding("note", text + _accuracy(score)))
     return items
+
+
+def _accuracy(score: Mapping[str, float]) -> str:
+    accuracy = score.get("accuracy")
+    return "" if accuracy is None else f", accuracy {accuracy:.3f}"
 
 
 # --- drawn -----------------------------------------------------------------------------------------------------------
