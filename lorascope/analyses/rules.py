@@ -50,9 +50,13 @@ NO_BASE = Rule("LS113", "no-base", "note", "Without the base the size of the upd
 ANOTHER_BASE = Rule("LS114", "another-base", "warning", "Modules that the given base does not have.")
 MISSING_TARGETS = Rule("LS115", "missing-targets", "warning", "Target modules of the config that are not in the file.")
 PARTIAL_UPDATE = Rule("LS116", "partial-update", "warning", "Only a part of ΔW can be computed without the base.")
-FILE = Rule("LS117", "about-the-file", "warning", "What the reader of the file says about it.")
+FILE = Rule("LS117", "about-the-file", "note", "What the reader of the file says about it.")
 AT_START = Rule("LS118", "hardly-trained", "note", "A still looks like its random initialisation.")
 NO_UPDATE = Rule("LS119", "no-weight-update", "warning", "The file has no weight update, or none without the base.")
+SCALE_UNKNOWN = Rule(
+    "LS120", "scale-unknown", "warning", "The file does not say its scale: norms are those of scale 1."
+)
+UNKNOWN_FIELDS = Rule("LS121", "unknown-fields", "warning", "Fields of the config that are not understood.")
 
 BASE_MEASURED = Rule("LS200", "measured-against-base", "note", "ΔW against W, in words.")
 
@@ -104,6 +108,25 @@ BY_ANALYSIS = MappingProxyType({
     "delta": DELTA_MEASURED, "resize": RESIZED, "dimension": DIMENSION, "intruders": INTRUDERS,
     "activations": ACTIVATIONS, "method_specific": METHOD, "trajectory": TRAJECTORY,
 })  # fmt: skip
+
+
+_DOUBTS = (  # how notes begin that put numbers in doubt, and what to do
+    ("scale unknown", SCALE_UNKNOWN, "Put the training's config next to the file, or multiply norms by its α/r"),
+    ("unknown fields", UNKNOWN_FIELDS, "Look up whether they change ΔW; a newer lorascope may know them"),
+)
+
+
+def about_file(note: str, whose: str = "") -> Finding:
+    """What the reader of a file says about it: a warning where it puts the numbers in doubt, else a note.
+
+    Args:
+        whose: whose file, where there are several.
+    """
+    text = f"{whose}: {note}" if whose else note[:1].upper() + note[1:]
+    for beginning, rule, action in _DOUBTS:
+        if note.startswith(beginning):
+            return rule.finding(text, action=action)
+    return FILE.finding(text)
 
 
 def with_rules(findings: Iterable[Finding], analysis: str) -> list[Finding]:

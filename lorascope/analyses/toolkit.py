@@ -31,6 +31,7 @@ from lorascope.weights.adapter import Skipped
 Row = dict[str, Any]
 T = TypeVar("T")
 SEVERITIES = ("error", "warning", "note")  # in the order in which findings are read
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # in torch's words
 LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
 GAUSSIAN_SPREAD = 1 / 3  # participation of many independent Gaussian entries: (E x²)² / E x⁴
 BLANK_CELLS = "Blank cells: no adapted module, or no number. Cells with several modules (MoE experts) show the mean."

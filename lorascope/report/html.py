@@ -68,7 +68,7 @@ def render(page: Page) -> str:
         page=page,
         shelves=[(shelf.title, [(link.file, tables.linked(link)) for link in shelf.links]) for shelf in page.site],
         views=drawing.views,
-        contents=drawing.contents,
+        contents=_chapters(drawing.contents),
         levels=range(heatmap.LEVELS),
         style=Markup(style),
         script=Markup(script),
@@ -136,6 +136,13 @@ def _breaking(name: str) -> Markup:
     """A dotted name that may break after its dots."""
     name = t.shorten(t.visible(name), LONGEST_NAME)
     return Markup(".<wbr>").join(escape(part) for part in name.split("."))
+
+
+def _chapters(entries: "list[Entry]") -> "list[Entry]":
+    """Where a page has chapters, such as several adapters, these alone, after what stands above the first."""
+    levels = [entry.level for entry in entries]
+    first = levels.index(1) if 1 in levels else len(entries)
+    return entries[:first] + [entry for entry in entries[first:] if entry.level == 1]
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,23 @@ def test_rounding_targets_skipped_and_the_missing_base():
     assert "no-base" not in lossy
     assert lossy["merge-rounding"].command.endswith("--base 'base model' --dtype float32 --output merged")
     assert lossy["merge-rounding"].severity == "note"
+
+
+def test_a_merge_into_float32_is_not_mended_by_one_into_float32():
+    made = beside_w(result(), 1e-6, loss=0.02)
+    rows = tuple(replace(m, against_base=replace(m.against_base, dtype="F32")) for m in made.rows)
+    finding = found(replace(made, rows=rows))["merge-rounding"]
+    assert "into float32 loses 2 %" in finding.text
+    assert not finding.command
+    assert "without merging" in finding.action
+
+
+def test_what_a_reader_says_is_a_problem_only_where_it_puts_numbers_in_doubt():
+    made = result(notes=("module names keep the file's underscores", "scale unknown: no alpha", "unknown fields: x"))
+    by_severity = {f.severity: f for f in made.findings if f.rule == rules.FILE.code}
+    assert by_severity.keys() == {"note"}
+    doubts = [found(made)[name] for name in ("scale-unknown", "unknown-fields")]
+    assert all(finding.severity == "warning" and finding.action for finding in doubts)
     assert found(beside_w(made, 0.05, loss=0.21))["merge-rounding"].severity == "warning"
     assert "merge-rounding" not in found(beside_w(made, 0.05, loss=0.009))
     assert "missing-targets" not in found(result(settings={"target_modules": ["q_proj", "v_proj"]}))

@@ -198,7 +198,7 @@ def test_bf16_rounding_of_a_small_update_is_a_finding(rng, tmp_path):
     assert beside.relative_norm == pytest.approx(1e-3, rel=1e-2)
     assert 0.7 < beside.unchanged < 0.85
     assert 0.7 < beside.rounding_loss < 0.85
-    assert "merging into BF16 loses" in texts(result, "warning")
+    assert "Merging into bfloat16 loses" in texts(result, "warning")
 
 
 def test_saved_modules_are_measured_with_the_base_only(rng, base):

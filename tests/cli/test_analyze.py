@@ -80,6 +80,37 @@ def test_several_adapters_at_once(lora_folder, tmp_path):
     done = here("analyze", lora_folder, second)
     assert str(lora_folder) in done.stdout
     assert str(second) in done.stdout
+    assert "2 with problems, none without" in done.stdout  # entries of ΔW are of order 1
+
+
+def test_several_adapters_open_with_what_is_wrong_and_a_row_each(lora_folder, tmp_path):
+    good = shutil.copytree(lora_folder, tmp_path / "good")
+    tensors = load_file(good / "adapter_model.safetensors")
+    small = {key: tensor * np.float32(0.05) for key, tensor in tensors.items()}
+    save_file(small, good / "adapter_model.safetensors", metadata={"format": "pt"})
+    lines = here("analyze", good, lora_folder).stdout.splitlines()
+    assert lines[:2] == ["2 adapters", "1 with problems, 1 without"]
+    name = "/".join(lora_folder.parts[-2:])
+    assert next(line for line in lines if line.startswith("✗")).startswith(f"✗ {name}, 1 error (")
+    rows = [
+        lines[i] for i, line in enumerate(lines) if "no problem " in line or ("1 error" in line and "(" not in line)
+    ]
+    assert [row.split()[0].rpartition("/")[2] for row in rows] == ["good", lora_folder.name]
+    assert here("analyze", good, good).stdout.splitlines()[1] == "No problems found in any of them"
+
+
+def test_the_size_relative_to_the_base_is_in_the_terminal(lora_folder, tmp_path):
+    names = [f"model.layers.{layer}.self_attn.{name}" for layer in range(2) for name in ("q_proj", "v_proj")]
+    ones = np.full((16, 24), 1e3, np.float32)  # of norm 1e3 √384
+    save_file({f"{name}.weight": ones for name in names}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    table = here("analyze", lora_folder, "--base", tmp_path).stdout.split("ΔW against W")[0]
+    tensors = load_file(lora_folder / "adapter_model.safetensors")
+    a, b = ([tensors[f"base_model.model.{name}.lora_{role}.weight"] for name in names[::2]] for role in "AB")
+    norms = [np.linalg.norm(2 * left @ right) for left, right in zip(b, a, strict=True)]  # alpha / r = 2
+    expected = 100 * np.median(norms) / (1e3 * 384**0.5)
+    row = next(line for line in table.splitlines() if line.startswith("q_proj"))
+    assert "‖ΔW‖/‖W‖" in table
+    assert f"{expected:.2g} %" in row
 
 
 def test_selection_order_and_length_of_the_list(lora_folder):

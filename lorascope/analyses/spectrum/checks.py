@@ -16,7 +16,7 @@ from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.resize.truncate import Energy, Spectrum
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import counted, median, medians, percent, places, value
+from lorascope.analyses.toolkit import DTYPES, counted, median, medians, percent, places, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.checkpoint import ABSENT
@@ -189,7 +189,10 @@ def collapse(result: SpectrumResult) -> Found:
     if ratio >= COLLAPSED or needed > rank / 8:
         return []
     keep = result.uniform_rank(0.99) or 1
-    text = f"Rank collapse: {needed:.0f} of {rank:.0f} directions carry 95 % of the energy (median module)"
+    text = (
+        f"Rank collapse: {needed:.0f} of {rank:.0f} directions carr{'y' if needed >= 2 else 'ies'} 95 % of the energy"
+    )
+    text += " (median module)"
     action = f"Rank {keep} holds 99 % of every module. To use more rank, retrain with rsLoRA or another learning rate"
     return [rules.COLLAPSE.finding(text, action=action, command=_resize(result, f"--rank {keep}"))]
 
@@ -251,15 +254,17 @@ def merge_rounding(result: SpectrumResult) -> Found:
     worst, most = max(lossy, key=lambda pair: pair[1])
     dtype = worst.against_base.dtype if worst.against_base else ""
     text = (
-        f"merging into {dtype} loses {percent(most)} of the update to rounding in {worst.name}, and over"
-        f" {percent(ROUNDING)} in {counted(len(lossy), len(result.rows))}"
+        f"Merging into {DTYPES.get(dtype, dtype)} loses {percent(most)} of the update to rounding in {worst.name}, and"
+        f" over {percent(ROUNDING)} in {counted(len(lossy), len(result.rows))}"
     )
-    base = shlex.quote(result.base or "MODEL")
-    command = f"lorascope merge {_path(result)} --base {base} --dtype float32 --output merged"
     names = tuple(m.name for m, _ in lossy)
     severity = "warning" if (median(loss for _, loss in compared) or 0.0) > LARGE_ROUNDING else "note"
-    action = "Merge into float32"
-    return [rules.MERGE_ROUNDING.finding(text, severity, modules=names, action=action, command=command)]
+    base = shlex.quote(result.base or "MODEL")
+    command = f"lorascope merge {_path(result)} --base {base} --dtype float32 --output merged"
+    how = {"action": "Merge into float32", "command": command}
+    if dtype in ("F32", "F64"):
+        how = {"action": "Serve the adapter without merging it: it is tiny next to the weights"}
+    return [rules.MERGE_ROUNDING.finding(text, severity, modules=names, **how)]
 
 
 def another_base(result: SpectrumResult) -> Found:
@@ -319,8 +324,10 @@ def skipped(result: SpectrumResult) -> Found:
     made = []
     if not result.rows:
         needs_base = any("depends on W" in item.reason for item in items)
-        text = "ΔW of every module depends on the base weights: pass --base MODEL"
-        made.append(rules.NO_UPDATE.finding(text if needs_base else f"no weight update: {items[0].reason}"))
+        text, action = "ΔW of every module depends on the base weights", "Pass --base MODEL"
+        if not needs_base:
+            text, action = f"No weight update: {items[0].reason}", "Compare its outputs with and without it instead"
+        made.append(rules.NO_UPDATE.finding(text, action=action))
     tensors = f"{len(items)} tensor{'s' * (len(items) != 1)} skipped ({preview([item.name for item in items], 2)})"
     text = f'{tensors}; reasons in the table "Skipped tensors" (--html, --json)'
     return [*made, rules.SKIPPED.finding(text, modules=tuple(item.name for item in items))]
@@ -331,7 +338,7 @@ def partial(result: SpectrumResult) -> Found:
     rows = [m for m in result.rows if PARTIAL in m.notes]
     if not rows:
         return []
-    text = f"in {counted(len(rows), len(result.rows))} the spectra cover only the low-rank part s·B·A, which is not the"
+    text = f"In {counted(len(rows), len(result.rows))} the spectra cover only the low-rank part s·B·A, which is not the"
     action = "Pass --base MODEL for the full ΔW" if result.base is None else "W is needed for the full ΔW"
     severity = "note" if result.base is None else "warning"
     return [rules.PARTIAL_UPDATE.finding(f"{text} full ΔW", severity, modules=_names(rows), action=action)]
@@ -358,7 +365,7 @@ def problems(result: SpectrumResult) -> list[Finding]:
     made = [finding for check in CHECKS for finding in check(result) or ()]
     if any(finding.rule in BROKEN for finding in made):  # to be mended or trained again, not made smaller
         made = [finding for finding in made if finding.rule != rules.SMALLER.code]
-    return [*made, *(rules.FILE.finding(note) for note in result.notes)]
+    return [*made, *map(rules.about_file, result.notes)]
 
 
 def number_of_checks(result: SpectrumResult) -> int:

@@ -1,24 +1,29 @@
 """The first screen of `analyze`: what this adapter is, whether it is all right, and where its update lies."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorascope.analyses import rules
 from lorascope.analyses.spectrum.checks import PRODUCTS, number_of_checks
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import group, median, medians, percent, short_path, status, value
-from lorascope.architectures import natural_order
-from lorascope.blocks import Block, Column, Facts, Finding, Summary, Table, Tile
+from lorascope.analyses.toolkit import DTYPES, group, median, medians, percent, short_path, status, value
+from lorascope.architectures import components, natural_order
+from lorascope.blocks import Block, Column, Facts, Finding, Findings, Summary, Table, Tile
 from lorascope.errors import cut
 from lorascope.report import text as t
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 FORMATS = {"peft": "PEFT", "mlx": "MLX", "gguf": "GGUF", "lycoris": "LyCORIS", "nemo": "NeMo", "nunchaku": "Nunchaku"}
 BASES = ("base_model_name_or_path", "base_model", "ss_sd_model_name", "ss_base_model_version", "model", "base")
 SHOWN = (rules.SKIPPED.code,)  # notes without an action that the first screen shows all the same
 BAR = 7  # columns of the longest bar
 LARGEST = 3  # modules in the line of the largest
+_SIZES = (
+    Column("frobenius_norm", "‖ΔW‖ median", "float"),
+    Column("against_base.relative_norm", "‖ΔW‖/‖W‖ median", "percent"),
+)
 
 
 def summary(result: SpectrumResult, findings: Sequence[Finding], more_checks: int = 0) -> Summary:
@@ -119,19 +124,41 @@ def _tiles(result: SpectrumResult) -> tuple[Tile, ...]:
     return tuple(tiles)
 
 
-def comparison(summaries: Sequence[Summary]) -> Table:
-    """Several first screens in one table, a row for each adapter."""
-    labels = list(dict.fromkeys(tile.label for each in summaries for tile in each.tiles))
-    columns = (
-        Column("name", "adapter", "code"),
-        Column("status", "status"),
-        *(Column(label, label) for label in labels),
+# --- several adapters ------------------------------------------------------------------------------------------------
+
+
+def of_several(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) -> tuple[str, list[Block]]:
+    """How many have problems, in a line; then the worst of each, and all first screens in one table, a row each."""
+    findings = tuple(_worst(each) for each in summaries if each.severity is not None)
+    good = len(summaries) - len(findings)
+    line = (
+        f"{len(findings)} with problems, {good or 'none'} without" if findings else "No problems found in any of them"
     )
+    return line, [*([Findings(findings)] if findings else []), _comparison(results, summaries)]
+
+
+def _worst(summary: Summary) -> Finding:
+    """The first of an adapter's problems, with its name and how many there are."""
+    first = next(finding for finding in summary.problems if finding.severity == summary.severity)
+    return replace(first, text=f"{summary.name}, {summary.status}: {first.text}", module=None, modules=())
+
+
+def _comparison(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) -> Table:
+    tiles = {tile.label: tile for each in summaries for tile in reversed(each.tiles)}
+    labels = [*list(tiles)[2:], *list(tiles)[:2]]  # what was learned before how much was stored
+    columns = (
+        Column("name", "adapter", "code"), Column("status", "status"), Column("rank", "r"), Column("scale", "scale"),
+        *(Column(label, label.replace(" of the energy", "")) for label in labels),
+    )  # fmt: skip
     rows = []
-    for each in summaries:
+    for result, each in zip(results, summaries, strict=True):
+        ranks = [m.rank for m in result.rows if m.rank is not None]
+        scales = [float(f"{m.scale:.6g}") for m in result.rows if m.kind in PRODUCTS]
         values = {tile.label: tile.value for tile in each.tiles}
-        rows.append((each.name, each.status, *(values.get(label, t.ABSENT) for label in labels)))
-    return Table(columns, tuple(rows), title="Comparison", where="page")
+        shown = (_span(some) if some else t.ABSENT for some in (ranks, scales))
+        status = re.sub(r" \(.*\)$", "", each.status) if each.severity else "no problem"
+        rows.append((each.name, status, *shown, *(values.get(label, t.ABSENT) for label in labels)))
+    return Table(columns, tuple(rows), title="Comparison")
 
 
 # --- the terminal ----------------------------------------------------------------------------------------------------
@@ -147,32 +174,45 @@ def terminal_blocks(result: SpectrumResult, ends: Table | None) -> list[Block]:
 
 
 def by_type(result: SpectrumResult) -> Table:
-    """A row for each type: share and bar of the energy, medians, and the energy by layer."""
+    """A row for each type in each component of the model: share and bar of the energy, medians, the energy by layer."""
     rows = [m for m in result.rows if m.singular_values is not None]
-    by = group(rows)
+    lines = _lines(rows)
     depths = sorted({m.depth for m in rows if m.depth is not None})
-    most = max(result.energy(members) for members in by.values())
-    body = []
-    for name in natural_order(by):
-        members = by[name]
+    ends = f" {depths[0]} … {depths[-1]}" if len(depths) > 1 else ""
+    size = _SIZES[any(m.against_base for m in rows)]
+    columns = (
+        Column("type", "type"), Column("energy", "energy"), size, Column("stable_rank", "stable rank (random)"),
+        Column("energy_rank_0.95", "rank for 95 %"), Column("layers", f"energy by layer{ends}"),
+    )[: 6 if ends else 5]  # fmt: skip
+    most = max(result.energy(members) for _, _, members in lines)
+    body: list[tuple[Any, ...]] = []
+    above = ""
+    for part, kind, members in lines:
+        if part != above:
+            body.append((part, *[""] * 5))
+            above = part
         live = [m for m in members if m.frobenius_norm]
         energy = result.energy(members)
         bar = "█" * round(BAR * energy / most) or ("▏" if energy else "")
         body.append((
-            name, f"{percent(energy / result.total_energy, 2) if energy else '0 %':>6} {bar}",
-            median(m.frobenius_norm for m in live), _stable(live), _energy_rank(live),
+            "  " * bool(part) + kind, f"{percent(energy / result.total_energy, 2) if energy else '0 %':>6} {bar}",
+            median(value(m, size.key) for m in live), _stable(live), _energy_rank(live),
             _sparkline(result, members, depths),
         ))  # fmt: skip
-    ends = f" {depths[0]} … {depths[-1]}" if len(depths) > 1 else ""
-    columns = (
-        Column("type", "type"), Column("energy", "energy"), Column("frobenius_norm", "‖ΔW‖ median", "float"),
-        Column("stable_rank", "stable rank (random)"), Column("energy_rank_0.95", "rank for 95 %"),
-        *((Column("layers", f"energy by layer{ends}"),) if ends else ()),
-    )  # fmt: skip
     zero = sum(m.frobenius_norm == 0 for m in rows)
     modules = f"{zero} module{'s' * (zero != 1)}"
     caption = f"Medians leave out {modules} with ΔW = 0 (· in the last column)." if zero else ""
     return Table(columns, tuple(row[: len(columns)] for row in body), caption=caption, where="terminal")
+
+
+def _lines(rows: Sequence[ModuleSpectrum]) -> list[tuple[str, str, list[ModuleSpectrum]]]:
+    """Component of the model, type and its modules, in the order in which a block computes."""
+    part_of = components(m.name for m in rows)
+    parts: dict[str, list[ModuleSpectrum]] = {"": []}  # of no layer, and so of no component: first
+    for module in rows:
+        parts.setdefault(part_of.get(module.name, ""), []).append(module)
+    by_part = {part: group(members) for part, members in parts.items()}
+    return [(part, kind, by[kind]) for part, by in by_part.items() for kind in natural_order(by)]
 
 
 def _stable(live: Sequence[ModuleSpectrum]) -> str:
@@ -195,12 +235,20 @@ def _sparkline(result: SpectrumResult, members: Sequence[ModuleSpectrum], depths
 def _more(result: SpectrumResult, largest: bool) -> Facts:
     items = []
     if largest and len(result.rows) > 1:
-        top = sorted(result.rows, key=lambda m: -(m.frobenius_norm or 0.0))[:LARGEST]
-        parts = [f"{_place(m)} {percent(result.energy_share(m) or 0.0)}" for m in top if m.frobenius_norm]
+        part_of = components(m.name for m in result.rows)
+        several = len(set(part_of.values())) > 1
+        top = sorted(result.rows, key=lambda m: -(m.frobenius_norm or 0.0))[: LARGEST - several]
+        parts = [
+            f"{_place(m, part_of.get(m.name, ''))} {percent(result.energy_share(m) or 0.0)}"
+            for m in top
+            if m.frobenius_norm
+        ]
         items.append(("largest", "   ".join(parts)))
     items.append(("more", "--html report.html   --csv modules.csv   --top 20"))
     return Facts(tuple(items), where="terminal")
 
 
-def _place(module: ModuleSpectrum) -> str:
-    return t.shorten(module.name, 32) if module.depth is None else f"layer {module.depth} {t.shorten(module.type, 24)}"
+def _place(module: ModuleSpectrum, part: str) -> str:
+    if module.depth is None:
+        return t.shorten(module.name, 32)
+    return f"{part} layer {module.depth} {t.shorten(module.type, 24)}".lstrip()
