@@ -127,7 +127,8 @@ def run(
 
 def findings(result: AnalyzeResult) -> list[Finding]:
     against = result.against_base.findings if result.against_base is not None else ()
-    return [*result.spectrum.findings, *against, *result.method_specific.findings]
+    others = [] if result.like is None else [like.finding(result.like)]
+    return [*others, *result.spectrum.findings, *against, *result.method_specific.findings]
 
 
 def heading(result: AnalyzeResult) -> tuple[str, str]:
@@ -157,7 +158,7 @@ def blocks(
     if not result.rows:
         first = replace(first, facts=(heading(result)[1],), tiles=())
     made = [first, *page.sections(result.spectrum, sort=sort, top=top, page=complete)]
-    made += [] if result.like is None else [like.table(result.like)]
+    made += [] if result.like is None else like.tables(result.like)
     definitions = [*page.DEFINITIONS]
     if result.against_base is not None and result.against_base.rows:
         from lorascope.analyses import against_base

@@ -15,13 +15,16 @@ known (the result says so), and where most of the population has one value, z is
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from lorascope.analyses.rules import LIKE
 from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import Row, group, median, value
-from lorascope.blocks import Block, Column, Table
+from lorascope.blocks import Block, Column, Finding, Table
 from lorascope.linalg.matrix import Matrix
 from lorascope.weights.adapter import Adapter
 
@@ -35,14 +38,23 @@ FEATURES = {
     "kurtosis": "m₄/m₂² − 3 of ΔW's entries about their mean (0: Gaussian)",
 }
 SOURCE = (
-    "with spectral_norm and frobenius_norm the five statistics of arXiv 2602.15195 (97 % accuracy, under 2 % false"
+    "with σ₁ and ‖ΔW‖ the five statistics of arXiv 2602.15195 (97 % accuracy, under 2 % false"
     " alarms on its authors' 500 adapters)"
 )
 MAX_ENTRIES = 2**21  # of a ΔW; of a larger one the kurtosis is that of evenly spaced rows
 _SPECTRAL = ("leading_energy", "spectral_entropy")
 CONSISTENT = 1.4826  # MAD to standard deviation, of a normal population
 FEW = 8
-LISTED = 12
+LISTED = 12  # in the terminal
+FAR = 5.0  # |z|: of 100 normal numbers none, where the median and MAD are known; those of 9 adapters are not, so a note
+TITLE = "Compared with the population"
+NAMED = 3  # measures in the sentence
+WORDS = {
+    "frobenius_norm": "‖ΔW‖", "spectral_norm": "σ₁", "stable_rank": "stable rank", "effective_rank": "effective rank",
+    "rank_utilisation_of_null": "stable rank over the random baseline's", "energy_rank_0.95": "rank for 95 %",
+    "energy_share": "share of the energy", "scale": "scale", "leading_energy": "σ₁²/Σσ²",
+    "spectral_entropy": "entropy of σ", "kurtosis": "kurtosis of ΔW's entries",
+}  # fmt: skip
 
 
 def kurtoses(adapter: Adapter) -> dict[str, float | None]:
@@ -122,20 +134,47 @@ def compared(
     }
 
 
-def table(record: Row) -> Block:
-    """The largest |z|, for the terminal and the page."""
-    rows = [(name, key, each["value"], each["median"], each["z"], each["n"])
-            for name, keys in record["types"].items() for key, each in keys.items()]  # fmt: skip
-    rows.sort(key=lambda row: -abs(row[4] or 0.0))
+def finding(record: Row) -> Finding:
+    """Whether the adapter is unusual among them, in a sentence: the largest |z| of each measure."""
+    far: dict[str, tuple[float, str]] = {}
+    for kind, key, _, _, z, _ in _rows(record):
+        if z is not None and key not in far:  # the largest comes first
+            far[key] = z, kind
+    named = [f"{WORDS[key]} {z:+.3g} in {kind}" for key, (z, kind) in far.items() if abs(z) > FAR]
+    of = f"{len(record['adapters'])} adapters"
+    if not far:
+        return LIKE.finding(f"Not comparable with these {of}: no module type in common, or all of one value")
+    if not named:
+        key, (z, kind) = next(iter(far.items()))
+        return LIKE.finding(
+            f"Like these {of}: no robust z beyond ±{FAR:g}; the largest is {WORDS[key]} {z:+.3g} in {kind}"
+        )
+    more = f", and {len(named) - NAMED} more measures" if len(named) > NAMED else ""
+    action = "Another task, rank or learning rate is often the reason; the table has every measure"
+    return LIKE.finding(f"Unlike these {of}, by robust z: {', '.join(named[:NAMED])}{more}", action=action)
+
+
+def tables(record: Row) -> list[Block]:
+    """Every measure on the page, those of the largest |z| in the terminal."""
+    rows = [(kind, WORDS[key], *rest) for kind, key, *rest in _rows(record)]
     count = len(record["adapters"])
-    caption = f"Robust z = (value − median)/(1.4826·MAD) over {count} adapters, by module type; --json has all."
+    caption = f"Robust z = (value − median)/(1.4826·MAD) over {count} adapters, by module type."
     caption += f" Fewer than {FEW} adapters hardly give a MAD." if count < FEW else ""
-    caption += f" {', '.join(FEATURES)}: {SOURCE}; numbers, not a verdict."
+    caption += f" {', '.join(map(WORDS.__getitem__, FEATURES))}: {SOURCE}; numbers, not a verdict."
     columns = (
         Column("type", "type"), Column("measure", "measure"), Column("value", "value", "float"),
         Column("median", "median", "float"), Column("z", "robust z", "float"), Column("n", "n", "int"),
     )  # fmt: skip
-    return Table(columns, tuple(rows[:LISTED]), title="Compared with the population", caption=caption)
+    whole = Table(columns, tuple(rows), TITLE, caption, interactive=True, where="page")
+    short = replace(whole, rows=whole.rows[:LISTED], interactive=False, where="terminal")
+    return [whole, replace(short, caption=f"{caption} The largest |z|; --json and --html have all.")]
+
+
+def _rows(record: Row) -> list[tuple[Any, ...]]:
+    """Type, measure, value, median, z and n; the largest |z| first."""
+    rows = [(kind, key, each["value"], each["median"], each["z"], each["n"])
+            for kind, keys in record["types"].items() for key, each in keys.items()]  # fmt: skip
+    return sorted(rows, key=lambda row: -abs(row[4] or 0.0))
 
 
 def adapters_in(folder: Path, besides: Path) -> list[Path]:

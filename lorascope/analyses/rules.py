@@ -57,6 +57,7 @@ SCALE_UNKNOWN = Rule(
     "LS120", "scale-unknown", "warning", "The file does not say its scale: norms are those of scale 1."
 )
 UNKNOWN_FIELDS = Rule("LS121", "unknown-fields", "warning", "Fields of the config that are not understood.")
+LIKE = Rule("LS122", "among-others", "note", "How far its measures are from those of other adapters (--like).")
 
 BASE_MEASURED = Rule("LS200", "measured-against-base", "note", "ΔW against W, in words.")
 

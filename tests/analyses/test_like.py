@@ -48,6 +48,30 @@ def test_a_larger_adapter_stands_out_in_its_size_and_not_in_its_shape():
     assert found["frobenius_norm"]["n"] == 5
 
 
+def test_the_sentence_names_the_measures_that_are_far_away_or_the_farthest():
+    population = [result(sigma=(k, k / 2), types=("q_proj",)) for k in (0.9, 1.0, 1.1, 1.2, 1.3)]
+    unlike = like.finding(like.compared(result(sigma=(11.0, 5.5), types=("q_proj",)), population))
+    z = (11.0 - 1.1) / (1.4826 * 0.1)
+    start, _, named = unlike.text.partition(": ")
+    assert start == "Unlike these 5 adapters, by robust z"
+    assert set(named.split(", ")) == {f"‖ΔW‖ {z:+.3g} in q_proj", f"σ₁ {z:+.3g} in q_proj"}  # equal but for rounding
+    assert unlike.severity == "note"
+    assert unlike.action
+    alike = like.finding(like.compared(result(sigma=(1.15, 0.575), types=("q_proj",)), population))
+    assert "Like these 5 adapters" in alike.text
+    assert f"{(1.15 - 1.1) / (1.4826 * 0.1):+.3g} in q_proj" in alike.text
+    nothing = like.finding(like.compared(result(types=("other",)), population))
+    assert "no module type in common" in nothing.text
+
+
+def test_the_page_has_every_measure_and_the_terminal_the_farthest():
+    population = [result(sigma=(k, k / 2)) for k in (0.9, 1.0, 1.1)]
+    record = like.compared(result(), population)
+    whole, short = like.tables(record)
+    assert len(whole.rows) == sum(len(keys) for keys in record["types"].values()) > len(short.rows) == like.LISTED
+    assert set(like.WORDS) == set(like.MEASURES) | set(like.FEATURES)
+
+
 def test_the_command_compares_with_a_folder(lora_folder, tmp_path):
     import jsonschema
 

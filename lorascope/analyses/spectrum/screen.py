@@ -17,7 +17,7 @@ from lorascope.report import text as t
 
 FORMATS = {"peft": "PEFT", "mlx": "MLX", "gguf": "GGUF", "lycoris": "LyCORIS", "nemo": "NeMo", "nunchaku": "Nunchaku"}
 BASES = ("base_model_name_or_path", "base_model", "ss_sd_model_name", "ss_base_model_version", "model", "base")
-SHOWN = (rules.SKIPPED.code,)  # notes without an action that the first screen shows all the same
+SHOWN = (rules.SKIPPED.code, rules.LIKE.code)  # notes without an action that the first screen shows all the same
 BAR = 7  # columns of the longest bar
 LARGEST = 3  # modules in the line of the largest
 _SIZES = (
