@@ -162,7 +162,7 @@ class TripletDelta(LowRankDelta):
 
 @methods.register("adalora")
 class AdaLoRA(Method):
-    """Trains r = init_r triplets in every layer, r·(d_in + d_out + 1) numbers, cut to target_r on average."""
+    """Trains r = init_r triplets in every layer, r·(d_in + d_out + 1) parameters, cut to target_r on average."""
 
     name, paper, kind = "adalora", "Zhang et al. 2023, arXiv 2303.10512", "triplet"
     Config = AdaLoRAConfig

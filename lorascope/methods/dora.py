@@ -124,7 +124,7 @@ class DoRAEmbeddingDelta(MagnitudeMixin, LowRankEmbeddingDelta):
 
 @methods.register("dora")
 class DoRA(LoRA):
-    """Trains A, B and the rows' lengths of every layer: r·(d_in + d_out) + d_out numbers each."""
+    """Trains A, B and the rows' lengths of every layer: r·(d_in + d_out) + d_out parameters each."""
 
     name, paper, kind = "dora", "Liu et al. 2024, arXiv 2402.09353", "magnitude"
     detached_terms = "the norm of W + s·B·A"

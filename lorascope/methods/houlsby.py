@@ -138,7 +138,7 @@ def _hidden_size(model: nn.Module) -> int:
 
 @methods.register("houlsby")
 class Houlsby(Method):
-    """Trains a bottleneck of 2·m·d + d + m numbers after each sublayer, and the LayerNorms."""
+    """Trains a bottleneck of 2·m·d + d + m parameters after each sublayer, and the LayerNorms."""
 
     name, paper, kind, format = "houlsby", "Houlsby et al. 2019, arXiv 1902.00751", "", "lorascope"
     Config = HoulsbyConfig

@@ -85,7 +85,7 @@ class RsLoRAConfig(LoRAConfig):
 
 @methods.register("lora")
 class LoRA(Method):
-    """Trains A and B of every layer: r·(d_in + d_out) numbers each."""
+    """Trains A and B of every layer: r·(d_in + d_out) parameters each."""
 
     name, paper, kind = "lora", "Hu et al. 2021, arXiv 2106.09685", "low_rank"
     Config: ClassVar[type] = LoRAConfig

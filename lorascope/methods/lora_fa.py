@@ -51,7 +51,7 @@ class LoRAFAConfig(LoRAConfig):
 
 @methods.register("lora_fa")
 class LoRAFA(LoRA):
-    """Trains B of every layer, r·d_out numbers; A stays at its random start."""
+    """Trains B of every layer, r·d_out parameters; A stays at its random start."""
 
     name, paper = "lora_fa", "Zhang et al. 2023, arXiv 2308.03303"
     Config = LoRAFAConfig

@@ -85,7 +85,7 @@ class CoreDelta(LowRankDelta):
 
 @methods.register("lora_xs")
 class LoRAXS(Method):
-    """Trains the core R of every layer: r² numbers each."""
+    """Trains the core R of every layer: r² parameters each."""
 
     name, paper, kind, format = "lora_xs", "Bałazy et al. 2024, arXiv 2405.17604", "core", "lorascope"
     Config = LoRAXSConfig

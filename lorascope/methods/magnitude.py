@@ -74,7 +74,7 @@ class MagnitudeDelta(Delta):
 
 @methods.register("magnitude")
 class Magnitude(Method):
-    """Trains the rows' lengths of every layer: d_out numbers each."""
+    """Trains the rows' lengths of every layer: d_out parameters each."""
 
     name, paper, kind = "magnitude", "Liu et al. 2024, arXiv 2402.09353, eq. 5 with m alone", "magnitude"
     Config = MagnitudeConfig

@@ -181,7 +181,7 @@ def _after_virtual(positions: Tensor, n: int, add: bool) -> Tensor:
 
 @methods.register("prompt")
 class PromptTuning(Method):
-    """Trains the embeddings of n virtual tokens: n·d numbers."""
+    """Trains the embeddings of n virtual tokens: n·d parameters."""
 
     name, paper, kind = "prompt", "Lester et al. 2021, arXiv 2104.08691", ""
     Config = PromptConfig

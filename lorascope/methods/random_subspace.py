@@ -271,7 +271,7 @@ def _in_memory(tensor: Tensor) -> InMemory:
 
 @methods.register("random_subspace")
 class RandomSubspaceTraining(BaseParamMethod):
-    """Trains d numbers: θ = θ₀ + P θ_d (DID), or θ_i = θ₀,i + λ_i (P θ_d)_i (SAID)."""
+    """Trains d parameters: θ = θ₀ + P θ_d (DID), or θ_i = θ₀,i + λ_i (P θ_d)_i (SAID)."""
 
     name, paper, kind = (
         "random_subspace",

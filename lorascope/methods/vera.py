@@ -145,7 +145,7 @@ class VeraDelta(Delta):
 
 @methods.register("vera")
 class Vera(Method):
-    """Trains d and b of every layer, r + d_out numbers each; A and B are random, frozen and shared."""
+    """Trains d and b of every layer, r + d_out parameters each; A and B are random, frozen and shared."""
 
     name, paper, kind = "vera", "Kopiczko, Blankevoort and Asano 2024, arXiv 2310.11454", "vera"
     Config: ClassVar[type] = VeraConfig
@@ -220,7 +220,7 @@ class Vera(Method):
 
 @methods.register("vera_only_b")
 class VeraOnlyB(Vera):
-    """VeRA without training d: d_out numbers in each layer."""
+    """VeRA without training d: d_out parameters in each layer."""
 
     name = "vera_only_b"
     trains_d = False
@@ -228,7 +228,7 @@ class VeraOnlyB(Vera):
 
 @methods.register("vera_only_d")
 class VeraOnlyD(Vera):
-    """VeRA without training b, which is 1, while d starts at 0: r numbers in each layer."""
+    """VeRA without training b, which is 1, while d starts at 0: r parameters in each layer."""
 
     name = "vera_only_d"
     Config = OnlyDConfig

@@ -89,7 +89,7 @@ class UnsharedDelta(VeraDelta):
 
 @methods.register("vera_unshared")
 class VeraUnshared(Vera):
-    """Trains d and b of every layer, r + d_out numbers each; A and B are random, frozen and the layer's own."""
+    """Trains d and b of every layer, r + d_out parameters each; A and B are random, frozen and the layer's own."""
 
     name, format = "vera_unshared", "lorascope"
     Config: ClassVar[type] = UnsharedConfig

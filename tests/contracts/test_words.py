@@ -70,6 +70,15 @@ def test_no_house_words_are_printed(path):
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_house_words_in_what_methods_say_of_themselves():
+    from lorascope.adapt.method import methods
+
+    said = {name: type(methods.get(name)).__doc__ or "" for name in methods.names()}
+    assert all(said.values())
+    banned = {**BANNED, r"\bnumbers\b": "parameters"}
+    assert not [(name, word) for name, text in said.items() for word in banned if re.search(word, text)]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "report" / "templates").iterdir()), ids=lambda p: p.name)
 def test_no_house_words_in_templates(path):
     if path.suffix == ".html":

@@ -1,4 +1,5 @@
-"""The README's picture: the first screen of an adapter of Llama-3-8B's shape, light and dark.
+"""The README's pictures, light and dark: the first screen of an adapter of Llama-3-8B's shape, plain and with numbers
+at the parts that "Reading the report" explains.
 
     python -m tests.report.pictures reports/
 
@@ -20,7 +21,15 @@ import lorascope as ls
 from tests.benchmarks.adapters import LLAMA_8B, projections
 from tests.browser import ARGUMENTS, chromium_path
 
-RANK, SIZE, COLOURS = 16, {"width": 1100, "height": 965}, 256
+RANK, SIZE, COLOURS = 16, {"width": 1100, "height": 1000}, 256
+EXPLAINED = (".status", *(f".tiles > :nth-child({i})" for i in (3, 4, 5)), ".finding", ".heatmap")
+NUMBER = """(selectors) => selectors.forEach((selector, i) => {
+  const place = document.querySelector(selector).getBoundingClientRect(), mark = document.createElement("b");
+  mark.textContent = i + 1;
+  mark.style = `position:absolute;left:${place.left - 13}px;top:${place.top + scrollY - 13}px;width:26px;height:26px;` +
+    "border-radius:50%;background:#b3261e;color:#fff;font:bold 15px/26px sans-serif;text-align:center";
+  document.body.append(mark);
+})"""  # a red disc at the upper left corner of each
 
 
 def write_adapter(folder: Path) -> Path:
@@ -61,8 +70,11 @@ def main(out: Path) -> None:
         for scheme in ("light", "dark"):
             opened = browser.new_page(viewport=SIZE, color_scheme=scheme, device_scale_factor=1.5)
             opened.goto(page.as_uri())
-            drawn = Image.open(io.BytesIO(opened.screenshot())).convert("RGB")
-            drawn.quantize(COLOURS).save(out / f"first_screen_{scheme}.png", optimize=True)
+            for name in ("first_screen", "explained"):
+                if name == "explained":
+                    opened.evaluate(NUMBER, EXPLAINED)
+                drawn = Image.open(io.BytesIO(opened.screenshot())).convert("RGB")
+                drawn.quantize(COLOURS).save(out / f"{name}_{scheme}.png", optimize=True)
         browser.close()
 
 
