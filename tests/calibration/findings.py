@@ -87,6 +87,24 @@ def renamed(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.replace(".query.", ".q_proj.").replace(".value.", ".v_proj."): a for name, a in tensors.items()}
 
 
+def as_kohya(folder: Path) -> None:
+    """The same factors under sd-scripts' names, whose dots are underscores, each with its α."""
+    config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    made = {}
+    for name, a in tensors.items():
+        path, found, role = name.removeprefix("base_model.model.bert.").partition(".lora_")
+        if found:
+            module = f"lora_te_{path.replace('.', '_')}"
+            made[f"{module}.lora_{'down' if role[0] == 'A' else 'up'}.weight"] = a
+            made[f"{module}.alpha"] = np.array(config["lora_alpha"], np.float32)
+    save_file(made, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).unlink()
+
+
+def without_config(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+
+
 CASES = (
     Case("LoRA, q and v, r = 8", lora(QV)),
     Case("LoRA, q and v, r = 8, 5e-4", lora(QV), rate=5e-4),
@@ -96,6 +114,8 @@ CASES = (
     Case("LoRA+, q and v", lora(QV, loraplus_lr_ratio=8), rate=5e-4),
     Case("DoRA, q and v", lora(QV, name="dora"), rate=1e-3),
     Case("LoRA-FA, q and v", lora(QV, name="lora_fa")),
+    Case("LoRA, q and v, under kohya's names", lora(QV), broken=as_kohya),
+    Case("LoRA, q and v, without its config", lora(QV), broken=without_config, expected=rules.SCALE_UNKNOWN),
     Case("α = 512 in the config, trained with 16", lora(QV), broken=set_config(lora_alpha=512), expected=rules.SCALE),
     Case("trained with α = 512 at r = 8", lora(QV, alpha=512), expected=rules.SCALE),
     Case("learning rate 100 times too high", lora(QV), rate=0.2, expected=rules.TOO_LARGE),
@@ -218,6 +238,8 @@ def page(lines: list[str], counts: dict[str, list[int]]) -> str:
         "", f"Silent or hit: {share}.", "",
         "| adapter | ‖ΔW‖/‖W‖ | entry | stable rank | expected | without `--base` | with `--base` |",
         "|---|---|---|---|---|---|---|", *lines, "",
+        "Adapters that others trained were not to be had where this was made, which reaches no model hub. Files that",
+        "other tools wrote are in the formats' tests; their weights are drawn, and say nothing of thresholds.", "",
         "What a miss means: 60 steps on a 22 M encoder say little of large language models; thresholds are in the",
         "docstrings of `lorascope/analyses/spectrum/checks.py`, each with its reason.", "",
         "## All rules", "", "| code | name | severity | what it looks for |", "|---|---|---|---|", *rule_lines, "",
