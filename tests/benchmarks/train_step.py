@@ -26,11 +26,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from cases import CASES, Case, ours, theirs
 from machine import add_json, finish
 from torch import nn
+
+from lorascope.models.bf16_products import fast_on_cpu, is_slow
 
 DTYPES = ("float32", "bfloat16")
 
@@ -91,13 +94,15 @@ class Row:
         self.model, self.trained, self.inputs, self.labels = model.train(), trained, inputs, labels
         self.optimiser = torch.optim.AdamW(trained.values(), lr=1e-5) if trained else None
         self.penalty: Callable[[], torch.Tensor | None] = lambda: None
+        self.around: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
 
     def loss(self) -> torch.Tensor:
         loss, penalty = self.model(**self.inputs, labels=self.labels).loss, self.penalty()
         return loss if penalty is None else loss + penalty
 
     def step(self) -> None:
-        self.loss().backward()
+        with self.around(self.model):
+            self.loss().backward()
         if self.optimiser is None:
             self.inputs["inputs_embeds"].grad = None
         else:
@@ -158,6 +163,7 @@ def make_rows(name: str, case: Case, dtype: torch.dtype, device: str, compiled: 
     injected = ours(case, copy.deepcopy(base), name)
     rows["lorascope"] = row(injected.model, injected.trainable())
     rows["lorascope"].penalty = injected.method.penalty
+    rows["lorascope"].around = (lambda model: nullcontext()) if compiled else fast_on_cpu  # as our trainer does
     if case.peft:
         copy_values(rows["peft"].trained, rows["lorascope"].trained)
     for key in ("peft", "lorascope") if compiled else ():
@@ -304,20 +310,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", nargs="+", default=["lora"], choices=[*CASES, "all"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES)
     parser.add_argument("--model", nargs="+", default=["llama", "bert"], choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     add_json(parser)
     args = parser.parse_args()
+    dtypes = args.dtype or list(DTYPES)
+    if args.dtype is None and args.device == "cpu" and is_slow():
+        dtypes.remove("bfloat16")
+        print(
+            "bfloat16 skipped: this processor has no instructions for it, and PEFT's step takes minutes; --dtype has it"
+        )
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     results = []
     labels = list(CASES) if "all" in args.method else args.method
     print(HEAD, flush=True)
     for label in labels:
-        for dtype in args.dtype:
+        for dtype in dtypes:
             for name in args.model:
                 print(f"measuring {label}, {name}, {dtype}", file=sys.stderr)
                 found = measure(name, label, getattr(torch, dtype), args.device, args.rounds, args.compile)
