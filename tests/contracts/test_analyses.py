@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lorascope.analyses.base import Analysis, Metric, analyses
-from lorascope.blocks import Block, Finding
+from lorascope.analyses.base import Analysis, Metric, analyses, definitions
+from lorascope.analyses.method_specific.engine import kind_metrics
+from lorascope.blocks import Block, Definitions, Finding
 from lorascope.errors import InputError
 from lorascope.report import html, terminal
 from lorascope.weights import io
@@ -112,3 +113,31 @@ def test_metrics_are_declared_once(name):
     assert all(metric.help for metric in metrics)
     for metric in metrics:
         assert bool(metric.formula) <= bool(metric.source), f"{metric.key} has a formula and no source"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_definition_opens_with_what_the_number_means(name):
+    assert_plain(definitions(analyses.get(name).metrics))
+    terms = {metric.term or metric.title for metric in analyses.get(name).metrics if metric.formula}
+    assert {metric.term for metric in analyses.get(name).metrics if metric.term} <= terms
+
+
+def test_every_definition_of_a_page_opens_with_what_the_number_means(result):
+    shown = [block for block in result.page().blocks if isinstance(block, Definitions)]
+    assert shown or result.analysis == "method_specific"
+    for block in shown:
+        assert_plain(block.items)
+
+
+@pytest.mark.parametrize("name", kind_metrics.names())
+def test_every_definition_of_a_method_opens_with_what_the_number_means(name):
+    kind = kind_metrics.get(name)
+    assert_plain((*definitions(kind.metrics), *kind.more_definitions))
+
+
+def assert_plain(items) -> None:
+    """One sentence each, and none that is the formula again."""
+    for item in items:
+        assert item.meaning.endswith("."), f"{item.term} does not say what it means"
+        assert ". " not in item.meaning, f"{item.term}: one sentence"
+        assert not set("=√ΣΔ/_^²⟨") & set(item.meaning.replace("ΔW", "").replace("W + ΔW", "").replace("1/r", "")), item

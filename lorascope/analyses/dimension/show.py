@@ -46,16 +46,26 @@ MEANINGS = (
         "k90, k95, k99",
         "the smallest k from which on all measured rank-k truncations of every ΔW, jointly, keep the share of the gain",
         "Eckart and Young 1936 for the truncation",
+        "How many directions of every ΔW are needed to keep that share of what fine-tuning gained.",
     ),
     Definition(
-        "Random directions", "ΔW Q Qᵀ, Q (n, k) orthonormal: Haar within ΔW's row space, or in all of R^n", "a control"
+        "Random directions",
+        "ΔW Q Qᵀ, Q (n, k) orthonormal: Haar within ΔW's row space, or in all of R^n",
+        "a control",
+        "What as many directions keep when they are not the largest: nearly as much means that these are not special.",
     ),
-    Definition("Smallest trained rank", "first rank whose mean gain over seeds reaches the share", "arXiv 2106.09685"),
+    Definition(
+        "Smallest trained rank",
+        "first rank whose mean gain over seeds reaches the share",
+        "arXiv 2106.09685",
+        "The lowest rank at which training a LoRA was enough, next to which a truncation can be judged.",
+    ),
     Definition(
         "d90",
         "first d of the grid whose training in a random subspace reaches 90 % of the gain; DID: one projection, SAID: a"
         " trained factor for each layer besides",
         "arXiv 1804.08838, arXiv 2012.13255",
+        "How few trained parameters reach 90 % of the gain: the intrinsic dimension of the task.",
     ),
 )
 

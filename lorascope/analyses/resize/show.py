@@ -37,15 +37,20 @@ MAX_LISTED = 8  # modules on the terminal
 NOT_MAPPED = ("rank_before", "parameters", "rounding")
 
 RULES = (
-    Definition("rank R", "R directions in every module", "uniform truncation"),
-    Definition("energy p", "the smallest r of each module with Σ_{i≤r} σ² ≥ p Σσ²", "Eckart and Young 1936"),
+    Definition("rank R", "R directions in every module", "uniform truncation", "The same rank in every module."),
+    Definition(
+        "energy p", "the smallest r of each module with Σ_{i≤r} σ² ≥ p Σσ²", "Eckart and Young 1936",
+        "The same share of its energy in every module, at the lowest rank that keeps it.",
+    ),
     Definition(
         "budget-rank R", "R times the modules, as directions: the largest singular values of all modules first",
         "no other choice of as many directions loses less of Σ‖ΔW‖²",
+        "As many directions in all as with rank R, given to the modules where they are strongest.",
     ),
     Definition(
         "parameters N", "at most N parameters in the factors, d_out + d_in for a direction; the largest σ first, or"
         " (by energy) the largest σ²/(d_out + d_in)", "the greedy of the fractional knapsack, Dantzig 1957",
+        "A limit on the size of the file, used for the strongest directions first.",
     ),
 )  # fmt: skip
 
