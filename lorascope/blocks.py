@@ -254,7 +254,7 @@ class Forest(Block):
 class Column:
     """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (a
     `VerdictWord`, as a badge), int, float (`digits` significant), percent (1.0 is 100 %). `to` is where it is defined,
-    as of a `Span`, where that is not on the page itself."""
+    as of a `Span`, where that is not on the page itself; `metric` the key of the metric that it shows, if not `key`."""
 
     key: str
     title: str
@@ -262,6 +262,7 @@ class Column:
     digits: int = 3
     help: str = ""
     to: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def view(
     constant = _constant(block, rows)
     kept = [j for j in range(len(block.columns)) if j not in constant]
     shown = [block.columns[j] for j in kept]
-    defined = {c.key: definitions.get(c.key, "") or prose.target(c.to, is_site) for c in block.columns}
+    defined = {c.key: definitions.get(c.metric or c.key, "") or prose.target(c.to, is_site) for c in block.columns}
     columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), defined) for j in kept)
     bars = [_longest(block, rows, j) for j in kept]
     wordy = sum(column.css.endswith("w") for column in columns)

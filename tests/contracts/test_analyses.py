@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 from lorascope.analyses.base import Analysis, Metric, analyses, definitions
 from lorascope.analyses.method_specific.engine import kind_metrics
-from lorascope.blocks import Block, Definitions, Finding
+from lorascope.blocks import Block, Definitions, Finding, Table
 from lorascope.errors import InputError
-from lorascope.report import html, terminal
+from lorascope.report import html, prose, terminal
 from lorascope.weights import io
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.files import Tensors
@@ -21,6 +22,7 @@ from lorascope.weights.tensors import InMemory
 from tests.analyses import test_activations, test_dimension
 
 NAMES = [name for name, each in analyses.items() if isinstance(each, Analysis)]
+SELF_EVIDENT = {"r", "uses", "rank", "ranks", "rank before", "parameters", "rounding", "‖ΔW‖_F", "k, rank or d", "size"}
 TRIED = [name for name in NAMES if "checkpoints" not in analyses.get(name).takes]
 
 
@@ -127,6 +129,19 @@ def test_every_definition_of_a_page_opens_with_what_the_number_means(result):
     assert shown or result.analysis == "method_specific"
     for block in shown:
         assert_plain(block.items)
+
+
+def test_headers_of_metrics_lead_to_their_definitions(result):
+    page = result.page()
+    defined = {key for b in page.blocks if isinstance(b, Definitions) for item in b.items for key in item.keys}
+    columns = [c for b in page.blocks if isinstance(b, Table) and b.where != "terminal" for c in b.columns]
+    known = {metric.key for metric in analyses.get(result.analysis).metrics}
+    assert {c.title for c in columns if (c.metric or c.key) in known - defined} <= SELF_EVIDENT
+    text = html.render(page)
+    headers = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', text)
+    bare = {header for header in headers if 'class="def"' not in header}
+    assert not bare & {str(prose.pretty(c.title)) for c in columns if (c.metric or c.key) in defined}
+    assert all(f'id="{to}"' in text for to in re.findall(r'class="def" href="#([^"]+)"', text))
 
 
 @pytest.mark.parametrize("name", kind_metrics.names())

@@ -262,9 +262,14 @@ def _pairs(result: CompareResult) -> Table:
     """The pairs most similar on the left."""
     columns = (
         Column("a", "a"), Column("b", "b"), Column("modules", "n", "int"), Column("cosine", "cosine", "float"),
-        Column("left", "left φ", "float"), Column("left_chance", "chance", "float"), Column("left_z", "z", "float"),
-        Column("right", "right φ", "float"), Column("right_chance", "chance", "float"), Column("right_z", "z", "float"),
-        Column("row_cosine", "A rows", "float", help="mean cosine of A's rows one by one: the initialisation"),
+        Column("left", "left φ", "float", metric="left.phi_whole"),
+        Column("left_chance", "chance", "float", metric="left.phi_chance"),
+        Column("left_z", "z", "float", metric="left.pooled_z"),
+        Column("right", "right φ", "float", metric="right.phi_whole"),
+        Column("right_chance", "chance", "float", metric="right.phi_chance"),
+        Column("right_z", "z", "float", metric="left.pooled_z"),
+        Column("row_cosine", "A rows", "float", help="mean cosine of A's rows one by one: the initialisation",
+               metric="initialisation.row_cosine"),
     )  # fmt: skip
     matrices = result.matrices
     ordered = sorted(result.pairs, key=lambda pair: -_finite(matrices.left_effect[pair.a, pair.b], -2.0))

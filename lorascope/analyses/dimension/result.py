@@ -17,6 +17,7 @@ from lorascope.weights.adapter import Skipped
 
 TRUNCATED = "full fine-tuning, truncated"
 NOISE = "random baseline: the same of noise of this shape; of a product B·A, of one with Gaussian factors"
+_RANKS = "r90, r95, r99"
 
 SPECTRAL = (
     Metric(
@@ -33,12 +34,15 @@ SPECTRAL = (
     Metric("null.effective_rank", "random", help=NOISE, term="Effective rank"),
     Metric(
         "energy_rank_0.9", "r90", "int", "the smallest rank that keeps 90 % of Σσ²", null="null.energy_rank_0.9",
-        formula="rank that keeps 90 % of Σσ²; random: the same of an iid matrix", source="Marchenko and Pastur 1967",
+        term=_RANKS, formula="the rank that keeps 90, 95, 99 % of Σσ²; random: the same of an iid matrix",
+        source="Marchenko and Pastur 1967",
         meaning="How low a rank still holds nearly all of ΔW: far below the random one, ΔW is close to low-rank.",
     ),
-    Metric("null.energy_rank_0.9", "random", "int", NOISE, term="r90"),
-    Metric("energy_rank_0.95", "r95", "int", "the smallest rank that keeps 95 % of Σσ²", null="null.energy_rank_0.95"),
-    Metric("energy_rank_0.99", "r99", "int", "the smallest rank that keeps 99 % of Σσ²", null="null.energy_rank_0.99"),
+    Metric("null.energy_rank_0.9", "random", "int", NOISE, term=_RANKS),
+    Metric("energy_rank_0.95", "r95", "int", "the smallest rank that keeps 95 % of Σσ²", null="null.energy_rank_0.95",
+           term=_RANKS),
+    Metric("energy_rank_0.99", "r99", "int", "the smallest rank that keeps 99 % of Σσ²", null="null.energy_rank_0.99",
+           term=_RANKS),
     Metric(
         "gavish_donoho", "GD", "int", "Gavish–Donoho rank: singular values above the noise bulk",
         term="Gavish–Donoho rank", formula="values above ω(β)·median(σ), 2.858 for a square", source="arXiv 1305.5870",
@@ -58,21 +62,28 @@ OF_SEEDS = (
         source="noise in the mean and in a contrast has one law",
         meaning="How many directions training finds whatever the seed: the others change from seed to seed.",
     ),
-    Metric("signal_share", "signal", "percent", "share of the energy that the seeds share"),
-    Metric("cosine", "cosine", help="of two seeds' ΔW", null="cosine_chance"),
-    Metric("cosine_chance", "chance", help="1/√(mn)"),
+    Metric("signal_share", "signal", "percent", "share of the energy that the seeds share", term="Shared rank"),
+    Metric(
+        "cosine", "cosine", help="of two seeds' ΔW", null="cosine_chance", term="Cosine",
+        formula="⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖_F ‖ΔW_b‖_F)", source="of two seeds; by chance 0 ± 1/√(mn)",
+        meaning="Whether two seeds change the weights the same way: 1 if they differ only in size, about 0 if they are"
+        " unrelated.",
+    ),
+    Metric("cosine_chance", "chance", help="1/√(mn)", term="Cosine"),
 )  # fmt: skip
 OF_AXIS = (
     Metric("size", "k, rank or d", "int", "the size of the truncation or of the trained run"),
-    Metric("parameters", "parameters", "int", "trained or kept parameters, without the head's"),
+    Metric("parameters", "parameters", "int", "trained or kept parameters, without the head's",
+           term="Degrees of freedom"),
     Metric(
         "freedom", "degrees of freedom", "int", "Σ r(m + n − r) over the matrices alone",
-        formula="r(m + n − r), the dimension of the set of m × n matrices of rank r", term="Degrees of freedom",
+        formula="r(m + n − r), the dimension of the set of m × n matrices of rank r; as factors r(m + n)",
+        term="Degrees of freedom",
         source="a matrix of rank r is U Sᵀ up to an r × r change of basis",
         meaning="How many independent numbers a matrix of this rank has: fewer than its factors, since different"
         " factors have the same product.",
     ),
-    Metric("plain", "as factors", "int", "Σ k(m + n) and the vectors"),
+    Metric("plain", "as factors", "int", "Σ k(m + n) and the vectors", term="Degrees of freedom"),
     Metric(
         "gain", "gain", "percent", "share of full fine-tuning's gain in held-out loss", term="Gain",
         formula="(s₀ − loss)/(s₀ − s_FT), held-out losses; s₀: base matrices, trained head and vectors",

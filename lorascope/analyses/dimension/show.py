@@ -280,7 +280,8 @@ def _matrices(result: DimensionResult) -> Table:
     columns = (
         Column("run", "run"), Column("name", "matrix", "code"), Column("shape", "shape"),
         Column("frobenius_norm", "‖ΔW‖_F", "float"), *OF_MATRICES,
-        Column("of_null.energy_rank_0.9", "of random", "percent", help="r90 over its random baseline"),
+        Column("of_null.energy_rank_0.9", "of random", "percent", help="r90 over its random baseline",
+               metric="energy_rank_0.9"),
     )  # fmt: skip
     rows = [each.record() for each in (*result.spectra, *result.adapters)]
     caption = "Random: of a full ΔW an iid matrix of its shape, of an adapter's a product of Gaussian factors."

@@ -242,14 +242,15 @@ def _plans(result: ResizeResult) -> Table:
         Column("plan", "plan", "code"), Column("rank", "ranks", help="min – median – max over modules"),
         Column("parameters", "parameters", "int"), Column("share", "of B·A", "percent"),
         Column("error", "error", "percent", help="‖ΔW − ΔW_r‖/‖ΔW‖ over all modules"),
-        Column("kept", "energy kept", "percent", help="1 − error²: the share of ‖ΔW‖² that the plan keeps"),
-        Column("null", "random", "percent", help="random baseline: the error of Gaussian factors"),
+        Column("kept", "energy kept", "percent", help="1 − error²: the share of ‖ΔW‖² that the plan keeps",
+               metric="error"),
+        Column("null", "random", "percent", help="random baseline: the error of Gaussian factors", metric="error_null"),
     ]  # fmt: skip
     if scored:
         columns += [Column("loss", "held-out loss", "float", 4), Column("gain", "of the gain", "percent")]
         columns += [Column("accuracy", "accuracy", "percent")] * accurate
     columns += [
-        Column("worst", "worst module", "percent", help="the largest error of one module"),
+        Column("worst", "worst module", "percent", help="the largest error of one module", metric="error"),
         Column("dropped", "dropped", "int", help="modules of rank 0"),
     ]
     rows = [_plan_row(result, plan, scored, accurate) for plan in result.plans]
