@@ -402,7 +402,8 @@ class Shelf:
 @dataclass(frozen=True)
 class Page:
     """One page: blocks in reading order. `kicker` is the small line above the title; `answer`, right under it, is what
-    the page has found, and `summary` what it is about. A page of a site shows its shelves, where `file` is this one."""
+    the page has found, and `summary` what it is about; `up` leads to the page that lists it. A page of a site shows its
+    shelves, where `file` is this one."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -410,5 +411,6 @@ class Page:
     summary: str = ""
     made_by: tuple[tuple[str, str], ...] = field(default=())
     answer: str = ""
+    up: Link | None = None
     site: tuple[Shelf, ...] = ()
     file: str = ""
