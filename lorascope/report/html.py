@@ -123,6 +123,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["pretty"] = prose.pretty
     environment.filters["plain"] = prose.plain
     environment.filters["spans"] = prose.spans
+    environment.filters["fact"] = _fact
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters["interval"] = _interval
     environment.filters["here"] = t.here
@@ -140,6 +141,11 @@ def _breaking(name: str) -> Markup:
     """A dotted name that may break after its dots, but not in a number."""
     name = prose.tied(t.shorten(t.visible(name), LONGEST_NAME))
     return Markup(".<wbr>").join(escape(part) for part in re.split(r"\.(?!\d)", name))
+
+
+def _fact(value: str) -> str | Markup:
+    """Words with their indices; a path is left as it is."""
+    return t.visible(value) if re.search(r"[\w.]/[\w.]", value) else prose.pretty(value)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lorascope.report import text as t
 # Indices as the field writes them, of one letter or a norm: "σ_i", "‖ΔW‖_F", "Σ_{i≤k}"; "q_proj" and "c_fc" are names.
 _INDEX = re.compile(
     r"((?:‖|\)|ΔW|(?<![A-Za-z0-9_.{])(?:max|min|[A-Za-zα-ωΑ-Ω])))([_^])"
-    r"(\{[^{}]{1,24}\}|(?:in|out|row|ij|FT|\*|\d{1,3}|[a-zA-ZβΔ])(?![A-Za-z0-9_]|\.\w))"
+    r"(\{[^{}]{1,24}\}|(?:in|out|row|[ijk]{2}|FT|\*|\d{1,3}|[a-zA-ZβΔ])(?![A-Za-z0-9_]|\.\w))"
 )
 # What a line may not break in: "5 %", "ε = 0.5", "r = 8", "0 ± 1".
 _TIED = re.compile(r"(?<=\d) (?=%)|(?<![\w.])[A-Za-zα-ωΑ-Ω][₀-₉]? [=<>≤≥≈] (?=[\d−])|(?<=\d) ± (?=\d)")

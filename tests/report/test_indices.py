@@ -1,17 +1,21 @@
 """No page shows "σ_i" or "R^n" as such: indices are set, also in figures, and hints and labels have none to set."""
 
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
 
 from lorascope.blocks import Column, Heading, Heatmap, Lines, Link, Marker, Measure, Page, Series, Table, Text
 from lorascope.report import html, prose
+from lorascope.study import index, record
+from lorascope.study import page as study_page
 from lorascope.weights import io
+from tests.contracts.test_studies import ROOT
 from tests.report.test_first_screen import PAGES, REPORTS, result_of
 
 RAW = re.compile(r"[\w‖)][_^][\w{*]")
-NAME = re.compile(r"\W*(?!max_|min_)([A-Za-z0-9]{2,}|[a-z](?=_[a-z]{3}))[\w.]*_\w*\W*")  # "q_proj", "low_rank;"
+NAME = re.compile(r"\W*(?!max_.\b|min_.\b)([A-Za-z0-9]{2,}|[a-z](?=_[a-z]{3}))[\w.]*_\w*\W*")  # "q_proj", "low_rank;"
 NOT_PROSE = r"<(script|style|code|pre)\b.*?</\1>|<t[dh][^>]*class=\"t c\b[^>]*>.*?</t[dh]>"
 
 
@@ -28,6 +32,15 @@ def raw_in(page: str) -> list[str]:
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in REPORTS])
 def test_pages_have_no_raw_tex(name, lora_folder):
     assert raw_in(html.render(result_of(name, io.read(lora_folder)).page())) == []
+
+
+@pytest.mark.parametrize("name", ["rslora", "index"])
+def test_pages_of_studies_have_no_raw_tex(name):
+    if name == "index":
+        page = index.index(record.read_folder(ROOT / "reports")[0])
+    else:
+        page = study_page.page(record.read(ROOT / "reports" / f"{name}.json"))
+    assert raw_in(html.render(replace(page, made_by=()))) == []
 
 
 def test_raw_tex_is_seen():
@@ -63,6 +76,7 @@ def test_indices_are_set_in_every_kind_of_text():
         ("‖ΔW‖_F² of q_proj", "‖ΔW‖<sub>F</sub>² of q_proj", "‖ΔW‖F² of q_proj"),
         ("‖U_iᵀV_j‖", "‖U<sub>i</sub>ᵀV<sub>j</sub>‖", "‖UᵢᵀVⱼ‖"),
         ("ΔW_aΔW_bᵀ", "ΔW<sub>a</sub>ΔW<sub>b</sub>ᵀ", "ΔWₐΔWbᵀ"),
+        ("B_ji of Pθ", "B<sub>ji</sub> of Pθ", "Bⱼᵢ of Pθ"),
         ("c_i², x_a.weight", "c<sub>i</sub>², x_a.weight", "cᵢ², x_a.weight"),
         ("max_i a < b, c_fc", "max<sub>i</sub> a &lt; b, c_fc", "maxᵢ a < b, c_fc"),
         ("Σ_{i≤r} of R^n", "Σ<sub>i≤r</sub> of R<sup>n</sup>", "Σ(i≤r) of Rⁿ"),
