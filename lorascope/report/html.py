@@ -72,6 +72,7 @@ def render(page: Page) -> str:
         views=drawing.views,
         contents=drawing.contents,
         levels=range(heatmap.LEVELS),
+        has_scale=switches > 0,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
