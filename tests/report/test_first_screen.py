@@ -23,6 +23,8 @@ FIRST = ".finding, .answer, .forest"  # the index has no words of its own above 
 FIRST_OF_DOCS = "main pre, main .definitions > div"  # a command, or in the glossary a word
 ABOVE = 600  # px: the first finding, at 1440 × 900
 PAPER = {"analyze": 3, "compare": 3, "study": 14}  # pages; the first is of twelve modules
+TOO_WIDE = """() => [...document.querySelectorAll("figure.table:not([data-interactive]) .scroll")]
+    .filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.parentNode.id)"""
 UNNAMED = """() => [...document.querySelectorAll("input, select, button")].filter((e) => e.checkVisibility()
     && !e.getAttribute("aria-label")
     && ![...(e.labels ?? [])].some((label) => label.checkVisibility() && label.textContent.trim())
@@ -78,6 +80,8 @@ def test_a_page_at_every_width_in_the_dark_printed_and_without_script(file, page
     page.emulate_media(color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
 
+    page.set_viewport_size({"width": 1200, "height": 900})
+    assert page.evaluate(TOO_WIDE) == []
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert first.bounding_box()["y"] < 844

@@ -45,7 +45,7 @@ MAX_PAIR_PAGES = 3
 NOISE = 3.0  # of z, which has a standard deviation of about 1 in a module, and less in a mean over modules
 MAX_PAIRS_LISTED = 40
 _SHORT = ("cosine", "cosine_sd", "left.phi_whole", "left.phi_chance", "left.z", "right.phi_whole", "right.phi_chance",
-          "right.z", "a_alone.phi_whole")  # fmt: skip
+          "right.z")  # fmt: skip
 _MAPPED = ("cosine", "left.phi_whole", "left.energy_overlap.value", "right.phi_whole", "right.energy_overlap.value",
            "a_alone.phi_whole", "initialisation.row_cosine", "left.z", "right.z")  # fmt: skip
 # Of a pair, over all modules.

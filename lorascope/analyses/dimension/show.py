@@ -270,7 +270,8 @@ def _adapters_drawn(result: DimensionResult) -> dict[str, list[MatrixSpectrum]]:
 
 
 def _by_type(result: DimensionResult) -> Table:
-    columns = (Column("type", "module type"), Column("matrices", "n", "int"), *SPECTRAL, *OF_SEEDS)
+    measured = [metric for metric in SPECTRAL if "effective_rank" not in metric.key]  # which the matrices have
+    columns = (Column("type", "module type"), Column("matrices", "n", "int"), *measured, *OF_SEEDS)
     rows = [{"type": name, **record} for name, record in result.by_type().items()]
     caption = "Medians over matrices and runs."
     return table(rows, columns, "Full fine-tuning's ΔW by module type", caption=caption, where="page")
