@@ -10,6 +10,7 @@ import pytest
 from lorascope.analyses.base import analyses
 from lorascope.report import html
 from lorascope.weights import io
+from tests.analyses.test_against_base import checkpoint as against
 from tests.analyses.test_delta import checkpoint, low_rank
 from tests.contracts.test_analyses import TRIED, inputs_of
 from tests.contracts.test_studies import ROOT
@@ -18,11 +19,13 @@ from tests.docs import site
 PARTS = ("spectrum", "against_base", "method_specific")  # of the page of `analyze`
 DOCS = ("command-analyze", "docs-index", "glossary")
 REPORTS = {"study": "rslora", "index": "index"}
-PAGES = tuple(dict.fromkeys((*(name for name in TRIED if name not in PARTS), "delta", "trajectory", *REPORTS, *DOCS)))
+PAGES = tuple(
+    dict.fromkeys((*(name for name in TRIED if name not in PARTS), "with-base", "delta", "trajectory", *REPORTS, *DOCS))
+)
 FIRST = ".finding, .answer, .forest"  # the index has no words of its own above its figure
 FIRST_OF_DOCS = "main pre, main .definitions > div"  # a command, or in the glossary a word
 ABOVE = 600  # px: the first finding, at 1440 × 900
-PAPER = {"analyze": 3, "compare": 3, "study": 14}  # pages; the first is of twelve modules
+PAPER = {"analyze": 3, "with-base": 4, "compare": 3, "study": 14}  # pages; the first two are of twelve modules
 TOO_WIDE = """() => [...document.querySelectorAll("figure.table:not([data-interactive]) .scroll")]
     .filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.parentNode.id)"""
 UNNAMED = """() => [...document.querySelectorAll("input, select, button")].filter((e) => e.checkVisibility()
@@ -47,12 +50,14 @@ def file(request, lora_folder, tmp_path_factory):
 
 
 def result_of(name, adapter):
-    analysis = analyses.get(name)
-    if name == "analyze":
+    analysis = analyses.get("analyze" if name == "with-base" else name)
+    if name in ("analyze", "with-base"):
         of_layer = [update for key, update in adapter.updates.items() if "layers.0" in key]
         names = {u.name.replace("layers.0", f"layers.{i}"): u for u in of_layer for i in range(6)}
         twelve = {name: replace(update, name=name) for name, update in names.items()}
-        return analysis.run(replace(adapter, updates=twelve))
+        rng = np.random.default_rng(0)
+        base = against(**{name: rng.standard_normal(update.shape) for name, update in twelve.items()})
+        return analysis.run(replace(adapter, updates=twelve), base=base if name == "with-base" else None)
     if name in ("trajectory", "compare"):
         return analysis.run([adapter, adapter])
     if name == "delta":
