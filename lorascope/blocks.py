@@ -254,7 +254,7 @@ class Forest(Block):
 class Column:
     """`unit` is how a cell is shown: text as it is, code (a name from a file, in a fixed-width face), verdict (a
     `VerdictWord`, as a badge), int, float (`digits` significant), percent (1.0 is 100 %). `to` is where it is defined,
-    as of a `Span`, where that is not on the page itself."""
+    as of a `Span`, where that is not on the page itself; `metric` the key of the metric that it shows, if not `key`."""
 
     key: str
     title: str
@@ -262,6 +262,7 @@ class Column:
     digits: int = 3
     help: str = ""
     to: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -401,7 +402,8 @@ class Shelf:
 @dataclass(frozen=True)
 class Page:
     """One page: blocks in reading order. `kicker` is the small line above the title; `answer`, right under it, is what
-    the page has found, and `summary` what it is about. A page of a site shows its shelves, where `file` is this one."""
+    the page has found, and `summary` what it is about; `up` leads to the page that lists it. A page of a site shows its
+    shelves, where `file` is this one."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -409,5 +411,6 @@ class Page:
     summary: str = ""
     made_by: tuple[tuple[str, str], ...] = field(default=())
     answer: str = ""
+    up: Link | None = None
     site: tuple[Shelf, ...] = ()
     file: str = ""

@@ -55,37 +55,42 @@ MAX_TYPES = 12  # panels of a figure
 IN_SPECTRUM = ("name", "type", "depth", "shape", "base_norm", "delta_norm", "notes")  # that a module's spectrum has
 _SIDES = ("left", "right")
 _CITED = "Hu et al. 2021, arXiv 2106.09685, §7.3, table 7"
+_INSIDE, _OVERLAP = "‖UᵀWV‖ and amplification", "Overlap φ(i, j)"
 
 METRICS = (
     Metric("directions", "r", "int", "singular directions of ΔW that U and V hold"),
-    Metric("inside", "‖UᵀWV‖", help="of W in ΔW's leading directions, Frobenius norm", null="random"),
+    Metric("inside", "‖UᵀWV‖", help="of W in ΔW's leading directions, Frobenius norm", null="random", term=_INSIDE),
     Metric("random", "random", help="the same in random directions: r·‖W‖/√(mn)"),
     Metric("ratio", "× random", help="‖UᵀWV‖ over that in random directions"),
     Metric("z", "z", help="standard deviations of ‖UᵀWV‖² above that in random directions"),
-    Metric("top", "W's own", help="in W's own r leading directions"),
-    Metric("top_ratio", "W's / ΔW's", help="W's own over ΔW's"),
+    Metric("top", "W's own", help="in W's own r leading directions", term=_INSIDE),
+    Metric("top_ratio", "W's / ΔW's", help="W's own over ΔW's", term=_INSIDE),
     Metric(
         "amplification", "ampl.", "float", "‖ΔW‖/‖UᵀWV‖",
-        "U, V: the r leading singular directions of ΔW; amplification ‖ΔW‖_F/‖UᵀWV‖_F", _CITED, "amplification_random",
-        "‖UᵀWV‖ and amplification",
+        "U, V: the r leading singular directions of ΔW; W's own √Σ_{i≤r} σ_i(W)²; amplification ‖ΔW‖_F/‖UᵀWV‖_F",
+        _CITED, "amplification_random", _INSIDE,
+        "How much of W lies in the update's directions: more than in random ones means that the update works"
+        " where W is strong.",
     ),
     Metric("amplification_random", "of random ΔW", help="the same of a random ΔW of this norm"),
     Metric(
         "left.r.phi", "φ left, r", "float", "overlap of ΔW's left directions with W's top r",
-        "‖U_Δᵀ U_W‖_F²/min(i, j); random subspaces of R^n have max(i, j)/n in the mean", "§7.2, eq. 4",
-        "left.r.chance", "Overlap φ(i, j)",
+        "‖U_Δᵀ U_W‖_F²/min(i, j); random subspaces of R^n have max(i, j)/n in the mean, z is against them",
+        "§7.2, eq. 4", "left.r.chance", _OVERLAP,
+        "How far the update's directions lie among the leading ones of W: 1 if all do, the random value if they have"
+        " nothing to do with W.",
     ),
-    Metric("left.r.z", "z", help="against random subspaces"),
+    Metric("left.r.z", "z", help="against random subspaces", term=_OVERLAP),
     *(
         metric
         for side in _SIDES
         for metric in (
             Metric(
                 f"{side}.tenth.phi", f"φ {side}, 10 %", help=f"overlap of ΔW's {side} directions with W's top 10 %",
-                null=f"{side}.tenth.chance",
+                null=f"{side}.tenth.chance", term=_OVERLAP,
             ),
-            Metric(f"{side}.tenth.chance", "random", help="its mean for random subspaces"),
-            Metric(f"{side}.tenth.z", "z", help="against random subspaces"),
+            Metric(f"{side}.tenth.chance", "random", help="its mean for random subspaces", term=_OVERLAP),
+            Metric(f"{side}.tenth.z", "z", help="against random subspaces", term=_OVERLAP),
         )
     ),
 )  # fmt: skip
@@ -97,6 +102,8 @@ DEFINITIONS = (
         "Random directions",
         "√E‖UᵀWV‖² = r·‖W‖_F/√(mn) for independent uniformly random U and V; its variance is exact as well",
         "Collins and Śniady 2006; a random ΔW of the same norm is amplified by ‖ΔW‖ over this",
+        "What ‖UᵀWV‖ would be if the update's directions had nothing to do with W, and z how clearly it is more.",
+        ("random", "ratio", "z", "amplification_random"),
     ),
 )
 

@@ -45,7 +45,7 @@ class Metric:
         formula: as the definitions print it; without one it is in no definition.
         source: paper and section of the formula.
         null: the key of its random baseline in the same row, where there is one.
-        term: its name in the definitions; the title by default.
+        term: its name in the definitions, the title by default; without a formula, the term that defines it.
         meaning: what it says, in one plain sentence.
     """
 
@@ -69,12 +69,16 @@ class Metric:
 
 
 def definitions(metrics: Sequence[Metric]) -> tuple[Definition, ...]:
-    """The definitions of those metrics that have a formula, each term once, with all keys that it is for."""
+    """The definitions of those metrics that have a formula, each term once, with the keys of all metrics of the"
+    " term."""
     found: dict[str, Definition] = {}
     for each in (d for metric in metrics if (d := metric.definition()) is not None):
         before = found.get(each.term, each)
         found[each.term] = replace(each, keys=tuple(dict.fromkeys((*before.keys, *each.keys))),
                                    meaning=before.meaning or each.meaning)  # fmt: skip
+    for metric in metrics:
+        if not metric.formula and (named := found.get(metric.term)) is not None:
+            found[metric.term] = replace(named, keys=(*named.keys, metric.key))
     return tuple(found.values())
 
 

@@ -20,7 +20,7 @@ Those may grow again until the next time; the choice at t = T − tf is final, a
 The paper's appendix has t − ti − tf in the numerator, with which the budget at t = ti would exceed b0 (the cube of a
 number above 1); both codes have t − ti, and so has this one.
 
-Penalty (eq. 4), over every A and B with all their rows: γ·Σ (‖BᵀB − I‖²_F + ‖AAᵀ − I‖²_F) in the paper. Both codes take
+Penalty (eq. 4), over every A and B with all their rows: γ·Σ (‖BᵀB − I‖_F² + ‖AAᵀ − I‖_F²) in the paper. Both codes take
 the mean over matrices of the norm, not squared; `orth_reg: mean-norm` is theirs, and what is known of γ (the paper's
 table 8: 0.1 to 0.5; PEFT's default: 0.5) was found with it.
 

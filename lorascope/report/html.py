@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -66,10 +67,12 @@ def render(page: Page) -> str:
     script = environment.get_template("page.js").render(plain=plain)
     return environment.get_template("page.html").render(
         page=page,
+        up=tables.linked(page.up) if page.up else None,
         shelves=[(shelf.title, [(link.file, tables.linked(link)) for link in shelf.links]) for shelf in page.site],
         views=drawing.views,
         contents=_chapters(drawing.contents),
         levels=range(heatmap.LEVELS),
+        has_scale=switches > 0,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -119,6 +122,9 @@ def _environment() -> jinja2.Environment:
     environment.filters["visible"] = t.visible
     environment.filters["breaking"] = _breaking
     environment.filters["pretty"] = prose.pretty
+    environment.filters["plain"] = prose.plain
+    environment.filters["spans"] = prose.spans
+    environment.filters["fact"] = _fact
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters["interval"] = _interval
     environment.filters["here"] = t.here
@@ -127,15 +133,20 @@ def _environment() -> jinja2.Environment:
     environment.filters["tone"] = _tone
     environment.filters["folded"] = _folded
     environment.filters["percent"] = lambda share: f"{100 * share:.5g}%"
-    environment.filters["paragraphs"] = lambda text: [t.visible(part) for part in text.split("\n\n") if part.strip()]
+    environment.filters["paragraphs"] = lambda text: [prose.pretty(part) for part in text.split("\n\n") if part.strip()]
     environment.filters["source_text"] = lambda text: "\n".join(t.visible(line) for line in text.splitlines())
     return environment
 
 
 def _breaking(name: str) -> Markup:
-    """A dotted name that may break after its dots."""
-    name = t.shorten(t.visible(name), LONGEST_NAME)
-    return Markup(".<wbr>").join(escape(part) for part in name.split("."))
+    """A dotted name that may break after its dots, but not in a number."""
+    name = prose.tied(t.shorten(t.visible(name), LONGEST_NAME))
+    return Markup(".<wbr>").join(escape(part) for part in re.split(r"\.(?!\d)", name))
+
+
+def _fact(value: str) -> str | Markup:
+    """Words with their indices; a path is left as it is."""
+    return t.visible(value) if re.search(r"[\w.]/[\w.]", value) else prose.pretty(value)
 
 
 def _chapters(entries: "list[Entry]") -> "list[Entry]":
@@ -150,7 +161,7 @@ class Entry:
     """A line of the table of contents."""
 
     anchor: str
-    title: str
+    title: Markup
     level: int
 
 
@@ -188,7 +199,7 @@ class _Drawing:
         """A new anchor, and its line in the contents."""
         anchor = self.anchor(wanted) or f"s{self.count('section')}"
         if level <= 3:
-            self.contents.append(Entry(anchor, t.visible(title), level))
+            self.contents.append(Entry(anchor, prose.pretty(title), level))
         return anchor
 
 
@@ -260,7 +271,7 @@ def _claims(d: _Drawing, block: blocks.Claims, previous: Block | None) -> View:
 
 def _interval(number: blocks.Check | blocks.ForestRow) -> str:
     """A number with its interval, which may break between the two and nowhere else."""
-    return t.interval(number).replace(" %", "\u00a0%").replace(", ", ",\u00a0")
+    return prose.tied(t.interval(number)).replace(", ", ",\u00a0")
 
 
 def _folded(claim: blocks.Claim) -> str:

@@ -1,6 +1,7 @@
 """Sentences as markup: indices set as such, code, and links that lead to where a page may lead."""
 
 import re
+from collections.abc import Iterator
 
 from markupsafe import Markup, escape
 
@@ -9,8 +10,17 @@ from lorascope.report import text as t
 
 # Indices as the field writes them, of one letter or a norm: "σ_i", "‖ΔW‖_F", "Σ_{i≤k}"; "q_proj" and "c_fc" are names.
 _INDEX = re.compile(
-    r"(‖|\)|(?<![\w.{])(?:ΔW|[A-Za-zα-ωΑ-Ω]))([_^])(\{[^{}]{1,24}\}|F(?![A-Za-z])|\*|in\b|out\b|row\b|\d{1,3}\b|[a-zA-Zβ](?![\w.])|Δ\b)"
+    r"((?:‖|\)|ΔW|(?<![A-Za-z0-9_.{])(?:max|min|[A-Za-zα-ωΑ-Ω])))([_^])"
+    r"(\{[^{}]{1,24}\}|(?:in|out|row|[ijk]{2}|FT|\*|\d{1,3}|[a-zA-ZβΔ])(?![A-Za-z0-9_]|\.\w))"
 )
+# What a line may not break in: "5 %", "ε = 0.5", "r = 8", "0 ± 1".
+_TIED = re.compile(r"(?<=\d) (?=%)|(?<![\w.])[A-Za-zα-ωΑ-Ω][₀-₉]? [=<>≤≥≈] (?=[\d−])|(?<=\d) ± (?=\d)")
+_SMALL = {
+    "_": str.maketrans("0123456789aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ"),
+    "^": str.maketrans("0123456789nijkrtβT", "⁰¹²³⁴⁵⁶⁷⁸⁹ⁿⁱʲᵏʳᵗᵝᵀ"),
+}
+DROP = 0.3  # of an index in SVG, in its own font size
+SIZE = 0.75
 _ANCHOR = r"[A-Za-z][\w.-]*"
 _NUMBERED = re.compile(r"(s|definition-|row-|figure-|table-)\d.*|main")  # what pages call their parts
 PLAIN_FILE = re.compile(r"[\w-]+(\.[\w-]+)*")  # no path and no scheme: a link stays in the page's folder
@@ -19,14 +29,61 @@ _FAR = re.compile(rf"\.\./{PLAIN_FILE.pattern}(#{_ANCHOR})?|https://[\w.-]+(/[\w
 
 
 def pretty(text: str) -> Markup:
+    """Text with its indices and exponents set as such, and its numbers on one line with what belongs to them."""
+    return indexed(tied(text))
+
+
+def tied(text: str) -> str:
+    """Text whose lines do not break inside a number and its unit."""
+    return _TIED.sub(lambda m: m[0].replace(" ", "\u00a0"), text)
+
+
+def indexed(text: str) -> Markup:
     """Text with its indices and exponents set as such."""
+    tags = {"": Markup("{}"), "_": Markup("<sub>{}</sub>"), "^": Markup("<sup>{}</sup>")}
+    return Markup("").join(tags[sign].format(piece) for sign, piece in _pieces(text))
 
-    def index(m: re.Match) -> str:
-        tag = "sub" if m[2] == "_" else "sup"
-        return f"{m[1]}<{tag}>{m[3].strip('{}')}</{tag}>"
 
-    # safe: the text is escaped first, and what the pattern matches has no character of HTML
-    return Markup(_INDEX.sub(index, str(escape(t.visible(text)))))
+def plain(text: str) -> str:
+    """Text for a place that has no markup: small characters where there are such, and no signs of TeX."""
+    return "".join(_small(sign, piece) for sign, piece in _pieces(text))
+
+
+def _small(sign: str, piece: str) -> str:
+    small = piece.translate(_SMALL.get(sign, {}))
+    return small if not any(c in small for c in piece) or len(piece) == 1 or not sign else f"({piece})"
+
+
+def raised(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Text in pieces with the attributes of a tspan for each: SVG has neither sub nor sup."""
+    back = 0.0
+    for sign, piece in _pieces(text):
+        shift = {"": 0.0, "_": DROP, "^": -DROP}[sign]
+        size = SIZE if sign else 1.0
+        moved = {"dy": f"{shift + back / size:.2f}em"} if shift or back else {}
+        yield piece, moved | ({"font-size": f"{100 * SIZE:.0f}%"} if sign else {})
+        back = -shift * size
+
+
+def spans(text: str) -> Markup:
+    """Text for an SVG, with its indices set as such."""
+    drawn = Markup("")
+    for piece, at in raised(text):
+        given = Markup("").join(Markup(' {}="{}"').format(*each) for each in at.items())
+        drawn += Markup("<tspan{}>{}</tspan>").format(given, piece) if at else escape(piece)
+    return drawn
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """What stands on the line with "", indices with "_", exponents with "^"."""
+    text = t.visible(text)
+    at = 0
+    for m in _INDEX.finditer(text):
+        yield "", text[at : m.end(1)]
+        yield m[2], m[3].strip("{}")
+        at = m.end()
+    if at < len(text) or not text:
+        yield "", text[at:]
 
 
 def is_anchor(text: str) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
 from lorascope.report.palette import COLORBLIND, CREST
+from lorascope.report.prose import plain, raised
 
 # Placeholder colours, none of which is black (matplotlib leaves black out) and none of which a figure would use.
 _VARIABLES = ["fg", "muted", "grid", *(f"c{i}" for i in range(len(COLORBLIND))), *(f"q{i}" for i in range(len(CREST)))]
@@ -43,13 +44,15 @@ def tidy(svg: str, uid: str, styles: Styles, names: dict[str, str], labelled_by:
         for child in list(parent):
             if child.tag.rpartition("}")[2] in ("metadata", "style"):
                 parent.remove(child)
-    for element in root.iter():
+    for element in list(root.iter()):
         _tidy_element(element, uid, styles, names)
+        if element.tag == "text":
+            _set_indices(element)
     keep = {"viewBox": root.get("viewBox", ""), "class": "plot", "role": "img", "aria-labelledby": labelled_by}
     root.attrib.clear()
     root.attrib.update(keep)
     about = ElementTree.Element("desc")
-    about.text = description
+    about.text = plain(description)
     root.insert(0, about)
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -62,7 +65,7 @@ def _tidy_element(element: ElementTree.Element, uid: str, styles: Styles, names:
         if key == "id":
             if value in names:
                 title = ElementTree.Element("title")
-                title.text = names[value]
+                title.text = plain(names[value])
                 element.insert(0, title)
             if element.tag in ("clipPath", "path"):
                 attributes["id"] = f"{uid}-{value}"
@@ -79,6 +82,14 @@ def _tidy_element(element: ElementTree.Element, uid: str, styles: Styles, names:
     for part in ("text", "tail"):
         if not (getattr(element, part) or "").strip():
             setattr(element, part, None)
+
+
+def _set_indices(element: ElementTree.Element) -> None:
+    """ "‖ΔW‖_F" with its index below the line."""
+    (first, _), *rest = raised(element.text or "")
+    element.text = first
+    for piece, at in rest:
+        ElementTree.SubElement(element, "tspan", at).text = piece
 
 
 def _declarations(style: str) -> str:

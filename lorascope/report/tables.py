@@ -44,7 +44,7 @@ def view(
     constant = _constant(block, rows)
     kept = [j for j in range(len(block.columns)) if j not in constant]
     shown = [block.columns[j] for j in kept]
-    defined = {c.key: definitions.get(c.key, "") or prose.target(c.to, is_site) for c in block.columns}
+    defined = {c.key: definitions.get(c.metric or c.key, "") or prose.target(c.to, is_site) for c in block.columns}
     columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), defined) for j in kept)
     bars = [_longest(block, rows, j) for j in kept]
     wordy = sum(column.css.endswith("w") for column in columns)
@@ -58,7 +58,11 @@ def view(
         title=title,
         columns=columns,
         rows=tuple(
-            tuple(_cell(row[j], c, top, is_site) for j, c, top in zip(kept, shown, bars, strict=True)) for row in rows
+            tuple(
+                _cell(row[j], c, top, is_site, " c" not in column.css)
+                for j, c, top, column in zip(kept, shown, bars, columns, strict=True)
+            )
+            for row in rows
         ),
         anchors=_anchors(block, rows, names),
         wide=not bare and (len(kept) > 9 or wordy > 2),
@@ -107,7 +111,7 @@ def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mappi
         css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > room for w in words) else "")
     return ColumnView(
         title=t.visible(column.title),
-        help=t.visible(column.help),
+        help=prose.plain(column.help),
         css=css,
         badges=column.unit == "verdict",
         definition=definitions.get(column.key, ""),
@@ -120,7 +124,8 @@ def linked(value: blocks.Link | str) -> CellView:
     return CellView(text=t.cell(value), key="", file=file)
 
 
-def _cell(value: Cell, column: Column, longest: float, is_site: bool = False) -> CellView:
+def _cell(value: Cell, column: Column, longest: float, is_site: bool = False, words: bool = False) -> CellView:
+    """`words`: its text is prose, whose indices are set as such, and not a name."""
     if isinstance(value, blocks.Rich):
         return CellView(text=prose.markup(value, is_site), key="")
     text = t.cell(value, column.unit, column.digits)
@@ -130,4 +135,5 @@ def _cell(value: Cell, column: Column, longest: float, is_site: bool = False) ->
     key = f"{value:.7g}" if is_number and column.unit != "text" else ""
     file = linked(value).file if isinstance(value, blocks.Link) else ""
     bar = round(BAR * value / longest) if longest and is_number and math.isfinite(value) else None  # type: ignore[arg-type,operator]
-    return CellView(text=text, key="" if key == text else key, file=file, bar=bar or None)
+    shown = prose.indexed(text) if words and isinstance(value, str | blocks.Link) else text
+    return CellView(text=shown, key="" if key == text else key, file=file, bar=bar or None)

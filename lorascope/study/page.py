@@ -14,6 +14,7 @@ from lorascope.blocks import (
     Forest,
     Heading,
     Lines,
+    Link,
     Marker,
     Page,
     Series,
@@ -54,6 +55,7 @@ def page(record: Record) -> Page:
             (*([] if record["reading"] else [record["question"]]), scope.line(record), _set_up(record))
         ),
         made_by=_made_by(record),
+        up=Link("All studies", "index.html"),
     )
 
 

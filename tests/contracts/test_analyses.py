@@ -3,16 +3,18 @@
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from lorascope.analyses.base import Analysis, Metric, analyses
-from lorascope.blocks import Block, Finding
+from lorascope.analyses.base import Analysis, Metric, analyses, definitions
+from lorascope.analyses.method_specific.engine import kind_metrics
+from lorascope.blocks import Block, Definitions, Finding, Table
 from lorascope.errors import InputError
-from lorascope.report import html, terminal
+from lorascope.report import html, prose, terminal
 from lorascope.weights import io
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.files import Tensors
@@ -20,6 +22,7 @@ from lorascope.weights.tensors import InMemory
 from tests.analyses import test_activations, test_dimension
 
 NAMES = [name for name, each in analyses.items() if isinstance(each, Analysis)]
+SELF_EVIDENT = {"r", "uses", "rank", "ranks", "rank before", "parameters", "rounding", "‖ΔW‖_F", "k, rank or d", "size"}
 TRIED = [name for name in NAMES if "checkpoints" not in analyses.get(name).takes]
 
 
@@ -112,3 +115,44 @@ def test_metrics_are_declared_once(name):
     assert all(metric.help for metric in metrics)
     for metric in metrics:
         assert bool(metric.formula) <= bool(metric.source), f"{metric.key} has a formula and no source"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_definition_opens_with_what_the_number_means(name):
+    assert_plain(definitions(analyses.get(name).metrics))
+    terms = {metric.term or metric.title for metric in analyses.get(name).metrics if metric.formula}
+    assert {metric.term for metric in analyses.get(name).metrics if metric.term} <= terms
+
+
+def test_every_definition_of_a_page_opens_with_what_the_number_means(result):
+    shown = [block for block in result.page().blocks if isinstance(block, Definitions)]
+    assert shown or result.analysis == "method_specific"
+    for block in shown:
+        assert_plain(block.items)
+
+
+def test_headers_of_metrics_lead_to_their_definitions(result):
+    page = result.page()
+    defined = {key for b in page.blocks if isinstance(b, Definitions) for item in b.items for key in item.keys}
+    columns = [c for b in page.blocks if isinstance(b, Table) and b.where != "terminal" for c in b.columns]
+    known = {metric.key for metric in analyses.get(result.analysis).metrics}
+    assert {c.title for c in columns if (c.metric or c.key) in known - defined} <= SELF_EVIDENT
+    text = html.render(page)
+    headers = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', text)
+    bare = {header for header in headers if 'class="def"' not in header}
+    assert not bare & {str(prose.pretty(c.title)) for c in columns if (c.metric or c.key) in defined}
+    assert all(f'id="{to}"' in text for to in re.findall(r'class="def" href="#([^"]+)"', text))
+
+
+@pytest.mark.parametrize("name", kind_metrics.names())
+def test_every_definition_of_a_method_opens_with_what_the_number_means(name):
+    kind = kind_metrics.get(name)
+    assert_plain((*definitions(kind.metrics), *kind.more_definitions))
+
+
+def assert_plain(items) -> None:
+    """One sentence each, and none that is the formula again."""
+    for item in items:
+        assert item.meaning.endswith("."), f"{item.term} does not say what it means"
+        assert ". " not in item.meaning, f"{item.term}: one sentence"
+        assert not set("=√ΣΔ/_^²⟨") & set(item.meaning.replace("ΔW", "").replace("W + ΔW", "").replace("1/r", "")), item

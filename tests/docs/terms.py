@@ -69,8 +69,8 @@ def measures() -> dict[str, tuple[Definition, ...]]:
 
 
 def anchor_of(metric: Metric, command: str) -> str:
-    """Where a metric is defined; "" where it has no formula."""
-    if not metric.formula:
+    """Where a metric is defined; "" where it is not."""
+    if not metric.formula and not metric.term:
         return ""
     term = metric.term or metric.title
     everywhere = [each for own in (measures().get(command, ()), *measures().values()) for each in own]

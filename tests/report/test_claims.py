@@ -51,9 +51,9 @@ def test_claims_on_a_page(page_in_browser, tmp_path):
     first, last = page.locator(".claim").first, page.locator(".claim").last
     shown = first.locator("tr").first.locator("td").all_inner_texts()
     assert "93.1\u00a0% [91.0\u00a0%,\u00a096.0\u00a0%]" in shown[0]
-    assert "bound ≥ 90.0 %" in shown[0]
+    assert "bound ≥ 90.0\u00a0%" in shown[0]
     assert "It lies above the bound." in shown[2]
-    assert "power 82 %" in shown[2]
+    assert "power 82\u00a0%" in shown[2]
     assert page.get_by_text("Amended.").is_visible()  # and is not folded
     assert not page.get_by_text("did not pass, as expected").is_visible()
     first.locator("summary").click()

@@ -107,3 +107,8 @@ def test_prose_in_the_terminal():
     words = Rich((Span("see "), Span("q_proj", "code", "two.html")))
     printed = terminal.render(Page("title", (Prose(words), Items((words, words), numbered=True))), width=80)
     assert printed.splitlines()[2:] == ["see q_proj", "", "1. see q_proj", "2. see q_proj"]
+
+
+def test_names_break_after_their_dots_and_not_in_a_number():
+    text = html.render(Page("minilm-0.1.0 → model.layers.merged", ()))
+    assert "<h1>minilm-0.1.0 → model.<wbr>layers.<wbr>merged</h1>" in text

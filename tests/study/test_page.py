@@ -60,6 +60,11 @@ def test_the_answer_stands_under_the_title_and_the_scope_under_it():
     assert "What, and why?" in pages.page(record(reading="")).summary
 
 
+def test_a_study_leads_back_to_the_list_of_all():
+    head = html.render(pages.page(record())).split("<main")[0]
+    assert '<p class="kicker">lorascope study · <a href="index.html">All studies</a></p>' in head
+
+
 def test_a_claim_says_why_and_how_far_to_trust_it():
     said = text(record())
     for part in (

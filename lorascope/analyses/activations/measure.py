@@ -25,23 +25,39 @@ LAYER_METRICS = (
         "share.mean", "‖ΔWx‖/‖Wx‖", "percent", "mean over tokens", null="chance_share", term="Share",
         formula="‖ΔW x‖/‖W x‖ and ‖ΔW x‖/‖(W + ΔW) x‖, x the inputs of the layer in the trained model, no bias",
         source="mean and quantiles over tokens other than padding",
+        meaning="How strongly the update acts on real inputs: near 0 the output of the layer hardly changes, at"
+        " 100 % the update's part of it is as large as the base's.",
     ),
     Metric(
         "chance_share", "random ΔW", "percent", "the same by a random ΔW of this norm: ‖ΔW‖_F‖x‖/(√d_in‖Wx‖)",
         formula="E‖ΔW x‖² = ‖ΔW‖_F²‖x‖²/d_in for a ΔW whose rows point anywhere", source="exact, any rank",
         term="Random ΔW",
+        meaning="The share that an update of this norm would have whatever the inputs: a share above it means that the"
+        " update reads directions in which the inputs are strong.",
     ),
-    Metric("weight_ratio", "‖ΔW‖/‖W‖", "percent", "Frobenius norms, no inputs"),
+    Metric(
+        "weight_ratio", "‖ΔW‖/‖W‖", "percent", "Frobenius norms, no inputs", term="Relative norm ‖ΔW‖/‖W‖",
+        formula="‖ΔW‖_F / ‖W‖_F", source="of the weights alone",
+        meaning="How large the update is compared with the weight that it changes, whatever the inputs.",
+    ),
     Metric(
         "update_gain", "gain of ΔW", help="root mean square of ‖ΔWx‖ over that of a random ΔW of its norm", term="Gain",
         formula="√(Σ‖M x‖²/(‖M‖_F² Σ‖x‖²/d_in)): 1 for a random M, √d_in at most", source="M = ΔW or W",
+        meaning="How a matrix responds to real inputs: above 1 it reads directions in which they are strong, below 1"
+        " directions in which they are weak.",
     ),
-    Metric("base_gain", "gain of W", help="the same of W"),
-    Metric("share.q05", "5 %", "percent", "5 % of tokens have a smaller share"),
-    Metric("share.q95", "95 %", "percent", "95 % of tokens have a smaller share"),
-    Metric("share_of_output.mean", "of output", "percent", "‖ΔWx‖/‖(W + ΔW)x‖, mean over tokens"),
-    Metric("cosine.mean", "cosine", help="of ΔWx and Wx, mean over tokens", null="chance_cosine"),
-    Metric("chance_cosine", "±chance", help="1/√d_out: standard deviation of one token's cosine for a random ΔW"),
+    Metric("base_gain", "gain of W", help="the same of W", term="Gain"),
+    Metric("share.q05", "5 %", "percent", "5 % of tokens have a smaller share", term="Share"),
+    Metric("share.q95", "95 %", "percent", "95 % of tokens have a smaller share", term="Share"),
+    Metric("share_of_output.mean", "of output", "percent", "‖ΔWx‖/‖(W + ΔW)x‖, mean over tokens", term="Share"),
+    Metric(
+        "cosine.mean", "cosine", help="of ΔWx and Wx, mean over tokens", null="chance_cosine", term="Cosine",
+        formula="⟨ΔW x, W x⟩/(‖ΔW x‖ ‖W x‖); by chance 0 ± 1/√d_out for one token", source="mean over tokens",
+        meaning="Whether the update adds to what the layer says or works against it: positive strengthens the output,"
+        " negative weakens it, about 0 turns it.",
+    ),
+    Metric("chance_cosine", "±chance", help="1/√d_out: standard deviation of one token's cosine for a random ΔW",
+           term="Cosine"),
     Metric("uses", "uses", "int", "how often one pass calls the layer"),
 )  # fmt: skip
 CKA_METRICS = (
@@ -49,23 +65,30 @@ CKA_METRICS = (
         "value", "CKA", help="debiased; by chance 0 on average", null="chance_sd", term="CKA, debiased",
         formula="HSIC(K, L)/√(HSIC(K, K) HSIC(L, L)), K = XXᵀ, with the unbiased HSIC",
         source="Kornblith et al. 2019, arXiv 1905.00414; Song et al. 2012, eq. 5",
+        meaning="How alike two models represent the same texts: 1 if their hidden states agree up to rotation and"
+        " scale, about 0 if they are unrelated.",
     ),
     Metric(
         "low", "95 % from", help="lower end of the 95 % interval over texts", term="Interval",
         formula="95 %, texts omitted in 20 groups (jackknife): resampling would repeat samples, and each repeated pair"
         " brings the bias back", source="Efron and Stein 1981",
+        meaning="How much the CKA could differ with other texts: a wide interval asks for more of them.",
     ),
-    Metric("high", "to", help="upper end of the 95 % interval over texts"),
+    Metric("high", "to", help="upper end of the 95 % interval over texts", term="Interval"),
     Metric(
         "chance_sd", "chance ±", help="one s.d.; the mean is 0", term="CKA by chance",
         formula="samples of one side permuted: mean 0, standard deviation √(2/(n(n − 3)))",
         source="Mantel's moments of U-centred matrices, Székely and Rizzo 2014",
+        meaning="How far from 0 the CKA of unrelated hidden states lies: a CKA below two of these shows no similarity.",
     ),
     Metric(
         "biased", "biased CKA", help="the usual estimator", null="biased_chance", term="CKA, biased",
         formula="the same with tr(KHLH); by chance tr(KH)tr(LH)/(n − 1) in its place", source="for comparison",
+        meaning="The usual estimate, to compare with other papers: with few texts it is high even for unrelated"
+        " states.",
     ),
-    Metric("biased_chance", "biased, by chance", help="what the usual estimator gives unrelated states"),
+    Metric("biased_chance", "biased, by chance", help="what the usual estimator gives unrelated states",
+           term="CKA, biased"),
 )  # fmt: skip
 METRICS = (*LAYER_METRICS, *CKA_METRICS)
 SUMMARISED = ("share", "chance_share", "weight_ratio", "update_gain", "base_gain", "cosine")

@@ -45,7 +45,7 @@ MAX_PAIR_PAGES = 3
 NOISE = 3.0  # of z, which has a standard deviation of about 1 in a module, and less in a mean over modules
 MAX_PAIRS_LISTED = 40
 _SHORT = ("cosine", "cosine_sd", "left.phi_whole", "left.phi_chance", "left.z", "right.phi_whole", "right.phi_chance",
-          "right.z", "a_alone.phi_whole")  # fmt: skip
+          "right.z")  # fmt: skip
 _MAPPED = ("cosine", "left.phi_whole", "left.energy_overlap.value", "right.phi_whole", "right.energy_overlap.value",
            "a_alone.phi_whole", "initialisation.row_cosine", "left.z", "right.z")  # fmt: skip
 # Of a pair, over all modules.
@@ -262,9 +262,14 @@ def _pairs(result: CompareResult) -> Table:
     """The pairs most similar on the left."""
     columns = (
         Column("a", "a"), Column("b", "b"), Column("modules", "n", "int"), Column("cosine", "cosine", "float"),
-        Column("left", "left φ", "float"), Column("left_chance", "chance", "float"), Column("left_z", "z", "float"),
-        Column("right", "right φ", "float"), Column("right_chance", "chance", "float"), Column("right_z", "z", "float"),
-        Column("row_cosine", "A rows", "float", help="mean cosine of A's rows one by one: the initialisation"),
+        Column("left", "left φ", "float", metric="left.phi_whole"),
+        Column("left_chance", "chance", "float", metric="left.phi_chance"),
+        Column("left_z", "z", "float", metric="left.pooled_z"),
+        Column("right", "right φ", "float", metric="right.phi_whole"),
+        Column("right_chance", "chance", "float", metric="right.phi_chance"),
+        Column("right_z", "z", "float", metric="left.pooled_z"),
+        Column("row_cosine", "A rows", "float", help="mean cosine of A's rows one by one: the initialisation",
+               metric="initialisation.row_cosine"),
     )  # fmt: skip
     matrices = result.matrices
     ordered = sorted(result.pairs, key=lambda pair: -_finite(matrices.left_effect[pair.a, pair.b], -2.0))

@@ -102,7 +102,11 @@ def _some(keys: Sequence[str]) -> list[Metric]:
 
 def _by_type(result: DeltaResult, changed: Sequence[Row]) -> Table:
     metrics = _some(_BY_TYPE)
-    columns = (Column("type", "module type"), Column("n", "n", "int"), Column("energy", "energy", "percent"))
+    columns = (
+        Column("type", "module type"),
+        Column("n", "n", "int"),
+        Column("energy", "energy", "percent", metric="energy_share"),
+    )
     rows = tuple(
         (name, len(those), sum(row["energy_share"] for row in those),
          *(median(value(row, metric.key) for row in those) for metric in metrics))
@@ -139,7 +143,13 @@ def _all_matrices(result: DeltaResult) -> Table:
     records = [result.record_of(matrix) for matrix in result.matrices]
     shown = [metric for metric in METRICS if any(value(record, metric.key) is not None for record in records)]
     of_adapters = [
-        Column(f"captured.{each.label}.{metric.key}", f"{metric.title} {each.label}", metric.unit, help=metric.help)
+        Column(
+            f"captured.{each.label}.{metric.key}",
+            f"{metric.title} {each.label}",
+            metric.unit,
+            help=metric.help,
+            metric=metric.key,
+        )
         for each in result.adapters
         for metric in CAPTURED
         if metric.key in ("both", "cosine")

@@ -17,27 +17,42 @@ from lorascope.weights.adapter import Skipped
 
 TRUNCATED = "full fine-tuning, truncated"
 NOISE = "random baseline: the same of noise of this shape; of a product B·A, of one with Gaussian factors"
+_RANKS = "r90, r95, r99"
 
 SPECTRAL = (
-    Metric("stable_rank", "stable rank", help="Σσ²/σ₁²", null="null.stable_rank"),
-    Metric("null.stable_rank", "random", help=NOISE),
-    Metric("effective_rank", "eff. rank", help="exp of the entropy of σ/Σσ", null="null.effective_rank"),
-    Metric("null.effective_rank", "random", help=NOISE),
+    Metric(
+        "stable_rank", "stable rank", help="Σσ²/σ₁²", null="null.stable_rank", term="Stable rank",
+        formula="Σσ² / σ₁²", source="Rudelson and Vershynin 2007",
+        meaning="How many directions carry the update, weighted towards the largest: 1 if one direction is everything.",
+    ),
+    Metric("null.stable_rank", "random", help=NOISE, term="Stable rank"),
+    Metric(
+        "effective_rank", "eff. rank", help="exp of the entropy of σ/Σσ", null="null.effective_rank",
+        term="Effective rank", formula="exp H(p), p = σ/Σσ", source="Roy and Vetterli 2007, eq. 4",
+        meaning="How many directions the update spreads over, weak ones counted in.",
+    ),
+    Metric("null.effective_rank", "random", help=NOISE, term="Effective rank"),
     Metric(
         "energy_rank_0.9", "r90", "int", "the smallest rank that keeps 90 % of Σσ²", null="null.energy_rank_0.9",
-        formula="rank that keeps 90 % of Σσ²; random: the same of an iid matrix", source="Marchenko and Pastur 1967",
+        term=_RANKS, formula="the rank that keeps 90, 95, 99 % of Σσ²; random: the same of an iid matrix",
+        source="Marchenko and Pastur 1967",
+        meaning="How low a rank still holds nearly all of ΔW: far below the random one, ΔW is close to low-rank.",
     ),
-    Metric("null.energy_rank_0.9", "random", "int", NOISE),
-    Metric("energy_rank_0.95", "r95", "int", "the smallest rank that keeps 95 % of Σσ²", null="null.energy_rank_0.95"),
-    Metric("energy_rank_0.99", "r99", "int", "the smallest rank that keeps 99 % of Σσ²", null="null.energy_rank_0.99"),
+    Metric("null.energy_rank_0.9", "random", "int", NOISE, term=_RANKS),
+    Metric("energy_rank_0.95", "r95", "int", "the smallest rank that keeps 95 % of Σσ²", null="null.energy_rank_0.95",
+           term=_RANKS),
+    Metric("energy_rank_0.99", "r99", "int", "the smallest rank that keeps 99 % of Σσ²", null="null.energy_rank_0.99",
+           term=_RANKS),
     Metric(
         "gavish_donoho", "GD", "int", "Gavish–Donoho rank: singular values above the noise bulk",
         term="Gavish–Donoho rank", formula="values above ω(β)·median(σ), 2.858 for a square", source="arXiv 1305.5870",
+        meaning="How many singular values to keep for the least error, if the rest is noise.",
     ),
     Metric(
         "marchenko_pastur", "> MP", "int", "singular values above the Marchenko–Pastur edge",
         term="Marchenko–Pastur rank", formula="values above the edge of the bulk, with its Tracy–Widom 99 % correction",
         source="Marchenko and Pastur 1967",
+        meaning="How many singular values stand out from the noise-like rest.",
     ),
 )  # fmt: skip
 OF_SEEDS = (
@@ -45,27 +60,39 @@ OF_SEEDS = (
         "shared_rank", "shared", "int", "singular values of the seeds' mean above their difference", term="Shared rank",
         formula="values of the seeds' mean above the largest of their contrasts Σ c_i ΔW_i, Σ c_i = 0, Σ c_i² = 1/n",
         source="noise in the mean and in a contrast has one law",
+        meaning="How many directions training finds whatever the seed: the others change from seed to seed.",
     ),
-    Metric("signal_share", "signal", "percent", "share of the energy that the seeds share"),
-    Metric("cosine", "cosine", help="of two seeds' ΔW", null="cosine_chance"),
-    Metric("cosine_chance", "chance", help="1/√(mn)"),
+    Metric("signal_share", "signal", "percent", "share of the energy that the seeds share", term="Shared rank"),
+    Metric(
+        "cosine", "cosine", help="of two seeds' ΔW", null="cosine_chance", term="Cosine",
+        formula="⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖_F ‖ΔW_b‖_F)", source="of two seeds; by chance 0 ± 1/√(mn)",
+        meaning="Whether two seeds change the weights the same way: 1 if they differ only in size, about 0 if they are"
+        " unrelated.",
+    ),
+    Metric("cosine_chance", "chance", help="1/√(mn)", term="Cosine"),
 )  # fmt: skip
 OF_AXIS = (
     Metric("size", "k, rank or d", "int", "the size of the truncation or of the trained run"),
-    Metric("parameters", "parameters", "int", "trained or kept parameters, without the head's"),
+    Metric("parameters", "parameters", "int", "trained or kept parameters, without the head's",
+           term="Degrees of freedom"),
     Metric(
         "freedom", "degrees of freedom", "int", "Σ r(m + n − r) over the matrices alone",
-        formula="r(m + n − r), the dimension of the set of m × n matrices of rank r", term="Degrees of freedom",
+        formula="r(m + n − r), the dimension of the set of m × n matrices of rank r; as factors r(m + n)",
+        term="Degrees of freedom",
         source="a matrix of rank r is U Sᵀ up to an r × r change of basis",
+        meaning="How many independent numbers a matrix of this rank has: fewer than its factors, since different"
+        " factors have the same product.",
     ),
-    Metric("plain", "as factors", "int", "Σ k(m + n) and the vectors"),
+    Metric("plain", "as factors", "int", "Σ k(m + n) and the vectors", term="Degrees of freedom"),
     Metric(
         "gain", "gain", "percent", "share of full fine-tuning's gain in held-out loss", term="Gain",
         formula="(s₀ − loss)/(s₀ − s_FT), held-out losses; s₀: base matrices, trained head and vectors",
         source="--baseline replaces s₀",
+        meaning="How much of what full fine-tuning achieves is reached: 100 % is as good, 0 % no better than the"
+        " start.",
     ),
-    Metric("low", "low", "percent", "lower end of the 95 % interval, or of the range, of the gain"),
-    Metric("high", "high", "percent", "upper end of the 95 % interval, or of the range, of the gain"),
+    Metric("low", "low", "percent", "lower end of the 95 % interval, or of the range, of the gain", term="Gain"),
+    Metric("high", "high", "percent", "upper end of the 95 % interval, or of the range, of the gain", term="Gain"),
 )  # fmt: skip
 METRICS = (*SPECTRAL, *OF_SEEDS, *OF_AXIS)
 

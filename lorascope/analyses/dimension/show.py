@@ -46,16 +46,26 @@ MEANINGS = (
         "k90, k95, k99",
         "the smallest k from which on all measured rank-k truncations of every ΔW, jointly, keep the share of the gain",
         "Eckart and Young 1936 for the truncation",
+        "How many directions of every ΔW are needed to keep that share of what fine-tuning gained.",
     ),
     Definition(
-        "Random directions", "ΔW Q Qᵀ, Q (n, k) orthonormal: Haar within ΔW's row space, or in all of R^n", "a control"
+        "Random directions",
+        "ΔW Q Qᵀ, Q (n, k) orthonormal: Haar within ΔW's row space, or in all of R^n",
+        "a control",
+        "What as many directions keep when they are not the largest: nearly as much means that these are not special.",
     ),
-    Definition("Smallest trained rank", "first rank whose mean gain over seeds reaches the share", "arXiv 2106.09685"),
+    Definition(
+        "Smallest trained rank",
+        "first rank whose mean gain over seeds reaches the share",
+        "arXiv 2106.09685",
+        "The lowest rank at which training a LoRA was enough, next to which a truncation can be judged.",
+    ),
     Definition(
         "d90",
         "first d of the grid whose training in a random subspace reaches 90 % of the gain; DID: one projection, SAID: a"
         " trained factor for each layer besides",
         "arXiv 1804.08838, arXiv 2012.13255",
+        "How few trained parameters reach 90 % of the gain: the intrinsic dimension of the task.",
     ),
 )
 
@@ -260,7 +270,8 @@ def _adapters_drawn(result: DimensionResult) -> dict[str, list[MatrixSpectrum]]:
 
 
 def _by_type(result: DimensionResult) -> Table:
-    columns = (Column("type", "module type"), Column("matrices", "n", "int"), *SPECTRAL, *OF_SEEDS)
+    measured = [metric for metric in SPECTRAL if "effective_rank" not in metric.key]  # which the matrices have
+    columns = (Column("type", "module type"), Column("matrices", "n", "int"), *measured, *OF_SEEDS)
     rows = [{"type": name, **record} for name, record in result.by_type().items()]
     caption = "Medians over matrices and runs."
     return table(rows, columns, "Full fine-tuning's ΔW by module type", caption=caption, where="page")
@@ -270,7 +281,8 @@ def _matrices(result: DimensionResult) -> Table:
     columns = (
         Column("run", "run"), Column("name", "matrix", "code"), Column("shape", "shape"),
         Column("frobenius_norm", "‖ΔW‖_F", "float"), *OF_MATRICES,
-        Column("of_null.energy_rank_0.9", "of random", "percent", help="r90 over its random baseline"),
+        Column("of_null.energy_rank_0.9", "of random", "percent", help="r90 over its random baseline",
+               metric="energy_rank_0.9"),
     )  # fmt: skip
     rows = [each.record() for each in (*result.spectra, *result.adapters)]
     caption = "Random: of a full ΔW an iid matrix of its shape, of an adapter's a product of Gaussian factors."

@@ -137,9 +137,10 @@ def _all(result: IntrudersResult) -> Table:
 def _vectors(result: IntrudersResult) -> Block:
     columns = (
         Column("name", "weight", "code"), Column("position", "position", "int"), Column("sigma", "σ", "float"),
-        Column("energy_share", "of ‖W + ΔW‖²", "percent"), Column("cosine.left", "max |cos| left", "float"),
+        Column("energy_share", "of ‖W + ΔW‖²", "percent"),
+        Column("cosine.left", "max |cos| left", "float", metric="lowest_cosine"),
         Column("nearest.left", "nearest in W", "int", help="the position in W's spectrum of the nearest vector"),
-        Column("cosine.right", "max |cos| right", "float"),
+        Column("cosine.right", "max |cos| right", "float", metric="lowest_cosine"),
         Column("of_base.left", "in W's top", "percent",
                help="share of the left vector in the span of W's 2k leading ones: a mixture of W's own directions"),
         Column("of_change.left", "in ΔW's space", "percent", help="share of the left vector in ΔW's column space"),

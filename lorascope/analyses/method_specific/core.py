@@ -35,18 +35,22 @@ METRICS = (
     Metric(
         "on_diagonal", "diagonal", "percent", "Σ R_ii²/‖R‖²", "Σ R_ii² / ‖R‖_F²",
         "random baseline: 1/r; Bałazy et al. 2024, arXiv 2405.17604, has R", "null.on_diagonal", "On the diagonal",
+        "Whether the core rescales W's directions or mixes them: near 100 % it rescales, at 1/r it does no more of it"
+        " than a random core.",
     ),
-    Metric("null.on_diagonal", "random", "percent", "1/r"),
+    Metric("null.on_diagonal", "random", "percent", "1/r", term="On the diagonal"),
     Metric(
         "dominant_rows", "dominant", "percent", "share of rows with |R_ii| > Σ_{j≠i} |R_ij|",
         "share of i with |R_ii| > Σ_{j≠i} |R_ij|", "random baseline: Gaussian R of the same size",
         "null.dominant_rows", "Dominant rows",
+        "In how many rows the diagonal outweighs all the rest: at 100 % the core is close to a rescaling.",
     ),
     Metric(
         "symmetric", "symmetric", "percent", "‖(R + Rᵀ)/2‖²/‖R‖²", "‖(R + Rᵀ)/2‖_F² / ‖R‖_F²",
         "random baseline: (r + 1)/(2r)", "null.symmetric", "Symmetric part",
+        "How near the core is to a symmetric matrix: 100 % if it is one, about half if its entries are random.",
     ),
-    Metric("null.symmetric", "random", "percent", "(r + 1)/(2r)"),
+    Metric("null.symmetric", "random", "percent", "(r + 1)/(2r)", term="Symmetric part"),
     Metric("stable_rank", "stable", "float", "Σσ²/σ₁² of R", null="null.stable_rank"),
     Metric("null.stable_rank", "random", "float", "of a Gaussian R"),
     Metric("effective_rank", "effective", "float", "exp H(σ/Σσ) of R", null="null.effective_rank"),

@@ -27,11 +27,18 @@ METRICS = (
     Metric(
         "score", "score", "percent", "g_i/Σg", "I_i = g_i/Σg, g_i = Σ_x ‖ΔW_i x‖²",
         "Zhou et al. 2024, arXiv 2402.07721", term="Score",
+        meaning="How much of what the updates add to the outputs comes from this module: one with a low score hardly"
+        " needs a LoRA of its own.",
     ),
     Metric("kept", "kept", "percent", "share of the modules that keep a LoRA of their own"),
 )  # fmt: skip
 MORE_DEFINITIONS = (
-    Definition("Equal importance (random baseline)", "I_i = 1/n, so that ⌈T·n⌉ modules are kept", "computed here"),
+    Definition(
+        "Equal importance (random baseline)",
+        "I_i = 1/n, so that ⌈T·n⌉ modules are kept",
+        "computed here",
+        "What every score would be if all modules mattered the same.",
+    ),
 )
 
 

@@ -44,15 +44,18 @@ METRICS = (
     Metric(
         "magnitude_change", "ΔM", "float", "mean_n |m_n − ‖w_n‖|", "mean_n |m_n − ‖w_n‖|",
         "Liu et al. 2024, arXiv 2402.09353, eq. 3; n over outputs", "undecomposed",
+        meaning="How much the lengths of W's rows changed: 0 if training left them as they were.",
     ),
-    Metric("relative_magnitude_change", "ΔM/‖w‖", "percent", "mean_n |m_n − ‖w_n‖| / ‖w_n‖"),
+    Metric("relative_magnitude_change", "ΔM/‖w‖", "percent", "mean_n |m_n − ‖w_n‖| / ‖w_n‖", term="ΔM"),
     Metric(
         "direction_change", "ΔD", "float", "mean_n (1 − cos(v_n, w_n))", "mean_n (1 − cos(v_n, w_n)), V = W + s·B·A",
         "Liu et al. 2024, arXiv 2402.09353, eq. 4",
+        meaning="How far W's rows turned: 0 if not at all, 1 if they are at right angles to where they were.",
     ),
     Metric(
         "undecomposed", "ΔM as LoRA", "float", "mean_n |‖v_n‖ − ‖w_n‖|: the lengths left to follow",
         "mean_n |‖v_n‖ − ‖w_n‖|", "what LoRA with the same A and B would do to the lengths", term="ΔM undecomposed",
+        meaning="How much the same A and B would change the lengths as a plain LoRA, without a magnitude of its own.",
     ),
     Metric("lengthened", "longer", "percent", "share of the rows with m_n > ‖w_n‖"),
     Metric("m.median", "median m", "float", "of the magnitudes"),

@@ -35,6 +35,7 @@ METRICS = (
     Metric(
         "change", "change", "percent", "√mean((l − 1)²)", "√mean((l − 1)²)",
         "l starts at 1; Liu et al. 2022, arXiv 2205.05638, §3.3", term="Change",
+        meaning="How far the scales moved from 1: 0 if nothing was learned.",
     ),
     Metric("l.mean", "mean l", "float", "of the module's scales"),
     Metric("l.min", "min l", "float", "smallest scale"),
@@ -46,6 +47,7 @@ METRICS = (
         "spread", "spread", "percent", "share of the entries that carry the change; 33.3 % for Gaussian entries",
         "(Σx²)² / (n·Σx⁴), x = l − 1", "the share of entries that carry it; Gaussian: 1/3", "null.spread",
         "Spread of the change",
+        "Whether many entries changed or a few: near 100 % all changed alike, far below 33 % a few stand out.",
     ),
 )  # fmt: skip
 

@@ -37,8 +37,9 @@ METRICS = (
     Metric(
         "kept_rank", "kept rank", "int", "triplets with E ≠ 0", "the number of triplets with E ≠ 0",
         "Zhang et al. 2023, arXiv 2303.10512, §3.3", term="Kept rank",
+        meaning="How much rank the pruning left to this module: 0 if it lost all of it.",
     ),
-    Metric("initial_rank", "of", "int", "triplets before pruning (init_r)"),
+    Metric("initial_rank", "of", "int", "triplets before pruning (init_r)", term="Kept rank"),
     Metric("largest_e", "max |E|", "float", "largest weight of a triplet"),
     Metric("norm_e", "‖E‖", "float", "Euclidean norm of the triplets' weights"),
     *(
@@ -48,8 +49,10 @@ METRICS = (
             Metric(
                 f"off_orthogonal.{side}", f"{side} off", "float", f"‖{product} − I‖_F/√rank", _ORTHOGONALITY,
                 _UNTRAINED, f"null.off_orthogonal.{side}", "Off orthogonal",
+                "How far P and Q are from orthogonal: near 0 E can be read as singular values.",
             ),
-            Metric(f"null.off_orthogonal.{side}", "untrained", "float", "the same at N(0, 0.02²)"),
+            Metric(f"null.off_orthogonal.{side}", "untrained", "float", "the same at N(0, 0.02²)",
+                   term="Off orthogonal"),
         )
     ),
 )  # fmt: skip
@@ -58,6 +61,7 @@ MORE_DEFINITIONS = (
         "Gini coefficient",
         "Σ_ij |x_i − x_j| / (2 n² mean)",
         "random baseline: mean over 1000 random allocations of the budget",
+        "How unevenly the ranks are shared out: 0 if all modules kept the same, near 1 if a few kept nearly all.",
     ),
 )
 

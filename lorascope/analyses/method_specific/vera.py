@@ -59,13 +59,15 @@ METRICS = (
     Metric(
         "d_change", "change of d", "percent", "‖d − d₀‖/‖d₀‖", "‖d − d₀‖ / ‖d₀‖",
         "d₀ is d_initial everywhere; Kopiczko et al. 2024, arXiv 2310.11454", term="Change of d",
+        meaning="How far d moved from where it started: 0 if it was not trained.",
     ),
     Metric("d.median", "median d", "float", "of the entries of d"),
     Metric("d.std", "std d", "float", "of the entries of d"),
     Metric("d.negative", "d < 0", "percent", "share of entries below zero"),
     Metric(
         "d_spread", "spread d−d₀", "percent", f"{_SPREAD} the change; 33.3 % for Gaussian entries", *_SPREAD_FORMULA,
-        "null.spread", "Spread",
+        "null.spread", "Spread", "Whether many entries changed or a few: near 100 % all changed alike, far below 33"
+        " % a few stand out.",
     ),
     Metric("b_rms", "rms b", "float", "√mean(b²); b starts at zero"),
     Metric(
@@ -75,8 +77,10 @@ METRICS = (
     Metric(
         "in_span_b", "in span(B)", "percent", "‖P_B ΔW‖²/‖ΔW‖²", "‖P_B ΔW‖² / ‖ΔW‖²",
         "random baseline: the mean over all orders of the entries of b, in closed form", "null.in_span_b", "In span(B)",
+        "How much of ΔW lies in the outputs that the shared random B spans: 100 % if b is constant, the random value if"
+        " b's order has nothing to do with B.",
     ),
-    Metric("null.in_span_b", "random", "percent", "in span(B) with b in random order"),
+    Metric("null.in_span_b", "random", "percent", "in span(B) with b in random order", term="In span(B)"),
     Metric("reach", "reach", "percent", "min(r, d_in)/d_in: the share of the input space that A reads"),
 )  # fmt: skip
 MORE_DEFINITIONS = (
@@ -84,6 +88,7 @@ MORE_DEFINITIONS = (
         "Overlap of inputs",
         "‖V_iᵀ V_j‖_F² / k, the k leading right singular vectors of two modules' ΔW",
         "random baselines: k/d_in, k/rank(A), and the same modules with d and b shuffled",
+        "Whether two modules read the same input directions: only what is above the random baselines was learned.",
     ),
 )
 

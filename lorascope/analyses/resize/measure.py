@@ -31,12 +31,15 @@ METRICS = (
         "error", "error", "percent", "‖ΔW − ΔW_r‖_F/‖ΔW‖_F, exact", null="error_null", term="Error",
         formula="‖ΔW − ΔW_r‖_F/‖ΔW‖_F = √(Σ_{i>r} σ²/Σσ²): no matrix of rank r is nearer;"
         " over all modules √(Σ‖ΔW − ΔW_r‖²/Σ‖ΔW‖²)", source="Eckart and Young 1936",
+        meaning="How much of the update the lower rank loses: 0 % is nothing, 100 % all of it.",
     ),
     Metric(
         "error_null", "random", "percent", "random baseline: the error of Gaussian factors of the same shape and rank",
         term="Random baseline",
         formula="the mean error of B·A with independent Gaussian entries, same d_out, d_in and rank before",
         source="Bartlett 1933 for the draws; iid entries, Marchenko and Pastur 1967, where ΔW is dense",
+        meaning="What random factors lose at the same rank: an error as large means that the update uses its full"
+        " rank.",
     ),
     Metric("rounding", "rounding", help="‖stored − ΔW_r‖_F/‖ΔW‖_F"),
 )  # fmt: skip

@@ -37,15 +37,20 @@ MAX_LISTED = 8  # modules on the terminal
 NOT_MAPPED = ("rank_before", "parameters", "rounding")
 
 RULES = (
-    Definition("rank R", "R directions in every module", "uniform truncation"),
-    Definition("energy p", "the smallest r of each module with Σ_{i≤r} σ² ≥ p Σσ²", "Eckart and Young 1936"),
+    Definition("rank R", "R directions in every module", "uniform truncation", "The same rank in every module."),
+    Definition(
+        "energy p", "the smallest r of each module with Σ_{i≤r} σ² ≥ p Σσ²", "Eckart and Young 1936",
+        "The same share of its energy in every module, at the lowest rank that keeps it.",
+    ),
     Definition(
         "budget-rank R", "R times the modules, as directions: the largest singular values of all modules first",
         "no other choice of as many directions loses less of Σ‖ΔW‖²",
+        "As many directions in all as with rank R, given to the modules where they are strongest.",
     ),
     Definition(
         "parameters N", "at most N parameters in the factors, d_out + d_in for a direction; the largest σ first, or"
         " (by energy) the largest σ²/(d_out + d_in)", "the greedy of the fractional knapsack, Dantzig 1957",
+        "A limit on the size of the file, used for the strongest directions first.",
     ),
 )  # fmt: skip
 
@@ -237,14 +242,15 @@ def _plans(result: ResizeResult) -> Table:
         Column("plan", "plan", "code"), Column("rank", "ranks", help="min – median – max over modules"),
         Column("parameters", "parameters", "int"), Column("share", "of B·A", "percent"),
         Column("error", "error", "percent", help="‖ΔW − ΔW_r‖/‖ΔW‖ over all modules"),
-        Column("kept", "energy kept", "percent", help="1 − error²: the share of ‖ΔW‖² that the plan keeps"),
-        Column("null", "random", "percent", help="random baseline: the error of Gaussian factors"),
+        Column("kept", "energy kept", "percent", help="1 − error²: the share of ‖ΔW‖² that the plan keeps",
+               metric="error"),
+        Column("null", "random", "percent", help="random baseline: the error of Gaussian factors", metric="error_null"),
     ]  # fmt: skip
     if scored:
         columns += [Column("loss", "held-out loss", "float", 4), Column("gain", "of the gain", "percent")]
         columns += [Column("accuracy", "accuracy", "percent")] * accurate
     columns += [
-        Column("worst", "worst module", "percent", help="the largest error of one module"),
+        Column("worst", "worst module", "percent", help="the largest error of one module", metric="error"),
         Column("dropped", "dropped", "int", help="modules of rank 0"),
     ]
     rows = [_plan_row(result, plan, scored, accurate) for plan in result.plans]

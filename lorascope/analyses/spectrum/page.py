@@ -49,9 +49,13 @@ RANK_FORMULA = "the smallest k with Σ_{i≤k} σ² ≥ 90, 95, 99 % of Σσ²"
 RANK_SOURCE = "Eckart and Young 1936: no rank-k matrix keeps more"
 
 METRICS = (
-    Metric("frobenius_norm", "‖ΔW‖_F", help="Frobenius norm √Σσ²"),
-    Metric("spectral_norm", "‖ΔW‖₂", help="largest singular value σ₁"),
-    Metric("nuclear_norm", "‖ΔW‖_*", help="nuclear norm Σσ"),
+    Metric(
+        "frobenius_norm", "‖ΔW‖_F", "float", "Frobenius norm √Σσ²", "‖ΔW‖_F = √Σσ², ‖ΔW‖₂ = σ₁, ‖ΔW‖_* = Σσ",
+        "of ΔW's singular values σ", term="Norms",
+        meaning="How large the update is: in all, in its strongest direction, and with its directions added up.",
+    ),
+    Metric("spectral_norm", "‖ΔW‖₂", help="largest singular value σ₁", term="Norms"),
+    Metric("nuclear_norm", "‖ΔW‖_*", help="nuclear norm Σσ", term="Norms"),
     Metric(
         "energy_share", "energy", "percent", "‖ΔW‖_F² as a share of all modules'",
         "‖ΔW‖_F² = Σσ²; a module's share is of the sum over modules", "Eckart and Young 1936", term="Energy",
@@ -85,7 +89,7 @@ METRICS = (
         )
         for share in (0.9, 0.95, 0.99)
     ),
-    Metric("rank_utilisation", "stable rank / r", "percent", "stable rank as a share of r"),
+    Metric("rank_utilisation", "stable rank / r", "percent", "stable rank as a share of r", term="Stable rank"),
     Metric(
         "rank_utilisation_of_null", "stable rank / random", "percent",
         "stable rank as a share of the random baseline: that of Gaussian B·A of this shape",
@@ -97,7 +101,11 @@ METRICS = (
         "singular values this small can come from rounding the stored factors alone", term="Below rounding",
         meaning="How many directions are too weak to tell from rounding.",
     ),
-    Metric("against_base.relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms; needs --base"),
+    Metric(
+        "against_base.relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms; needs --base", "‖ΔW‖_F / ‖W‖_F",
+        "W is the base's", term="Relative norm ‖ΔW‖/‖W‖",
+        meaning="How large the update is compared with the weight that it changes.",
+    ),
     Metric(
         "against_base.rounding_loss", "merge rounding loss", "percent",
         "share of ΔW that the base's dtype rounds away on merging; needs --base", "‖(fl(W + ΔW) − W) − ΔW‖_F / ‖ΔW‖_F",
@@ -126,7 +134,7 @@ DEFINITIONS = (
         "mean over 32 draws of Gaussian B and A of the same shape",
         "Bartlett decomposition; computed here",
         "What the same measure is for factors without any structure.",
-        ("null.stable_rank",),
+        ("null.stable_rank", "rank_utilisation_of_null", *(f"null.energy_rank_{share}" for share in (0.9, 0.95, 0.99))),
     ),
 )
 

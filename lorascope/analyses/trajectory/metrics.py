@@ -5,41 +5,53 @@ from lorascope.analyses.base import Metric
 PHI = "‖U_tᵀ U_T‖_F² / k of the k leading singular directions, k the rank for 95 % of the last ‖ΔW‖_F²"
 PHI_SOURCE = "Hu et al. 2021, arXiv 2106.09685, §7.2, eq. 4; random subspaces of R^n have k/n in the mean"
 
+_ROTATION = "Rotation φ(t, T)"
+
 METRICS = (
-    Metric("frobenius_norm", "‖ΔW‖_F", help="Frobenius norm √Σσ²"),
-    Metric("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms; needs the base"),
+    Metric(
+        "frobenius_norm", "‖ΔW‖_F", "float", "Frobenius norm √Σσ²", "√Σσ²; relative ‖ΔW‖_F / ‖W‖_F",
+        "of ΔW's singular values σ", term="Norm",
+        meaning="How large the update is at this step, and compared with the weight that it changes.",
+    ),
+    Metric("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms; needs the base", term="Norm"),
     Metric(
         "stable_rank", "stable rank", "float", "Σσ²/σ₁²", "Σσ² / σ₁²", "Rudelson and Vershynin 2007",
         "null.stable_rank", "Stable rank",
+        "How many directions carry the update, weighted towards the largest: 1 if one direction is everything.",
     ),
     Metric(
         "energy_rank_0.95", "r95", "int", "rank that keeps 95 % of the energy",
         "the smallest k with Σ_{i≤k} σ² ≥ 95 % of Σσ²", "Eckart and Young 1936", "null.energy_rank_0.95",
-        "Energy rank r95",
+        "Energy rank r95", "The rank to which ΔW can be cut so that it keeps 95 % of its energy.",
     ),
     Metric(
         "cosine_to_last", "cos to last", "float", "cosine of ΔW with the last one",
         "⟨ΔW_t, ΔW_T⟩ / (‖ΔW_t‖ ‖ΔW_T‖)", "of updates as vectors", term="Cosine to the last",
+        meaning="How near the update at this step points to the last one: at 1 only its size still changes.",
     ),
     Metric(
         "left_to_last", "φ left", "float", "overlap of the output subspace with the last one's", PHI, PHI_SOURCE,
-        "chance.left", "Rotation φ(t, T)",
+        "chance.left", _ROTATION,
+        "How far the last directions are in place at this step: 1 if they are, the chance level if none is.",
     ),
     Metric(
-        "right_to_last", "φ right", "float", "overlap of the input subspace with the last one's", null="chance.right"
+        "right_to_last", "φ right", "float", "overlap of the input subspace with the last one's", null="chance.right",
+        term=_ROTATION,
     ),
     Metric(
         "left_to_previous", "φ left, before", "float", "overlap of the output subspace with the one of the checkpoint"
-        " before", null="chance.left",
+        " before", null="chance.left", term=_ROTATION,
     ),
     Metric(
         "right_to_previous", "φ right, before", "float", "overlap of the input subspace with the one of the checkpoint"
-        " before", null="chance.right",
+        " before", null="chance.right", term=_ROTATION,
     ),
     Metric(
         "settled_step", "settled", "int", "the first step from which on φ left and φ right to the last are 0.9 or more",
         "min{t : φ(t', T) ≥ 0.9 on both sides for all t' ≥ t}, of the steps before the last", "defined here",
         term="Settled",
+        meaning="The step from which on the update's directions hardly turn: a late one means that training was still"
+        " finding them.",
     ),
 )  # fmt: skip
 BY_KEY = {metric.key: metric for metric in METRICS}

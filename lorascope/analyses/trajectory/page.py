@@ -33,6 +33,7 @@ DEFINITIONS = (
     Definition(
         "Random baseline", "of ranks: Gaussian B·A of the same shape and rank; of φ: random subspaces, k/n",
         "Bartlett decomposition; Collins and Śniady 2006",
+        "What the same measures are for factors and directions without any structure.",
     ),
 )  # fmt: skip
 
