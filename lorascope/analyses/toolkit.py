@@ -2,6 +2,7 @@
 and maps that most pages have. Each stands here once.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -34,6 +35,7 @@ SEVERITIES = ("error", "warning", "note")  # in the order in which findings are 
 LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
 GAUSSIAN_SPREAD = 1 / 3  # participation of many independent Gaussian entries: (E x²)² / E x⁴
 BLANK_CELLS = "Blank cells: no adapted module, or no number. Cells with several modules (MoE experts) show the mean."
+INPUTS = "Inputs and settings"  # the section of what was read
 _DRAWS = 2000
 
 
@@ -218,12 +220,22 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def status(findings: Sequence[Finding], checks: int) -> tuple[str, Severity | None]:
     """Whether there are problems, in one sentence with the number of checks, and the worst severity of them."""
-    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning")}
-    ran = f"({checks} check{'s' * (checks != 1)})"
-    if not any(counts.values()):
+    named, ran = problems(findings), f"({checks} check{'s' * (checks != 1)})"
+    if not named:
         return f"No problems found {ran}", None
-    named = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in counts.items() if n)
-    return f"{named} {ran}", "error" if counts["error"] else "warning"
+    return f"{named} {ran}", min((f.severity for f in findings), key=SEVERITIES.index)
+
+
+def problems(findings: Iterable[Finding]) -> str:
+    """How many errors and warnings there are: "1 error, 2 warnings"; "" where there are none."""
+    counts = Counter(finding.severity for finding in findings)
+    known: tuple[Severity, ...] = ("error", "warning")
+    return ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity in known if (n := counts[severity]))
+
+
+def capital(text: str) -> str:
+    """The text with a capital letter first."""
+    return text[:1].upper() + text[1:]
 
 
 def spread(values: np.ndarray) -> float | None:

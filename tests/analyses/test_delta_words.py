@@ -24,20 +24,20 @@ def models(rng, changed: tuple[str, ...], rounded: tuple[str, ...] = (), dtype: 
 
 def test_types_that_changed_and_the_rest_is_rounding(rng):
     result = delta.run(*models(rng, ("q_proj", "v_proj"), ("k_proj",)))
-    assert what_changed(result) == "only q_proj and v_proj changed; the rest is bf16 rounding (2 matrices)"
+    assert what_changed(result) == "Only q_proj and v_proj changed; the rest is bf16 rounding (2 matrices)"
     finding = next(f for f in result.findings if f.rule == rules.DELTA_CHANGED.code)
     assert len(finding.modules) == 4
     assert result.page().summary.startswith("Only q_proj and v_proj changed; the rest is bf16 rounding (2 matrices). ")
 
 
 def test_types_that_changed_and_the_rest_is_equal(rng):
-    assert what_changed(delta.run(*models(rng, ("q_proj",)))) == "only q_proj changed; the rest is equal (4 matrices)"
-    assert what_changed(delta.run(*models(rng, ("q_proj", "k_proj", "v_proj")))) == "all 3 module types changed"
+    assert what_changed(delta.run(*models(rng, ("q_proj",)))) == "Only q_proj changed; the rest is equal (4 matrices)"
+    assert what_changed(delta.run(*models(rng, ("q_proj", "k_proj", "v_proj")))) == "All 3 module types changed"
 
 
 def test_nothing_but_rounding(rng):
     result = delta.run(*models(rng, (), ("q_proj", "k_proj", "v_proj")))
-    assert what_changed(result) == "no matrix changed by more than rounding; the rest is bf16 rounding (6 matrices)"
+    assert what_changed(result) == "No matrix changed by more than rounding; the rest is bf16 rounding (6 matrices)"
 
 
 def test_nan_in_several_parameters_is_one_line(rng):

@@ -321,7 +321,7 @@ def test_an_intervention_without_intruders_says_so(rng):
     )
     assert made.points == ()
     findings = dataclasses.replace(result, intervention=made).findings
-    assert any("no weight has an intruder" in finding.text for finding in findings)
+    assert any("No weight has an intruder" in finding.text for finding in findings)
 
 
 # --- PEFT ---------------------------------------------------------------------------------------------------------

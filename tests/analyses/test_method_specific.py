@@ -222,7 +222,7 @@ def test_modules_are_compared_only_where_they_share_a(rng):
     part = section(adapter(*own), "vera")
     assert part.summary["inputs"] == []
     assert part.summary["pairs_of_projections"] == 2
-    assert "every module has an A of its own" in texts(part)
+    assert "Every module has an A of its own" in texts(part)
     assert part.rows[0]["d_change"] is None
     assert "does not say d_initial" in texts(part)
 
@@ -304,7 +304,7 @@ def test_orthogonality_and_what_the_initialisation_gives(rng):
 
 def test_an_adalora_that_was_never_trained(rng):
     part = section(adapter(triplet(rng, "0.q", [0, 0]), triplet(rng, "1.q", [0, 0])), "triplet")
-    assert part.findings[0].text == "every E is zero: this adapter changes nothing"
+    assert part.findings[0].text == "Every E is zero: this adapter changes nothing"
     assert part.summary["gini"] is None
 
 
@@ -393,7 +393,7 @@ def test_the_scales_of_peft(tmp_path):
 
 def test_scales_of_one_change_nothing():
     part = section(adapter(update("q", "scaling", out_scale=np.ones(4))), "scaling")
-    assert part.findings[0].text == "every scale is 1: this adapter changes nothing"
+    assert part.findings[0].text == "Every scale is 1: this adapter changes nothing"
 
 
 # --- LoRA-XS ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What every registered analysis promises, covered by its registration alone."""
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lorascope
+from lorascope.analyses import rules
 from lorascope.analyses.base import Analysis, Metric, analyses
 from lorascope.blocks import Block, Finding
 from lorascope.errors import InputError
@@ -112,3 +115,62 @@ def test_metrics_are_declared_once(name):
     assert all(metric.help for metric in metrics)
     for metric in metrics:
         assert bool(metric.formula) <= bool(metric.source), f"{metric.key} has a formula and no source"
+
+
+# --- problems say what to do ------------------------------------------------------------------------------------------
+
+MEASURED = {rule.code for rule in rules.BY_ANALYSIS.values()}
+FOLDER = Path(lorascope.__file__).parent / "analyses"
+BARE = {rules.FILE.code, rules.NO_UPDATE.code}  # of the spectrum: sentences that say themselves what to do
+
+
+def broken(adapter, factor: float):
+    """B of the first module times a factor: 0 makes its ΔW zero, NaN is NaN."""
+    name, update = next(iter(adapter.updates.items()))
+    b = InMemory(factor * update.roles["B"].read(), "F32")
+    changed = dataclasses.replace(update, roles={**update.roles, "B": b})
+    return dataclasses.replace(adapter, updates={**adapter.updates, name: changed})
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.0, np.nan])
+@pytest.mark.parametrize("name", TRIED)
+def test_errors_and_warnings_have_a_rule_and_an_action(name, factor, lora_folder):
+    analysis, adapter = analyses.get(name), broken(io.read(lora_folder), factor)
+    try:
+        found = analysis.run(*inputs_of(analysis, adapter)).findings
+    except InputError:
+        assert name == "resize"  # which refuses NaN
+        assert np.isnan(factor)
+        return
+    for finding in found:
+        if finding.severity != "note":
+            assert finding.rule not in MEASURED, finding
+            assert finding.action or finding.rule in BARE, finding
+
+
+def calls(path: Path, name: str):
+    """The calls of a function or method of that name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == name:
+            yield node, {keyword.arg: keyword.value for keyword in node.keywords}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
+def test_no_warning_is_made_without_a_rule_and_none_without_an_action(path):
+    for call, keywords in calls(path, "Finding"):
+        note = isinstance(call.args[0], ast.Constant) and call.args[0].value == "note"
+        assert note or "rule" in keywords, f"{path.name}:{call.lineno} needs a rule"
+    for call, keywords in calls(path, "finding"):
+        rule = getattr(rules, getattr(call.func.value, "attr", ""), None)
+        note = rule is not None and rule.severity == "note" and len(call.args) < 2 and "severity" not in keywords
+        bare = path.parent.name == "spectrum" and rule is not None and rule.code in BARE
+        assert note or bare or "action" in keywords, f"{path.name}:{call.lineno} needs an action"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
+def test_the_words_of_an_action_are_one_instruction(path):
+    for call, keywords in [*calls(path, "finding"), *calls(path, "Finding")]:
+        action = keywords.get("action")
+        if isinstance(action, ast.Constant) and action.value:
+            assert action.value[0].isupper(), f"{path.name}:{call.lineno}"
+            assert not action.value.endswith("."), f"{path.name}:{call.lineno}"

@@ -11,6 +11,7 @@ from lorascope.analyses.compare.metrics import COLUMNS, METRICS
 from lorascope.analyses.compare.result import CompareResult, Pair, joined
 from lorascope.analyses.compare.summary import SIDES
 from lorascope.analyses.toolkit import (
+    INPUTS,
     Row,
     both_ends,
     column,
@@ -76,7 +77,9 @@ def _verdict(result: CompareResult) -> str:
 
 def blocks(result: CompareResult) -> tuple[Block, ...]:
     """The page in reading order."""
+    verdict = result.findings[-1]
     made: list[Block] = [Findings(result.findings[:-1])]  # the verdict is in the heading
+    made += [Text(f"{verdict.action}.", where="page")] if verdict.action else []
     if len(result.adapters) > 2:
         made += [_pairs(result), *_by_label(result), pairwise(result), _membership(result)]
     detailed = [pair for pair in result.pairs if pair.modules]
@@ -90,7 +93,8 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
         made.append(skipped_table(result.unmatched, title, "module"))
     if others := [item for item in result.skipped if item not in result.unmatched]:
         made.append(skipped_table(others))
-    made.append(Text(f"Verdict: {_verdict(result)}", where="terminal"))
+    action = f" {verdict.action}." if verdict.action else ""
+    made.append(Text(f"Verdict: {_verdict(result)}{action}", where="terminal"))
     return (*made, Definitions(definitions(METRICS), where="page"), _facts(result))
 
 
@@ -102,7 +106,7 @@ def _facts(result: CompareResult) -> Facts:
     if len(result.adapters) > MAX_PAIRS_LISTED:
         items.append(("and", f"{len(result.adapters) - MAX_PAIRS_LISTED} more"))
     items.append(("base model", result.base or "not given"))
-    return Facts(tuple(items), title="Adapters", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 # --- one pair ---------------------------------------------------------------------------------------------------------

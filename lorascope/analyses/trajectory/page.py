@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.base import definitions
-from lorascope.analyses.toolkit import BLANK_CELLS, column, depth_map, group, median, module_table, skipped_table
+from lorascope.analyses.toolkit import (
+    BLANK_CELLS,
+    INPUTS,
+    column,
+    depth_map,
+    group,
+    median,
+    module_table,
+    skipped_table,
+)
 from lorascope.analyses.trajectory.measure import SETTLED, ModuleTrajectory, Point
 from lorascope.analyses.trajectory.metrics import BY_KEY, METRICS
 from lorascope.analyses.trajectory.result import TrajectoryResult
@@ -66,7 +75,7 @@ def _facts(result: TrajectoryResult) -> Facts:
         ("scored on", result.scored_on or "no data given"),
         ("losses", f"{len(result.losses)} logged by the run"),
     ]
-    return Facts(tuple(items), title="What was followed", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 def _checkpoints(result: TrajectoryResult) -> Table:
