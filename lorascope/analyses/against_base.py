@@ -28,6 +28,7 @@ from lorascope.analyses.toolkit import (
     column,
     group,
     median,
+    plural,
     skipped_table,
     type_table,
     value,
@@ -368,7 +369,7 @@ def _short(number: float | None) -> str:
 
 def heading(result: AgainstBaseResult) -> tuple[str, str]:
     ratio = _times(result.summary()["ratio"])
-    return "ΔW against W", f"{len(result.rows)} weights, ‖UᵀWV‖ {ratio} that in random directions"
+    return "ΔW against W", f"{plural(len(result.rows), 'weight')}, ‖UᵀWV‖ {ratio} that in random directions"
 
 
 def blocks(result: AgainstBaseResult) -> tuple[Block, ...]:

@@ -169,8 +169,13 @@ def digits(value: float | None, number: int = 2) -> str:
 
 def counted(some: int, total: int, noun: str = "module") -> str:
     """ "all 12 modules" or "3 of 12 modules"."""
-    plural = noun if total == 1 else {"matrix": "matrices"}.get(noun, f"{noun}s")
-    return f"all {total} {plural}" if some == total and total > 1 else f"{some} of {total} {plural}"
+    those = plural(total, noun)
+    return f"all {those}" if some == total and total > 1 else f"{some} of {those}"
+
+
+def plural(number: int, noun: str) -> str:
+    """ "1 module" or "12 modules"."""
+    return f"{number:,} {noun if number == 1 else {'matrix': 'matrices'}.get(noun, f'{noun}s')}"
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -111,6 +111,8 @@ def test_no_change_has_no_intruder(rng):
     assert result.count(0.999) == 0
     assert module.prediction is None
     assert any("ΔW is zero in every weight" in finding.text for finding in result.findings)
+    assert "Weights with the most intruders" not in terminal.render(result.page(), width=100, color=False)
+    assert result.page().summary.startswith("1 error. 0 intruders among the 6 leading singular vectors of 1 weight at")
 
 
 @pytest.mark.parametrize(("m", "n"), [(60, 60), (40, 70), (70, 40)])

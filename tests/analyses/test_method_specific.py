@@ -242,7 +242,8 @@ def test_an_untrained_or_broken_vera_is_said_in_words():
     part = section(
         adapter(vera("0.q", a, big_b, [0.1, 0.1], np.zeros(4)), vera("1.q", a, big_b, [np.nan, 1], np.ones(4))), "vera"
     )
-    assert "b is zero in 1 of 2 modules" in texts(part)
+    (still,) = (finding for finding in part.findings if "b is zero in 1 of 2 modules" in finding.text)
+    assert (still.severity, still.rule, still.modules) == ("warning", "LS103", ("0.q",))
     assert part.rows[0]["in_span_b"] is None
     assert part.rows[1]["d"] is None
     json.dumps(part.rows, allow_nan=False)
@@ -305,6 +306,7 @@ def test_orthogonality_and_what_the_initialisation_gives(rng):
 def test_an_adalora_that_was_never_trained(rng):
     part = section(adapter(triplet(rng, "0.q", [0, 0]), triplet(rng, "1.q", [0, 0])), "triplet")
     assert part.findings[0].text == "Every E is zero: this adapter changes nothing"
+    assert (part.findings[0].severity, part.findings[0].rule) == ("error", "LS102")
     assert part.summary["gini"] is None
 
 
@@ -394,6 +396,7 @@ def test_the_scales_of_peft(tmp_path):
 def test_scales_of_one_change_nothing():
     part = section(adapter(update("q", "scaling", out_scale=np.ones(4))), "scaling")
     assert part.findings[0].text == "Every scale is 1: this adapter changes nothing"
+    assert (part.findings[0].severity, part.findings[0].rule) == ("error", "LS102")
 
 
 # --- LoRA-XS ----------------------------------------------------------------------------------------------------------
@@ -418,7 +421,7 @@ def test_a_core_that_only_rescales_and_one_without_structure(rng):
     # one Gaussian core against the mean of ten: σ₁ of this size varies by 1 %
     assert second["stable_rank"] == pytest.approx(second["null"]["stable_rank"], rel=0.05)
     assert (zero["norm"], zero["on_diagonal"]) == (0.0, None)
-    assert "R is zero in 1 of 3 modules" in texts(part)
+    assert "R is zero in 1 of 3 modules: it changes nothing" in texts(part)
 
 
 def test_the_map_of_cores_shows_the_diagonal():

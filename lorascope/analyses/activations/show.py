@@ -22,6 +22,7 @@ from lorascope.analyses.toolkit import (
     group,
     mean,
     percent,
+    plural,
     skipped_table,
     table,
     value,
@@ -54,7 +55,10 @@ BY_TYPE = ("share.mean", "chance_share", "weight_ratio", "update_gain", "base_ga
 
 def heading(result: ActivationsResult) -> tuple[str, str]:
     title = " and ".join(result.runs) if len(result.runs) <= 2 else f"{len(result.runs)} runs"
-    return title, f"{len(result.modules)} updated layers, {result.layers} hidden states, {result.texts:,} texts"
+    return (
+        title,
+        f"{plural(len(result.modules), 'updated layer')}, {result.layers} hidden states, {result.texts:,} texts",
+    )
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -73,7 +77,7 @@ def _skipped(result: ActivationsResult) -> list[Finding]:
     for label, skipped in group(result.skipped, "adapter").items():
         for reason, updates in group(skipped, "reason").items():
             names = preview([item.name for item in updates], 1)
-            items.append(Finding("note", f"{label}: {len(updates)} updates skipped ({names}): {reason}"))
+            items.append(Finding("note", f"{label}: {plural(len(updates), 'update')} skipped ({names}): {reason}"))
     return items
 
 

@@ -12,7 +12,7 @@ from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
 from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE
-from lorascope.analyses.toolkit import Row, capital, counted, digits, extreme, median
+from lorascope.analyses.toolkit import Row, capital, counted, digits, extreme, median, plural
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 
@@ -235,15 +235,15 @@ def _ranged(interval: Row) -> str:
 def _limits(result: CompareResult) -> list[Finding]:
     made = []
     if result.unmatched:
-        names = preview([item.name for item in result.unmatched], 2)
-        where = "exist in only one adapter" if len(result.adapters) == 2 else "are missing in some adapters"
-        text = f"{len(result.unmatched)} modules {where} or differ in shape ({names}); full list in the report"
+        names, number = preview([item.name for item in result.unmatched], 2), plural(len(result.unmatched), "module")
+        where = "only one adapter has" if len(result.adapters) == 2 else "some adapters lack"
+        text = f"{number} that {where}, or in another shape ({names}); full list in the report"
         action = "Pass --base MODEL if only their names differ; otherwise what is said holds for the others alone"
         modules = tuple(item.name for item in result.unmatched)
         made.append(rules.NOT_SHARED.finding(text, modules=modules, action=action))
     if others := [item for item in result.skipped if item not in result.unmatched]:
         reasons = "; ".join(list(dict.fromkeys(item.reason for item in others))[:2])
-        made.append(Finding("note", f"{len(others)} tensors skipped ({reasons}); full list in the report"))
+        made.append(Finding("note", f"{plural(len(others), 'tensor')} skipped ({reasons}); full list in the report"))
     if result.sampled:
         measured, total = result.sampled
         text = f"{measured} of {total} modules were measured, evenly chosen by depth within each type"

@@ -18,6 +18,7 @@ from lorascope.analyses.toolkit import (
     depth_map,
     group,
     module_table,
+    plural,
     skipped_table,
     type_table,
     value,
@@ -65,8 +66,10 @@ def heading(result: CompareResult) -> tuple[str, str]:
     most = max(pair.summary["modules"] for pair in result.pairs)
     unmatched = f"; {len(result.unmatched)} not in all adapters" if result.unmatched else ""
     if count == 2:
-        return " and ".join(one["label"] for one in result.adapters), f"{_verdict(result)} {most} modules{unmatched}"
-    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {most} modules in common{unmatched}"
+        return " and ".join(
+            one["label"] for one in result.adapters
+        ), f"{_verdict(result)} {plural(most, 'module')}{unmatched}"
+    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {plural(most, 'module')} in common{unmatched}"
     return f"{count} adapters", text
 
 

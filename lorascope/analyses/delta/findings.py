@@ -6,7 +6,7 @@ from typing import Any
 from lorascope.analyses import rules
 from lorascope.analyses.delta.matrix import MatrixDelta
 from lorascope.analyses.delta.result import DeltaResult
-from lorascope.analyses.toolkit import capital, counted, extreme, group, median, percent, value
+from lorascope.analyses.toolkit import capital, counted, extreme, group, median, percent, plural, value
 from lorascope.architectures import depth, is_embedding, natural_order
 from lorascope.blocks import Finding
 from lorascope.errors import preview
@@ -41,8 +41,8 @@ def what_changed(result: DeltaResult) -> str:
     rounded = [m for m in result.changed if not beyond_rounding(m)]
     equal = len(result.matrices) - len(result.changed)
     dtypes = " and ".join(dict.fromkeys(DTYPES.get(m.effective_dtype, m.effective_dtype) for m in rounded))
-    rest = f"the rest is {dtypes} rounding ({len(rounded)} matrices)" if rounded else ""
-    rest += (" or equal" if rounded else "the rest is equal") + f" ({equal} matrices)" if equal else ""
+    rest = f"the rest is {dtypes} rounding ({plural(len(rounded), 'matrix')})" if rounded else ""
+    rest += (" or equal" if rounded else "the rest is equal") + f" ({plural(equal, 'matrix')})" if equal else ""
     if not real:
         return f"No matrix changed by more than rounding; {rest}" if rest else "No matrix changed"
     types, every = natural_order(m.type for m in real), {m.type for m in result.matrices}
@@ -50,7 +50,9 @@ def what_changed(result: DeltaResult) -> str:
         return f"All {len(every)} module types changed" if len(every) > 1 else f"{types[0]} changed"
     named = types[0] if len(types) == 1 else f"{', '.join(types[:-1])} and {types[-1]}"
     named = named if len(types) <= MAX_TYPES else f"{len(types)} of {len(every)} module types"
-    lead = f"Only {named} changed" if len(types) < len(every) else f"{len(real)} matrices changed, of all types"
+    lead = (
+        f"Only {named} changed" if len(types) < len(every) else f"{plural(len(real), 'matrix')} changed, of all types"
+    )
     return f"{lead}; {rest}" if rest else lead
 
 
@@ -121,7 +123,7 @@ def _files(result: DeltaResult) -> list[Finding]:
     zero = [m for m in result.matrices if m.frobenius_norm == 0]
     if zero and result.changed:
         made.append(
-            Finding("note", f"Unchanged: {len(zero)} of {len(result.matrices)} matrices, such as {zero[0].name}")
+            Finding("note", f"Unchanged: {counted(len(zero), len(result.matrices), 'matrix')}, such as {zero[0].name}")
         )
     coded = [each[0] for m in result.matrices if (each := [n for n in m.notes if n.startswith(DEQUANTISED)])]
     if coded:
@@ -282,8 +284,9 @@ def _vectors(result: DeltaResult) -> list[Finding]:
 def _extracted(result: DeltaResult) -> list[Finding]:
     if not result.not_extracted:
         return []
-    names = preview([item.name for item in result.not_extracted], 2)
-    text = f"{len(result.not_extracted)} changed parameters are not in the extracted adapter ({names}): vectors and the"
+    names, number = preview([item.name for item in result.not_extracted], 2), len(result.not_extracted)
+    are = "is" if number == 1 else "are"
+    text = f"{plural(number, 'changed parameter')} {are} not in the extracted adapter ({names}): vectors and the"
     modules = tuple(item.name for item in result.not_extracted)
     return [rules.NOT_EXTRACTED.finding(f"{text} like", modules=modules, action=WHOLE)]
 

@@ -6,7 +6,7 @@ from lorascope.analyses import rules
 from lorascope.analyses.dimension.functional import Curve
 from lorascope.analyses.dimension.result import DimensionResult
 from lorascope.analyses.dimension.sizes import Family, Reach
-from lorascope.analyses.toolkit import percent, value
+from lorascope.analyses.toolkit import percent, plural, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 
@@ -61,13 +61,11 @@ def _comparable(result: DimensionResult) -> list[Finding]:
         text = f"The runs are not ranked: they differ in {named}, so their gains are not comparable"
         items.append(rules.NOT_RANKED.finding(text, action="Train them with the same settings and steps"))
     if excluded := result.texts.get("skipped"):
-        items.append(Finding("note", f"{excluded} held-out texts excluded: another run was trained on them"))
+        items.append(Finding("note", f"{plural(excluded, 'held-out text')} excluded: another run was trained on them"))
     if not result.runs:
         items.append(Finding("note", "k90 has nothing to be compared with: add LoRA runs at several ranks"))
     if skipped := sum(item.adapter == result.full[0].facts.label for item in result.skipped):
-        items.append(
-            Finding("note", f"{skipped} matrices skipped: --modules does not match them, they stay as trained")
-        )
+        items.append(Finding("note", f"{plural(skipped, 'matrix')} skipped, as trained: --modules does not match"))
     return items
 
 

@@ -2,7 +2,7 @@
 
 from lorascope.analyses import rules
 from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
-from lorascope.analyses.toolkit import extreme, median, percent, value
+from lorascope.analyses.toolkit import counted, extreme, median, percent, plural, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.delta import DEQUANTISED
@@ -65,11 +65,13 @@ def _files(result: IntrudersResult) -> list[Finding]:
         made.append(Finding("note", text))
     if result.skipped:
         names = preview([item.name for item in result.skipped], 2)
-        made.append(rules.SKIPPED.finding(f"{len(result.skipped)} tensors skipped ({names}); reasons in the report"))
+        made.append(
+            rules.SKIPPED.finding(f"{plural(len(result.skipped), 'tensor')} skipped ({names}); reasons in the report")
+        )
     tied = [m for m in result.rows if m.equal_singular_values]
     if tied:
-        text = f"W has equal singular values in {len(tied)} weights, such as {tied[0].name}: each set is one subspace"
-        made.append(Finding("note", text))
+        text = f"W has equal singular values in {plural(len(tied), 'weight')}, such as {tied[0].name}"
+        made.append(Finding("note", f"{text}: each set is one subspace"))
     other = [m for m in result.changed if (m.relative_norm or 0) > 1]
     if worst := extreme(other, "relative_norm"):
         more = f", and larger than ‖W‖ in {len(other) - 1} others" if len(other) > 1 else ""
@@ -83,7 +85,7 @@ def _files(result: IntrudersResult) -> list[Finding]:
     short = [m for m in result.rows if m.base_rank is not None and m.base_rank < min(m.shape)]
     if short:
         text = (
-            f"W is not of full rank in {len(short)} weights, such as {short[0].name} ({short[0].base_rank} of"
+            f"W is not of full rank in {plural(len(short), 'weight')}, such as {short[0].name} ({short[0].base_rank} of"
             f" {min(short[0].shape)}): null-space directions of W are not counted as its singular vectors"
         )
         made.append(Finding("note", text))
@@ -96,9 +98,10 @@ def _counts(result: IntrudersResult) -> list[Finding]:
     whole, k = result.summary(), result.k
     number = whole["intruders"]["left"]
     text = (
-        f"{number} of the {result.slots} leading singular vectors (the first {k} of {len(result.rows)} weights) are"
-        f" intruders on the output side at ε = {result.epsilon:g}, in"
-        f" {whole['modules_with_intruders']['left']} weights; {whole['intruders']['right']} on the input side"
+        f"{number} of the {result.slots} leading singular vectors (the first {k} of"
+        f" {plural(len(result.rows), 'weight')}) are intruders on the output side at ε = {result.epsilon:g}, in"
+        f" {counted(whole['modules_with_intruders']['left'], len(result.rows), 'weight')};"
+        f" {whole['intruders']['right']} on the input side"
     )
     made = [Finding("note", text)]
     strongest = extreme(result.changed, "spike_margin")
@@ -169,8 +172,8 @@ def _scaled(made: Intervention) -> list[Finding]:
         )
         notes.append(rules.NO_SHRINKAGE.finding(text, action="Compare with the step-matched control instead"))
     if made.without:
-        some = f"{len(made.without)} weight{'s' * (len(made.without) != 1)}"
-        text = f"No neighbour that is not an intruder in {some} ({preview(made.without, 2)}): as trained in that arm"
+        some = f"{plural(len(made.without), 'weight')} ({preview(made.without, 2)})"
+        text = f"No neighbour that is not an intruder in {some}, which that arm leaves as trained"
         action = "Raise --k, so that there are more to choose from"
         notes.append(rules.NO_NEIGHBOUR.finding(text, modules=tuple(made.without), action=action))
     return notes

@@ -9,7 +9,18 @@ from lorascope.analyses.base import Metric, definitions
 from lorascope.analyses.intruders.metrics import METRICS
 from lorascope.analyses.intruders.module import ModuleIntruders
 from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
-from lorascope.analyses.toolkit import INPUTS, Row, depth_map, group, median, model_name, skipped_table, table, value
+from lorascope.analyses.toolkit import (
+    INPUTS,
+    Row,
+    depth_map,
+    group,
+    median,
+    model_name,
+    plural,
+    skipped_table,
+    table,
+    value,
+)
 from lorascope.blocks import (
     Block,
     Column,
@@ -43,8 +54,8 @@ def heading(result: IntrudersResult) -> tuple[str, str]:
     base, tuned = (model_name(result.inputs[side]["path"]) for side in ("base", "tuned"))
     whole = result.summary()
     summary = (
-        f"{whole['intruders']['left']} intruders among the {result.k} leading singular vectors of {whole['modules']}"
-        f" weights at ε = {result.epsilon:g}"
+        f"{whole['intruders']['left']} intruders among the {result.k} leading singular vectors of"
+        f" {plural(whole['modules'], 'weight')} at ε = {result.epsilon:g}"
     )
     return f"{tuned} over {base}", summary
 

@@ -208,7 +208,7 @@ def blocks(result: MethodSpecificResult) -> tuple[Block, ...]:
 def unchanged(role: str, zero: Sequence[Row], rows: Sequence[Row]) -> Finding:
     """That a trained role is zero in some modules, or in all."""
     rule, names = rules.NO_CHANGE if len(zero) == len(rows) else rules.UNCHANGED_MODULES, [row["name"] for row in zero]
-    they = "it changes nothing" if len(rows) == 1 else "they change nothing"
+    they = "it changes nothing" if len(zero) == 1 else "they change nothing"
     text = f"{role} is zero in {counted(len(zero), len(rows))}: {they}"
     return rule.finding(text, modules=tuple(names), action=TRAINED)
 

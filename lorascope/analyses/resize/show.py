@@ -8,7 +8,17 @@ from typing import Any
 from lorascope.analyses import rules
 from lorascope.analyses.base import definitions
 from lorascope.analyses.resize.measure import KEPT, METRICS, Plan, ResizeResult
-from lorascope.analyses.toolkit import INPUTS, capital, depth_map, module_table, percent, short_path, skipped_table
+from lorascope.analyses.toolkit import (
+    INPUTS,
+    capital,
+    counted,
+    depth_map,
+    module_table,
+    percent,
+    plural,
+    short_path,
+    skipped_table,
+)
 from lorascope.blocks import (
     Block,
     Cell,
@@ -55,7 +65,9 @@ def heading(result: ResizeResult) -> tuple[str, str]:
     title = short_path(result.source.path) or "an adapter in memory"
     if len(result.plans) > 1:
         modules = len(result.plans[0].modules)
-        summary = f"{len(result.plans)} plans for {modules} modules, {result.parameters_before:,} parameters as B·A"
+        summary = (
+            f"{len(result.plans)} plans for {plural(modules, 'module')}, {result.parameters_before:,} parameters as B·A"
+        )
         return title, summary
     plan = result.plans[0]
     summary = f"{plan.label}: {plan.parameters:,} of {result.parameters_before:,} parameters"
@@ -79,7 +91,9 @@ def _skipped(result: ResizeResult) -> list[Finding]:
     if not result.skipped:
         return []
     names = preview([item.name for item in result.skipped], 2)
-    text = f"{len(result.skipped)} updates are not low-rank and are dropped from the resized adapter: {names}"
+    number = len(result.skipped)
+    are = "update is not low-rank and is" if number == 1 else "updates are not low-rank and are"
+    text = f"{number} {are} dropped from the resized adapter: {names}"
     action = "Keep the original adapter where these matter"
     return [rules.LOST.finding(text, modules=tuple(item.name for item in result.skipped), action=action)]
 
@@ -90,7 +104,7 @@ def _dropped(plan: Plan) -> list[Finding]:
     energy = sum(m.norm**2 for m in plan.modules)
     share = sum(m.norm**2 for m in plan.dropped) / energy if energy else 0.0
     text = (
-        f"{plan.label}: {len(plan.dropped)} of {len(plan.modules)} modules get rank 0 and are dropped because PEFT"
+        f"{plan.label}: {counted(len(plan.dropped), len(plan.modules))} get rank 0 and are dropped because PEFT"
         f" cannot store it ({preview([m.name for m in plan.dropped], 2)}); they hold {percent(share)} of ‖ΔW‖²"
     )
     names = tuple(m.name for m in plan.dropped)

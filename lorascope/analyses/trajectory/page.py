@@ -14,6 +14,7 @@ from lorascope.analyses.toolkit import (
     group,
     median,
     module_table,
+    plural,
     skipped_table,
 )
 from lorascope.analyses.trajectory.measure import SETTLED, ModuleTrajectory, Point
@@ -48,7 +49,7 @@ DEFINITIONS = (
 
 def heading(result: TrajectoryResult) -> tuple[str, str]:
     count = f"{len(result.checkpoints)} checkpoints"
-    about = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}, {len(result.rows)} modules"
+    about = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}, {plural(len(result.rows), 'module')}"
     return (count, about) if result.path in ("", count) else (result.path, f"{count}, {about}")
 
 
