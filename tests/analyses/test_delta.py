@@ -218,7 +218,7 @@ def test_vectors_are_reported_and_what_the_adapter_leaves_out_is_said(rng):
     assert changes == {"layers.0.q.bias": pytest.approx(0.5), "norm": 0}
     assert [item.name for item in result.not_extracted] == ["layers.0.q.bias"]
     lost = [finding for finding in result.findings if finding.rule == "LS410"]
-    assert [finding.module for finding in lost] == ["layers.0.q.bias", None]
+    assert [finding.modules for finding in lost] == [("layers.0.q.bias",)] * 2
     assert lost[1].text.startswith("1 changed parameter is not in the extracted adapter ('layers.0.q.bias')")
 
 

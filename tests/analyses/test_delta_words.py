@@ -6,6 +6,9 @@ from lorascope.analyses import delta, rules
 from lorascope.analyses.delta.findings import what_changed
 from lorascope.blocks import Findings
 from lorascope.linalg.rounding import round_to
+from lorascope.updates.base import Update
+from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.tensors import InMemory
 from tests.analyses.test_delta import checkpoint, low_rank
 
 
@@ -98,3 +101,18 @@ def test_a_resized_vocabulary_has_a_rule(rng):
     (found,) = (f for f in result.findings if f.rule == rules.DELTA_RESIZED.code)
     assert found.text == "Resized from 6 to 12 rows: the first 6 are compared"
     assert found.modules == ("embed_tokens",)
+
+
+def test_an_adapter_that_has_nothing_where_the_models_differ(rng):
+    base, tuned = models(rng, ("q_proj",), dtype="F32")
+    a = rng.standard_normal((2, 48))
+    for b, name, said in (
+        (np.ones((64, 2)), "k_proj", "x: targets none of the matrices that changed"),
+        (np.zeros((64, 2)), "q_proj", "x: in the 1 matrix it adapts"),
+    ):
+        roles = {"A": InMemory(a, "F32"), "B": InMemory(b, "F32")}
+        update = Update(f"layers.0.{name}", "low_rank", roles)
+        found = delta.run(base, tuned, adapters=[Adapter({update.name: update}, {}, Source("x", None, "peft", "LoRA"))])
+        (finding,) = (f for f in found.findings if f.rule == rules.DELTA_ADAPTER.code)
+        assert finding.severity == "warning"
+        assert finding.text.startswith(said)

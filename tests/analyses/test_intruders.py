@@ -324,6 +324,13 @@ def test_an_intervention_without_intruders_says_so(rng):
     assert made.points == ()
     findings = dataclasses.replace(result, intervention=made).findings
     assert any("No weight has an intruder" in finding.text for finding in findings)
+    grown = tuple({"arm": arm, "lambda": 0.5, "norm": 1.1, "loss": 1.0} for arm in ARMS)
+    made = dataclasses.replace(made, points=grown, without=("q",))
+    findings = dataclasses.replace(result, intervention=made).findings
+    assert [f.rule for f in findings if f.severity == "warning"] == ["LS703", "LS704"]
+    assert (
+        findings[1].text == "No neighbour that is not an intruder in 1 weight ('q'), which that arm leaves as trained"
+    )
 
 
 # --- PEFT ---------------------------------------------------------------------------------------------------------

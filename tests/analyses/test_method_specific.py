@@ -230,7 +230,7 @@ def test_modules_are_compared_only_where_they_share_a(rng):
 def test_projections_from_a_seed_are_said_to_be_drawn_again(tmp_path):
     example = examples_peft.vera_without_projections(tmp_path)
     part = section(io.read(example.path, open_checkpoint(example.base)), "vera")
-    assert part.findings[0].severity == "warning"
+    assert (part.findings[0].severity, part.findings[0].rule) == ("warning", "LS905")
     assert "drawn again" in part.findings[0].text
     plain = vera("q", np.ones((2, 3)), np.ones((4, 2)), [1, 2], np.ones(4))
     seeded = Update("q", "vera", {**plain.roles, "A": Drawn((2, 3), 1.0, 7), "B": Drawn((4, 2), 1.0, 8)})
@@ -272,7 +272,8 @@ def test_the_budget_met_exactly_is_a_note(rng):
     part = section(
         adapter(triplet(rng, "0.q", [1, 0, 2]), triplet(rng, "1.q", [0, 0, 3]), init_r=3, target_r=1), "triplet"
     )
-    assert "2 under" not in texts(part)
+    assert "1 over the budget of 2: training stopped before" in texts(part)
+    assert (part.findings[0].severity, part.findings[0].rule) == ("warning", "LS903")
     met = adapter(triplet(rng, "0.q", [1, 0, 2]), triplet(rng, "1.q", [0, 0, 0]), init_r=3, target_r=1)
     part = section(met, "triplet")
     assert part.findings[0].severity == "note"
@@ -297,6 +298,8 @@ def test_orthogonality_and_what_the_initialisation_gives(rng):
     assert row["kept_rank"] == 3
     assert row["off_orthogonal"]["P"] < 1e-14  # of an orthonormal basis: rounding alone
     assert "close to the singular values" in texts(part)
+    (far,) = (f for f in section(adapter(triplet(rng, "0.q", [1, 2])), "triplet").findings if f.severity == "warning")
+    assert (far.rule, far.action) == ("LS904", "Read the singular values from the spectrum")
     drawn = [0.02 * rng.standard_normal((50, 3)) for _ in range(2000)]
     mean_square = np.mean([np.linalg.norm(t.T @ t - np.eye(3)) ** 2 / 3 for t in drawn])
     # ‖TᵀT − I‖² is near 0.96 and varies by 0.006 between draws: the mean is good to 1e-4 and better
@@ -477,8 +480,16 @@ def test_layers_that_were_named_have_no_scores():
 )
 def test_a_setting_that_is_no_record_is_a_warning(record):
     part = section(dropped(record), "lora_drop")
-    assert [finding.severity for finding in part.findings] == ["warning"]
+    assert [(finding.severity, finding.rule) for finding in part.findings] == [("warning", "LS901")]
     assert "cannot be read" in texts(part)
+
+
+def test_scores_of_zero_tell_no_modules_apart():
+    names = [f"layers.{i}.{kind}" for i in (0, 1) for kind in ("q", "v")]
+    part = section(dropped({"scores": dict.fromkeys(names, 0.0), "kept": names[:1]}), "lora_drop")
+    (found,) = part.findings
+    assert (found.severity, found.rule) == ("warning", "LS902")
+    assert found.text.endswith("Every score is zero: the modules could not be told apart")
 
 
 def test_dense_of_vera_agrees_with_the_rows(rng):

@@ -26,7 +26,7 @@ UNLIKELY = 4.0  # standard deviations of the cosine
 def findings(result: DeltaResult) -> list[Finding]:
     """What is broken, what changed at all, what the files cannot tell, and what ΔW looks like."""
     made = [*_broken(result), *_what(result), *_files(result), *_rounding(result), *_rank(result), *_where(result)]
-    return [*made, *_adapters(result), *_vectors(result), *_extracted(result)]
+    return [*made, *_adapters(result), *_vectors(result), *_extracted(result), *_skipped(result)]
 
 
 def beyond_rounding(matrix: MatrixDelta) -> bool:
@@ -119,7 +119,7 @@ def _skipped(result: DeltaResult) -> list[Finding]:
 
 
 def _files(result: DeltaResult) -> list[Finding]:
-    made = _skipped(result)
+    made = []
     zero = [m for m in result.matrices if m.frobenius_norm == 0]
     if zero and result.changed:
         made.append(
@@ -250,7 +250,9 @@ def _captured(label: str, whole: dict[str, Any]) -> Finding:
         action = "Give an adapter of the same base whose target modules were tuned"
         return rules.DELTA_ADAPTER.finding(f"{label}: targets none of the matrices that changed", action=action)
     cosine, chance = whole["cosine"], whole["cosine_chance"]
-    text = f"{label}: in the {whole['matrices']} matrices it adapts ({percent(whole['energy_share'])} of ‖ΔW‖²)"
+    text = (
+        f"{label}: in the {plural(whole['matrices'], 'matrix')} it adapts ({percent(whole['energy_share'])} of ‖ΔW‖²)"
+    )
     if cosine is None:
         action = "Run lorascope analyze on it, which says why"
         return rules.DELTA_ADAPTER.finding(f"{text} its update is zero", action=action)
@@ -274,11 +276,11 @@ def _vectors(result: DeltaResult) -> list[Finding]:
     largest = worst.relative_change or 0.0
     text = (
         f"Biases and norm weights: {len(moved)} of {len(result.vectors)} changed, by"
-        f" {percent(_middle(moved, 'relative_change'))} in the median and at most {percent(largest)}"
+        f" {percent(_middle(moved, 'relative_change'))} in the median and at most {percent(largest)} ({worst.name})"
     )
     if largest > MAX_VECTOR_CHANGE and result.extract:
-        return [rules.NOT_EXTRACTED.finding(text, module=worst.name, modules=(worst.name,), action=WHOLE)]
-    return [Finding("note", text, worst.name)]
+        return [rules.NOT_EXTRACTED.finding(text, modules=tuple(v.name for v in moved), action=WHOLE)]
+    return [Finding("note", text)]
 
 
 def _extracted(result: DeltaResult) -> list[Finding]:

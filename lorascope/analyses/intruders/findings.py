@@ -97,11 +97,11 @@ def _counts(result: IntrudersResult) -> list[Finding]:
         return []
     whole, k = result.summary(), result.k
     number = whole["intruders"]["left"]
+    where = f", in {counted(whole['modules_with_intruders']['left'], len(result.rows), 'weight')}"
     text = (
         f"{number} of the {result.slots} leading singular vectors (the first {k} of"
-        f" {plural(len(result.rows), 'weight')}) are intruders on the output side at ε = {result.epsilon:g}, in"
-        f" {counted(whole['modules_with_intruders']['left'], len(result.rows), 'weight')};"
-        f" {whole['intruders']['right']} on the input side"
+        f" {plural(len(result.rows), 'weight')}) are intruders on the output side at ε = {result.epsilon:g}"
+        f"{where if number else ''}; {whole['intruders']['right']} on the input side"
     )
     made = [Finding("note", text)]
     strongest = extreme(result.changed, "spike_margin")
