@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lorascope
 from lorascope.analyses import rules
-from lorascope.analyses.toolkit import Row, capital, flat, in_order, problems
+from lorascope.analyses.toolkit import Row, flat, in_order, problems
 from lorascope.blocks import Block, Column, Definition, Finding, Heatmap, Lines, Page, Summary
 from lorascope.errors import InputError
 from lorascope.registry import Registry
@@ -155,7 +155,7 @@ class Result:
         title, summary = self._analysis.heading(self)
         blocks = self.blocks(**options)
         if not any(isinstance(block, Summary) for block in blocks) and (found := problems(self.findings)):
-            summary = f"{found}. {capital(summary)}"
+            summary = f"{found}. {summary}"
         made_by: tuple[tuple[str, str], ...] = (("command", shlex.join(command)),) if command else ()
         made_by += (
             ("lorascope", lorascope.__version__),

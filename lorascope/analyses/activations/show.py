@@ -16,7 +16,6 @@ from lorascope.analyses.activations.measure import (
 from lorascope.analyses.base import definitions
 from lorascope.analyses.toolkit import (
     INPUTS,
-    capital,
     column,
     depth_map,
     group,
@@ -69,7 +68,7 @@ def findings(result: ActivationsResult) -> list[Finding]:
     few = len(result.runs) <= FEW
     for label in result.runs:
         items += [*_share(result, label, few), *(_where(result, label) if few else ())]
-    return [*items, *_cka(result), *(Finding("note", capital(note)) for note in result.notes)]
+    return [*items, *_cka(result), *(Finding("note", note) for note in result.notes)]
 
 
 def _skipped(result: ActivationsResult) -> list[Finding]:

@@ -10,7 +10,6 @@ from lorascope.analyses.base import definitions
 from lorascope.analyses.resize.measure import KEPT, METRICS, Plan, ResizeResult
 from lorascope.analyses.toolkit import (
     INPUTS,
-    capital,
     counted,
     depth_map,
     module_table,
@@ -84,7 +83,7 @@ def findings(result: ResizeResult) -> list[Finding]:
     for plan in result.plans if len(result.plans) <= MAX_PLANS else ():
         items += [*_dropped(plan), *_error(result, plan), *_rounding(plan)]
     items += [*_kinds(result), *_curve(result), *_scores(result)]
-    return items + [Finding("note", capital(note)) for note in result.notes]
+    return items + [Finding("note", note) for note in result.notes]
 
 
 def _skipped(result: ResizeResult) -> list[Finding]:

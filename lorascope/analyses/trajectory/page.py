@@ -9,6 +9,7 @@ from lorascope.analyses.base import definitions
 from lorascope.analyses.toolkit import (
     BLANK_CELLS,
     INPUTS,
+    capital,
     column,
     depth_map,
     group,
@@ -50,7 +51,7 @@ DEFINITIONS = (
 def heading(result: TrajectoryResult) -> tuple[str, str]:
     count = f"{len(result.checkpoints)} checkpoints"
     about = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}, {plural(len(result.rows), 'module')}"
-    return (count, about) if result.path in ("", count) else (result.path, f"{count}, {about}")
+    return (count, capital(about)) if result.path in ("", count) else (result.path, f"{count}, {about}")
 
 
 def blocks(result: TrajectoryResult) -> tuple[Block, ...]:
