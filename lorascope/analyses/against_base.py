@@ -28,6 +28,7 @@ from lorascope.analyses.toolkit import (
     column,
     group,
     median,
+    plural,
     skipped_table,
     type_table,
     value,
@@ -343,7 +344,7 @@ def findings(result: AgainstBaseResult) -> list[Finding]:
     )
     made = [Finding("note", text)]
     text = (
-        f"amplification ‖ΔW‖/‖UᵀWV‖: {_short(whole['amplification'])} in the median module; a random ΔW of"
+        f"Amplification ‖ΔW‖/‖UᵀWV‖: {_short(whole['amplification'])} in the median module; a random ΔW of"
         f" the same norm would have {_short(whole['amplification_random'])}"
     )
     made.append(Finding("note", text))
@@ -351,9 +352,9 @@ def findings(result: AgainstBaseResult) -> list[Finding]:
         sides = {side: [getattr(m, side)[top] for m in result.rows if top in getattr(m, side)] for side in _SIDES}
         if sides["left"]:
             text = ", ".join(_overlap_in_words(side, overlaps) for side, overlaps in sides.items())
-            made.append(Finding("note", f"overlap φ of ΔW's directions with W's {of}: {text}"))
+            made.append(Finding("note", f"Overlap φ of ΔW's directions with W's {of}: {text}"))
     if number := sum(m.method != "exact" for m in result.rows):
-        text = "overlap with the top 10 % of W skipped for weights without a cached SVD: run `lorascope intruders`"
+        text = "Overlap with the top 10 % of W skipped for weights without a cached SVD: run `lorascope intruders`"
         modules = f"{number} module{'s' * (number != 1)}"
         made.append(Finding("note", f"{text} with the same --base to compute and cache it ({modules})"))
     return made
@@ -375,7 +376,7 @@ def _short(number: float | None) -> str:
 
 def heading(result: AgainstBaseResult) -> tuple[str, str]:
     ratio = _times(result.summary()["ratio"])
-    return "ΔW against W", f"{len(result.rows)} weights, ‖UᵀWV‖ {ratio} that in random directions"
+    return "ΔW against W", f"{plural(len(result.rows), 'weight')}, ‖UᵀWV‖ {ratio} that in random directions"
 
 
 def blocks(result: AgainstBaseResult) -> tuple[Block, ...]:

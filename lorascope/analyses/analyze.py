@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
 
+UNCHANGED = {rules.NO_CHANGE.code, rules.UNCHANGED_MODULES.code}  # said once, of ΔW or of the roles it is made of
+
+
 @dataclass(frozen=True, repr=False)
 class AnalyzeResult(Result):
     """What is in one adapter.
@@ -128,7 +131,9 @@ def run(
 def findings(result: AnalyzeResult) -> list[Finding]:
     against = result.against_base.findings if result.against_base is not None else ()
     others = [] if result.like is None else [like.finding(result.like)]
-    return [*others, *result.spectrum.findings, *against, *result.method_specific.findings]
+    said = {finding.rule for finding in result.spectrum.findings} & UNCHANGED
+    own = (finding for finding in result.method_specific.findings if finding.rule not in said)
+    return [*others, *result.spectrum.findings, *against, *own]
 
 
 def heading(result: AnalyzeResult) -> tuple[str, str]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lorascope
 from lorascope.analyses import rules
-from lorascope.analyses.toolkit import Row, flat, in_order
-from lorascope.blocks import Block, Column, Definition, Finding, Heatmap, Lines, Page
+from lorascope.analyses.toolkit import Row, flat, in_order, problems
+from lorascope.blocks import Block, Column, Definition, Finding, Heatmap, Lines, Page, Summary
 from lorascope.errors import InputError
 from lorascope.registry import Registry
 from lorascope.weights.adapter import Skipped
@@ -157,6 +157,9 @@ class Result:
         import numpy
 
         title, summary = self._analysis.heading(self)
+        blocks = self.blocks(**options)
+        if not any(isinstance(block, Summary) for block in blocks) and (found := problems(self.findings)):
+            summary = f"{found}. {summary}"
         made_by: tuple[tuple[str, str], ...] = (("command", shlex.join(command)),) if command else ()
         made_by += (
             ("lorascope", lorascope.__version__),
@@ -166,7 +169,7 @@ class Result:
         if torch := sys.modules.get("torch"):  # where a model was evaluated
             made_by += (("torch", torch.__version__),)
         kicker = f"lorascope {self._analysis.command}"
-        return Page(title, self.blocks(**options), kicker=kicker, summary=summary, made_by=made_by)
+        return Page(title, blocks, kicker=kicker, summary=summary, made_by=made_by)
 
     def to_html(self, path: str | Path, **options: Any) -> Path:
         """Write the page, one HTML file that needs nothing else; the path written.

@@ -4,6 +4,7 @@
 LSx50 are what an analysis says of its numbers without judging them.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -75,11 +76,18 @@ DELTA_ZERO = Rule("LS402", "no-difference", "error", "The checkpoints do not dif
 DELTA_ROUNDING = Rule("LS403", "below-rounding", "warning", "Part of ΔW is rounding error of the storage dtype.")
 DELTA_CHANGED = Rule("LS404", "what-changed", "note", "Which module types changed by more than rounding.")
 DELTA_UNRELATED = Rule("LS405", "unrelated-checkpoints", "warning", "ΔW is larger than W: hardly a fine-tuned model.")
+DELTA_CODED = Rule("LS406", "dequantised-weights", "warning", "ΔW holds the error of weights stored in a few bits.")
+DELTA_RESIZED = Rule("LS407", "resized-vocabulary", "warning", "A vocabulary differs in size: some rows are skipped.")
+DELTA_BASE = Rule("LS408", "base-below-rounding", "warning", "ΔW may be the rounding of a base stored more coarsely.")
+DELTA_ADAPTER = Rule("LS409", "nothing-captured", "warning", "An adapter has no update where the checkpoints differ.")
+NOT_EXTRACTED = Rule("LS410", "not-extracted", "warning", "Changes that the extracted adapter does not hold.")
 
 RESIZED = Rule("LS500", "resized", "note", "What each plan keeps, in words.")
 RECOMMENDED = Rule("LS501", "recommended-plan", "note", "The smallest plan that keeps enough of every module.")
 FULL_RANK = Rule("LS502", "full-rank-used", "warning", "Truncation loses what it would of random factors.")
 LOST = Rule("LS503", "dropped-modules", "warning", "Updates that a resized adapter does not hold.")
+RESIZE_ROUNDING = Rule("LS504", "resize-rounding", "warning", "Rounding to the dtype adds much to a plan's own error.")
+NOTHING_GAINED = Rule("LS505", "adapter-without-gain", "warning", "The full adapter does not reduce the held-out loss.")
 
 DIMENSION = Rule("LS600", "dimension-measured", "note", "What was measured of the runs, in words.")
 NOT_RANKED = Rule("LS601", "runs-not-comparable", "error", "The runs differ in steps or recipe and are not ranked.")
@@ -91,11 +99,20 @@ CONTROL = Rule("LS605", "control-not-failed", "warning", "A control that should 
 INTRUDERS = Rule("LS700", "intruders-measured", "note", "What was measured of intruder dimensions, in words.")
 STRENGTH = Rule("LS701", "strength-not-novelty", "note", "What the number of intruders measures.")
 BLIND = Rule("LS702", "epsilon-below-chance", "warning", "ε is so low that not even a random direction is counted.")
+NO_SHRINKAGE = Rule("LS703", "scaling-enlarges", "warning", "Scaling the intruders down makes ΔW larger, not smaller.")
+NO_NEIGHBOUR = Rule("LS704", "no-neighbour", "warning", "Weights without a neighbouring direction for the control.")
 
 ACTIVATIONS = Rule("LS800", "activations-measured", "note", "What was measured on real inputs, in words.")
 FEW_SAMPLES = Rule("LS801", "few-samples", "warning", "Fewer samples than features: the usual CKA is biased.")
 NO_INPUTS = Rule("LS802", "no-inputs", "warning", "No adapted layer received inputs.")
 METHOD = Rule("LS900", "method-specific", "note", "What is specific to the method, in words.")
+BAD_SETTING = Rule("LS901", "unreadable-setting", "warning", "A setting of the method that cannot be read.")
+NO_SCORES = Rule("LS902", "scores-all-zero", "warning", "LoRA-drop's scores are all zero.")
+BUDGET = Rule("LS903", "budget-not-met", "warning", "AdaLoRA kept more or fewer ranks than its budget.")
+NOT_ORTHOGONAL = Rule("LS904", "not-orthogonal", "warning", "AdaLoRA's P or Q is far from orthogonal.")
+DRAWN_AGAIN = Rule(
+    "LS905", "projections-drawn-again", "warning", "VeRA's A and B are not in the file, but drawn again."
+)
 TRAJECTORY = Rule("LS950", "trajectory-measured", "note", "What was measured over the checkpoints, in words.")
 NOT_ONE_RUN = Rule("LS951", "not-one-run", "warning", "Checkpoints that are copies, or not of one run.")
 EARLIER_BETTER = Rule(
@@ -123,7 +140,8 @@ def about_file(note: str, whose: str = "") -> Finding:
     Args:
         whose: whose file, where there are several.
     """
-    text = f"{whose}: {note}" if whose else note[:1].upper() + note[1:]
+    text = re.sub(r"^[a-z](?=[a-z]+ )", lambda letter: letter[0].upper(), note)  # a word, and no name
+    text = f"{whose}: {note}" if whose else text
     for beginning, rule, action in _DOUBTS:
         if note.startswith(beginning):
             return rule.finding(text, action=action)

@@ -2,6 +2,7 @@
 and maps that most pages have. Each stands here once.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -35,6 +36,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
 GAUSSIAN_SPREAD = 1 / 3  # participation of many independent Gaussian entries: (E x²)² / E x⁴
 BLANK_CELLS = "Blank cells: no adapted module, or no number. Cells with several modules (MoE experts) show the mean."
+INPUTS = "Inputs and settings"  # the section of what was read
 _DRAWS = 2000
 
 
@@ -168,8 +170,13 @@ def digits(value: float | None, number: int = 2) -> str:
 
 def counted(some: int, total: int, noun: str = "module") -> str:
     """ "all 12 modules" or "3 of 12 modules"."""
-    plural = noun if total == 1 else {"matrix": "matrices"}.get(noun, f"{noun}s")
-    return f"all {total} {plural}" if some == total and total > 1 else f"{some} of {total} {plural}"
+    those = plural(total, noun)
+    return f"all {those}" if some == total and total > 1 else f"{some} of {those}"
+
+
+def plural(number: int, noun: str) -> str:
+    """ "1 module" or "12 modules"."""
+    return f"{number:,} {noun if number == 1 else {'matrix': 'matrices'}.get(noun, f'{noun}s')}"
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -219,12 +226,22 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def status(findings: Sequence[Finding], checks: int) -> tuple[str, Severity | None]:
     """Whether there are problems, in one sentence with the number of checks, and the worst severity of them."""
-    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning")}
-    ran = f"({checks} check{'s' * (checks != 1)})"
-    if not any(counts.values()):
+    named, ran = problems(findings), f"({checks} check{'s' * (checks != 1)})"
+    if not named:
         return f"No problems found {ran}", None
-    named = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in counts.items() if n)
-    return f"{named} {ran}", "error" if counts["error"] else "warning"
+    return f"{named} {ran}", min((f.severity for f in findings), key=SEVERITIES.index)
+
+
+def problems(findings: Iterable[Finding]) -> str:
+    """How many errors and warnings there are: "1 error, 2 warnings"; "" where there are none."""
+    counts = Counter(finding.severity for finding in findings)
+    known: tuple[Severity, ...] = ("error", "warning")
+    return ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity in known if (n := counts[severity]))
+
+
+def capital(text: str) -> str:
+    """The text with a capital letter first."""
+    return text[:1].upper() + text[1:]
 
 
 def spread(values: np.ndarray) -> float | None:

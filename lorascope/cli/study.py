@@ -277,15 +277,21 @@ def list_(
     """
     import sys
 
+    from lorascope.errors import InputError
     from lorascope.outputs import json_text
     from lorascope.report import terminal
     from lorascope.study import index, record
     from lorascope.study.grid import ENCODER
 
+    scripts = _scripts(studies)
+    if not scripts:
+        what = "holds no study scripts" if studies.is_dir() else "is no folder"
+        hint = "run it in a clone of lorascope, or give their folder with --studies DIR"
+        raise InputError(f"no studies to list: {studies} {what}", hint=hint)
     records, errors = record.read_folder(reports)
     by_name = {report["name"]: report for report in records}
     by_name |= {report["name"]: report for report in records if report["scale"]["testbed"] == ENCODER}
-    rows = [_listed(script, by_name.get(script.stem)) for script in _scripts(studies)]
+    rows = [_listed(script, by_name.get(script.stem)) for script in scripts]
     if json:
         print(json_text({"schema": 2, "studies": rows}, indent=2, ensure_ascii=True))
     else:

@@ -89,7 +89,7 @@ def find(paths: Sequence[Path]) -> Series:
         )
     unit = units.pop() if len(units) == 1 else "step"
     if any(each.step is None for each in snapshots):
-        notes.append("no name and no file says of which step each checkpoint is: they are taken in the order given")
+        notes.append("No name and no file says of which step each checkpoint is: they are taken in the order given")
         return Series(tuple(replace(s, step=i) for i, s in enumerate(snapshots, 1)), (), "order", tuple(notes))
     snapshots.sort(key=lambda each: each.step or 0)
     for one, other in pairwise(snapshots):

@@ -147,5 +147,5 @@ def test_what_cannot_be_measured_is_listed_and_the_rest_drawn(rng):
     json.dumps(result.to_json(), allow_nan=False)
     assert len(result.table()) == 2
     page = Page("x", result.blocks())
-    assert "amplification" in terminal.render(page, width=120, color=False)
+    assert "Amplification" in terminal.render(page, width=120, color=False)
     assert "<svg" in html.render(page)

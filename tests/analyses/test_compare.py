@@ -115,7 +115,7 @@ def test_one_update_in_two_gauges_stored_in_float32(rng):
             # float32 times the condition of a random 4 × 4 gauge
             assert max(row[side]["principal_angles"]) < 1e-4
             assert row[side]["phi"][0][0] == pytest.approx(1, abs=1e-6)
-    assert result.findings[0].text == "identical: cosine 1.000000 over all modules"
+    assert result.findings[0].text == "Identical: cosine 1.000000 over all modules"
     assert not any("initialisation" in finding.text for finding in result.findings)
 
 
@@ -163,7 +163,7 @@ def test_a_shared_seed_is_said_loudly_whatever_the_ranks():
     assert min(row["cosine_sd"] for row in rows) > 2 / np.sqrt(M * N)  # more than of two random sides
     loud = result.findings[0]
     assert loud.severity == "warning"
-    assert "same random initialisation of A in all 4 modules" in loud.text
+    assert "Same random initialisation of A in all 4 modules" in loud.text
 
 
 def test_a_seed_shared_by_the_first_module_only():
@@ -305,7 +305,7 @@ def test_matrices_are_the_pairs_and_groups_and_clusters_are_found():
     both = result.to_json()["groups_by_initialisation"]
     assert both["within"]["right_effect"] > 0.8
     assert abs(both["between"]["right_effect"]) < 0.05
-    assert "same random initialisation of A in 2 of 10 pairs" in result.findings[0].text
+    assert "Same random initialisation of A in 2 of 10 pairs" in result.findings[0].text
 
 
 def test_many_adapters_in_float32_without_records(monkeypatch):

@@ -104,7 +104,7 @@ def test_a_coarser_base_is_pointed_out(rng):
     result = delta.run(base, checkpoint(layers__0__q__weight=round_to(exact, "F32")))
     found = result.matrices[0]
     assert found.singular_values[0] < found.noise_floor["base_floor"]  # all of ΔW is the base's rounding
-    assert any("would reach above σ₁ in 1 of 1" in finding.text for finding in result.findings)
+    assert any("would reach above σ₁ in 1 of 1" in f.text and f.rule == "LS408" for f in result.findings)
 
 
 def test_the_leading_values_are_those_of_the_full_spectrum_with_the_rest_exact(rng):
@@ -217,7 +217,9 @@ def test_vectors_are_reported_and_what_the_adapter_leaves_out_is_said(rng):
     changes = {v.name: v.relative_change for v in result.vectors}
     assert changes == {"layers.0.q.bias": pytest.approx(0.5), "norm": 0}
     assert [item.name for item in result.not_extracted] == ["layers.0.q.bias"]
-    assert any("1 changed parameters are not in the extracted adapter" in finding.text for finding in result.findings)
+    lost = [finding for finding in result.findings if finding.rule == "LS410"]
+    assert [finding.modules for finding in lost] == [("layers.0.q.bias",)] * 2
+    assert lost[1].text.startswith("1 changed parameter is not in the extracted adapter ('layers.0.q.bias')")
 
 
 def test_what_a_lora_has_no_place_for_is_left_out_and_named(rng):
@@ -314,7 +316,7 @@ def test_dequantised_weights_are_said(rng, tmp_path):
     codes = {"layers.0.q.weight": np.round(weight / scale).astype("i1"), "layers.0.q.weight_scale": scale}
     save_file(codes, tmp_path / "tuned/model.safetensors")
     found = delta.run(*(open_checkpoint(tmp_path / side) for side in ("base", "tuned")))
-    assert any("dequantised from int8" in finding.text for finding in found.findings)
+    assert any("dequantised from int8" in finding.text and finding.rule == "LS406" for finding in found.findings)
     error = codes["layers.0.q.weight"] * scale.astype("f8") - weight
     assert found.matrices[0].frobenius_norm == pytest.approx(np.linalg.norm(error), rel=1e-9)
 

@@ -375,7 +375,7 @@ def test_smallest_trained_rank_beside_k90():
     assert group.levels[1].freedom == sum(2 * (sum(shape) - 2) for shape in SHAPES.values())
     assert result.truncated.run == "rank=4,seed=0,lr=0.001"
     texts = " ".join(finding.text for finding in result.findings)
-    assert "trained LoRA: 90 % of the gain at rank = 2 (rank 1 falls short; bootstrap over seeds 2)" in texts
+    assert "Trained LoRA: 90 % of the gain at rank = 2 (rank 1 falls short; bootstrap over seeds 2)" in texts
     assert "99 % of the gain not reached by rank = 4" in texts
 
 
@@ -557,4 +557,5 @@ def test_its_figures_are_lines():
     result = run([full_candidate(), lora_candidate(1, 0.5), lora_candidate(2, 0.95)])
     for name in ("gain", "parameters", "spectra"):
         assert PLOTS[name](result).series
-    assert "k90 = 3" in repr(result)
+    sentence = "3 of 32 directions in every matrix keep 90 % of full fine-tuning's gain; LoRA reaches it at r = 2"
+    assert repr(result) == f"<DimensionResult Intrinsic dimension of full fine-tuning: {sentence}>"

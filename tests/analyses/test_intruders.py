@@ -111,6 +111,8 @@ def test_no_change_has_no_intruder(rng):
     assert result.count(0.999) == 0
     assert module.prediction is None
     assert any("ΔW is zero in every weight" in finding.text for finding in result.findings)
+    assert "Weights with the most intruders" not in terminal.render(result.page(), width=100, color=False)
+    assert result.page().summary.startswith("1 error. 0 intruders among the 6 leading singular vectors of 1 weight at")
 
 
 @pytest.mark.parametrize(("m", "n"), [(60, 60), (40, 70), (70, 40)])
@@ -321,7 +323,14 @@ def test_an_intervention_without_intruders_says_so(rng):
     )
     assert made.points == ()
     findings = dataclasses.replace(result, intervention=made).findings
-    assert any("no weight has an intruder" in finding.text for finding in findings)
+    assert any("No weight has an intruder" in finding.text for finding in findings)
+    grown = tuple({"arm": arm, "lambda": 0.5, "norm": 1.1, "loss": 1.0} for arm in ARMS)
+    made = dataclasses.replace(made, points=grown, without=("q",))
+    findings = dataclasses.replace(result, intervention=made).findings
+    assert [f.rule for f in findings if f.severity == "warning"] == ["LS703", "LS704"]
+    assert (
+        findings[1].text == "No neighbour that is not an intruder in 1 weight ('q'), which that arm leaves as trained"
+    )
 
 
 # --- PEFT ---------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_scales_can_be_told_without_the_base(tmp_path):
     found = json.loads(done.stdout)
     assert found["modules"] == []
     assert len(found["method_specific"]["scaling"]["modules"]) == len(example.deltas)
-    assert "--base" in found["findings"][0]["text"]
+    assert "--base" in found["findings"][0]["action"]
     assert "pass --base to compute ‖ΔW‖" in here("analyze", example.path).stdout
 
 
@@ -222,7 +222,7 @@ def test_modules_are_compared_only_where_they_share_a(rng):
     part = section(adapter(*own), "vera")
     assert part.summary["inputs"] == []
     assert part.summary["pairs_of_projections"] == 2
-    assert "every module has an A of its own" in texts(part)
+    assert "Every module has an A of its own" in texts(part)
     assert part.rows[0]["d_change"] is None
     assert "does not say d_initial" in texts(part)
 
@@ -230,7 +230,7 @@ def test_modules_are_compared_only_where_they_share_a(rng):
 def test_projections_from_a_seed_are_said_to_be_drawn_again(tmp_path):
     example = examples_peft.vera_without_projections(tmp_path)
     part = section(io.read(example.path, open_checkpoint(example.base)), "vera")
-    assert part.findings[0].severity == "warning"
+    assert (part.findings[0].severity, part.findings[0].rule) == ("warning", "LS905")
     assert "drawn again" in part.findings[0].text
     plain = vera("q", np.ones((2, 3)), np.ones((4, 2)), [1, 2], np.ones(4))
     seeded = Update("q", "vera", {**plain.roles, "A": Drawn((2, 3), 1.0, 7), "B": Drawn((4, 2), 1.0, 8)})
@@ -242,7 +242,8 @@ def test_an_untrained_or_broken_vera_is_said_in_words():
     part = section(
         adapter(vera("0.q", a, big_b, [0.1, 0.1], np.zeros(4)), vera("1.q", a, big_b, [np.nan, 1], np.ones(4))), "vera"
     )
-    assert "b is zero in 1 of 2 modules" in texts(part)
+    (still,) = (finding for finding in part.findings if "b is zero in 1 of 2 modules" in finding.text)
+    assert (still.severity, still.rule, still.modules) == ("warning", "LS103", ("0.q",))
     assert part.rows[0]["in_span_b"] is None
     assert part.rows[1]["d"] is None
     json.dumps(part.rows, allow_nan=False)
@@ -271,7 +272,8 @@ def test_the_budget_met_exactly_is_a_note(rng):
     part = section(
         adapter(triplet(rng, "0.q", [1, 0, 2]), triplet(rng, "1.q", [0, 0, 3]), init_r=3, target_r=1), "triplet"
     )
-    assert "2 under" not in texts(part)
+    assert "1 over the budget of 2: training stopped before" in texts(part)
+    assert (part.findings[0].severity, part.findings[0].rule) == ("warning", "LS903")
     met = adapter(triplet(rng, "0.q", [1, 0, 2]), triplet(rng, "1.q", [0, 0, 0]), init_r=3, target_r=1)
     part = section(met, "triplet")
     assert part.findings[0].severity == "note"
@@ -296,6 +298,8 @@ def test_orthogonality_and_what_the_initialisation_gives(rng):
     assert row["kept_rank"] == 3
     assert row["off_orthogonal"]["P"] < 1e-14  # of an orthonormal basis: rounding alone
     assert "close to the singular values" in texts(part)
+    (far,) = (f for f in section(adapter(triplet(rng, "0.q", [1, 2])), "triplet").findings if f.severity == "warning")
+    assert (far.rule, far.action) == ("LS904", "Read the singular values from the spectrum")
     drawn = [0.02 * rng.standard_normal((50, 3)) for _ in range(2000)]
     mean_square = np.mean([np.linalg.norm(t.T @ t - np.eye(3)) ** 2 / 3 for t in drawn])
     # ‖TᵀT − I‖² is near 0.96 and varies by 0.006 between draws: the mean is good to 1e-4 and better
@@ -304,7 +308,8 @@ def test_orthogonality_and_what_the_initialisation_gives(rng):
 
 def test_an_adalora_that_was_never_trained(rng):
     part = section(adapter(triplet(rng, "0.q", [0, 0]), triplet(rng, "1.q", [0, 0])), "triplet")
-    assert part.findings[0].text == "every E is zero: this adapter changes nothing"
+    assert part.findings[0].text == "Every E is zero: this adapter changes nothing"
+    assert (part.findings[0].severity, part.findings[0].rule) == ("error", "LS102")
     assert part.summary["gini"] is None
 
 
@@ -393,7 +398,8 @@ def test_the_scales_of_peft(tmp_path):
 
 def test_scales_of_one_change_nothing():
     part = section(adapter(update("q", "scaling", out_scale=np.ones(4))), "scaling")
-    assert part.findings[0].text == "every scale is 1: this adapter changes nothing"
+    assert part.findings[0].text == "Every scale is 1: this adapter changes nothing"
+    assert (part.findings[0].severity, part.findings[0].rule) == ("error", "LS102")
 
 
 # --- LoRA-XS ----------------------------------------------------------------------------------------------------------
@@ -418,7 +424,7 @@ def test_a_core_that_only_rescales_and_one_without_structure(rng):
     # one Gaussian core against the mean of ten: σ₁ of this size varies by 1 %
     assert second["stable_rank"] == pytest.approx(second["null"]["stable_rank"], rel=0.05)
     assert (zero["norm"], zero["on_diagonal"]) == (0.0, None)
-    assert "R is zero in 1 of 3 modules" in texts(part)
+    assert "R is zero in 1 of 3 modules: it changes nothing" in texts(part)
 
 
 def test_the_map_of_cores_shows_the_diagonal():
@@ -474,8 +480,16 @@ def test_layers_that_were_named_have_no_scores():
 )
 def test_a_setting_that_is_no_record_is_a_warning(record):
     part = section(dropped(record), "lora_drop")
-    assert [finding.severity for finding in part.findings] == ["warning"]
+    assert [(finding.severity, finding.rule) for finding in part.findings] == [("warning", "LS901")]
     assert "cannot be read" in texts(part)
+
+
+def test_scores_of_zero_tell_no_modules_apart():
+    names = [f"layers.{i}.{kind}" for i in (0, 1) for kind in ("q", "v")]
+    part = section(dropped({"scores": dict.fromkeys(names, 0.0), "kept": names[:1]}), "lora_drop")
+    (found,) = part.findings
+    assert (found.severity, found.rule) == ("warning", "LS902")
+    assert found.text.endswith("Every score is zero: the modules could not be told apart")
 
 
 def test_dense_of_vera_agrees_with_the_rows(rng):

@@ -34,5 +34,5 @@ def test_intruders_open_with_what_the_count_measures(rng):
     change = np.outer(rng.standard_normal(40), rng.standard_normal(30))
     result = intruders.run(checkpoint(q__weight=weight + change), checkpoint(q__weight=weight), k=5)
     notes = [f for f in result.findings if f.severity == "note"]
-    assert notes[0].text.startswith("the count measures strength, not novelty")
+    assert notes[0].text.startswith("The count measures strength, not novelty")
     assert notes[0].rule == "LS701"

@@ -83,6 +83,8 @@ def test_scores_are_asked_for_what_will_be_written():
         np.testing.assert_array_equal(seen[0][name], dense(update.delta()))
     assert [plan.score["loss"] for plan in result.plans] == [2.0, 1.0]
     assert result.scores["base"]["loss"] == 0.0
+    flat = run(ADAPTER, [Uniform(1)], evaluate=lambda _: {"loss": 1.0, "accuracy": None}, scored_on="texts")
+    assert [f.rule for f in flat.findings if "does not reduce the held-out loss" in f.text] == ["LS505"]
 
 
 @pytest.mark.parametrize("rules", [[], [Energy(0.9)], [Uniform(1), RankBudget(1)]], ids=["none", "one", "two"])
@@ -134,3 +136,17 @@ def test_one_adapter_is_made_by_one_rule():
         run(ADAPTER, [Uniform(1), Uniform(2)], build=True)
     with pytest.raises(InputError, match="leaves no module with a direction"):
         run(ADAPTER, [RankBudget(0.1)], build=True)
+
+
+def test_a_plan_says_its_rank_once_and_rounding_only_where_it_counts():
+    adapter = planted({"layers.0.q": [4, 3, 1, 0.0], "layers.1.q": [2, 1, 1, 1]})
+    (first, *_) = (f.text for f in run(adapter, [Uniform(2)], dtype="F32", build=True).findings)
+    assert first.startswith("rank 2: 400 parameters (")
+    assert run(adapter, [Energy(0.9)]).findings[0].text.startswith("energy 0.9: ranks 2 to 4, ")
+    for dtype, said in (("F32", False), ("BF16", True)):
+        texts = [f.text for f in run(adapter, [Uniform(2)], dtype=dtype, build=True).findings]
+        assert any("rounding to the storage dtype" in text for text in texts) == said
+    whole = run(adapter, [Uniform(4)], dtype="BF16", build=True).findings
+    assert [(f.severity, f.action) for f in whole if f.rule == "LS504"] == [
+        ("warning", "Write it in a finer dtype: --dtype float32")
+    ]

@@ -186,7 +186,7 @@ def test_findings_say_what_the_numbers_do(rng):
     result = trajectory.run(read, evaluate=scores.__getitem__, scored_on="40 texts of held-out.jsonl")
     assert result.best.step == 2
     texts = " | ".join(finding.text for finding in result.findings)
-    assert "the checkpoint of order 2 evaluates best on 40 texts of held-out.jsonl: loss 1.0000" in texts
+    assert "The checkpoint of order 2 evaluates best on 40 texts of held-out.jsonl: loss 1.0000" in texts
     other = adapters(factors(rng, 1))
     wide = dict.fromkeys(SHAPES, (400, 300))
     assert "hold the same bytes" not in texts
@@ -238,7 +238,7 @@ def test_a_trainers_folder_from_disk_with_its_losses(rng, tmp_path):
     assert result.steps == (10, 20, 30)
     assert [c.training_loss for c in result.checkpoints] == [3.0, 2.0, 1.0]
     assert [c.evaluation_loss for c in result.checkpoints] == [1.0, 0.8, 0.9]
-    assert any("lowest at step 20" in f.text and "checkpoint of step 20" in f.text for f in result.findings)
+    assert any("lowest at step 20" in f.text and f.action == "Use the checkpoint of step 20" for f in result.findings)
     record = result.to_json()
     assert record["checkpoints"][0]["path"].endswith("checkpoint-10")
     assert len(result.table()) == 3 * len(SHAPES)

@@ -5,6 +5,7 @@ import pytest
 
 from lorascope.analyses import compare, rules
 from lorascope.analyses.compare.relation import relation
+from lorascope.blocks import Text
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.tensors import InMemory
@@ -101,3 +102,17 @@ def test_a_part_needs_the_lower_rank_and_the_column_space():
     assert relation(0.8, (1.0, 0.8), (4, 2), {"phi_whole": 0.5}) is None
     assert relation(0.75, (1.0, 0.8), (4, 2), inside) is None
     assert relation(None, (1.0, 0.0), (4, 2), None) is None
+
+
+def test_two_adapters_that_are_alike_are_told_how_to_get_a_scale():
+    whole, other = drawn(1), drawn(2)
+    mixed = [(np.hstack([b, c]), np.vstack([a, d])) for (b, a), (c, d) in zip(whole, other, strict=True)]
+    _, _, alike = compared(adapter("a", whole), adapter("b", mixed))
+    action = "For a scale, add adapters of other tasks or seeds: lorascope compare A B C"
+    assert alike.findings[-1].action == action
+    assert [block.where for block in alike.blocks() if isinstance(block, Text) and action in block.text] == [
+        "page", "terminal"
+    ]  # fmt: skip
+    for others in ((adapter("b", other),), (adapter("b", mixed), adapter("c", other))):
+        _, _, result = compared(adapter("a", whole), *others)
+        assert result.findings[-1].action == ""

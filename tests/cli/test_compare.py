@@ -46,7 +46,7 @@ def test_json_on_stdout_has_the_schema_and_the_dense_numbers(lora_folder, other_
         u, v = (np.linalg.svd(one)[0][:, :4] for one in dense)
         assert row["left"]["phi"][3][3] == pytest.approx(np.linalg.norm(u.T @ v) ** 2 / 4, rel=1e-6)
         assert row["right"]["phi"][3][3] == pytest.approx(1, abs=1e-9)
-    assert any("same random initialisation" in finding["text"] for finding in found["findings"])
+    assert any("Same random initialisation" in finding["text"] for finding in found["findings"])
 
 
 def test_terminal_and_files(lora_folder, other_folder, tmp_path):
@@ -54,7 +54,7 @@ def test_terminal_and_files(lora_folder, other_folder, tmp_path):
     done = here("compare", lora_folder, other_folder, "--html", outputs[0], "--json", outputs[1], "--csv", outputs[2])
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 45
-    assert done.stdout.index("same random initialisation") < done.stdout.index("By module type")
+    assert done.stdout.index("Same random initialisation") < done.stdout.index("By module type")
     rows = list(csv.DictReader(outputs[2].open()))
     modules = json.loads(outputs[1].read_text())["pairs"][0]["modules"]
     assert [row["name"] for row in rows] == [m["name"] for m in modules]

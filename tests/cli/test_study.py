@@ -312,3 +312,10 @@ def test_a_damaged_neighbour_is_told_and_left_out_of_the_index(named, first, tmp
     assert "skipped in the index: other.json is damaged" in done.stderr
     assert "analysis.json" not in done.stderr
     assert (tmp_path / "index.html").read_bytes() == written["index.html"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_where_there_is_no_study_it_is_said_how_to_name_the_folder(arguments, tmp_path):
+    message = refused(here("study", "list", *arguments, cwd=tmp_path))
+    assert "no studies to list" in message
+    assert "--studies DIR" in message

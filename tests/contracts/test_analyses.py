@@ -1,5 +1,6 @@
 """What every registered analysis promises, covered by its registration alone."""
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lorascope
+from lorascope.analyses import rules
 from lorascope.analyses.base import Analysis, Metric, analyses, definitions
 from lorascope.analyses.method_specific.engine import kind_metrics
 from lorascope.blocks import Block, Definitions, Finding, Table
@@ -156,3 +159,62 @@ def assert_plain(items) -> None:
         assert item.meaning.endswith("."), f"{item.term} does not say what it means"
         assert ". " not in item.meaning, f"{item.term}: one sentence"
         assert not set("=√ΣΔ/_^²⟨") & set(item.meaning.replace("ΔW", "").replace("W + ΔW", "").replace("1/r", "")), item
+
+
+# --- problems say what to do ------------------------------------------------------------------------------------------
+
+MEASURED = {rule.code for rule in rules.BY_ANALYSIS.values()}
+FOLDER = Path(lorascope.__file__).parent / "analyses"
+
+
+def broken(adapter, factor: float):
+    """B of the first module times a factor: 0 makes its ΔW zero, NaN is NaN."""
+    name, update = next(iter(adapter.updates.items()))
+    b = InMemory(factor * update.roles["B"].read(), "F32")
+    changed = dataclasses.replace(update, roles={**update.roles, "B": b})
+    return dataclasses.replace(adapter, updates={**adapter.updates, name: changed})
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.0, np.nan])
+@pytest.mark.parametrize("name", TRIED)
+def test_errors_and_warnings_have_a_rule_and_an_action(name, factor, lora_folder):
+    analysis, adapter = analyses.get(name), broken(io.read(lora_folder), factor)
+    try:
+        found = analysis.run(*inputs_of(analysis, adapter)).findings
+    except InputError:
+        assert name == "resize"  # which refuses NaN
+        assert np.isnan(factor)
+        return
+    for finding in found:
+        if finding.severity != "note":
+            assert finding.rule not in MEASURED, finding
+            assert finding.action, finding
+
+
+def calls(path: Path, name: str):
+    """The calls of a function or method of that name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == name:
+            yield node, {keyword.arg: keyword.value for keyword in node.keywords}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
+def test_no_warning_is_made_without_a_rule_and_none_without_an_action(path):
+    for call, keywords in calls(path, "Finding"):
+        note = isinstance(call.args[0], ast.Constant) and call.args[0].value == "note"
+        assert note or "rule" in keywords, f"{path.name}:{call.lineno} needs a rule"
+    for call, keywords in calls(path, "finding"):
+        if not call.args or isinstance(call.args[0], ast.Attribute):
+            continue  # another function of that name
+        rule = getattr(rules, getattr(call.func.value, "attr", getattr(call.func.value, "id", "")), None)
+        note = rule is not None and rule.severity == "note" and len(call.args) < 2 and "severity" not in keywords
+        assert note or "action" in keywords, f"{path.name}:{call.lineno} needs an action"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
+def test_the_words_of_an_action_are_one_instruction(path):
+    for call, keywords in [*calls(path, "finding"), *calls(path, "Finding")]:
+        action = keywords.get("action")
+        if isinstance(action, ast.Constant) and action.value:
+            assert action.value[0].isupper(), f"{path.name}:{call.lineno}"
+            assert not action.value.endswith("."), f"{path.name}:{call.lineno}"

@@ -14,7 +14,18 @@ from lorascope.analyses.activations.measure import (
     ModuleResponse,
 )
 from lorascope.analyses.base import definitions
-from lorascope.analyses.toolkit import column, depth_map, group, mean, percent, skipped_table, table, value
+from lorascope.analyses.toolkit import (
+    INPUTS,
+    column,
+    depth_map,
+    group,
+    mean,
+    percent,
+    plural,
+    skipped_table,
+    table,
+    value,
+)
 from lorascope.blocks import (
     Block,
     Column,
@@ -43,7 +54,10 @@ BY_TYPE = ("share.mean", "chance_share", "weight_ratio", "update_gain", "base_ga
 
 def heading(result: ActivationsResult) -> tuple[str, str]:
     title = " and ".join(result.runs) if len(result.runs) <= 2 else f"{len(result.runs)} runs"
-    return title, f"{len(result.modules)} updated layers, {result.layers} hidden states, {result.texts:,} texts"
+    return (
+        title,
+        f"{plural(len(result.modules), 'updated layer')}, {result.layers} hidden states, {result.texts:,} texts",
+    )
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -62,7 +76,7 @@ def _skipped(result: ActivationsResult) -> list[Finding]:
     for label, skipped in group(result.skipped, "adapter").items():
         for reason, updates in group(skipped, "reason").items():
             names = preview([item.name for item in updates], 1)
-            items.append(Finding("note", f"{label}: {len(updates)} updates skipped ({names}): {reason}"))
+            items.append(Finding("note", f"{label}: {plural(len(updates), 'update')} skipped ({names}): {reason}"))
     return items
 
 
@@ -74,7 +88,9 @@ def _samples(result: ActivationsResult) -> list[Finding]:
             f"{result.samples:,} samples for {result.width} features are few: the usual, biased CKA of unrelated states"
             f" would be up to {max(chances):.2f} here; debiased it is 0 on average"
         )
-        items.append(rules.FEW_SAMPLES.finding(text, "warning" if result.samples < result.width else "note"))
+        fewer = result.samples < result.width
+        action = "Give more texts, and read the debiased CKA" if fewer else ""
+        items.append(rules.FEW_SAMPLES.finding(text, "warning" if fewer else "note", action=action))
     if result.samples > result.texts:
         text = f"{result.samples:,} tokens from {result.texts:,} texts: tokens of the same text are not independent;"
         text += f" confidence intervals and chance levels use {result.texts:,} texts as samples"
@@ -85,7 +101,8 @@ def _samples(result: ActivationsResult) -> list[Finding]:
 def _share(result: ActivationsResult, label: str, few: bool) -> list[Finding]:
     modules = [m for m in result.of(label) if m.share]
     if not modules:
-        return [rules.NO_INPUTS.finding(f"{label}: no adapted layer received inputs")]
+        action = "Check that the adapter is of this model, and that --modules does not leave its layers out"
+        return [rules.NO_INPUTS.finding(f"{label}: no adapted layer received inputs", action=action)]
     share, chance, weights = (
         np.median([number for m in modules if (number := value(m, key)) is not None])
         for key in ("share.mean", "chance_share", "weight_ratio")
@@ -179,7 +196,7 @@ def _facts(result: ActivationsResult) -> Facts:
         ("CKA over", f"{result.samples:,} samples from {result.texts:,} texts; a sample is {sample}"),
         ("hidden states", f"{result.layers} of width {result.width}"),
     ]
-    return Facts(tuple(items), title="Runs and data", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 def _by_type(result: ActivationsResult) -> Table:
@@ -247,7 +264,8 @@ def similarities(result: ActivationsResult) -> Lines:
     return Lines(
         "CKA of hidden states", tuple(series), "layer (0: embeddings)", "debiased linear CKA", where="page",
         markers=(Marker("y", 0.0, "chance"),),
-        caption="Bands: 95 % CI over texts. CKA = 1: identical up to rotation and scale.",
+        caption="Bands: 95 % CI over texts. CKA = 1: identical up to rotation and scale. Layers are counted by their"
+        " outputs here, so that layer k is number k − 1 in the figures of ΔW.",
     )  # fmt: skip
 
 

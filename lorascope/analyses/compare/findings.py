@@ -12,7 +12,7 @@ from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
 from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE
-from lorascope.analyses.toolkit import Row, counted, digits, extreme, median
+from lorascope.analyses.toolkit import Row, capital, counted, digits, extreme, median, plural
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 
@@ -20,13 +20,14 @@ MIN_EFFECT = 0.1  # on the left, from which on it is not called unaffected
 MAX_CHANCE = 0.25  # of φ, above which φ by itself says little
 MAX_PAIRS = 3  # described one by one
 FROZEN = ("vera", "core")
+OTHER_SEEDS = "Compare runs of different seeds"
 SIDES = (("left", "left (output) subspaces"), ("right", "right (input) subspaces"))
 
 
 def findings(result: CompareResult) -> list[Finding]:
     """What would mislead, what agrees, the limits, and the verdict last."""
     made = [*_notes(result), *_initialisations(result), *_agreement(result), *_by_label(result), *_limits(result)]
-    return [*made, rules.VERDICT.finding(verdict.sentence(result))]
+    return [*made, rules.VERDICT.finding(verdict.sentence(result), action=verdict.next_step(result))]
 
 
 def _notes(result: CompareResult) -> list[Finding]:
@@ -37,7 +38,7 @@ def _notes(result: CompareResult) -> list[Finding]:
             labels.setdefault(note, []).append(adapter["label"])
     total = len(result.adapters)
     return [
-        rules.FILE.finding(f"{'all adapters' if len(those) == total else preview(those, 2)}: {note}")
+        rules.about_file(note, "All adapters" if len(those) == total else preview(those, 2))
         for note, those in labels.items()
     ]
 
@@ -64,21 +65,21 @@ def _initialisations(result: CompareResult) -> list[Finding]:
     rows = [row for row in pair.modules or () if row["initialisation"] and row["initialisation"]["shared"]]
     where = counted(len(rows), pair.summary["shared_initialisation"]["of"])
     if all(set(row["kind"]) <= set(FROZEN) for row in rows):
-        text = f"same frozen projections in {where}: the subspaces agree by construction, not by training"
-        return [rules.SAME_SEED.finding(text)]
+        text = f"Same frozen projections in {where}: the subspaces agree by construction, not by training"
+        return [rules.SAME_SEED.finding(text, action="Read the cosine of the updates in place of the subspaces")]
     about = [row["initialisation"] for row in rows]
     cosine = median(each["row_cosine"] for each in about)
     sd = median(
         abs(each["row_cosine"] / each["row_cosine_z"]) for each in about if each["row_cosine"] and each["row_cosine_z"]
     )
     text = (
-        f"same random initialisation of A in {where} (same seed); mean row cosine {digits(cosine)} (expected by chance"
+        f"Same random initialisation of A in {where} (same seed); mean row cosine {digits(cosine)} (expected by chance"
         f" 0 ± {digits(sd)}). Overlap of the input subspaces therefore reflects the seed, not the task"
         f"{_left_too(pair)}"
     )
     names = tuple(row["name"] for row in rows)
     only = None if len(rows) > 1 else rows[0]["name"]
-    return [rules.SAME_SEED.finding(text, module=only, modules=names, action="Compare runs of different seeds")]
+    return [rules.SAME_SEED.finding(text, module=only, modules=names, action=OTHER_SEEDS)]
 
 
 def _left_too(pair: Pair) -> str:
@@ -91,9 +92,9 @@ def _left_too(pair: Pair) -> str:
 
 def _groups(result: CompareResult, pairs: int) -> Finding:
     several = [len(group) for group in result.groups if len(group) > 1]
-    text = f"same random initialisation of A in {counted(pairs, len(result.pairs), 'pair')}"
+    text = f"Same random initialisation of A in {counted(pairs, len(result.pairs), 'pair')}"
     if not several:
-        return rules.SAME_SEED.finding(f"{text}, in too few modules to make a group of adapters")
+        return rules.SAME_SEED.finding(f"{text}, in too few modules to make a group of adapters", action=OTHER_SEEDS)
     sizes = ", ".join(map(str, several[:8])) + (", …" if len(several) > 8 else "")
     text += f": {len(several)} group{'s' * (len(several) != 1)} of {sizes} adapters"
     means = within_and_between(result.matrices, result.groups)
@@ -105,7 +106,7 @@ def _groups(result: CompareResult, pairs: int) -> Finding:
             f" (chance {digits(across['left_chance'])})"
         )
     text += ". Overlap of the input subspaces within a group therefore reflects the seed, not the task"
-    return rules.SAME_SEED.finding(text)
+    return rules.SAME_SEED.finding(text, action="Read the right φ between groups, or compare runs of different seeds")
 
 
 def _agreement(result: CompareResult) -> list[Finding]:
@@ -117,11 +118,17 @@ def _agreement(result: CompareResult) -> list[Finding]:
         if _identical(pair):
             truncated = (pair.summary.get("relation") or {}).get("kind") == "truncated"
             severity = "note" if truncated else rules.SAME_UPDATE.severity
-            made.append(rules.SAME_UPDATE.finding(names + _same(pair), severity=severity))
+            action = "" if truncated else "Check the paths: to compare two trainings, give the files of both"
+            made.append(rules.SAME_UPDATE.finding(_after(names, _same(pair)), severity, action=action))
         elif pair.modules:
             texts = [_cosines(pair), *(_side(pair, key, name) for key, name in SIDES)]
-            made += [Finding("note", names + text) for text in texts if text] + _most_similar(pair)
+            made += [Finding("note", _after(names, text)) for text in texts if text] + _most_similar(pair)
     return made
+
+
+def _after(label: str, text: str) -> str:
+    """The text after the names of its pair; with a capital letter where there are none."""
+    return label + text if label else capital(text)
 
 
 def _same(pair: Pair) -> str:
@@ -166,7 +173,7 @@ def _most_similar(pair: Pair) -> list[Finding]:
         return []  # the largest of many is no finding where chance alone gives it
     left = best["left"]
     text = (
-        f"module with the most similar output subspace: φ {digits(left['phi_whole'])} (chance"
+        f"Most similar output subspace, φ {digits(left['phi_whole'])} (chance"
         f" {digits(left['phi_chance'])}, q {digits(left['q']) if left['q'] else 'below 1e−300'}), cosine"
         f" {digits(best['cosine'])}"
     )
@@ -183,14 +190,15 @@ def _many(result: CompareResult) -> list[Finding]:
         top = int(np.nanargmax(getattr(result.matrices, f"{side}_effect")[upper]))
         a, b = (result.label(int(axis[top])) for axis in upper)
         text = (
-            f"{name}: φ {digits(float(np.nanmedian(values)))} in the median pair (chance"
+            f"{capital(name)}: φ {digits(float(np.nanmedian(values)))} in the median pair (chance"
             f" {digits(float(np.nanmedian(chance)))}); the most similar are {a} and {b}, {digits(float(values[top]))}"
         )
         made.append(Finding("note", text))
     same = [pair for pair in result.pairs if _identical(pair)]
     if same:
         text = f"{counted(len(same), len(result.pairs), 'pair')} hold one update, such as"
-        made.append(rules.SAME_UPDATE.finding(f"{text} {result.label(same[0].a)} and {result.label(same[0].b)}"))
+        text += f" {result.label(same[0].a)} and {result.label(same[0].b)}"
+        made.append(rules.SAME_UPDATE.finding(capital(text), action="Leave all but one of them out"))
     if result.clusters and len(result.clusters["clusters"]) > 1:
         sizes = ", ".join(str(len(members)) for members in result.clusters["clusters"])
         text = f"{len(result.clusters['clusters'])} clusters by overlap of the output subspaces (of {sizes} adapters;"
@@ -211,7 +219,7 @@ def _by_label(result: CompareResult) -> list[Finding]:
         parts = [f"{_ranged(about[where])} {where} groups" for where in ("within", "between") if about[where]["mean"]]
         if not parts:
             continue
-        text = f"{name} of the updates: {' and '.join(parts)}"
+        text = f"{capital(name)} of the updates: {' and '.join(parts)}"
         if about["p"] is not None:
             text += f"; difference {_ranged(about['difference'])}, p {digits(about['p'])}"
         made.append(Finding("note", text))
@@ -227,13 +235,15 @@ def _ranged(interval: Row) -> str:
 def _limits(result: CompareResult) -> list[Finding]:
     made = []
     if result.unmatched:
-        names = preview([item.name for item in result.unmatched], 2)
-        where = "exist in only one adapter" if len(result.adapters) == 2 else "are missing in some adapters"
-        text = f"{len(result.unmatched)} modules {where} or differ in shape ({names}); full list in the report"
-        made.append(rules.NOT_SHARED.finding(text, modules=tuple(item.name for item in result.unmatched)))
+        names, number = preview([item.name for item in result.unmatched], 2), plural(len(result.unmatched), "module")
+        where = "only one adapter has" if len(result.adapters) == 2 else "some adapters lack"
+        text = f"{number} that {where}, or in another shape ({names}); full list in the report"
+        action = "Pass --base MODEL if only their names differ; otherwise what is said holds for the others alone"
+        modules = tuple(item.name for item in result.unmatched)
+        made.append(rules.NOT_SHARED.finding(text, modules=modules, action=action))
     if others := [item for item in result.skipped if item not in result.unmatched]:
         reasons = "; ".join(list(dict.fromkeys(item.reason for item in others))[:2])
-        made.append(Finding("note", f"{len(others)} tensors skipped ({reasons}); full list in the report"))
+        made.append(Finding("note", f"{plural(len(others), 'tensor')} skipped ({reasons}); full list in the report"))
     if result.sampled:
         measured, total = result.sampled
         text = f"{measured} of {total} modules were measured, evenly chosen by depth within each type"
@@ -245,16 +255,18 @@ def _of_modules(rows: list[Row]) -> list[Finding]:
     made = []
     if zero := sorted({row["name"] for row in rows if 0.0 in row["frobenius_norm"]}):
         text = f"ΔW is zero in {len(zero)} module{'s' * (len(zero) != 1)} of one adapter ({preview(zero, 2)})"
-        made.append(rules.ZERO_COMPARED.finding(text, modules=tuple(zero)))
+        action = "Run lorascope analyze on it, which says why"
+        made.append(rules.ZERO_COMPARED.finding(text, modules=tuple(zero), action=action))
     if any(PARTIAL in row["notes"] for row in rows):
-        made.append(rules.PARTIAL_UPDATE.finding(f"DoRA is compared by {PARTIAL}", action="Pass --base"))
+        made.append(rules.PARTIAL_UPDATE.finding(f"DoRA is compared by {PARTIAL}", action="Pass --base MODEL"))
     by_chance = [row for row in rows if any(side and side["phi_chance"] > MAX_CHANCE for side in _sides(row))]
     if by_chance:
-        text = f"by chance alone φ is over {MAX_CHANCE} in {counted(len(by_chance), len(rows))}: the ranks are large"
-        made.append(rules.HIGH_CHANCE.finding(f"{text} relative to the widths, so read z and the effect"))
+        text = f"By chance alone φ is over {MAX_CHANCE} in {counted(len(by_chance), len(rows))}: the ranks are large"
+        action = "Read z and the effect, which are 0 by chance, in place of φ"
+        made.append(rules.HIGH_CHANCE.finding(f"{text} relative to the widths", action=action))
     tied = [row for row in rows if any(side and any(side["tied_after"]) for side in _sides(row))]
     if tied:
-        text = "tied singular values make the order of directions arbitrary; φ(i, j) is blank where i or j falls"
+        text = "Tied singular values make the order of directions arbitrary; φ(i, j) is blank where i or j falls"
         made.append(Finding("note", f"{text} inside a tie", tied[0]["name"]))
     return made
 

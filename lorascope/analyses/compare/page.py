@@ -11,12 +11,14 @@ from lorascope.analyses.compare.metrics import COLUMNS, METRICS
 from lorascope.analyses.compare.result import CompareResult, Pair, joined
 from lorascope.analyses.compare.summary import SIDES
 from lorascope.analyses.toolkit import (
+    INPUTS,
     Row,
     both_ends,
     column,
     depth_map,
     group,
     module_table,
+    plural,
     skipped_table,
     type_table,
     value,
@@ -64,8 +66,10 @@ def heading(result: CompareResult) -> tuple[str, str]:
     most = max(pair.summary["modules"] for pair in result.pairs)
     unmatched = f"; {len(result.unmatched)} not in all adapters" if result.unmatched else ""
     if count == 2:
-        return " and ".join(one["label"] for one in result.adapters), f"{_verdict(result)} {most} modules{unmatched}"
-    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {most} modules in common{unmatched}"
+        return " and ".join(
+            one["label"] for one in result.adapters
+        ), f"{_verdict(result)} {plural(most, 'module')}{unmatched}"
+    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {plural(most, 'module')} in common{unmatched}"
     return f"{count} adapters", text
 
 
@@ -76,7 +80,9 @@ def _verdict(result: CompareResult) -> str:
 
 def blocks(result: CompareResult) -> tuple[Block, ...]:
     """The page in reading order."""
+    verdict = result.findings[-1]
     made: list[Block] = [Findings(result.findings[:-1])]  # the verdict is in the heading
+    made += [Text(f"{verdict.action}.", where="page")] if verdict.action else []
     if len(result.adapters) > 2:
         made += [_pairs(result), *_by_label(result), pairwise(result), _membership(result)]
     detailed = [pair for pair in result.pairs if pair.modules]
@@ -90,7 +96,8 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
         made.append(skipped_table(result.unmatched, title, "module"))
     if others := [item for item in result.skipped if item not in result.unmatched]:
         made.append(skipped_table(others))
-    made.append(Text(f"Verdict: {_verdict(result)}", where="terminal"))
+    action = f" {verdict.action}." if verdict.action else ""
+    made.append(Text(f"Verdict: {_verdict(result)}{action}", where="terminal"))
     return (*made, Definitions(definitions(METRICS), where="page"), _facts(result))
 
 
@@ -102,7 +109,7 @@ def _facts(result: CompareResult) -> Facts:
     if len(result.adapters) > MAX_PAIRS_LISTED:
         items.append(("and", f"{len(result.adapters) - MAX_PAIRS_LISTED} more"))
     items.append(("base model", result.base or "not given"))
-    return Facts(tuple(items), title="Adapters", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 # --- one pair ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Any
 
 from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
-from lorascope.analyses.toolkit import counted, digits, percent
+from lorascope.analyses.toolkit import capital, counted, digits, percent
 
 WEAK, STRONG = 0.1, 0.9  # cosine, and the effect on the output side
 ALIKE = 0.5  # of φ(1,1) in the median module: cos² of the strongest directions, 1/d_out by chance
@@ -46,6 +46,13 @@ def sentence(result: CompareResult) -> str:
     return f"Of {len(kinds)} pairs, " + ", ".join(parts)
 
 
+def next_step(result: CompareResult) -> str:
+    """Two adapters that are alike to some degree have no scale: what would give them one."""
+    if len(result.pairs) > 1 or similarity(result.pairs[0]) not in ("similar", "weak", "opposed"):
+        return ""
+    return "For a scale, add adapters of other tasks or seeds: lorascope compare A B C"
+
+
 def _one(text: str) -> str:
     """The verb of a single pair."""
     verb, _, rest = text.partition(" ")
@@ -65,7 +72,7 @@ def _of_two(result: CompareResult, pair: Pair) -> str:
         return f"{a} and {b} hold the same update"
     if kind == "chance":
         text = f"not more similar than chance: cosine {digits(cosine)}, no module stands out"
-        return f"{start}{text}" if start else text[0].upper() + text[1:]
+        return f"{start}{text}" if start else capital(text)
     words = {"similar": "more similar than chance", "weak": "weakly similar", "opposed": "opposed to each other"}[kind]
     words = "nearly the same update" if cosine >= STRONG else words
     left = summary["left"]
@@ -74,7 +81,7 @@ def _of_two(result: CompareResult, pair: Pair) -> str:
         text += f", output subspaces above chance in {counted(left['significant'], left['of'])}"
     if kind != "opposed" and (left.get("median_top_phi") or 0.0) >= ALIKE:
         text += f"; their strongest output directions agree (φ(1,1) {digits(left['median_top_phi'])} of 1)"
-    return f"{start}{text}" if start else text[0].upper() + text[1:]
+    return f"{start}{text}" if start else capital(text)
 
 
 def _related(a: str, b: str, related: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lorascope.analyses import sigma_lines
+from lorascope.analyses import rules, sigma_lines
 from lorascope.analyses.base import Metric, definitions, metric_to_sort_by
 from lorascope.analyses.delta.findings import what_changed
 from lorascope.analyses.delta.matrix import MatrixDelta
@@ -12,6 +12,7 @@ from lorascope.analyses.delta.metrics import CAPTURED, METRICS
 from lorascope.analyses.delta.result import DeltaResult
 from lorascope.analyses.sigma_lines import line, middle
 from lorascope.analyses.toolkit import (
+    INPUTS,
     Row,
     both_ends,
     column,
@@ -53,14 +54,14 @@ def heading(result: DeltaResult) -> tuple[str, str]:
     summary = f"{whole['changed']} of {whole['matrices']} matrices differ, {whole['vectors']} biases and norm weights"
     if (relative := whole["relative_norm"]) is not None:
         summary += f"; ‖ΔW‖ = {whole['frobenius_norm']:.4g}, {percent(relative, 3)} of ‖W‖"
-    summary = lead[:1].upper() + lead[1:] + summary
-    return f"{model_name(result.base.path)} → {model_name(result.tuned.path)}", summary
+    return f"{model_name(result.base.path)} → {model_name(result.tuned.path)}", lead + summary
 
 
 def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_AT_EACH_END) -> tuple[Block, ...]:
     """The page in reading order. `sort` and `rows` choose the matrices listed on the terminal."""
     by = metric_to_sort_by(METRICS, sort)
-    made: list[Block] = [_facts(result), Findings(result.findings)]
+    found = (each for each in result.findings if each.rule != rules.DELTA_CHANGED.code)  # that is the heading
+    made: list[Block] = [_facts(result), Findings(tuple(found))]
     if result.changed:
         changed = [result.record_of(matrix) for matrix in result.changed]
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
@@ -93,7 +94,7 @@ def _facts(result: DeltaResult) -> Facts:
         ("singular values", "all" if result.top is None else f"the leading {result.top}"),
         ("computed by", f"{', '.join(methods) or 'nothing'}; relative error of σ₁ ≤ {error:.1g}"),
     ]
-    return Facts(tuple(items), title="What was compared", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 def _some(keys: Sequence[str]) -> list[Metric]:

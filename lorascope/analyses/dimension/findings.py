@@ -6,22 +6,29 @@ from lorascope.analyses import rules
 from lorascope.analyses.dimension.functional import Curve
 from lorascope.analyses.dimension.result import DimensionResult
 from lorascope.analyses.dimension.sizes import Family, Reach
-from lorascope.analyses.toolkit import percent, value
+from lorascope.analyses.toolkit import percent, plural, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 
 DROP_REPORT_THRESHOLD = 0.01  # of the gain
+SIZES = {"rank": "r"}  # how a family's size is written
+PRIOR = "Use --baseline prior"
 CONTROL_FAILS = 0.2  # of the gain: what the smallest components should not keep
 
 
 def heading(result: DimensionResult) -> tuple[str, str]:
+    """As a sentence: how many directions the truncations of ΔW need, and at which size trained adapters do as well."""
     k90 = [k for k in result.k(0.9) if k is not None]
-    summary = f"k90 = {' / '.join(map(str, k90))}" if k90 else "no k90"
-    for each in () if result.differences else result.families:
-        if each.axis and (size := each.reach["0.9"].size) is not None:
-            summary += f"; {each.label} {each.axis} = {size:,}"
-    summary += "; not ranked: the runs were trained differently" if result.differences else ""
-    return f"Intrinsic dimension of {', '.join(run.facts.label for run in result.full)}", summary
+    few = f"{' or '.join(map(str, dict.fromkeys(k90)))} of {_full_rank(result)} directions in every matrix keep"
+    summary = f"{few if k90 else 'No truncation keeps'} 90 % of full fine-tuning's gain"
+    reached = [(each, size) for each in result.families if each.axis and (size := each.reach["0.9"].size) is not None]
+    sizes = [(each.label, f"at {SIZES.get(each.axis or '', each.axis)} = {size:,}") for each, size in reached]
+    if result.differences:
+        summary += "; the runs were trained differently and are not ranked"
+    elif sizes:
+        (first, at), *others = sizes
+        summary += "; " + ", ".join([f"{first} reaches it {at}", *(f"{label} {where}" for label, where in others)])
+    return "Intrinsic dimension of full fine-tuning", summary
 
 
 def findings(result: DimensionResult) -> list[Finding]:
@@ -32,17 +39,18 @@ def findings(result: DimensionResult) -> list[Finding]:
 def _baseline(result: DimensionResult) -> list[Finding]:
     first, base, prior = result.full[0], result.base, result.prior
     if base.start <= base.end:
-        text = f"full fine-tuning gained nothing: held-out loss {base.end:.4f} from {base.start:.4f}"
-        return [rules.NO_GAIN.finding(f"{text}; shares of the gain are undefined")]
+        text = f"Full fine-tuning gained nothing: held-out loss {base.end:.4f} from {base.start:.4f}"
+        action = "Train the full run longer or at another learning rate, or score on texts like its training texts"
+        return [rules.NO_GAIN.finding(f"{text}; shares of the gain are undefined", action=action)]
     start = "as given" if result.given_baseline else "the full run's head and vectors as trained, every matrix at W"
     seeds = f", mean of {len(result.full)} seeds" if len(result.full) > 1 else ""
-    text = f"gain is measured from a held-out loss of {base.start:.4f} ({start}) to {base.end:.4f} (full fine-tuning"
+    text = f"Gain is measured from a held-out loss of {base.start:.4f} ({start}) to {base.end:.4f} (full fine-tuning"
     text += f"{seeds}); the frozen base with the tuned head alone has {first.frozen_loss:.4f}"
     text += "" if prior is None else f", predicting class frequencies {prior:.4f}"
     items = [Finding("note", text)]
     if prior is not None and base.start > prior and not result.given_baseline:
-        text = f"the tuned head on the untuned matrices ({base.start:.4f}) does worse than predicting class frequencies"
-        items.append(rules.BASELINE.finding(f"{text} ({prior:.4f}): gains are overstated; use --baseline prior"))
+        text = f"The tuned head on the untuned matrices ({base.start:.4f}) does worse than predicting class frequencies"
+        items.append(rules.BASELINE.finding(f"{text} ({prior:.4f}): gains are overstated", action=PRIOR))
     return items
 
 
@@ -50,16 +58,14 @@ def _comparable(result: DimensionResult) -> list[Finding]:
     items = []
     if result.differences:
         named = "; ".join(f"training.{k} ({', '.join(map(str, each))})" for k, each in result.differences.items())
-        text = f"the runs are not ranked: they differ in {named}, so their gains are not comparable"
+        text = f"The runs are not ranked: they differ in {named}, so their gains are not comparable"
         items.append(rules.NOT_RANKED.finding(text, action="Train them with the same settings and steps"))
     if excluded := result.texts.get("skipped"):
-        items.append(Finding("note", f"{excluded} held-out texts excluded: another run was trained on them"))
+        items.append(Finding("note", f"{plural(excluded, 'held-out text')} excluded: another run was trained on them"))
     if not result.runs:
         items.append(Finding("note", "k90 has nothing to be compared with: add LoRA runs at several ranks"))
     if skipped := sum(item.adapter == result.full[0].facts.label for item in result.skipped):
-        items.append(
-            Finding("note", f"{skipped} matrices skipped: --modules does not match them, they stay as trained")
-        )
+        items.append(Finding("note", f"{plural(skipped, 'matrix')} skipped, as trained: --modules does not match"))
     return items
 
 
@@ -68,7 +74,8 @@ def _diverged(result: DimensionResult) -> list[Finding]:
         return []
     count, names = len(result.diverged), preview([run.label for run in result.diverged], 3)
     text = "1 run diverged and is" if count == 1 else f"{count} runs diverged and are"
-    return [rules.DIVERGED.finding(f"{text} excluded from all figures: {names}")]
+    action = "Train again with a lower learning rate, so that no size is judged by the runs that are left"
+    return [rules.DIVERGED.finding(f"{text} excluded from all figures: {names}", action=action)]
 
 
 def _spectral(result: DimensionResult) -> list[Finding]:
@@ -77,13 +84,13 @@ def _spectral(result: DimensionResult) -> list[Finding]:
     if rank is None:
         return []
     text = (
-        f"spectral: 90 % of ΔW's energy needs rank {rank:.0f} in the median matrix,"
+        f"Spectral: 90 % of ΔW's energy needs rank {rank:.0f} in the median matrix,"
         f" {percent(value(overall, 'of_null.energy_rank_0.9'))} of the random baseline of {null:.0f} (noise of the same"
         f" shape); stable rank {overall['stable_rank']:.1f}"
     )
     items = [Finding("note", text)]
     if overall["gavish_donoho"] is not None:
-        text = f"denoised: {overall['gavish_donoho']:.0f} directions of the median matrix by Gavish and Donoho,"
+        text = f"Denoised: {overall['gavish_donoho']:.0f} directions of the median matrix by Gavish and Donoho,"
         text += f" {overall['marchenko_pastur']:.0f} above the Marchenko–Pastur edge"
         if overall["shared_rank"] is not None:
             text += (
@@ -94,7 +101,7 @@ def _spectral(result: DimensionResult) -> list[Finding]:
         items.append(Finding("note", text))
     if result.adapters:
         adapters = result.aggregate(result.adapters)
-        text = f"the ΔW of the low-rank runs: stable rank {adapters['stable_rank']:.1f} in the median matrix,"
+        text = f"The ΔW of the low-rank runs: stable rank {adapters['stable_rank']:.1f} in the median matrix,"
         text += f" {percent(adapters['of_null']['stable_rank'])} of the random baseline (Gaussian factors)"
         items.append(Finding("note", text))
     return items
@@ -104,17 +111,21 @@ def _functional(result: DimensionResult) -> list[Finding]:
     items = []
     k90, k95, k99 = (result.k(share) for share in (0.9, 0.95, 0.99))
     if any(k is not None for k in k90):
-        full_rank = max(min(shape) for shape in result.full[0].matrices.values())
-        text = f"functional: rank {_seeds(k90)} in every matrix at once keeps 90 % of the gain, {_seeds(k95)} keeps"
-        items.append(Finding("note", f"{text} 95 %, {_seeds(k99)} keeps 99 %; full rank is {full_rank}"))
+        text = f"Functional: rank {_seeds(k90)} in every matrix at once keeps 90 % of the gain, {_seeds(k95)} keeps"
+        items.append(Finding("note", f"{text} 95 %, {_seeds(k99)} keeps 99 %; full rank is {_full_rank(result)}"))
         threshold = result.k(0.9, "threshold")
         if threshold and threshold[0]:
-            text = f"with one global threshold on σ, 90 % of the gain takes {threshold[0]} directions per matrix on"
+            text = f"With one global threshold on σ, 90 % of the gain takes {threshold[0]} directions per matrix on"
             items.append(Finding("note", f"{text} average"))
     for curve in result.curves:
         if curve.drop and curve.kind in ("top", "threshold") and curve.drop[0] > DROP_REPORT_THRESHOLD:
             items.append(_not_monotone(curve, *curve.drop))
     return items
+
+
+def _full_rank(result: DimensionResult) -> int:
+    """Of the widest matrix."""
+    return max(min(shape) for shape in result.full[0].matrices.values())
 
 
 def _not_monotone(curve: Curve, drop: float, start: int, end: int) -> Finding:
@@ -141,9 +152,10 @@ def _controls(result: DimensionResult) -> list[Finding]:
             failed |= kind == "bottom" and bool(np.mean(values) >= CONTROL_FAILS)
     if not parts:
         return []
-    text = f"gain retained by the controls at k = {k90}: {', '.join(parts)}"
+    text = f"Gain retained by the controls at k = {k90}: {', '.join(parts)}"
     text += "; the smallest components should keep less than 20 %" if failed else ""
-    return [rules.CONTROL.finding(text) if failed else Finding("note", text)]
+    action = "Read k90 with care: at this k much of the gain needs no particular directions"
+    return [rules.CONTROL.finding(text, action=action) if failed else Finding("note", text)]
 
 
 def _trained(result: DimensionResult) -> list[Finding]:
@@ -157,7 +169,7 @@ def _trained(result: DimensionResult) -> list[Finding]:
         parts = [f"{of_gain(float(key))} of the gain {_reach(reach, each)}" for key, reach in each.reach.items()]
         if each.axis == "d" and each.metric is not None:
             parts.append(f"90 % of full fine-tuning's accuracy {_reach(each.metric, each)}")
-        items.append(Finding("note", f"trained {each.label}: {', '.join(parts)}"))
+        items.append(Finding("note", f"Trained {each.label}: {', '.join(parts)}"))
         if all(len(level.gains) == 1 for level in each.levels):
             items.append(Finding("note", f"{each.label}: one seed at each {each.axis}, so no interval can be given"))
         if each.drop and each.drop[0] > DROP_REPORT_THRESHOLD:
@@ -185,11 +197,11 @@ def _search(result: DimensionResult) -> list[Finding]:
         return []
     low, high, target = record["low"], record["high"], of_gain(record["target"])
     if high is None:
-        text = f"the search reached no d that gives {target} of the gain, up to {low}"
+        text = f"The search reached no d that gives {target} of the gain, up to {low}"
     elif low is None:
-        text = f"the search reached {target} of the gain at the smallest d tried, {high}: start lower with --start"
+        text = f"The search reached {target} of the gain at the smallest d tried, {high}: start lower with --start"
     else:
-        text = f"the search: d90 lies in {low} < d ≤ {high}"
+        text = f"The search: d90 lies in {low} < d ≤ {high}"
     certainty = "one seed: no confidence interval, only the bracket"
     if record["interval"]:
         low, high = ("open" if end is None else str(end) for end in record["interval"])
@@ -203,7 +215,7 @@ def _axis(result: DimensionResult) -> list[Finding]:
     if not points:
         return []
     parts = [f"{point.family} {point.parameters:,}" for point in points]
-    text = f"parameters to 90 % of the gain: {'; '.join(parts)}"
+    text = f"Parameters to 90 % of the gain: {'; '.join(parts)}"
     return [Finding("note", f"{text}; the head's {result.full[0].head_parameters:,} parameters are not counted")]
 
 

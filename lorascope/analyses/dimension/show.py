@@ -13,7 +13,7 @@ from lorascope.analyses.dimension.result import METRICS, OF_AXIS, OF_SEEDS, SPEC
 from lorascope.analyses.dimension.sizes import Family, Reach
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum
 from lorascope.analyses.sigma_lines import line, middle
-from lorascope.analyses.toolkit import group, skipped_table, table, value
+from lorascope.analyses.toolkit import INPUTS, group, skipped_table, table, value
 from lorascope.blocks import (
     Block,
     Column,
@@ -94,7 +94,7 @@ def _facts(result: DimensionResult) -> Facts:
         ("head", f"{first.head_parameters:,} parameters, as trained everywhere; not counted"),
         ("runs", f"{len(result.runs)} others, {len(result.diverged)} diverged"),
     ]
-    return Facts(tuple(items), title="What was compared", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 def _meanings(result: DimensionResult) -> Table:

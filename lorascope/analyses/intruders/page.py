@@ -9,7 +9,18 @@ from lorascope.analyses.base import Metric, definitions
 from lorascope.analyses.intruders.metrics import METRICS
 from lorascope.analyses.intruders.module import ModuleIntruders
 from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
-from lorascope.analyses.toolkit import Row, depth_map, group, median, model_name, skipped_table, table, value
+from lorascope.analyses.toolkit import (
+    INPUTS,
+    Row,
+    depth_map,
+    group,
+    median,
+    model_name,
+    plural,
+    skipped_table,
+    table,
+    value,
+)
 from lorascope.blocks import (
     Block,
     Column,
@@ -43,8 +54,8 @@ def heading(result: IntrudersResult) -> tuple[str, str]:
     base, tuned = (model_name(result.inputs[side]["path"]) for side in ("base", "tuned"))
     whole = result.summary()
     summary = (
-        f"{whole['intruders']['left']} intruders among the {result.k} leading singular vectors of {whole['modules']}"
-        f" weights at ε = {result.epsilon:g}"
+        f"{whole['intruders']['left']} intruders among the {result.k} leading singular vectors of"
+        f" {plural(whole['modules'], 'weight')} at ε = {result.epsilon:g}"
     )
     return f"{tuned} over {base}", summary
 
@@ -55,7 +66,7 @@ def blocks(result: IntrudersResult) -> tuple[Block, ...]:
     if result.changed:
         records = [result.record_of(module) for module in result.changed]
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
-        made += [_by_type(result, records), _counts(result), _most(records)]
+        made += [_by_type(result, records), _counts(result), *_most(records)]
         if result.intervention is not None:
             made += _scores(result.intervention)
         made += [Heading("Cosines", where="page"), _against_epsilon(result), _by_position(result)]
@@ -80,7 +91,7 @@ def _facts(result: IntrudersResult) -> Facts:
         size = (cache.read_bytes + cache.written_bytes) / 1e6
         where = f" in {cache.folder}" if cache.folder else ", not cached"
         items.append(("SVDs of W", f"{cache.computed} computed, {cache.read} from the cache; {size:.1f} MB{where}"))
-    return Facts(tuple(items), title="What was compared", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 def _some(keys: Sequence[str]) -> list[Metric]:
@@ -118,12 +129,15 @@ def _counts(result: IntrudersResult) -> Table:
     return Table(columns, rows, title="Intruders for each ε and k", caption=caption)
 
 
-def _most(records: Sequence[Row]) -> Table:
+def _most(records: Sequence[Row]) -> list[Block]:
+    """For the terminal, where there are any."""
+    if not any(row["intruders"]["left"] for row in records):
+        return []
     order = sorted(records, key=lambda row: (-row["intruders"]["left"], -(row["spike_margin"] or 0)))
     hidden = max(len(order) - ROWS, 0)
     caption = f"{hidden} weights with fewer are not shown (--csv)" if hidden else ""
     columns = (Column("name", "weight", "code"), *_some(_MOST))
-    return table(order[:ROWS], columns, "Weights with the most intruders", caption=caption, where="terminal")
+    return [table(order[:ROWS], columns, "Weights with the most intruders", caption=caption, where="terminal")]
 
 
 def _all(result: IntrudersResult) -> Table:

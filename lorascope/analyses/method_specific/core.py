@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from lorascope.analyses.base import Metric
-from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
+from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps, unchanged
 from lorascope.analyses.toolkit import Row, extreme, group, median, module_table, percent, type_table
 from lorascope.blocks import Block, Finding, Heatmap, Lines, Measure, Series
 from lorascope.linalg.spectrum import effective_rank, stable_rank
@@ -113,7 +113,7 @@ def findings(section: Section) -> list[Finding]:
     zero = [row for row in rows if row["norm"] == 0]
     made = []
     if zero:
-        made.append(Finding("warning", f"R is zero in {len(zero)} of {len(rows)} modules: they change nothing"))
+        made.append(unchanged("R", zero, rows))
     if summary["median_on_diagonal"] is None:
         return made
     null = summary["null"]
@@ -124,13 +124,13 @@ def findings(section: Section) -> list[Finding]:
     )
     made.append(Finding("note", text))
     text = (
-        f"median stable rank of R {summary['median_stable_rank']:.3g} (Gaussian: {null['median_stable_rank']:.3g}),"
+        f"Median stable rank of R {summary['median_stable_rank']:.3g} (Gaussian: {null['median_stable_rank']:.3g}),"
         f" effective rank {summary['median_effective_rank']:.3g} (Gaussian: {null['median_effective_rank']:.3g})"
     )
     made.append(Finding("note", text))
     most = extreme(rows, "on_diagonal")
     assert most is not None
-    made.append(Finding("note", f"most on the diagonal, {percent(most['on_diagonal'])}, here", most["name"]))
+    made.append(Finding("note", f"Most on the diagonal, {percent(most['on_diagonal'])}, here", most["name"]))
     return made
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.base import Metric, Result, definitions
-from lorascope.analyses.toolkit import BLANK_CELLS, Row, depth_map, flat, value
+from lorascope.analyses.toolkit import BLANK_CELLS, Row, counted, depth_map, flat, value
 from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Definition, Definitions, Finding, Findings, Heading, Text
 from lorascope.linalg.blas import one_thread
@@ -19,6 +19,9 @@ from lorascope.weights.adapter import Adapter, Skipped, Source
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
+
+
+TRAINED = "Check that these were trainable, and that the file was saved after training"
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,14 @@ def blocks(result: MethodSpecificResult) -> tuple[Block, ...]:
 
 
 # --- for the kinds ---------------------------------------------------------------------------------------------------
+
+
+def unchanged(role: str, zero: Sequence[Row], rows: Sequence[Row]) -> Finding:
+    """That a trained role is zero in some modules, or in all."""
+    rule, names = rules.NO_CHANGE if len(zero) == len(rows) else rules.UNCHANGED_MODULES, [row["name"] for row in zero]
+    they = "it changes nothing" if len(zero) == 1 else "they change nothing"
+    text = f"{role} is zero in {counted(len(zero), len(rows))}: {they}"
+    return rule.finding(text, modules=tuple(names), action=TRAINED)
 
 
 def maps(title: str, rows: Sequence[Row], metrics: Sequence[Metric], caption: str = "") -> list[Block]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.base import Metric
 from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
 from lorascope.analyses.toolkit import Row, gini, module_table, percent, type_table
@@ -83,18 +84,21 @@ def _is_share(value: Any) -> bool:
 def findings(section: Section) -> tuple[Finding, ...]:
     rows, summary = section.rows, section.summary
     if wrong := section.extra.get("wrong"):
-        return (Finding("warning", f"the setting lora_drop cannot be read: {wrong}"),)
+        text = f"The setting lora_drop cannot be read: {wrong}"
+        return (rules.BAD_SETTING.finding(text, action="Correct lora_drop in adapter_config.json"),)
     rest = "have none" if summary["rest"] == "drop" else "share one for each shape"
     text = f"{summary['kept']} of {summary['modules']} modules keep a LoRA of their own; the others {rest}"
     if not summary["scored"]:
         return (Finding("note", f"{text}. These layers were given by name, not chosen by score"),)
     if summary["kept_score"] is None:
-        return (Finding("warning", f"{text}. Every score is zero: the modules could not be told apart"),)
+        text += ". Every score is zero: the modules could not be told apart"
+        action = "Score again after some steps of training: at the start every ΔW is zero"
+        return (rules.NO_SCORES.finding(text, action=action),)
     text += f". The kept hold {percent(summary['kept_score'])} of the importance"
     if summary["null"]["kept"] is not None:
         text += f"; equal importances would keep {summary['null']['kept']} (threshold {summary['threshold']:g})"
     ratio = rows[0]["score"] * summary["modules"]
-    leading = f"the most important, {percent(rows[0]['score'])} of the whole, {ratio:.2g} times its equal share"
+    leading = f"The most important, {percent(rows[0]['score'])} of the whole, {ratio:.2g} times its equal share"
     return (Finding("note", text), Finding("note", leading, rows[0]["name"]))
 
 

@@ -133,22 +133,22 @@ def findings(section: Section) -> list[Finding]:
     known, summary = _with_base(section.rows), section.summary
     most = extreme(known, "relative_magnitude_change")
     if most is None:
-        text = "magnitude and direction changes need the base weights: pass --base MODEL"
+        text = "Magnitude and direction changes need the base weights: pass --base MODEL"
         return [Finding("note", text)]
     text = (
-        f"magnitudes changed by {percent(summary['median_relative_magnitude_change'])} of the row's length in the"
+        f"Magnitudes changed by {percent(summary['median_relative_magnitude_change'])} of the row's length in the"
         f" median module and by {percent(most['relative_magnitude_change'])} here (largest)"
     )
     made = [Finding("note", text, most["name"])]
     rotated = extreme(known, "direction_change")
     if rotated is not None and rotated["direction_change"] > 0:
         text = (
-            f"directions rotated by 1 − cos = {summary['median_direction_change']:.2g} in the median module and by"
+            f"Directions rotated by 1 − cos = {summary['median_direction_change']:.2g} in the median module and by"
             f" {rotated['direction_change']:.2g} here (largest)"
         )
         made.append(Finding("note", text, rotated["name"]))
     else:
-        made.append(Finding("note", "no direction changed: magnitudes alone were trained"))
+        made.append(Finding("note", "No direction changed: magnitudes alone were trained"))
     return made + _in_words(summary["correlation"])
 
 
@@ -158,7 +158,7 @@ def _in_words(correlations: Row) -> list[Finding]:
     if whole["r"] is not None:
         sign = "together" if whole["r"] > 0 else "against each other"
         text = (
-            f"magnitude and direction move {sign}: r(ΔM, ΔD) = {_signed(whole['r'])} over {whole['modules']} modules"
+            f"Magnitude and direction move {sign}: r(ΔM, ΔD) = {_signed(whole['r'])} over {whole['modules']} modules"
             f" (as strong by chance: p = {whole['p']:.2g})"
         )
         if correlations["all_undecomposed"]["r"] is not None:
@@ -167,7 +167,7 @@ def _in_words(correlations: Row) -> list[Finding]:
     types = {name: c for name, c in correlations["by_type"].items() if c["r"] is not None}
     if len(types) > 1:
         each = ", ".join(f"{name} {_signed(c['r'])} (p = {c['p']:.2g})" for name, c in list(types.items())[:8])
-        texts.append(f"within a type r(ΔM, ΔD) is {each}")
+        texts.append(f"Within a type r(ΔM, ΔD) is {each}")
     if texts:
         paper = ", ".join(f"{_signed(r)} for {name}" for name, r in PAPER.items())
         texts[-1] += f". The paper has {paper}"

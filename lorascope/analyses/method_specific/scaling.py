@@ -12,8 +12,9 @@ only known up to what the queries absorb.
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.base import Metric
-from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
+from lorascope.analyses.method_specific.engine import TRAINED, KindMetrics, Section, Subject, kind_metrics, maps
 from lorascope.analyses.toolkit import (
     GAUSSIAN_SPREAD,
     Row,
@@ -87,9 +88,9 @@ def findings(section: Section) -> list[Finding]:
     rows, summary = section.rows, section.summary
     most = extreme(rows, "change")
     if most is None or most["change"] == 0:
-        return [Finding("warning", "every scale is 1: this adapter changes nothing")]
+        return [rules.NO_CHANGE.finding("Every scale is 1: this adapter changes nothing", action=TRAINED)]
     text = (
-        f"the scales changed by {percent(summary['median_change'])} (rms of l − 1) in the median module and by"
+        f"The scales changed by {percent(summary['median_change'])} (rms of l − 1) in the median module and by"
         f" {percent(most['change'])} here (largest)"
     )
     made = [Finding("note", text, most["name"])]

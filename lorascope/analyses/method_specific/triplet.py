@@ -19,8 +19,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.base import Metric
-from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, as_float, kind_metrics, maps
+from lorascope.analyses.method_specific.engine import (
+    TRAINED,
+    KindMetrics,
+    Section,
+    Subject,
+    as_float,
+    kind_metrics,
+    maps,
+)
 from lorascope.analyses.toolkit import Row, gini, group, median, module_table, type_table
 from lorascope.blocks import Block, Definition, Finding
 from lorascope.linalg.spectrum import frobenius_norm
@@ -141,7 +150,7 @@ def findings(section: Section) -> list[Finding]:
     rows, summary = section.rows, section.summary
     total, budget = summary["total_kept"], summary["budget"]
     if total == 0:
-        return [Finding("warning", "every E is zero: this adapter changes nothing")]
+        return [rules.NO_CHANGE.finding("Every E is zero: this adapter changes nothing", action=TRAINED)]
     made = []
     text = f"{total} of {summary['total_initial']} ranks were kept"
     if budget is None or summary["modules_asked"] < summary["modules_in_file"]:
@@ -149,14 +158,11 @@ def findings(section: Section) -> list[Finding]:
     elif total == budget:
         made.append(Finding("note", f"{text}: the budget of target_r = {budget // len(rows)} a module, exactly"))
     else:
-        unfinished = "training stopped before AdaLoRA reached its target rank (tfinal); ranks are not final"
-        off, why = ("over", unfinished) if total > budget else ("under", "PEFT cuts all that tie")
-        text += f", {abs(total - budget)} {off} the budget of {budget}: {why}"
-        made.append(Finding("warning", text))
+        made.append(_off_budget(text, total - budget, budget))
     null = summary["null"]
     if null["gini"] is not None and total < summary["total_initial"]:
         text = (
-            f"the ranks are spread with a Gini coefficient of {summary['gini']:.2g}; a budget handed out blindly gives"
+            f"The ranks are spread with a Gini coefficient of {summary['gini']:.2g}; a budget handed out blindly gives"
             f" {null['gini']:.2g} (as uneven by chance: p = {null['p']:.2g})"
         )
         made.append(Finding("note", text))
@@ -169,6 +175,16 @@ def findings(section: Section) -> list[Finding]:
     if summary["pruned_away"]:
         made.append(Finding("note", f"{summary['pruned_away']} of {len(rows)} modules have no rank left"))
     return made + _orthogonality(rows)
+
+
+def _off_budget(text: str, over: int, budget: int) -> Finding:
+    if over > 0:
+        why = "training stopped before AdaLoRA reached its target rank (tfinal); ranks are not final"
+        action = "Train on to the end of the schedule: its total_step is the number of steps that it takes"
+    else:
+        why, action = "PEFT cuts all that tie", "Set a smaller target_r for a file of this size, or train longer"
+    text += f", {abs(over)} {'over' if over > 0 else 'under'} the budget of {budget}: {why}"
+    return rules.BUDGET.finding(text, action=action)
 
 
 def _orthogonality(rows: Sequence[Row]) -> list[Finding]:
@@ -186,9 +202,10 @@ def _orthogonality(rows: Sequence[Row]) -> list[Finding]:
         ]
     text = (
         f"P or Q is far from orthogonal in {len(far)} of {len(rows)} modules, {most}: there E does not equal the"
-        " singular values of ΔW; read those from the spectrum"
+        " singular values of ΔW"
     )
-    return [Finding("warning", text, worst["name"])]
+    action, names = "Read the singular values from the spectrum", tuple(row["name"] for row in far)
+    return [rules.NOT_ORTHOGONAL.finding(text, module=worst["name"], modules=names, action=action)]
 
 
 def _worse_side(row: Row) -> str | None:

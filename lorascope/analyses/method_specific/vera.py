@@ -27,8 +27,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lorascope.analyses import rules
 from lorascope.analyses.base import Metric
-from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps, there
+from lorascope.analyses.method_specific.engine import (
+    KindMetrics,
+    Section,
+    Subject,
+    kind_metrics,
+    maps,
+    there,
+    unchanged,
+)
 from lorascope.analyses.toolkit import (
     GAUSSIAN_SPREAD,
     Row,
@@ -293,13 +302,14 @@ def findings(section: Section) -> list[Finding]:
     made = []
     if section.extra["drawn"]:
         text = (
-            "the file holds d and b alone: A and B were drawn again from its seed, and what is said of ΔW holds only if"
+            "The file holds d and b alone: A and B were drawn again from its seed, and what is said of ΔW holds only if"
             " this is the draw that was trained on"
         )
-        made.append(Finding("warning", text))
+        action = "Save the adapter with its projections (save_projection=True)"
+        made.append(rules.DRAWN_AGAIN.finding(text, action=action))
     still = [row for row in rows if not row["b_rms"]]
     if still:
-        made.append(Finding("warning", f"b is zero in {len(still)} of {len(rows)} modules: they change nothing"))
+        made.append(unchanged("b", still, rows))
     moved = extreme(rows, "d_change")
     if moved is not None and summary["median_d_change"] is not None:
         text = (
@@ -308,7 +318,7 @@ def findings(section: Section) -> list[Finding]:
         )
         made.append(Finding("note", text, moved["name"]))
     elif summary["d_initial"] is None:
-        made.append(Finding("note", "the file does not say d_initial, so the change of d is unknown"))
+        made.append(Finding("note", "The file does not say d_initial, so the change of d is unknown"))
     if summary["median_in_span_b"] is not None and summary["null"]["median_in_span_b"] is not None:
         text = (
             f"{percent(summary['median_in_span_b'])} of ‖ΔW‖² lies in the span of the shared B in the median"
@@ -329,7 +339,7 @@ def _of_rank(group: Row) -> list[Finding]:
     if group["effective_rank"] is None or group["effective_rank_shuffled"] is None:
         return []  # ΔW is zero there, which the spectrum says
     text = (
-        f"effective rank of ΔW {group['effective_rank']:.3g} of r = {group['rank']} in the median module of width"
+        f"Effective rank of ΔW {group['effective_rank']:.3g} of r = {group['rank']} in the median module of width"
         f" {group['d_in']}; d and b in random order give {group['effective_rank_shuffled']:.3g}"
     )
     return [Finding("note", text)]
@@ -343,7 +353,7 @@ def _of_inputs(group: Row) -> Finding:
     )
     sample = f"{group['modules']} of the {group['of']}" if group["modules"] < group["of"] else f"the {group['of']}"
     text = (
-        f"two modules' {group['k']} leading input directions overlap by {percent(group['overlap'])} (mean over"
+        f"Two modules' {group['k']} leading input directions overlap by {percent(group['overlap'])} (mean over"
         f" {sample} of width {group['d_in']}): {verdict}. Shuffled d and b give"
         f" {percent(forced)}, random directions in the shared space"
         f" {percent(group['null']['shared_space'])}, anywhere {percent(group['null']['chance'])}"
@@ -353,7 +363,7 @@ def _of_inputs(group: Row) -> Finding:
 
 def _unshared(rows: Sequence[Row], summary: Row) -> list[Finding]:
     if len(rows) > 1 and summary["pairs_of_projections"] == len(rows):
-        return [Finding("note", "every module has an A of its own (unshared, or of its own width): none are compared")]
+        return [Finding("note", "Every module has an A of its own (unshared, or of its own width): none are compared")]
     return []
 
 

@@ -8,7 +8,16 @@ from typing import Any
 from lorascope.analyses import rules
 from lorascope.analyses.base import definitions
 from lorascope.analyses.resize.measure import KEPT, METRICS, Plan, ResizeResult
-from lorascope.analyses.toolkit import depth_map, module_table, percent, short_path, skipped_table
+from lorascope.analyses.toolkit import (
+    INPUTS,
+    counted,
+    depth_map,
+    module_table,
+    percent,
+    plural,
+    short_path,
+    skipped_table,
+)
 from lorascope.blocks import (
     Block,
     Cell,
@@ -32,6 +41,7 @@ from lorascope.weights.adapter import Skipped
 LIKE_NOISE = 0.85  # of the energy that the random baseline loses: above it the spectrum is flat
 ROUNDING_REPORT_THRESHOLD = 0.3  # of the truncation's own error
 GAIN_WORTH_HAVING = 0.95
+ROUNDING_WORTH_A_WORD = 0.001  # of ‖ΔW‖
 MAX_PLANS = 3  # described one by one
 MAX_LISTED = 8  # modules on the terminal
 NOT_MAPPED = ("rank_before", "parameters", "rounding")
@@ -59,7 +69,9 @@ def heading(result: ResizeResult) -> tuple[str, str]:
     title = short_path(result.source.path) or "an adapter in memory"
     if len(result.plans) > 1:
         modules = len(result.plans[0].modules)
-        summary = f"{len(result.plans)} plans for {modules} modules, {result.parameters_before:,} parameters as B·A"
+        summary = (
+            f"{len(result.plans)} plans for {plural(modules, 'module')}, {result.parameters_before:,} parameters as B·A"
+        )
         return title, summary
     plan = result.plans[0]
     summary = f"{plan.label}: {plan.parameters:,} of {result.parameters_before:,} parameters"
@@ -83,8 +95,11 @@ def _skipped(result: ResizeResult) -> list[Finding]:
     if not result.skipped:
         return []
     names = preview([item.name for item in result.skipped], 2)
-    text = f"{len(result.skipped)} updates are not low-rank and are dropped from the resized adapter: {names}"
-    return [rules.LOST.finding(text, modules=tuple(item.name for item in result.skipped))]
+    number = len(result.skipped)
+    are = "update is not low-rank and is" if number == 1 else "updates are not low-rank and are"
+    text = f"{number} {are} dropped from the resized adapter: {names}"
+    action = "Keep the original adapter where these matter"
+    return [rules.LOST.finding(text, modules=tuple(item.name for item in result.skipped), action=action)]
 
 
 def _dropped(plan: Plan) -> list[Finding]:
@@ -93,32 +108,32 @@ def _dropped(plan: Plan) -> list[Finding]:
     energy = sum(m.norm**2 for m in plan.modules)
     share = sum(m.norm**2 for m in plan.dropped) / energy if energy else 0.0
     text = (
-        f"{plan.label}: {len(plan.dropped)} of {len(plan.modules)} modules get rank 0 and are dropped because PEFT"
+        f"{plan.label}: {counted(len(plan.dropped), len(plan.modules))} get rank 0 and are dropped because PEFT"
         f" cannot store it ({preview([m.name for m in plan.dropped], 2)}); they hold {percent(share)} of ‖ΔW‖²"
     )
     names = tuple(m.name for m in plan.dropped)
-    return [rules.LOST.finding(text, "warning" if share else "note", modules=names)]
+    action = "Raise the rank, energy or budget, or use --rank, which gives every module the same" if share else ""
+    return [rules.LOST.finding(text, "warning" if share else "note", modules=names, action=action)]
 
 
 def _error(result: ResizeResult, plan: Plan) -> list[Finding]:
     if plan.error is None:
-        return [rules.NO_CHANGE.finding("ΔW is zero in every module: there is nothing to truncate")]
+        text = "ΔW is zero in every module: there is nothing to truncate"
+        return [rules.NO_CHANGE.finding(text, action="Run lorascope analyze on it, which says why")]
     ranks = [module.rank for module in plan.modules]
     low, high = min(ranks), max(ranks)
-    text = (
-        f"{plan.label}: ranks {low if low == high else f'{low} to {high}'}, {plan.parameters:,} parameters"
-        f" ({_of_original(result, plan)}), {_loss(plan.error)}"
-    )
+    span = f"ranks {low} to {high}, " if low < high else "" if plan.label == f"rank {low}" else f"rank {low}, "
+    text = f"{plan.label}: {span}{plan.parameters:,} parameters ({_of_original(result, plan)}), {_loss(plan.error)}"
     if plan.error_null:
         text += f" (random baseline: error {percent(plan.error_null, 3)})"
     items = [Finding("note", text)]
     if plan.error_null and plan.error > LIKE_NOISE**0.5 * plan.error_null:
-        text = f"{plan.label} loses about as much as truncating random factors would: the adapter uses its full rank,"
-        items.append(rules.FULL_RANK.finding(f"{text} do not truncate"))
+        text = f"{plan.label} loses about as much as truncating random factors would: the adapter uses its full rank"
+        items.append(rules.FULL_RANK.finding(text, action="Do not truncate it"))
     if low == high:
         return items
     if plan.uniform_error is not None and plan.uniform_rank:
-        text = f"rank {plan.uniform_rank} in every module, at no more parameters, would have an error of"
+        text = f"Rank {plan.uniform_rank} in every module, at no more parameters, would have an error of"
         text += f" {percent(plan.uniform_error, 3)}"
         items.append(Finding("note", text))
     if plan.worst is not None and plan.worst.error is not None:
@@ -133,17 +148,18 @@ def _of_original(result: ResizeResult, plan: Plan) -> str:
 
 
 def _rounding(plan: Plan) -> list[Finding]:
-    if plan.rounding is None or plan.error is None:
+    if plan.rounding is None or plan.error is None or plan.rounding < ROUNDING_WORTH_A_WORD:
         return []
     text = f"{plan.label}: rounding to the storage dtype adds an error of {percent(plan.rounding)} of ‖ΔW‖"
     large = plan.rounding > ROUNDING_REPORT_THRESHOLD * max(plan.error, 1e-3)
-    return [Finding("warning" if large else "note", text)]
+    action = "Write it in a finer dtype: --dtype float32"
+    return [rules.RESIZE_ROUNDING.finding(text, action=action) if large else Finding("note", text)]
 
 
 def _kinds(result: ResizeResult) -> list[Finding]:
     if result.kind == "low_rank":
         return []
-    text = f"the updates are of the kind {result.kind}; resized, each is a plain LoRA, with d_out + d_in parameters"
+    text = f"The updates are of the kind {result.kind}; resized, each is a plain LoRA, with d_out + d_in parameters"
     return [Finding("note", f"{text} per rank")]
 
 
@@ -155,9 +171,9 @@ def _curve(result: ResizeResult) -> list[Finding]:
         return _error(result, result.plans[0])
     best = result.smallest
     if best is None:
-        return [rules.RECOMMENDED.finding(f"no plan keeps {percent(KEPT)} of the energy of every module")]
+        return [rules.RECOMMENDED.finding(f"No plan keeps {percent(KEPT)} of the energy of every module")]
     text = (
-        f"smallest plan that keeps {percent(KEPT)} of every module's energy: {best.label} ({best.parameters:,}"
+        f"Smallest plan that keeps {percent(KEPT)} of every module's energy: {best.label} ({best.parameters:,}"
         f" parameters, {_of_original(result, best)}; {_loss(best.error or 0.0)})"
     )
     command = f"lorascope resize {shlex.quote(result.source.path or 'ADAPTER')} {_options(best.label)} --output smaller"
@@ -180,17 +196,18 @@ def _scores(result: ResizeResult) -> list[Finding]:
     if not result.scores:
         return []
     base, before = result.scores["base"], result.scores["before"]
-    text = f"on {result.scored_on}: loss {base['loss']:.4g} without ΔW, {before['loss']:.4g} with the full adapter"
+    text = f"On {result.scored_on}: loss {base['loss']:.4g} without ΔW, {before['loss']:.4g} with the full adapter"
     items = [Finding("note", text + _accuracy(before))]
     if result.gained is None:
-        text = "the full adapter does not reduce the held-out loss, so plans cannot be scored by retained gain"
-        return [*items, Finding("warning", text)]
+        text = "The full adapter does not reduce the held-out loss, so plans cannot be scored by retained gain"
+        action = "Score on data like those it was trained on, or train it longer before you resize it"
+        return [*items, rules.NOTHING_GAINED.finding(text, action=action)]
     scored = [(plan, share) for plan in result.plans if (share := result.gain(plan)) is not None]
     lead = ""
     if len(scored) > MAX_PLANS:
         good = [each for each in scored if each[1] >= GAIN_WORTH_HAVING]
         scored = [min(good or scored, key=lambda each: each[0].parameters if good else -each[1])]
-        lead = f"the smallest plan that keeps {percent(GAIN_WORTH_HAVING)} of the gain is " if good else "the best is "
+        lead = f"The smallest plan that keeps {percent(GAIN_WORTH_HAVING)} of the gain is " if good else "The best is "
     for plan, share in scored:
         score = plan.score or {}
         text = f"{lead}{plan.label}: held-out loss {score['loss']:.4g}, {percent(share)} of the gain"
@@ -231,7 +248,7 @@ def _facts(result: ResizeResult) -> Facts:
     ]
     if result.scored_on:
         items.append(("scored on", result.scored_on))
-    return Facts(tuple(items), title="Adapter", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 def _plans(result: ResizeResult) -> Table:

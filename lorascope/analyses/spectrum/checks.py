@@ -261,10 +261,10 @@ def merge_rounding(result: SpectrumResult) -> Found:
     severity = "warning" if (median(loss for _, loss in compared) or 0.0) > LARGE_ROUNDING else "note"
     base = shlex.quote(result.base or "MODEL")
     command = f"lorascope merge {_path(result)} --base {base} --dtype float32 --output merged"
-    how = {"action": "Merge into float32", "command": command}
+    action = "Merge into float32"
     if dtype in ("F32", "F64"):
-        how = {"action": "Serve the adapter without merging it: it is tiny next to the weights"}
-    return [rules.MERGE_ROUNDING.finding(text, severity, modules=names, **how)]
+        action, command = "Serve the adapter without merging it: it is tiny next to the weights", ""
+    return [rules.MERGE_ROUNDING.finding(text, severity, modules=names, action=action, command=command)]
 
 
 def another_base(result: SpectrumResult) -> Found:

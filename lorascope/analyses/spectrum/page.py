@@ -11,6 +11,7 @@ from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import (
     BLANK_CELLS,
+    INPUTS,
     Row,
     both_ends,
     column,
@@ -215,7 +216,7 @@ def facts(result: SpectrumResult) -> Facts:
         (key, v if isinstance(v, str) else json_text(v, separators=(", ", ": ")))
         for key, v in sorted(result.settings.items())
     ]
-    title = f"File and settings ({len(items) + len(training) + len(settings)} lines)"
+    title = f"{INPUTS} ({len(items) + len(training) + len(settings)} lines)"
     return Facts((*items, *training, *settings), title=title, folded=True, where="page")
 
 

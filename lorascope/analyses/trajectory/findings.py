@@ -26,11 +26,13 @@ def _one_run(result: TrajectoryResult) -> list[Finding]:
     made = []
     for one, other in pairwise(result.checkpoints):
         if one.sha256 is not None and one.sha256 == other.sha256:
-            text = f"the checkpoints of {result.unit} {one.step} and {other.step} hold the same bytes"
-            made.append(rules.NOT_ONE_RUN.finding(f"{text}: nothing was trained between them, or one file was copied"))
+            text = f"The checkpoints of {result.unit} {one.step} and {other.step} hold the same bytes"
+            text += ": nothing was trained between them, or one file was copied"
+            made.append(rules.NOT_ONE_RUN.finding(text, action="Leave one of the two out"))
     if not made and (pair := _unrelated(result)) is not None:
-        text = f"from {result.unit} {pair[0]} to {pair[1]} the subspaces overlap no more than random ones"
-        made.append(rules.NOT_ONE_RUN.finding(f"{text}: these may not be checkpoints of one run; name those of one"))
+        text = f"From {result.unit} {pair[0]} to {pair[1]} the subspaces overlap no more than random ones: these may"
+        action = "Give the checkpoints of one run"
+        made.append(rules.NOT_ONE_RUN.finding(f"{text} not be checkpoints of one run", action=action))
     return made
 
 
@@ -56,7 +58,8 @@ def _zero(result: TrajectoryResult) -> list[Finding]:
     rule = rules.NO_CHANGE if len(zero) == len(result.rows) else rules.UNCHANGED_MODULES
     text = f"ΔW is zero in {where} at the last checkpoint: B received no gradient, or this is from before training"
     names = tuple(row.name for row in zero)
-    return [rule.finding(text, module=names[0] if len(names) == 1 else None, modules=names)]
+    action = "Check that these modules were trainable, and give checkpoints from after the first steps"
+    return [rule.finding(text, module=names[0] if len(names) == 1 else None, modules=names, action=action)]
 
 
 def _settled(result: TrajectoryResult) -> list[Finding]:
@@ -70,22 +73,22 @@ def _settled(result: TrajectoryResult) -> list[Finding]:
         if left is None or right is None:
             return []
         text = (
-            f"no module had its final direction before the last checkpoint: at {result.unit} {before.step} φ with the"
+            f"No module had its final direction before the last checkpoint: at {result.unit} {before.step} φ with the"
             f" last is {left:.2f} on the left and {right:.2f} on the right in the median; train longer, or keep more"
             " checkpoints"
         )
         return [Finding("note", text)]
     middle = median(row.settled_step for row in settled)
     text = (
-        f"in {counted(len(settled), len(rows))} the direction of ΔW has settled before the last checkpoint, in the"
+        f"In {counted(len(settled), len(rows))} the direction of ΔW has settled before the last checkpoint, in the"
         f" median from {result.unit} {middle:.0f} of {result.steps[-1]}: φ with the last is {SETTLED:g} or more on"
         " both sides from then on"
     )
     made = [Finding("note", text)]
     last = [row for row in rows if row.settled_step is None]
     if last and len(last) < len(rows):
-        text = f"still turning between the last two checkpoints, as are {len(last) - 1} other modules"
-        made.append(Finding("note", text if len(last) > 1 else "still turning between the last two", last[0].name))
+        text = f"Still turning between the last two checkpoints, as are {len(last) - 1} other modules"
+        made.append(Finding("note", text if len(last) > 1 else "Still turning between the last two", last[0].name))
     return made
 
 
@@ -99,7 +102,7 @@ def _rank(result: TrajectoryResult) -> list[Finding]:
     numbers = f"{after:.3g}" if word == "stays near" else f"from {before:.3g} to {after:.3g}"
     null = result.summary()["median_null_stable_rank"]
     baseline = "" if null is None else f"; random factors of these shapes have {null:.3g}"
-    text = f"the median stable rank {word} {numbers} between {result.unit} {first.step} and {last.step}{baseline}"
+    text = f"The median stable rank {word} {numbers} between {result.unit} {first.step} and {last.step}{baseline}"
     return [Finding("note", text)]
 
 
@@ -124,11 +127,9 @@ def _losses(result: TrajectoryResult) -> list[Finding]:
     if last.loss <= lowest.loss * (1 + WORSE):
         return []
     nearest = min(result.checkpoints, key=lambda each: abs(each.step - lowest.step))
-    text = (
-        f"the logged evaluation loss is lowest at step {lowest.step} ({lowest.loss:.4g}) and ends at {last.loss:.4g}:"
-        f" use the checkpoint of {result.unit} {nearest.step}"
-    )
-    return [rules.EARLIER_BETTER.finding(text)]
+    text = f"The logged evaluation loss is lowest at step {lowest.step} ({lowest.loss:.4g}) and ends at {last.loss:.4g}"
+    action = f"Use the checkpoint of {result.unit} {nearest.step}"
+    return [rules.EARLIER_BETTER.finding(text, action=action)]
 
 
 def _best(result: TrajectoryResult) -> list[Finding]:
@@ -138,17 +139,17 @@ def _best(result: TrajectoryResult) -> list[Finding]:
     last = result.checkpoints[-1].score
     assert last is not None  # all are scored, or none
     loss = f"loss {best.score['loss']:.4f}"
-    text = f"the checkpoint of {result.unit} {best.step} evaluates best on {result.scored_on}: {loss}"
+    text = f"The checkpoint of {result.unit} {best.step} evaluates best on {result.scored_on}: {loss}"
     better = best.step != result.steps[-1]
     text += f"; the last one has {last['loss']:.4f}" if better else ", and it is the last one"
-    return [Finding("note", f"{text}. Use {best.path}" if better else text)]
+    return [Finding("note", text, action=f"Use {best.path}" if better else "")]
 
 
 def _reader(result: TrajectoryResult) -> list[Finding]:
-    made = [rules.FILE.finding(note) for note in result.notes]
+    made = [rules.about_file(note) for note in result.notes]
     if partial(result):
-        text = "what is followed is the low-rank part s·B·A alone, not the whole ΔW: pass --base MODEL"
-        made.append(rules.PARTIAL_UPDATE.finding(text))
+        text = "What is followed is the low-rank part s·B·A alone, not the whole ΔW"
+        made.append(rules.PARTIAL_UPDATE.finding(text, action="Pass --base MODEL for the full ΔW"))
     if result.skipped:
         names, count = preview([item.name for item in result.skipped], 2), len(result.skipped)
         made.append(

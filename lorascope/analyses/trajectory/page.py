@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.base import definitions
-from lorascope.analyses.toolkit import BLANK_CELLS, column, depth_map, group, median, module_table, skipped_table
+from lorascope.analyses.toolkit import (
+    BLANK_CELLS,
+    INPUTS,
+    capital,
+    column,
+    depth_map,
+    group,
+    median,
+    module_table,
+    plural,
+    skipped_table,
+)
 from lorascope.analyses.trajectory.measure import SETTLED, ModuleTrajectory, Point
 from lorascope.analyses.trajectory.metrics import BY_KEY, METRICS
 from lorascope.analyses.trajectory.result import TrajectoryResult
@@ -40,8 +51,8 @@ DEFINITIONS = (
 
 def heading(result: TrajectoryResult) -> tuple[str, str]:
     count = f"{len(result.checkpoints)} checkpoints"
-    about = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}, {len(result.rows)} modules"
-    return (count, about) if result.path in ("", count) else (result.path, f"{count}, {about}")
+    about = f"{result.unit}s {result.steps[0]} to {result.steps[-1]}, {plural(len(result.rows), 'module')}"
+    return (count, capital(about)) if result.path in ("", count) else (result.path, f"{count}, {about}")
 
 
 def blocks(result: TrajectoryResult) -> tuple[Block, ...]:
@@ -67,7 +78,7 @@ def _facts(result: TrajectoryResult) -> Facts:
         ("scored on", result.scored_on or "no data given"),
         ("losses", f"{len(result.losses)} logged by the run"),
     ]
-    return Facts(tuple(items), title="What was followed", where="page")
+    return Facts(tuple(items), title=INPUTS, where="page")
 
 
 def _checkpoints(result: TrajectoryResult) -> Table:
