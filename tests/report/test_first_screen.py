@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.base import analyses
+from lorascope.cli.analyze import page_of
 from lorascope.report import html
 from lorascope.weights import io
 from tests.analyses.test_against_base import checkpoint as against
@@ -20,7 +21,9 @@ PARTS = ("spectrum", "against_base", "method_specific")  # of the page of `analy
 DOCS = ("command-analyze", "docs-index", "glossary")
 REPORTS = {"study": "rslora", "index": "index"}
 PAGES = tuple(
-    dict.fromkeys((*(name for name in TRIED if name not in PARTS), "with-base", "delta", "trajectory", *REPORTS, *DOCS))
+    dict.fromkeys(
+        (*(name for name in TRIED if name not in PARTS), "with-base", "several", "delta", "trajectory", *REPORTS, *DOCS)
+    )
 )
 FIRST = ".finding, .answer, .forest"  # the index has no words of its own above its figure
 FIRST_OF_DOCS = "main pre, main .definitions > div"  # a command, or in the glossary a word
@@ -45,6 +48,10 @@ def file(request, lora_folder, tmp_path_factory):
         wanted = request.param.removeprefix("docs-") + ".html"
         (made,) = (page for page in site.pages() if page.file == wanted)
         html.write(made, path)
+        return path
+    if request.param == "several":
+        results = [analyses.get("analyze").run(io.read(lora_folder)) for _ in range(2)]
+        html.write(page_of(results), path)
         return path
     return result_of(request.param, io.read(lora_folder)).to_html(path)
 
