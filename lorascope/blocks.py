@@ -121,11 +121,13 @@ class Findings(Block):
 
 @dataclass(frozen=True)
 class Tile:
-    """One number of the first screen: what it is, the number, and what it is compared with."""
+    """One number of the first screen: what it is, the number, and what it is compared with. `metric`: its key, by which
+    the page finds the definition."""
 
     label: str
     value: str
     note: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)

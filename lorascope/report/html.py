@@ -222,7 +222,8 @@ def _items(d: _Drawing, block: blocks.Items, previous: Block | None) -> View:
 
 def _summary(d: _Drawing, block: blocks.Summary, previous: Block | None) -> View:
     items = _cards(d, block.problems)
-    return SummaryView("summary", block, items=items, shown=_open(items, CARDS_OPEN))
+    defined = tuple(d.definitions.get(tile.metric, "") for tile in block.tiles)
+    return SummaryView("summary", block, items=items, shown=_open(items, CARDS_OPEN), defined=defined)
 
 
 def _cards(d: _Drawing, findings: Sequence[blocks.Finding]) -> tuple[FindingView, ...]:

@@ -82,10 +82,12 @@ class DefinitionsView(View):
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryView(View):
-    """`items` are the cards in order, `shown` of them open."""
+    """`items` are the cards in order, `shown` of them open; `defined` is where the number of each tile is defined, or
+    ""."""
 
     items: tuple[FindingView, ...]
     shown: int
+    defined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,21 +106,31 @@ def _tiles(result: SpectrumResult) -> tuple[Tile, ...]:
     ]
     relative = median(value(m, "against_base.relative_norm") for m in live)
     if relative is not None:
-        tiles.append(Tile("Update size ‖ΔW‖/‖W‖", percent(relative, 3), "median module; up to 20 % is usual"))
+        tiles.append(Tile("Update size ‖ΔW‖/‖W‖", percent(relative, 3), "median module; up to 20 % is usual",
+                          "against_base.relative_norm"))  # fmt: skip
     else:
         norm = result.frobenius_norm
         known = norm is not None
-        tiles.append(Tile("Update size ‖ΔW‖", t.number(norm) if known else "–", "relative to W: needs --base"))  # type: ignore[arg-type]
+        tiles.append(
+            Tile("Update size ‖ΔW‖", t.number(norm) if known else "–", "relative to W: needs --base", "frobenius_norm")
+        )  # type: ignore[arg-type]
     ranked = [m.energy_ranks["energy_rank_0.95"] for m in live if m.energy_ranks["energy_rank_0.95"]]
     if ranked:
         largest = max((m.rank or 0 for m in live), default=0)
         of = f" of {largest}" if largest else ""
-        tiles.append(Tile("Rank for 95 % of the energy", f"{medians(ranked):.0f}{of}", f"median; max {max(ranked)}"))
+        tiles.append(
+            Tile(
+                "Rank for 95 % of the energy",
+                f"{medians(ranked):.0f}{of}",
+                f"median; max {max(ranked)}",
+                "energy_rank_0.95",
+            )
+        )
     stable = median(m.stable_rank for m in live)
     if stable is not None:
         null = median(value(m, "null.stable_rank") for m in live)
         note = "" if null is None else f"random factors: {null:.3g}"
-        tiles.append(Tile("Stable rank", f"{stable:.3g}", note))
+        tiles.append(Tile("Stable rank", f"{stable:.3g}", note, "stable_rank"))
     return tuple(tiles)
 
 
