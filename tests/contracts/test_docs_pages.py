@@ -149,6 +149,12 @@ def test_no_page_scrolls_sideways(page_in_browser, name):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_record_is_written_again_with_what_it_leaves_out():
+    old, printed = "a 1\nb 2\n…\nd is 4\n\n", "x\na 10\nnew\nb 20\nzzz\nd is 40\nlast\n"
+    assert recorded.rewritten(old, printed) == "a 10\nnew\nb 20\n…\nd is 40\n\n"
+    assert recorded.rewritten("…\nb 2\n…\n", printed) == "…\nb 20\n…\n"
+
+
 @pytest.mark.slow
 def test_recorded_runs_print_what_they_say(tmp_path):
     """In words: on another machine numbers differ. Those that need more than the quickstart's run are left out."""

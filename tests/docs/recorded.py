@@ -1,12 +1,14 @@
 """The recorded runs of COMMANDS.md and README, run again: what is printed now, compared with what stands there.
 
-    python -m tests.docs.recorded FOLDER [WORD ...]
+    python -m tests.docs.recorded FOLDER [--write] [WORD ...]
 
-runs them in FOLDER, in an order in which each finds what it needs (what is there already is not trained again), prints
-each output that is not as recorded, and with it the sample pages (`sample-NAME.html`) that they write. WORD: only
-commands that have one of these words. "…" in a record stands for what is left out.
+runs them in FOLDER, in an order in which each finds what it needs (runs that are there already are not trained again),
+prints each output that is not as recorded, and with it the sample pages (`sample-NAME.html`) that they write. WORD:
+only commands that have one of these words. "…" in a record stands for what is left out; `--write` puts what is printed
+now in the place of each of its parts, from the line that is most like its first to the one most like its last.
 """
 
+import difflib
 import os
 import re
 import shlex
@@ -19,6 +21,13 @@ from pathlib import Path
 
 from tests.docs import site
 
+NEEDED = {  # runs that the commands are about, and how they are trained
+    "runs/seed0-r8": "lorascope train minilm.yaml --output runs/seed0-r8",
+    "runs/seed1-r8": "lorascope train minilm.yaml --set training.seed=1 --output runs/seed1-r8",
+    "runs/full": "lorascope train full.yaml --output runs/full",
+    "runs/loras": "lorascope train full.yaml --set 'method={name: lora, targets: all-linear, alpha: 16}'"
+    " --set optim.learning_rate=2e-3 --set 'sweep={method.rank: [1, 2, 4], training.seed: [0, 1]}' --output runs/loras",
+}
 FIRST = ("quickstart", "train", "merge")  # what others need
 SAMPLES = ("compare", "delta", "dimension", "intruders", "activations", "resize", "trajectory")
 MASK = re.compile(r"[-−+]?\d[\d,.]*(e[-−+]?\d+)?%?|[▁▂▃▄▅▆▇█·]{3,}|█+")
@@ -98,16 +107,51 @@ def prepare(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def rewritten(output: str, printed: str) -> str:
+    """The record with its parts as they are printed now."""
+    lines, at, parts = printed.splitlines(keepends=True), 0, []
+    for part in output.split("…\n"):
+        old = part.splitlines(keepends=True)
+        if not any(line.strip() for line in old):
+            parts.append(part)
+            continue
+        first = _most_alike(old[0], lines, at) if old[0].strip() else at
+        last = _most_alike(next(line for line in reversed(old) if line.strip()), lines, first)
+        tail = "".join(old[len("".join(old).rstrip().splitlines()) :])  # empty lines at its end
+        parts.append("".join(lines[first : last + 1]) + tail)
+        at = last + 1
+    return "…\n".join(parts)
+
+
+def _most_alike(line: str, lines: Sequence[str], start: int) -> int:
+    ratios = [difflib.SequenceMatcher(None, line, other).ratio() for other in lines[start:]]
+    return start + max(range(len(ratios)), key=ratios.__getitem__)
+
+
+def write(each: Recorded, printed: str) -> None:
+    """Put what is printed into the pages that show the command."""
+    for page in ("COMMANDS", "README"):
+        path, text = site.path_of(page), site.text_of(page)
+        for output in each.outputs:
+            old = f"$ {each.command}\n{output}"
+            before, found, after = text.partition(old)
+            if found:
+                text = f"{before}$ {each.command}\n{rewritten(output, printed)}{after}"
+        path.write_text(text, encoding="utf-8")
+
+
 def in_order(runs: Sequence[Recorded]) -> list[Recorded]:
     """Those that others need first."""
     return sorted(runs, key=lambda each: FIRST.index(each.name) if each.name in FIRST else len(FIRST))
 
 
-def main(folder: Path, words: Sequence[str]) -> None:
+def main(folder: Path, words: Sequence[str], rewrite: bool = False) -> None:
     prepare(folder)
-    for each in in_order(all_recorded()):
-        if words and not set(words) & set(each.command.split()):
-            continue
+    chosen = [each for each in in_order(all_recorded()) if not words or set(words) & set(each.command.split())]
+    for place, command in NEEDED.items():
+        if any(place in each.command for each in chosen) and not (folder / place).exists():
+            run(command, folder)
+    for each in chosen:
         output = re.search(r"--output (\S+)", each.command)
         if output and each.name in ("resize", "merge"):
             shutil.rmtree(folder / output[1], ignore_errors=True)
@@ -122,7 +166,10 @@ def main(folder: Path, words: Sequence[str]) -> None:
         else:
             how = "numbers" if not differences(each, printed, masked=True) else "words"
             print(f"{how} differ:\n$ {each.command}\n{printed}", flush=True)
+            if rewrite:
+                write(each, printed)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    options = [word for word in sys.argv[2:] if word != "--write"]
+    main(Path(sys.argv[1]), options, len(options) < len(sys.argv[2:]))

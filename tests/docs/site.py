@@ -101,10 +101,14 @@ def _command(name: str) -> Page:
     return Page(title, body, "Command", about, site=shelves(), file=commands.file_of(name))
 
 
-def text_of(name: str) -> str:
+def path_of(name: str) -> Path:
     """A page of `.github`, or the README."""
-    path = ROOT / ("README.md" if name == "README" else f".github/{name}.md")
-    return path.read_text(encoding="utf-8")
+    return ROOT / ("README.md" if name == "README" else f".github/{name}.md")
+
+
+def text_of(name: str) -> str:
+    """What stands in it."""
+    return path_of(name).read_text(encoding="utf-8")
 
 
 def blocks_of(name: str) -> tuple[Block, ...]:

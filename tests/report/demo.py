@@ -129,7 +129,7 @@ def _opening(hostile: str) -> tuple:
                 ("Tensors", "448, bfloat16, 83.9 MB"),
                 ("SHA-256", "9f2c1f0c5ad3e7b8462a90cde1b3f4577a6d8c9e0b1f2a3d4c5e6f708192a3b4"),
             ),
-            title="File and settings",
+            title="Inputs and settings",
         ),
         Findings(
             (
