@@ -25,8 +25,9 @@ NEEDED = {  # runs that the commands are about, and how they are trained
     "runs/seed0-r8": "lorascope train minilm.yaml --output runs/seed0-r8",
     "runs/seed1-r8": "lorascope train minilm.yaml --set training.seed=1 --output runs/seed1-r8",
     "runs/full": "lorascope train full.yaml --output runs/full",
-    "runs/loras": "lorascope train full.yaml --set 'method={name: lora, targets: all-linear, alpha: 16}'"
-    " --set optim.learning_rate=2e-3 --set 'sweep={method.rank: [1, 2, 4], training.seed: [0, 1]}' --output runs/loras",
+    "runs/loras": "lorascope train full.yaml --set method.name=lora --set method.targets=all-linear"
+    " --set method.alpha=16 --set optim.learning_rate=2e-3 --set 'sweep.method.rank=[1, 2, 4]'"
+    " --set 'sweep.training.seed=[0, 1]' --output runs/loras",
 }
 FIRST = ("quickstart", "train", "merge")  # what others need
 SAMPLES = ("compare", "delta", "dimension", "intruders", "activations", "resize", "trajectory")
