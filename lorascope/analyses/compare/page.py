@@ -125,9 +125,9 @@ def _tiles_of_two(pair: Pair) -> tuple[Tile, ...]:
             note = f"{of}; chance {digits(summary[side][f'{of}_phi_chance'])}"
             made.append(Tile(name, digits(phi, 3), note, f"{side}.phi_whole"))
     if pair.modules is not None:
-        left = summary["left"]
-        note = f"left φ, at {percent(RATE)} false discoveries"
-        made.append(Tile("Modules above chance", f"{left['significant']} of {left['of']}", note, "left.q"))
+        if (left := summary["left"])["of"]:
+            note = f"left φ, at {percent(RATE)} false discoveries"
+            made.append(Tile("Modules above chance", f"{left['significant']} of {left['of']}", note, "left.q"))
         shared = summary["shared_initialisation"]  # of one update stored twice it says nothing
         if (of := shared["of"]) and shared["median_row_cosine"] is not None and summary["relation"] is None:
             note = f"median row cosine {digits(shared['median_row_cosine'])}"
@@ -145,9 +145,11 @@ def _tiles_of_many(result: CompareResult) -> tuple[Tile, ...]:
         Tile("Pairs beyond chance", f"{beyond:,} of {len(pairs):,}", "by the tests of their modules", "left.q"),
     ]
     top = max(pairs, key=lambda pair: _finite(matrices.left_effect[pair.a, pair.b], -2.0))
-    phi, chance = (_finite(matrix[top.a, top.b]) for matrix in (matrices.left, matrices.left_chance))
+    of_left = (matrices.left, matrices.left_chance, matrices.left_z)
+    phi, chance, z = (_finite(matrix[top.a, top.b]) for matrix in of_left)
     if phi is not None:
-        made.append(Tile("Left φ of the nearest pair", digits(phi, 3), f"chance {digits(chance)}", "left.phi_whole"))
+        note = f"chance {digits(chance)}, z {digits(z)}"
+        made.append(Tile("Left φ of the nearest pair", digits(phi, 3), note, "left.phi_whole"))
     of = f"of {len(result.adapters)} adapters"
     made.append(Tile("Initialisations", str(len(result.groups)), of, "initialisation.row_cosine"))
     if result.clusters:

@@ -83,14 +83,15 @@ def blocks(result: IntrudersResult) -> tuple[Block, ...]:
 
 def tiles(result: IntrudersResult) -> tuple[Tile, ...]:
     """The first screen's numbers: how many intruders, in how many weights, and how strong ΔW is against W."""
-    whole = result.summary()
-    expected = whole["agreement"]["both"] + whole["agreement"]["expected_only"]
-    made = [
-        Tile("Intruders", f"{whole['intruders']['left']} of {whole['slots']}",
-             f"of the {result.k} leading vectors of each; ε = {result.epsilon:g}", "intruders.left"),
-        Tile("Weights with an intruder", f"{whole['modules_with_intruders']['left']} of {whole['changed']}",
-             f"{expected} expected from the spectra alone", "prediction.in_top"),
-    ]  # fmt: skip
+    whole, made = result.summary(), []
+    if whole["slots"]:
+        note = f"of the {result.k} leading vectors of each; ε = {result.epsilon:g}"
+        made.append(Tile("Intruders", f"{whole['intruders']['left']:,} of {whole['slots']:,}", note, "intruders.left"))
+    if whole["changed"]:
+        there = f"{whole['modules_with_intruders']['left']} of {whole['changed']}"
+        expected = whole["agreement"]["both"] + whole["agreement"]["expected_only"]
+        note = f"{expected} expected from the spectra alone"
+        made.append(Tile("Weights with an intruder", there, note, "prediction.in_top"))
     if (margin := whole["median_spike_margin"]) is not None:
         note = "median; above about 1 an intruder can enter"
         made.append(Tile("Strength σ₁(ΔW)/σ_k(W)", digits(margin, 3), note, "spike_margin"))

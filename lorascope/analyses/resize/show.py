@@ -245,7 +245,8 @@ def tiles(result: ResizeResult) -> tuple[Tile, ...]:
     plan = _chosen(result)
     if len(result.plans) > 1:
         kept = f"keeps {percent(KEPT)} of every module"
-        made = [Tile("Plan", plan.label, f"the smallest that {kept}" if result.smallest else f"none {kept}")]
+        note = f"the smallest that {kept}" if result.smallest else f"the largest; none {kept}"
+        made = [Tile("Plan", plan.label, note if plan.error is not None else "")]
     else:
         low, high = (f"{plan.summary()['rank'][key]}" for key in ("min", "max"))
         before = max(module.rank_before for module in plan.modules)

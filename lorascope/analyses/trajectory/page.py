@@ -81,7 +81,7 @@ def tiles(result: TrajectoryResult) -> tuple[Tile, ...]:
     if ends[1] is not None:
         null = whole["median_null_stable_rank"]
         note = "median" if null is None else f"median; random factors {digits(null, 3)}"
-        text = " → ".join(digits(each, 3) for each in ends if each is not None)
+        text = " → ".join(digits(each, 3) for each in ends)
         made.append(Tile("Stable rank, first → last", text, note, "stable_rank"))
     if (rank := whole["median_energy_rank_0.95"]) is not None:
         made.append(
