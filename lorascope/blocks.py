@@ -131,6 +131,14 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Tiles(Block):
+    """The few numbers that answer the question, in a row at the top of a page; the terminal has them in its text."""
+
+    items: tuple[Tile, ...]
+    where: Where = field(default="page", kw_only=True)
+
+
+@dataclass(frozen=True)
 class Summary(Block):
     """The first screen: what this is, whether it is all right, five numbers, and what to do next.
 

@@ -36,6 +36,8 @@ from lorascope.report.views import (
     HeatmapView,
     ProseView,
     SummaryView,
+    TilesView,
+    TileView,
     View,
 )
 
@@ -222,8 +224,15 @@ def _items(d: _Drawing, block: blocks.Items, previous: Block | None) -> View:
 
 def _summary(d: _Drawing, block: blocks.Summary, previous: Block | None) -> View:
     items = _cards(d, block.problems)
-    defined = tuple(d.definitions.get(tile.metric, "") for tile in block.tiles)
-    return SummaryView("summary", block, items=items, shown=_open(items, CARDS_OPEN), defined=defined)
+    return SummaryView("summary", block, items=items, shown=_open(items, CARDS_OPEN), tiles=_row(d, block.tiles))
+
+
+def _tiles(d: _Drawing, block: blocks.Tiles, previous: Block | None) -> View:
+    return TilesView("tiles", block, items=_row(d, block.items))
+
+
+def _row(d: _Drawing, tiles: Sequence[blocks.Tile]) -> tuple[TileView, ...]:
+    return tuple(TileView(tile=tile, definition=d.definitions.get(tile.metric, "")) for tile in tiles)
 
 
 def _cards(d: _Drawing, findings: Sequence[blocks.Finding]) -> tuple[FindingView, ...]:
@@ -359,6 +368,7 @@ _VIEWS: dict[type[Block], Callable[..., View]] = {
     blocks.Prose: _prose,
     blocks.Items: _items,
     blocks.Summary: _summary,
+    blocks.Tiles: _tiles,
     blocks.Facts: _facts,
     blocks.Findings: _findings,
     blocks.Claims: _claims,

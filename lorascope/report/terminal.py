@@ -111,6 +111,8 @@ def _draw(block: Block, screen: Screen) -> list[str]:
             return _facts(block, screen)
         case blocks.Summary():
             return _summary(block, screen)
+        case blocks.Tiles():
+            return []
         case blocks.Findings():
             return _findings(block, screen)
         case blocks.Claims():

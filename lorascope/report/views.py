@@ -81,13 +81,25 @@ class DefinitionsView(View):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TileView:
+    """`definition` is where its number is defined, or ""."""
+
+    tile: blocks.Tile
+    definition: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilesView(View):
+    items: tuple[TileView, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SummaryView(View):
-    """`items` are the cards in order, `shown` of them open; `defined` is where the number of each tile is defined, or
-    ""."""
+    """`items` are the cards in order, `shown` of them open."""
 
     items: tuple[FindingView, ...]
     shown: int
-    defined: tuple[str, ...] = ()
+    tiles: tuple[TileView, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

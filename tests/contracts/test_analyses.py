@@ -15,7 +15,7 @@ import lorascope
 from lorascope.analyses import rules
 from lorascope.analyses.base import Analysis, Metric, analyses, definitions
 from lorascope.analyses.method_specific.engine import kind_metrics
-from lorascope.blocks import Block, Definitions, Finding, Table
+from lorascope.blocks import Block, Definitions, Finding, Page, Summary, Table, Tiles
 from lorascope.errors import InputError
 from lorascope.report import html, prose, terminal
 from lorascope.weights import io
@@ -26,6 +26,7 @@ from tests.analyses import test_activations, test_dimension
 
 NAMES = [name for name, each in analyses.items() if isinstance(each, Analysis)]
 SELF_EVIDENT = {"r", "uses", "rank", "ranks", "rank before", "parameters", "rounding", "‖ΔW‖_F", "k, rank or d", "size"}
+PARTS = ("spectrum", "against_base", "method_specific")  # of the page of `analyze`
 TRIED = [name for name in NAMES if "checkpoints" not in analyses.get(name).takes]
 
 
@@ -145,6 +146,26 @@ def test_headers_of_metrics_lead_to_their_definitions(result):
     bare = {header for header in headers if 'class="def"' not in header}
     assert not bare & {str(prose.pretty(c.title)) for c in columns if (c.metric or c.key) in defined}
     assert all(f'id="{to}"' in text for to in re.findall(r'class="def" href="#([^"]+)"', text))
+
+
+def test_every_page_opens_with_three_to_five_numbers(result):
+    if result.analysis in PARTS:
+        return
+    page = result.page()
+    first = page.blocks[0]
+    tiles = first.items if isinstance(first, Tiles) else first.tiles if isinstance(first, Summary) else ()
+    assert 3 <= len(tiles) <= 5
+    assert all(tile.label and tile.value for tile in tiles)
+    assert len({tile.label for tile in tiles}) == len(tiles)
+    text = html.render(page)
+    for tile in (tile for tile in tiles if tile.metric):
+        (to,) = re.findall(rf'href="#([^"]+)" aria-label="Definition of {re.escape(prose.plain(tile.label))}"', text)[
+            :1
+        ]
+        assert f'<div id="{to}"' in text
+    if isinstance(first, Tiles):
+        assert first.where == "page"
+        assert all(tile.label not in terminal.render(Page("", (first,))) for tile in tiles)
 
 
 @pytest.mark.parametrize("name", kind_metrics.names())

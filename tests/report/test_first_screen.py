@@ -13,11 +13,10 @@ from lorascope.report import html
 from lorascope.weights import io
 from tests.analyses.test_against_base import checkpoint as against
 from tests.analyses.test_delta import checkpoint, low_rank
-from tests.contracts.test_analyses import TRIED, inputs_of
+from tests.contracts.test_analyses import PARTS, TRIED, inputs_of
 from tests.contracts.test_studies import ROOT
 from tests.docs import site
 
-PARTS = ("spectrum", "against_base", "method_specific")  # of the page of `analyze`
 DOCS = ("command-analyze", "docs-index", "glossary")
 REPORTS = {"study": "rslora", "index": "index"}
 PAGES = tuple(

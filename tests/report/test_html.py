@@ -15,6 +15,7 @@ from lorascope.blocks import (
     Block,
     Code,
     Column,
+    Definition,
     Definitions,
     Facts,
     Finding,
@@ -28,9 +29,11 @@ from lorascope.blocks import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
 )
 from lorascope.errors import LorascopeError
-from lorascope.report import figures, heatmap, html, palette
+from lorascope.report import figures, heatmap, html, palette, terminal
 from tests.analyses.test_against_base import adapter, checkpoint
 from tests.report import demo
 from tests.report.conftest import HOSTILE
@@ -185,6 +188,20 @@ def test_empty_blocks():
 
 def test_a_block_for_the_terminal_stays_there():
     assert "secret" not in draw(Text("secret", where="terminal"))
+
+
+def test_a_row_of_numbers_stands_above_the_contents_and_leads_to_definitions():
+    row = Tiles((Tile("Rank", "4 <b>", "random: 5", "rank"), Tile("Cost", "1", metric="cost"), Tile("Plain", "2")))
+    defined = Definitions((Definition("Rank", "r", "here", "A number.", ("rank",)),))
+    page = Page("T", (row, Heading("One"), Text("words"), Heading("Two"), defined), summary="what it is about")
+    text = html.render(page)
+    assert not Structure(text).open
+    assert text.index("what it is about") < text.index('class="tiles"') < text.index("<nav")
+    assert re.findall(r'<a class="def" href="(#[^"]+)"', text) == ["#definition-0"]
+    assert "4 &lt;b&gt;" in text
+    assert 'class="tiles"' not in draw(Tiles(()))
+    assert "random: 5" not in terminal.render(page)
+    assert terminal.render(Page("T", (Tiles(row.items, where="both"),))) == "T\n"
 
 
 def test_headings_make_the_contents_and_own_titles_do_not_repeat_them():

@@ -18,6 +18,7 @@ from lorascope.analyses.toolkit import (
     INPUTS,
     column,
     depth_map,
+    digits,
     group,
     mean,
     percent,
@@ -41,6 +42,8 @@ from lorascope.blocks import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
 )
 from lorascope.errors import preview
 
@@ -174,7 +177,7 @@ def _cka(result: ActivationsResult) -> list[Finding]:
 
 def blocks(result: ActivationsResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [_facts(result), Findings(result.findings)]
+    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings)]
     if result.modules:
         drawn += [_by_type(result), Heading("Effect of ΔW on real inputs", where="page"), shares(result)]
         for run in result.runs:
@@ -185,6 +188,32 @@ def blocks(result: ActivationsResult) -> tuple[Block, ...]:
     if result.skipped:
         drawn.append(skipped_table(result.skipped, what="update"))
     return (*drawn, Definitions(definitions(METRICS), where="page"))
+
+
+def tiles(result: ActivationsResult) -> tuple[Tile, ...]:
+    """The first screen's numbers: of the run whose ΔW does most on real inputs, and the lowest CKA with the base."""
+    runs = {label: each for label, each in result.summary()["runs"].items() if each["median_share"] is not None}
+    made = []
+    if runs:
+        label = max(runs, key=lambda label: runs[label]["median_share"])
+        most, of = runs[label], f"{label}, " if len(result.runs) > 1 else ""
+        note = f"{of}median layer; random ΔW {percent(most['median_chance_share'], 3)}"
+        made.append(Tile("Effect ‖ΔW x‖/‖W x‖", percent(most["median_share"], 3), note, "share.mean"))
+        if (weights := most["median_weight_ratio"]) is not None:
+            made.append(
+                Tile("Update size ‖ΔW‖/‖W‖", percent(weights, 3), f"{of}median layer, no inputs", "weight_ratio")
+            )
+        if (gain := most["median_update_gain"]) is not None:
+            base = most["median_base_gain"]
+            note = f"{of}median layer" + ("" if base is None else f"; W itself {digits(base)}×")
+            made.append(Tile("Effect over a random ΔW", f"{digits(gain, 3)}×", note, "update_gain"))
+    known = [one for one in result.similarities if one.a == "base" and one.cka.value is not None]
+    if known:
+        low = min(known, key=lambda one: one.cka.value or 0.0)
+        of = f"{low.b}, " if len(result.runs) > 1 else ""
+        note = f"{of}after layer {low.layer} of {result.layers - 1}; chance 0 ± {digits(low.cka.chance_sd)}"
+        made.append(Tile("Lowest CKA with the base", f"{low.cka.value:.3f}".replace("-", "−"), note, "value"))
+    return tuple(made)
 
 
 def _facts(result: ActivationsResult) -> Facts:

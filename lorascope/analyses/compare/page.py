@@ -9,15 +9,19 @@ import numpy as np
 from lorascope.analyses.base import Metric, definitions
 from lorascope.analyses.compare.metrics import COLUMNS, METRICS
 from lorascope.analyses.compare.result import CompareResult, Pair, joined
-from lorascope.analyses.compare.summary import SIDES
+from lorascope.analyses.compare.summary import RATE, SIDES
+from lorascope.analyses.compare.verdict import similarity
 from lorascope.analyses.toolkit import (
     INPUTS,
     Row,
     both_ends,
     column,
     depth_map,
+    digits,
     group,
+    median,
     module_table,
+    percent,
     plural,
     skipped_table,
     type_table,
@@ -37,6 +41,8 @@ from lorascope.blocks import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
     Where,
 )
 
@@ -81,7 +87,7 @@ def _verdict(result: CompareResult) -> str:
 def blocks(result: CompareResult) -> tuple[Block, ...]:
     """The page in reading order."""
     verdict = result.findings[-1]
-    made: list[Block] = [Findings(result.findings[:-1])]  # the verdict is in the heading
+    made: list[Block] = [Tiles(tiles(result)), Findings(result.findings[:-1])]  # the verdict is in the heading
     made += [Text(f"{verdict.action}.", where="page")] if verdict.action else []
     if len(result.adapters) > 2:
         made += [_pairs(result), *_by_label(result), pairwise(result), _membership(result)]
@@ -99,6 +105,56 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
     action = f" {verdict.action}." if verdict.action else ""
     made.append(Text(f"Verdict: {_verdict(result)}{action}", where="terminal"))
     return (*made, Definitions(definitions(METRICS), where="page"), _facts(result))
+
+
+def tiles(result: CompareResult) -> tuple[Tile, ...]:
+    """The first screen's numbers: how alike two adapters are, or how many pairs are."""
+    return _tiles_of_many(result) if len(result.adapters) > 2 else _tiles_of_two(result.pairs[0])
+
+
+def _tiles_of_two(pair: Pair) -> tuple[Tile, ...]:
+    summary, made = pair.summary, []
+    if summary["cosine"] is not None:
+        note = "over all modules"
+        if (sd := median(row["cosine_sd"] for row in pair.modules or ())) is not None:
+            note = f"median module {digits(summary['median_cosine'])}; chance 0 ± {digits(sd)}"
+        made.append(Tile("Cosine of the updates", digits(summary["cosine"], 3), note, "cosine"))
+    for side, name in (("left", "Left φ (outputs)"), ("right", "Right φ (inputs)")):
+        of = "median" if pair.modules is not None else "mean"
+        if (phi := summary[side][f"{of}_phi"]) is not None:
+            note = f"{of}; chance {digits(summary[side][f'{of}_phi_chance'])}"
+            made.append(Tile(name, digits(phi, 3), note, f"{side}.phi_whole"))
+    if pair.modules is not None:
+        if (left := summary["left"])["of"]:
+            note = f"left φ, at {percent(RATE)} false discoveries"
+            made.append(Tile("Modules above chance", f"{left['significant']} of {left['of']}", note, "left.q"))
+        shared = summary["shared_initialisation"]  # of one update stored twice it says nothing
+        if (of := shared["of"]) and shared["median_row_cosine"] is not None and summary["relation"] is None:
+            note = f"median row cosine {digits(shared['median_row_cosine'])}"
+            made.append(
+                Tile("Modules with one initial A", f"{shared['modules']} of {of}", note, "initialisation.row_cosine")
+            )
+    return tuple(made)
+
+
+def _tiles_of_many(result: CompareResult) -> tuple[Tile, ...]:
+    pairs, matrices = result.pairs, result.matrices
+    beyond = sum(similarity(pair) != "chance" for pair in pairs)
+    made = [
+        Tile("Pairs", f"{len(pairs):,}", f"of {len(result.adapters)} adapters"),
+        Tile("Pairs beyond chance", f"{beyond:,} of {len(pairs):,}", "by the tests of their modules", "left.q"),
+    ]
+    top = max(pairs, key=lambda pair: _finite(matrices.left_effect[pair.a, pair.b], -2.0))
+    of_left = (matrices.left, matrices.left_chance, matrices.left_z)
+    phi, chance, z = (_finite(matrix[top.a, top.b]) for matrix in of_left)
+    if phi is not None:
+        note = f"chance {digits(chance)}, z {digits(z)}"
+        made.append(Tile("Left φ of the nearest pair", digits(phi, 3), note, "left.phi_whole"))
+    of = f"of {len(result.adapters)} adapters"
+    made.append(Tile("Initialisations", str(len(result.groups)), of, "initialisation.row_cosine"))
+    if result.clusters:
+        made.append(Tile("Clusters", str(len(result.clusters["clusters"])), "by left φ above chance", "left.effect"))
+    return tuple(made)
 
 
 def _facts(result: CompareResult) -> Facts:

@@ -17,6 +17,7 @@ from lorascope.analyses.toolkit import (
     both_ends,
     column,
     depth_map,
+    digits,
     group,
     median,
     model_name,
@@ -38,6 +39,8 @@ from lorascope.blocks import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
 )
 from lorascope.linalg.noise import noise_spectrum
 
@@ -61,7 +64,7 @@ def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_
     """The page in reading order. `sort` and `rows` choose the matrices listed on the terminal."""
     by = metric_to_sort_by(METRICS, sort)
     found = (each for each in result.findings if each.rule != rules.DELTA_CHANGED.code)  # that is the heading
-    made: list[Block] = [_facts(result), Findings(tuple(found))]
+    made: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(tuple(found))]
     if result.changed:
         changed = [result.record_of(matrix) for matrix in result.changed]
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
@@ -77,6 +80,30 @@ def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_
         else Text("Every parameter of both models was compared.", where="page")
     )
     return (*made, Definitions(definitions((*METRICS, *CAPTURED)), where="page"))
+
+
+def tiles(result: DeltaResult) -> tuple[Tile, ...]:
+    """The first screen's numbers: how large ΔW is, in how many matrices, and of how low a rank."""
+    whole, made = result.summary(), []
+    if whole["relative_norm"] is not None:
+        middle = whole["median_relative_norm"]
+        note = "all matrices" + ("" if middle is None else f"; median matrix {percent(middle, 3)}")
+        made.append(Tile("Update size ‖ΔW‖/‖W‖", percent(whole["relative_norm"], 3), note, "relative_norm"))
+    floored = [m.noise_floor["rank"] for m in result.changed if m.noise_floor]
+    note = f"{sum(map(bool, floored))} by more than rounding" if floored else ""
+    changed = f"{whole['changed']} of {whole['matrices']}"
+    made.append(Tile("Matrices changed", changed, note, "noise_floor.rank"))
+    if (rank := whole["median_energy_rank_0.9"]) is not None:
+        noise = median(value(m, "null.energy_rank_0.9") for m in result.changed)
+        note = "median" if noise is None else f"median; noise needs {noise:.0f}"
+        made.append(Tile("Rank for 90 % of the energy", f"{rank:.0f}", note, "energy_rank_0.9"))
+    if (stable := whole["median_stable_rank"]) is not None:
+        note = "median; 1 is a single direction"
+        made.append(Tile("Stable rank", digits(stable, 3), note, "stable_rank"))
+    if (best := whole["best"].get("8")) is not None:
+        note = "of ‖ΔW‖², over all matrices"
+        made.append(Tile("Rank 8 keeps at most", percent(best, 3), note, "best.8"))
+    return tuple(made)
 
 
 def _facts(result: DeltaResult) -> Facts:

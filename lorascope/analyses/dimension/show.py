@@ -27,6 +27,8 @@ from lorascope.blocks import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
 )
 
 MAX_TYPES = 12
@@ -47,6 +49,7 @@ MEANINGS = (
         "the smallest k from which on all measured rank-k truncations of every ΔW, jointly, keep the share of the gain",
         "Eckart and Young 1936 for the truncation",
         "How many directions of every ΔW are needed to keep that share of what fine-tuning gained.",
+        ("k90", "k99"),
     ),
     Definition(
         "Random directions",
@@ -59,6 +62,7 @@ MEANINGS = (
         "first rank whose mean gain over seeds reaches the share",
         "arXiv 2106.09685",
         "The lowest rank at which training a LoRA was enough, next to which a truncation can be judged.",
+        ("trained_rank",),
     ),
     Definition(
         "d90",
@@ -72,13 +76,40 @@ MEANINGS = (
 
 def blocks(result: DimensionResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [_facts(result), Findings(result.findings), _meanings(result), *_at_90(result)]
+    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings), _meanings(result)]
+    drawn += _at_90(result)
     drawn += [Heading("What a truncation keeps", where="page"), gain_curves(result)]
     drawn += [Heading("Parameters", where="page"), parameters(result), _points(result)]
     drawn += [Heading("Singular values", where="page"), spectra(result), _by_type(result), _matrices(result)]
     drawn += [Heading("Runs", where="page"), _runs(result), *_diverged(result), *_search(result)]
     drawn += [skipped_table(result.skipped, what="matrix")] if result.skipped else []
     return (*drawn, Definitions((*definitions(METRICS), *MEANINGS), where="page"))
+
+
+def tiles(result: DimensionResult) -> tuple[Tile, ...]:
+    """The first screen's numbers: k90 and k99 of full fine-tuning, and the rank and parameters that a LoRA needs."""
+    full = max((min(shape) for shape in result.full[0].matrices.values()), default=0)
+    made = []
+    for share, key in ((0.9, "k90"), (0.99, "k99")):
+        if ks := list(dict.fromkeys(k for k in result.k(share) if k is not None)):
+            label = f"Rank that keeps {share:.0%} of the gain".replace("%", " %")
+            made.append(Tile(label, " / ".join(map(str, ks)), f"of every ΔW, of {full}", key))
+    spectral = result.by_type()["all"]
+    if (rank := spectral.get("energy_rank_0.9")) is not None:
+        note = f"median; noise needs {spectral['null']['energy_rank_0.9']:.0f}"
+        made.append(Tile("Rank for 90 % of the energy", f"{rank:.0f}", note, "energy_rank_0.9"))
+    ranked = [each for each in result.families if each.axis == "rank" and each.reach["0.9"].size is not None]
+    if ranked:
+        first = min(ranked, key=lambda each: each.reach["0.9"].size or 0)
+        sizes = [level.size for level in first.levels if level.size]
+        tried = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else "no other"
+        note = f"for 90 % of the gain; tried {tried}"
+        made.append(Tile(f"Smallest trained rank, {first.label}", f"{first.reach['0.9'].size}", note, "trained_rank"))
+        at = next((point for point in result.first_on_axis(0.9) if point.family == first.label), None)
+        if at is not None:
+            note = f"full fine-tuning: {result.full[0].parameters:,}"
+            made.append(Tile("Parameters at that rank", f"{at.parameters:,}", note, "parameters"))
+    return tuple(made)
 
 
 def _facts(result: DimensionResult) -> Facts:

@@ -13,6 +13,7 @@ from lorascope.analyses.toolkit import (
     INPUTS,
     Row,
     depth_map,
+    digits,
     group,
     median,
     model_name,
@@ -34,6 +35,8 @@ from lorascope.blocks import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
 )
 
 SHOWN_K = (1, 2, 5, 10, 20, 50)
@@ -62,7 +65,7 @@ def heading(result: IntrudersResult) -> tuple[str, str]:
 
 def blocks(result: IntrudersResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    made: list[Block] = [_facts(result), Findings(result.findings)]
+    made: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings)]
     if result.changed:
         records = [result.record_of(module) for module in result.changed]
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
@@ -76,6 +79,29 @@ def blocks(result: IntrudersResult) -> tuple[Block, ...]:
     skipped = skipped_table(result.skipped, what="parameter") if result.skipped else None
     made.append(skipped or Text("All weights were analysed.", where="page"))
     return (*made, Definitions(definitions(METRICS), where="page"))
+
+
+def tiles(result: IntrudersResult) -> tuple[Tile, ...]:
+    """The first screen's numbers: how many intruders, in how many weights, and how strong ΔW is against W."""
+    whole, made = result.summary(), []
+    if whole["slots"]:
+        note = f"of the {result.k} leading vectors of each; ε = {result.epsilon:g}"
+        made.append(Tile("Intruders", f"{whole['intruders']['left']:,} of {whole['slots']:,}", note, "intruders.left"))
+    if whole["changed"]:
+        there = f"{whole['modules_with_intruders']['left']} of {whole['changed']}"
+        expected = whole["agreement"]["both"] + whole["agreement"]["expected_only"]
+        note = f"{expected} expected from the spectra alone"
+        made.append(Tile("Weights with an intruder", there, note, "prediction.in_top"))
+    if (margin := whole["median_spike_margin"]) is not None:
+        note = "median; above about 1 an intruder can enter"
+        made.append(Tile("Strength σ₁(ΔW)/σ_k(W)", digits(margin, 3), note, "spike_margin"))
+    cosines = [(vector.cosine["left"], module) for module in result.changed for vector in module.vectors]
+    if cosines:
+        lowest, module = min(cosines, key=lambda each: each[0])
+        chance = value(module, "chance.left")
+        note = "of all leading vectors" if chance is None else f"a random direction: {digits(chance)}"
+        made.append(Tile("Lowest |cos| with W", digits(lowest, 3), note, "lowest_cosine"))
+    return tuple(made)
 
 
 def _facts(result: IntrudersResult) -> Facts:

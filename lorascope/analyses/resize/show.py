@@ -34,6 +34,8 @@ from lorascope.blocks import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
 )
 from lorascope.errors import preview
 from lorascope.weights.adapter import Skipped
@@ -225,7 +227,7 @@ def _accuracy(score: Mapping[str, float]) -> str:
 
 def blocks(result: ResizeResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [_facts(result), Findings(result.findings), _plans(result)]
+    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings), _plans(result)]
     if len(result.plans) == 1:
         drawn += _worst(result.plans[0])
     curves = [each for each in (error_curve(result), gain_curve(result)) if each]
@@ -236,6 +238,32 @@ def blocks(result: ResizeResult) -> tuple[Block, ...]:
     drawn += [each] if (each := heatmap(result)) else []
     drawn += [module_table("All modules", chosen.modules, _shown(chosen))]
     return (*drawn, *_not_kept(result), Definitions((*definitions(METRICS), *RULES), where="page"))
+
+
+def tiles(result: ResizeResult) -> tuple[Tile, ...]:
+    """The first screen's numbers, of the plan whose modules are shown: what it takes, and what it loses."""
+    plan = _chosen(result)
+    if len(result.plans) > 1:
+        kept = f"keeps {percent(KEPT)} of every module"
+        note = f"the smallest that {kept}" if result.smallest else f"the largest; none {kept}"
+        made = [Tile("Plan", plan.label, note if plan.error is not None else "")]
+    else:
+        low, high = (f"{plan.summary()['rank'][key]}" for key in ("min", "max"))
+        before = max(module.rank_before for module in plan.modules)
+        made = [Tile("Rank", low if low == high else f"{low} to {high}", f"before {before}")]
+    share = plan.parameters / result.parameters_before
+    made.append(Tile("Parameters", percent(share, 3), f"{plan.parameters:,} of {result.parameters_before:,}"))
+    if plan.error is not None:
+        null = plan.error_null
+        note = "of ‖ΔW‖" + ("" if null is None else f"; random factors {percent(null, 3)}")
+        made.append(Tile("Error of the update", percent(plan.error, 3), note, "error"))
+    if (worst := plan.worst) is not None and worst.error is not None:
+        where = worst.type if worst.depth is None else f"{worst.type}, layer {worst.depth}"
+        made.append(Tile("Error of the worst module", percent(worst.error, 3), where, "error"))
+    if (gain := result.gain(plan)) is not None:
+        note = f"held-out loss {plan.score['loss']:.4g}" if plan.score else ""
+        made.append(Tile("Gain kept", percent(gain, 3), note))
+    return tuple(made)
 
 
 def _facts(result: ResizeResult) -> Facts:

@@ -109,11 +109,8 @@ def _tiles(result: SpectrumResult) -> tuple[Tile, ...]:
         tiles.append(Tile("Update size ‖ΔW‖/‖W‖", percent(relative, 3), "median module; up to 20 % is usual",
                           "against_base.relative_norm"))  # fmt: skip
     else:
-        norm = result.frobenius_norm
-        known = norm is not None
-        tiles.append(
-            Tile("Update size ‖ΔW‖", t.number(norm) if known else "–", "relative to W: needs --base", "frobenius_norm")
-        )  # type: ignore[arg-type]
+        norm = "–" if result.frobenius_norm is None else t.number(result.frobenius_norm)
+        tiles.append(Tile("Update size ‖ΔW‖", norm, "relative to W: needs --base", "frobenius_norm"))
     ranked = [m.energy_ranks["energy_rank_0.95"] for m in live if m.energy_ranks["energy_rank_0.95"]]
     if ranked:
         largest = max((m.rank or 0 for m in live), default=0)

@@ -12,6 +12,7 @@ from lorascope.analyses.toolkit import (
     capital,
     column,
     depth_map,
+    digits,
     group,
     median,
     module_table,
@@ -34,6 +35,8 @@ from lorascope.blocks import (
     Marker,
     Series,
     Table,
+    Tile,
+    Tiles,
 )
 
 MAX_SIGMA = 16  # singular values drawn
@@ -57,7 +60,7 @@ def heading(result: TrajectoryResult) -> tuple[str, str]:
 
 def blocks(result: TrajectoryResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [_facts(result), Findings(result.findings), _checkpoints(result)]
+    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings), _checkpoints(result)]
     drawn += [figure for figure in (losses(result), norms(result)) if figure is not None]
     drawn += [Heading("Rank", where="page"), stable_rank(result), singular_values(result)]
     drawn += [Heading("Direction", where="page"), to_last(result), to_previous(result)]
@@ -66,6 +69,28 @@ def blocks(result: TrajectoryResult) -> tuple[Block, ...]:
     drawn += [Heading("All modules", where="page"), _modules(result)]
     drawn += [skipped_table(result.skipped)] if result.skipped else []
     return (*drawn, Definitions(DEFINITIONS, where="page"))
+
+
+def tiles(result: TrajectoryResult) -> tuple[Tile, ...]:
+    """The first screen's numbers: size and rank from the first checkpoint to the last, and when ΔW has settled."""
+    whole, (first, *_, last) = result.summary(), result.checkpoints
+    made = [Tile("Checkpoints", str(whole["checkpoints"]), f"{result.unit}s {first.step} to {last.step}")]
+    note = f"at {result.unit} {first.step}: {digits(first.frobenius_norm, 3)}"
+    made.append(Tile("‖ΔW‖ at the last", digits(last.frobenius_norm, 3), note, "frobenius_norm"))
+    ends = [each.medians["stable_rank"] for each in (first, last)]
+    if ends[1] is not None:
+        null = whole["median_null_stable_rank"]
+        note = "median" if null is None else f"median; random factors {digits(null, 3)}"
+        text = " → ".join(digits(each, 3) for each in ends)
+        made.append(Tile("Stable rank, first → last", text, note, "stable_rank"))
+    if (rank := whole["median_energy_rank_0.95"]) is not None:
+        made.append(
+            Tile("Rank for 95 % of the energy", f"{rank:.0f}", "median module, at the last", "energy_rank_0.95")
+        )
+    if (step := whole["median_settled_step"]) is not None:
+        note = f"of {last.step}; in {whole['modules_settled']} of {whole['modules']} modules"
+        made.append(Tile(f"Settled from {result.unit}", digits(step, 6), note, "settled_step"))
+    return tuple(made)
 
 
 def _facts(result: TrajectoryResult) -> Facts:
