@@ -48,11 +48,15 @@ def file(request, lora_folder, tmp_path_factory):
         (made,) = (page for page in site.pages() if page.file == wanted)
         html.write(made, path)
         return path
-    if request.param == "several":
-        results = [analyses.get("analyze").run(io.read(lora_folder)) for _ in range(2)]
-        html.write(page_of(results), path)
-        return path
-    return result_of(request.param, io.read(lora_folder)).to_html(path)
+    html.write(drawn(request.param, io.read(lora_folder)), path)
+    return path
+
+
+def drawn(name, adapter):
+    """The page of an analysis, or of several adapters."""
+    if name == "several":
+        return page_of([analyses.get("analyze").run(adapter) for _ in range(2)])
+    return result_of(name, adapter).page()
 
 
 def result_of(name, adapter):

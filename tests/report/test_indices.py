@@ -12,7 +12,7 @@ from lorascope.study import index, record
 from lorascope.study import page as study_page
 from lorascope.weights import io
 from tests.contracts.test_studies import ROOT
-from tests.report.test_first_screen import DOCS, PAGES, REPORTS, result_of
+from tests.report.test_first_screen import DOCS, PAGES, REPORTS, drawn
 
 RAW = re.compile(r"[\w‖)][_^][\w{*]")
 NAME = re.compile(r"\W*(?!max_.\b|min_.\b)([A-Za-z0-9]{2,}|[a-z](?=_[a-z]{3}))[\w.]*_\w*\W*")  # "q_proj", "low_rank;"
@@ -31,7 +31,7 @@ def raw_in(page: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in (*REPORTS, *DOCS)])
 def test_pages_have_no_raw_tex(name, lora_folder):
-    assert raw_in(html.render(result_of(name, io.read(lora_folder)).page())) == []
+    assert raw_in(html.render(drawn(name, io.read(lora_folder)))) == []
 
 
 @pytest.mark.parametrize("name", ["rslora", "index"])
