@@ -35,6 +35,7 @@ from lorascope.training.record import package_version
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
 RECIPE = 2
 VERSIONS = ("torch", "transformers", "tokenizers")  # of the packages whose release changes a run's numbers
+IN_WORDS = ("checks.py", "findings.py", "metrics.py", "page.py", "screen.py", "show.py", "verdict.py")  # and drawn
 MEASURING = (
     "linalg",
     "updates",
@@ -103,7 +104,8 @@ def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(function: Callable[..., Any]) -> str:
     """A hash of a function's code without comments and docstrings, and of the code that its numbers depend on:
-    functions, classes and constants of its module that it names, and modules of lorascope that it measures with.
+    functions, classes and constants of its module that it names, and modules of lorascope that it measures with, but
+    for those of an analysis that put its numbers in words.
 
     A measure whose code changes is measured again. For code that trains, `RECIPE` is raised by hand.
     """
@@ -153,6 +155,8 @@ def _measuring(name: str, sources: dict[str, str]) -> bool:
         path = path.parent  # a function of a module
     files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     for file in files:
+        if parts[0] == "analyses" and file.name in IN_WORDS:
+            continue  # its numbers are made by other files
         sources.setdefault(str(file.relative_to(ROOT)), ast.dump(_bare(file.read_text(encoding="utf-8"))))
     return True
 
