@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses import rules
-from lorascope.analyses.spectrum import SpectrumResult, checks, run
+from lorascope.analyses.spectrum import SpectrumResult, checks, run, screen
 from lorascope.analyses.spectrum.module import AgainstBase
 from lorascope.analyses.toolkit import places, ranges
 from lorascope.updates.base import Update
@@ -146,6 +146,36 @@ def test_the_smaller_plan_is_the_one_that_resize_makes(tmp_path):
     assert f"{plan.parameters:,} of {3 * 4 * sum(SHAPE):,} parameters" in finding.action
     assert all(1 - m.error**2 >= 0.99 for m in plan.modules)
     assert "can-be-smaller" not in found(result(sigma=(1.0, 0.9, 0.8, 0.7)))
+
+
+def test_the_list_of_several_adapters_has_all_problems_of_each_and_names_modules():
+    one = {"layers.2.v_proj": low_rank("layers.2.v_proj", (3.0, 2.0))}
+    wrong = result(changed=one, settings={"target_modules": ["q_proj", "v_proj", "wq"]})
+    made = [wrong, result()]
+    line, (problems, rows) = screen.of_several(made, [screen.summary(each, each.findings) for each in made])
+    assert line == "1 with problems, 1 without"
+    (finding,) = problems.items
+    assert "2 warnings" in finding.text
+    assert "layers.2.v_proj: This module alone" in finding.text
+    assert "'wq'" in finding.text
+    assert [row[1] for row in rows.rows] == ["2 warnings", "no problem"]
+    assert [column.title for column in rows.columns[-2:]] == ["Modules", "Parameters"]
+
+
+def test_what_nan_hides_is_said_and_not_counted():
+    a = np.ones((4, 48))
+    a[0, 0] = np.nan
+    roles = {"A": InMemory(a), "B": InMemory(np.ones((32, 4)))}
+    made = result(changed={"layers.0.v_proj": Update("layers.0.v_proj", "low_rank", roles, 2.0)})
+    assert made.energy_share(next(m for m in made.rows if m.name == "layers.0.v_proj")) is None
+    assert "1 module with NaN or Inf counted nowhere" in screen.by_type(made).caption
+
+
+def test_a_base_that_is_at_hand_is_named_in_the_command(tmp_path):
+    made = result(settings={"base_model_name_or_path": str(tmp_path)})
+    assert found(made)["no-base"].command.endswith(f"--base {tmp_path}")
+    away = result(settings={"base_model_name_or_path": "meta-llama/away"})
+    assert found(away)["no-base"].command.endswith("--base MODEL")
 
 
 def test_rounding_targets_skipped_and_the_missing_base():

@@ -196,7 +196,8 @@ def _many(result: CompareResult) -> list[Finding]:
         made.append(Finding("note", text))
     same = [pair for pair in result.pairs if _identical(pair)]
     if same:
-        text = f"{counted(len(same), len(result.pairs), 'pair')} hold one update, such as"
+        of = counted(len(same), len(result.pairs), "pair")
+        text = f"{of} hold one update, such as" if len(same) > 1 else f"{of} holds one update:"
         text += f" {result.label(same[0].a)} and {result.label(same[0].b)}"
         made.append(rules.SAME_UPDATE.finding(capital(text), action="Leave all but one of them out"))
     if result.clusters and len(result.clusters["clusters"]) > 1:

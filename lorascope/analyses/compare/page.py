@@ -72,9 +72,8 @@ def heading(result: CompareResult) -> tuple[str, str]:
     most = max(pair.summary["modules"] for pair in result.pairs)
     unmatched = f"; {len(result.unmatched)} not in all adapters" if result.unmatched else ""
     if count == 2:
-        return " and ".join(
-            one["label"] for one in result.adapters
-        ), f"{_verdict(result)} {plural(most, 'module')}{unmatched}"
+        labels = " and ".join(one["label"] for one in result.adapters)
+        return labels, f"{_verdict(result)} {plural(most, 'module')} compared{unmatched}"
     text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {plural(most, 'module')} in common{unmatched}"
     return f"{count} adapters", text
 

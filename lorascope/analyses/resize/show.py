@@ -198,8 +198,8 @@ def _scores(result: ResizeResult) -> list[Finding]:
     if not result.scores:
         return []
     base, before = result.scores["base"], result.scores["before"]
-    text = f"On {result.scored_on}: loss {base['loss']:.4g} without ΔW, {before['loss']:.4g} with the full adapter"
-    items = [Finding("note", text + _accuracy(before))]
+    without, full = (f"{each['loss']:.4g}{_accuracy(each)}" for each in (base, before))
+    items = [Finding("note", f"On {result.scored_on}: loss {without} without ΔW; {full} with the full adapter")]
     if result.gained is None:
         text = "The full adapter does not reduce the held-out loss, so plans cannot be scored by retained gain"
         action = "Score on data like those it was trained on, or train it longer before you resize it"

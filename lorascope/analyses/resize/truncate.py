@@ -258,7 +258,9 @@ def decompose(
                 continue
             values = change.singular_values()
         except ValueError as error:
-            raise InputError(f"{update.name} cannot be decomposed", found=error) from None
+            raise InputError(
+                f"{update.name} cannot be decomposed: {error}", hint="`lorascope analyze` says which factors to mend"
+            ) from None
         spectra.append(Spectrum(update.name, change.shape, np.asarray(values), low_rank))
     if not spectra:
         raise InputError(

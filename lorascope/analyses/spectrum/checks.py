@@ -8,6 +8,7 @@ again by `python -m tests.calibration.findings`.
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -194,7 +195,7 @@ def collapse(result: SpectrumResult) -> Found:
     )
     text += " (median module)"
     action = f"Rank {keep} holds 99 % of every module. To use more rank, retrain with rsLoRA or another learning rate"
-    return [rules.COLLAPSE.finding(text, action=action, command=_resize(result, f"--rank {keep}"))]
+    return [rules.COLLAPSE.finding(text, action=action, command=_resize(result, f"--rank {keep}", f"rank-{keep}"))]
 
 
 def all_directions(result: SpectrumResult) -> Found:
@@ -348,7 +349,9 @@ def no_base(result: SpectrumResult) -> Found:
     """Whether --base was given. No threshold: without W it is not known whether an update is large."""
     if result.base is not None or not result.rows:
         return None
-    command = f"lorascope analyze {_path(result)} --base MODEL"
+    named = str(result.settings.get("base_model_name_or_path") or "")
+    base = shlex.quote(named) if named and Path(named).is_dir() else "MODEL"
+    command = f"lorascope analyze {_path(result)} --base {base}"
     return [rules.NO_BASE.finding("Size relative to the base model is unknown", command=command)]
 
 
@@ -406,5 +409,5 @@ def _path(result: SpectrumResult) -> str:
     return shlex.quote(result.source.path or "ADAPTER")
 
 
-def _resize(result: SpectrumResult, how: str) -> str:
-    return f"lorascope resize {_path(result)} {how} --output smaller"
+def _resize(result: SpectrumResult, how: str, output: str = "smaller") -> str:
+    return f"lorascope resize {_path(result)} {how} --output {output}"

@@ -98,7 +98,8 @@ class SpectrumResult(Result):
         return doubtful and not any(module.against_base for module in self.rows)
 
     def energy_share(self, module: ModuleSpectrum) -> float | None:
-        return self.energy([module]) / self.total_energy if self.total_energy > 0 else None
+        known = module.singular_values is not None and self.total_energy > 0
+        return self.energy([module]) / self.total_energy if known else None
 
     def uniform_rank(self, share: float) -> int | None:
         """The smallest rank that keeps `share` of the energy in *every* module: the maximum of their energy ranks."""

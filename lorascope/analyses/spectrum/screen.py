@@ -9,7 +9,7 @@ from lorascope.analyses import rules
 from lorascope.analyses.spectrum.checks import PRODUCTS, number_of_checks
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import DTYPES, group, median, medians, percent, short_path, status, value
+from lorascope.analyses.toolkit import DTYPES, group, median, medians, percent, plural, short_path, status, value
 from lorascope.architectures import components, natural_order
 from lorascope.blocks import Block, Column, Facts, Finding, Findings, Summary, Table, Tile
 from lorascope.errors import cut
@@ -61,6 +61,8 @@ def _scales(result: SpectrumResult) -> tuple[str, ...]:
     scaled = [m for m in rows if m.kind in PRODUCTS]
     if scaled:
         root = 0.5 if result.settings.get("use_rslora") else 1.0
+        if any(note.startswith("scale unknown") for note in result.notes):
+            return (*made, "α unknown (as if the scale were 1)")
         alphas = [float(f"{m.scale * (m.rank or 1) ** root:.6g}") for m in scaled]
         scale = _span([float(f"{m.scale:.6g}") for m in scaled])
         made.append(f"α = {_span(alphas)} (scale {scale}{', rsLoRA' if root == 0.5 else ''})")
@@ -145,14 +147,16 @@ def of_several(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) 
 
 
 def _worst(summary: Summary) -> Finding:
-    """The first of an adapter's problems, with its name and how many there are."""
-    first = next(finding for finding in summary.problems if finding.severity == summary.severity)
-    return replace(first, text=f"{summary.name}, {summary.status}: {first.text}", module=None, modules=())
+    """An adapter's problems in a line under its name, with the first one's action."""
+    problems = [finding for finding in summary.problems if finding.severity != "note"]
+    first = next(finding for finding in problems if finding.severity == summary.severity)
+    texts = [f"{f.module}: {f.text}" if f.module else f.text for f in problems]
+    return replace(first, text=f"{summary.name}, {summary.status}: {'; '.join(texts)}", module=None, modules=())
 
 
 def _comparison(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) -> Table:
-    tiles = {tile.label: tile for each in summaries for tile in reversed(each.tiles)}
-    labels = [*list(tiles)[2:], *list(tiles)[:2]]  # what was learned before how much was stored
+    labels = list(dict.fromkeys(tile.label for each in summaries for tile in each.tiles))
+    labels.sort(key=("Modules", "Parameters").__contains__)  # what was learned before how much was stored
     columns = (
         Column("name", "adapter", "code"), Column("status", "status"), Column("rank", "r"), Column("scale", "scale"),
         *(Column(label, label.replace(" of the energy", "")) for label in labels),
@@ -209,6 +213,8 @@ def by_type(result: SpectrumResult) -> Table:
     zero = sum(m.frobenius_norm == 0 for m in rows)
     modules = f"{zero} module{'s' * (zero != 1)}"
     caption = f"Medians leave out {modules} with ΔW = 0 (· in the last column)." if zero else ""
+    if bad := len(result.rows) - len(rows):
+        caption = f"{caption} {plural(bad, 'module')} with NaN or Inf counted nowhere.".lstrip()
     return Table(columns, tuple(row[: len(columns)] for row in body), caption=caption, where="terminal")
 
 
