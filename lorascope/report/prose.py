@@ -46,6 +46,8 @@ def indexed(text: str) -> Markup:
 
 def plain(text: str) -> str:
     """Text for a place that has no markup: small characters where there are such, and no signs of TeX."""
+    if "_" not in text and "^" not in text:
+        return t.visible(text)
     return "".join(_small(sign, piece) for sign, piece in _pieces(text))
 
 
