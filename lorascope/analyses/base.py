@@ -69,8 +69,8 @@ class Metric:
 
 
 def definitions(metrics: Sequence[Metric]) -> tuple[Definition, ...]:
-    """The definitions of those metrics that have a formula, each term once, with the keys of all metrics of the"
-    " term."""
+    """The definitions of those metrics that have a formula, each term once, with the keys of all metrics of the
+    term."""
     found: dict[str, Definition] = {}
     for each in (d for metric in metrics if (d := metric.definition()) is not None):
         before = found.get(each.term, each)

@@ -35,7 +35,8 @@ from lorascope.training.record import package_version
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
 RECIPE = 2
 VERSIONS = ("torch", "transformers", "tokenizers")  # of the packages whose release changes a run's numbers
-IN_WORDS = ("checks.py", "findings.py", "metrics.py", "page.py", "screen.py", "show.py", "verdict.py")  # and drawn
+# Files of an analysis that put its numbers in words, or draw them.
+IN_WORDS = ("checks.py", "findings.py", "metrics.py", "page.py", "screen.py", "show.py", "verdict.py")
 MEASURING = (
     "linalg",
     "updates",

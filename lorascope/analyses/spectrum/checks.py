@@ -190,10 +190,8 @@ def collapse(result: SpectrumResult) -> Found:
     if ratio >= COLLAPSED or needed > rank / 8:
         return []
     keep = result.uniform_rank(0.99) or 1
-    text = (
-        f"Rank collapse: {needed:.0f} of {rank:.0f} directions carr{'y' if needed >= 2 else 'ies'} 95 % of the energy"
-    )
-    text += " (median module)"
+    carry = "carries" if round(needed) == 1 else "carry"
+    text = f"Rank collapse: {needed:.0f} of {rank:.0f} directions {carry} 95 % of the energy (median module)"
     action = f"Rank {keep} holds 99 % of every module. To use more rank, retrain with rsLoRA or another learning rate"
     return [rules.COLLAPSE.finding(text, action=action, command=_resize(result, f"--rank {keep}", f"rank-{keep}"))]
 

@@ -137,8 +137,8 @@ def _tiles(result: SpectrumResult) -> tuple[Tile, ...]:
 
 
 def of_several(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) -> tuple[str, list[Block]]:
-    """How many have problems, in a line; then the worst of each, and all first screens in one table, a row each."""
-    findings = tuple(_worst(each) for each in summaries if each.severity is not None)
+    """How many have problems, in a line; then the problems of each, and all first screens in one table, a row each."""
+    findings = tuple(_in_a_line(each) for each in summaries if each.severity is not None)
     good = len(summaries) - len(findings)
     line = (
         f"{len(findings)} with problems, {good or 'none'} without" if findings else "No problems found in any of them"
@@ -146,7 +146,7 @@ def of_several(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) 
     return line, [*([Findings(findings)] if findings else []), _comparison(results, summaries)]
 
 
-def _worst(summary: Summary) -> Finding:
+def _in_a_line(summary: Summary) -> Finding:
     """An adapter's problems in a line under its name, with the first one's action."""
     problems = [finding for finding in summary.problems if finding.severity != "note"]
     first = next(finding for finding in problems if finding.severity == summary.severity)
