@@ -402,6 +402,15 @@ class Code(Block):
 
 
 @dataclass(frozen=True)
+class Folded(Block):
+    """Blocks that a page shows on demand, such as all of one adapter of several; the terminal does not have them."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    where: Where = field(default="page", kw_only=True)
+
+
+@dataclass(frozen=True)
 class Shelf:
     """Pages of a site that belong together, in its navigation."""
 

@@ -128,20 +128,13 @@ def page_of(
     from dataclasses import replace
 
     from lorascope.analyses.spectrum import screen
-    from lorascope.blocks import Heading, Summary
 
     command = ["lorascope", *sys.argv[1:]]
     pages = [result.page(command, sort=sort, top=top, complete=complete) for result in results]
     if len(results) == 1:
         return pages[0]
-    firsts = [block for page in pages for block in page.blocks if isinstance(block, Summary)]
-    summary, body = screen.of_several([result.spectrum for result in results], firsts)
-    body += [
-        block
-        for result, page in zip(results, pages, strict=True)
-        for block in (Heading(result.spectrum.source.path, level=1, where="page"), *page.blocks)
-    ]
-    return replace(pages[0], title=f"{len(results)} adapters", summary=summary, blocks=tuple(body))
+    summary, body = screen.of_several([result.spectrum for result in results], [page.blocks for page in pages])
+    return replace(pages[0], title=f"{len(results)} adapters", summary=summary, blocks=body)
 
 
 def _compared(result: "AnalyzeResult", folder: Path, modules: str | None, adapter_name: str | None) -> "AnalyzeResult":

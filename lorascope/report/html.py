@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -31,6 +32,7 @@ from lorascope.report.views import (
     FigureView,
     FindingsView,
     FindingView,
+    FoldedView,
     ForestRowView,
     ForestView,
     HeatmapView,
@@ -55,11 +57,10 @@ def write(page: Page, path: str | os.PathLike) -> None:
 
 def render(page: Page) -> str:
     """The page as the text of one HTML file; the same page gives the same text."""
-    drawing = _Drawing(names=_named_rows(page), definitions=_defined(page), is_site=bool(page.site))
-    previous: Block | None = None
-    for block in _arranged([block for block in page.blocks if block.where != "terminal"]):
-        drawing.add(block, previous)
-        previous = block
+    shown = _flat(page.blocks)
+    definitions, terms = _defined(shown)
+    drawing = _Drawing(_named_rows(shown), definitions, terms, is_site=bool(page.site))
+    top = drawing.all(_arranged(_shown(page.blocks)))
     environment = _environment()
     switches = max((len(v.grid.layers) for v in drawing.views if isinstance(v, HeatmapView)), default=0)
     plain = all(_is_plain(view) for view in drawing.views)
@@ -71,8 +72,8 @@ def render(page: Page) -> str:
         page=page,
         up=tables.linked(page.up) if page.up else None,
         shelves=[(shelf.title, [(link.file, tables.linked(link)) for link in shelf.links]) for shelf in page.site],
-        views=drawing.views,
-        contents=_chapters(drawing.contents),
+        views=top,
+        contents=drawing.contents,
         levels=range(heatmap.LEVELS),
         has_scale=switches > 0,
         style=Markup(style),
@@ -87,14 +88,28 @@ def _is_plain(view: View) -> bool:
     return view.kind in PLAIN and not (isinstance(view.block, Table) and view.block.interactive)
 
 
-def _arranged(made: Sequence[Block]) -> list[Block]:
+def _shown(made: Sequence[Block]) -> list[Block]:
+    return [block for block in made if block.where != "terminal"]
+
+
+def _flat(made: Sequence[Block]) -> list[Block]:
+    """The blocks of a page, those that are folded among them."""
+    return [
+        each
+        for block in _shown(made)
+        for each in (_flat(block.blocks) if isinstance(block, blocks.Folded) else [block])
+    ]
+
+
+def _arranged(made: Sequence[Block], said: frozenset[blocks.Finding] = frozenset()) -> list[Block]:
     """What is wrong comes first: long facts that stand above the findings move below everything, and findings that the
     first screen has are not repeated."""
-    said: set[blocks.Finding] = set()
     kept: list[Block] = []
     for block in made:
         if isinstance(block, blocks.Summary):
             said |= set(block.problems)
+        elif isinstance(block, blocks.Folded):
+            block = replace(block, blocks=tuple(_arranged(_shown(block.blocks), said)))
         elif isinstance(block, blocks.Findings) and said:
             rest = tuple(finding for finding in block.items if finding not in said)
             if not rest:
@@ -151,13 +166,6 @@ def _fact(value: str) -> str | Markup:
     return t.visible(value) if re.search(r"[\w.]/[\w.]", value) else prose.pretty(value)
 
 
-def _chapters(entries: "list[Entry]") -> "list[Entry]":
-    """Where a page has chapters, such as several adapters, these alone, after what stands above the first."""
-    levels = [entry.level for entry in entries]
-    first = levels.index(1) if 1 in levels else len(entries)
-    return entries[:first] + [entry for entry in entries[first:] if entry.level == 1]
-
-
 @dataclass(frozen=True)
 class Entry:
     """A line of the table of contents."""
@@ -173,6 +181,7 @@ class _Drawing:
 
     names: dict[str, str]
     definitions: dict[str, str]
+    terms: prose.Terms
     is_site: bool = False
     views: list[View] = field(default_factory=list)
     contents: list[Entry] = field(default_factory=list)
@@ -184,11 +193,17 @@ class _Drawing:
         self.counts[what] = self.counts.get(what, 0) + 1
         return self.counts[what]
 
-    def add(self, block: Block, previous: Block | None) -> None:
+    def all(self, made: Sequence[Block]) -> tuple[View, ...]:
+        """The views of blocks that follow one another."""
+        return tuple(self.view(block, previous) for previous, block in pairwise((None, *made)) if block)
+
+    def view(self, block: Block, previous: Block | None) -> View:
         draw = _VIEWS.get(type(block))
         if draw is None:
             raise TypeError(f"no way to draw a {type(block).__name__} on a page")
-        self.views.append(draw(self, block, previous))
+        view = draw(self, block, previous)
+        self.views.append(view)
+        return view
 
     def anchor(self, wanted: str) -> str:
         """`wanted`, where it is an anchor that the page does not have yet; else ""."""
@@ -237,7 +252,9 @@ def _row(d: _Drawing, tiles: Sequence[blocks.Tile]) -> tuple[TileView, ...]:
 
 def _cards(d: _Drawing, findings: Sequence[blocks.Finding]) -> tuple[FindingView, ...]:
     ordered = sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
-    return tuple(FindingView(finding=f, row=d.names.get(f.module or "", "")) for f in ordered)
+    return tuple(
+        FindingView(finding=f, row=d.names.get(f.module or "", ""), text=d.terms.linked(f.text)) for f in ordered
+    )
 
 
 def _open(items: Sequence[FindingView], most: int) -> int:
@@ -263,6 +280,13 @@ def _definitions(d: _Drawing, block: blocks.Definitions, previous: Block | None)
     anchors = tuple(d.anchor(item.anchor) or f"definition-{taken + i}" for i, item in enumerate(block.items))
     d.counts["definition"] = taken + len(anchors)
     return DefinitionsView("definitions", block, **_own_title(d, block.title, previous), anchors=anchors)
+
+
+def _fold(d: _Drawing, block: blocks.Folded, previous: Block | None) -> View:
+    listed = len(d.contents)
+    views = d.all(block.blocks)
+    del d.contents[listed:]  # the contents lead to what is shown
+    return FoldedView("folded", block, title=block.title, views=views)
 
 
 def _code(d: _Drawing, block: blocks.Code, previous: Block | None) -> View:
@@ -340,9 +364,8 @@ def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
     return tables.view(replace(block, anchors=anchors), d.count("table"), d.names, d.definitions, d.is_site, **title)
 
 
-def _named_rows(page: Page) -> dict[str, str]:
+def _named_rows(shown: Sequence[Block]) -> dict[str, str]:
     """Anchors for the rows that a finding speaks of: the first row, in an interactive table, that bears its name."""
-    shown = [block for block in page.blocks if block.where != "terminal"]
     wanted = {f.module for b in shown if isinstance(b, blocks.Findings) for f in b.items if f.module}
     wanted |= {f.module for b in shown if isinstance(b, blocks.Summary) for f in b.problems if f.module}
     anchors: dict[str, str] = {}
@@ -353,13 +376,13 @@ def _named_rows(page: Page) -> dict[str, str]:
     return anchors
 
 
-def _defined(page: Page) -> dict[str, str]:
-    """Anchors of definitions by the columns that they define."""
-    shown = [b for b in page.blocks if isinstance(b, blocks.Definitions) and b.where != "terminal"]
-    items = [item for block in shown for item in block.items]
+def _defined(shown: Sequence[Block]) -> tuple[dict[str, str], prose.Terms]:
+    """Anchors of definitions by the columns that they define, and by their terms."""
+    items = [item for block in shown if isinstance(block, blocks.Definitions) for item in block.items]
     anchors = [item.anchor if prose.is_anchor(item.anchor) else f"definition-{i}" for i, item in enumerate(items)]
-    pairs = zip(reversed(items), reversed(anchors), strict=True)
-    return {key: f"#{anchor}" for item, anchor in pairs for key in item.keys}
+    pairs = [(item, f"#{anchor}") for item, anchor in zip(items, anchors, strict=True)]
+    by_key = {key: anchor for item, anchor in reversed(pairs) for key in item.keys}
+    return by_key, prose.Terms({item.term: anchor for item, anchor in reversed(pairs)})
 
 
 _VIEWS: dict[type[Block], Callable[..., View]] = {
@@ -378,4 +401,5 @@ _VIEWS: dict[type[Block], Callable[..., View]] = {
     blocks.Heatmap: _heatmap,
     blocks.Definitions: _definitions,
     blocks.Code: _code,
+    blocks.Folded: _fold,
 }

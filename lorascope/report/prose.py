@@ -1,7 +1,7 @@
 """Sentences as markup: indices set as such, code, and links that lead to where a page may lead."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from markupsafe import Markup, escape
 
@@ -42,6 +42,41 @@ def indexed(text: str) -> Markup:
     """Text with its indices and exponents set as such."""
     tags = {"": Markup("{}"), "_": Markup("<sub>{}</sub>"), "^": Markup("<sup>{}</sup>")}
     return Markup("").join(tags[sign].format(piece) for sign, piece in _pieces(text))
+
+
+class Terms:
+    """The defined terms of a page, which findings link to.
+
+    Args:
+        anchors: where each is defined. Of "Energy rank r90, r95" and "Overlap φ(i, j)" the parts are terms, too.
+    """
+
+    SHORTEST = 3  # "q" and "ΔW" would make a link of every other word
+
+    def __init__(self, anchors: Mapping[str, str]):
+        self._anchors = {name: to for term, to in reversed(list(anchors.items())) for name in _names(term)}
+        self._anchors |= {term.lower(): to for term, to in anchors.items()}
+        names = sorted((re.escape(n) for n in self._anchors if len(n) >= self.SHORTEST), key=len, reverse=True)
+        self._any = re.compile(rf"(?<![\w‖])(?:{'|'.join(names)})(?![\w‖])", re.IGNORECASE) if names else None
+
+    def linked(self, text: str) -> Markup:
+        """A sentence as `pretty` sets it, each term a link where it stands first."""
+        drawn, at, taken = Markup(""), 0, set()
+        for m in self._any.finditer(text) if self._any else ():
+            to = self._anchors[m[0].lower()]
+            if to not in taken:
+                taken.add(to)
+                drawn += pretty(text[at : m.start()])
+                drawn += Markup('<a class="term" href="{}">{}</a>').format(to, pretty(m[0]))
+                at = m.end()
+        return drawn + pretty(text[at:]) if at < len(text) or not text else drawn
+
+
+def _names(term: str) -> list[str]:
+    """What a term is called in a sentence, in small letters."""
+    head = term.split("(")[0]
+    signs = [word for word in head.split() if not word[0].isascii()]
+    return [part.strip().lower() for part in (head, *head.split(", "), *signs) if part.strip()]
 
 
 def plain(text: str) -> str:

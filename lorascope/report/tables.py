@@ -105,7 +105,7 @@ def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mappi
         texts = [cell.text if isinstance(cell, blocks.Link) else cell for cell in cells]
         plain = [text for text in texts if isinstance(text, str)]
         words = plain + [cell.text for cell in cells if isinstance(cell, blocks.Rich)]
-        names = [w for w in plain if ("." in w or "_" in w) and " " not in w]
+        names = [w for w in plain if ("." in w or "_" in w) and " " not in w and any(map(str.isalpha, w))]
         is_code = column.unit == "code" or (words and 2 * len(names) >= len(words))
         room = LONG_CELL if is_code or many < 6 else LONG_CELL // 2
         css = "t" + (" c" if is_code else "") + (" w" if any(len(w) > room for w in words) else "")

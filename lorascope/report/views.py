@@ -30,6 +30,7 @@ class ProseView(View):
 class FindingView:
     finding: blocks.Finding
     row: str  # the anchor of the module's row in a table, "" where there is none
+    text: Markup  # its terms lead to their definitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,11 @@ class SummaryView(View):
     items: tuple[FindingView, ...]
     shown: int
     tiles: tuple[TileView, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedView(View):
+    views: tuple[View, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

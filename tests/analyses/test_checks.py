@@ -152,12 +152,13 @@ def test_the_list_of_several_adapters_has_all_problems_of_each_and_names_modules
     one = {"layers.2.v_proj": low_rank("layers.2.v_proj", (3.0, 2.0))}
     wrong = result(changed=one, settings={"target_modules": ["q_proj", "v_proj", "wq"]})
     made = [wrong, result()]
-    line, (problems, rows) = screen.of_several(made, [screen.summary(each, each.findings) for each in made])
+    line, (problems, rows, *_) = screen.of_several(made, [(screen.summary(each, each.findings),) for each in made])
     assert line == "1 with problems, 1 without"
     (finding,) = problems.items
     assert "2 warnings" in finding.text
     assert "layers.2.v_proj: This module alone" in finding.text
     assert "'wq'" in finding.text
+    assert [row[0].spans[0].to for row in rows.rows] == ["#adapter-1", "#adapter-2"]
     assert [row[1] for row in rows.rows] == ["2 warnings", "no problem"]
     assert [column.title for column in rows.columns[-2:]] == ["Modules", "Parameters"]
 

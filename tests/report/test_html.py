@@ -20,6 +20,7 @@ from lorascope.blocks import (
     Facts,
     Finding,
     Findings,
+    Folded,
     Heading,
     Heatmap,
     Lines,
@@ -338,3 +339,41 @@ def test_a_large_heatmap_is_cut_and_says_so():
     grid = heatmap.layout(block)
     assert grid.notes == ("The first 160 of 200 columns are drawn.",)
     assert len(grid.layers[0].cells) == 480
+
+
+def test_what_is_folded_is_drawn_and_not_in_the_contents_or_on_the_terminal():
+    table = Table((Column("name", "name"), Column("n", "n", "int")), (("layers.0.q", 1),), interactive=True)
+    within = (Heading("Inside"), table, Text("not here", where="terminal"))
+    page = Page(
+        "T",
+        (
+            Heading("One"),
+            Text("words"),
+            Findings((Finding("note", "large", "layers.0.q"),)),
+            Folded("All of <it>", within),
+        ),
+    )
+    text = html.render(page)
+    assert not Structure(text).open
+    assert "All of &lt;it&gt;" in text
+    assert "not here" not in text
+    contents = re.search(r"<nav.*?</nav>", text, re.S)[0]
+    assert re.findall(r">([^<]+)</a>", contents) == ["One", "Findings"]
+    assert re.search(r'<a class="module" href="#row-1".*<details class="chapter">.*<tr id="row-1"', text, re.S)
+    assert "Inside" not in terminal.render(page)
+
+
+def test_the_first_time_a_finding_names_a_term_it_leads_to_its_definition():
+    finding = Finding("note", "stable rank 2, of r95 3 & the stable rank, at ‖ΔW‖/‖W‖ 2 %; ‖ΔW‖/‖W‖_F; unstable rank")
+    items = (
+        Definition("Stable rank", "s", "there"),
+        Definition("Energy rank r90, r95", "r", "there", anchor="energy-rank"),
+        Definition("Relative norm ‖ΔW‖/‖W‖", "n", "there"),
+        Definition("q", "q", "there"),
+    )
+    text = re.search(r'<p class="what">(.*?)</p>', draw(Findings((finding,)), Definitions(items)))[1]
+    link = '<a class="term" href="#{}">{}</a>'
+    first = link.format("definition-0", "stable rank"), link.format("energy-rank", "r95")
+    norm = link.format("definition-2", "‖ΔW‖/‖W‖")
+    rest = "2\u00a0%; ‖ΔW‖/‖W‖<sub>F</sub>; unstable rank"
+    assert text == f"{first[0]} 2, of {first[1]} 3 &amp; the stable rank, at {norm} {rest}"

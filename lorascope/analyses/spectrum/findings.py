@@ -62,7 +62,7 @@ def _against_random(measured: list[ModuleSpectrum]) -> list[Finding]:
         float(medians([value(m, key) for m in compared]))
         for key in ("rank_utilisation_of_null", "stable_rank", "null.stable_rank")
     )
-    text = f"median stable rank {stable:.3g}, {percent(ratio)} of the random baseline ({null:.3g})"
+    text = f"Median stable rank {stable:.3g}, {percent(ratio)} of the random baseline ({null:.3g})"
     return [Finding("note", text)]
 
 

@@ -1,7 +1,7 @@
 """The first screen of `analyze`: what this adapter is, whether it is all right, and where its update lies."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,22 @@ from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import DTYPES, group, median, medians, percent, plural, short_path, status, value
 from lorascope.architectures import components, natural_order
-from lorascope.blocks import Block, Column, Facts, Finding, Findings, Summary, Table, Tile
+from lorascope.blocks import (
+    Block,
+    Cell,
+    Column,
+    Definitions,
+    Facts,
+    Finding,
+    Findings,
+    Folded,
+    Heading,
+    Rich,
+    Span,
+    Summary,
+    Table,
+    Tile,
+)
 from lorascope.errors import cut
 from lorascope.report import text as t
 
@@ -136,14 +151,30 @@ def _tiles(result: SpectrumResult) -> tuple[Tile, ...]:
 # --- several adapters ------------------------------------------------------------------------------------------------
 
 
-def of_several(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) -> tuple[str, list[Block]]:
-    """How many have problems, in a line; then the problems of each, and all first screens in one table, a row each."""
+def of_several(results: Sequence[SpectrumResult], pages: Sequence[Sequence[Block]]) -> tuple[str, tuple[Block, ...]]:
+    """How many have problems, in a line; then the problems of each, all first screens in one table, a row each, and
+    on a page each first screen with the rest folded, and all definitions once."""
+    summaries = [block for blocks in pages for block in blocks if isinstance(block, Summary)]
     findings = tuple(_in_a_line(each) for each in summaries if each.severity is not None)
     good = len(summaries) - len(findings)
     line = (
         f"{len(findings)} with problems, {good or 'none'} without" if findings else "No problems found in any of them"
     )
-    return line, [*([Findings(findings)] if findings else []), _comparison(results, summaries)]
+    made: list[Block] = [*([Findings(findings)] if findings else []), _comparison(results, summaries)]
+    for number, (result, blocks) in enumerate(zip(results, pages, strict=True), 1):
+        made += [Heading(result.source.path, 1, f"adapter-{number}", where="page"), *_chapter(blocks)]
+    items = (item for blocks in pages for block in blocks if isinstance(block, Definitions) for item in block.items)
+    return line, (*made, Definitions(tuple(dict.fromkeys(items)), where="page"))
+
+
+def _chapter(blocks: Sequence[Block]) -> Iterator[Block]:
+    """An adapter's part of a page of several: the first screen, what the terminal has, the rest folded."""
+    shown = (block for block in blocks if block.where != "page")
+    yield from (block if isinstance(block, Summary) else replace(block, where="terminal") for block in shown)
+    rest = tuple(
+        block for block in blocks if not isinstance(block, Summary | Definitions) and block.where != "terminal"
+    )
+    yield Folded("All observations, figures, tables and inputs of this adapter", rest)
 
 
 def _in_a_line(summary: Summary) -> Finding:
@@ -158,17 +189,18 @@ def _comparison(results: Sequence[SpectrumResult], summaries: Sequence[Summary])
     labels = list(dict.fromkeys(tile.label for each in summaries for tile in each.tiles))
     labels.sort(key=("Modules", "Parameters").__contains__)  # what was learned before how much was stored
     columns = (
-        Column("name", "adapter", "code"), Column("status", "status"), Column("rank", "r"), Column("scale", "scale"),
+        Column("name", "adapter"), Column("status", "status"), Column("rank", "r"), Column("scale", "scale"),
         *(Column(label, label.replace(" of the energy", "")) for label in labels),
     )  # fmt: skip
-    rows = []
-    for result, each in zip(results, summaries, strict=True):
+    rows: list[tuple[Cell, ...]] = []
+    for number, (result, each) in enumerate(zip(results, summaries, strict=True), 1):
         ranks = [m.rank for m in result.rows if m.rank is not None]
         scales = [float(f"{m.scale:.6g}") for m in result.rows if m.kind in PRODUCTS]
         values = {tile.label: tile.value for tile in each.tiles}
         shown = (_span(some) if some else t.ABSENT for some in (ranks, scales))
         status = re.sub(r" \(.*\)$", "", each.status) if each.severity else "no problem"
-        rows.append((each.name, status, *shown, *(values.get(label, t.ABSENT) for label in labels)))
+        name = Rich((Span(each.name, "code", f"#adapter-{number}"),))
+        rows.append((name, status, *shown, *(values.get(label, t.ABSENT) for label in labels)))
     return Table(columns, tuple(rows), title="Comparison")
 
 
@@ -193,7 +225,7 @@ def by_type(result: SpectrumResult) -> Table:
     size = _SIZES[any(m.against_base for m in rows)]
     columns = (
         Column("type", "type"), Column("energy", "energy"), size, Column("stable_rank", "stable rank (random)"),
-        Column("energy_rank_0.95", "rank for 95 %"), Column("layers", f"energy by layer{ends}"),
+        Column("energy_rank_0.95", "rank for 95\u00a0%"), Column("layers", f"energy by layer{ends}"),
     )[: 6 if ends else 5]  # fmt: skip
     most = max(result.energy(members) for _, _, members in lines)
     body: list[tuple[Any, ...]] = []

@@ -49,6 +49,14 @@ for (const figure of document.querySelectorAll("figure.forest")) {
   apply();
 }
 
+// A link into what is folded opens it; tables that appear say what is cut off.
+addEventListener("click", (event) => {
+  const link = event.target.closest?.('a[href^="#"]');
+  const folded = link && document.getElementById(link.hash.slice(1))?.closest("details");
+  if (folded) folded.open = true;
+});
+addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
+
 // What is folded is printed, too.
 addEventListener("beforeprint", () => document.querySelectorAll(".claims details").forEach((details) => { details.open = true; }));
 
