@@ -17,6 +17,7 @@ ROUNDING = 2.0  # times the unit roundoff of the stored dtype: what rank-deficie
 MAX_SVD = 1024  # smaller side up to which a matrix that is not low rank is decomposed whole
 RANDOMISED = "only the leading singular directions were computed (randomised block Krylov)"
 MAX_FILLERS = 256
+NON_FINITE = "its entries are NaN or infinite"
 DIRECTIONS = 64  # of an update that is not low rank, so many leading ones make its subspace, and at most a quarter
 
 
@@ -107,7 +108,7 @@ def read(update: Update, base: Stored | None, directions: int = DIRECTIONS, with
             notes = notes if delta.structured else (*notes, RANDOMISED)
         alone = row_basis(roles["A"], tolerance) if with_a and "A" in roles else None
     except ValueError:
-        return "its entries are NaN or infinite"
+        return NON_FINITE
     counted = decomposed.rank if low_rank else min(decomposed.rank, leading)
     rows = roles["A"] if "A" in roles and roles["A"].shape[1] == shape[1] else None
     return Subspaces(update, shape, decomposed, counted, alone, rows, notes, whole)

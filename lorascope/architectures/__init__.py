@@ -112,12 +112,20 @@ _ORDER = (
 )  # fmt: skip
 
 
+_FEEDFORWARD = re.compile(r"(^|[._])ff[._]net[._]\*([._]proj)?$")  # of diffusers: gate and value, then the output
+
+
 def natural_order(types: Iterable[str]) -> list[str]:
     """Module types in the order in which a block computes: q, k, v, o, gate, up, down; others after, as they come."""
     place = {name: i for i, names in enumerate(_ORDER) for name in names}
 
     def key(kind: str) -> int:
         parts = kind.split(".")
+        if _FEEDFORWARD.search(kind):
+            return place["down_proj" if kind.endswith("*") else "gate_proj"]
+        if len(parts) == 1 and kind not in place:  # kohya's names have underscores alone
+            flat = kind.removesuffix("_*")
+            return min((place[name] for name in place if flat.endswith(f"_{name}")), default=len(_ORDER))
         if ends_with(kind, ("attention.output.dense", "attn.c_proj")):
             return place["o_proj"]
         if ends_with(kind, ("output.dense",)):
@@ -140,14 +148,16 @@ def depth(name: str) -> int | None:
 def module_types(names: Iterable[str]) -> dict[str, str]:
     """Module path to type: what follows the layer index, as short as stays unambiguous.
 
-    `…layer.0.attention.self.query` is "query", but BERT's two kinds of `output.dense` keep their full tails. Later
-    indices (experts) become `*`.
+    `…layer.0.attention.self.query` is "query", but of BERT's two kinds of `output.dense` one is
+    "attention.output.dense". Later indices (experts) become `*`.
     """
     tails = {name: _tail(name) for name in names}
-    last: dict[str, set[str]] = {}
-    for tail in tails.values():
-        last.setdefault(_short(tail), set()).add(tail)
-    return {name: _short(tail) if len(last[_short(tail)]) == 1 else tail for name, tail in tails.items()}
+    ends: dict[str, set[str]] = {}
+    for tail in set(tails.values()):
+        for end in _ends(tail):
+            ends.setdefault(end, set()).add(tail)
+    short = {tail: next((end for end in _ends(tail) if len(ends[end]) == 1), tail) for tail in set(tails.values())}
+    return {name: short[tail] for name, tail in tails.items()}
 
 
 def _tail(name: str) -> str:
@@ -156,10 +166,13 @@ def _tail(name: str) -> str:
     return re.sub(r"(?<![^._\[])\d+(?![^._\]])", "*", tail) or name
 
 
-def _short(tail: str) -> str:
-    parts = tail.split(".")
-    meaningful = [part for part in parts if part != "*"]
-    return meaningful[-1] if meaningful else tail
+def _ends(tail: str) -> list[str]:
+    """What a tail may be called, the shortest first: its last part, its last two, …, without indices."""
+    parts = [part for part in tail.split(".") if part != "*"]
+    if len(parts) == 1 == len(tail.split(".")):  # kohya's: what follows the last index, if it is more than a word
+        pieces = re.split(r"(?:^|_)\*_", tail)
+        return [pieces[-1], tail] if "_" in pieces[-1] else ["_*_".join(pieces[-2:]), tail]
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)] + [tail]
 
 
 # Parts of a model and kinds of its blocks, by what stands in a name before the first layer's index.

@@ -156,7 +156,7 @@ def _summary(block: blocks.Summary, screen: Screen) -> list[str]:
     lines += ["", screen.style(f"{mark} {block.status}", block.severity or "ok")]
     for group in (True, False):  # what is wrong, then what could be better
         chosen = [f for f in block.problems if (f.severity != "note") is group]
-        drawn = [line for finding in chosen[:MAX_FINDINGS] for line in _finding(finding, screen, brief=not group)]
+        drawn = [line for finding in chosen[:MAX_FINDINGS] for line in _finding(finding, screen, "" if group else "→")]
         lines += ["", *drawn, *_left_out(chosen[MAX_FINDINGS:], screen)] if drawn else []
     return lines
 
@@ -173,13 +173,13 @@ def _joined(facts: tuple[str, ...], screen: Screen) -> list[str]:
     return lines
 
 
-def _finding(finding: blocks.Finding, screen: Screen, brief: bool = False) -> list[str]:
-    """A sentence behind its mark, below it what to do, and the command. `brief`: a note's command says enough."""
-    mark = "→" if brief and finding.command else MARKS[finding.severity]
+def _finding(finding: blocks.Finding, screen: Screen, with_command: str = "") -> list[str]:
+    """A sentence behind its mark, below it what to do, and the command. `with_command`: the mark of one that has it."""
+    mark = with_command if with_command and finding.command else MARKS[finding.severity]
     name = t.shorten(t.visible(finding.module), screen.width - 4) + ": " if finding.module else ""
     first, *more = screen.wrap(name + finding.text, mark + " ", "  ")
     lines = [screen.style(mark, finding.severity) + first[len(mark) :], *more]
-    if finding.action and not (brief and finding.command):
+    if finding.action:
         lines += screen.wrap(finding.action, "  → ", "    ")
     if finding.command:
         lines.append(screen.style(f"  {t.visible(finding.command)}", "bold"))
@@ -263,7 +263,7 @@ def _definitions(block: blocks.Definitions, screen: Screen) -> list[str]:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 _GAP = 2
-_MIN_TEXT = 12  # a text column is shortened down to this before columns are left out
+_MIN_TEXT = 14  # a text column is shortened down to this before columns are left out
 
 
 def _table(block: Table, screen: Screen) -> list[str]:

@@ -33,10 +33,10 @@ def result(sigma=(0.3, 0.2, 0.1, 0.05), layers=6, types=("q_proj", "v_proj"), sc
     return run(Adapter(updates, {"r": len(sigma), **(settings or {})}, source, **more))
 
 
-def beside_w(made: SpectrumResult, relative: float, loss: float = 0.0) -> SpectrumResult:
-    """The result as if a base had been given, of which every ΔW is this share."""
-    against = AgainstBase(1.0, relative, "BF16", loss, 0.0)
-    rows = tuple(replace(m, against_base=against) for m in made.rows)
+def beside_w(made: SpectrumResult, relative: float | dict[str, float], loss: float = 0.0) -> SpectrumResult:
+    """The result as if a base had been given, of which every ΔW is this share; of those not named 5 %."""
+    share = relative.get if isinstance(relative, dict) else lambda name, _: relative
+    rows = tuple(replace(m, against_base=AgainstBase(1.0, share(m.name, 0.05), "BF16", loss, 0.0)) for m in made.rows)
     return replace(made, rows=rows, base="base model")
 
 
@@ -120,6 +120,28 @@ def test_one_module_is_compared_with_its_own_type():
     one = {"layers.2.v_proj": low_rank("layers.2.v_proj", (3.0, 2.0))}
     finding = found(result(changed=one))["one-module-dominates"]
     assert finding.module == "layers.2.v_proj"
+    two = one | {"layers.4.q_proj": low_rank("layers.4.q_proj", (4.0, 2.0))}
+    finding = found(result(changed=two))["one-module-dominates"]
+    assert finding.module is None
+    assert set(finding.modules) == set(two)
+    assert "2 modules alone carry" in finding.text
+
+
+def test_one_module_larger_than_its_weight_is_an_error_and_nothing_is_recommended():
+    made = found(beside_w(result(), {"layers.3.v_proj": 1.2}))
+    assert made["update-too-large"].severity == "error"
+    assert made["update-too-large"].module == "layers.3.v_proj"
+    assert "at most ‖ΔW‖/‖W‖ = 120 %" in made["update-too-large"].text
+    assert "can-be-smaller" not in made
+    assert "update-too-large" not in found(beside_w(result(), {"layers.3.v_proj": 0.9}))
+    head = {"score": low_rank("score", (1.0, 0.5))}
+    assert "update-too-large" not in found(beside_w(result(changed=head), {"score": 1.5}))
+
+
+def test_the_scale_of_rslora_is_named_by_its_root():
+    rms = (2.0 * (SHAPE[0] * SHAPE[1]) ** 0.5,)
+    action = found(result(sigma=rms, settings={"use_rslora": True}))["update-too-large"].action
+    assert "check α/√r = " in action
 
 
 def test_collapse_and_its_opposite():
@@ -127,7 +149,7 @@ def test_collapse_and_its_opposite():
     made = found(result(sigma=collapsed))
     assert "1 of 16 directions" in made["rank-collapse"].text
     assert "rank-collapse" not in found(result(sigma=(1.0, *[0.3] * 15)))
-    flat = found(result(sigma=[1.0] * 8))
+    flat = found(result(sigma=[0.5] * 8))
     assert "all-directions-used" in flat
     assert flat["all-directions-used"].severity == "note"
 
@@ -159,7 +181,8 @@ def test_the_list_of_several_adapters_has_all_problems_of_each_and_names_modules
     assert "layers.2.v_proj: This module alone" in finding.text
     assert "'wq'" in finding.text
     assert [row[0].spans[0].to for row in rows.rows] == ["#adapter-1", "#adapter-2"]
-    assert [row[1] for row in rows.rows] == ["2 warnings", "no problem"]
+    assert [row[1:3] for row in rows.rows] == [(0, 2), (0, 0)]
+    assert all(f.action in finding.action for f in wrong.findings if f.severity == "warning")
     assert [column.title for column in rows.columns[-2:]] == ["Modules", "Parameters"]
 
 

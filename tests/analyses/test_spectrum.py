@@ -5,7 +5,7 @@ import pytest
 
 from lorascope.analyses.spectrum import run
 from lorascope.analyses.toolkit import medians
-from lorascope.architectures import depth, module_types
+from lorascope.architectures import depth, module_types, natural_order
 from lorascope.errors import InputError
 from lorascope.linalg.rounding import round_to
 from lorascope.updates.base import Update
@@ -222,10 +222,20 @@ def test_types_and_depths_from_paths():
         "bert.encoder.layer.2.output.dense": (2, "output.dense"),
         "transformer.h.11.attn.c_attn": (11, "c_attn"),
         "lm_head": (None, "lm_head"),
-        "lora_unet_down_blocks_1_attentions_0_proj_in": (1, "attentions_*_proj_in"),
+        "lora_unet_down_blocks_1_attentions_0_proj_in": (1, "proj_in"),
     }
     types = module_types(names)
     assert {name: (depth(name), types[name]) for name in names} == names
+
+
+def test_types_of_flat_names_are_what_follows_the_index_and_in_the_order_of_a_block():
+    block = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_"
+    tails = ("attn1_to_k", "attn1_to_out_0", "attn1_to_q", "attn1_to_v", "ff_net_0_proj", "ff_net_2")
+    types = module_types([block + tail for tail in tails])
+    ordered = ["attn1_to_q", "attn1_to_k", "attn1_to_v", "attn1_to_out_*", "ff_net_*_proj", "ff_net_*"]
+    assert natural_order(types.values()) == ordered
+    t5 = [f"decoder.block.0.layer.{i}.{part}.q" for i, part in enumerate(("SelfAttention", "EncDecAttention"))]
+    assert list(module_types(t5).values()) == ["SelfAttention.q", "EncDecAttention.q"]
 
 
 def test_table_rows_match_the_json(rng):

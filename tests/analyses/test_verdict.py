@@ -75,6 +75,24 @@ def test_independent_adapters_are_not_more_similar_than_chance():
     assert not any("most similar" in finding.text for finding in result.findings)
 
 
+def test_independent_adapters_are_rarely_called_similar():
+    """At a rate of 1 %, 60 comparisons have more than 4 false alarms once in 2,900 such tests (binomial)."""
+    verdicts = [compared(adapter("x/a", drawn(2 * k)), adapter("x/b", drawn(2 * k + 1)))[0] for k in range(60)]
+    assert sum(not text.startswith("Not more similar than chance") for text in verdicts) <= 4
+
+
+def test_modules_with_nan_are_said_and_not_part_of_the_verdict():
+    whole = drawn(1)
+    broken = [(b.copy(), a) for b, a in whole]
+    broken[1][0][0, 0] = np.nan
+    text, found, result = compared(adapter("x/a", whole), adapter("x/b", broken))
+    assert text == "a and b hold the same update; 1 module with NaN or Inf aside"
+    assert rules.NON_FINITE.code in found
+    (finding,) = (f for f in result.findings if f.rule == rules.NON_FINITE.code)
+    assert finding.severity == "error"
+    assert "NaN or Inf in 'b' ('layers.1.q')" in finding.text
+
+
 def test_one_seed_is_said_and_is_no_similarity():
     text, found, _ = compared(adapter("x/a", drawn(1, start=9)), adapter("x/b", drawn(2, start=9)))
     assert text.startswith("From one initialisation of A (same seed), and otherwise not more similar than chance")
@@ -92,7 +110,7 @@ def test_a_shared_direction_is_more_than_chance():
 
 def test_three_adapters_are_counted():
     text, _, _ = compared(adapter("x/a", drawn(1)), adapter("x/b", drawn(1)), adapter("x/c", drawn(2)))
-    assert text == "Of 3 pairs, 1 holds one update, 2 are not more similar than chance"
+    assert text == "Of 3 pairs, 1 holds one update (a and b), 2 are not more similar than chance"
 
 
 def test_a_part_needs_the_lower_rank_and_the_column_space():

@@ -12,9 +12,11 @@ from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
 from lorascope.analyses.compare.seeds import FEW
 from lorascope.analyses.compare.summary import RATE
+from lorascope.analyses.subspaces import NON_FINITE
 from lorascope.analyses.toolkit import Row, capital, counted, digits, extreme, median, plural
 from lorascope.blocks import Finding
 from lorascope.errors import preview
+from lorascope.weights.adapter import Skipped
 
 MIN_EFFECT = 0.1  # on the left, from which on it is not called unaffected
 MAX_CHANCE = 0.25  # of φ, above which φ by itself says little
@@ -242,14 +244,27 @@ def _limits(result: CompareResult) -> list[Finding]:
         action = "Pass --base MODEL if only their names differ; otherwise what is said holds for the others alone"
         modules = tuple(item.name for item in result.unmatched)
         made.append(rules.NOT_SHARED.finding(text, modules=modules, action=action))
-    if others := [item for item in result.skipped if item not in result.unmatched]:
-        reasons = "; ".join(list(dict.fromkeys(item.reason for item in others))[:2])
-        made.append(Finding("note", f"{plural(len(others), 'tensor')} skipped ({reasons}); full list in the report"))
+    made += _skipped([item for item in result.skipped if item not in result.unmatched])
     if result.sampled:
         measured, total = result.sampled
         text = f"{measured} of {total} modules were measured, evenly chosen by depth within each type"
         made.append(Finding("note", f"{text}; --all-modules measures all"))
     return made + _of_modules([row for pair in result.pairs for row in pair.modules or ()])
+
+
+def _skipped(items: list[Skipped]) -> list[Finding]:
+    """Modules with NaN as an error, and what else was not compared."""
+    made = []
+    bad = [item for item in items if item.reason == NON_FINITE]
+    if modules := tuple(dict.fromkeys(item.name for item in bad)):
+        whose = preview(list(dict.fromkeys(item.adapter for item in bad)), 2)
+        text = f"{plural(len(modules), 'module')} not compared: NaN or Inf in {whose} ({preview(modules, 2)})"
+        action = "Run lorascope analyze on it, and do not merge or serve it"
+        made.append(rules.NON_FINITE.finding(text, modules=modules, action=action))
+    if others := tuple(dict.fromkeys(item.name for item in items if item not in bad)):
+        text = f"{plural(len(others), 'tensor')} skipped ({preview(others, 2)}); each with its reason in the report"
+        made.append(Finding("note", text, modules=others))
+    return made
 
 
 def _of_modules(rows: list[Row]) -> list[Finding]:

@@ -90,12 +90,12 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
     made += [Text(f"{verdict.action}.", where="page")] if verdict.action else []
     if len(result.adapters) > 2:
         made += [_pairs(result), *_by_label(result), pairwise(result), _membership(result)]
-    detailed = [pair for pair in result.pairs if pair.modules]
+    detailed = [pair for pair in _ordered(result) if pair.modules]
+    if len(detailed) > MAX_PAIR_PAGES:
+        text = f"The {MAX_PAIR_PAGES} most similar of {len(detailed)} pairs follow, module by module; --json has all."
+        made.append(Text(text, where="page"))
     for pair in detailed[:MAX_PAIR_PAGES]:
         made += _pair(result, pair)
-    if len(detailed) > MAX_PAIR_PAGES:
-        text = f"The first {MAX_PAIR_PAGES} of {len(detailed)} pairs are drawn module by module; --json has all."
-        made.append(Text(text, where="page"))
     if result.unmatched:
         title = "Modules present in only one adapter" if len(result.adapters) == 2 else "Modules not in all adapters"
         made.append(skipped_table(result.unmatched, title, "module"))
@@ -138,12 +138,12 @@ def _tiles_of_two(pair: Pair) -> tuple[Tile, ...]:
 
 def _tiles_of_many(result: CompareResult) -> tuple[Tile, ...]:
     pairs, matrices = result.pairs, result.matrices
-    beyond = sum(similarity(pair) != "chance" for pair in pairs)
+    beyond = sum(similarity(pair, len(pairs)) != "chance" for pair in pairs)
     made = [
         Tile("Pairs", f"{len(pairs):,}", f"of {len(result.adapters)} adapters"),
-        Tile("Pairs beyond chance", f"{beyond:,} of {len(pairs):,}", "by the tests of their modules", "left.q"),
+        Tile("Pairs beyond chance", f"{beyond:,} of {len(pairs):,}", "1 % of unrelated ones would be", "left.q"),
     ]
-    top = max(pairs, key=lambda pair: _finite(matrices.left_effect[pair.a, pair.b], -2.0))
+    top = _ordered(result)[0]
     of_left = (matrices.left, matrices.left_chance, matrices.left_z)
     phi, chance, z = (_finite(matrix[top.a, top.b]) for matrix in of_left)
     if phi is not None:
@@ -333,8 +333,7 @@ def _pairs(result: CompareResult) -> Table:
         Column("row_cosine", "A rows", "float", help="mean cosine of A's rows one by one: the initialisation",
                metric="initialisation.row_cosine"),
     )  # fmt: skip
-    matrices = result.matrices
-    ordered = sorted(result.pairs, key=lambda pair: -_finite(matrices.left_effect[pair.a, pair.b], -2.0))
+    matrices, ordered = result.matrices, _ordered(result)
     rows = tuple(
         (result.label(p.a), result.label(p.b), *(_finite(getattr(matrices, c.key)[p.a, p.b]) for c in columns[2:]))
         for p in ordered[:MAX_PAIRS_LISTED]
@@ -343,6 +342,12 @@ def _pairs(result: CompareResult) -> Table:
     if len(ordered) > MAX_PAIRS_LISTED:
         caption += f" The first {MAX_PAIRS_LISTED} of {len(ordered)} pairs."
     return Table(columns, rows, title="Pairs, most similar on the left first", caption=caption)
+
+
+def _ordered(result: CompareResult) -> list[Pair]:
+    """The pairs, most similar on the left first."""
+    effects = result.matrices.left_effect
+    return sorted(result.pairs, key=lambda pair: -_finite(effects[pair.a, pair.b], -2.0))
 
 
 def _finite(number: float, otherwise: Any = None) -> Any:

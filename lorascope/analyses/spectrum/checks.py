@@ -17,18 +17,19 @@ from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.resize.truncate import Energy, Spectrum
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import DTYPES, counted, median, medians, percent, places, value
+from lorascope.analyses.toolkit import DTYPES, counted, group, median, medians, percent, places, value
+from lorascope.architectures import CLASSIFIER_HEADS
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 from lorascope.weights.checkpoint import ABSENT
 
 Found = Iterable[Finding] | None
-LARGER_THAN_W, LARGE = 1.0, 0.3  # ‖ΔW‖/‖W‖, median
-LARGER_THAN_ENTRIES, LARGE_ENTRIES, SMALL_ENTRIES = 1.0, 0.05, 1e-5  # rms entry of ΔW, median
+LARGER_THAN_W, LARGE = 1.0, 0.3  # ‖ΔW‖/‖W‖: of one module, and of the median
+LARGER_THAN_ENTRIES, LARGE_ENTRIES, SMALL_ENTRIES = 0.3, 0.05, 1e-5  # rms entry of ΔW: the same, and the median
 SMALL = 0.001  # ‖ΔW‖/‖W‖, median
 SCALES = (0.1, 8.0)  # α/r
 LARGEST_ROOT, LARGEST_MLX = 32.0, 32.0  # α/√r of rsLoRA, and MLX's scale, which is not divided by r
-ALONE, TIMES_ITS_TYPE = 0.2, 10.0  # of the energy; times the energy of the median module of its type
+ALONE, TIMES_ITS_TYPE = 0.2, 10.0  # of the energy, together; times the energy of the median module of its type
 COLLAPSED, USED = 0.1, 0.7  # stable rank, of the random baseline's (collapse: both less 1)
 KEPT, WORTH_SAVING = 0.99, 0.25  # of each module's energy; of the parameters
 ROUNDING, LARGE_ROUNDING = 0.01, 0.2  # of ‖ΔW‖, lost by a merge
@@ -82,29 +83,48 @@ def no_change(result: SpectrumResult) -> Found:
 
 def too_large(result: SpectrumResult) -> Found:
     """‖ΔW‖/‖W‖ over 1 in the median module is an error, over 0.3 a warning; without the base, the same by entries.
+    One module over 1 is an error as well, but not a new head, whose W is as it was drawn.
 
-    In the calibration healthy adapters have 0.01 to 0.09 (the quickstart's, trained longer, 0.13), one whose α was
-    mistyped 2.2, and ones that diverged 67 and more. Weights start with entries of root mean square 0.02 in most
-    transformers, and have 0.06 in MiniLM, so an update with 0.05 is as large as W, and one with 1 diverged.
+    In the calibration healthy adapters have 0.01 to 0.09 (the quickstart's, trained longer, 0.13, and 0.28 in its
+    largest module), one whose α was mistyped 2.2, and ones that diverged 67 and more. Weights start with entries of
+    root mean square 0.02 in most transformers, and have 0.06 in MiniLM, so an update with 0.05 may be as large as W,
+    and one with five times the 0.06 is larger.
     """
-    sizes = [m for m in result.rows if m.frobenius_norm]
-    if not sizes:
+    rows = [m for m in result.rows if m.frobenius_norm]
+    if not rows:
         return None
-    relative = median(value(m, "against_base.relative_norm") for m in sizes)
-    entries = median(_entry(m) for m in sizes) or 0.0
-    if relative is not None:
-        severity = "error" if relative > LARGER_THAN_W else "warning" if relative > LARGE else None
-        size = f"median ‖ΔW‖/‖W‖ = {percent(relative, 3)}; fine-tuning usually stays below 20 %"
+    known = [m for m in rows if value(m, "against_base.relative_norm") is not None]
+    sizes = [float(value(m, "against_base.relative_norm")) for m in known] if known else [_entry(m) for m in rows]
+    most, large = (LARGER_THAN_W, LARGE) if known else (LARGER_THAN_ENTRIES, LARGE_ENTRIES)
+    middle, above = float(medians(sizes)), []
+    if middle > large:
+        lead = "The update is larger than the weights" if middle > most else "Unusually large update"
+        text = f"{lead}: {_size_in_words(middle, bool(known))}"
     else:
-        severity = "error" if entries > LARGER_THAN_ENTRIES else "warning" if entries > LARGE_ENTRIES else None
-        size = f"root mean square entry {entries:.2g}; weights of transformers have about 0.02 to 0.06"
-    if severity is None:
-        return []
-    scale = _scale_in_words(result)
-    largest = relative > LARGER_THAN_W if relative is not None else entries > LARGE_ENTRIES
-    lead = "The update is larger than the weights" if largest else "Unusually large update"
-    action = f"Training diverged or the scale is wrong: check {scale or 'the scale'}, and compare held-out loss with"
-    return [rules.TOO_LARGE.finding(f"{lead}: {size}", severity, action=f"{action} and without the adapter")]
+        over = [(m, size) for m, size in zip(known or rows, sizes, strict=True) if size > most and not _is_head(m)]
+        above = [m for m, _ in over]
+        if not above:
+            return []
+        largest = _size_in_words(max(size for _, size in over), bool(known), "at most")
+        text = f"The update is larger than the weights in {counted(len(above), len(rows))}{_where(above)}: {largest}"
+    action = (
+        f"Training diverged or the scale is wrong: check {_scale_in_words(result) or 'the scale'}, and compare held-out"
+        " loss with and without the adapter"
+    )
+    severity = "error" if middle > most or above else "warning"
+    only = _only(above) if above else None
+    return [rules.TOO_LARGE.finding(text, severity, modules=_names(above), action=action, module=only)]
+
+
+def _size_in_words(size: float, relative: bool, which: str = "median") -> str:
+    if relative:
+        return f"{which} ‖ΔW‖/‖W‖ = {percent(size, 3)}; fine-tuning usually stays below 20 %"
+    return f"{which} root mean square entry {size:.2g}; weights of transformers have about 0.02 to 0.06"
+
+
+def _is_head(module: ModuleSpectrum) -> bool:
+    """Whether it is a classifier, which begins with random weights and may move by more than they are."""
+    return module.type.rpartition(".")[2] in CLASSIFIER_HEADS
 
 
 def very_small(result: SpectrumResult) -> Found:
@@ -151,7 +171,7 @@ def scale_out_of_range(result: SpectrumResult) -> Found:
 
 
 def one_module(result: SpectrumResult) -> Found:
-    """A module with over 20 % of the energy and over 10 times that of the median module of its type.
+    """Modules that have over 20 % of the energy together, and each over 10 times that of the median one of its type.
 
     Types differ by their shapes and gradients, so a module is compared with its own. Ten times the energy is three
     times the norm; no healthy adapter of the calibration has it. With fewer than three modules of a type, the median is
@@ -160,18 +180,22 @@ def one_module(result: SpectrumResult) -> Found:
     rows = [m for m in result.rows if m.frobenius_norm]
     if len(rows) < 3 or not result.total_energy:
         return None
-    top = max(rows, key=lambda m: m.frobenius_norm or 0.0)
-    peers = [m for m in rows if m.type == top.type]
-    peers = peers if len(peers) >= 3 else rows
-    middle = float(medians([result.energy([m]) for m in peers]))
-    share = result.energy_share(top) or 0.0
-    if share <= ALONE or result.energy([top]) <= TIMES_ITS_TYPE * middle:
+    by_type = group(rows)
+    peers = {kind: members if len(members) >= 3 else rows for kind, members in by_type.items()}
+    middle = {kind: float(medians([result.energy([m]) for m in those])) for kind, those in peers.items()}
+    odd = [m for m in rows if result.energy([m]) > TIMES_ITS_TYPE * middle[m.type]]
+    share = result.energy(odd) / result.total_energy
+    if share <= ALONE:
         return []
-    sigma = median(m.spectral_norm for m in peers) or 0.0
-    times = f" (σ₁ {(top.spectral_norm or 0) / sigma:.3g} times the median's)" if sigma else ""
-    text = f"This module alone carries {percent(share)} of the update's energy{times}"
-    action = "Look at this layer: often it is an unstable one. Clip gradients, or leave it out of target_modules"
-    return [rules.ONE_MODULE.finding(text, module=top.name, modules=(top.name,), action=action)]
+    top = max(odd, key=lambda m: m.frobenius_norm or 0.0)
+    sigma = median(m.spectral_norm for m in peers[top.type]) or 0.0
+    times = f"σ₁ {(top.spectral_norm or 0) / sigma:.3g} times the median's" if sigma else "σ₁ above the others'"
+    text = f"This module alone carries {percent(share)} of the update's energy ({times})"
+    if len(odd) > 1:
+        text = f"{len(odd)} modules alone carry {percent(share)} of the update's energy{_where(odd)} (at most {times})"
+    what, it = ("Often an unstable layer", "it") if len(odd) == 1 else ("Often unstable layers", "them")
+    action = f"{what}: clip gradients, or leave {it} out of target_modules"
+    return [rules.ONE_MODULE.finding(text, module=_only(odd), modules=_names(odd), action=action)]
 
 
 def collapse(result: SpectrumResult) -> Found:
@@ -211,7 +235,7 @@ def all_directions(result: SpectrumResult) -> Found:
         return []
     rank = int(median(m.rank for m in rows) or 0)
     text = f"All {rank} directions are used about equally, like random factors: r limits it, or it hardly moved"
-    action = f"Try r = {2 * rank}, and look at ‖ΔW‖/‖W‖ with --base"
+    action = f"Try r = {2 * rank}" + (", and look at ‖ΔW‖/‖W‖ with --base" if result.base is None else "")
     return [rules.ALL_DIRECTIONS.finding(text, action=action)]
 
 
@@ -328,7 +352,7 @@ def skipped(result: SpectrumResult) -> Found:
             text, action = f"No weight update: {items[0].reason}", "Compare its outputs with and without it instead"
         made.append(rules.NO_UPDATE.finding(text, action=action))
     tensors = f"{len(items)} tensor{'s' * (len(items) != 1)} skipped ({preview([item.name for item in items], 2)})"
-    text = f'{tensors}; reasons in the table "Skipped tensors" (--html, --json)'
+    text = f"{tensors}; each with its reason in the report"
     return [*made, rules.SKIPPED.finding(text, modules=tuple(item.name for item in items))]
 
 
@@ -357,7 +381,8 @@ CHECKS: tuple[Callable[[SpectrumResult], Found], ...] = (
     non_finite, no_change, too_large, very_small, scale_out_of_range, one_module, collapse, another_base,
     missing_targets, merge_rounding, partial, can_be_smaller, all_directions, at_start, skipped, no_base,
 )  # fmt: skip
-BROKEN = (rules.NON_FINITE.code, rules.TOO_LARGE.code)
+BROKEN = (rules.NON_FINITE.code, rules.TOO_LARGE.code, rules.ONE_MODULE.code)
+OF_SOUND = (rules.SMALLER.code, rules.ALL_DIRECTIONS.code)  # said of an adapter that is not broken alone
 QUESTIONS = (can_be_smaller, skipped, no_base)  # what they find is no problem: they are not counted as checks
 
 
@@ -365,7 +390,7 @@ def problems(result: SpectrumResult) -> list[Finding]:
     """What all checks found, and what the reader of the file says."""
     made = [finding for check in CHECKS for finding in check(result) or ()]
     if any(finding.rule in BROKEN for finding in made):  # to be mended or trained again, not made smaller
-        made = [finding for finding in made if finding.rule != rules.SMALLER.code]
+        made = [finding for finding in made if finding.rule not in OF_SOUND]
     return [*made, *map(rules.about_file, result.notes)]
 
 
@@ -386,7 +411,8 @@ def _ranked(result: SpectrumResult) -> list[ModuleSpectrum]:
 
 def _scale_in_words(result: SpectrumResult) -> str:
     scales = {m.scale for m in result.rows if m.kind in PRODUCTS}
-    return f"α/r = {scales.pop():.4g}" if len(scales) == 1 else "the scales" if scales else ""
+    of = "α/√r" if result.settings.get("use_rslora") else "α/r"
+    return f"{of} = {scales.pop():.4g}" if len(scales) == 1 else "the scales" if scales else ""
 
 
 def _names(rows: Sequence[ModuleSpectrum]) -> tuple[str, ...]:

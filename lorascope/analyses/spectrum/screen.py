@@ -1,6 +1,5 @@
 """The first screen of `analyze`: what this adapter is, whether it is all right, and where its update lies."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -178,18 +177,22 @@ def _chapter(blocks: Sequence[Block]) -> Iterator[Block]:
 
 
 def _in_a_line(summary: Summary) -> Finding:
-    """An adapter's problems in a line under its name, with the first one's action."""
+    """An adapter's problems in a line under its name, with the actions for them."""
     problems = [finding for finding in summary.problems if finding.severity != "note"]
     first = next(finding for finding in problems if finding.severity == summary.severity)
     texts = [f"{f.module}: {f.text}" if f.module else f.text for f in problems]
-    return replace(first, text=f"{summary.name}, {summary.status}: {'; '.join(texts)}", module=None, modules=())
+    actions = ". ".join(dict.fromkeys(f.action for f in problems if f.action))
+    return replace(
+        first, action=actions, text=f"{summary.name}, {summary.status}: {'; '.join(texts)}", module=None, modules=()
+    )
 
 
 def _comparison(results: Sequence[SpectrumResult], summaries: Sequence[Summary]) -> Table:
     labels = list(dict.fromkeys(tile.label for each in summaries for tile in each.tiles))
     labels.sort(key=("Modules", "Parameters").__contains__)  # what was learned before how much was stored
     columns = (
-        Column("name", "adapter"), Column("status", "status"), Column("rank", "r"), Column("scale", "scale"),
+        Column("name", "adapter"), Column("errors", "errors", "int"), Column("warnings", "warnings", "int"),
+        Column("rank", "r"), Column("scale", "scale"),
         *(Column(label, label.replace(" of the energy", "")) for label in labels),
     )  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
@@ -198,9 +201,9 @@ def _comparison(results: Sequence[SpectrumResult], summaries: Sequence[Summary])
         scales = [float(f"{m.scale:.6g}") for m in result.rows if m.kind in PRODUCTS]
         values = {tile.label: tile.value for tile in each.tiles}
         shown = (_span(some) if some else t.ABSENT for some in (ranks, scales))
-        status = re.sub(r" \(.*\)$", "", each.status) if each.severity else "no problem"
+        counts = (sum(f.severity == severity for f in each.problems) for severity in ("error", "warning"))
         name = Rich((Span(each.name, "code", f"#adapter-{number}"),))
-        rows.append((name, status, *shown, *(values.get(label, t.ABSENT) for label in labels)))
+        rows.append((name, *counts, *shown, *(values.get(label, t.ABSENT) for label in labels)))
     return Table(columns, tuple(rows), title="Comparison")
 
 
