@@ -149,7 +149,7 @@ def heading(result: AnalyzeResult) -> tuple[str, str]:
 def blocks(
     result: AnalyzeResult, *, sort: str = page.SORT, top: int | None = None, complete: bool = True
 ) -> tuple[Block, ...]:
-    """The first screen, the spectrum, ΔW against W, what is specific to the method, the file, all definitions.
+    """The first screen, the spectrum, ΔW against W, what is specific to the method, all definitions, the file.
 
     Args:
         sort: the metric by which the largest and smallest modules are listed on the terminal.
@@ -172,7 +172,7 @@ def blocks(
         definitions += against_base.DEFINITIONS
     made += engine.sections(result.method_specific)
     definitions += engine.definitions_of(result.method_specific)
-    return (*made, page.facts(result.spectrum), Definitions(tuple(definitions), where="page"))
+    return (*made, Definitions(tuple(definitions), where="page"), page.facts(result.spectrum))
 
 
 def norms(result: AnalyzeResult) -> Lines | None:

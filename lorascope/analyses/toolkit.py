@@ -15,6 +15,7 @@ from lorascope.blocks import (
     Block,
     Cell,
     Column,
+    Facts,
     Finding,
     Heatmap,
     Lines,
@@ -36,7 +37,6 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
 GAUSSIAN_SPREAD = 1 / 3  # participation of many independent Gaussian entries: (E x²)² / E x⁴
 BLANK_CELLS = "Blank cells: no adapted module, or no number. Cells with several modules (MoE experts) show the mean."
-INPUTS = "Inputs and settings"  # the section of what was read
 _DRAWS = 2000
 
 
@@ -71,6 +71,11 @@ def value(row: Any, key: str) -> Any:
         return None
     inner = row.get(head) if isinstance(row, Mapping) else getattr(row, head, None)
     return None if inner is None else value(inner, rest)
+
+
+def inputs(items: Sequence[tuple[str, str]]) -> Facts:
+    """What was read, as the last section of a page, folded."""
+    return Facts(tuple(items), title=f"Inputs and settings ({len(items)} lines)", folded=True, where="page")
 
 
 def group(rows: Iterable[T], key: str = "type") -> dict[Any, list[T]]:

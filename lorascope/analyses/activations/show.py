@@ -15,11 +15,11 @@ from lorascope.analyses.activations.measure import (
 )
 from lorascope.analyses.base import definitions
 from lorascope.analyses.toolkit import (
-    INPUTS,
     column,
     depth_map,
     digits,
     group,
+    inputs,
     mean,
     percent,
     plural,
@@ -177,7 +177,7 @@ def _cka(result: ActivationsResult) -> list[Finding]:
 
 def blocks(result: ActivationsResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings)]
+    drawn: list[Block] = [Tiles(tiles(result)), Findings(result.findings)]
     if result.modules:
         drawn += [_by_type(result), Heading("Effect of ΔW on real inputs", where="page"), shares(result)]
         for run in result.runs:
@@ -187,7 +187,7 @@ def blocks(result: ActivationsResult) -> tuple[Block, ...]:
     drawn += [_cka_table(result), *([_all(result)] if result.modules else [])]
     if result.skipped:
         drawn.append(skipped_table(result.skipped, what="update"))
-    return (*drawn, Definitions(definitions(METRICS), where="page"))
+    return (*drawn, Definitions(definitions(METRICS), where="page"), _facts(result))
 
 
 def tiles(result: ActivationsResult) -> tuple[Tile, ...]:
@@ -225,7 +225,7 @@ def _facts(result: ActivationsResult) -> Facts:
         ("CKA over", f"{result.samples:,} samples from {result.texts:,} texts; a sample is {sample}"),
         ("hidden states", f"{result.layers} of width {result.width}"),
     ]
-    return Facts(tuple(items), title=INPUTS, where="page")
+    return inputs(items)
 
 
 def _by_type(result: ActivationsResult) -> Table:

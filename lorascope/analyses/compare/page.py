@@ -12,13 +12,13 @@ from lorascope.analyses.compare.result import CompareResult, Pair, joined
 from lorascope.analyses.compare.summary import RATE, SIDES
 from lorascope.analyses.compare.verdict import similarity
 from lorascope.analyses.toolkit import (
-    INPUTS,
     Row,
     both_ends,
     column,
     depth_map,
     digits,
     group,
+    inputs,
     median,
     module_table,
     percent,
@@ -164,7 +164,7 @@ def _facts(result: CompareResult) -> Facts:
     if len(result.adapters) > MAX_PAIRS_LISTED:
         items.append(("and", f"{len(result.adapters) - MAX_PAIRS_LISTED} more"))
     items.append(("base model", result.base or "not given"))
-    return Facts(tuple(items), title=INPUTS, where="page")
+    return inputs(items)
 
 
 # --- one pair ---------------------------------------------------------------------------------------------------------

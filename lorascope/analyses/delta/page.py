@@ -12,13 +12,13 @@ from lorascope.analyses.delta.metrics import CAPTURED, METRICS
 from lorascope.analyses.delta.result import DeltaResult
 from lorascope.analyses.sigma_lines import line, middle
 from lorascope.analyses.toolkit import (
-    INPUTS,
     Row,
     both_ends,
     column,
     depth_map,
     digits,
     group,
+    inputs,
     median,
     model_name,
     percent,
@@ -64,7 +64,7 @@ def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_
     """The page in reading order. `sort` and `rows` choose the matrices listed on the terminal."""
     by = metric_to_sort_by(METRICS, sort)
     found = (each for each in result.findings if each.rule != rules.DELTA_CHANGED.code)  # that is the heading
-    made: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(tuple(found))]
+    made: list[Block] = [Tiles(tiles(result)), Findings(tuple(found))]
     if result.changed:
         changed = [result.record_of(matrix) for matrix in result.changed]
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
@@ -79,7 +79,7 @@ def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_
         if result.skipped
         else Text("Every parameter of both models was compared.", where="page")
     )
-    return (*made, Definitions(definitions((*METRICS, *CAPTURED)), where="page"))
+    return (*made, Definitions(definitions((*METRICS, *CAPTURED)), where="page"), _facts(result))
 
 
 def tiles(result: DeltaResult) -> tuple[Tile, ...]:
@@ -121,7 +121,7 @@ def _facts(result: DeltaResult) -> Facts:
         ("singular values", "all" if result.top is None else f"the leading {result.top}"),
         ("computed by", f"{', '.join(methods) or 'nothing'}; relative error of σ₁ ≤ {error:.1g}"),
     ]
-    return Facts(tuple(items), title=INPUTS, where="page")
+    return inputs(items)
 
 
 def _some(keys: Sequence[str]) -> list[Metric]:

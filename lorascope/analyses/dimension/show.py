@@ -13,7 +13,7 @@ from lorascope.analyses.dimension.result import METRICS, OF_AXIS, OF_SEEDS, SPEC
 from lorascope.analyses.dimension.sizes import Family, Reach
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum
 from lorascope.analyses.sigma_lines import line, middle
-from lorascope.analyses.toolkit import INPUTS, group, skipped_table, table, value
+from lorascope.analyses.toolkit import group, inputs, skipped_table, table, value
 from lorascope.blocks import (
     Block,
     Column,
@@ -76,14 +76,14 @@ MEANINGS = (
 
 def blocks(result: DimensionResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings), _meanings(result)]
+    drawn: list[Block] = [Tiles(tiles(result)), Findings(result.findings), _meanings(result)]
     drawn += _at_90(result)
     drawn += [Heading("What a truncation keeps", where="page"), gain_curves(result)]
     drawn += [Heading("Parameters", where="page"), parameters(result), _points(result)]
     drawn += [Heading("Singular values", where="page"), spectra(result), _by_type(result), _matrices(result)]
     drawn += [Heading("Runs", where="page"), _runs(result), *_diverged(result), *_search(result)]
     drawn += [skipped_table(result.skipped, what="matrix")] if result.skipped else []
-    return (*drawn, Definitions((*definitions(METRICS), *MEANINGS), where="page"))
+    return (*drawn, Definitions((*definitions(METRICS), *MEANINGS), where="page"), _facts(result))
 
 
 def tiles(result: DimensionResult) -> tuple[Tile, ...]:
@@ -125,7 +125,7 @@ def _facts(result: DimensionResult) -> Facts:
         ("head", f"{first.head_parameters:,} parameters, as trained everywhere; not counted"),
         ("runs", f"{len(result.runs)} others, {len(result.diverged)} diverged"),
     ]
-    return Facts(tuple(items), title=INPUTS, where="page")
+    return inputs(items)
 
 
 def _meanings(result: DimensionResult) -> Table:

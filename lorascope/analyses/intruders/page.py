@@ -10,11 +10,11 @@ from lorascope.analyses.intruders.metrics import METRICS
 from lorascope.analyses.intruders.module import ModuleIntruders
 from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
 from lorascope.analyses.toolkit import (
-    INPUTS,
     Row,
     depth_map,
     digits,
     group,
+    inputs,
     median,
     model_name,
     plural,
@@ -65,7 +65,7 @@ def heading(result: IntrudersResult) -> tuple[str, str]:
 
 def blocks(result: IntrudersResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    made: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings)]
+    made: list[Block] = [Tiles(tiles(result)), Findings(result.findings)]
     if result.changed:
         records = [result.record_of(module) for module in result.changed]
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
@@ -78,7 +78,7 @@ def blocks(result: IntrudersResult) -> tuple[Block, ...]:
         made += [Heading("All weights", where="page"), _all(result), _vectors(result)]
     skipped = skipped_table(result.skipped, what="parameter") if result.skipped else None
     made.append(skipped or Text("All weights were analysed.", where="page"))
-    return (*made, Definitions(definitions(METRICS), where="page"))
+    return (*made, Definitions(definitions(METRICS), where="page"), _facts(result))
 
 
 def tiles(result: IntrudersResult) -> tuple[Tile, ...]:
@@ -117,7 +117,7 @@ def _facts(result: IntrudersResult) -> Facts:
         size = (cache.read_bytes + cache.written_bytes) / 1e6
         where = f" in {cache.folder}" if cache.folder else ", not cached"
         items.append(("SVDs of W", f"{cache.computed} computed, {cache.read} from the cache; {size:.1f} MB{where}"))
-    return Facts(tuple(items), title=INPUTS, where="page")
+    return inputs(items)
 
 
 def _some(keys: Sequence[str]) -> list[Metric]:

@@ -9,9 +9,9 @@ from lorascope.analyses import rules
 from lorascope.analyses.base import definitions
 from lorascope.analyses.resize.measure import KEPT, METRICS, Plan, ResizeResult
 from lorascope.analyses.toolkit import (
-    INPUTS,
     counted,
     depth_map,
+    inputs,
     module_table,
     percent,
     plural,
@@ -227,7 +227,7 @@ def _accuracy(score: Mapping[str, float]) -> str:
 
 def blocks(result: ResizeResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings), _plans(result)]
+    drawn: list[Block] = [Tiles(tiles(result)), Findings(result.findings), _plans(result)]
     if len(result.plans) == 1:
         drawn += _worst(result.plans[0])
     curves = [each for each in (error_curve(result), gain_curve(result)) if each]
@@ -237,7 +237,7 @@ def blocks(result: ResizeResult) -> tuple[Block, ...]:
     drawn += [Heading(f"By module: {chosen.label}", where="page")]
     drawn += [each] if (each := heatmap(result)) else []
     drawn += [module_table("All modules", chosen.modules, _shown(chosen))]
-    return (*drawn, *_not_kept(result), Definitions((*definitions(METRICS), *RULES), where="page"))
+    return (*drawn, *_not_kept(result), Definitions((*definitions(METRICS), *RULES), where="page"), _facts(result))
 
 
 def tiles(result: ResizeResult) -> tuple[Tile, ...]:
@@ -276,7 +276,7 @@ def _facts(result: ResizeResult) -> Facts:
     ]
     if result.scored_on:
         items.append(("scored on", result.scored_on))
-    return Facts(tuple(items), title=INPUTS, where="page")
+    return inputs(items)
 
 
 def _plans(result: ResizeResult) -> Table:

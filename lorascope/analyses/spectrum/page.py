@@ -11,12 +11,12 @@ from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import (
     BLANK_CELLS,
-    INPUTS,
     Row,
     both_ends,
     column,
     depth_map,
     group,
+    inputs,
     median,
     medians,
     short_path,
@@ -158,7 +158,7 @@ def blocks(result: SpectrumResult, *, sort: str = SORT, top: int | None = None) 
         InputError: `sort` is not a metric.
     """
     first = screen.summary(result, result.findings)
-    return (first, *sections(result, sort=sort, top=top), facts(result), Definitions(DEFINITIONS, where="page"))
+    return (first, *sections(result, sort=sort, top=top), Definitions(DEFINITIONS, where="page"), facts(result))
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -216,8 +216,7 @@ def facts(result: SpectrumResult) -> Facts:
         (key, v if isinstance(v, str) else json_text(v, separators=(", ", ": ")))
         for key, v in sorted(result.settings.items())
     ]
-    title = f"{INPUTS} ({len(items) + len(training) + len(settings)} lines)"
-    return Facts((*items, *training, *settings), title=title, folded=True, where="page")
+    return inputs((*items, *training, *settings))
 
 
 def _span(values: Sequence[float]) -> str:

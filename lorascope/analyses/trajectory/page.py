@@ -8,12 +8,12 @@ import numpy as np
 from lorascope.analyses.base import definitions
 from lorascope.analyses.toolkit import (
     BLANK_CELLS,
-    INPUTS,
     capital,
     column,
     depth_map,
     digits,
     group,
+    inputs,
     median,
     module_table,
     plural,
@@ -60,7 +60,7 @@ def heading(result: TrajectoryResult) -> tuple[str, str]:
 
 def blocks(result: TrajectoryResult) -> tuple[Block, ...]:
     """The page in reading order."""
-    drawn: list[Block] = [Tiles(tiles(result)), _facts(result), Findings(result.findings), _checkpoints(result)]
+    drawn: list[Block] = [Tiles(tiles(result)), Findings(result.findings), _checkpoints(result)]
     drawn += [figure for figure in (losses(result), norms(result)) if figure is not None]
     drawn += [Heading("Rank", where="page"), stable_rank(result), singular_values(result)]
     drawn += [Heading("Direction", where="page"), to_last(result), to_previous(result)]
@@ -68,7 +68,7 @@ def blocks(result: TrajectoryResult) -> tuple[Block, ...]:
         drawn.append(made)
     drawn += [Heading("All modules", where="page"), _modules(result)]
     drawn += [skipped_table(result.skipped)] if result.skipped else []
-    return (*drawn, Definitions(DEFINITIONS, where="page"))
+    return (*drawn, Definitions(DEFINITIONS, where="page"), _facts(result))
 
 
 def tiles(result: TrajectoryResult) -> tuple[Tile, ...]:
@@ -103,7 +103,7 @@ def _facts(result: TrajectoryResult) -> Facts:
         ("scored on", result.scored_on or "no data given"),
         ("losses", f"{len(result.losses)} logged by the run"),
     ]
-    return Facts(tuple(items), title=INPUTS, where="page")
+    return inputs(items)
 
 
 def _checkpoints(result: TrajectoryResult) -> Table:
