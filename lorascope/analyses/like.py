@@ -140,18 +140,22 @@ def finding(record: Row) -> Finding:
     for kind, key, _, _, z, _ in _rows(record):
         if z is not None and key not in far:  # the largest comes first
             far[key] = z, kind
-    named = [f"{WORDS[key]} {z:+.3g} in {kind}" for key, (z, kind) in far.items() if abs(z) > FAR]
+    named = [f"{WORDS[key]} {_signed(z)} in {kind}" for key, (z, kind) in far.items() if abs(z) > FAR]
     of = f"{len(record['adapters'])} adapters"
     if not far:
         return LIKE.finding(f"Not comparable with these {of}: no module type in common, or all of one value")
     if not named:
         key, (z, kind) = next(iter(far.items()))
         return LIKE.finding(
-            f"Like these {of}: no robust z beyond ±{FAR:g}; the largest is {WORDS[key]} {z:+.3g} in {kind}"
+            f"Like these {of}: no robust z beyond ±{FAR:g}; the largest is {WORDS[key]} {_signed(z)} in {kind}"
         )
     more = f", and {len(named) - NAMED} more measures" if len(named) > NAMED else ""
     action = "Another task, rank or learning rate is often the reason; the table has every measure"
     return LIKE.finding(f"Unlike these {of}, by robust z: {', '.join(named[:NAMED])}{more}", action=action)
+
+
+def _signed(z: float) -> str:
+    return f"{z:+.3g}".replace("-", "−")
 
 
 def tables(record: Row) -> list[Block]:

@@ -116,8 +116,8 @@ def report_on(
     page = page_of(results, sort, top, complete=outputs.html is not None)
     found = [([result.spectrum.source.path], result.findings) for result in results]
     outputs.write(page, lambda: _record(results), lambda: _rows(results), found)
-    _refuse_another_base(results)
     outputs.end(found)
+    _refuse_another_base(results)
 
 
 def page_of(

@@ -54,12 +54,15 @@ def merge(
     import torch
     from transformers.utils import logging
 
+    from lorascope.report import terminal
+
     logging.disable_progress_bar()  # of its shards, which would be drawn into logs as well
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
     model, tokenizer = adapter_base.load_base(read, adapter, base, wanted, checkpoint)
     merged = merging.merge(model, read, adapter_base.seeded(adapter), checkpoint)
     merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
-    print(summary(merged, str(merging.dtype_of(model))))
+    for line in summary(merged, str(merging.dtype_of(model))).splitlines():
+        print("\n".join(terminal.screen_of().wrap(line, rest="  ")))
     print(f"merged model: {output}")
 
 

@@ -67,11 +67,11 @@ def heading(result: ActivationsResult) -> tuple[str, str]:
 
 
 def findings(result: ActivationsResult) -> list[Finding]:
-    items = [*_skipped(result), *_samples(result)]
-    few = len(result.runs) <= FEW
+    few, items = len(result.runs) <= FEW, []
     for label in result.runs:
         items += [*_share(result, label, few), *(_where(result, label) if few else ())]
-    return [*items, *_cka(result), *(Finding("note", note) for note in result.notes)]
+    limits = (*_samples(result), *_skipped(result), *(Finding("note", note) for note in result.notes))
+    return [*items, *_cka(result), *limits]
 
 
 def _skipped(result: ActivationsResult) -> list[Finding]:

@@ -54,7 +54,9 @@ _ENDS = ("relative_norm", "stable_rank", "energy_rank_0.9", "energy_rank_of_null
 def heading(result: DeltaResult) -> tuple[str, str]:
     whole = result.summary()
     lead = f"{what_changed(result)}. " if result.changed else ""
-    summary = f"{whole['changed']} of {whole['matrices']} matrices differ, {whole['vectors']} biases and norm weights"
+    moved = sum(bool(vector.relative_change) for vector in result.vectors)
+    summary = f"{whole['changed']} of {whole['matrices']} matrices differ"
+    summary += f", and {moved} of {whole['vectors']} biases and norm weights" if result.vectors else ""
     if (relative := whole["relative_norm"]) is not None:
         summary += f"; ‖ΔW‖ = {whole['frobenius_norm']:.4g}, {percent(relative, 3)} of ‖W‖"
     return f"{model_name(result.base.path)} → {model_name(result.tuned.path)}", lead + summary
@@ -205,6 +207,8 @@ def _of_adapters(record: Row) -> Row:
 def _vectors(result: DeltaResult) -> list[Block]:
     if not result.vectors:
         return []
+    if not any(vector.change_norm for vector in result.vectors):
+        return [Text(f"None of the {len(result.vectors)} biases and norm weights changed.", where="page")]
     columns = (
         Column("name", "parameter", "code"), Column("size", "size", "int"), Column("dtype", "dtype"),
         Column("relative_change", "‖Δ‖/‖w‖", "percent"),

@@ -14,6 +14,9 @@ METRICS = (
            formula="the output and the input side of the map, however the file stores it; the paper and PEFT take the"
            " left", source="of a Conv1D or an embedding as stored, the other way round",
            meaning="Left counts new output directions, right new input directions."),
+    Metric("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms", term="Relative norm ‖ΔW‖/‖W‖",
+           formula="‖ΔW‖_F / ‖W‖_F", source="W is the base's",
+           meaning="How large the update is compared with the weight that it changes."),
     Metric("lowest_cosine", "lowest |cos|", help="the smallest of the k left vectors' largest |cos| with W's",
            null="chance.left", term="Lowest |cos|",
            formula="min over j ≤ k of max_i |cos(y_j, x_i)|; x_i of equal singular values (σ² within 1e-11·σ₁²) are one"
@@ -42,7 +45,4 @@ METRICS = (
            " intruder is expected where it enters the k leading ones."),
     Metric("prediction.measured", "observed σ", help="what it became, where a leading vector has over half of it",
            term="Expected"),
-    Metric("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms", term="Relative norm ‖ΔW‖/‖W‖",
-           formula="‖ΔW‖_F / ‖W‖_F", source="W is the base's",
-           meaning="How large the update is compared with the weight that it changes."),
 )  # fmt: skip

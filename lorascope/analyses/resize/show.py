@@ -86,10 +86,10 @@ def heading(result: ResizeResult) -> tuple[str, str]:
 
 
 def findings(result: ResizeResult) -> list[Finding]:
-    items = _skipped(result)
+    items = [*_scores(result), *_skipped(result)]
     for plan in result.plans if len(result.plans) <= MAX_PLANS else ():
         items += [*_dropped(plan), *_error(result, plan), *_rounding(plan)]
-    items += [*_kinds(result), *_curve(result), *_scores(result)]
+    items += [*_kinds(result), *_curve(result)]
     return items + [Finding("note", note) for note in result.notes]
 
 
@@ -287,23 +287,24 @@ def _plans(result: ResizeResult) -> Table:
         Column("plan", "plan", "code"), Column("rank", "ranks", help="min – median – max over modules"),
         Column("parameters", "parameters", "int"), Column("share", "of B·A", "percent"),
         Column("error", "error", "percent", help="‖ΔW − ΔW_r‖/‖ΔW‖ over all modules"),
-        Column("kept", "energy kept", "percent", help="1 − error²: the share of ‖ΔW‖² that the plan keeps",
-               metric="error"),
-        Column("null", "random", "percent", help="random baseline: the error of Gaussian factors", metric="error_null"),
     ]  # fmt: skip
     if scored:
         columns += [Column("loss", "held-out loss", "float", 4), Column("gain", "of the gain", "percent")]
         columns += [Column("accuracy", "accuracy", "percent")] * accurate
     columns += [
+        Column(
+            "kept", "energy kept", "percent", help="1 − error²: the share of ‖ΔW‖² that the plan keeps", metric="error"
+        ),
+        Column("null", "random", "percent", help="random baseline: the error of Gaussian factors", metric="error_null"),
         Column("worst", "worst module", "percent", help="the largest error of one module", metric="error"),
         Column("dropped", "dropped", "int", help="modules of rank 0"),
     ]
     rows = [_plan_row(result, plan, scored, accurate) for plan in result.plans]
     for name, title, share in (("before", "all of ΔW", 1.0), ("base", "without ΔW", 0.0)) if scored else ():
         score = result.scores[name]
-        blank: tuple[Cell, ...] = ("", None, None, None, None, None)
         accuracy = [score.get("accuracy")] * accurate
-        rows.append((title, *blank, score["loss"], share if result.gained else None, *accuracy, None, None))
+        kept = share if result.gained else None
+        rows.append((title, "", None, None, None, score["loss"], kept, *accuracy, None, None, None, None))
     caption = "Error: ‖ΔW − ΔW_r‖/‖ΔW‖ (30 % error = 91 % of the energy kept); random: error for Gaussian factors"
     return Table(tuple(columns), tuple(rows), title="Plans", caption=f"{caption} truncated to the same ranks.")
 
@@ -314,11 +315,11 @@ def _plan_row(result: ResizeResult, plan: Plan, scored: bool, accurate: bool) ->
     ranks = str(low) if low == high else f"{low} – {middle:g} – {high}"
     share = plan.parameters / result.parameters_before
     kept = None if plan.error is None else 1 - plan.error**2
-    row: tuple[Cell, ...] = (plan.label, ranks, plan.parameters, share, plan.error, kept, plan.error_null)
+    row: tuple[Cell, ...] = (plan.label, ranks, plan.parameters, share, plan.error)
     if scored:
         score = plan.score or {}
         row = (*row, score.get("loss"), result.gain(plan), *([score.get("accuracy")] * accurate))
-    return (*row, summary["worst_error"], len(plan.dropped))
+    return (*row, kept, plan.error_null, summary["worst_error"], len(plan.dropped))
 
 
 def _shown(plan: Plan) -> list[Any]:
