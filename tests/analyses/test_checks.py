@@ -131,7 +131,7 @@ def test_one_module_larger_than_its_weight_is_an_error_and_nothing_is_recommende
     made = found(beside_w(result(), {"layers.3.v_proj": 1.2}))
     assert made["update-too-large"].severity == "error"
     assert made["update-too-large"].module == "layers.3.v_proj"
-    assert "at most ‖ΔW‖/‖W‖ = 120 %" in made["update-too-large"].text
+    assert "larger than the weight: its ‖ΔW‖/‖W‖ = 120 %" in made["update-too-large"].text
     assert "can-be-smaller" not in made
     assert "update-too-large" not in found(beside_w(result(), {"layers.3.v_proj": 0.9}))
     head = {"score": low_rank("score", (1.0, 0.5))}

@@ -105,12 +105,13 @@ def too_large(result: SpectrumResult) -> Found:
         above = [m for m, _ in over]
         if not above:
             return []
-        largest = _size_in_words(max(size for _, size in over), bool(known), "at most")
-        text = f"The update is larger than the weights in {counted(len(above), len(rows))}{_where(above)}: {largest}"
-    action = (
-        f"Training diverged or the scale is wrong: check {_scale_in_words(result) or 'the scale'}, and compare held-out"
-        " loss with and without the adapter"
-    )
+        which = "its" if len(above) == 1 else "at most"
+        where = "" if len(above) == 1 else f" in {counted(len(above), len(rows))}{_where(above)}"
+        largest = _size_in_words(max(size for _, size in over), bool(known), which)
+        text = f"The update is larger than the weight{'s' * (len(above) > 1)}{where}: {largest}"
+    cause = f"Training diverged or the scale is wrong: check {_scale_in_words(result) or 'the scale'}"
+    cause = "Training diverged there: clip gradients, or lower the learning rate" if above else cause
+    action = f"{cause}, and compare held-out loss with and without the adapter"
     severity = "error" if middle > most or above else "warning"
     only = _only(above) if above else None
     return [rules.TOO_LARGE.finding(text, severity, modules=_names(above), action=action, module=only)]
