@@ -140,9 +140,10 @@ class TrainingConfig:
         per_device_eval_batch_size: sequences in one evaluation pass.
         group_by_length: put texts of similar length into the same pass, so that less of it is padding.
         eval_steps: evaluate every so many steps, and at the end; null only at the end.
-        save_steps: write a checkpoint every so many steps; null never.
-        snapshot_steps: keep the adapter of every so many steps in the run's folder (`snapshots/step-0000010`), to be
-            analysed while the run goes on and by `lorascope trajectory`; null keeps none.
+        save_steps: write a checkpoint to resume from every so many steps, in the place of the last one, deleted at the
+            end; null never.
+        snapshot_steps: keep the adapter of every so many steps in the run's folder (`snapshots/step-0000010`), which
+            `lorascope trajectory` needs and any command can analyse while the run goes on; null keeps none.
         logging_steps: write the training loss every so many steps.
         load_best_model_at_end: keep the adapter of the lowest held-out loss, not the last one.
         early_stopping_patience: stop after so many evaluations in a row that did not lower the held-out loss; null

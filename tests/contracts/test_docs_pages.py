@@ -159,7 +159,7 @@ def test_a_record_is_written_again_with_what_it_leaves_out():
 def test_recorded_runs_print_what_they_say(tmp_path):
     """In words: on another machine numbers differ. Those that need more than the quickstart's run are left out."""
     recorded.prepare(tmp_path)
-    needed = re.compile(r"lorascope (quickstart|merge|analyze|delta|intruders|activations|resize|methods)\b")
+    needed = re.compile(r"lorascope (quickstart|merge|analyze|delta|intruders|activations|resize|trajectory|methods)\b")
     runs = [each for each in recorded.in_order(recorded.all_recorded()) if needed.match(each.command)]
     assert len(runs) >= 9
     wrong = {}
