@@ -82,6 +82,11 @@ def test_every_term_has_its_anchor(read):
     assert {each.anchor for own in terms.measures().values() for each in own} <= ids
 
 
+def test_every_term_opens_with_a_plain_sentence():
+    told = [*terms.words(), *(each for own in terms.measures().values() for each in own)]
+    assert not [each for each in told if not re.fullmatch(r"[A-ZΔφ][^Σ√←]*\.", each.meaning)]
+
+
 def test_every_command_has_a_page_with_every_option(fresh):
     for name, command in commands.commands().items():
         page = fresh[commands.file_of(name)]
