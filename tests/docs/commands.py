@@ -28,7 +28,7 @@ SAMPLES = {
     "activations": ("sample-activations.html", "The quickstart's run on its held-out texts"),
     "resize": ("sample-resize.html", "Eight plans for the quickstart's adapter"),
     "trajectory": ("sample-trajectory.html", "Eight snapshots of one run"),
-    "study": ("../index.html", "Seventeen studies with their verdicts"),
+    "study": ("../index.html", "Published claims with their verdicts"),
 }
 
 

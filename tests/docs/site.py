@@ -26,7 +26,7 @@ TITLES = {  # file, its name in the navigation, its title
     "extend.html": ("Extend", "How to add a method, a format, an analysis, a study"),
     "architecture.html": ("Architecture", "How lorascope is built"),
     "studies.html": ("Studies", "Studies: how a claim is judged, and what came out"),
-    "benchmarks.html": ("Benchmarks", "Measured"),
+    "benchmarks.html": ("Benchmarks", "Benchmarks"),
     "changelog.html": ("Changelog", "Changelog"),
 }
 REFERENCE = ("python", "methods", "training", "formats", "findings", "json", "glossary")
