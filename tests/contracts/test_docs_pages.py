@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.docs import commands, markdown, recorded, site, terms
+from tests.docs import commands, gallery, markdown, recorded, site, terms
 
 REPORTS = site.OUT.parent
 LARGEST = 12e6  # bytes of all pages in reports/, as agreed for the repository
@@ -73,7 +73,8 @@ def test_anchors_are_unique(read):
 
 
 def test_no_page_needs_a_network(read):
-    assert {each for page in read.values() for each in page.fetched} == {"data:,"}
+    fetched = {each for page in read.values() for each in page.fetched}
+    assert {each for each in fetched if not each.startswith("data:image/webp;base64,")} == {"data:,"}
 
 
 def test_every_term_has_its_anchor(read):
@@ -93,6 +94,13 @@ def test_every_command_has_a_page_with_every_option(fresh):
         for each in (command, *getattr(command, "commands", {}).values()):
             for option in (option for parameter in each.params for option in parameter.opts if option.startswith("--")):
                 assert f">{option}" in page or f", {option}" in page, f"{name} {option}"
+
+
+def test_every_sample_has_a_small_picture(fresh):
+    for name, (file, _) in commands.SAMPLES.items():
+        assert gallery.path_of(name).stat().st_size < 25_000
+        assert f'<li><a href="{file}"><img src="data:image/webp' in fresh["index.html"]
+    assert len(list(gallery.FOLDER.iterdir())) == len(commands.SAMPLES)
 
 
 def test_samples_are_there():
