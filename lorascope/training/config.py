@@ -6,8 +6,8 @@
     optim: {learning_rate: 2e-3}
     training: {max_steps: 250}
 
-Names are those of transformers' `TrainingArguments` where these have one. The keys of `method` besides `name`,
-`targets` and `modules_to_save` are the fields of that method's own `Config`; PEFT's names for them (`r`, `lora_alpha`,
+Keys are called as in transformers' `TrainingArguments` where that has them. Next to `name`, `targets` and
+`modules_to_save` the section `method` takes the settings of the method; PEFT's names for them (`r`, `lora_alpha`,
 `lora_dropout`, `target_modules`) are accepted. A section `sweep` makes many runs of one config; see `sweep.py`.
 """
 

@@ -34,7 +34,7 @@ GUIDES = ("trainers", "extend", "architecture", "studies", "benchmarks", "change
 SOURCES = {"TRAINERS": "trainers", "CONTRIBUTING": "extend", "ARCHITECTURE": "architecture", "STUDIES": "studies",
            "BENCHMARKS": "benchmarks", "CHANGELOG": "changelog", "FORMATS": "formats", "FINDINGS": "findings",
            "JSON": "json", "GLOSSARY": "glossary"}  # fmt: skip
-SAFETY = "files-from-strangers-and-files-that-are-written"  # the section of COMMANDS.md that is about no command
+SAFETY = "files-of-unknown-origin-and-files-that-are-written"  # the section of COMMANDS.md that is about no command
 SUMMARIES = {
     "python.html": "import lorascope as ls: the whole public API, and the docstrings of its functions.",
     "methods.html": "What can be trained: formulas, papers, settings. lorascope methods prints the same.",
