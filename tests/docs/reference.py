@@ -143,7 +143,7 @@ def json_blocks(page: tuple[Block, ...]) -> tuple[Block, ...]:
             for key, value in schema["properties"].items()
         )
         made += [Heading(f"lorascope {name} --json", 3, name), Code(f"lorascope schema {name}\n")]
-        made.append(Table((Column("key", "key", "code"), Column("type", "type"), Column("there", "there")), rows))
+        made.append(Table((Column("key", "key", "code"), Column("type", "type"), Column("there", "present")), rows))
     return tuple(made)
 
 
