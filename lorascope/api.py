@@ -236,7 +236,7 @@ def resize(
         modules: a regular expression; modules whose path it does not match keep their rank.
 
     Raises:
-        InputError: no ΔW of it can be reduced, or a rule asks for what cannot be.
+        InputError: no ΔW of it can be reduced, or a rule is impossible to meet.
     """
     from lorascope.analyses.resize.truncate import rules
 

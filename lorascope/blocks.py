@@ -1,8 +1,7 @@
 """What a page is made of: frozen data, numbers and strings only.
 
-An analysis or a study makes blocks; `report/` draws the same blocks as a terminal summary and as an HTML page. Blocks
-know nothing of adapters, and hold no HTML: every string is text, to be escaped by whoever draws it. A number that could
-not be computed is None.
+An analysis or a study makes blocks; `report/` draws the same blocks in the terminal and as an HTML page. They know
+nothing of adapters, and hold no HTML: every string is text, to be escaped where drawn. A missing number is None.
 """
 
 from dataclasses import dataclass, field
@@ -399,6 +398,22 @@ class Definitions(Block):
 class Code(Block):
     text: str
     title: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A small picture of the page that `link` leads to. `image` is a data URI, since pages fetch nothing."""
+
+    link: Span
+    image: str
+    alt: str
+    note: Rich
+
+
+@dataclass(frozen=True)
+class Pictures(Block):
+    items: tuple[Picture, ...]
+    where: Where = field(default="page", kw_only=True)
 
 
 @dataclass(frozen=True)

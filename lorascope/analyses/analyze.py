@@ -3,7 +3,8 @@
 Three analyses in one result and on one page: the spectrum of every ΔW, what is specific to the method, and with the
 base ΔW against W. Their docstrings have the definitions, the random baselines, and when each misleads.
 
-When it misleads: as they do; and it is of one adapter, so that two of them are compared by `compare`, over seeds.
+When it misleads: where one of the three does. And it sees one adapter: whether two of them differ by more than their
+seeds is for `compare`.
 """
 
 from collections.abc import Callable

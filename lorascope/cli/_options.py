@@ -23,7 +23,7 @@ Base = Annotated[
 Modules = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Analyse only modules whose path matches this regex.")
 ]
-_ONE_OF = "Of a file or folder that holds several adapters, which one to read"
+_ONE_OF = "Which adapter to read, where a file or folder holds several"
 AdapterName = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_ONE_OF}.")]
 AdapterNames = Annotated[
     list[str] | None,

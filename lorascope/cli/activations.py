@@ -81,7 +81,7 @@ def activations(  # one parameter per option
 
         lorascope activations runs/lora runs/full --html activations.html
 
-    Of an adapter that PEFT, TRL or Trainer wrote, on rows of a file:
+    For an adapter that PEFT, TRL or Trainer wrote, evaluated on rows of a file:
 
         lorascope activations trl-output --data held-out.jsonl --base smollm2
     """

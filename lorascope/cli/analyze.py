@@ -56,9 +56,9 @@ def analyze(  # one parameter for each option
 ) -> None:
     """Inspect an adapter file: rank use, singular values, where it changes the model, problems.
 
-    Also method-specific metrics: VeRA's d and b, AdaLoRA's ranks, DoRA's magnitudes, IA³'s scales. Reads PEFT,
-    kohya, diffusers, loralib, LyCORIS, torchtune, NeMo, MLX, GGUF and JAX files. With --base also how much of W
-    lies in ΔW's directions, compared with W's own and random ones (the LoRA paper's §7.3). Example:
+    Reports what is specific to a method, too: VeRA's d and b, AdaLoRA's ranks, DoRA's magnitudes, IA³'s scales. Reads
+    PEFT, kohya, diffusers, loralib, LyCORIS, torchtune, NeMo, MLX, GGUF and JAX files. With --base it also shows how
+    much of W lies in ΔW's directions, compared with W's own and random ones (the LoRA paper's §7.3). Example:
 
         lorascope analyze adapter.safetensors --html report.html
 

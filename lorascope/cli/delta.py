@@ -53,9 +53,9 @@ def delta(  # one parameter per option
 ) -> None:
     """Compare two full checkpoints: spectrum of ΔW = tuned − base, against noise.
 
-    Noise: rounding of the storage dtype, Marchenko–Pastur, Gavish–Donoho and permuted entries. Also what a rank-r
-    product keeps at best, and what given adapters capture. Both checkpoints are streamed; a stopped run resumes.
-    Example:
+    Noise is what rounding to the storage dtype leaves, the Marchenko–Pastur law, the Gavish–Donoho threshold and the
+    same entries permuted. Also reports what a rank-r product keeps at best, and what given adapters capture. Both
+    checkpoints are streamed; a stopped run resumes. Example:
 
         lorascope delta minilm sre --adapter runs/lora/adapter --html delta.html
 

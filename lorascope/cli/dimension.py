@@ -109,17 +109,17 @@ def dimension(  # one parameter per option
 ) -> None:
     """Measure the intrinsic dimension of full fine-tuning and compare it with LoRA.
 
-    Truncates every ΔW of a full fine-tuning run jointly and evaluates: k90, k95, k99 of the gain in held-out loss, with
-    controls; next to the smallest trained LoRA rank and d90 of subspace training, all on one axis of parameters.
-    Example:
+    Truncates every ΔW of a full fine-tuning run to one rank, and finds the smallest rank that keeps 90, 95 and 99 % of
+    the gain in held-out loss (k90, k95, k99), with controls. Compares them with the smallest LoRA rank that reaches as
+    much, and with random subspaces (d90), all by their number of parameters. Example:
 
         lorascope dimension runs/full runs/ranks --html dimension.html
 
-    With --search it trains what d90 needs itself; a search that was stopped resumes:
+    With --search it trains the random subspaces that d90 needs; a search that was stopped resumes:
 
         lorascope dimension runs/full --search runs/subspace --seeds 2
 
-    Of a tuned model and adapters of other trainers, on rows of a file:
+    For a tuned model and adapters of other trainers, evaluated on rows of a file:
 
         lorascope dimension tuned-model trl-output --data held-out.jsonl --base smollm2
     """

@@ -102,7 +102,7 @@ def intruders(  # one parameter per option
 ) -> None:
     """Find intruder dimensions: singular vectors of W + ΔW that are absent from W.
 
-    Reported: the largest |cos| with W's singular vectors on both sides, counts over ε and k, chance levels, the spike
+    Reports the largest |cos| with W's singular vectors on both sides, counts over ε and k, chance levels, the spike
     margin, and what random-matrix theory predicts from W's spectrum. Example:
 
         lorascope intruders runs/lora/adapter --base minilm --html intruders.html
@@ -112,7 +112,7 @@ def intruders(  # one parameter per option
 
         lorascope intruders runs/lora --intervene
 
-    So are those of an adapter that PEFT, TRL or Trainer wrote, with --data FILE.
+    With --data FILE this works for an adapter that PEFT, TRL or Trainer wrote, too.
     """
     outputs = Outputs(html, json, csv, sarif, check)
     outputs.refuse([tuned, base, retain, data])

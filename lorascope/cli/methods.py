@@ -28,7 +28,7 @@ def methods(
         lorascope methods vera
 
     Counts are by each method's formula with its default settings, on the shapes of the model alone: no weights are
-    loaded. A new classification head, which every method trains besides, is not counted.
+    loaded. The new classification head, which every method trains as well, is not counted.
     """
     import sys
 

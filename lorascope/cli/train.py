@@ -35,7 +35,7 @@ def train(
         data: {path: wordnet-classes}
         method: {name: lora, targets: [query, value], rank: 8, alpha: 16}
         optim: {learning_rate: 2e-3}
-        training: {per_device_train_batch_size: 32, eval_steps: 50, save_steps: 50}
+        training: {per_device_train_batch_size: 32, eval_steps: 50, snapshot_steps: 50}
 
     Example:
 

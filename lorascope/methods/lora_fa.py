@@ -7,7 +7,7 @@ v1 (2023) trains B (d_out, r) as it is. A's gradient is what needs the layer's i
 h = A x (r numbers a token) and not x (d_in numbers).
 
 v2 (2026), and PEFT's `create_lorafa_optimizer`, correct B's gradient so that s·g_B·A comes nearest to the gradient of
-full fine-tuning: g_B ← g_B (A Aᵀ + 1e-8·I)⁻¹ / s². `gradient_correction` asks for it. PEFT multiplies under bfloat16
+full fine-tuning: g_B ← g_B (A Aᵀ + 1e-8·I)⁻¹ / s². `gradient_correction` turns it on. PEFT multiplies under bfloat16
 autocast wherever the machine knows bfloat16, an error of 0.4 %, and after clipping; here A Aᵀ, which is
 constant, is factored once in float64, and clipping sees the corrected gradient.
 

@@ -1,7 +1,7 @@
 """LoRA-XS: ΔW = s·B R A, with a core R (r, r) trained between frozen singular bases of the weight itself.
 
 Bałazy, Banaei, Aberer and Tabor 2024, arXiv 2405.17604: W = U Σ Vᵀ gives A = Σ_r V_rᵀ (r, d_in) and B = U_r (d_out, r),
-and R starts at N(0, 10⁻⁵²), which is almost but not exactly the base model. r² numbers train in each layer, whatever
+and R starts at N(0, (10⁻⁵)²), which is almost but not exactly the base model. r² numbers train in each layer, whatever
 its width. s = α/r, as in LoRA.
 
 The paper writes x W for a row x, so that its first factor, U_r Σ_r there, is our A: the singular values are on the
@@ -91,7 +91,7 @@ class LoRAXS(Method):
     Config = LoRAXSConfig
     config: LoRAXSConfig
     layer_kinds = ("linear", "conv1d")
-    not_identity = "R starts at N(0, 10⁻⁵²), as in the paper; init_std: 0.0 starts at the base model"
+    not_identity = "R starts at N(0, (10⁻⁵)²), as in the paper; init_std: 0.0 starts at the base model"
 
     def make(self, site: Site, generator: torch.Generator) -> CoreDelta:
         config = self.config

@@ -36,6 +36,8 @@ from lorascope.report.views import (
     ForestRowView,
     ForestView,
     HeatmapView,
+    PicturesView,
+    PictureView,
     ProseView,
     SummaryView,
     TilesView,
@@ -46,7 +48,8 @@ from lorascope.report.views import (
 FINDINGS_OPEN = 10  # further ones fold away
 CARDS_OPEN = 4  # on the first screen
 FACTS_OPEN = 6  # longer lists of facts fold away where they are not what the page is about
-PLAIN = ("heading", "text", "prose", "items", "facts", "table", "definitions", "code")
+PLAIN = ("heading", "text", "prose", "items", "facts", "table", "definitions", "code", "pictures")
+_IMAGE = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -65,7 +68,12 @@ def render(page: Page) -> str:
     switches = max((len(v.grid.layers) for v in drawing.views if isinstance(v, HeatmapView)), default=0)
     plain = all(_is_plain(view) for view in drawing.views)
     style = environment.get_template("style.css").render(
-        palette=palette, switches=switches, figures=drawing.styles.css(), bars=tables.BAR, plain=plain
+        palette=palette,
+        switches=switches,
+        figures=drawing.styles.css(),
+        bars=tables.BAR,
+        plain=plain,
+        pictures=any(view.kind == "pictures" for view in drawing.views),
     )
     script = environment.get_template("page.js").render(plain=plain)
     return environment.get_template("page.html").render(
@@ -282,6 +290,17 @@ def _definitions(d: _Drawing, block: blocks.Definitions, previous: Block | None)
     return DefinitionsView("definitions", block, **_own_title(d, block.title, previous), anchors=anchors)
 
 
+def _pictures(d: _Drawing, block: blocks.Pictures, previous: Block | None) -> View:
+    for each in block.items:
+        if not _IMAGE.fullmatch(each.image):
+            raise ValueError(f"the picture of {each.link.text!r} is not a data URI")
+    items = tuple(
+        PictureView(picture=p, to=prose.target(p.link.to, d.is_site), note=prose.markup(p.note, d.is_site))
+        for p in block.items
+    )
+    return PicturesView("pictures", block, items=items)
+
+
 def _fold(d: _Drawing, block: blocks.Folded, previous: Block | None) -> View:
     listed = len(d.contents)
     views = d.all(block.blocks)
@@ -402,4 +421,5 @@ _VIEWS: dict[type[Block], Callable[..., View]] = {
     blocks.Definitions: _definitions,
     blocks.Code: _code,
     blocks.Folded: _fold,
+    blocks.Pictures: _pictures,
 }

@@ -104,6 +104,20 @@ class SummaryView(View):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureView:
+    """`to` is where the picture leads, and `note` is markup."""
+
+    picture: blocks.Picture
+    to: str
+    note: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesView(View):
+    items: tuple[PictureView, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoldedView(View):
     views: tuple[View, ...]
 

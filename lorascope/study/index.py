@@ -57,7 +57,7 @@ def index(records: Sequence[Record]) -> Page:
             defined.BLOCK,
         ),
         kicker="lorascope study",
-        summary="\n\n".join(part for part in (_counts(told), *scope.common(told).split("\n")) if part),
+        summary="\n\n".join(part for part in (counts(told), *scope.common(told).split("\n")) if part),
     )
 
 
@@ -110,13 +110,17 @@ def _left_out(records: Sequence[Record]) -> Text:
     return Text(f"Not listed, because a smoke test shows that a study runs and gives no verdicts: {names}.")
 
 
-def _counts(records: Sequence[Record]) -> str:
-    """How many claims have each verdict."""
+def counts(records: Sequence[Record]) -> str:
+    """How many claims were tested and how many verdicts that gave: one for each test bed of a claim."""
     verdicts = Counter(claim["verdict"] for record in records for claim in record["claims"])
-    total, studies = sum(verdicts.values()), len({record["name"] for record in records})
-    told = ", ".join(f"{verdicts[word]} {word}" for word in VERDICTS if verdicts[word])
-    studied = f"{studies} {'study' if studies == 1 else 'studies'}"
-    return f"{t.counted(total, 'claim')} from {studied}, as tested here: {told}." if total else "No claims yet."
+    if not verdicts:
+        return "No claims yet."
+    claims = Counter((record["name"], claim["name"]) for record in records for claim in record["claims"])
+    again, studies = sum(n > 1 for n in claims.values()), len({record["name"] for record in records})
+    told = f"{t.counted(len(claims), 'claim')} from {studies} {'study' if studies == 1 else 'studies'}"
+    if again:
+        told += f", {again} of them on several test beds, which makes {t.counted(verdicts.total(), 'verdict')}"
+    return f"{told}: {', '.join(f'{verdicts[word]} {word}' for word in VERDICTS if verdicts[word])}."
 
 
 def _table(claims: Sequence[tuple[Record, Record]]) -> Table:
@@ -188,4 +192,13 @@ def listing(rows: Sequence[Mapping[str, Any]]) -> Page:
     caption = "Runs: all learning rates and replicates. Sweeps whose best rate is at the edge add runs; runs already "
     caption += "trained for another study are reused."
     table = Table(tuple(columns), tuple(cells), "", caption)
-    return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), table))
+    return Page(f"{len(rows)} studies", (Facts(questions, "Questions"), table), summary=_listed(rows))
+
+
+def _listed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the studies have given verdicts, and on how many claims."""
+    run = [row["last"] for row in rows if row["last"]]
+    judged = [last for last in run if last["scale"] != "smoke"]
+    claims = t.counted(sum(sum(last["verdicts"].values()) for last in judged), "claim")
+    smoke = f"; {len(run) - len(judged)} ran as a smoke test only, which gives none" if len(run) > len(judged) else ""
+    return f"{len(judged)} of {len(rows)} have given verdicts, on {claims}{smoke}."

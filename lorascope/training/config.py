@@ -1,4 +1,4 @@
-"""Everything a training run depends on: one tree of frozen dataclasses, whose fields are the YAML's keys.
+"""Everything that a training run depends on, in one YAML file; its keys are the fields of the dataclasses here.
 
     model: {name: minilm, task_type: SEQ_CLS, head: mean-pool}
     data: {path: wordnet-classes}
@@ -6,8 +6,8 @@
     optim: {learning_rate: 2e-3}
     training: {max_steps: 250}
 
-Names are those of transformers' `TrainingArguments` where these have one. The keys of `method` besides `name`,
-`targets` and `modules_to_save` are the fields of that method's own `Config`; PEFT's names for them (`r`, `lora_alpha`,
+Keys are called as in transformers' `TrainingArguments` where that has them. Next to `name`, `targets` and
+`modules_to_save` the section `method` takes the settings of the method; PEFT's names for them (`r`, `lora_alpha`,
 `lora_dropout`, `target_modules`) are accepted. A section `sweep` makes many runs of one config; see `sweep.py`.
 """
 
@@ -30,18 +30,22 @@ class DataConfig:
     Attributes:
         path: a packaged set (wordnet-classes, wordnet-glosses, cmudict), a CSV, TSV, JSON, JSONL or text file, or a hub
             name.
-        name: of a hub dataset, the configuration.
+        name: the configuration of a hub dataset.
         eval_path: a second file to hold out, where `path` is a file.
-        train_split, eval_split: of a hub dataset or a packaged set.
+        train_split: the split of a hub dataset or a packaged set to train on.
+        eval_split: the split to hold out.
         eval_fraction: the share of the training rows to hold out where there is neither an eval_path nor such a split.
-        text_column, text_pair_column, label_column: which columns to read.
+        text_column: the column of the text.
+        text_pair_column: the column of a second text, for pairs.
+        label_column: the column of the class.
         max_length: tokens kept of each text; of packed text, the length of a block.
-        packing: of text for a language model, join all texts and cut them into blocks of max_length.
-        add_bos_token: of text for a language model, put the beginning token before each text; null does what the
+        packing: for a language model, join all texts and cut them into blocks of max_length.
+        add_bos_token: for a language model, put the beginning token before each text; null does what the
             tokenizer itself does.
-        add_eos_token: of text for a language model, put the end token after each text; a text that max_length cuts has
+        add_eos_token: for a language model, put the end token after each text; a text that max_length cuts has
             not ended and gets none.
-        max_train_samples, max_eval_samples: the first so many texts of each, taken in a seeded order.
+        max_train_samples: at most so many texts to train on, drawn by the seed; null takes all.
+        max_eval_samples: the same of the held-out texts.
         random_labels: each text's class is drawn from its own hash: nothing can be learned but the texts themselves, a
             task of capacity (Zhang et al. 2017, arXiv 1611.03530, §2).
         classes: only the rows of these classes; null takes all.
@@ -102,12 +106,15 @@ class OptimConfig:
     """AdamW and its schedule.
 
     Attributes:
-        learning_rate: the peak.
-        head_learning_rate: the peak for modules that are trained as a whole (a new head); null takes learning_rate.
-        weight_decay: decoupled, on everything that trains.
-        adam_beta1, adam_beta2, adam_epsilon: of AdamW.
+        learning_rate: the highest rate of the schedule.
+        head_learning_rate: the same for modules that are trained as a whole (a new head); null takes learning_rate.
+        weight_decay: AdamW's decoupled weight decay, on everything that trains.
+        adam_beta1: AdamW's β₁.
+        adam_beta2: AdamW's β₂.
+        adam_epsilon: AdamW's ε.
         lr_scheduler_type: after the warm-up: to zero linearly, to zero along half a cosine, or constant.
-        warmup_ratio: the share of all steps in which the rate rises linearly; warmup_steps, where given, wins.
+        warmup_ratio: the share of all steps in which the rate rises linearly.
+        warmup_steps: the number of these steps; where given, warmup_ratio is ignored.
         max_grad_norm: gradients are scaled down to this norm, all of them together; null leaves them as they are.
     """
 
@@ -140,9 +147,10 @@ class TrainingConfig:
         per_device_eval_batch_size: sequences in one evaluation pass.
         group_by_length: put texts of similar length into the same pass, so that less of it is padding.
         eval_steps: evaluate every so many steps, and at the end; null only at the end.
-        save_steps: write a checkpoint every so many steps; null never.
-        snapshot_steps: keep the adapter of every so many steps in the run's folder (`snapshots/step-0000010`), to be
-            analysed while the run goes on and by `lorascope trajectory`; null keeps none.
+        save_steps: write a checkpoint to resume from every so many steps, in the place of the last one, deleted at the
+            end; null never.
+        snapshot_steps: keep the adapter of every so many steps in the run's folder (`snapshots/step-0000010`), which
+            `lorascope trajectory` needs and any command can analyse while the run goes on; null keeps none.
         logging_steps: write the training loss every so many steps.
         load_best_model_at_end: keep the adapter of the lowest held-out loss, not the last one.
         early_stopping_patience: stop after so many evaluations in a row that did not lower the held-out loss; null
@@ -154,10 +162,10 @@ class TrainingConfig:
         parallel: under torchrun, replicate the base ("ddp") or shard it ("fsdp").
         measure_cost: after training, measure what the adapter costs at inference (a second or two).
         device: cpu, cuda, cuda:1, ...; auto takes CUDA where there is one.
-        num_threads: of the CPU; null leaves torch's choice.
-        seed: of the initialisation, the order of the data and dropout.
-        data_seed: of which texts are taken, their order, and a new head, so that runs of different `seed` share these;
-            null takes `seed`.
+        num_threads: CPU threads; null leaves torch's choice.
+        seed: random seed of the initialisation, the order of the data and dropout.
+        data_seed: random seed of which texts are taken, their order, and a new head, so that runs of different `seed`
+            share these; null takes `seed`.
     """
 
     max_steps: int | None = None

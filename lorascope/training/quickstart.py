@@ -35,6 +35,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "per_device_train_batch_size": 32,
             "group_by_length": True,
             "eval_steps": 50,
+            "snapshot_steps": 25,
         },
     },
     "smollm2": {
@@ -42,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "data": {"path": "wordnet-glosses", "max_length": 64, "max_train_samples": 4000, "max_eval_samples": 200},
         "method": {**LORA, "targets": ["q_proj", "v_proj"]},
         "optim": {"learning_rate": 2e-3},
-        "training": {"max_steps": 60, "per_device_train_batch_size": 8, "eval_steps": 20},
+        "training": {"max_steps": 60, "per_device_train_batch_size": 8, "eval_steps": 20, "snapshot_steps": 10},
     },
 }
 PROBE_C = (0.3, 3.0)

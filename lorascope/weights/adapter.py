@@ -63,7 +63,7 @@ class Adapter:
             between two layers): the reason by the tensor's name.
         rows: trained rows of embeddings, by the embedding's parameter.
         training: what the file says of its training: base model, trigger words, tool, steps (`weights/metadata.py`).
-        base: weights of the base that the file holds besides, by parameter: what the updates are added to.
+        base: weights of the base that the file also holds, by parameter: what the updates are added to.
     """
 
     updates: Mapping[str, Update]

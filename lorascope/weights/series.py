@@ -85,7 +85,9 @@ def find(paths: Sequence[Path]) -> Series:
             "a trajectory needs two checkpoints or more",
             found=counted,
             expected="a run's folder with snapshots or checkpoint-N in it, or several checkpoints",
-            hint="keep more of them: training.snapshot_steps, or save_steps and save_total_limit of a Trainer",
+            hint="train with training.snapshot_steps: N, which keeps the adapter of every N steps (training.save_steps"
+            " keeps none: its checkpoint is for resuming); with transformers' Trainer, set save_steps=N without"
+            " save_total_limit",
         )
     unit = units.pop() if len(units) == 1 else "step"
     if any(each.step is None for each in snapshots):

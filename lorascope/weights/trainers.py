@@ -60,7 +60,5 @@ def _not_gathered(folder: Path, what: str, states: list[Path]) -> InputError:
 SUPPORT = (
     Support("PyTorch's distributed checkpoints (FSDP, accelerate)", "the saved factors in float64"),
     Support("DeepSpeed's folders, ZeRO-1 and 2", "the saved factors in float64"),
-    Support(
-        "DeepSpeed's folders, ZeRO-3", refused="in shards: zero_to_fp32.py, which the sentence names, gathers them"
-    ),
+    Support("DeepSpeed's folders, ZeRO-3", refused="in shards: zero_to_fp32.py, which the error names, gathers them"),
 )

@@ -238,7 +238,7 @@ def page(lines: list[str], counts: dict[str, list[int]]) -> str:
         "", f"Silent or hit: {share}.", "",
         "| adapter | ‖ΔW‖/‖W‖ | entry | stable rank | expected | without `--base` | with `--base` |",
         "|---|---|---|---|---|---|---|", *lines, "",
-        "Adapters that others trained were not to be had where this was made, which reaches no model hub. Files that",
+        "No adapter that others trained is in this table: it was made without access to a model hub. Files that",
         "other tools wrote are in the formats' tests; their weights are drawn, and say nothing of thresholds.", "",
         "What a miss means: 60 steps on a 22 M encoder say little of large language models; thresholds are in the",
         "docstrings of `lorascope/analyses/spectrum/checks.py`, each with its reason.", "",

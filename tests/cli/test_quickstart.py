@@ -37,6 +37,12 @@ def test_the_table_puts_the_baselines_beside_the_result(tmp_path):
     assert "83,353 trainable parameters, 40 s" in lines[3]
 
 
+@pytest.mark.parametrize("model", ["minilm", "smollm2"])
+def test_it_keeps_snapshots_for_a_trajectory(model):
+    settings = quickstart.config_for(model, 0, "cpu").training
+    assert settings.max_steps // settings.snapshot_steps >= 2
+
+
 def test_another_model_is_refused():
     assert "expected minilm or smollm2" in refused(lorascope("quickstart", "--model", "gpt", env=QUIET))
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorascope.study import record, scope
+from lorascope.study import index, record, scope
+from lorascope.study.grid import ENCODER
 from lorascope.study.verdict import VERDICTS
 
 ROOT = Path(__file__).parents[2]
@@ -25,19 +26,16 @@ def results(records: Sequence[Record]) -> str:
     """The section: the scope that most studies share, a table of verdicts, and each study's answer."""
     judged = [each for each in records if each["scale"]["conclusive"]]
     smoke = [f"`{each['name']}`" for each in records if not each["scale"]["conclusive"]]
-    counts = {each["name"]: Counter(claim["verdict"] for claim in each["claims"]) for each in judged}
-    words = [word for word in VERDICTS if any(count[word] for count in counts.values())]
+    counts = [Counter(claim["verdict"] for claim in each["claims"]) for each in judged]
+    words = [word for word in VERDICTS if any(count[word] for count in counts)]
     rows = ["| study | " + " | ".join(words) + " |", "|---" * (1 + len(words)) + "|"]
-    for each in judged:
-        cells = [str(counts[each["name"]][word]) for word in words]
-        rows.append(f"| {_link(each)} | {' | '.join(cells)} |")
-    total = sum(counts.values(), Counter())
-    summed = ", ".join(f"{total[word]} {word}" for word in words)
+    for each, count in zip(judged, counts, strict=True):
+        rows.append(f"| {_link(each)} | {' | '.join(str(count[word]) for word in words)} |")
     answers = [f"- **{_link(each)}** {each['reading']}" for each in judged]
     parts = [
         HEAD.format(scope=scope.common(judged)).strip(),
         "\n".join(rows),
-        f"{sum(total.values())} claims: {summed}.",
+        index.counts(judged),
         f"Run at scale smoke only, which shows that they run: {', '.join(smoke)}." if smoke else "",
         "\n".join(answers),
     ]
@@ -45,7 +43,10 @@ def results(records: Sequence[Record]) -> str:
 
 
 def _link(found: Record) -> str:
-    return f"[{found['title']}](../reports/{record.file_stem(found['name'], found['scale']['testbed'])}.html)"
+    """A study's title, which leads to its page; two test beds of one study are told apart."""
+    testbed = found["scale"]["testbed"]
+    title = f"{found['title']} ({testbed})" if testbed != ENCODER else found["title"]
+    return f"[{title}](../reports/{record.file_stem(found['name'], testbed)}.html)"
 
 
 def page(records: Sequence[Record]) -> str:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.docs import commands, markdown, recorded, site, terms
+from tests.docs import commands, gallery, markdown, recorded, site, terms
 
 REPORTS = site.OUT.parent
 LARGEST = 12e6  # bytes of all pages in reports/, as agreed for the repository
@@ -73,7 +73,8 @@ def test_anchors_are_unique(read):
 
 
 def test_no_page_needs_a_network(read):
-    assert {each for page in read.values() for each in page.fetched} == {"data:,"}
+    fetched = {each for page in read.values() for each in page.fetched}
+    assert {each for each in fetched if not each.startswith("data:image/webp;base64,")} == {"data:,"}
 
 
 def test_every_term_has_its_anchor(read):
@@ -82,12 +83,24 @@ def test_every_term_has_its_anchor(read):
     assert {each.anchor for own in terms.measures().values() for each in own} <= ids
 
 
+def test_every_term_opens_with_a_plain_sentence():
+    told = [*terms.words(), *(each for own in terms.measures().values() for each in own)]
+    assert not [each for each in told if not re.fullmatch(r"[A-ZΔφ][^Σ√←]*\.", each.meaning)]
+
+
 def test_every_command_has_a_page_with_every_option(fresh):
     for name, command in commands.commands().items():
         page = fresh[commands.file_of(name)]
         for each in (command, *getattr(command, "commands", {}).values()):
             for option in (option for parameter in each.params for option in parameter.opts if option.startswith("--")):
                 assert f">{option}" in page or f", {option}" in page, f"{name} {option}"
+
+
+def test_every_sample_has_a_small_picture(fresh):
+    for name, (file, _) in commands.SAMPLES.items():
+        assert gallery.path_of(name).stat().st_size < 25_000
+        assert f'<li><a href="{file}"><img src="data:image/webp' in fresh["index.html"]
+    assert len(list(gallery.FOLDER.iterdir())) == len(commands.SAMPLES)
 
 
 def test_samples_are_there():
@@ -159,7 +172,7 @@ def test_a_record_is_written_again_with_what_it_leaves_out():
 def test_recorded_runs_print_what_they_say(tmp_path):
     """In words: on another machine numbers differ. Those that need more than the quickstart's run are left out."""
     recorded.prepare(tmp_path)
-    needed = re.compile(r"lorascope (quickstart|merge|analyze|delta|intruders|activations|resize|methods)\b")
+    needed = re.compile(r"lorascope (quickstart|merge|analyze|delta|intruders|activations|resize|trajectory|methods)\b")
     runs = [each for each in recorded.in_order(recorded.all_recorded()) if needed.match(each.command)]
     assert len(runs) >= 9
     wrong = {}

@@ -295,3 +295,16 @@ def test_the_readmes_numbers_are_in_the_answers():
     answers = " ".join(found["reading"] for found in JUDGED)
     assert quoted
     assert not [number for number in quoted if number not in answers]
+
+
+def test_the_readme_counts_what_the_index_counts():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    counted = re.search(
+        r"(\d+) of the (\d+) studies in `studies/`.*?\[(\d+) published claims\].*?(\d+) verdicts", readme, re.S
+    )
+    verdicts = [(found["name"], claim["name"]) for found in JUDGED for claim in found["claims"]]
+    studies = {name for name, _ in verdicts}
+    assert [int(n) for n in counted.groups()] == [len(studies), len(SCRIPTS), len(set(verdicts)), len(verdicts)]
+    told = indices.index(PUBLISHED).summary
+    assert told.startswith(f"{len(set(verdicts))} claims from {len(studies)} studies")
+    assert f" {len(verdicts)} verdicts" in told

@@ -1,6 +1,7 @@
 """One page a command, read off the command line itself: help, recorded runs, options, measures, findings, JSON."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -16,8 +17,8 @@ from lorascope.cli._command import GROUPS
 from tests.docs import terms
 from tests.docs.markdown import said, told
 
-RULES = {"analyze": "129", "compare": "3", "delta": "4", "resize": "5", "dimension": "6", "intruders": "7",
-         "activations": "8"}  # the hundreds of a command's rules  # fmt: skip
+RULES = {"analyze": "LS([12]|90)", "compare": "LS3", "delta": "LS4", "resize": "LS5", "dimension": "LS6",
+         "intruders": "LS7", "activations": "LS8", "trajectory": "LS95"}  # how a command's rules begin  # fmt: skip
 PLAIN = {"str": "TEXT", "text": "TEXT", "int": "N", "integer": "N", "int range": "N", "float": "X", "float range": "X"}
 SAMPLES = {
     "analyze": ("../quickstart.html", "The page of the quickstart's adapter"),
@@ -28,7 +29,7 @@ SAMPLES = {
     "activations": ("sample-activations.html", "The quickstart's run on its held-out texts"),
     "resize": ("sample-resize.html", "Eight plans for the quickstart's adapter"),
     "trajectory": ("sample-trajectory.html", "Eight snapshots of one run"),
-    "study": ("../index.html", "Seventeen studies with their verdicts"),
+    "study": ("../index.html", "Published claims with their verdicts"),
 }
 
 
@@ -136,7 +137,7 @@ def _analysis(name: str, analysis: Analysis) -> Iterator[Block]:
                      Rich((Span(metric.formula),)), metric.source))  # fmt: skip
     if rows:
         yield Table(columns, tuple(rows))
-    codes = [rule for rule in rules.RULES.values() if rule.code[2] in RULES.get(name, "") and rule.code != "LS000"]
+    codes = [rule for rule in rules.RULES.values() if name in RULES and re.match(RULES[name], rule.code)]
     if codes:
         yield Heading("What it can find", 2, "findings")
         columns = (Column("rule", "rule"), Column("name", "name", "code"), Column("severity", "severity"),

@@ -22,7 +22,7 @@ SETTINGS = (Column("name", "key", "code"), Column("type", "value", "code"), Colu
             Column("doc", "what it does"))  # fmt: skip
 SECTIONS = (("model", ModelConfig), ("data", config.DataConfig), ("method", config.MethodSection),
             ("optim", config.OptimConfig), ("training", config.TrainingConfig))  # fmt: skip
-OF_METHOD = "A registered method, by name; see the page of methods. Its own settings are further keys of this section."
+OF_METHOD = "A method, by name, and its settings, which are on the page of methods."
 METHOD_DOCS = {
     "name": "a registered method",
     "targets": "names, a regular expression, or attention / mlp / all-linear",
@@ -91,7 +91,7 @@ def rule_reasons() -> dict[str, str]:
         if isinstance(node, ast.FunctionDef) and (doc := ast.get_docstring(node)):
             names = [n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr.isupper()
                      and isinstance(n.value, ast.Name) and n.value.id == "rules"]  # fmt: skip
-            found |= {getattr(rules, name).code: doc for name in names}
+            found = {getattr(rules, name).code: doc for name in names} | found  # the check itself stands first
     return found
 
 
@@ -134,7 +134,7 @@ def _coded(text: str) -> tuple[Span, ...]:
 def json_blocks(page: tuple[Block, ...]) -> tuple[Block, ...]:
     """JSON.md, and the top-level keys of every command's JSON with their types."""
     made: list[Block] = [*page, Heading("Keys by command", 2, "keys")]
-    made.append(said("Of the schema that the command prints: what stands at the top of its JSON."))
+    made.append(said("The top-level keys of each command's JSON, from the schema that the command prints."))
     for name in json_schema.COMMANDS:
         schema = json_schema.of_analysis(name)
         needed = set(schema["required"])
@@ -143,7 +143,7 @@ def json_blocks(page: tuple[Block, ...]) -> tuple[Block, ...]:
             for key, value in schema["properties"].items()
         )
         made += [Heading(f"lorascope {name} --json", 3, name), Code(f"lorascope schema {name}\n")]
-        made.append(Table((Column("key", "key", "code"), Column("type", "type"), Column("there", "there")), rows))
+        made.append(Table((Column("key", "key", "code"), Column("type", "type"), Column("there", "present")), rows))
     return tuple(made)
 
 

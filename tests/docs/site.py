@@ -9,7 +9,7 @@ import lorascope
 from lorascope.blocks import Block, Code, Column, Heading, Link, Page, Rich, Shelf, Span, Table
 from lorascope.cli._command import GROUPS
 from lorascope.report import html
-from tests.docs import commands, markdown, python_api, reference, terms
+from tests.docs import commands, gallery, markdown, python_api, reference, terms
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "reports/docs"
@@ -26,7 +26,7 @@ TITLES = {  # file, its name in the navigation, its title
     "extend.html": ("Extend", "How to add a method, a format, an analysis, a study"),
     "architecture.html": ("Architecture", "How lorascope is built"),
     "studies.html": ("Studies", "Studies: how a claim is judged, and what came out"),
-    "benchmarks.html": ("Benchmarks", "Measured"),
+    "benchmarks.html": ("Benchmarks", "Benchmarks"),
     "changelog.html": ("Changelog", "Changelog"),
 }
 REFERENCE = ("python", "methods", "training", "formats", "findings", "json", "glossary")
@@ -34,7 +34,7 @@ GUIDES = ("trainers", "extend", "architecture", "studies", "benchmarks", "change
 SOURCES = {"TRAINERS": "trainers", "CONTRIBUTING": "extend", "ARCHITECTURE": "architecture", "STUDIES": "studies",
            "BENCHMARKS": "benchmarks", "CHANGELOG": "changelog", "FORMATS": "formats", "FINDINGS": "findings",
            "JSON": "json", "GLOSSARY": "glossary"}  # fmt: skip
-SAFETY = "files-from-strangers-and-files-that-are-written"  # the section of COMMANDS.md that is about no command
+SAFETY = "files-of-unknown-origin-and-files-that-are-written"  # the section of COMMANDS.md that is about no command
 SUMMARIES = {
     "python.html": "import lorascope as ls: the whole public API, and the docstrings of its functions.",
     "methods.html": "What can be trained: formulas, papers, settings. lorascope methods prints the same.",
@@ -214,10 +214,6 @@ def _index() -> Page:
     listed = tuple(
         (_link(f"lorascope {n}", commands.file_of(n), "code"), commands.summary(c)) for n, c in known.items()
     )
-    gallery = [
-        (_link(f"lorascope {name}", commands.file_of(name), "code"), _link(about, file))
-        for name, (file, about) in commands.SAMPLES.items()
-    ]
     pages = tuple(
         (_link(title, file), SUMMARIES.get(file, "")) for file, (_, title) in TITLES.items() if SUMMARIES.get(file)
     )
@@ -225,7 +221,7 @@ def _index() -> Page:
         Heading("Try it", 2, "try-it"),
         *_readme("Try it on your adapter"),
         Heading("Sample pages", 2, "samples"),
-        Table((Column("command", "written by"), Column("page", "page")), tuple(gallery)),
+        gallery.block(),
         Heading("Commands", 2, "commands"),
         Table((Column("command", "command"), Column("what", "what it does")), listed),
         Heading("Reference", 2, "reference"),

@@ -27,7 +27,7 @@ class Word:
     term: str
     anchor: str
     meaning: str
-    instead_of: str
+    formula: str
 
 
 def anchor(term: str) -> str:
@@ -44,7 +44,7 @@ def words() -> tuple[Word, ...]:
     blocks = markdown.blocks_of((ROOT / ".github/GLOSSARY.md").read_text(encoding="utf-8"), str)
     (table,) = (block for block in blocks if isinstance(block, Table))
     texts = [[cell.text for cell in row if isinstance(cell, Rich)] for row in table.rows]
-    return tuple(Word(term, anchor(term), meaning, avoid) for term, meaning, avoid in texts)
+    return tuple(Word(term, anchor(term), meaning, formula) for term, meaning, formula in texts)
 
 
 @cache
@@ -81,9 +81,7 @@ def anchor_of(metric: Metric, command: str) -> str:
 
 def blocks() -> tuple[Block, ...]:
     """The page: words, then the measures of each command."""
-    told = [
-        Definition(w.term, "", f"not: {w.instead_of}" if w.instead_of else "", w.meaning, (), w.anchor) for w in words()
-    ]
+    told = [Definition(w.term, w.formula, "", w.meaning, (), w.anchor) for w in words()]
     made: list[Block] = [Definitions(tuple(told), title="Words")]
     for command, own in measures().items():
         link = Span(f"lorascope {command}", "code", f"command-{command}.html")

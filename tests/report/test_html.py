@@ -5,6 +5,7 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -27,7 +28,11 @@ from lorascope.blocks import (
     Marker,
     Measure,
     Page,
+    Picture,
+    Pictures,
+    Rich,
     Series,
+    Span,
     Table,
     Text,
     Tile,
@@ -361,6 +366,20 @@ def test_what_is_folded_is_drawn_and_not_in_the_contents_or_on_the_terminal():
     assert re.findall(r">([^<]+)</a>", contents) == ["One", "Findings"]
     assert re.search(r'<a class="module" href="#row-1".*<details class="chapter">.*<tr id="row-1"', text, re.S)
     assert "Inside" not in terminal.render(page)
+
+
+def test_a_picture_leads_to_its_page_and_is_data():
+    image = "data:image/png;base64,iVBORw0KGgo="
+    picture = Picture(Span("A <page>", "", "b.html"), image, "a & b", Rich((Span("by x", "code"),)))
+    text = draw(Pictures((picture,)))
+    assert f'<a href="b.html"><img src="{image}" alt="a &amp; b" width="360" height="225">A &lt;page&gt;</a>' in text
+    assert "<code>by x</code>" in text
+    assert ".pictures" in text
+    assert ".pictures" not in draw(Text("words"))
+    assert "page" not in terminal.render(Page("T", (Pictures((picture,)),)))
+    for wrong in ("x.png", "https://example.org/x.png", 'data:image/png;base64,AA" onerror="x', "data:image/svg+xml,x"):
+        with pytest.raises(ValueError, match="not a data URI"):
+            draw(Pictures((replace(picture, image=wrong),)))
 
 
 def test_the_first_time_a_finding_names_a_term_it_leads_to_its_definition():

@@ -34,8 +34,11 @@ def of_type(page, kind):
 def test_what_is_counted_and_what_is_not_listed():
     page = indices.index(records())
     assert page.summary.startswith(
-        "8 claims from 2 studies, as tested here: 4 reproduced, 1 weaker, 1 inconclusive, 1 out of reach, 1 withdrawn."
+        "7 claims from 2 studies, 1 of them on several test beds, which makes 8 verdicts: 4 reproduced, 1 weaker,"
+        " 1 inconclusive, 1 out of reach, 1 withdrawn."
     )
+    assert indices.counts(records()[2:3]) == "3 claims from 1 study: 3 reproduced."
+    assert indices.counts([]) == "No claims yet."
     (said,) = of_type(page, Text)
     assert said.text.endswith("matrix_choice (1 claim).")
     assert "matrix_choice" not in terminal.render(Page("p", tuple(of_type(page, Table)[:1])), width=140)
@@ -136,3 +139,4 @@ def test_the_list_counts_verdicts():
     assert "reproduced" in text
     assert "weaker" not in text  # no claim is
     assert "What?" in text
+    assert "1 of 2 have given verdicts, on 3 claims." in text

@@ -97,8 +97,9 @@ def test_what_is_no_series_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         find([tmp_path / "absent"])
     touch(tmp_path / "one" / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="two checkpoints or more"):
+    with pytest.raises(InputError, match="two checkpoints or more") as refusal:
         find([tmp_path / "one"])
+    assert "training.snapshot_steps: N" in str(refusal.value.hint)  # the key that keeps them
     for parent in ("a", "b"):
         touch(tmp_path / parent / "checkpoint-10" / "adapter_model.safetensors")
     with pytest.raises(InputError, match="two checkpoints are of step 10"):

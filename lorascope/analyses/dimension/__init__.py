@@ -16,9 +16,9 @@ then s₀ is high and all gains are overestimated. The loss of the class frequen
 `baseline` can take that, or any number, in its place. Gains of short runs tell how fast a method learns, not what it
 can reach. Learning rates are compared on the texts that the gain is measured on, which favours what was tried at more
 of them. A run's steps, its batch and its rate of learning belong to the answer: the analysis reports where they differ.
-
-It evaluates models, which analyses do not know: it is handed runs that can be opened (`run_data.Candidate`).
 """
+
+# It evaluates models, which analyses do not import: it is handed runs that can be opened (`run_data.Candidate`).
 
 from lorascope.analyses.base import Analysis, analyses
 from lorascope.analyses.dimension.findings import findings, heading

@@ -358,7 +358,7 @@ def skipped(result: SpectrumResult) -> Found:
 
 
 def partial(result: SpectrumResult) -> Found:
-    """DoRA and its kin without the base: s·B·A is measured, which is not the whole ΔW. No threshold."""
+    """DoRA and similar methods without the base: s·B·A is measured, which is not the whole ΔW. No threshold."""
     rows = [m for m in result.rows if PARTIAL in m.notes]
     if not rows:
         return []

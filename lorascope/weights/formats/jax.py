@@ -87,5 +87,5 @@ formats.register("jax")(Jax())
 SUPPORT = (
     Support("JAX (tunix, qwix): LoRA saved by name", "the writers' formula in float64"),
     Support("Keras, KerasHub: LoRA (.h5 where h5py is installed)", "the writers' formula in float64"),
-    Support("JAX: Orbax folders", refused="orbaxport, which the sentence names, converts them to safetensors"),
+    Support("JAX: Orbax folders", refused="orbaxport, which the error names, converts them to safetensors"),
 )

@@ -9,7 +9,7 @@ from lorascope.weights.support import Support
 
 LATER = "recognised by name only"
 REASONS = {
-    "ADAPTION_PROMPT": "learned tokens that attention reads besides the text, and no change of a weight",
+    "ADAPTION_PROMPT": "learned tokens that attention reads next to the text, and no change of a weight",
     "SHADOW": "a second network next to the model, and no change of a weight",
     "XLORA": "mixes several adapters for each token, each scaled by a classifier",
 }
