@@ -359,9 +359,10 @@ def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View
 
 
 def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
-    title = {} if isinstance(previous, blocks.Heading) and previous.text == block.title else {"title": block.title}
+    said = isinstance(previous, blocks.Heading) and previous.text == block.title
+    title = "" if said and block.caption else block.title  # "Table 2." alone would be no caption
     anchors = tuple(d.anchor(anchor) for anchor in block.anchors)
-    return tables.view(replace(block, anchors=anchors), d.count("table"), d.names, d.definitions, d.is_site, **title)
+    return tables.view(replace(block, anchors=anchors), d.count("table"), d.names, d.definitions, d.is_site, title)
 
 
 def _named_rows(shown: Sequence[Block]) -> dict[str, str]:

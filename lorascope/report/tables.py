@@ -47,6 +47,7 @@ def view(
     defined = {c.key: definitions.get(c.metric or c.key, "") or prose.target(c.to, is_site) for c in block.columns}
     columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), defined) for j in kept)
     bars = [_longest(block, rows, j) for j in kept]
+    formats = [t.one_format([row[j] for row in rows], block.columns[j].digits) for j in kept]
     wordy = sum(column.css.endswith("w") for column in columns)
     notes = (f"The first {len(rows):,} of {len(block.rows):,} rows.",) if len(block.rows) > len(rows) else ()
     texts = [(t.visible(block.columns[j].title), _cell(rows[0][j], block.columns[j], 0).text) for j in constant]
@@ -59,8 +60,8 @@ def view(
         columns=columns,
         rows=tuple(
             tuple(
-                _cell(row[j], c, top, is_site, " c" not in column.css)
-                for j, c, top, column in zip(kept, shown, bars, columns, strict=True)
+                _cell(row[j], c, top, scientific, is_site=is_site, words=" c" not in column.css)
+                for j, c, top, scientific, column in zip(kept, shown, bars, formats, columns, strict=True)
             )
             for row in rows
         ),
@@ -124,11 +125,19 @@ def linked(value: blocks.Link | str) -> CellView:
     return CellView(text=t.cell(value), key="", file=file)
 
 
-def _cell(value: Cell, column: Column, longest: float, is_site: bool = False, words: bool = False) -> CellView:
+def _cell(
+    value: Cell,
+    column: Column,
+    longest: float,
+    scientific: bool | None = None,
+    *,
+    is_site: bool = False,
+    words: bool = False,
+) -> CellView:
     """`words`: its text is prose, whose indices are set as such, and not a name."""
     if isinstance(value, blocks.Rich):
         return CellView(text=prose.markup(value, is_site), key="")
-    text = t.cell(value, column.unit, column.digits)
+    text = t.cell(value, column.unit, column.digits, scientific)
     is_prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
     text = t.shorten(text, LONGEST_PROSE if is_prose else LONGEST_NAME)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -136,4 +145,4 @@ def _cell(value: Cell, column: Column, longest: float, is_site: bool = False, wo
     file = linked(value).file if isinstance(value, blocks.Link) else ""
     bar = round(BAR * value / longest) if longest and is_number and math.isfinite(value) else None  # type: ignore[arg-type,operator]
     shown = prose.indexed(text) if words and isinstance(value, str | blocks.Link) else text
-    return CellView(text=shown, key="" if key == text else key, file=file, bar=bar or None)
+    return CellView(text=shown, key="" if key == text.replace(",", "") else key, file=file, bar=bar or None)

@@ -5,6 +5,7 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -173,6 +174,23 @@ def test_numbers_and_absences_in_tables():
     assert '<td data-v="0.5">50.0 %</td>' in text
     assert text.count("<td>–</td>") == 2
     assert '<th scope=row class="t c">a.b</th>' in text
+
+
+def test_a_column_of_numbers_has_one_format():
+    text = draw(Table((Column("m", "M"), Column("x", "X", "float")), (("a", 9.33e-4), ("b", 0.003), ("c", 4096.0))))
+    assert "<td>0.000933</td>" in text
+    assert '<td data-v="0.003">0.00300</td>' in text
+    assert "<td>4,096</td>" in text  # the script reads it without its comma
+
+
+def test_no_caption_is_empty():
+    table = Table((Column("a", "A"),), (("x",),))
+    assert '<figcaption id="table-1-caption" class="sr">' in draw(table)
+    named = draw(Heading("Every matrix"), replace(table, title="Every matrix"))
+    assert '<span class="title">Every matrix.</span>' in named
+    said = draw(Heading("Every matrix"), replace(table, title="Every matrix", caption="In order."))
+    assert '<span class="title">' not in said
+    assert "In order." in said
 
 
 def test_empty_blocks():
