@@ -186,3 +186,36 @@ def test_a_narrow_screen_shows_the_measure_that_is_chosen(page_in_browser, demo_
     page.locator(".picker select").select_option("2")
     assert page.locator(shown).count() == 2
     assert page.locator("figure[data-interactive]").bounding_box()["width"] <= 390
+
+
+@pytest.mark.parametrize(
+    ("typed", "column", "least"),
+    [
+        ("stable rank > 1.5", "stable rank", 1.5),
+        ("stable>1.5", "stable rank", 1.5),
+        ("Stable ≥ 1.5", "stable rank", 1.5),
+        ("layers.1. stable rank > 1.5", "stable rank", 1.5),
+        ("utilisation of r > 40 %", "utilisation", 40),
+        ("utilisation>40%", "utilisation", 40),
+        ("utilisation > 4e1 stable rank > 1", "utilisation", 40),
+    ],
+)
+def test_bounds_are_understood_however_they_are_spaced(demo, typed, column, least):
+    titles = demo.page.locator("figure[data-interactive] thead th").all_text_contents()
+    j = next(i for i, title in enumerate(titles) if title.strip().lower().startswith(column))
+    demo.page.get_by_label("Filter").fill(typed)
+    rows = demo.page.locator("figure[data-interactive] tbody tr:not([hidden])")
+    shown = [float(text.removesuffix(" %")) for text in rows.locator(f":nth-child({j + 1})").all_text_contents()]
+    assert 0 < len(shown) < 224
+    assert min(shown) >= least - 0.05  # as rounded in the table
+    assert demo.page.locator("output").first.text_content() == f"{len(shown)} of 224 rows"
+    if typed.startswith("layers.1."):
+        assert all("layers.1." in name for name in rows.locator("th").all_text_contents())
+
+
+def test_a_bound_on_no_column_is_said(demo):
+    box, output = demo.page.get_by_label("Filter"), demo.page.locator("output").first
+    box.fill("q_proj foo > 3")
+    assert output.text_content() == "32 of 224 rows; no column starts with “foo”"
+    box.fill("stable >")  # still being typed
+    assert output.text_content() == "224 of 224 rows"

@@ -110,26 +110,44 @@ function sortable(body, rows, headers) {
   });
 }
 
-// Words that a row must have, and bounds on a column that its title's start names: "q_proj stable>5".
+// What a filter asks for: words that a row must have, and bounds on columns that the start of their title names, as in
+// "q_proj stable rank > 1.5 energy > 10 %". A bound's name is as many of the words before it as a title begins with.
+function asked(typed, titles) {
+  const plain = (text) => text.toLowerCase().replace(/[\s.‖_]/g, "");
+  const named = titles.map(plain), words = [], bounds = [], unknown = [];
+  const tied = typed.toLowerCase().replaceAll("≥", ">=").replaceAll("≤", "<=").replace(/\s*(>=|<=|>|<|=)\s*/g, "$1").replace(/(\d)\s+%/g, "$1%");
+  for (const word of tied.split(/\s+/).filter(Boolean)) {
+    const bound = /^(.*?)(>=|<=|>|<|=)(?:([-−]?[\d.,]+(?:e[-−+]?\d+)?)%?)?$/.exec(word);
+    if (!bound) { words.push(word); continue; }
+    let column = -1, used = 0;
+    for (let n = 0; n <= words.length; n++) {
+      const name = plain([...words.slice(words.length - n), bound[1]].join("")), at = name ? named.findIndex((title) => title.startsWith(name)) : -1;
+      if (at >= 0) [column, used] = [at, n];
+    }
+    words.splice(words.length - used);
+    if (bound[3] === undefined && column >= 0) continue;  // still being typed
+    if (column < 0) unknown.push({ name: bound[1], word });
+    else bounds.push({ column, sign: bound[2], value: Number(bound[3].replaceAll(",", "").replaceAll("−", "-")) });
+  }
+  return { words, bounds, unknown };
+}
+
 function filterable(figure, rows, tools, titles) {
   const input = tools.querySelector("input"), count = tools.querySelector("output");
-  const plain = (text) => text.toLowerCase().replace(/[\s.‖_]/g, "");
   const texts = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase());
   const compare = { ">": (a, b) => a > b, "<": (a, b) => a < b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b, "=": (a, b) => a === b };
-  const test = (word) => {
-    const bound = /^(.+?)(>=|<=|>|<|=)(-?[\d.]+)%?$/.exec(word);
-    const column = bound ? titles.findIndex((name) => plain(name).startsWith(plain(bound[1]))) : -1;
-    if (column < 0) return (row, i) => texts[i].includes(word);
-    return (row) => { const value = numberIn(row.cells[column]); return value !== null && compare[bound[2]](value, Number(bound[3])); };
-  };
+  const holds = (row, { column, sign, value }) => { const found = numberIn(row.cells[column]); return found !== null && compare[sign](found, value); };
   const apply = () => {
-    const tests = input.value.toLowerCase().split(/\s+/).filter(Boolean).map(test);
+    const { words, bounds, unknown } = asked(input.value, titles);
+    // "r=8" may stand in the rows themselves.
+    const close = unknown.length ? texts.map((text) => text.replace(/\s/g, "")) : [];
+    const literal = unknown.filter(({ word }) => close.some((text) => text.includes(word))), lost = unknown.filter((one) => !literal.includes(one));
     let shown = 0;
     rows.forEach((row, i) => {
-      row.hidden = !tests.every((one) => one(row, i));
+      row.hidden = !(words.every((word) => texts[i].includes(word)) && bounds.every((bound) => holds(row, bound)) && literal.every(({ word }) => close[i].includes(word)));
       shown += !row.hidden;
     });
-    count.textContent = `${shown} of ${rows.length} rows`;
+    count.textContent = `${shown} of ${rows.length} rows${lost.map(({ name }) => `; no column starts with “${name}”`).join("")}`;
   };
   input.addEventListener("input", apply);
   // A link to a row that the filter hides shows it.
