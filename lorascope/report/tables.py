@@ -46,8 +46,7 @@ def view(
     shown = [block.columns[j] for j in kept]
     defined = {c.key: definitions.get(c.metric or c.key, "") or prose.target(c.to, is_site) for c in block.columns}
     columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), defined) for j in kept)
-    bars = [_longest(block, rows, j) for j in kept]
-    formats = [t.one_format([row[j] for row in rows], block.columns[j].digits) for j in kept]
+    drawn = [_cells(block, rows, j, column, is_site) for j, column in zip(kept, columns, strict=True)]
     wordy = sum(column.css.endswith("w") for column in columns)
     notes = (f"The first {len(rows):,} of {len(block.rows):,} rows.",) if len(block.rows) > len(rows) else ()
     texts = [(t.visible(block.columns[j].title), _cell(rows[0][j], block.columns[j], 0).text) for j in constant]
@@ -58,13 +57,7 @@ def view(
         number=number,
         title=title,
         columns=columns,
-        rows=tuple(
-            tuple(
-                _cell(row[j], c, top, scientific, is_site=is_site, words=" c" not in column.css)
-                for j, c, top, scientific, column in zip(kept, shown, bars, formats, columns, strict=True)
-            )
-            for row in rows
-        ),
+        rows=tuple(zip(*drawn, strict=True)) if rows else (),
         anchors=_anchors(block, rows, names),
         wide=not bare and (len(kept) > 9 or wordy > 2),
         dense=wordy > 4,
@@ -117,6 +110,14 @@ def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mappi
         badges=column.unit == "verdict",
         definition=definitions.get(column.key, ""),
     )
+
+
+def _cells(block: Table, rows: Sequence[tuple[Cell, ...]], j: int, drawn: ColumnView, is_site: bool) -> list[CellView]:
+    """The cells of one column, whose numbers have one format and whose bars one scale."""
+    column, longest = block.columns[j], _longest(block, rows, j)
+    scientific = t.one_format([row[j] for row in rows], column.digits)
+    words = " c" not in drawn.css
+    return [_cell(row[j], column, longest, scientific, is_site=is_site, words=words) for row in rows]
 
 
 def linked(value: blocks.Link | str) -> CellView:
