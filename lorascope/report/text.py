@@ -1,6 +1,7 @@
 """Cells as strings, the same in the terminal and on the page. Standard library only."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -194,6 +195,25 @@ def told_apart(names: Sequence[str]) -> tuple[list[str], str]:
     if len(set(names)) < 2 or not differing or short == list(names):
         return list(names), ""
     return short, pattern
+
+
+def without_common(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names without the words that all begin with and all end with, and these ("lora_unet_…_weight"); "" for none.
+
+    Words end at dots, underscores, slashes and spaces; each name keeps at least one.
+    """
+    split = [re.findall(r"[^._/ ]*[._/ ]+|[^._/ ]+", name) for name in names]
+    most = min(map(len, split), default=0) - 1
+    if len(set(names)) < 2 or most < 1:
+        return list(names), ""
+    head = next((i for i in range(most) if len({parts[i] for parts in split}) > 1), most)
+    most -= head
+    tail = next((i for i in range(most) if len({parts[-1 - i] for parts in split}) > 1), most)
+    if not head + tail:
+        return list(names), ""
+    short = ["".join(parts[head : len(parts) - tail]).strip("._/ ") for parts in split]
+    first = split[0]
+    return short, f"{''.join(first[:head])}…{''.join(first[len(first) - tail :])}"
 
 
 def shorten(text: str, width: int) -> str:

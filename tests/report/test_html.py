@@ -359,6 +359,43 @@ def test_a_large_heatmap_is_cut_and_says_so():
     assert len(grid.layers[0].cells) == 480
 
 
+def pairwise(names: tuple[str, ...]) -> heatmap.Grid:
+    values = tuple((0.5,) * len(names) for _ in names)
+    return heatmap.layout(Heatmap("H", names, names, (Measure("m", "M", values),), "adapter", "adapter"))
+
+
+def test_every_column_that_finds_room_is_named():
+    four = tuple(f"runs/seed-{i}/adapter-of-run-{i}" for i in range(4))
+    assert [label.text for label in pairwise(four).columns] == list(four)
+    many = tuple(f"runs_of_seed_{i}_at_step_200" for i in range(9))
+    assert [label.text for label in pairwise(many).columns] == list(map(str, range(9)))
+    assert [cell.says for cell in pairwise(many).layers[0].cells][1].startswith(
+        "runs_of_seed_0_at_step_200, adapter runs_"
+    )
+
+
+def test_long_names_of_rows_leave_out_what_all_have():
+    kinds = ("attn1_to_q", "attn1_to_out_0", "ff_net_2")
+    rows = tuple(f"lora_unet_down_blocks_1_transformer_blocks_0_{kind}" for kind in kinds)
+    block = Heatmap(
+        "H", (*rows, "q"), ("0", "1"), (Measure("m", "M", ((1.0, 2.0),) * 4),), sections=(("unet", 3), ("", 1))
+    )
+    grid = heatmap.layout(block)
+    assert [label.text for label in grid.rows] == [*kinds, "q"]
+    assert grid.notes == ("Left out of the rows' names: “lora_unet_down_blocks_1_transformer_blocks_0_…”.",)
+    assert grid.layers[0].cells[0].says.startswith("lora_unet_")
+
+
+def test_a_scale_is_one_of_ratios_where_few_values_are_much_larger():
+    layer = layer_of(((1.0, 2.0, 3.0), (2.0, 900.0, 0.0)))
+    assert layer.log
+    assert layer.ticks == ("1.00", "30.0", "900")
+    assert [c.level for c in layer.cells][4:] == [heatmap.LEVELS - 1, 0]
+    assert not layer_of(((1.0, 2.0, 3.0), (2.0, 50.0, 0.0))).log
+    assert not layer_of(((-1.0, 2.0, 3.0), (2.0, 900.0, 0.0))).log
+    assert not layer_of(((0.1, 0.1, 0.1, 9.0),), limits=(0.0, 10.0)).log
+
+
 def test_what_is_folded_is_drawn_and_not_in_the_contents_or_on_the_terminal():
     table = Table((Column("name", "name"), Column("n", "n", "int")), (("layers.0.q", 1),), interactive=True)
     within = (Heading("Inside"), table, Text("not here", where="terminal"))

@@ -112,3 +112,18 @@ def test_percentages_in_sentences(share, digits, shown):
 )
 def test_numbers_of_a_column_have_one_format(values, shown):
     assert [t.cell(v, "float", 3, t.one_format(values)) for v in values] == shown
+
+
+@pytest.mark.parametrize(
+    ("names", "short", "left_out"),
+    [
+        (["a_b_q", "a_b_v"], ["q", "v"], "a_b_…"),
+        (["x.q.weight", "x.v.weight"], ["q", "v"], "x.…weight"),
+        (["q_proj", "q_proj_two"], ["proj", "proj_two"], "q_…"),
+        (["q", "v"], ["q", "v"], ""),
+        (["a_b", "a_b"], ["a_b", "a_b"], ""),
+        ([], [], ""),
+    ],
+)
+def test_names_without_what_all_have(names, short, left_out):
+    assert t.without_common(names) == (short, left_out)
