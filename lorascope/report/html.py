@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import get_args
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from lorascope import blocks
 from lorascope.blocks import Block, Page, Table
@@ -156,9 +156,8 @@ def _environment() -> jinja2.Environment:
 
 
 def _breaking(name: str) -> Markup:
-    """A dotted name that may break after its dots, but not in a number."""
-    name = prose.tied(t.shorten(t.visible(name), LONGEST_NAME))
-    return Markup(".<wbr>").join(escape(part) for part in re.split(r"\.(?!\d)", name))
+    """A name, not endlessly long, that breaks between its parts."""
+    return prose.breaking(t.shorten(t.visible(name), LONGEST_NAME))
 
 
 def _fact(value: str) -> str | Markup:

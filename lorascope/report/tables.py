@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
 from lorascope import blocks
 from lorascope.blocks import Cell, Column, Table
 from lorascope.report import prose
@@ -14,6 +16,7 @@ MAX_CELLS, MAX_ROWS = 30_000, 2_000  # of one table
 LONGEST_NAME = 300
 LONGEST_PROSE, LONGEST_WORD = 2000, 60  # of a cell in sentences, which breaks between words
 LONG_CELL = 64  # characters from which on a column of text breaks its lines
+BREAKING_FROM = 24  # characters of a name: a shorter one finds room on a phone
 BAR = 20  # steps of the longest bar in a cell
 FOLDED_FROM = 8  # columns of an interactive table from which on constant ones are folded away
 
@@ -145,5 +148,7 @@ def _cell(
     key = f"{value:.7g}" if is_number and column.unit != "text" else ""
     file = linked(value).file if isinstance(value, blocks.Link) else ""
     bar = round(BAR * value / longest) if longest and is_number and math.isfinite(value) else None  # type: ignore[arg-type,operator]
-    shown = prose.indexed(text) if words and isinstance(value, str | blocks.Link) else text
+    shown: str | Markup = text
+    if isinstance(value, str | blocks.Link) and column.unit != "verdict":
+        shown = prose.pretty(text) if words else prose.breaking(text) if len(text) > BREAKING_FROM else text
     return CellView(text=shown, key="" if key == text.replace(",", "") else key, file=file, bar=bar or None)

@@ -19,8 +19,13 @@
   show();
 })();
 
-// On a narrow screen the navigation scrolls sideways: to this page's own name.
-for (const here of document.querySelectorAll(".site [aria-current]")) here.parentNode.scrollLeft = here.offsetLeft - here.parentNode.offsetLeft - 40;
+// On a narrow screen the navigation scrolls sideways: to this page's own name and the one before it, whole words at the edge.
+for (const here of document.querySelectorAll(".site [aria-current]")) here.parentNode.scrollLeft = (here.previousElementSibling ?? here).offsetLeft - here.parentNode.offsetLeft;
+for (const row of document.querySelectorAll(".site div")) {
+  const mark = () => row.toggleAttribute("data-before", row.scrollLeft > 4);
+  row.addEventListener("scroll", mark, { passive: true });
+  mark();
+}
 
 {% if not plain %}
 for (const figure of document.querySelectorAll("figure[data-interactive]")) {
@@ -66,6 +71,9 @@ function title(header) {
   copy.querySelectorAll(".def").forEach((mark) => mark.remove());
   return copy.textContent.trim();
 }
+
+// The words of a cell, without what keeps them on one line.
+function said(cell) { return cell.textContent.replaceAll("\u00a0", " ").replaceAll("\u2060", ""); }
 
 // What a cell of numbers is, as shown: of "12.5 %" 12.5. null where it has none.
 function numberIn(cell) {
@@ -134,7 +142,7 @@ function asked(typed, titles) {
 
 function filterable(figure, rows, tools, titles) {
   const input = tools.querySelector("input"), count = tools.querySelector("output");
-  const texts = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase());
+  const texts = rows.map((row) => [...row.cells].map(said).join(" ").toLowerCase());
   const compare = { ">": (a, b) => a > b, "<": (a, b) => a < b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b, "=": (a, b) => a === b };
   const holds = (row, { column, sign, value }) => { const found = numberIn(row.cells[column]); return found !== null && compare[sign](found, value); };
   const apply = () => {
@@ -163,7 +171,7 @@ function filterable(figure, rows, tools, titles) {
 function takeable(figure, body, tools, titles) {
   const same = JSON.parse(figure.dataset.same ?? "[]"), names = [...titles, ...same.map(([name]) => name)];
   const values = () => [...body.rows].filter((row) => !row.hidden).map((row) => [
-    ...[...row.cells].map((cell) => (cell.classList.contains("t") ? cell.textContent : cell.dataset.v !== undefined ? Number(cell.dataset.v) : numberIn(cell))),
+    ...[...row.cells].map((cell) => (cell.classList.contains("t") ? said(cell) : cell.dataset.v !== undefined ? Number(cell.dataset.v) : numberIn(cell))),
     ...same.map(([, text]) => text),
   ]);
   // A spreadsheet would run a text that begins like a formula.
@@ -184,7 +192,7 @@ function takeable(figure, body, tools, titles) {
 // On a narrow screen a table shows its first column and the one that is chosen; on a wide one it says what is cut off.
 function pickable(figure, rows, headers, tools, titles) {
   const select = tools.querySelector("select"), scroll = figure.querySelector(".scroll");
-  titles.slice(1).forEach((name, j) => select.append(new Option(name, String(j + 1))));
+  titles.slice(1).forEach((name, j) => select.append(new Option(headers[j + 1].dataset.name ?? name, String(j + 1))));
   const pick = (at) => [headers, ...rows.map((row) => row.cells)].forEach((cells) => [...cells].forEach((cell, j) => cell.classList.toggle("picked", j === at)));
   const narrow = matchMedia("(max-width: 640px)");
   const arrange = () => {
