@@ -234,6 +234,14 @@ def test_a_wide_table_goes_beyond_the_text_on_both_sides(page_in_browser, demo_f
     assert box["x"] == pytest.approx(width - box["x"] - box["width"], abs=1)
 
 
+def test_a_table_of_many_columns_that_fits_stays_with_the_text(page_in_browser, tmp_path):
+    columns = tuple(Column(f"c{j}", f"c{j}", "int") for j in range(12))
+    html.write(Page("t", (Table(columns, ((1,) * 12,), "T"),)), tmp_path / "page.html")
+    page = page_in_browser(tmp_path / "page.html", viewport={"width": 1440, "height": 900}).page
+    box = page.locator(SCROLL).bounding_box()
+    assert (box["x"], box["width"]) == (pytest.approx(200, abs=1), pytest.approx(1040, abs=1))
+
+
 def test_a_wide_table_does_not_reach_the_contents(page_in_browser, demo_file):
     page = page_in_browser(demo_file, viewport={"width": 1600, "height": 900}).page
     box, contents = page.locator(SCROLL).first.bounding_box(), page.locator(".contents").bounding_box()
