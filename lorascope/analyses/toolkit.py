@@ -28,6 +28,7 @@ from lorascope.blocks import (
 )
 from lorascope.errors import InputError, cut, preview, printable
 from lorascope.patterns import Pattern
+from lorascope.report.text import significant_percent
 from lorascope.weights.adapter import Skipped
 
 Row = dict[str, Any]
@@ -161,8 +162,8 @@ def finite(number: float | None) -> float | None:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """`digits` significant digits, never in exponents: 0.2912 is "29 %"."""
-    return f"{np.format_float_positional(100 * share, digits, fractional=False, trim='-')} %"
+    """`digits` significant digits, and above 100 % three: 0.2912 is "29 %"; the same function as in tables."""
+    return significant_percent(share, digits)
 
 
 def digits(value: float | None, number: int = 2) -> str:

@@ -5,13 +5,12 @@ what a page can hold.
 """
 
 import io
-import itertools
 import logging
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,16 +19,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from lorascope.blocks import Lines, Marker, Number, Series
-from lorascope.report import ticks
-from lorascope.report.palette import COLORBLIND, CREST
+from lorascope.blocks import Lines, Number, Series
+from lorascope.report import labels, ticks
+from lorascope.report.palette import CREST
 from lorascope.report.svg import PLACEHOLDER, Styles, tidy
 from lorascope.report.text import shorten, visible
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # "building the font cache", once
 WIDTH, HALF = 1040, 510
 POINTS_SHOWN = 40  # a line of at most so many whole positions shows a point at each
-LABELS_AT_LINES = 8  # of one panel are named at the lines' ends, not in a legend
+LABELS_AT_LINES, LABELS_IN_ROWS = 8, 5  # at most so many are named at the lines' ends: of one panel, of a row of panels
+LONGEST_LABEL, IN_ROWS, IN_HALF = 36, 22, 18  # characters of such a name, at most
 MAX_PANELS, MAX_POINTS, MAX_THIN_POINTS = 24, 200, 12_000
 MAX_DECADES = 8
 _DPI = 72
@@ -97,7 +97,7 @@ def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
         settings: Any = matplotlib.rcParams  # whose type knows the names of settings, which are ours
         settings.update(_RC)
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own fonts
-        grid = _grid(block, series)
+        grid = _grid(block, series, limits)
         figure, names = _figure(block, series, limits, grid)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -157,7 +157,13 @@ def _clean(values: Sequence[Number], log: bool) -> list[float]:
 class _Limits:
     x: tuple[float, float]
     y: tuple[float, float]
-    whole_x: bool  # x counts something: no ticks between whole numbers
+    counts: tuple[float, ...]  # the values of x, where x counts something: no ticks between whole numbers
+
+    def height(self, value: float, log: bool) -> float:
+        """Where on the y axis a value stands, from 0 to 1."""
+        lo, hi = self.y
+        share = math.log(max(value, lo) / lo) / math.log(hi / lo) if log else (value - lo) / (hi - lo)
+        return max(0.0, min(1.0, share))
 
 
 def _limits(block: Lines, series: list[Series]) -> _Limits | None:
@@ -171,7 +177,8 @@ def _limits(block: Lines, series: list[Series]) -> _Limits | None:
     if not xs or not ys:
         return None
     margin = 0.03 if any(s.points for s in series) else 0.0  # a line may begin at the edge, a point may not
-    return _Limits(_span(xs, block.log_x, margin), _span(ys, block.log_y, 0.05), all(v == round(v) for v in xs))
+    counts = tuple(sorted(set(xs))) if all(v == round(v) for v in xs) else ()
+    return _Limits(_span(xs, block.log_x, margin), _span(ys, block.log_y, 0.05), counts)
 
 
 def _span(values: list[float], log: bool, margin: float) -> tuple[float, float]:
@@ -202,6 +209,8 @@ class _Grid:
     gap: int = 22
     row_gap: int = 46
     bottom: int = 46
+    named: bool = False  # lines are named at their ends, in the last panel of each row, and not in the legend
+    levels_named: bool = False  # and so are markers of levels
 
     @property
     def top(self) -> int:
@@ -254,58 +263,85 @@ class _Grid:
     def has_below(self, i: int) -> bool:
         return i + self.columns < len(self.panels)
 
+    @property
+    def last_of_rows(self) -> tuple[str, ...]:
+        """The panels right of which names find room."""
+        last = len(self.panels) - 1
+        return tuple(p for i, p in enumerate(self.panels) if i == last or i % self.columns == self.columns - 1)
 
-def _grid(block: Lines, series: list[Series]) -> _Grid:
-    """Panels, and room on the right where lines are named at their ends."""
+
+def _grid(block: Lines, series: list[Series], limits: _Limits) -> _Grid:
+    """Panels, and room on the right where lines and levels are named at their ends."""
     panels = tuple(dict.fromkeys(s.panel for s in series))
     width = HALF if block.half and len(panels) == 1 else WIDTH
-    labels = _ends(series) if len(panels) == 1 and width == WIDTH else {}
-    longest = max((len(label) for label in labels), default=0)
-    if not 2 <= len(labels) <= LABELS_AT_LINES or longest > 36:
-        return _Grid(panels, width)
-    return _Grid(panels, width, right=14 + round(longest * 6.6) + 10)
+    grid = _Grid(panels, width)
+    most, longest = (LABELS_AT_LINES, LONGEST_LABEL) if grid.columns == 1 else (LABELS_IN_ROWS, IN_ROWS)
+    longest = IN_HALF if width == HALF else longest
+    levels = {visible(m.label) for m in block.markers if m.axis == "y"} if len(panels) == 1 else set()
+    lines = {visible(s.label) for s in series if s.weight != "thin"}
+    named = 2 <= len(lines) <= most and grid.columns <= 3 and max(map(len, lines)) <= longest
+    named = named and all(_are_nameable(panel, lines, block, series, limits, grid) for panel in grid.last_of_rows)
+    levels_named = bool(levels) and max(map(len, levels)) <= longest
+    words = (lines if named else set()) | (levels if levels_named else set())
+    if not words:
+        return grid
+    right = 24 + round(max(map(len, words)) * labels.LETTER)
+    return replace(grid, right=right, named=named, levels_named=levels_named)
 
 
-def _ends(series: list[Series]) -> dict[str, Series]:
-    """The lines to name at their ends, by label: none where points have names, or a label stands for two lines."""
-    lines = [s for s in series if s.weight != "thin"]
-    if any(s.points for s in lines) or len({s.label for s in lines}) < len(lines):
-        return {}
-    return {visible(s.label): s for s in lines}
+def _are_nameable(  # what decides whether names at the lines' ends can be read
+    panel: str, lines: set[str], block: Lines, series: list[Series], limits: _Limits, grid: _Grid
+) -> bool:
+    """Whether every line of the figure ends in this panel, and apart from the others."""
+    here = labels.ends(s for s in series if s.panel == panel)
+    places = [at for s in here.values() if (at := _end(s, block, limits)) is not None]
+    places += [limits.height(m.value, block.log_y) for m in block.markers if m.axis == "y" and len(grid.panels) == 1]
+    return set(here) == lines and labels.are_near(places, grid.panel_height)
+
+
+def _end(s: Series, block: Lines, limits: _Limits) -> float | None:
+    """The height of a line's last point; None where it has none."""
+    drawn = [y for x, y in zip(_clean(s.x, block.log_x), _clean(s.y, block.log_y), strict=True) if x == x and y == y]
+    return limits.height(drawn[-1], block.log_y) if drawn else None
 
 
 def _figure(block: Lines, series: list[Series], limits: _Limits, grid: _Grid) -> tuple[Figure, dict[str, str]]:
     """The figure, and the names that its lines show under the pointer, by the id of their group."""
     figure = Figure(figsize=(grid.width / _DPI, grid.height / _DPI), dpi=_DPI)
     figure.patch.set_visible(False)
-    colours = _colours(series)
+    looks = _looks(series)
     names: dict[str, str] = {}
     for i, panel in enumerate(grid.panels):
         ax = figure.add_axes(grid.box(i))
-        _axes(ax, block, limits, with_x=not grid.has_below(i), with_y=i % grid.columns == 0)
+        _axes(ax, block, limits, grid.panel_width, with_x=not grid.has_below(i), with_y=i % grid.columns == 0)
         if panel:
-            room = int(grid.panel_width / 7)
+            room = int(grid.panel_width / 8)
             ax.set_title(shorten(visible(panel), room), loc="left", fontsize=12.5, fontweight="bold", pad=8)
         mine = [s for s in series if s.panel == panel]
-        _series(ax, mine, block, colours, names)
-        for n, marker in enumerate(m for m in block.markers if m.panel in (None, panel)):
-            _marker(ax, marker, grid.named_markers, n)
-        if grid.right > _Grid.right:
-            _name_lines(ax, _ends(mine), block, colours, grid.panel_height)
+        _series(ax, mine, block, looks, names)
+        markers = [m for m in block.markers if m.panel in (None, panel)]
+        labels.markers(ax, markers, lambda m: grid.named_markers and not (grid.levels_named and m.axis == "y"))
+        at_edge = [(limits.height(m.value, block.log_y), visible(m.label), "fg") for m in markers if m.axis == "y"]
+        at_edge = at_edge if grid.levels_named else []
+        for label, s in labels.ends(mine).items() if grid.named and panel in grid.last_of_rows else ():
+            if (at := _end(s, block, limits)) is not None:
+                at_edge.append((at, label, looks[s.label].colour))
+        labels.at_the_edge(ax, at_edge, grid.panel_height)
     figure.text(6 / grid.width, 1 - 6 / grid.height, visible(block.y_label), va="top", color=PLACEHOLDER["muted"])
     x = (grid.left + (grid.width - grid.left - grid.right) / 2) / grid.width
     figure.text(x, 8 / grid.height, visible(block.x_label), ha="center", va="bottom", color=PLACEHOLDER["muted"])
     return figure, names
 
 
-def _axes(ax: Axes, block: Lines, limits: _Limits, with_x: bool, with_y: bool) -> None:
+def _axes(ax: Axes, block: Lines, limits: _Limits, width: float, with_x: bool, with_y: bool) -> None:
     ax.patch.set_visible(False)
     for axis, log, (lo, hi) in ((ax.xaxis, block.log_x, limits.x), (ax.yaxis, block.log_y, limits.y)):
-        whole = axis is ax.xaxis and limits.whole_x
+        is_x = axis is ax.xaxis
         if log:
-            ax.set_xscale("log") if axis is ax.xaxis else ax.set_yscale("log")
+            ax.set_xscale("log") if is_x else ax.set_yscale("log")
         axis.set_minor_locator(NullLocator())
-        where = ticks.at(lo, hi, log, whole, 5 if axis is ax.yaxis else 6)
+        where = ticks.of_counts((lo, hi), limits.counts, log, width) if is_x and limits.counts else None
+        where = where or ticks.at(lo, hi, log, 6 if is_x else 5)
         axis.set_major_locator(FixedLocator(where))
         axis.set_major_formatter(FixedFormatter(ticks.labels(where)))
     ax.set_xlim(limits.x)
@@ -313,16 +349,38 @@ def _axes(ax: Axes, block: Lines, limits: _Limits, with_x: bool, with_y: bool) -
     ax.tick_params(labelsize=11, labelbottom=with_x, labelleft=with_y)
 
 
-def _colours(series: list[Series]) -> dict[str, str]:
-    """A colour for each label of normal weight; next to shaded thin lines, which are blue, orange comes first."""
-    labels = dict.fromkeys(s.label for s in series if s.weight == "normal")
-    order = list(range(len(COLORBLIND)))
+class _Look(NamedTuple):
+    """How a line is drawn, and its mark in the legend; `dashes` is None for an unbroken one."""
+
+    colour: str
+    dashes: tuple[float, ...] | None
+    mark: str
+
+
+_APART = (0, 1, 2, 4, 3, 7, 5, 6)  # of COLORBLIND: four hues, then those that are near one of these, which are dashed
+_DASHES: tuple[tuple[float, ...] | None, ...] = (None, (5, 2), (1.5, 1.5), (6, 1.5, 1.5, 1.5))
+_MARKS = ("line", "dash", "dots", "dash")
+_REFERENCES = (_Look("fg", (4, 3), "dash"), _Look("muted", (1.5, 2), "dots"), _Look("muted", (7, 3), "dash"))
+
+
+def _looks(series: list[Series]) -> dict[str, _Look]:
+    """A look for each label; next to shaded thin lines, which are blue, orange comes first."""
+    named = dict.fromkeys(s.label for s in series if s.weight == "normal")
+    order = list(_APART)
     if any(s.weight == "thin" for s in series):
         order[:2] = [1, 0]
-    return {label: f"c{order[i % len(order)]}" for i, label in enumerate(labels)}
+    looks = {label: _REFERENCES[i % len(_REFERENCES)] for i, label in enumerate(_references(series))}
+    for i, label in enumerate(named):
+        turn = i // 4 % len(_DASHES)
+        looks[label] = _Look(f"c{order[i % len(order)]}", _DASHES[turn], _MARKS[turn])
+    return looks
 
 
-def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str], names: dict[str, str]) -> None:
+def _references(series: list[Series]) -> list[str]:
+    return list(dict.fromkeys(s.label for s in series if s.weight == "reference"))
+
+
+def _series(ax: Axes, mine: list[Series], block: Lines, looks: dict[str, _Look], names: dict[str, str]) -> None:
     thin = [s for s in mine if s.weight == "thin"]
     for i, s in enumerate(thin):
         shade = f"q{i * len(CREST) // len(thin)}" if block.shade else "muted"
@@ -333,26 +391,21 @@ def _series(ax: Axes, mine: list[Series], block: Lines, colours: dict[str, str],
         ax.add_artist(Line2D(x, y, color=PLACEHOLDER[shade], alpha=0.75, linewidth=1, gid=name))
     for s in (s for s in mine if s.weight != "thin"):
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
-        if s.weight == "reference":
-            name = f"thin-{len(names)}"
-            names[name] = visible(s.label)
-            ax.plot(x, y, color=PLACEHOLDER["fg"], linewidth=1.2, dashes=(4, 3), gid=name)
-            continue
-        colour = PLACEHOLDER[colours[s.label]]
+        look = looks[s.label]
+        colour = PLACEHOLDER[look.colour]
         if s.points:
             _points(ax, s, (x, y), colour, names)
             continue
-        if s.low is not None and s.high is not None:
+        if s.low is not None and s.high is not None and s.weight == "normal":
             low, high = _clean(s.low, block.log_y), _clean(s.high, block.log_y)
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        repeat = list(colours).index(s.label) // len(COLORBLIND)
         name = f"thin-{len(names)}"
         names[name] = visible(s.label)
-        (line,) = ax.plot(x, y, color=colour, linewidth=2.2, gid=name)
-        if len(x) <= POINTS_SHOWN and all(float(v).is_integer() for v in s.x):
+        (line,) = ax.plot(x, y, color=colour, linewidth=2.2 if s.weight == "normal" else 1.2, gid=name)
+        if look.dashes:
+            line.set_dashes(look.dashes)
+        if s.weight == "normal" and len(x) <= POINTS_SHOWN and all(float(v).is_integer() for v in s.x):
             ax.plot(x, y, "o", color=colour, markersize=4.5, markeredgewidth=0, clip_on=False)
-        if repeat:
-            line.set_dashes((6, 1 + repeat))
 
 
 def _points(ax: Axes, s: Series, xy: tuple[list[float], list[float]], colour: str, names: dict[str, str]) -> None:
@@ -365,57 +418,17 @@ def _points(ax: Axes, s: Series, xy: tuple[list[float], list[float]], colour: st
         ax.plot([x], [y], "o", color=colour, markersize=7, alpha=0.8, markeredgewidth=0, gid=gid, clip_on=False)
 
 
-def _marker(ax: Axes, marker: Marker, named: bool, number: int) -> None:
-    """The line, and its label where `named`: upright lines' ones in steps, so that neighbours do not overlap."""
-    line: dict[str, Any] = {"color": PLACEHOLDER["fg"], "linewidth": 1, "dashes": (1.5, 2.5)}
-    place: dict[str, Any]
-    label = visible(marker.label)
-    if marker.axis == "x":
-        ax.axvline(marker.value, **line)
-        # a label is on the side that has room for it
-        at = ax.transAxes.inverted().transform(ax.transData.transform((marker.value, ax.get_ylim()[0])))[0]
-        up = 8 + 17 * (number % 4)
-        side: dict[str, Any] = {"xytext": (-5, up), "ha": "right"} if at > 0.5 else {"xytext": (5, up)}
-        place = {"xy": (marker.value, 0), "xycoords": ("data", "axes fraction"), "va": "bottom", **side}
-    else:
-        ax.axhline(marker.value, **line)
-        place = {"xy": (1, marker.value), "xycoords": ("axes fraction", "data"), "xytext": (-2, 4), "ha": "right"}
-    if named:
-        ax.annotate(label, textcoords="offset points", fontsize=11, color=PLACEHOLDER["fg"], **place)
-
-
-def _name_lines(ax: Axes, lines: dict[str, Series], block: Lines, colours: dict[str, str], height: float) -> None:
-    """Each line's name at its last point, spread so that no two overlap."""
-    room = 15 / height  # in shares of the axis, as the ends are
-    ends: list[list[Any]] = []
-    for label, s in lines.items():
-        drawn = [
-            (x, y) for x, y in zip(_clean(s.x, block.log_x), _clean(s.y, block.log_y), strict=True) if x == x and y == y
-        ]
-        if drawn:
-            at = ax.transAxes.inverted().transform(ax.transData.transform(drawn[-1]))[1]
-            ends.append([min(max(float(at), 0.0), 1.0), label])
-    ends.sort()
-    for _ in range(40):
-        for low, high in itertools.pairwise(ends):
-            if high[0] - low[0] < room:
-                middle = (high[0] + low[0]) / 2
-                low[0], high[0] = middle - room / 2, middle + room / 2
-    for at, label in ends:
-        colour = PLACEHOLDER[colours.get(lines[label].label, "fg")]
-        ax.annotate(label, (1, at), xycoords="axes fraction", textcoords="offset points", xytext=(8, 0), va="center",
-                    fontsize=11.5, color=colour)  # fmt: skip
-
-
 def _legend(block: Lines, series: list[Series], grid: _Grid) -> tuple[Key, ...]:
-    if grid.right > _Grid.right:  # the lines are named at their ends
-        thin = block.shade and any(s.weight == "thin" for s in series)
-        return (Key("shade", block.shade),) if thin else ()
-    dotted = {s.label for s in series if s.points}
-    keys = [Key("point" if name in dotted else "line", name, colour) for name, colour in _colours(series).items()]
+    """What is not named in the figure itself."""
+    looks, keys = _looks(series), []
+    if not grid.named:
+        dotted = {s.label for s in series if s.points}
+        normal = {s.label: looks[s.label] for s in series if s.weight == "normal"}
+        keys += [Key("point" if name in dotted else look.mark, name, look.colour) for name, look in normal.items()]
     if block.shade and any(s.weight == "thin" for s in series):
         keys.append(Key("shade", block.shade))
-    keys += [Key("dash", label, "fg") for label in dict.fromkeys(s.label for s in series if s.weight == "reference")]
+    if not grid.named:
+        keys += [Key(looks[label].mark, label, looks[label].colour) for label in _references(series)]
     if not grid.named_markers:
         keys += [Key("dots", label, "fg") for label in dict.fromkeys(m.label for m in block.markers)]
     return tuple(keys) if len(keys) > 1 or any(k.mark not in ("line", "point") for k in keys) else ()

@@ -14,6 +14,9 @@ MAX_CELLS_A_SIDE = 160
 BAR_ROOM, COLUMN_BAR = 150, 40  # pixels for the bars of the rows with their labels, and for those of the columns
 _LINE = 12  # pixels between two labels of rows, at least
 _LETTER = 7  # pixels that a letter of a label takes, at most, on average
+_ROW_LETTERS, _COLUMN_LETTERS = 35, 6  # of a row's label at most; of a column's at least, where it is cut
+UNEVEN = 30  # times the median from which on the greatest value leaves the others pale, and the scale is one of ratios
+_RATIO = 1e6  # of the greatest value to the least on a scale that was not asked for
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,13 @@ def layout(block: Heatmap) -> Grid:
     columns = [t.visible(column) for column in block.columns[:MAX_CELLS_A_SIDE]]
     row_label, column_label = t.visible(block.row_label), t.visible(block.column_label)
     shares_label = t.visible(block.shares_label) if block.column_shares else ""
-    words = [*rows, row_label and row_label + " ↓", column_label and column_label + " →", shares_label]
+    named, left_out = _row_names(rows, block)
+    words = [*named, row_label and row_label + " ↓", column_label and column_label + " →", shares_label]
     left = min(260, max(map(len, words)) * _LETTER + 14)
     rim = BAR_ROOM if block.row_shares else 2
     whole = THIRD if block.third else WIDTH
-    width = max(4, min(120, (whole - left - rim) // max(len(columns), 1)))
+    longest = 0 if block.third else max(map(len, columns), default=0) * _LETTER + 8
+    width = max(4, min(max(120, longest), (whole - left - rim) // max(len(columns), 1)))
     height = min(26, width) if block.third else 26 if len(rows) <= 40 else 16
     parts = _parts(block, columns, len(rows), (left, width, height))
     frame = _Frame(left, width, height, parts.ys)
@@ -117,19 +122,45 @@ def layout(block: Heatmap) -> Grid:
         cell_height=height,
         layers=tuple(_layer(m, block, rows, columns, frame) for m in block.measures),
         rows=tuple(
-            Label(left - 8, at + height / 2, t.shorten(row, 250 // _LETTER))
-            for i, (row, at) in enumerate(zip(rows, parts.ys, strict=True))
+            Label(left - 8, at + height / 2, t.shorten(row, _ROW_LETTERS))
+            for i, (row, at) in enumerate(zip(named, parts.ys, strict=True))
             if i % math.ceil(_LINE / height) == 0
         ),
         columns=parts.columns,
         row_label=Label(left - 8, 12, "" if block.column_shares else row_label),
         column_label=Label(left - 8, parts.bottom - 19, column_label),
-        notes=_notes(block),
+        notes=(*_notes(block), *left_out),
         sections=parts.titles,
         bars=(*parts.bars, *row_bars),
         shares=shares,
         shares_label=Label(left - 8, parts.ys[0] - 12 if parts.ys else 12, shares_label),
     )
+
+
+def _row_names(rows: list[str], block: Heatmap) -> tuple[list[str], tuple[str, ...]]:
+    """The rows' labels: long ones without what all of a section have in common, which a note names."""
+    named: list[str] = []
+    common = []
+    for _, count in block.sections or (("", len(rows)),):
+        names = rows[len(named) : len(named) + count]
+        short, shared = t.without_common(names) if any(len(n) > _ROW_LETTERS for n in names) else (names, "")
+        named += short
+        common += [shared] if shared else []
+    quoted = ", ".join(f"“{shared}”" for shared in common)
+    return named, (f"Left out of the rows' names: {quoted}.",) if common else ()
+
+
+def _column_names(columns: list[str], width: int) -> list[str]:
+    """The columns' labels: names that are too long for their columns without what all have in common, or cut; "" where
+    one label in several finds room."""
+    letters = (width - 4) // _LETTER
+    names = columns
+    if letters >= _COLUMN_LETTERS and not all(column.isdecimal() for column in columns):
+        if any(len(name) > letters for name in names):
+            names, _ = t.without_common(names)
+        names = [t.shorten(name, letters) for name in names]
+    every = _every(names, width)
+    return [name if j % every == 0 else "" for j, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +176,7 @@ class _Parts:
 
 def _parts(block: Heatmap, columns: list[str], rows: int, sizes: tuple[int, int, int]) -> _Parts:
     left, width, height = sizes
-    every = _every(columns, width)
+    labels = _column_names(columns, width)
     y = 22 if block.row_label and not block.column_shares else 4
     ys: list[int] = []
     titles: list[Label] = []
@@ -164,7 +195,7 @@ def _parts(block: Heatmap, columns: list[str], rows: int, sizes: tuple[int, int,
             y += COLUMN_BAR + 5
         ys += [y + i * height for i in range(count)]
         y += count * height
-        names += [Label(left + (j + 0.5) * width, y + 15, c) for j, c in enumerate(columns) if j % every == 0]
+        names += [Label(left + (j + 0.5) * width, y + 15, label) for j, label in enumerate(labels) if label]
         y += 34
     return _Parts(tuple(ys), tuple(titles), tuple(names), tuple(bars), y)
 
@@ -208,9 +239,7 @@ def _notes(block: Heatmap) -> tuple[str, ...]:
 
 
 def _layer(measure: Measure, block: Heatmap, rows: list[str], columns: list[str], frame: _Frame) -> Layer:
-    values = [v for row in measure.values for v in row if v is not None and _drawable(v, measure.log)]
-    least, greatest = measure.limits or (min(values, default=0.0), max(values, default=0.0))
-    scale = _Scale(least, greatest, measure.log) if values else None
+    scale = _scale(measure)
     column_label = t.visible(block.column_label)
     cells = []
     for i, row in enumerate(rows):
@@ -222,20 +251,32 @@ def _layer(measure: Measure, block: Heatmap, rows: list[str], columns: list[str]
             fits = len(shown) * 6.5 + 6 <= frame.width and value is not None
             x, y = frame.left + j * frame.width, frame.ys[i]
             cells.append(Cell(x, y, level, f"{place}: {shown}", shown if fits else ""))
-    ticks = None
+    ticks, is_log = None, measure.log
     if scale is not None:
         low, middle, high = (t.cell(v, measure.unit) for v in scale.ticks())
-        ticks = (low, middle, high)
+        ticks, is_log = (low, middle, high), scale.log
     marks = tuple(
         Mark(scale.share(at) * LEVELS, f"{t.visible(name)} {t.cell(at, measure.unit)}")
         for at, name in measure.marks
         if scale is not None and scale.least <= at <= scale.greatest
     )
-    return Layer(t.visible(measure.title), t.visible(measure.help), tuple(cells), ticks, measure.log, marks)
+    return Layer(t.visible(measure.title), t.visible(measure.help), tuple(cells), ticks, is_log, marks)
 
 
-def _drawable(value: float, log: bool) -> bool:
-    return math.isfinite(value) and (value > 0 or not log)
+def _scale(measure: Measure) -> "_Scale | None":
+    """None where there is nothing to draw. By ratios where it is asked for, or where few values are much larger than
+    the others, which would all be pale: one component's next to another's."""
+    finite = [v for row in measure.values for v in row if v is not None and math.isfinite(v)]
+    positive = [v for v in finite if v > 0]
+    uneven = not measure.limits and bool(positive) and min(finite) >= 0
+    uneven = uneven and max(positive) > UNEVEN * sorted(positive)[len(positive) // 2]
+    values = positive if measure.log or uneven else finite
+    if not values:
+        return None
+    least, greatest = measure.limits or (min(values), max(values))
+    if uneven and not measure.log:
+        least = max(least, greatest / _RATIO)
+    return _Scale(least, greatest, measure.log or uneven)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import get_args
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from lorascope import blocks
 from lorascope.blocks import Block, Page, Table
@@ -164,9 +164,8 @@ def _environment() -> jinja2.Environment:
 
 
 def _breaking(name: str) -> Markup:
-    """A dotted name that may break after its dots, but not in a number."""
-    name = prose.tied(t.shorten(t.visible(name), LONGEST_NAME))
-    return Markup(".<wbr>").join(escape(part) for part in re.split(r"\.(?!\d)", name))
+    """A name, not endlessly long, that breaks between its parts."""
+    return prose.breaking(t.shorten(t.visible(name), LONGEST_NAME))
 
 
 def _fact(value: str) -> str | Markup:
@@ -378,9 +377,10 @@ def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View
 
 
 def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
-    title = {} if isinstance(previous, blocks.Heading) and previous.text == block.title else {"title": block.title}
+    said = isinstance(previous, blocks.Heading) and previous.text == block.title
+    title = "" if said and block.caption else block.title  # "Table 2." alone would be no caption
     anchors = tuple(d.anchor(anchor) for anchor in block.anchors)
-    return tables.view(replace(block, anchors=anchors), d.count("table"), d.names, d.definitions, d.is_site, **title)
+    return tables.view(replace(block, anchors=anchors), d.count("table"), d.names, d.definitions, d.is_site, title)
 
 
 def _named_rows(shown: Sequence[Block]) -> dict[str, str]:

@@ -13,12 +13,15 @@ _INDEX = re.compile(
     r"((?:‖|\)|ΔW|(?<![A-Za-z0-9_.{])(?:max|min|[A-Za-zα-ωΑ-Ω])))([_^])"
     r"(\{[^{}]{1,24}\}|(?:in|out|row|[ijk]{2}|FT|\*|\d{1,3}|[a-zA-ZβΔ])(?![A-Za-z0-9_]|\.\w))"
 )
-# What a line may not break in: "5 %", "ε = 0.5", "r = 8", "0 ± 1".
-_TIED = re.compile(r"(?<=\d) (?=%)|(?<![\w.])[A-Za-zα-ωΑ-Ω][₀-₉]? [=<>≤≥≈] (?=[\d−])|(?<=\d) ± (?=\d)")
+# What a line may not break in: "5 %", "ε = 0.5", "r = 8", "0 ± 1", "64 × 24"; and "2–8", where only a joiner holds.
+_TIED = re.compile(r"(?<=\d) (?=%)|(?<![\w.])[A-Za-zα-ωΑ-Ω][₀-₉]? [=<>≤≥≈] (?=[\d−])|(?<=\d) [±–×] (?=\d)")
+_RANGE = re.compile(r"(?<=\d)–(?=[\d−])")
+_LONG_PART = 20  # characters of one part of a name from which on it may break after its underscores
 _SMALL = {
     "_": str.maketrans("0123456789aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ"),
     "^": str.maketrans("0123456789nijkrtβT", "⁰¹²³⁴⁵⁶⁷⁸⁹ⁿⁱʲᵏʳᵗᵝᵀ"),
 }
+_FROBENIUS = ("‖", "_", "F")
 DROP = 0.3  # of an index in SVG, in its own font size
 SIZE = 0.75
 _ANCHOR = r"[A-Za-z][\w.-]*"
@@ -30,18 +33,21 @@ _FAR = re.compile(rf"\.\./{PLAIN_FILE.pattern}(#{_ANCHOR})?|https://[\w.-]+(/[\w
 
 def pretty(text: str) -> Markup:
     """Text with its indices and exponents set as such, and its numbers on one line with what belongs to them."""
-    return indexed(tied(text))
+    tags = {"": Markup("{}"), "_": Markup("<sub>{}</sub>"), "^": Markup("<sup>{}</sup>")}
+    pieces = _pieces(text)  # tied afterwards: an invisible joiner of the text's own is shown as what it is
+    return Markup("").join(tags[sign].format(tied(piece)) for sign, piece in pieces)
 
 
 def tied(text: str) -> str:
-    """Text whose lines do not break inside a number and its unit."""
-    return _TIED.sub(lambda m: m[0].replace(" ", "\u00a0"), text)
+    """Text whose lines do not break inside a number and its unit, or a range of numbers."""
+    return _RANGE.sub("\u2060–\u2060", _TIED.sub(lambda m: m[0].replace(" ", "\u00a0"), text))
 
 
-def indexed(text: str) -> Markup:
-    """Text with its indices and exponents set as such."""
-    tags = {"": Markup("{}"), "_": Markup("<sub>{}</sub>"), "^": Markup("<sup>{}</sup>")}
-    return Markup("").join(tags[sign].format(piece) for sign, piece in _pieces(text))
+def breaking(name: str) -> Markup:
+    """A dotted name that may break after its dots, but not in a number; long parts also after their underscores."""
+    parts = re.split(r"(?<=\.)(?!\d)", tied(name))
+    shorter = [each for part in parts for each in (re.split(r"(?<=_)", part) if len(part) > _LONG_PART else [part])]
+    return Markup("<wbr>").join(escape(part) for part in shorter)
 
 
 class Terms:
@@ -80,10 +86,17 @@ def _names(term: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text for a place that has no markup: small characters where there are such, and no signs of TeX."""
+    """Text for a place that has no markup: small characters where there are such, and no signs of TeX.
+
+    There is no small F: "‖ΔW‖_F" is "‖ΔW‖", the norm that is meant where none is named.
+    """
     if "_" not in text and "^" not in text:
         return t.visible(text)
-    return "".join(_small(sign, piece) for sign, piece in _pieces(text))
+    kept, before = "", ""
+    for sign, piece in _pieces(text):
+        kept += "" if (before[-1:], sign, piece) == _FROBENIUS else _small(sign, piece)
+        before = piece
+    return kept
 
 
 def _small(sign: str, piece: str) -> str:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
 from lorascope import blocks
 from lorascope.blocks import Cell, Column, Table
 from lorascope.report import prose
@@ -14,6 +16,7 @@ MAX_CELLS, MAX_ROWS = 30_000, 2_000  # of one table
 LONGEST_NAME = 300
 LONGEST_PROSE, LONGEST_WORD = 2000, 60  # of a cell in sentences, which breaks between words
 LONG_CELL = 64  # characters from which on a column of text breaks its lines
+BREAKING_FROM = 24  # characters of a name: a shorter one finds room on a phone
 BAR = 20  # steps of the longest bar in a cell
 FOLDED_FROM = 8  # columns of an interactive table from which on constant ones are folded away
 
@@ -46,7 +49,7 @@ def view(
     shown = [block.columns[j] for j in kept]
     defined = {c.key: definitions.get(c.metric or c.key, "") or prose.target(c.to, is_site) for c in block.columns}
     columns = tuple(_column(block.columns[j], [row[j] for row in rows], len(kept), defined) for j in kept)
-    bars = [_longest(block, rows, j) for j in kept]
+    drawn = [_cells(block, rows, j, column, is_site) for j, column in zip(kept, columns, strict=True)]
     wordy = sum(column.css.endswith("w") for column in columns)
     notes = (f"The first {len(rows):,} of {len(block.rows):,} rows.",) if len(block.rows) > len(rows) else ()
     texts = [(t.visible(block.columns[j].title), _cell(rows[0][j], block.columns[j], 0).text) for j in constant]
@@ -57,13 +60,7 @@ def view(
         number=number,
         title=title,
         columns=columns,
-        rows=tuple(
-            tuple(
-                _cell(row[j], c, top, is_site, " c" not in column.css)
-                for j, c, top, column in zip(kept, shown, bars, columns, strict=True)
-            )
-            for row in rows
-        ),
+        rows=tuple(zip(*drawn, strict=True)) if rows else (),
         anchors=_anchors(block, rows, names),
         wide=not bare and (len(kept) > 9 or wordy > 2),
         dense=wordy > 4,
@@ -118,22 +115,40 @@ def _column(column: Column, cells: Sequence[Cell], many: int, definitions: Mappi
     )
 
 
+def _cells(block: Table, rows: Sequence[tuple[Cell, ...]], j: int, drawn: ColumnView, is_site: bool) -> list[CellView]:
+    """The cells of one column, whose numbers have one format and whose bars one scale."""
+    column, longest = block.columns[j], _longest(block, rows, j)
+    scientific = t.one_format([row[j] for row in rows], column.digits)
+    words = " c" not in drawn.css
+    return [_cell(row[j], column, longest, scientific, is_site=is_site, words=words) for row in rows]
+
+
 def linked(value: blocks.Link | str) -> CellView:
     """A text, with where it leads: nowhere, if that is not a plain file name."""
     file = value.file if isinstance(value, blocks.Link) and PLAIN_FILE.fullmatch(value.file) else ""
     return CellView(text=t.cell(value), key="", file=file)
 
 
-def _cell(value: Cell, column: Column, longest: float, is_site: bool = False, words: bool = False) -> CellView:
+def _cell(
+    value: Cell,
+    column: Column,
+    longest: float,
+    scientific: bool | None = None,
+    *,
+    is_site: bool = False,
+    words: bool = False,
+) -> CellView:
     """`words`: its text is prose, whose indices are set as such, and not a name."""
     if isinstance(value, blocks.Rich):
         return CellView(text=prose.markup(value, is_site), key="")
-    text = t.cell(value, column.unit, column.digits)
+    text = t.cell(value, column.unit, column.digits, scientific)
     is_prose = column.unit == "text" and max(map(len, text.split()), default=0) < LONGEST_WORD
     text = t.shorten(text, LONGEST_PROSE if is_prose else LONGEST_NAME)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     key = f"{value:.7g}" if is_number and column.unit != "text" else ""
     file = linked(value).file if isinstance(value, blocks.Link) else ""
     bar = round(BAR * value / longest) if longest and is_number and math.isfinite(value) else None  # type: ignore[arg-type,operator]
-    shown = prose.indexed(text) if words and isinstance(value, str | blocks.Link) else text
-    return CellView(text=shown, key="" if key == text else key, file=file, bar=bar or None)
+    shown: str | Markup = text
+    if isinstance(value, str | blocks.Link) and column.unit != "verdict":
+        shown = prose.pretty(text) if words else prose.breaking(text) if len(text) > BREAKING_FROM else text
+    return CellView(text=shown, key="" if key == text.replace(",", "") else key, file=file, bar=bar or None)

@@ -1,8 +1,9 @@
 """Cells as strings, the same in the terminal and on the page. Standard library only."""
 
 import math
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lorascope.blocks import Cell, Check, Column, ForestRow, Link, Rich
 from lorascope.errors import printable
@@ -19,37 +20,79 @@ def visible(text: str) -> str:
     return "".join(c if c in _SPACES else printable(c) for c in text)
 
 
-def number(value: float, digits: int = 3) -> str:
-    """`value` with `digits` significant digits; scientific below 0.001 and from 100,000 on."""
+def number(value: float, digits: int = 3, scientific: bool | None = None) -> str:
+    """`value` with `digits` significant digits; by default scientific below 0.001 and from 100,000 on."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"
-    mantissa, exponent = f"{value:.{max(digits, 1) - 1}e}".split("e")
-    power = int(exponent)
-    shown = f"{value:.{max(0, digits - 1 - power)}f}" if -3 <= power < 5 else f"{mantissa}e{power}"
+    mantissa, power = _parts(value, digits)
+    if scientific is None:
+        scientific = _is_scientific(power)
+    shown = f"{mantissa}e{power}" if scientific else f"{value:,.{max(0, digits - 1 - power)}f}"
     return shown.replace("-", "−")
 
 
+def _parts(value: float, digits: int) -> tuple[str, int]:
+    """Mantissa and power of ten, as rounded to `digits`."""
+    mantissa, exponent = f"{value:.{max(digits, 1) - 1}e}".split("e")
+    return mantissa, int(exponent)
+
+
+def _is_scientific(power: int) -> bool:
+    return not -3 <= power < 5
+
+
+def one_format(values: Iterable[Cell], digits: int = 3) -> bool | None:
+    """How to show the numbers of one column so that they can be compared: None where each fits the usual way, else all
+    as decimals (False), or all in scientific notation (True) where decimals would be long."""
+    powers = {
+        _parts(v, digits)[1]
+        for v in values
+        if isinstance(v, int | float) and not isinstance(v, bool) and v and math.isfinite(v)
+    }
+    if len({_is_scientific(power) for power in powers}) < 2:
+        return None
+    return not (min(powers) >= -5 and max(powers) < 7)
+
+
 def percent(share: float, digits: int = 3) -> str:
-    """A share as a percentage, 1.0 being 100 %; one decimal at the default `digits`."""
+    """A share as a percentage, 1.0 being 100 %; one decimal at the default `digits`, as columns line up."""
     if not math.isfinite(share):
         return number(share)
     decimals = max(0, digits - 2)
     least = 10.0**-decimals
     if 0 < share * 100 < least / 2:
         return f"<{least:.{decimals}f} %"
+    if round(abs(share) * 100, decimals) > 100:
+        return significant_percent(share, digits)
     return f"{share * 100:.{decimals}f} %".replace("-", "−")
 
 
+def significant_percent(share: float, digits: int = 2) -> str:
+    """A share as a percentage in sentences, by its significant digits: 0.2912 is "29 %", 11.284 "1,130 %".
+
+    Above 100 % at least three digits; scientific below 0.01 % and from 10,000,000 % on, where zeros are hard to count.
+    """
+    if not math.isfinite(share):
+        return f"{number(share)} %"
+    value = 100 * share
+    if value and not 0.01 <= abs(value) < 1e7:
+        return f"{number(value, digits, scientific=True)} %"
+    power = _parts(value, digits)[1] if value else 0
+    digits = max(digits, 3) if abs(value) > 100 else digits
+    shown = f"{round(value, digits - 1 - power):,.{max(0, digits - 1 - power)}f}"
+    shown = shown.rstrip("0").rstrip(".") if "." in shown else shown
+    return f"{shown} %".replace("-", "−")
+
+
 def integer(value: float) -> str:
-    """A count; thousands are separated from 10,000 on, so that 4096 stays as people write it."""
+    """A count, its thousands separated."""
     if not math.isfinite(value):
         return number(value)
-    whole = round(value)
-    return (f"{whole:,}" if abs(whole) >= 10_000 else str(whole)).replace("-", "−")
+    return f"{round(value):,}".replace("-", "−")
 
 
 def counted(n: int, thing: str) -> str:
@@ -57,8 +100,11 @@ def counted(n: int, thing: str) -> str:
     return f"{integer(n)} {thing}" if n == 1 else f"{integer(n)} {thing}s"
 
 
-def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
-    """One cell of a table as `unit` asks; None is a dash, a string is itself with control characters escaped."""
+def cell(value: Cell, unit: str = "text", digits: int = 3, scientific: bool | None = None) -> str:
+    """One cell of a table as `unit` asks; None is a dash, a string is itself with control characters escaped.
+
+    `scientific` is what `one_format` says of the column.
+    """
     if value is None:
         return ABSENT
     if isinstance(value, bool):
@@ -71,7 +117,7 @@ def cell(value: Cell, unit: str = "text", digits: int = 3) -> str:
         return percent(value, digits)
     if unit == "int" or (unit == "text" and isinstance(value, int)):
         return integer(value)
-    return number(value, digits)
+    return number(value, digits, scientific)
 
 
 def interval(check: Check | ForestRow) -> str:
@@ -149,6 +195,25 @@ def told_apart(names: Sequence[str]) -> tuple[list[str], str]:
     if len(set(names)) < 2 or not differing or short == list(names):
         return list(names), ""
     return short, pattern
+
+
+def without_common(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names without the words that all begin with and all end with, and these ("lora_unet_…_weight"); "" for none.
+
+    Words end at dots, underscores, slashes and spaces; each name keeps at least one.
+    """
+    split = [re.findall(r"[^._/ ]*[._/ ]+|[^._/ ]+", name) for name in names]
+    most = min(map(len, split), default=0) - 1
+    if len(set(names)) < 2 or most < 1:
+        return list(names), ""
+    head = next((i for i in range(most) if len({parts[i] for parts in split}) > 1), most)
+    most -= head
+    tail = next((i for i in range(most) if len({parts[-1 - i] for parts in split}) > 1), most)
+    if not head + tail:
+        return list(names), ""
+    short = ["".join(parts[head : len(parts) - tail]).strip("._/ ") for parts in split]
+    first = split[0]
+    return short, f"{''.join(first[:head])}…{''.join(first[len(first) - tail :])}"
 
 
 def shorten(text: str, width: int) -> str:

@@ -180,6 +180,23 @@ def test_numbers_and_absences_in_tables():
     assert '<th scope=row class="t c">a.b</th>' in text
 
 
+def test_a_column_of_numbers_has_one_format():
+    text = draw(Table((Column("m", "M"), Column("x", "X", "float")), (("a", 9.33e-4), ("b", 0.003), ("c", 4096.0))))
+    assert "<td>0.000933</td>" in text
+    assert '<td data-v="0.003">0.00300</td>' in text
+    assert "<td>4,096</td>" in text  # the script reads it without its comma
+
+
+def test_no_caption_is_empty():
+    table = Table((Column("a", "A"),), (("x",),))
+    assert '<figcaption id="table-1-caption" class="sr">' in draw(table)
+    named = draw(Heading("Every matrix"), replace(table, title="Every matrix"))
+    assert '<span class="title">Every matrix.</span>' in named
+    said = draw(Heading("Every matrix"), replace(table, title="Every matrix", caption="In order."))
+    assert '<span class="title">' not in said
+    assert "In order." in said
+
+
 def test_empty_blocks():
     empty = Table((Column("a", "A"),), (), interactive=True)
     lines = Lines("L", (Series("a", (1.0, 2.0), (None, float("nan"))),), "x", "y")
@@ -344,6 +361,43 @@ def test_a_large_heatmap_is_cut_and_says_so():
     grid = heatmap.layout(block)
     assert grid.notes == ("The first 160 of 200 columns are drawn.",)
     assert len(grid.layers[0].cells) == 480
+
+
+def pairwise(names: tuple[str, ...]) -> heatmap.Grid:
+    values = tuple((0.5,) * len(names) for _ in names)
+    return heatmap.layout(Heatmap("H", names, names, (Measure("m", "M", values),), "adapter", "adapter"))
+
+
+def test_every_column_that_finds_room_is_named():
+    four = tuple(f"runs/seed-{i}/adapter-of-run-{i}" for i in range(4))
+    assert [label.text for label in pairwise(four).columns] == list(four)
+    many = tuple(f"runs_of_seed_{i}_at_step_200" for i in range(9))
+    assert [label.text for label in pairwise(many).columns] == list(map(str, range(9)))
+    assert [cell.says for cell in pairwise(many).layers[0].cells][1].startswith(
+        "runs_of_seed_0_at_step_200, adapter runs_"
+    )
+
+
+def test_long_names_of_rows_leave_out_what_all_have():
+    kinds = ("attn1_to_q", "attn1_to_out_0", "ff_net_2")
+    rows = tuple(f"lora_unet_down_blocks_1_transformer_blocks_0_{kind}" for kind in kinds)
+    block = Heatmap(
+        "H", (*rows, "q"), ("0", "1"), (Measure("m", "M", ((1.0, 2.0),) * 4),), sections=(("unet", 3), ("", 1))
+    )
+    grid = heatmap.layout(block)
+    assert [label.text for label in grid.rows] == [*kinds, "q"]
+    assert grid.notes == ("Left out of the rows' names: “lora_unet_down_blocks_1_transformer_blocks_0_…”.",)
+    assert grid.layers[0].cells[0].says.startswith("lora_unet_")
+
+
+def test_a_scale_is_one_of_ratios_where_few_values_are_much_larger():
+    layer = layer_of(((1.0, 2.0, 3.0), (2.0, 900.0, 0.0)))
+    assert layer.log
+    assert layer.ticks == ("1.00", "30.0", "900")
+    assert [c.level for c in layer.cells][4:] == [heatmap.LEVELS - 1, 0]
+    assert not layer_of(((1.0, 2.0, 3.0), (2.0, 50.0, 0.0))).log
+    assert not layer_of(((-1.0, 2.0, 3.0), (2.0, 900.0, 0.0))).log
+    assert not layer_of(((0.1, 0.1, 0.1, 9.0),), limits=(0.0, 10.0)).log
 
 
 def test_what_is_folded_is_drawn_and_not_in_the_contents_or_on_the_terminal():

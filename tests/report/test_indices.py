@@ -73,7 +73,9 @@ def test_indices_are_set_in_every_kind_of_text():
 @pytest.mark.parametrize(
     ("text", "shown", "plain"),
     [
-        ("‖ΔW‖_F² of q_proj", "‖ΔW‖<sub>F</sub>² of q_proj", "‖ΔW‖F² of q_proj"),
+        ("‖ΔW‖_F² of q_proj", "‖ΔW‖<sub>F</sub>² of q_proj", "‖ΔW‖² of q_proj"),
+        ("r = 2–8 of 64 × 24", "r\u00a0=\u00a02\u2060–\u20608 of 64\u00a0×\u00a024", "r = 2–8 of 64 × 24"),
+        ("2\u2060–\u20608", "2\\u2060–\\u20608", "2\\u2060–\\u20608"),
         ("‖U_iᵀV_j‖", "‖U<sub>i</sub>ᵀV<sub>j</sub>‖", "‖UᵢᵀVⱼ‖"),
         ("ΔW_aΔW_bᵀ", "ΔW<sub>a</sub>ΔW<sub>b</sub>ᵀ", "ΔWₐΔWbᵀ"),
         ("B_ji of Pθ", "B<sub>ji</sub> of Pθ", "Bⱼᵢ of Pθ"),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from lorascope.blocks import Column, Link, Page, Shelf, Table
+from lorascope.report import html
 from tests.report.conftest import HOSTILE
 
 
@@ -186,3 +188,108 @@ def test_a_narrow_screen_shows_the_measure_that_is_chosen(page_in_browser, demo_
     page.locator(".picker select").select_option("2")
     assert page.locator(shown).count() == 2
     assert page.locator("figure[data-interactive]").bounding_box()["width"] <= 390
+
+
+@pytest.mark.parametrize(
+    ("typed", "column", "least"),
+    [
+        ("stable rank > 1.5", "stable rank", 1.5),
+        ("stable>1.5", "stable rank", 1.5),
+        ("Stable ≥ 1.5", "stable rank", 1.5),
+        ("layers.1. stable rank > 1.5", "stable rank", 1.5),
+        ("utilisation of r > 40 %", "utilisation", 40),
+        ("utilisation>40%", "utilisation", 40),
+        ("utilisation > 4e1 stable rank > 1", "utilisation", 40),
+    ],
+)
+def test_bounds_are_understood_however_they_are_spaced(demo, typed, column, least):
+    titles = demo.page.locator("figure[data-interactive] thead th").all_text_contents()
+    j = next(i for i, title in enumerate(titles) if title.strip().lower().startswith(column))
+    demo.page.get_by_label("Filter").fill(typed)
+    rows = demo.page.locator("figure[data-interactive] tbody tr:not([hidden])")
+    shown = [float(text.removesuffix(" %")) for text in rows.locator(f":nth-child({j + 1})").all_text_contents()]
+    assert 0 < len(shown) < 224
+    assert min(shown) >= least - 0.05  # as rounded in the table
+    assert demo.page.locator("output").first.text_content() == f"{len(shown)} of 224 rows"
+    if typed.startswith("layers.1."):
+        assert all("layers.1." in name for name in rows.locator("th").all_text_contents())
+
+
+def test_a_bound_on_no_column_is_said(demo):
+    box, output = demo.page.get_by_label("Filter"), demo.page.locator("output").first
+    box.fill("q_proj foo > 3")
+    assert output.text_content() == "32 of 224 rows; no column starts with “foo”"
+    box.fill("stable >")  # still being typed
+    assert output.text_content() == "224 of 224 rows"
+
+
+SCROLL = "figure.wide .scroll"
+
+
+@pytest.mark.parametrize("width", [1240, 1440])
+def test_a_wide_table_goes_beyond_the_text_on_both_sides(page_in_browser, demo_file, width):
+    page = page_in_browser(demo_file, viewport={"width": width, "height": 900}).page
+    box = page.locator(SCROLL).first.bounding_box()
+    assert box["width"] > 1050
+    assert box["x"] == pytest.approx(width - box["x"] - box["width"], abs=1)
+
+
+def test_a_table_of_many_columns_that_fits_stays_with_the_text(page_in_browser, tmp_path):
+    columns = tuple(Column(f"c{j}", f"c{j}", "int") for j in range(12))
+    html.write(Page("t", (Table(columns, ((1,) * 12,), "T"),)), tmp_path / "page.html")
+    page = page_in_browser(tmp_path / "page.html", viewport={"width": 1440, "height": 900}).page
+    box = page.locator(SCROLL).bounding_box()
+    assert (box["x"], box["width"]) == (pytest.approx(200, abs=1), pytest.approx(1040, abs=1))
+
+
+def test_a_wide_table_does_not_reach_the_contents(page_in_browser, demo_file):
+    page = page_in_browser(demo_file, viewport={"width": 1600, "height": 900}).page
+    box, contents = page.locator(SCROLL).first.bounding_box(), page.locator(".contents").bounding_box()
+    assert contents["x"] + contents["width"] < box["x"]
+    assert box["x"] + box["width"] <= 1600
+
+
+def test_names_break_between_their_parts_on_a_phone_alone(page_in_browser, tmp_path):
+    names = [f"base.model.encoder.layer.{i}.attention.self.query" for i in range(3)]
+    rows = tuple((name, 1.5, 2.5, float(i)) for i, name in enumerate(names))
+    columns = (Column("name", "module", "code"), *(Column(k, k, "float") for k in "ab"), Column("c", "‖ΔW‖_F", "float"))
+    html.write(Page("t", (Table(columns, rows, "T", interactive=True),)), tmp_path / "page.html")
+    # what stands at the beginning of each line of the first name
+    lines = """() => {
+        const walk = document.createTreeWalker(document.querySelector("tbody th"), 4), begins = [];
+        for (let text, top = -1; text = walk.nextNode();) for (let i = 0; i < text.length; i++) {
+            const range = new Range(); range.setStart(text, i); range.setEnd(text, i + 1);
+            const at = range.getBoundingClientRect().top;
+            if (Math.abs(at - top) > 4) begins.push(text.data.slice(i)); top = at; } return begins; }"""
+    phone = page_in_browser(tmp_path / "page.html", viewport={"width": 390, "height": 844}).page
+    begins = phone.evaluate(lines)
+    assert len(begins) > 1
+    assert all(begin.split(".")[0] in names[0].split(".") for begin in begins)
+    assert phone.locator(".picker option").all_text_contents() == ["a", "b", "‖ΔW‖"]
+    wide = page_in_browser(tmp_path / "page.html", viewport={"width": 1000, "height": 844}).page
+    assert len(wide.evaluate(lines)) == 1
+
+
+def test_a_table_that_is_cut_off_says_so_at_its_head_too(page_in_browser, tmp_path):
+    columns = tuple(Column(f"c{j}", f"a rather long title {j}") for j in range(6))
+    html.write(Page("t", (Table(columns, (("x",) * 6,), "T"),)), tmp_path / "page.html")
+    page = page_in_browser(tmp_path / "page.html", viewport={"width": 390, "height": 844}).page
+    assert page.evaluate("getComputedStyle(document.querySelector('thead th')).backgroundColor") == "rgba(0, 0, 0, 0)"
+    assert page.locator("thead").bounding_box()["height"] < 50  # titles stay on one line
+
+
+def test_the_navigation_begins_with_a_whole_word_on_a_phone(page_in_browser, tmp_path):
+    links = tuple(Link(f"Page number {i}", f"p{i}.html") for i in range(12))
+    html.write(Page("t", (), site=(Shelf("All", links),), file="p6.html"), tmp_path / "page.html")
+    page = page_in_browser(tmp_path / "page.html", viewport={"width": 390, "height": 844}).page
+    row = page.locator(".site div").bounding_box()
+    begins = [link.bounding_box()["x"] for link in page.locator(".site a").all()]
+    assert min(abs(x - row["x"]) for x in begins) <= 1
+    here = page.locator(".site [aria-current]").bounding_box()
+    assert row["x"] <= here["x"] <= row["x"] + row["width"] - here["width"]
+
+
+def test_what_made_a_page_stays_together_on_paper(demo):
+    demo.page.emulate_media(media="print")
+    assert demo.page.evaluate("getComputedStyle(document.querySelector('footer')).breakInside") == "avoid"
+    assert demo.page.locator("footer").bounding_box()["height"] < 90

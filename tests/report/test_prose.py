@@ -112,3 +112,8 @@ def test_prose_in_the_terminal():
 def test_names_break_after_their_dots_and_not_in_a_number():
     text = html.render(Page("minilm-0.1.0 → model.layers.merged", ()))
     assert "<h1>minilm-0.1.0 → model.<wbr>layers.<wbr>merged</h1>" in text
+
+
+def test_long_parts_of_a_name_break_after_their_underscores():
+    assert str(prose.breaking("model.self_attn")) == "model.<wbr>self_attn"
+    assert str(prose.breaking("lora_unet_down_blocks_0")) == "lora_<wbr>unet_<wbr>down_<wbr>blocks_<wbr>0"

@@ -19,8 +19,13 @@
   show();
 })();
 
-// On a narrow screen the navigation scrolls sideways: to this page's own name.
-for (const here of document.querySelectorAll(".site [aria-current]")) here.parentNode.scrollLeft = here.offsetLeft - here.parentNode.offsetLeft - 40;
+// On a narrow screen the navigation scrolls sideways: to this page's own name and the one before it, whole words at the edge.
+for (const here of document.querySelectorAll(".site [aria-current]")) here.parentNode.scrollLeft = (here.previousElementSibling ?? here).offsetLeft - here.parentNode.offsetLeft;
+for (const row of document.querySelectorAll(".site div")) {
+  const mark = () => row.toggleAttribute("data-before", row.scrollLeft > 4);
+  row.addEventListener("scroll", mark, { passive: true });
+  mark();
+}
 
 {% if not plain %}
 for (const figure of document.querySelectorAll("figure[data-interactive]")) {
@@ -67,6 +72,9 @@ function title(header) {
   return copy.textContent.trim();
 }
 
+// The words of a cell, without what keeps them on one line.
+function said(cell) { return cell.textContent.replaceAll("\u00a0", " ").replaceAll("\u2060", ""); }
+
 // What a cell of numbers is, as shown: of "12.5 %" 12.5. null where it has none.
 function numberIn(cell) {
   const text = cell.textContent.trim(), value = Number.parseFloat(cell.dataset.v ?? text.replaceAll(",", "").replaceAll("−", "-"));
@@ -110,26 +118,44 @@ function sortable(body, rows, headers) {
   });
 }
 
-// Words that a row must have, and bounds on a column that its title's start names: "q_proj stable>5".
+// What a filter asks for: words that a row must have, and bounds on columns that the start of their title names, as in
+// "q_proj stable rank > 1.5 energy > 10 %". A bound's name is as many of the words before it as a title begins with.
+function asked(typed, titles) {
+  const plain = (text) => text.toLowerCase().replace(/[\s.‖_]/g, "");
+  const named = titles.map(plain), words = [], bounds = [], unknown = [];
+  const tied = typed.toLowerCase().replaceAll("≥", ">=").replaceAll("≤", "<=").replace(/\s*(>=|<=|>|<|=)\s*/g, "$1").replace(/(\d)\s+%/g, "$1%");
+  for (const word of tied.split(/\s+/).filter(Boolean)) {
+    const bound = /^(.*?)(>=|<=|>|<|=)(?:([-−]?[\d.,]+(?:e[-−+]?\d+)?)%?)?$/.exec(word);
+    if (!bound) { words.push(word); continue; }
+    let column = -1, used = 0;
+    for (let n = 0; n <= words.length; n++) {
+      const name = plain([...words.slice(words.length - n), bound[1]].join("")), at = name ? named.findIndex((title) => title.startsWith(name)) : -1;
+      if (at >= 0) [column, used] = [at, n];
+    }
+    words.splice(words.length - used);
+    if (bound[3] === undefined && column >= 0) continue;  // still being typed
+    if (column < 0) unknown.push({ name: bound[1], word });
+    else bounds.push({ column, sign: bound[2], value: Number(bound[3].replaceAll(",", "").replaceAll("−", "-")) });
+  }
+  return { words, bounds, unknown };
+}
+
 function filterable(figure, rows, tools, titles) {
   const input = tools.querySelector("input"), count = tools.querySelector("output");
-  const plain = (text) => text.toLowerCase().replace(/[\s.‖_]/g, "");
-  const texts = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase());
+  const texts = rows.map((row) => [...row.cells].map(said).join(" ").toLowerCase());
   const compare = { ">": (a, b) => a > b, "<": (a, b) => a < b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b, "=": (a, b) => a === b };
-  const test = (word) => {
-    const bound = /^(.+?)(>=|<=|>|<|=)(-?[\d.]+)%?$/.exec(word);
-    const column = bound ? titles.findIndex((name) => plain(name).startsWith(plain(bound[1]))) : -1;
-    if (column < 0) return (row, i) => texts[i].includes(word);
-    return (row) => { const value = numberIn(row.cells[column]); return value !== null && compare[bound[2]](value, Number(bound[3])); };
-  };
+  const holds = (row, { column, sign, value }) => { const found = numberIn(row.cells[column]); return found !== null && compare[sign](found, value); };
   const apply = () => {
-    const tests = input.value.toLowerCase().split(/\s+/).filter(Boolean).map(test);
+    const { words, bounds, unknown } = asked(input.value, titles);
+    // "r=8" may stand in the rows themselves.
+    const close = unknown.length ? texts.map((text) => text.replace(/\s/g, "")) : [];
+    const literal = unknown.filter(({ word }) => close.some((text) => text.includes(word))), lost = unknown.filter((one) => !literal.includes(one));
     let shown = 0;
     rows.forEach((row, i) => {
-      row.hidden = !tests.every((one) => one(row, i));
+      row.hidden = !(words.every((word) => texts[i].includes(word)) && bounds.every((bound) => holds(row, bound)) && literal.every(({ word }) => close[i].includes(word)));
       shown += !row.hidden;
     });
-    count.textContent = `${shown} of ${rows.length} rows`;
+    count.textContent = `${shown} of ${rows.length} rows${lost.map(({ name }) => `; no column starts with “${name}”`).join("")}`;
   };
   input.addEventListener("input", apply);
   // A link to a row that the filter hides shows it.
@@ -145,7 +171,7 @@ function filterable(figure, rows, tools, titles) {
 function takeable(figure, body, tools, titles) {
   const same = JSON.parse(figure.dataset.same ?? "[]"), names = [...titles, ...same.map(([name]) => name)];
   const values = () => [...body.rows].filter((row) => !row.hidden).map((row) => [
-    ...[...row.cells].map((cell) => (cell.classList.contains("t") ? cell.textContent : cell.dataset.v !== undefined ? Number(cell.dataset.v) : numberIn(cell))),
+    ...[...row.cells].map((cell) => (cell.classList.contains("t") ? said(cell) : cell.dataset.v !== undefined ? Number(cell.dataset.v) : numberIn(cell))),
     ...same.map(([, text]) => text),
   ]);
   // A spreadsheet would run a text that begins like a formula.
@@ -166,7 +192,7 @@ function takeable(figure, body, tools, titles) {
 // On a narrow screen a table shows its first column and the one that is chosen; on a wide one it says what is cut off.
 function pickable(figure, rows, headers, tools, titles) {
   const select = tools.querySelector("select"), scroll = figure.querySelector(".scroll");
-  titles.slice(1).forEach((name, j) => select.append(new Option(name, String(j + 1))));
+  titles.slice(1).forEach((name, j) => select.append(new Option(headers[j + 1].dataset.name ?? name, String(j + 1))));
   const pick = (at) => [headers, ...rows.map((row) => row.cells)].forEach((cells) => [...cells].forEach((cell, j) => cell.classList.toggle("picked", j === at)));
   const narrow = matchMedia("(max-width: 640px)");
   const arrange = () => {
