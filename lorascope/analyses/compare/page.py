@@ -141,7 +141,7 @@ def _tiles_of_many(result: CompareResult) -> tuple[Tile, ...]:
     beyond = sum(similarity(pair, len(pairs)) != "chance" for pair in pairs)
     made = [
         Tile("Pairs", f"{len(pairs):,}", f"of {len(result.adapters)} adapters"),
-        Tile("Pairs beyond chance", f"{beyond:,} of {len(pairs):,}", "1 % of unrelated ones would be", "left.q"),
+        Tile("Pairs beyond chance", f"{beyond:,} of {len(pairs):,}", "false alarms: 1 % of all", "left.q"),
     ]
     top = _ordered(result)[0]
     of_left = (matrices.left, matrices.left_chance, matrices.left_z)
