@@ -231,9 +231,9 @@ def _by_type(result: SpectrumResult) -> Table:
         Column("energy_share", "energy", "percent", help="share of Σ‖ΔW‖_F²"),
         Column("frobenius_norm", "‖ΔW‖_F", "float", help="median over modules"),
         Column("spectral_norm", "max ‖ΔW‖₂", "float", help="largest over modules"),
-        Column("stable_rank", "stable", "float", help="median stable rank Σσ²/σ₁²"),
+        Column("stable_rank", "stable rank", "float", help="median stable rank Σσ²/σ₁²"),
         Column("null.stable_rank", "random", "float", help="median stable rank of Gaussian B·A of these shapes"),
-        Column("effective_rank", "effective", "float", help="median of exp H(σ/Σσ)"),
+        Column("effective_rank", "eff. rank", "float", help="median of exp H(σ/Σσ)"),
         Column("energy_rank_0.95", "r95", "int", help="rank that keeps 95 % of the energy in every module of the type"),
         Column("energy_rank_0.99", "r99", "int", help="rank that keeps 99 % of the energy in every module of the type"),
     )  # fmt: skip
