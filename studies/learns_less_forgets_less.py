@@ -31,6 +31,7 @@ RATES = {ENCODER: (3e-4, 1e-3, 3e-3), DECODER: LORA_LM_RATES}
 FULL_RATES = {ENCODER: (3e-5, 1e-4, 3e-4, 1e-3), DECODER: FULL_LM_RATES}
 SWEPT = 8
 SHRUNK = (0.25, 0.5, 0.75, 1.0)  # times the trained ΔW
+MORE = 0.2  # of full fine-tuning's drift: the bound of the claims, on the other side
 TARGET = 0.8  # of full fine-tuning's gain, where forgetting is compared
 
 
@@ -325,6 +326,7 @@ def reading(answers):
         "absent or opposite": "no less, within a fifth, than",
     }
     moved = equal.get(answers["pareto"].verdict, "by an amount not shown to differ from that of")
+    moved = "more than" if answers.criterion("pareto").low > MORE else moved
     return (
         f"{answers.opening}, the gain of LoRA of r = 1 differs from full fine-tuning's by "
         f"{answers.found('learns-less')} of it, and r = 64 has {answers.found('matches')} of its gain. Where both have "
@@ -337,7 +339,7 @@ def of_forgetting(answers):
     if answers.is_one_of("forgets-less", "out of reach"):
         return "This cannot test the paper's claims on forgetting: no other ability is measured."
     found = ", ".join(answers.found("forgets-less", i) for i in range(3))
-    return f"Forgetting relative to full fine-tuning, each at its best rate, r = 1, 8 and 64: {found}."
+    return f"Drift above full fine-tuning's, each at its best rate, for r = 1, 8 and 64: {found}."
 
 
 study = Study(

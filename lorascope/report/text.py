@@ -58,15 +58,19 @@ def one_format(values: Iterable[Cell], digits: int = 3) -> bool | None:
     return not (min(powers) >= -5 and max(powers) < 7)
 
 
+EXACT = 1000.0  # per cent, from which on decimals say nothing
+
+
 def percent(share: float, digits: int = 3) -> str:
-    """A share as a percentage, 1.0 being 100 %; one decimal at the default `digits`, as columns line up."""
+    """A share as a percentage, 1.0 being 100 %; one decimal at the default `digits`, as columns and intervals line up,
+    from 1,000 % on three digits."""
     if not math.isfinite(share):
         return number(share)
     decimals = max(0, digits - 2)
     least = 10.0**-decimals
     if 0 < share * 100 < least / 2:
         return f"<{least:.{decimals}f} %"
-    if round(abs(share) * 100, decimals) > 100:
+    if round(abs(share) * 100, decimals) >= EXACT:
         return significant_percent(share, digits)
     return f"{share * 100:.{decimals}f} %".replace("-", "−")
 
