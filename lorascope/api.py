@@ -238,7 +238,7 @@ def resize(
     Raises:
         InputError: no ΔW of it can be reduced, or a rule is impossible to meet.
     """
-    from lorascope.analyses.resize.truncate import rules
+    from lorascope.analyses.truncate import rules
 
     chosen = rules(rank=rank, energy=energy, budget_rank=budget_rank, parameters=parameters)
     opened = None if base is None else open_model(base)

@@ -30,7 +30,7 @@ from lorascope.cli._runs import given_by
 from lorascope.destinations import check_new_folder
 
 if TYPE_CHECKING:
-    from lorascope.analyses.resize.truncate import Rule
+    from lorascope.analyses.truncate import Rule
     from lorascope.training.given import Given
     from lorascope.weights.adapter import Adapter
 
@@ -124,7 +124,7 @@ def resize(  # one parameter per option
 
         prepare_process()
     from lorascope.analyses import resize as analysis
-    from lorascope.analyses.resize.truncate import dtype_named, rules
+    from lorascope.analyses.truncate import dtype_named, rules
     from lorascope.cli._progress import bar
     from lorascope.weights import io
 

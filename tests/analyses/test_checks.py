@@ -157,7 +157,7 @@ def test_collapse_and_its_opposite():
 def test_the_smaller_plan_is_the_one_that_resize_makes(tmp_path):
     """The promise of the finding against the plan that its command makes, and the energy that it keeps."""
     from lorascope.analyses import resize
-    from lorascope.analyses.resize.truncate import Energy
+    from lorascope.analyses.truncate import Energy
 
     sigma = (1.0, 0.5, 0.02, 0.01)
     updates = {f"layers.{i}.q_proj": low_rank(f"layers.{i}.q_proj", sigma) for i in range(3)}

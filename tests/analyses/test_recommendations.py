@@ -3,7 +3,7 @@
 import numpy as np
 
 from lorascope.analyses import intruders, resize, rules
-from lorascope.analyses.resize.truncate import Uniform
+from lorascope.analyses.truncate import Uniform
 from lorascope.weights.adapter import Adapter, Source
 from tests.analyses.test_checks import low_rank
 from tests.analyses.test_delta import checkpoint

@@ -7,7 +7,7 @@ import pytest
 
 from lorascope.analyses.resize import run
 from lorascope.analyses.resize.show import PLOTS
-from lorascope.analyses.resize.truncate import Energy, ParameterBudget, RankBudget, Uniform, rules
+from lorascope.analyses.truncate import Energy, ParameterBudget, RankBudget, Uniform, rules
 from lorascope.blocks import Heatmap, Lines
 from lorascope.errors import InputError
 from lorascope.report import html, terminal

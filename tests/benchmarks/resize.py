@@ -26,7 +26,7 @@ Factors = dict[str, tuple[Any, Any]]  # by module: B (d_out, r), A (r, d_in)
 
 
 def ours(folder: Path, rank: int) -> Factors:
-    from lorascope.analyses.resize import truncate as resize
+    from lorascope.analyses import truncate as resize
     from lorascope.weights import io
 
     adapter = io.read(folder)

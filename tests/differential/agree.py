@@ -16,7 +16,7 @@ from lorascope.adapt import merge
 from lorascope.adapt.inject import inject
 from lorascope.adapt.method import methods
 from lorascope.adapt.model_parameters import weight_name
-from lorascope.analyses.resize import truncate as resize
+from lorascope.analyses import truncate as resize
 from lorascope.errors import InputError
 from lorascope.models import adapter_base
 from lorascope.updates.base import dense

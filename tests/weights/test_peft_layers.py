@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorascope.analyses import spectrum
-from lorascope.analyses.resize import truncate as resize
+from lorascope.analyses import truncate as resize
 from lorascope.errors import InputError
 from lorascope.updates.base import dense
 from lorascope.weights import io

@@ -22,8 +22,8 @@ from peft import (
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file as save_model
 
-from lorascope.analyses.resize import truncate as resize
-from lorascope.analyses.resize.truncate import Energy, ParameterBudget, RankBudget, Spectrum, Uniform
+from lorascope.analyses import truncate as resize
+from lorascope.analyses.truncate import Energy, ParameterBudget, RankBudget, Spectrum, Uniform
 from lorascope.errors import InputError
 from lorascope.updates.base import Update, dense
 from lorascope.weights import io

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from lorascope.analyses import truncate as truncation
 from lorascope.analyses.base import Metric, Result
-from lorascope.analyses.resize import truncate as truncation
-from lorascope.analyses.resize.truncate import Energy, Rule, Spectrum, Truncated, Uniform
 from lorascope.analyses.toolkit import Row, choose, extreme, median
+from lorascope.analyses.truncate import Energy, Rule, Spectrum, Truncated, Uniform
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.blas import one_thread

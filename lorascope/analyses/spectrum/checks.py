@@ -14,10 +14,10 @@ import numpy as np
 
 from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import PARTIAL
-from lorascope.analyses.resize.truncate import Energy, Spectrum
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
 from lorascope.analyses.toolkit import DTYPES, counted, group, median, medians, percent, places, value
+from lorascope.analyses.truncate import Energy, Spectrum
 from lorascope.architectures import CLASSIFIER_HEADS
 from lorascope.blocks import Finding
 from lorascope.errors import preview

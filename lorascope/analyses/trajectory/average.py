@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.resize.truncate import resized, truncate
+from lorascope.analyses.truncate import resized, truncate
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
