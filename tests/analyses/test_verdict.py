@@ -86,7 +86,7 @@ def test_modules_with_nan_are_said_and_not_part_of_the_verdict():
     broken = [(b.copy(), a) for b, a in whole]
     broken[1][0][0, 0] = np.nan
     text, found, result = compared(adapter("x/a", whole), adapter("x/b", broken))
-    assert text == "a and b hold the same update; 1 module with NaN or Inf aside"
+    assert text == "a and b hold the same update; 1 module with NaN or Inf not compared"
     assert rules.NON_FINITE.code in found
     (finding,) = (f for f in result.findings if f.rule == rules.NON_FINITE.code)
     assert finding.severity == "error"

@@ -48,7 +48,9 @@ def sentence(result: CompareResult) -> str:
     """The verdict over all adapters, one sentence."""
     if len(result.pairs) == 1:
         bad = len({item.name for item in result.skipped if item.reason == NON_FINITE})
-        return _of_two(result, result.pairs[0]) + (f"; {plural(bad, 'module')} with NaN or Inf aside" if bad else "")
+        return _of_two(result, result.pairs[0]) + (
+            f"; {plural(bad, 'module')} with NaN or Inf not compared" if bad else ""
+        )
     kinds = [similarity(pair, len(result.pairs)) for pair in result.pairs]
     words = {
         "same": "hold one update", "similar": "are more similar than chance", "weak": "are weakly similar",
