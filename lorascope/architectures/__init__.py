@@ -115,9 +115,12 @@ _ORDER = (
 _FEEDFORWARD = re.compile(r"(^|[._])ff[._]net[._]\*([._]proj)?$")  # of diffusers: gate and value, then the output
 
 
+_PLACE = {name: i for i, names in enumerate(_ORDER) for name in names}
+
+
 def natural_order(types: Iterable[str]) -> list[str]:
     """Module types in the order in which a block computes: q, k, v, o, gate, up, down; others after, as they come."""
-    place = {name: i for i, names in enumerate(_ORDER) for name in names}
+    place = _PLACE
 
     def key(kind: str) -> int:
         parts = kind.split(".")
@@ -155,7 +158,7 @@ def module_types(names: Iterable[str]) -> dict[str, str]:
     ends: dict[str, set[str]] = {}
     for tail in set(tails.values()):
         for end in _ends(tail):
-            ends.setdefault(end, set()).add(tail)
+            ends.setdefault(end, set()).add(re.sub(r"(^|[._])\*(?=[._]|$)", "", tail).strip("._"))
     short = {tail: next((end for end in _ends(tail) if len(ends[end]) == 1), tail) for tail in set(tails.values())}
     return {name: short[tail] for name, tail in tails.items()}
 
@@ -169,9 +172,11 @@ def _tail(name: str) -> str:
 def _ends(tail: str) -> list[str]:
     """What a tail may be called, the shortest first: its last part, its last two, …, without indices."""
     parts = [part for part in tail.split(".") if part != "*"]
-    if len(parts) == 1 == len(tail.split(".")):  # kohya's: what follows the last index, if it is more than a word
+    if len(parts) == 1 == len(tail.split(".")):  # kohya's: a known name, or what follows the last index, if two words
         pieces = re.split(r"(?:^|_)\*_", tail)
-        return [pieces[-1], tail] if "_" in pieces[-1] else ["_*_".join(pieces[-2:]), tail]
+        end = pieces[-1] if "_" in pieces[-1] else "_*_".join(pieces[-2:])
+        known = [name for name in _PLACE if "_" in name and end.removesuffix("_*").endswith(f"_{name}")]
+        return [*sorted(known, key=len)[-1:], end, tail]
     return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)] + [tail]
 
 

@@ -279,6 +279,9 @@ def _table(block: Table, screen: Screen) -> list[str]:
     for line in _header(columns[:shown], widths):
         lines.append(screen.style(line.rstrip(), "dim"))
     for row in grid:
+        if len(columns) > 1 and not any(row[1:]):  # the name of a part, over its rows
+            lines.append(t.shorten(row[0], screen.width))
+            continue
         cells = [_pad(t.shorten(v, w), w, t.is_numeric(c)) for v, w, c in zip(row, widths, columns, strict=False)]
         lines.append((" " * _GAP).join(cells).rstrip())
     if shown < len(columns):
@@ -307,7 +310,8 @@ def _tell_apart(columns: list[Column], grid: list[list[str]], widths: list[int])
 
 def _fit(columns: list[Column], grid: list[list[str]], room: int) -> tuple[list[int], int]:
     """Widths of the columns, and how many of them fit: text gives way first, then the rightmost columns."""
-    widths = [max(_title_width(c), *(t.width_of(row[j]) for row in grid)) for j, c in enumerate(columns)]
+    rows = [row for row in grid if len(columns) == 1 or any(row[1:])] or grid
+    widths = [max(_title_width(c), *(t.width_of(row[j]) for row in rows)) for j, c in enumerate(columns)]
     text = [j for j, column in enumerate(columns) if not t.is_numeric(column)]
     while sum(widths) + _GAP * (len(widths) - 1) > room:
         widest = max((j for j in text if j < len(widths)), key=widths.__getitem__, default=None)

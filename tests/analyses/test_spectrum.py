@@ -228,12 +228,14 @@ def test_types_and_depths_from_paths():
     assert {name: (depth(name), types[name]) for name in names} == names
 
 
-def test_types_of_flat_names_are_what_follows_the_index_and_in_the_order_of_a_block():
+def test_types_of_flat_names_are_as_short_as_dotted_ones_and_in_the_order_of_a_block():
     block = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_"
     tails = ("attn1_to_k", "attn1_to_out_0", "attn1_to_q", "attn1_to_v", "ff_net_0_proj", "ff_net_2")
-    types = module_types([block + tail for tail in tails])
-    ordered = ["attn1_to_q", "attn1_to_k", "attn1_to_v", "attn1_to_out_*", "ff_net_*_proj", "ff_net_*"]
-    assert natural_order(types.values()) == ordered
+    middle = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    types = module_types([*(block + tail for tail in tails), middle])
+    assert natural_order(types.values()) == ["to_q", "to_k", "to_v", "to_out", "ff_net_*_proj", "ff_net_*"]
+    both = module_types([block + "attn1_to_q", block + "attn2_to_q", block + "attn2_to_k"])
+    assert list(both.values()) == ["attn1_to_q", "attn2_to_q", "to_k"]
     t5 = [f"decoder.block.0.layer.{i}.{part}.q" for i, part in enumerate(("SelfAttention", "EncDecAttention"))]
     assert list(module_types(t5).values()) == ["SelfAttention.q", "EncDecAttention.q"]
 
