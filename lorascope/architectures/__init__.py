@@ -158,9 +158,12 @@ def module_types(names: Iterable[str]) -> dict[str, str]:
     ends: dict[str, set[str]] = {}
     for tail in set(tails.values()):
         for end in _ends(tail):
-            ends.setdefault(end, set()).add(re.sub(r"(^|[._])\*(?=[._]|$)", "", tail).strip("._"))
+            ends.setdefault(end, set()).add(_BLOCK.sub("", re.sub(r"(^|[._])\*(?=[._]|$)", "", tail)).strip("._"))
     short = {tail: next((end for end in _ends(tail) if len(ends[end]) == 1), tail) for tail in set(tails.values())}
     return {name: short[tail] for name, tail in tails.items()}
+
+
+_BLOCK = re.compile(r"^.*transformer_blocks")  # of diffusers, at several depths of a UNet
 
 
 def _tail(name: str) -> str:
