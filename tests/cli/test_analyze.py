@@ -92,10 +92,9 @@ def test_several_adapters_open_with_what_is_wrong_and_a_row_each(lora_folder, tm
     assert lines[:2] == ["2 adapters", "1 with problems, 1 without"]
     name = "/".join(lora_folder.parts[-2:])
     assert next(line for line in lines if line.startswith("✗")).startswith(f"✗ {name}, 1 error (")
-    rows = [
-        lines[i] for i, line in enumerate(lines) if "no problem " in line or ("1 error" in line and "(" not in line)
-    ]
-    assert [row.split()[0].rpartition("/")[2] for row in rows] == ["good", lora_folder.name]
+    table = lines[lines.index("Comparison") : lines.index("", lines.index("Comparison"))]
+    counts = {row[0].rpartition("/")[2]: row[1:3] for row in map(str.split, table[-2:])}
+    assert counts == {"good": ["0", "0"], lora_folder.name: ["1", "0"]}
     assert here("analyze", good, good).stdout.splitlines()[1] == "No problems found in any of them"
 
 
