@@ -345,10 +345,13 @@ def used(results):
 
 def reading(answers):
     least, most = answers.criterion("ten-times").estimate, answers.criterion("ten-times", 1).estimate
-    rates = "" if None in (least, most) else (
-        f" LoRA's best learning rate is {least:.2g} to {most:.2g} times full fine-tuning's for r = 4 to 64, without "
-        "an interval; the published factor is 10."
-    )  # fmt: skip
+    rates = ""
+    if None not in (least, most):
+        span = f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
+        rates = (
+            f" LoRA's best learning rate is {span} times full fine-tuning's for r = 4 to 64, without an interval; the"
+            " published factor is 10."
+        )
     return (
         f"{answers.opening}, r = 1 gains {answers.found('one')} of what r = 64 gains; from r = 4 on each doubling of "
         f"r adds {answers.found('flat')} of full fine-tuning's gain: that more rank adds nothing is "
