@@ -98,7 +98,9 @@ def test_what_others_have_comes_from_the_record_and_is_not_done_again(whole, jud
     found = made(runner)
     assert engine.titles
     assert all("rank 2" in title for title in engine.titles)
-    assert column(found["runs"], "loss") == [7.0, 7.0, *column(judged["runs"], "loss")[2:4], 7.0, 7.0]
+    losses = [7.0, 7.0, *column(judged["runs"], "loss")[2:4], 7.0, 7.0]
+    # trained twice: sums of float32 depend in their last bit on where the operands lie in memory
+    assert column(found["runs"], "loss") == pytest.approx(losses, rel=1e-6)
     assert column(found["tables"]["sizes"], "size") == [5.0, 5.0, 9.0, 9.0, 5.0, 5.0]
     assert found["tables"]["waves"] == whole["tables"]["waves"]
 
