@@ -69,8 +69,8 @@ class Terms:
         """A sentence as `pretty` sets it, each term a link where it stands first."""
         drawn, at, taken = Markup(""), 0, set()
         for m in self._any.finditer(text) if self._any else ():
-            to = self._anchors[m[0].lower()]
-            if to not in taken:
+            to = self._anchors.get(m[0].lower())  # none of a letter that only `re` takes for another, such as "ſ"
+            if to is not None and to not in taken:
                 taken.add(to)
                 drawn += pretty(text[at : m.start()])
                 drawn += Markup('<a class="term" href="{}">{}</a>').format(to, pretty(m[0]))

@@ -437,6 +437,9 @@ def test_a_picture_leads_to_its_page_and_is_data():
 
 
 def test_the_first_time_a_finding_names_a_term_it_leads_to_its_definition():
+    assert "ſtable rank" in draw(
+        Findings((Finding("note", "ſtable rank"),)), Definitions((Definition("Stable rank", "s", ""),))
+    )
     finding = Finding("note", "stable rank 2, of r95 3 & the stable rank, at ‖ΔW‖/‖W‖ 2 %; ‖ΔW‖/‖W‖_F; unstable rank")
     items = (
         Definition("Stable rank", "s", "there"),
