@@ -101,7 +101,10 @@ def _of_two(result: CompareResult, pair: Pair) -> str:
         text = f"not more similar than chance: cosine {digits(cosine)}, no module stands out"
         if some:
             of = counted(some, summary["modules"])
-            text = f"not more similar than chance: cosine {digits(cosine)}; {of} above the false discovery rate alone"
+            text = (
+                f"not more similar than chance: cosine {digits(cosine)}; {of} significant (FDR 5 %), as in one random"
+            )
+            text += " pair of ten"
         return f"{start}{text}" if start else capital(text)
     words = {"similar": "more similar than chance", "weak": "weakly similar", "opposed": "opposed to each other"}[kind]
     words = "nearly the same update" if cosine >= STRONG else words
