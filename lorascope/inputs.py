@@ -5,12 +5,13 @@ let be), `{str: shape}` one with any keys, `[shape]` a list, a frozenset one of 
 function a test of the value, `ANY` whatever there is. In a tuple, `float` is any finite number.
 """
 
+import hashlib
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def open_regular(path: Path) -> BufferedReader:
         what = "a pipe" if stat.S_ISFIFO(mode) else "a folder" if stat.S_ISDIR(mode) else "a device"
         raise InputError(f"cannot read {path}", found=what, expected="a file", hint="save it as a file first")
     return os.fdopen(descriptor, "rb")
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """The SHA-256 of the bytes of all files, in order. Raises as `open_regular` does."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    for path in files:
+        with open_regular(path) as file:
+            while count := file.readinto(block):
+                digest.update(block[:count])
+    return digest.hexdigest()
 
 
 def cannot_read(path: Path | str, error: Exception) -> InputError:

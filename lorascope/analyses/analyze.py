@@ -155,7 +155,7 @@ def blocks(
     Args:
         sort: the metric by which the largest and smallest modules are listed on the terminal.
         top: how many at each end; without it, and without another metric than the energy, one line has the largest.
-        complete: make the spectrum's figures and tables for the page, too, and not the terminal's blocks alone.
+        complete: make what is for the page alone, too, and not the terminal's blocks only.
 
     Raises:
         InputError: `sort` is not a metric.
@@ -172,6 +172,8 @@ def blocks(
         made += against_base.sections(result.against_base)
         definitions += against_base.DEFINITIONS
     made += engine.sections(result.method_specific)
+    if not complete:  # the last two are the page's alone, and to state the files' hash is to read them once more
+        return tuple(made)
     definitions += engine.definitions_of(result.method_specific)
     return (*made, Definitions(tuple(definitions), where="page"), page.facts(result.spectrum))
 

@@ -1,6 +1,8 @@
 """The command line: one command, one file in this folder, and the one place where errors become a line."""
 
+import atexit
 import contextlib
+import gc
 import importlib
 import inspect
 import pkgutil
@@ -46,23 +48,31 @@ def _root(
     pass
 
 
-def _register() -> None:
+def _register(name: str | None = None) -> None:
     """Every module of this folder with a function of its own name is a command; with a Typer of it, a group of them.
-    Only once: a process may run more than one command."""
-    if app.registered_commands:
-        return
-    package = importlib.import_module("lorascope.cli")
-    for module in pkgutil.iter_modules(package.__path__):
-        command = getattr(importlib.import_module(f"lorascope.cli.{module.name}"), module.name, None)
-        if isinstance(command, typer.Typer) and module.name != "app":
-            for subcommand in command.registered_commands:
-                docstring = (subcommand.callback.__doc__ if subcommand.callback else None) or ""
-                subcommand.cls = Command
-                subcommand.help, subcommand.short_help = _help(docstring), _summary(docstring)
-            app.add_typer(command, name=module.name, short_help=_summary(str(command.info.help)))
-        elif callable(command) and module.name != "app":
-            docstring = command.__doc__ or ""
-            app.command(module.name, cls=Command, help=_help(docstring), short_help=_summary(docstring))(command)
+
+    Args:
+        name: register this command alone, where it is one: the others are then not imported, nor their options made.
+    """
+    there = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}
+    modules = [each.name for each in pkgutil.iter_modules(importlib.import_module("lorascope.cli").__path__)]
+    commands = [each for each in modules if not each.startswith("_") and each != "app"]
+    for each in [name] if name in commands else commands:
+        if each not in there:  # a process may run more than one command
+            _add(each)
+
+
+def _add(name: str) -> None:
+    command = getattr(importlib.import_module(f"lorascope.cli.{name}"), name, None)
+    if isinstance(command, typer.Typer):
+        for subcommand in command.registered_commands:
+            docstring = (subcommand.callback.__doc__ if subcommand.callback else None) or ""
+            subcommand.cls = Command
+            subcommand.help, subcommand.short_help = _help(docstring), _summary(docstring)
+        app.add_typer(command, name=name, short_help=_summary(str(command.info.help)))
+    elif callable(command):
+        docstring = command.__doc__ or ""
+        app.command(name, cls=Command, help=_help(docstring), short_help=_summary(docstring))(command)
 
 
 def _help(docstring: str) -> str:
@@ -84,10 +94,11 @@ def _summary(docstring: str) -> str:
 def main() -> None:
     """Run a command. Exit code 2 for bad usage or input, 1 for a failure, and a traceback only for a bug of ours."""
     streams.prepare()
+    atexit.register(gc.freeze)  # memory goes back as a whole: no last look for cycles, which costs a tenth of a command
     # What is not finite is null, "not known" or ∞ in the output; numpy's remark on it would be one line of our code.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(lorascope|numpy|scipy)\b")
     warnings.showwarning = _show_warning
-    _register()
+    _register(sys.argv[1] if len(sys.argv) > 1 else None)
     try:
         try:
             code = app(prog_name="lorascope", standalone_mode=False)

@@ -158,7 +158,7 @@ def _adapter_or_tuned(path: Path, base: Checkpoint | None, adapter_name: str | N
         updates["lm_head"] = tied
     if not updates:
         raise InputError(f"{path} is its base: no weight of it differs", hint="give the tuned model")
-    return Adapter(updates, {}, Source(str(path), tuned.sha256(), "checkpoint", FULL), saved)
+    return Adapter(updates, {}, Source(str(path), None, "checkpoint", FULL, files=tuned.tensors.files), saved)
 
 
 def _tied_head(tuned: Checkpoint, updates: Mapping[str, Update]) -> Update | None:

@@ -2,22 +2,45 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lorascope.inputs import sha256_of
 from lorascope.updates.base import Stored, Update
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an adapter came from. `sha256` covers the bytes of the weights file (of all shards, in index order);
-    `adapter` is the name by which it was chosen, of a file that holds several."""
+    """Where an adapter came from.
+
+    Attributes:
+        digest: SHA-256 of the weights, where it is known without reading `files`.
+        adapter: the name by which it was chosen, of a file that holds several.
+        files: the weights file, or all shards in index order.
+    """
 
     path: str = ""
-    sha256: str | None = None
+    digest: str | None = None
     format: str = ""
     method: str = ""
     adapter: str | None = None
+    files: tuple[Path, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """The hash of the bytes of all files, read when it is first needed; None of an adapter in memory.
+
+        Raises:
+            InputError: a file is no longer there, or cannot be read.
+        """
+        return sha256_of(self.files) if self.files and self.digest is None else self.digest
+
+    def record(self) -> dict[str, str | None]:
+        """For JSON."""
+        named = {"format": self.format, "method": self.method, "adapter": self.adapter}
+        return {"path": self.path, "sha256": self.sha256, **named}
 
 
 @dataclass(frozen=True)

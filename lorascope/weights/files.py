@@ -1,6 +1,5 @@
 """Which files on disk hold a set of tensors: one file, the shards of an index, or a folder with either."""
 
-import hashlib
 import json
 import os
 import re
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorascope.errors import InputError, preview
-from lorascope.inputs import misfit, open_regular, read_json
+from lorascope.inputs import misfit, open_regular, read_json, sha256_of
 from lorascope.updates.base import Stored
 from lorascope.weights.distributed import METADATA, open_distributed
 from lorascope.weights.foreign import refuse_by_name
@@ -23,7 +22,6 @@ GGUF = (".gguf",)
 HDF5 = (".h5", ".hdf5")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")  # the last is litgpt's: lit_model.pth.lora
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[a-z]+$")
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,7 @@ class Tensors:
 
     def sha256(self) -> str:
         """The hash of the bytes of all files, in order."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            block = memoryview(bytearray(_BLOCK))
-            with open_regular(path) as file:
-                while count := file.readinto(block):
-                    digest.update(block[:count])
-        return digest.hexdigest()
+        return sha256_of(self.files)
 
 
 def open_tensors(path: Path) -> Tensors:

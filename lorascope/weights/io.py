@@ -61,8 +61,8 @@ def read(path: str | Path, base: "Checkpoint | None" = None, adapter_name: str |
             settings that contradict each other, or nothing in it that could be used.
     """
     place, name = one_of(Path(path), adapter_name)
-    bundle, sha256 = _open(place)
-    return read_bundle(bundle, base, Source(str(path if place == Path(path) else place), sha256), name)
+    bundle, files = _open(place)
+    return read_bundle(bundle, base, Source(str(path if place == Path(path) else place), files=files), name)
 
 
 def read_bundle(
@@ -98,7 +98,7 @@ def read_bundle(
         updates=parsed.updates,
         settings={**kept(bundle.metadata), **parsed.settings},
         training=training(bundle.metadata),
-        source=Source(source.path or str(bundle.path), source.sha256, name, parsed.method, adapter_name),
+        source=Source(source.path or str(bundle.path), None, name, parsed.method, adapter_name, source.files),
         saved=parsed.saved,
         skipped=(*ledger.skipped, *others),
         notes=notes,
@@ -157,7 +157,8 @@ def one_of(path: Path, adapter_name: str | None) -> tuple[Path, str | None]:
     return path, adapter_name
 
 
-def _open(path: Path) -> tuple[Bundle, str]:
+def _open(path: Path) -> tuple[Bundle, tuple[Path, ...]]:
+    """What the weights file at this path holds, and the files that these are."""
     check_exists(path)
     path = adapter_folder(path)
     weights = _weights_of(path) if path.is_dir() else path
@@ -175,7 +176,7 @@ def _open(path: Path) -> tuple[Bundle, str]:
     bundle = Bundle(path, stored, tensors.metadata, config, notes)
     if weights.name in MODELS and not _holds_adapter(bundle) and not names_an_adapter(stored):
         raise InputError(f"{path} is a full model, not an adapter", found=preview(stored, 3), hint=_TWO_CHECKPOINTS)
-    return bundle, tensors.sha256()
+    return bundle, tensors.files
 
 
 def _config_of(path: Path, weights: Path) -> Path | None:

@@ -55,7 +55,7 @@ def source(one: Adapter | Checkpoint) -> dict[str, Any]:
     """Path, hash, format and method."""
     if isinstance(one, Checkpoint):
         return {"path": str(one.path), "sha256": one.sha256(), "format": "checkpoint", "method": "full fine-tuning"}
-    return {**vars(one.source), "notes": list(one.notes)}
+    return {**one.source.record(), "notes": list(one.notes)}
 
 
 def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, pattern: str | None) -> Modules:

@@ -136,7 +136,7 @@ class MethodSpecificResult(Result):
         }
 
     def record(self) -> Row:
-        return {"source": dict(vars(self.source)), "kinds": dict(self.kinds), "method_specific": self.by_section()}
+        return {"source": self.source.record(), "kinds": dict(self.kinds), "method_specific": self.by_section()}
 
 
 def run(adapter: Adapter, *, base: "Checkpoint | None" = None, modules: str | None = None) -> MethodSpecificResult:

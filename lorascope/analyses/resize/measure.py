@@ -224,7 +224,7 @@ class ResizeResult(Result):
     def record(self) -> Row:
         """Everything but the factors."""
         return {
-            "source": asdict(self.source),
+            "source": self.source.record(),
             "kind": self.kind,
             "dtype": self.dtype,
             "summary": self.summary(),

@@ -1,7 +1,7 @@
 """One module: its singular values and everything that is read off them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,9 +90,30 @@ class ModuleSpectrum:
         return record | {"against_base": dict(vars(self.against_base)) if self.against_base else None}
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what overflows or is NaN is said in words
+@dataclass(frozen=True)
+class Draft:
+    """A module whose singular values are known, and nothing yet that is read off them.
+
+    Attributes:
+        facts: fields of its `ModuleSpectrum`.
+        sigma: its singular values; None where they are not finite.
+        rank: of the factors that ΔW was given by; None where it was not, or has none.
+    """
+
+    facts: dict[str, Any]
+    sigma: np.ndarray | None = None
+    rank: int | None = None
+
+
 def measure(update: Update, *, type: str, depth: int | None, base: Stored | None) -> ModuleSpectrum:
-    """Read one update and measure it.
+    """Read one update and measure it: `draft`, which takes the same, and `completed` in one."""
+    (module,) = completed([draft(update, type=type, depth=depth, base=base)])
+    return module
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what overflows or is NaN is said in words
+def draft(update: Update, *, type: str, depth: int | None, base: Stored | None) -> Draft:
+    """Read one update and compute its singular values.
 
     Args:
         update: the update; its arrays are read here and dropped on return.
@@ -120,12 +141,10 @@ def measure(update: Update, *, type: str, depth: int | None, base: Stored | None
     except ValueError:
         bad = {role: count for role, count in read.non_finite().items() if count}
         facts |= {"non_finite": sum(bad.values()), "non_finite_in": tuple(bad)}
-        return ModuleSpectrum(**facts, singular_values=None)
-    low_rank = read.spectral.factors() is not None
-    measures = _measures(sigma, update, facts["shape"], facts["dtype"], low_rank)
+        return Draft(facts)
     if base is not None:
-        measures["against_base"] = _against_base(read, base)
-    return ModuleSpectrum(**facts, **measures)
+        facts["against_base"] = _against_base(read, base)
+    return Draft(facts, sigma, update.rank if read.spectral.factors() is not None else None)
 
 
 @dataclass(frozen=True)
@@ -213,34 +232,48 @@ def _singular_values(delta: Matrix, factor: float, last: bool) -> np.ndarray:
     return sigma
 
 
-def _measures(sigma: np.ndarray, update: Update, shape: tuple[int, int], dtype: str, low_rank: bool) -> dict[str, Any]:
-    ranks: dict[str, Any] = dict.fromkeys(RANKS)
-    energy_ranks: dict[str, int | None] = dict.fromkeys(ENERGY_RANKS)
-    if (known := spectrum.rank_measures(sigma, ENERGY_RANKS.values())) is not None:
-        ranks = {key: float(known[key]) for key in RANKS}
-        energy_ranks = {key: int(known[key]) for key in ENERGY_RANKS}
-    rank = update.rank if low_rank else None
-    null = random_product(*shape, rank) if rank and update.kind in PRODUCTS else None
-    stable = ranks["stable_rank"]
-    return {
-        "singular_values": tuple(sigma.tolist()),
-        "frobenius_norm": spectrum.frobenius_norm(sigma),
-        "spectral_norm": spectrum.spectral_norm(sigma),
-        "nuclear_norm": spectrum.nuclear_norm(sigma),
-        **ranks,
-        "energy_ranks": energy_ranks,
-        "rank_utilisation": stable / rank if stable is not None and rank else None,
-        "null": null,
-        "rank_utilisation_of_null": stable / null["stable_rank"] if stable is not None and null else None,
-        "negligible_share": _negligible_share(sigma, dtype),
-    }
+def completed(drafts: Sequence[Draft]) -> list[ModuleSpectrum]:
+    """Everything that is read off the singular values; of modules that have as many, in one go."""
+    of_size: dict[int, list[int]] = {}
+    for i, each in enumerate(drafts):
+        if each.sigma is not None:
+            of_size.setdefault(each.sigma.size, []).append(i)
+    measures: list[dict[str, Any]] = [{"singular_values": None} for _ in drafts]
+    for places in of_size.values():
+        sigmas = np.stack([sigma for i in places if (sigma := drafts[i].sigma) is not None])
+        for i, found in zip(places, _measures(sigmas, [drafts[i] for i in places]), strict=True):
+            measures[i] = found
+    return [ModuleSpectrum(**each.facts, **found) for each, found in zip(drafts, measures, strict=True)]
 
 
-def _negligible_share(sigma: np.ndarray, dtype: str) -> float | None:
+def _measures(sigmas: np.ndarray, drafts: Sequence[Draft]) -> Iterator[dict[str, Any]]:
+    """Of spectra (n, p) and their modules the fields that `ModuleSpectrum` has of them."""
+    ranks = spectrum.measures_of_each(sigmas, ENERGY_RANKS.values())
+    negligible = _negligible_shares(sigmas, [unit_roundoff(each.facts["dtype"]) for each in drafts])
+    nuclear = sigmas.sum(axis=1).tolist()
+    for each, sigma, known, total, share in zip(drafts, sigmas, ranks, nuclear, negligible, strict=True):
+        null = random_product(*each.facts["shape"], each.rank) if each.rank and each.facts["kind"] in PRODUCTS else None
+        stable = known["stable_rank"]
+        yield {
+            "singular_values": tuple(sigma.tolist()),
+            "frobenius_norm": spectrum.frobenius_norm(sigma),
+            "spectral_norm": spectrum.spectral_norm(sigma),
+            "nuclear_norm": total,
+            **{key: known[key] for key in RANKS},
+            "energy_ranks": {key: known[key] for key in ENERGY_RANKS},
+            "rank_utilisation": stable / each.rank if stable is not None and each.rank else None,
+            "null": null,
+            "rank_utilisation_of_null": stable / null["stable_rank"] if stable is not None and null else None,
+            "negligible_share": share,
+        }
+
+
+def _negligible_shares(sigmas: np.ndarray, roundoffs: Sequence[float]) -> list[float | None]:
     """Share of the directions with σ ≤ u·σ₁, u the unit roundoff of the stored dtype: rounding alone makes such."""
-    if sigma.size == 0 or sigma[0] == 0:
-        return None
-    return float(np.mean(sigma <= unit_roundoff(dtype) * sigma[0]))
+    if sigmas.shape[1] == 0:
+        return [None] * len(sigmas)
+    shares = np.mean(sigmas <= np.array(roundoffs)[:, None] * sigmas[:, :1], axis=1)
+    return [None if top == 0 else share for top, share in zip(sigmas[:, 0].tolist(), shares.tolist(), strict=True)]
 
 
 def _coarsest(update: Update) -> str:
@@ -249,7 +282,8 @@ def _coarsest(update: Update) -> str:
 
 
 def _b_zero(roles: dict[str, np.ndarray]) -> bool | None:
-    return not np.any(roles["B"]) if "B" in roles else None
+    b = roles.get("B")
+    return None if b is None else not (b.size and b.flat[0]) and not np.any(b)  # mostly the first entry says it
 
 
 def _largest(values: np.ndarray) -> float:

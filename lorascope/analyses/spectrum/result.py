@@ -1,7 +1,7 @@
 """The run over all modules, and its frozen result."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.base import Result
-from lorascope.analyses.spectrum.module import ModuleSpectrum, measure
+from lorascope.analyses.spectrum.module import Draft, ModuleSpectrum, completed, draft
 from lorascope.analyses.toolkit import Row, flat, median
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
@@ -119,7 +119,7 @@ class SpectrumResult(Result):
 
     def record(self) -> Row:
         return {
-            "source": {**asdict(self.source), "settings": self.settings, "training": self.training},
+            "source": {**self.source.record(), "settings": self.settings, "training": self.training},
             "base": self.base,
             "summary": self.summary(),
             "modules": self.records(),
@@ -155,7 +155,7 @@ def run(
     """
     updates, skipped = selected(adapter, base, modules)
     types = module_types(update.name for update in updates)
-    measured: list[ModuleSpectrum] = []
+    drafts: list[Draft] = []
     not_compared: list[Skipped] = []
     with one_thread():
         for update in progress(updates):
@@ -168,8 +168,8 @@ def run(
                 continue
             if (scheme := scheme_of(stored)) is not None:
                 update = replace(update, notes=(*update.notes, f"W is dequantised: {scheme}"))
-            measured.append(measure(update, type=types[update.name], depth=depth(update.name), base=stored))
-    if len(measured) < at_least:
+            drafts.append(draft(update, type=types[update.name], depth=depth(update.name), base=stored))
+    if len(drafts) < at_least:
         raise InputError(
             f"no module of {adapter.source.path} could be analysed",
             found=_of_the_skipped(skipped),
@@ -179,8 +179,8 @@ def run(
     notes = (*adapter.notes, caveat) if caveat else adapter.notes
     everything_skipped, path = (*skipped, *not_compared), str(base.path) if base is not None else None
     return SpectrumResult(
-        tuple(measured), adapter.source, dict(adapter.settings), everything_skipped, notes, path, modules is not None,
-        *_size(updates), dict(adapter.training),
+        tuple(completed(drafts)), adapter.source, dict(adapter.settings), everything_skipped, notes, path,
+        modules is not None, *_size(updates), dict(adapter.training),
     )  # fmt: skip
 
 
