@@ -85,19 +85,6 @@ def rank_measures(sigma: np.ndarray, shares: Iterable[float] = ()) -> Mapping[st
     }
 
 
-def measures_of_each(sigmas: np.ndarray, shares: Iterable[float] = ()) -> list[dict[str, float | int | None]]:
-    """`rank_measures` of each of the spectra (n, p), as Python's numbers; every one None where it is all zero."""
-    shares = tuple(shares)
-    names = ["stable_rank", "effective_rank", "energy_effective_rank", "participation_ratio"]
-    none = dict.fromkeys([*names, *(f"energy_rank_{share}" for share in shares)])
-    (some,) = np.nonzero(sigmas.max(axis=1, initial=0.0))
-    found: list[dict[str, float | int | None]] = [dict(none) for _ in sigmas]
-    for name, values in (rank_measures(sigmas[some], shares) or {}).items() if some.size else ():
-        for i, value in zip(some.tolist(), values.tolist(), strict=True):
-            found[i][name] = value
-    return found
-
-
 def energy_curve(sigma: Spectrum) -> np.ndarray:
     """(p,) share of Σσ² that the k largest values hold, k = 1..p; zeros for a zero spectrum."""
     scaled = _scaled(sigma)

@@ -1,7 +1,7 @@
 """One module: its singular values and everything that is read off them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,7 +248,7 @@ def completed(drafts: Sequence[Draft]) -> list[ModuleSpectrum]:
 
 def _measures(sigmas: np.ndarray, drafts: Sequence[Draft]) -> Iterator[dict[str, Any]]:
     """Of spectra (n, p) and their modules the fields that `ModuleSpectrum` has of them."""
-    ranks = spectrum.measures_of_each(sigmas, ENERGY_RANKS.values())
+    ranks = _ranks_of_each(sigmas, ENERGY_RANKS.values())
     negligible = _negligible_shares(sigmas, [unit_roundoff(each.facts["dtype"]) for each in drafts])
     nuclear = sigmas.sum(axis=1).tolist()
     for each, sigma, known, total, share in zip(drafts, sigmas, ranks, nuclear, negligible, strict=True):
@@ -266,6 +266,18 @@ def _measures(sigmas: np.ndarray, drafts: Sequence[Draft]) -> Iterator[dict[str,
             "rank_utilisation_of_null": stable / null["stable_rank"] if stable is not None and null else None,
             "negligible_share": share,
         }
+
+
+def _ranks_of_each(sigmas: np.ndarray, shares: Iterable[float]) -> list[dict[str, float | int | None]]:
+    """`spectrum.rank_measures` of each of the spectra (n, p), as Python's numbers; None where one is all zero."""
+    shares = tuple(shares)
+    none = dict.fromkeys([*RANKS, *(f"energy_rank_{share}" for share in shares)])
+    (some,) = np.nonzero(sigmas.max(axis=1, initial=0.0))
+    found: list[dict[str, float | int | None]] = [dict(none) for _ in sigmas]
+    for name, values in (spectrum.rank_measures(sigmas[some], shares) or {}).items() if some.size else ():
+        for i, value in zip(some.tolist(), values.tolist(), strict=True):
+            found[i][name] = value
+    return found
 
 
 def _negligible_shares(sigmas: np.ndarray, roundoffs: Sequence[float]) -> list[float | None]:
