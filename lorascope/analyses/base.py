@@ -109,6 +109,10 @@ class Result:
         @property
         def skipped(self) -> tuple[Skipped, ...]: ...
 
+    def skipped_in(self, stage: str = "") -> tuple[Skipped, ...]:
+        """Those of `skipped` of one stage of the work; without one, of the first, which has no name."""
+        return tuple(item for item in self.skipped if item.stage == stage)
+
     def summary(self) -> Row:
         """The few numbers that answer the question. JSON types only."""
         raise NotImplementedError

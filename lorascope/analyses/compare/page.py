@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.base import Metric, definitions
+from lorascope.analyses.compare.inputs import MATCHING
 from lorascope.analyses.compare.metrics import COLUMNS, METRICS
 from lorascope.analyses.compare.result import CompareResult, Pair, joined
 from lorascope.analyses.compare.summary import RATE, SIDES
@@ -70,11 +71,11 @@ _PAIRWISE = (
 def heading(result: CompareResult) -> tuple[str, str]:
     count = len(result.adapters)
     most = max(pair.summary["modules"] for pair in result.pairs)
-    unmatched = f"; {len(result.unmatched)} not in all adapters" if result.unmatched else ""
+    without = f"; {len(partly)} not in all adapters" if (partly := result.skipped_in(MATCHING)) else ""
     if count == 2:
         labels = " and ".join(one["label"] for one in result.adapters)
-        return labels, f"{_verdict(result)} {plural(most, 'module')} compared{unmatched}"
-    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {plural(most, 'module')} in common{unmatched}"
+        return labels, f"{_verdict(result)} {plural(most, 'module')} compared{without}"
+    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {plural(most, 'module')} in common{without}"
     return f"{count} adapters", text
 
 
@@ -96,10 +97,10 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
         made.append(Text(text, where="page"))
     for pair in detailed[:MAX_PAIR_PAGES]:
         made += _pair(result, pair)
-    if result.unmatched:
+    if partly := result.skipped_in(MATCHING):
         title = "Modules present in only one adapter" if len(result.adapters) == 2 else "Modules not in all adapters"
-        made.append(skipped_table(result.unmatched, title, "module"))
-    if others := [item for item in result.skipped if item not in result.unmatched]:
+        made.append(skipped_table(partly, title, "module"))
+    if others := result.skipped_in():
         made.append(skipped_table(others))
     action = f" {verdict.action}." if verdict.action else ""
     made.append(Text(f"Verdict: {_verdict(result)}{action}", where="terminal"))

@@ -15,7 +15,7 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.spectrum.module import ModuleSpectrum
-from lorascope.analyses.spectrum.result import SpectrumResult
+from lorascope.analyses.spectrum.result import COMPARISON, SpectrumResult
 from lorascope.analyses.toolkit import DTYPES, counted, group, median, medians, percent, places, value
 from lorascope.analyses.truncate import Energy, Spectrum
 from lorascope.architectures import CLASSIFIER_HEADS
@@ -293,7 +293,7 @@ def merge_rounding(result: SpectrumResult) -> Found:
 
 def another_base(result: SpectrumResult) -> Found:
     """Modules that the given base does not have, or has in another shape. No threshold; an error where it is all."""
-    items = result.not_compared
+    items = result.skipped_in(COMPARISON)
     if result.base is None:
         return None
     if not items:
@@ -342,7 +342,7 @@ def at_start(result: SpectrumResult) -> Found:
 
 def skipped(result: SpectrumResult) -> Found:
     """Tensors of the file without a spectrum, each with its reason. No threshold: nothing is skipped in silence."""
-    items = result.unmeasured
+    items = result.skipped_in()
     if not items:
         return []
     made = []

@@ -8,7 +8,7 @@ import numpy as np
 from lorascope.analyses.base import Metric, definitions, metric_to_sort_by
 from lorascope.analyses.spectrum import screen
 from lorascope.analyses.spectrum.module import ModuleSpectrum
-from lorascope.analyses.spectrum.result import SpectrumResult
+from lorascope.analyses.spectrum.result import COMPARISON, SpectrumResult
 from lorascope.analyses.toolkit import (
     BLANK_CELLS,
     Row,
@@ -181,10 +181,10 @@ def sections(result: SpectrumResult, *, sort: str, top: int | None, page: bool =
         made += [Heading("All modules", where="page"), _all_modules(rows, shown)]
     elif page:
         made.append(observations)
-    if result.not_compared:
-        made.append(skipped_table(result.not_compared, "Not compared with the base", "module"))
-    if result.unmeasured:
-        made.append(skipped_table(result.unmeasured, "Skipped tensors"))
+    if without_base := result.skipped_in(COMPARISON):
+        made.append(skipped_table(without_base, "Not compared with the base", "module"))
+    if tensors := result.skipped_in():
+        made.append(skipped_table(tensors, "Skipped tensors"))
     else:
         made.append(Text("No tensor of the file was skipped.", where="page"))
     return tuple(made)
