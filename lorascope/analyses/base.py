@@ -192,7 +192,8 @@ class Result:
 
         Args:
             name: one of the analysis's `plots`.
-            ax: where to draw; the current axes by default.
+            ax: where to draw; by default the current axes where these are empty, so that `plt.subplot` and
+                `plt.figure` before it decide as with seaborn, and else a new figure.
             metric: of a heatmap, the key of the metric to show; its first by default.
 
         Raises:
