@@ -126,6 +126,8 @@ def match(base: Checkpoint, tuned: Checkpoint | Adapter) -> Matched:
     """
     matched = _match_adapter(base, tuned) if isinstance(tuned, Adapter) else _Matching(base, tuned).run()
     if not matched.pairs:
+        if isinstance(tuned, Adapter) and not (tuned.updates or tuned.saved or tuned.rows):
+            raise InputError(f"{tuned.source.path or 'the adapter'} has no weight update", found=tuned.source.method)
         theirs = list(tuned.updates) if isinstance(tuned, Adapter) else tuned.names()
         raise InputError(
             "the two checkpoints have no parameter in common",

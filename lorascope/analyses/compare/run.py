@@ -63,7 +63,7 @@ def run(
                 f"{label}: {preview([name for name, updates in aligned.names.items() if k in updates], 2) or 'none'}"
                 for k, label in enumerate(named[:3])
             ),
-            hint="names of other dialects are understood with --base",
+            hint="names of other dialects are understood with --base" if aligned.names else None,
         )
     chosen = common if all_modules else _sampled(aligned, common)
     comparison = _Comparison(aligned, named, base, directions, detailed=_detailed(len(adapters), len(common)))

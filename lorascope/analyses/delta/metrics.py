@@ -58,7 +58,10 @@ METRICS = (
            source="parallel analysis, Horn 1965",
            meaning="How large singular values get when the same entries are shuffled: those above it come from where"
            " the entries stand, not from their sizes."),
-    Metric("moved_share", "moved", "percent", "share of entries that changed"),
+    Metric("moved_share", "moved", "percent", "share of entries that changed", term="Moved entries",
+           formula="the share of entries with tuned ≠ base, as stored", source="a count",
+           meaning="How many entries changed at all: where few did, the storage dtype was too coarse for the steps of"
+           " training, or only some rows were trained."),
 )  # fmt: skip
 
 _CAPTURED = "Captured by an adapter"

@@ -161,7 +161,7 @@ def run(
             drafts.append(draft(update, type=types[update.name], depth=depth(update.name), base=stored))
     if len(drafts) < at_least:
         raise InputError(
-            f"no module of {adapter.source.path} could be analysed",
+            f"no module of {adapter.source.path or 'the adapter'} could be analysed",
             found=_of_the_skipped(skipped),
             hint="pass the base model with --base" if any(u.needs_base for u in updates) else None,
         )
@@ -177,7 +177,7 @@ def run(
 def _of_the_skipped(skipped: Sequence[Skipped]) -> str:
     """How many, and why one of them was: one that the base would help, where there is one."""
     if not skipped:
-        return "none"
+        return "no weight update"
     first = next((item for item in skipped if "--base" in item.reason), skipped[0])
     return f"{len(skipped)} skipped, {first.name} because {first.reason}"
 
