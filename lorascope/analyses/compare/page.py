@@ -1,7 +1,6 @@
 """The result as blocks: the same data for the terminal, the page and the figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,11 @@ from lorascope.analyses.toolkit import (
     digits,
     group,
     inputs,
+    measured,
     median,
     module_table,
     percent,
+    pick,
     plural,
     skipped_table,
     type_table,
@@ -173,14 +174,14 @@ def _facts(result: CompareResult) -> Facts:
 
 def _pair(result: CompareResult, pair: Pair) -> list[Block]:
     rows = list(pair.modules or ())
-    shown = [metric for metric in COLUMNS if any(value(row, metric.key) is not None for row in rows)]
-    short = [metric for metric in shown if metric.key in _SHORT]
+    shown = measured(COLUMNS, rows)
+    short = pick(shown, _SHORT)
     labels = result.label(pair.a), result.label(pair.b)
     several = len(result.pairs) > 1
     where: Where = "page" if several else "both"
     caption = 'Median over the modules of each type. "chance": expected value for random subspaces.'
     made: list[Block] = [Heading(" and ".join(labels), where="page")] if several else []
-    made.append(replace(type_table(rows, short, caption), where=where))
+    made.append(type_table(rows, short, caption, where=where))
     made += [] if several else [_ends(rows, short)]
     level = 3 if several else 2
     made += _directions(rows, *labels, level)
@@ -308,7 +309,7 @@ def _mean_by_depth(rows: Sequence[Row], key: str) -> tuple[tuple[float, ...], tu
 
 
 def _depth_map(rows: Sequence[Row]) -> Heatmap | None:
-    metrics = [metric for key in _MAPPED for metric in COLUMNS if metric.key == key]
+    metrics = pick(COLUMNS, _MAPPED)
     return depth_map(
         rows,
         metrics,

@@ -21,7 +21,8 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.base import Metric
 from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
-from lorascope.analyses.toolkit import Row, gini, module_table, percent, type_table
+from lorascope.analyses.method_specific.vectors import gini
+from lorascope.analyses.toolkit import Row, module_table, percent, type_table
 from lorascope.blocks import Block, Definition, Finding, Lines, Marker, Series
 
 METRICS = (

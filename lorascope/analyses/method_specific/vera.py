@@ -35,22 +35,10 @@ from lorascope.analyses.method_specific.engine import (
     Subject,
     kind_metrics,
     maps,
-    there,
     unchanged,
 )
-from lorascope.analyses.toolkit import (
-    GAUSSIAN_SPREAD,
-    Row,
-    cumulative,
-    distribution,
-    extreme,
-    finite,
-    median,
-    module_table,
-    percent,
-    spread,
-    type_table,
-)
+from lorascope.analyses.method_specific.vectors import GAUSSIAN_SPREAD, cumulative, distribution, spread
+from lorascope.analyses.toolkit import Row, extreme, finite, measured, median, module_table, percent, type_table
 from lorascope.blocks import Block, Definition, Finding, Heatmap, Marker, Measure
 from lorascope.linalg.spectrum import EXTREME, effective_rank, energy_rank
 from lorascope.updates.base import Stored, Update
@@ -369,7 +357,7 @@ def _unshared(rows: Sequence[Row], summary: Row) -> list[Finding]:
 
 def blocks(section: Section) -> list[Block]:
     rows, initial = section.rows, section.summary["d_initial"]
-    known = there(rows, METRICS)
+    known = measured(METRICS, rows)
     start = (Marker("x", initial, "initial"),) if initial is not None else ()
     return [
         type_table(rows, [m for m in known if m.key not in ("d.negative", "d_spread")]),
