@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import importlib
 import json
 import re
 from pathlib import Path
@@ -127,6 +128,13 @@ def test_metrics_are_declared_once(name):
     assert all(metric.help for metric in metrics)
     for metric in metrics:
         assert bool(metric.formula) <= bool(metric.source), f"{metric.key} has a formula and no source"
+
+
+@pytest.mark.parametrize("name", ["analyze", "delta"])
+def test_help_names_metrics_to_sort_by_that_there_are(name):
+    help_of = getattr(importlib.import_module(f"lorascope.cli.{name}"), name).__doc__
+    (listed,) = re.findall(r"Metrics to sort by: (.*?)\.$", " ".join(help_of.split()))
+    assert set(listed.split(", ")) <= {metric.key for metric in analyses.get(name).metrics}
 
 
 @pytest.mark.parametrize("name", NAMES)

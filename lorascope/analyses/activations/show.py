@@ -50,7 +50,7 @@ from lorascope.blocks import (
 )
 from lorascope.errors import preview
 
-BIASED_REPORT_THRESHOLD = 0.05  # what unrelated hidden states would get from the biased estimator
+BIASED_REPORT_BOUND = 0.05  # what unrelated hidden states would get from the biased estimator
 FEW = 2  # runs of which more is told than the table shows
 UNLIKELY = 4.0  # standard deviations
 NOT_MAPPED = ("uses", "chance_cosine")  # the same in every layer of a type
@@ -89,7 +89,7 @@ def _skipped(result: ActivationsResult) -> list[Finding]:
 def _samples(result: ActivationsResult) -> list[Finding]:
     chances = [one.cka.biased_chance for one in result.similarities if one.cka.biased_chance is not None]
     items = []
-    if chances and max(chances) > BIASED_REPORT_THRESHOLD:
+    if chances and max(chances) > BIASED_REPORT_BOUND:
         text = (
             f"{result.samples:,} samples for {result.width} features are few: the usual, biased CKA of unrelated states"
             f" would be up to {max(chances):.2f} here; debiased it is 0 on average"

@@ -38,7 +38,7 @@ MAX_TYPES = 12
 MAX_ADAPTERS = 4  # whose spectra are drawn
 KINDS = {
     "top": "largest k",
-    "threshold": "one threshold on σ",
+    "threshold": "one bound on σ",
     "bottom": "smallest k (control)",
     "random": "k random directions of its row space (control)",
     "haar": "k random directions (control)",
@@ -147,7 +147,7 @@ def _meanings(result: DimensionResult) -> Table:
         shared = "" if overall["shared_rank"] is None else f", seeds share {overall['shared_rank']:.0f}"
         reference = f"above MP edge {overall['marchenko_pastur']:.0f}{shared}"
         rows.append(("denoised", "rank", f"{overall['gavish_donoho']:.0f}", "", "", reference))
-    for kind, name in (("top", "functional"), ("threshold", "one threshold")):
+    for kind, name in (("top", "functional"), ("threshold", "one bound")):
         of_shares = [result.k(share, kind) for share in SHARES]
         if of_shares[0]:
             cells = [" / ".join("" if k is None else str(k) for k in dict.fromkeys(ks)) for ks in of_shares]

@@ -238,16 +238,16 @@ def _strength(result: IntrudersResult) -> Lines:
     points = [(m, m.prediction.threshold) for m in result.changed if m.prediction and m.prediction.threshold > 0]
     series = []
     for label, has_intruders in (("with intruders", True), ("without", False)):
-        chosen = [(m, threshold) for m, threshold in points if bool(result.of(m)) == has_intruders]
+        chosen = [(m, enters) for m, enters in points if bool(result.of(m)) == has_intruders]
         if chosen:
-            x, y = tuple(threshold for _, threshold in chosen), tuple(m.delta_sigma for m, _ in chosen)
+            x, y = tuple(enters for _, enters in chosen), tuple(m.delta_sigma for m, _ in chosen)
             series.append(Series(label, x, y, points=tuple(m.name for m, _ in chosen)))
     if points:
-        ends = tuple(pick(threshold for _, threshold in points) for pick in (min, max))
-        series.append(Series("threshold", ends, ends, weight="reference"))
+        ends = tuple(end(enters for _, enters in points) for end in (min, max))
+        series.append(Series("where it enters", ends, ends, weight="reference"))
     return Lines(
         f"σ₁(ΔW) against the strength that enters the {result.k} leading values of W + ΔW", tuple(series),
-        "expected threshold θ̄", "σ₁(ΔW)", log_x=True, log_y=True, where="page",
+        "strength that is expected to enter, θ̄", "σ₁(ΔW)", log_x=True, log_y=True, where="page",
         caption="From W's spectrum alone, assuming directions independent of W. A ΔW aligned with W's own directions"
         " rises without being an intruder.",
     )  # fmt: skip

@@ -47,7 +47,7 @@ from lorascope.weights.pieces import condensed
 from lorascope.weights.tensors import InMemory
 
 MAX_COMPARED = 24
-OVERLAP_REPORT_THRESHOLD = 1.25  # times the overlap that the shared matrices alone cause
+OVERLAP_REPORT_BOUND = 1.25  # times the overlap that the shared matrices alone cause
 
 _SPREAD = "share of the entries that carry"
 _SPREAD_FORMULA = ("(Σx²)² / (n·Σx⁴)", "the share of entries that carry the change; 1/3 for Gaussian entries")
@@ -336,9 +336,7 @@ def _of_rank(group: Row) -> list[Finding]:
 def _of_inputs(group: Row) -> Finding:
     forced = group["null"]["shared_matrices"]
     ratio = group["overlap"] / forced if forced else 0.0
-    verdict = (
-        "more than shared A and B explain" if ratio > OVERLAP_REPORT_THRESHOLD else "explained by the shared A and B"
-    )
+    verdict = "more than shared A and B explain" if ratio > OVERLAP_REPORT_BOUND else "explained by the shared A and B"
     sample = f"{group['modules']} of the {group['of']}" if group["modules"] < group["of"] else f"the {group['of']}"
     text = (
         f"Two modules' {group['k']} leading input directions overlap by {percent(group['overlap'])} (mean over"

@@ -95,9 +95,9 @@ METRICS = (
     ),
     replace(RELATIVE_NORM, key="against_base.relative_norm", help="Frobenius norms; needs --base"),
     Metric(
-        "against_base.rounding_loss", "merge rounding loss", "percent",
+        "against_base.rounding_loss", "merge rounding error", "percent",
         "share of ΔW that the base's dtype rounds away on merging; needs --base", "‖(fl(W + ΔW) − W) − ΔW‖_F / ‖ΔW‖_F",
-        "fl rounds to the dtype that the base is stored in", term="Merge rounding loss",
+        "fl rounds to the dtype that the base is stored in", term="Merge rounding error",
         meaning="How much of the update is lost when it is merged into weights of this precision.",
     ),
 )  # fmt: skip
