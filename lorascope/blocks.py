@@ -5,7 +5,7 @@ nothing of adapters, and hold no HTML: every string is text, to be escaped where
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Number = float | int | None
 
@@ -42,6 +42,7 @@ class Rich:
 
 Cell = Number | str | bool | Link | Rich
 Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # in the order in which findings are read
 Where = Literal["both", "page", "terminal"]
 
 
@@ -250,8 +251,7 @@ class ForestRow:
 class Forest(Block):
     """A forest plot: the published value, the bound, and our estimate with its interval, a row for each claim.
 
-    `interactive`: on the page rows can be filtered by verdict and tag.
-    """
+    `interactive`: on the page rows can be filtered by verdict and tag."""
 
     title: str
     rows: tuple[ForestRow, ...]

@@ -14,7 +14,7 @@ It needs the base: `lorascope analyze --base` shows it.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -27,7 +27,9 @@ from lorascope.analyses.toolkit import (
     Row,
     column,
     group,
+    measured,
     median,
+    pick,
     plural,
     skipped_table,
     type_table,
@@ -396,8 +398,8 @@ def sections(result: AgainstBaseResult) -> tuple[Block, ...]:
 
 
 def _by_type(result: AgainstBaseResult) -> Table:
-    chosen = [metric for key in BY_TYPE for metric in METRICS if metric.key == key]
-    return replace(type_table(result.records(), chosen), title="W in ΔW's directions, by module type")
+    title = "W in ΔW's directions, by module type"
+    return type_table(result.records(), pick(METRICS, BY_TYPE), title=title)
 
 
 def norms(result: AgainstBaseResult) -> Lines:
@@ -423,7 +425,7 @@ def norms(result: AgainstBaseResult) -> Lines:
 
 def _all(result: AgainstBaseResult) -> Table:
     rows = result.records()
-    shown = [metric for metric in METRICS if any(value(row, metric.key) is not None for row in rows)]
+    shown = measured(METRICS, rows)
     columns = (
         Column("name", "module", "code"),
         Column("shape", "shape"),

@@ -141,7 +141,7 @@ def heading(result: AnalyzeResult) -> tuple[str, str]:
     title, summary = page.heading(result.spectrum)
     if not result.rows:
         source, count = result.spectrum.source, sum(result.method_specific.kinds.values())
-        needed = any("depends on W" in item.reason for item in result.spectrum.unmeasured)
+        needed = any("depends on W" in item.reason for item in result.spectrum.skipped_in())
         what = f"{count} modules, pass --base to compute ‖ΔW‖" if count or needed else "no weight update"
         summary = f"{source.method} ({source.format}), {what}"
     return title or short_path(result.spectrum.source.path), summary

@@ -109,6 +109,10 @@ class Result:
         @property
         def skipped(self) -> tuple[Skipped, ...]: ...
 
+    def skipped_in(self, stage: str = "") -> tuple[Skipped, ...]:
+        """Those of `skipped` of one stage of the work; without one, of the first, which has no name."""
+        return tuple(item for item in self.skipped if item.stage == stage)
+
     def summary(self) -> Row:
         """The few numbers that answer the question. JSON types only."""
         raise NotImplementedError
@@ -188,7 +192,8 @@ class Result:
 
         Args:
             name: one of the analysis's `plots`.
-            ax: where to draw; the current axes by default.
+            ax: where to draw; by default the current axes where these are empty, so that `plt.subplot` and
+                `plt.figure` before it decide as with seaborn, and else a new figure.
             metric: of a heatmap, the key of the metric to show; its first by default.
 
         Raises:

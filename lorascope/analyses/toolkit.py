@@ -12,19 +12,17 @@ import numpy as np
 
 from lorascope.architectures import components, natural_order
 from lorascope.blocks import (
-    Block,
+    SEVERITIES,
     Cell,
     Column,
     Facts,
     Finding,
     Heatmap,
-    Lines,
-    Marker,
     Measure,
     Number,
-    Series,
     Severity,
     Table,
+    Where,
 )
 from lorascope.errors import InputError, cut, preview, printable
 from lorascope.patterns import Pattern
@@ -33,12 +31,9 @@ from lorascope.weights.adapter import Skipped
 
 Row = dict[str, Any]
 T = TypeVar("T")
-SEVERITIES = ("error", "warning", "note")  # in the order in which findings are read
+S = TypeVar("S", bound="Shown")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # in torch's words
-LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
-GAUSSIAN_SPREAD = 1 / 3  # participation of many independent Gaussian entries: (E x²)² / E x⁴
 BLANK_CELLS = "Blank cells: no adapted module, or no number. Cells with several modules (MoE experts) show the mean."
-_DRAWS = 2000
 
 
 class Shown(Protocol):
@@ -250,79 +245,67 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def spread(values: np.ndarray) -> float | None:
-    """(Σx²)² / (n·Σx⁴): 1 where all entries are equally large, 1/n where one entry is everything; None for zeros."""
-    top = float(np.max(np.abs(values), initial=0.0))
-    if top == 0 or not np.isfinite(top):
-        return None
-    squares = (values / top) ** 2
-    return float(squares.sum() ** 2 / (squares.size * np.sum(squares**2)))
-
-
-def distribution(values: np.ndarray) -> Row | None:
-    """Moments and 21 quantiles (0, 5, ..., 100 %) of a vector; None where it is empty or not finite."""
-    if values.size == 0 or not np.all(np.isfinite(values)):
-        return None
-    return {
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-        "min": float(values.min()),
-        "median": float(np.median(values)),
-        "max": float(values.max()),
-        "negative": float(np.mean(values < 0)),
-        "quantiles": np.quantile(values, LEVELS).tolist(),
-    }
-
-
-def gini(values: np.ndarray) -> float | None:
-    """Σ_ij |x_i − x_j| / (2 n² mean): 0 where all are equal, near 1 where one has everything; None for zeros."""
-    total = float(values.sum())
-    if total == 0:
-        return None
-    ordered, n = np.sort(values), len(values)
-    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
-
-
-def correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
-    """Pearson's r, and the share of random re-pairings whose |r| is as large; None below four points or for constants.
-
-    The pairings are drawn from a fixed seed: the same data give the same share.
-    """
-    if len(x) < 4:
-        return None
-    a, b = x - x.mean(), y - y.mean()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if norm == 0 or not np.isfinite(norm):
-        return None
-    r = float(a @ b) / norm
-    rng = np.random.default_rng(len(x))
-    drawn = np.abs(rng.permuted(np.tile(b, (_DRAWS, 1)), axis=1) @ a) / norm
-    # The observed pairing counts as one of the draws, so that no share is 0 by lack of draws.
-    return r, float((np.sum(drawn >= abs(r) - 1e-12) + 1) / (_DRAWS + 1))
-
-
 # --- tables and maps -------------------------------------------------------------------------------------------------
 
 
-def column(shown: Shown, digits: int = 3) -> Column:
-    return Column(shown.key, shown.title, shown.unit, digits, shown.help)
+TYPE, COUNT = Column("type", "module type"), Column("modules", "n", "int")
 
 
-def type_table(
-    rows: Sequence[Any], metrics: Sequence[Shown], caption: str = "Medians over the modules of a type."
+def column(shown: Shown | Column, digits: int = 3) -> Column:
+    """The column of a metric; a column as it is."""
+    return shown if isinstance(shown, Column) else Column(shown.key, shown.title, shown.unit, digits, shown.help)
+
+
+def pick(metrics: Iterable[S], keys: Iterable[str]) -> list[S]:
+    """The metrics of these keys, in the order of the keys, each once."""
+    by_key = {metric.key: metric for metric in metrics}
+    return [by_key[key] for key in dict.fromkeys(keys) if key in by_key]
+
+
+def measured(metrics: Iterable[S], rows: Sequence[Any]) -> list[S]:
+    """The metrics that some row has."""
+    return [metric for metric in metrics if any(value(row, metric.key) is not None for row in rows)]
+
+
+def type_table(  # the rows, what is shown of them, and the table's own words
+    rows: Sequence[Any],
+    columns: Sequence[Shown | tuple[Shown | Column, Callable[[list[Any]], Cell]]],
+    caption: str = "Medians over the modules of a type.",
+    *,
+    title: str = "By module type",
+    by: Sequence[Column] = (TYPE,),
+    average: Callable[[Iterable[Any]], float | None] = median,
+    where: Where = "both",
 ) -> Table:
-    """Medians over the modules of each type."""
-    columns = (Column("type", "module type"), Column("modules", "n", "int"), *map(column, metrics))
-    body = tuple(
-        (name, len(members), *(median(value(row, m.key) for row in members) for m in metrics))
-        for name, members in group(rows).items()
-    )
-    return Table(columns, body, title="By module type", caption=caption)
+    """A line for each module type, with the number of its modules.
+
+    Args:
+        columns: a metric, of which the average over the modules is shown; or one with what is shown in its place.
+        by: what makes the lines: the values at the keys of these columns, in order of first appearance.
+        average: of a metric's values, those that are None among them.
+    """
+
+    def shown(entry: Any, members: list[Any]) -> Cell:
+        if isinstance(entry, tuple):
+            return entry[1](members)
+        return average(value(row, entry.key) for row in members)
+
+    lines: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        lines.setdefault(tuple(value(row, each.key) for each in by), []).append(row)
+    heads = [entry[0] if isinstance(entry, tuple) else entry for entry in columns]
+    body = tuple((*names, len(those), *(shown(entry, those) for entry in columns)) for names, those in lines.items())
+    return Table((*by, COUNT, *map(column, heads)), body, title=title, caption=caption, where=where)
+
+
+def total(key: str) -> Callable[[list[Any]], Cell]:
+    """For `type_table`: the sum of the rows' values at `key`, those that are None left out."""
+    return lambda rows: sum(value(row, key) or 0 for row in rows)
 
 
 def table(rows: Iterable[Any], columns: Sequence[Any], title: str, **how: Any) -> Table:
     """Rows (records or dictionaries) under the keys of the columns, each `Shown` or a `Column`; `how` is `Table`'s."""
-    shown = tuple(each if isinstance(each, Column) else column(each) for each in columns)
+    shown = tuple(map(column, columns))
     return Table(shown, tuple(tuple(_cell(value(row, each.key)) for each in shown) for row in rows), title, **how)
 
 
@@ -420,30 +403,3 @@ def _with_shares(
     columns = tuple(tuple(by_depth.get((part, depth)) for depth in drawn.columns) for part in parts)
     rows = tuple(by_line.get(line) for line in lines)
     return replace(drawn, row_shares=rows, column_shares=columns, shares_label="share")
-
-
-def cumulative(
-    title: str, rows: Sequence[Any], key: str, x_label: str, markers: tuple[Marker, ...] = (), caption: str = ""
-) -> list[Block]:
-    """The share of a vector's entries at or below each value, a thin line for each module and a panel for each type.
-
-    `key` leads to a `distribution`. Nothing where no row has one.
-    """
-    y = tuple(LEVELS.tolist())
-    series = []
-    for name, members in group(rows).items():
-        known = [row for row in members if value(row, key)]
-        for row in known:
-            weight: Any = "thin" if len(known) > 1 else "normal"
-            label = value(row, "name") if len(known) > 1 else "the one module"
-            series.append(Series(label, tuple(value(row, key)["quantiles"]), y, name, weight))
-        if len(known) > 1:
-            middle = np.median([value(row, key)["quantiles"] for row in known], axis=0)
-            series.append(Series("median", tuple(middle.tolist()), y, name))
-    if not series:
-        return []
-    text = f"One thin line for each module, through its 21 quantiles; the bold line is their median. {caption}".strip()
-    return [
-        Lines(title, tuple(series), x_label, "share of entries at or below", markers=markers, where="page",
-              caption=text, shade="depth, first to last")
-    ]  # fmt: skip

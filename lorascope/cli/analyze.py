@@ -176,11 +176,12 @@ def _open_base(base: str | None) -> Any:
 
 
 def _refuse_another_base(results: "Sequence[AnalyzeResult]") -> None:
+    from lorascope.analyses.spectrum.result import COMPARISON
     from lorascope.errors import InputError
 
     for result in results:
         if result.spectrum.nothing_compared:
-            items, base = result.spectrum.not_compared, result.spectrum.base
+            items, base = result.spectrum.skipped_in(COMPARISON), result.spectrum.base
             raise InputError(
                 f"none of the {len(items)} modules of {result.spectrum.source.path} was compared with {base}",
                 found=f"{items[0].name}: {items[0].reason}",

@@ -42,7 +42,7 @@ Base = Annotated[
 K = Annotated[int, typer.Option("--k", "-k", min=1, help="Number of leading singular vectors of each weight.")]
 Epsilon = Annotated[
     float,
-    typer.Option(help="Cosine threshold: a vector whose largest |cos| with W is below this is an intruder."),
+    typer.Option(help="Bound on the cosine: a vector whose largest |cos| with W is below this is an intruder."),
 ]
 Csv = Annotated[Path | None, csv_of("weight")]
 Weights = Annotated[str | None, typer.Option(metavar="REGEX", help="Only weights whose name matches this regex.")]

@@ -67,7 +67,7 @@ def merge(
 
 
 def summary(merged: "Merge", dtype: str) -> str:
-    """In a few lines: sizes, the rounding loss, what else was replaced, what was skipped."""
+    """In a few lines: sizes, the merge rounding error, what else was replaced, what was skipped."""
     lines = [*(f"note: {note}" for note in merged.notes), *_weights(merged, dtype)]
     lines += _requantising(merged)
     if merged.biases:
@@ -97,7 +97,7 @@ def _weights(merged: "Merge", dtype: str) -> list[str]:
     sizes = sorted(one.relative_size for one in merged.weights)
     return [
         f"merged {len(merged.weights)} updates, ‖ΔW‖/‖W‖ from {sizes[0]:.2g} to {sizes[-1]:.2g}, stored as {dtype}",
-        f"merge rounding loss ({dtype}): median {percent(median)} of the update, "
+        f"merge rounding error ({dtype}): median {percent(median)} of the update, "
         f"maximum {percent(worst.rounding_loss)} ({worst.name}; "
         f"{percent(worst.unchanged)} of its modified entries unchanged after rounding)",
     ]

@@ -91,7 +91,7 @@ def draw(block: Lines, uid: str, styles: Styles, labelled_by: str) -> Drawing:
     series, notes = _capped(block)
     limits = _limits(block, series)
     if limits is None:
-        return Drawing("", (), ("There is no finite value to draw.",))
+        return Drawing("", (), ("No finite values to draw.",))
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         settings: Any = matplotlib.rcParams  # whose type knows the names of settings, which are ours

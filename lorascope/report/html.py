@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from lorascope import blocks
-from lorascope.blocks import Block, Page, Table
+from lorascope.blocks import SEVERITIES, Block, Page, Table
 from lorascope.outputs import write_text
 from lorascope.report import figures, forest, heatmap, palette, prose, tables
 from lorascope.report import text as t
@@ -50,7 +50,6 @@ CARDS_OPEN = 4  # on the first screen
 FACTS_OPEN = 6  # longer lists of facts fold away where they are not what the page is about
 PLAIN = ("heading", "text", "prose", "items", "facts", "table", "definitions", "code", "pictures")
 _IMAGE = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]+=*")
-SEVERITIES = ("error", "warning", "note")
 
 
 def write(page: Page, path: str | os.PathLike) -> None:

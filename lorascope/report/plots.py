@@ -19,7 +19,8 @@ def draw(block: Lines | Heatmap, ax: "Axes | None" = None, layer: str | None = N
 
     Args:
         block: as an analysis makes it.
-        ax: where to draw; the current axes by default.
+        ax: where to draw; by default the current axes, as seaborn does, but where these have a figure already, a new
+            one: no figure is drawn over another.
         layer: of a heatmap, the key of the measure to show; its first by default.
 
     Raises:
@@ -27,7 +28,9 @@ def draw(block: Lines | Heatmap, ax: "Axes | None" = None, layer: str | None = N
     """
     import matplotlib.pyplot as plt
 
-    ax = plt.gca() if ax is None else ax
+    if ax is None:
+        ax = plt.gca()
+        ax = plt.figure().add_subplot() if ax.has_data() else ax
     if isinstance(block, Heatmap):
         return _heatmap(block, ax, layer)
     return _lines(block, ax)

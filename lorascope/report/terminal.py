@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorascope import blocks
-from lorascope.blocks import Block, Column, Page, Table
+from lorascope.blocks import SEVERITIES, Block, Column, Page, Table
 from lorascope.report import forest
 from lorascope.report import text as t
 
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
-SEVERITIES = ("error", "warning", "note")
 MAX_FINDINGS = 12
 _STYLES = {"bold": "1", "dim": "2", "error": "1;31", "warning": "1;33", "note": "2"}
 _STYLES |= {"ok": "1;32", "reproduced": "1;32", "weaker": "1;34", "absent or opposite": "1;31", "not specific": "1;33"}

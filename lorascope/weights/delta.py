@@ -78,7 +78,7 @@ class Matched:
     """Every parameter of both sides: in a pair, or not, and why."""
 
     pairs: tuple[Pair, ...]
-    unmatched: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def match(base: Checkpoint, tuned: Checkpoint | Adapter) -> Matched:
     """
     matched = _match_adapter(base, tuned) if isinstance(tuned, Adapter) else _Matching(base, tuned).run()
     if not matched.pairs:
+        if isinstance(tuned, Adapter) and not (tuned.updates or tuned.saved or tuned.rows):
+            raise InputError(f"{tuned.source.path or 'the adapter'} has no weight update", found=tuned.source.method)
         theirs = list(tuned.updates) if isinstance(tuned, Adapter) else tuned.names()
         raise InputError(
             "the two checkpoints have no parameter in common",
@@ -141,7 +143,7 @@ class _Matching:
     def __init__(self, base: Checkpoint, tuned: Checkpoint):
         self.base, self.tuned = base, tuned
         self.pairs: list[Pair] = []
-        self.unmatched: list[Skipped] = []
+        self.skipped: list[Skipped] = []
         self.partner: dict[str, str] = {}  # the tuned name by the base's
         self.stores_transposed = _Transposed(base)
 
@@ -156,10 +158,10 @@ class _Matching:
         any_transposed = any("stored transposed" in note for pair in self.pairs for note in pair.notes)
         order = {name: i for i, name in enumerate(self.base.stored)}
         pairs = sorted(self.pairs, key=lambda pair: (order[pair.parameter], pair.expert or 0))
-        return Matched(tuple(_ask_numbers(p) if any_transposed else p for p in pairs), tuple(self.unmatched))
+        return Matched(tuple(_ask_numbers(p) if any_transposed else p for p in pairs), tuple(self.skipped))
 
     def _skip(self, name: str, reason: str) -> None:
-        self.unmatched.append(Skipped(name, reason))
+        self.skipped.append(Skipped(name, reason))
 
     def _tuned(self, name: str, of_base: str | None) -> None:
         stored = self.tuned.stored[name]
@@ -295,11 +297,11 @@ def _ask_numbers(pair: Pair) -> Pair:
 
 def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
     """Each update of an adapter file, and each tensor saved whole that the base has in the same shape."""
-    pairs, unmatched = [], list(adapter.skipped)
+    pairs, skipped = [], list(adapter.skipped)
     for update in adapter.updates.values():
         weight = base.lookup(update)
         if isinstance(weight, str):
-            unmatched.append(Skipped(update.name, weight))
+            skipped.append(Skipped(update.name, weight))
             continue
         path = update.base_weight or update.name
         tuned = update.roles["tuned"] if update.kind == "tuned" and update.scale == 1 else None
@@ -313,10 +315,10 @@ def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
     for name, stored in adapter.saved.items():
         base_name = base.resolve(name) if name not in adapter.non_weight_tensors else None
         if base_name is None or tuple(base.stored[base_name].shape) != tuple(stored.shape):
-            unmatched.append(Skipped(name, adapter.non_weight_tensors.get(name, "only in the tuned file")))
+            skipped.append(Skipped(name, adapter.non_weight_tensors.get(name, "only in the tuned file")))
         else:
             pairs += _pairs_of(base_name, base.stored[base_name], stored, ("saved whole",), _Transposed(base))
-    return Matched(tuple(pairs), tuple(unmatched))
+    return Matched(tuple(pairs), tuple(skipped))
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------

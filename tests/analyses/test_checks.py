@@ -234,7 +234,7 @@ def test_what_a_reader_says_is_a_problem_only_where_it_puts_numbers_in_doubt():
     assert "missing-targets" not in found(result(settings={"target_modules": ["q_proj", "v_proj"]}))
 
 
-def test_every_check_says_why_its_threshold():
+def test_every_check_says_why_its_bound():
     for check in checks.CHECKS:
         assert len(check.__doc__) > 60, check.__name__
     assert len(rules.RULES) == len({rule.name for rule in rules.RULES.values()})

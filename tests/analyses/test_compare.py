@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses import compare
+from lorascope.analyses.compare.inputs import MATCHING
 from lorascope.analyses.compare.matrices import SINGLE_FROM
 from lorascope.blocks import Heatmap
 from lorascope.errors import InputError
@@ -209,7 +210,7 @@ def test_names_of_other_dialects_and_modules_on_one_side():
     for renamed in (flat, prefixed):
         found = compare.run([one, adapter("b", [*renamed[:3], extra])])
         assert [row["cosine"] for row in only(found)["modules"]] == expected[:3]
-        assert {item.name for item in found.unmatched} == {name(3), extra.name}
+        assert {item.name for item in found.skipped_in(MATCHING)} == {name(3), extra.name}
     with pytest.raises(InputError, match="no module in common"):
         compare.run([one, adapter("c", [extra])])
 

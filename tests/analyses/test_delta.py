@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lorascope.analyses import delta
+from lorascope.analyses.delta.result import EXTRACTION
 from lorascope.blocks import Block, Finding, Page
 from lorascope.errors import InputError
 from lorascope.linalg.factored import Factored
@@ -216,7 +217,7 @@ def test_vectors_are_reported_and_what_the_adapter_leaves_out_is_said(rng):
     result = delta.run(base, tuned, extract=1)
     changes = {v.name: v.relative_change for v in result.vectors}
     assert changes == {"layers.0.q.bias": pytest.approx(0.5), "norm": 0}
-    assert [item.name for item in result.not_extracted] == ["layers.0.q.bias"]
+    assert [item.name for item in result.skipped_in(EXTRACTION)] == ["layers.0.q.bias"]
     lost = [finding for finding in result.findings if finding.rule == "LS410"]
     assert [finding.modules for finding in lost] == [("layers.0.q.bias",)] * 2
     assert lost[1].text.startswith("1 changed parameter is not in the extracted adapter ('layers.0.q.bias')")
@@ -228,7 +229,7 @@ def test_what_a_lora_has_no_place_for_is_left_out_and_named(rng):
     tuned = checkpoint(embed_tokens__weight=np.vstack([e, e[:1]]) + 1, mlp__experts__up=x + 1, q__weight=e + 1)
     result = delta.run(base, tuned, extract=1)
     assert list(result.extracted.updates) == ["q"]
-    reasons = {item.name: item.reason for item in result.not_extracted}
+    reasons = {item.name: item.reason for item in result.skipped_in(EXTRACTION)}
     assert reasons == {
         "embed_tokens": "resized", "mlp.experts.up[0]": "a fused expert", "mlp.experts.up[1]": "a fused expert",
     }  # fmt: skip
@@ -290,7 +291,7 @@ def test_the_result_keeps_what_every_analysis_promises(result):
     page = Page("delta", blocks)
     assert "What the adapters capture" in terminal.render(page, width=120, color=False)
     assert "Energy of ΔW kept at rank k" in html.render(page)
-    assert [item.name for item in result.unmatched] == ["head.weight", "gone"]
+    assert [item.name for item in result.skipped_in()] == ["head.weight", "gone"]
 
 
 def test_two_updates_of_one_weight_are_not_one_of_them(rng):
@@ -304,7 +305,7 @@ def test_two_updates_of_one_weight_are_not_one_of_them(rng):
     adapter = Adapter({u.name: u for u in (one, *replicas)}, {}, Source("a", "0", "peft", "LoRA"))
     found = delta.run(checkpoint(**base), checkpoint(**tuned), adapters=[adapter])
     assert [m.name for m in found.matrices if m.captured] == ["layers.0.q"]
-    assert [item.name for item in found.unmatched] == ["layers.1.q", "layers.2.q"]
+    assert [item.name for item in found.skipped_in()] == ["layers.1.q", "layers.2.q"]
 
 
 def test_dequantised_weights_are_said(rng, tmp_path):
@@ -479,7 +480,9 @@ def test_embeddings_that_encoder_and_decoder_share_are_left_out_by_name(rng):
     result = delta.run(base, checkpoint(shared__weight=w + 1, encoder__q__weight=q + 1), extract=2)
     assert list(result.extracted.updates) == ["encoder.q"]
     assert result.extracted.settings["task_type"] == "SEQ_2_SEQ_LM"
-    assert [(item.name, "shared by other layers" in item.reason) for item in result.not_extracted] == [("shared", True)]
+    assert [(item.name, "shared by other layers" in item.reason) for item in result.skipped_in(EXTRACTION)] == [
+        ("shared", True)
+    ]
 
 
 @pytest.mark.parametrize(

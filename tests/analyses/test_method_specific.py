@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lorascope.analyses.method_specific import kind_metrics, run
-from lorascope.analyses.toolkit import correlation, distribution, gini, spread
+from lorascope.analyses.method_specific.vectors import correlation, distribution, gini, spread
 from lorascope.blocks import Heatmap, Lines
 from lorascope.errors import InputError
 from lorascope.updates.base import Update, dense, kinds

@@ -168,7 +168,7 @@ def trained(case: Case, folder: Path, known: dict[str, Path]) -> Path:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found, as "LS106, LS104"; the sizes that the thresholds are about."""
+    """What was found, as "LS106, LS104"; the sizes that the bounds are about."""
 
     codes: tuple[str, ...]
     relative: float | None
@@ -239,8 +239,8 @@ def page(lines: list[str], counts: dict[str, list[int]]) -> str:
         "| adapter | ‖ΔW‖/‖W‖ | entry | stable rank | expected | without `--base` | with `--base` |",
         "|---|---|---|---|---|---|---|", *lines, "",
         "No adapter that others trained is in this table: it was made without access to a model hub. Files that",
-        "other tools wrote are in the formats' tests; their weights are drawn, and say nothing of thresholds.", "",
-        "What a miss means: 60 steps on a 22 M encoder say little of large language models; thresholds are in the",
+        "other tools wrote are in the formats' tests; their weights are drawn, and say nothing of bounds.", "",
+        "What a miss means: 60 steps on a 22 M encoder say little of large language models; bounds are in the",
         "docstrings of `lorascope/analyses/spectrum/checks.py`, each with its reason.", "",
         "## All rules", "", "| code | name | severity | what it looks for |", "|---|---|---|---|", *rule_lines, "",
     ])  # fmt: skip

@@ -23,7 +23,7 @@ def test_merge_writes_a_model_and_says_what_rounding_took(adapter, tiny_llama, t
     )
     assert done.returncode == 0, done.stderr
     assert "merged 4 updates" in done.stdout
-    assert "merge rounding loss (bfloat16)" in done.stdout
+    assert "merge rounding error (bfloat16)" in done.stdout
     facts = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert (facts["dtype"], len(facts["weights"])) == ("bfloat16", 4)
     assert all(0 < weight["rounding_loss"] < 1 for weight in facts["weights"])

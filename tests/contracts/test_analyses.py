@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import importlib
 import json
 import re
 from pathlib import Path
@@ -27,10 +28,9 @@ from tests.analyses import test_activations, test_dimension
 NAMES = [name for name, each in analyses.items() if isinstance(each, Analysis)]
 SELF_EVIDENT = {"r", "uses", "rank", "ranks", "rank before", "parameters", "rounding", "‖ΔW‖_F", "k, rank or d", "size"}
 PARTS = ("spectrum", "against_base", "method_specific")  # of the page of `analyze`
-TRIED = [name for name in NAMES if "checkpoints" not in analyses.get(name).takes]
 
 
-@pytest.fixture(scope="module", params=TRIED)
+@pytest.fixture(scope="module", params=NAMES)
 def result(request, lora_folder):
     analysis = analyses.get(request.param)
     return analysis.run(*inputs_of(analysis, io.read(lora_folder)))
@@ -47,8 +47,17 @@ def inputs_of(analysis: Analysis, adapter) -> tuple:
     if analysis.takes == "adapter":
         return (adapter,)
     rng = np.random.default_rng(0)
-    weights = {f"{name}.weight": InMemory(rng.standard_normal(u.shape), "F64") for name, u in adapter.updates.items()}
-    return adapter, Checkpoint(Path("base"), Tensors(weights, {}, ()), {})
+    weights = {name: rng.standard_normal(update.shape) for name, update in adapter.updates.items()}
+    if analysis.takes == "checkpoints":
+        tuned = {name: weights[name] + update.delta().dense() for name, update in adapter.updates.items()}
+        return checkpoint("base", weights), checkpoint("tuned", tuned)
+    return adapter, checkpoint("base", weights)
+
+
+def checkpoint(path: str, weights: dict[str, np.ndarray]) -> Checkpoint:
+    """A full model in memory, by its modules' names."""
+    stored = {f"{name}.weight": InMemory(weight, "F64") for name, weight in weights.items()}
+    return Checkpoint(Path(path), Tensors(stored, {}, ()), {})
 
 
 def test_the_result_is_frozen(result):
@@ -119,6 +128,13 @@ def test_metrics_are_declared_once(name):
     assert all(metric.help for metric in metrics)
     for metric in metrics:
         assert bool(metric.formula) <= bool(metric.source), f"{metric.key} has a formula and no source"
+
+
+@pytest.mark.parametrize("name", ["analyze", "delta"])
+def test_help_names_metrics_to_sort_by_that_there_are(name):
+    help_of = getattr(importlib.import_module(f"lorascope.cli.{name}"), name).__doc__
+    (listed,) = re.findall(r"Metrics to sort by: (.*?)\.$", " ".join(help_of.split()))
+    assert set(listed.split(", ")) <= {metric.key for metric in analyses.get(name).metrics}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,7 +213,7 @@ def broken(adapter, factor: float):
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.0, np.nan])
-@pytest.mark.parametrize("name", TRIED)
+@pytest.mark.parametrize("name", NAMES)
 def test_errors_and_warnings_have_a_rule_and_an_action(name, factor, lora_folder):
     analysis, adapter = analyses.get(name), broken(io.read(lora_folder), factor)
     try:
@@ -210,6 +226,29 @@ def test_errors_and_warnings_have_a_rule_and_an_action(name, factor, lora_folder
         if finding.severity != "note":
             assert finding.rule not in MEASURED, finding
             assert finding.action, finding
+
+
+TAKES_ADAPTERS = [name for name in NAMES if not analyses.get(name).takes.startswith("run")]
+
+
+@pytest.mark.parametrize("name", TAKES_ADAPTERS)
+def test_an_adapter_without_updates_gets_one_clear_sentence(name, lora_folder):
+    analysis, adapter = analyses.get(name), io.read(lora_folder)
+    empty = dataclasses.replace(adapter, updates={})
+    _, base = inputs_of(analyses.get("intruders"), adapter)
+    inputs = {"adapter": (empty,), "adapters": ([empty] * 3,), "adapter and base": (empty, base),
+              "checkpoints": (base, empty)}  # fmt: skip
+    if name in ("against_base", "method_specific"):  # of `analyze`, which refuses it
+        result = analysis.run(*inputs[analysis.takes])
+        assert result.rows == ()
+        assert re.search(r"\b(0 weights|none)\b", analysis.heading(result)[1])
+        return
+    with pytest.raises(InputError) as caught:
+        analysis.run(*inputs[analysis.takes])
+    sentence = str(caught.value)
+    assert re.search(r"\bno (module|weight update|ΔW)\b", sentence)
+    assert not re.search(r"found( and|[;.])|  |\n", sentence), sentence  # nothing that is named by an empty text
+    assert caught.value.hint is None  # none helps
 
 
 def calls(path: Path, name: str):

@@ -29,6 +29,9 @@ BANNED = {
     r"\bof itself\b": "relative",
     r"\brehears": "calibrate",
     r"\bfor want of\b": "too narrow",
+    r"(?<!Gavish–Donoho )(?i:\bthresholds?\b)": "bound",
+    r"(?i:\blayer types?\b)": "module type",
+    r"(?i:\brounding loss(es)?\b)": "merge rounding error",
 }  # fmt: skip
 PRINTED = ("analyses", "cli", "report", "study", "errors.py", "training", "weights", "destinations.py", "inputs.py")
 

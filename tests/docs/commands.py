@@ -168,7 +168,7 @@ def _elsewhere(name: str) -> Iterator[Block]:
         "study": (("studies.html", "how a claim is judged"),),
         "quickstart": (("../quickstart.html", "the page that it writes"),),
         "merge": (("formats.html", "what is read"),),
-        "analyze": (("formats.html", "what is read"), ("findings.html", "every check and its threshold")),
+        "analyze": (("formats.html", "what is read"), ("findings.html", "every check and its bound")),
     }
     lines += [(Span("See also: "), Span(text, "", to)) for to, text in more.get(name, ())]
     if lines:

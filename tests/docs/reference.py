@@ -96,7 +96,7 @@ def rule_reasons() -> dict[str, str]:
 
 
 def finding_blocks(page: tuple[Block, ...]) -> tuple[Block, ...]:
-    """FINDINGS.md with an anchor for each rule, and the reasons of the thresholds."""
+    """FINDINGS.md with an anchor for each rule, and the reasons of the bounds."""
     made: list[Block] = []
     for block in page:
         if isinstance(block, Table) and block.columns[0].title == "code":
@@ -106,7 +106,7 @@ def finding_blocks(page: tuple[Block, ...]) -> tuple[Block, ...]:
             block = Table(block.columns, tuple(map(_led, block.rows)))
         made.append(block)
     reasons = sorted(rule_reasons().items())
-    made.append(Heading("Thresholds, with their reasons", 2, "thresholds"))
+    made.append(Heading("Bounds, with their reasons", 2, "bounds"))
     for code, doc in reasons:
         made.append(Heading(f"{code} {rules.RULES[code].name}", 3, f"why-{code.lower()}"))
         made += [said(each) for each in paragraphs(doc)]

@@ -42,7 +42,7 @@ SUMMARIES = {
     "glossary.html": "The words of findings, help and pages, and every measure with its formula and source.",
     "json.html": "Keys of every command's JSON, and of a study's record.",
     "formats.html": "Every dialect, tuner and scheme, what the base is needed for, and what is verified.",
-    "findings.html": "Every rule with its threshold and reason, and hits and misses on broken adapters.",
+    "findings.html": "Every rule with its bound and reason, and hits and misses on broken adapters.",
     "trainers.html": "Scripts for transformers' Trainer, TRL, accelerate and a loop of your own.",
     "extend.html": "Four complete examples, which the tests write out and run.",
     "architecture.html": "Which room is for what, and the rules that hold.",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 FILE = "glossary.html"
 _GREEK = {"Δ": "delta-", "σ": "sigma-", "Σ": "sum-", "φ": "phi-", "λ": "lambda-", "α": "alpha-", "ε": "epsilon-"}
 LINKED = {"energy rank", "stable rank", "effective rank", "participation ratio", "random baseline", "module type",
-          "modules_to_save", "merge rounding error", "merge rounding loss", "intruder dimension", "negative control",
+          "modules_to_save", "merge rounding error", "intruder dimension", "negative control",
           "test bed", "amendment", "principal angles", "rounding floor", "shared initialisation", "energy overlap",
           "degrees of freedom", "projection distance"}  # in prose; other words are everybody's  # fmt: skip
 

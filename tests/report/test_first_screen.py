@@ -13,17 +13,13 @@ from lorascope.report import html
 from lorascope.weights import io
 from tests.analyses.test_against_base import checkpoint as against
 from tests.analyses.test_delta import checkpoint, low_rank
-from tests.contracts.test_analyses import PARTS, TRIED, inputs_of
+from tests.contracts.test_analyses import NAMES, PARTS, inputs_of
 from tests.contracts.test_studies import ROOT
 from tests.docs import site
 
 DOCS = ("command-analyze", "docs-index", "glossary")
 REPORTS = {"study": "rslora", "index": "index"}
-PAGES = tuple(
-    dict.fromkeys(
-        (*(name for name in TRIED if name not in PARTS), "with-base", "several", "delta", "trajectory", *REPORTS, *DOCS)
-    )
-)
+PAGES = tuple(dict.fromkeys((*(name for name in NAMES if name not in PARTS), "with-base", "several", *REPORTS, *DOCS)))
 FIRST = ".finding, .answer, .forest"  # the index has no words of its own above its figure
 FIRST_OF_DOCS = "main pre, main .definitions > div"  # a command, or in the glossary a word
 ABOVE = 600  # px: the first finding, at 1440 × 900

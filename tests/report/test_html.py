@@ -203,7 +203,7 @@ def test_empty_blocks():
     blank = Heatmap("H", ("r",), ("c",), (Measure("m", "M", ((None,),), log=True),))
     text = draw(empty, lines, blank, Findings(()), Facts(()), Definitions(()), Code(""), Heatmap("H", (), (), ()))
     assert "No rows." in text
-    assert "There is no finite value to draw." in text
+    assert "No finite values to draw." in text
     assert "No findings." in text
     assert "no values" in text
     assert not Structure(text).open

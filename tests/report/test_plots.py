@@ -53,6 +53,25 @@ def test_a_heatmap_shows_one_metric_and_its_gaps(ax):
         plots.draw(block, ax, "energy")
 
 
+def test_without_axes_an_empty_figure_is_used_and_a_drawn_one_left_alone(recwarn):
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    heatmap = Heatmap("by layer", ("0", "1"), ("q",), (Measure("norm", "‖ΔW‖", ((1.0,), (2.0,))),), "layer", "type")
+    _, (left, right) = plt.subplots(1, 2)
+    plt.sca(left)
+    assert plots.draw(heatmap) is left
+    plt.sca(right)
+    assert plots.draw(lines(log_x=True, log_y=True)) is right
+    alone = plots.draw(heatmap)
+    assert alone.figure is not right.figure
+    assert (alone.get_xscale(), len(alone.lines)) == ("linear", 0)
+    assert plots.draw(heatmap).figure is not alone.figure
+    assert len(plt.get_fignums()) == 3
+    assert not [warning for warning in recwarn if "log-scaled" in str(warning.message)]
+    plt.close("all")
+
+
 def test_the_first_screen_escapes_every_name():
     evil = "<script>alert(1)</script>"
     shown = Page(evil, (Findings((Finding("error", evil, evil),)),), summary=evil)

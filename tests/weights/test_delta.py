@@ -45,7 +45,7 @@ def one(matched, name):
 
 
 def reasons(matched):
-    return {item.name: item.reason for item in matched.unmatched}
+    return {item.name: item.reason for item in matched.skipped}
 
 
 def normal(rng: np.random.Generator, *shape):
@@ -58,7 +58,7 @@ def test_shards_prefixes_and_dtypes(rng, tmp_path):
     tuned = write(tmp_path / "tuned", {f"model.{k}": v + 1 for k, v in w.items()}, shards=3)
     matched = pairs(base, tuned)
     assert sorted(pair.parameter for pair in matched.pairs) == list(w)
-    assert matched.unmatched == ()
+    assert matched.skipped == ()
     for pair in matched.pairs:
         stored = w[pair.parameter].astype(ml_dtypes.bfloat16).astype(float)
         found = difference(pair)

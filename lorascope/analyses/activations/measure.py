@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lorascope.analyses.base import Metric, Result
+from lorascope.analyses.spectral_metrics import RELATIVE_NORM
 from lorascope.analyses.toolkit import Row, choose, median, value
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
@@ -35,11 +36,7 @@ LAYER_METRICS = (
         meaning="The share that an update of this norm would have whatever the inputs: a share above it means that the"
         " update reads directions in which the inputs are strong.",
     ),
-    Metric(
-        "weight_ratio", "‖ΔW‖/‖W‖", "percent", "Frobenius norms, no inputs", term="Relative norm ‖ΔW‖/‖W‖",
-        formula="‖ΔW‖_F / ‖W‖_F", source="of the weights alone",
-        meaning="How large the update is compared with the weight that it changes, whatever the inputs.",
-    ),
+    replace(RELATIVE_NORM, key="weight_ratio", help="Frobenius norms, no inputs"),
     Metric(
         "update_gain", "gain of ΔW", help="root mean square of ‖ΔWx‖ over that of a random ΔW of its norm", term="Gain",
         formula="√(Σ‖M x‖²/(‖M‖_F² Σ‖x‖²/d_in)): 1 for a random M, √d_in at most", source="M = ΔW or W",

@@ -15,6 +15,7 @@ from lorascope.analyses.activations.measure import (
 )
 from lorascope.analyses.base import definitions
 from lorascope.analyses.toolkit import (
+    TYPE,
     column,
     depth_map,
     digits,
@@ -22,9 +23,11 @@ from lorascope.analyses.toolkit import (
     inputs,
     mean,
     percent,
+    pick,
     plural,
     skipped_table,
     table,
+    type_table,
     value,
 )
 from lorascope.blocks import (
@@ -47,7 +50,7 @@ from lorascope.blocks import (
 )
 from lorascope.errors import preview
 
-BIASED_REPORT_THRESHOLD = 0.05  # what unrelated hidden states would get from the biased estimator
+BIASED_REPORT_BOUND = 0.05  # what unrelated hidden states would get from the biased estimator
 FEW = 2  # runs of which more is told than the table shows
 UNLIKELY = 4.0  # standard deviations
 NOT_MAPPED = ("uses", "chance_cosine")  # the same in every layer of a type
@@ -86,7 +89,7 @@ def _skipped(result: ActivationsResult) -> list[Finding]:
 def _samples(result: ActivationsResult) -> list[Finding]:
     chances = [one.cka.biased_chance for one in result.similarities if one.cka.biased_chance is not None]
     items = []
-    if chances and max(chances) > BIASED_REPORT_THRESHOLD:
+    if chances and max(chances) > BIASED_REPORT_BOUND:
         text = (
             f"{result.samples:,} samples for {result.width} features are few: the usual, biased CKA of unrelated states"
             f" would be up to {max(chances):.2f} here; debiased it is 0 on average"
@@ -142,7 +145,7 @@ def _cosines(label: str, modules: Sequence[ModuleResponse]) -> list[Finding]:
 
 
 def _where(result: ActivationsResult, label: str) -> list[Finding]:
-    """The layer type with the largest share, and the one with the smallest."""
+    """The module type with the largest share, and the one with the smallest."""
     types = group([m for m in result.of(label) if m.share])
     if len(types) < 2:
         return []
@@ -229,16 +232,11 @@ def _facts(result: ActivationsResult) -> Facts:
 
 
 def _by_type(result: ActivationsResult) -> Table:
-    metrics = [metric for metric in LAYER_METRICS if metric.key in BY_TYPE]
-    rows = [
-        {"run": run, "type": name, "n": len(layers)}
-        | {m.key: mean(value(each, m.key) for each in layers) for m in metrics}
-        for run in result.runs
-        for name, layers in group(result.of(run)).items()
-    ]
-    columns = (Column("run", "run", "code"), Column("type", "layer type"), Column("n", "n", "int"), *metrics)
-    caption = "Means over the layers of a type, each a mean over tokens. Chance: a random ΔW of the same norm."
-    return table(rows, columns, "Effect of ΔW, by layer type", caption=caption)
+    caption = "Means over the modules of a type, each a mean over tokens. Chance: a random ΔW of the same norm."
+    return type_table(
+        result.modules, pick(LAYER_METRICS, BY_TYPE), caption,
+        title="Effect of ΔW, by module type", by=(Column("run", "run", "code"), TYPE), average=mean,
+    )  # fmt: skip
 
 
 def shares(result: ActivationsResult) -> Lines:
@@ -273,7 +271,7 @@ def _by_depth(label: str, modules: Sequence[ModuleResponse], key: str, panel: st
 def _map(result: ActivationsResult, run: str) -> Heatmap | None:
     metrics = [metric for metric in LAYER_METRICS if metric.key not in NOT_MAPPED]
     caption = "Empty cells are not updated, or skipped."
-    return depth_map(result.of(run), metrics, title=f"Depth × layer type: {run}", caption=caption)
+    return depth_map(result.of(run), metrics, title=f"Module type × layer: {run}", caption=caption)
 
 
 def heatmap(result: ActivationsResult) -> Heatmap | None:

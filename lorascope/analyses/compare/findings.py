@@ -1,5 +1,6 @@
 """The result in words: what would mislead first, then what agrees and what does not, each with its chance level."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.compare import verdict
+from lorascope.analyses.compare.inputs import MATCHING
 from lorascope.analyses.compare.matrices import within_and_between
 from lorascope.analyses.compare.relation import IDENTICAL
 from lorascope.analyses.compare.result import CompareResult, Pair
@@ -237,14 +239,13 @@ def _ranged(interval: Row) -> str:
 
 def _limits(result: CompareResult) -> list[Finding]:
     made = []
-    if result.unmatched:
-        names, number = preview([item.name for item in result.unmatched], 2), plural(len(result.unmatched), "module")
+    if modules := tuple(item.name for item in result.skipped_in(MATCHING)):
+        names, number = preview(modules, 2), plural(len(modules), "module")
         where = "only one adapter has" if len(result.adapters) == 2 else "some adapters lack"
         text = f"{number} that {where}, or in another shape ({names}); full list in the report"
         action = "Pass --base MODEL if only their names differ; otherwise what is said holds for the others alone"
-        modules = tuple(item.name for item in result.unmatched)
         made.append(rules.NOT_SHARED.finding(text, modules=modules, action=action))
-    made += _skipped([item for item in result.skipped if item not in result.unmatched])
+    made += _skipped(result.skipped_in())
     if result.sampled:
         measured, total = result.sampled
         text = f"{measured} of {total} modules were measured, evenly chosen by depth within each type"
@@ -252,7 +253,7 @@ def _limits(result: CompareResult) -> list[Finding]:
     return made + _of_modules([row for pair in result.pairs for row in pair.modules or ()])
 
 
-def _skipped(items: list[Skipped]) -> list[Finding]:
+def _skipped(items: Sequence[Skipped]) -> list[Finding]:
     """Modules with NaN as an error, and what else was not compared."""
     made = []
     bad = [item for item in items if item.reason == NON_FINITE]

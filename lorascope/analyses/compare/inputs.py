@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.analyses.adapter_updates import selected
-from lorascope.analyses.compare.schemes import Known, in_one_scheme
+from lorascope.analyses.compare.schemes import Known, flat_name, in_one_scheme
 from lorascope.analyses.toolkit import choose
 from lorascope.errors import InputError, preview
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
@@ -122,10 +122,10 @@ class _Names:
 
     def _flat(self, update: Update) -> str:
         if _is_replica(update):  # named by its own place, and told from the layer that another base has there
-            return f"{_flat(naming.plain(update.name))}_of_{_flat(update.base_weight or '')}"
+            return f"{flat_name(naming.plain(update.name))}_of_{flat_name(update.base_weight or '')}"
         resolved = self.base.resolve(update.base_weight or update.name) if self.base is not None else None
         expert = "" if update.expert is None else f"_{update.expert}"
-        return _flat((resolved or update.name).removesuffix(".weight")) + expert
+        return flat_name((resolved or update.name).removesuffix(".weight")) + expert
 
     def _by_key(self, key: str, taken: set[str]) -> str | None:
         """The common name of the module of this key, if it is free."""
@@ -137,7 +137,7 @@ class _Names:
         if _is_replica(update):
             return
         self.by_key.setdefault(key, update.name)
-        self.by_flat.setdefault(_flat(naming.plain(update.name)), update.name)
+        self.by_flat.setdefault(flat_name(naming.plain(update.name)), update.name)
         for shorter in _shorter(update.name):
             self.by_shorter.setdefault(shorter, set()).add(update.name)
 
@@ -145,7 +145,7 @@ class _Names:
         """The common name that differs by a root on one side only: `model.encoder` is never `model.decoder`."""
         if _is_replica(update):
             return None
-        plain = _flat(naming.plain(update.name))
+        plain = flat_name(naming.plain(update.name))
         for flat in (plain, *_shorter(update.name)):
             if (name := self.by_flat.get(flat)) is not None and name not in taken:
                 return name
@@ -158,15 +158,11 @@ def _is_replica(update: Update) -> bool:
     return any(note.startswith("a replica of") for note in update.notes)
 
 
-def _flat(name: str) -> str:
-    return name.replace(".", "_")
-
-
 def _shorter(name: str) -> list[str]:
     """The flat forms of a name without leading components that name no part of a model, or of the pipeline."""
     plain = naming.plain(name)
     inside = naming.without_component(plain, "")
-    return [_flat(one) for one in (*naming.within(plain), *([inside] if inside else []))]
+    return [flat_name(one) for one in (*naming.within(plain), *([inside] if inside else []))]
 
 
 def _difference(checkpoint: Checkpoint, like: Update) -> Update | None:

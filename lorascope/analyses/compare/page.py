@@ -1,12 +1,12 @@
 """The result as blocks: the same data for the terminal, the page and the figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lorascope.analyses.base import Metric, definitions
+from lorascope.analyses.compare.inputs import MATCHING
 from lorascope.analyses.compare.metrics import COLUMNS, METRICS
 from lorascope.analyses.compare.result import CompareResult, Pair, joined
 from lorascope.analyses.compare.summary import RATE, SIDES
@@ -19,9 +19,11 @@ from lorascope.analyses.toolkit import (
     digits,
     group,
     inputs,
+    measured,
     median,
     module_table,
     percent,
+    pick,
     plural,
     skipped_table,
     type_table,
@@ -70,11 +72,11 @@ _PAIRWISE = (
 def heading(result: CompareResult) -> tuple[str, str]:
     count = len(result.adapters)
     most = max(pair.summary["modules"] for pair in result.pairs)
-    unmatched = f"; {len(result.unmatched)} not in all adapters" if result.unmatched else ""
+    without = f"; {len(partly)} not in all adapters" if (partly := result.skipped_in(MATCHING)) else ""
     if count == 2:
         labels = " and ".join(one["label"] for one in result.adapters)
-        return labels, f"{_verdict(result)} {plural(most, 'module')} compared{unmatched}"
-    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {plural(most, 'module')} in common{unmatched}"
+        return labels, f"{_verdict(result)} {plural(most, 'module')} compared{without}"
+    text = f"{_verdict(result)} {len(result.pairs)} pairs, up to {plural(most, 'module')} in common{without}"
     return f"{count} adapters", text
 
 
@@ -96,10 +98,10 @@ def blocks(result: CompareResult) -> tuple[Block, ...]:
         made.append(Text(text, where="page"))
     for pair in detailed[:MAX_PAIR_PAGES]:
         made += _pair(result, pair)
-    if result.unmatched:
+    if partly := result.skipped_in(MATCHING):
         title = "Modules present in only one adapter" if len(result.adapters) == 2 else "Modules not in all adapters"
-        made.append(skipped_table(result.unmatched, title, "module"))
-    if others := [item for item in result.skipped if item not in result.unmatched]:
+        made.append(skipped_table(partly, title, "module"))
+    if others := result.skipped_in():
         made.append(skipped_table(others))
     action = f" {verdict.action}." if verdict.action else ""
     made.append(Text(f"Verdict: {_verdict(result)}{action}", where="terminal"))
@@ -172,14 +174,14 @@ def _facts(result: CompareResult) -> Facts:
 
 def _pair(result: CompareResult, pair: Pair) -> list[Block]:
     rows = list(pair.modules or ())
-    shown = [metric for metric in COLUMNS if any(value(row, metric.key) is not None for row in rows)]
-    short = [metric for metric in shown if metric.key in _SHORT]
+    shown = measured(COLUMNS, rows)
+    short = pick(shown, _SHORT)
     labels = result.label(pair.a), result.label(pair.b)
     several = len(result.pairs) > 1
     where: Where = "page" if several else "both"
     caption = 'Median over the modules of each type. "chance": expected value for random subspaces.'
     made: list[Block] = [Heading(" and ".join(labels), where="page")] if several else []
-    made.append(replace(type_table(rows, short, caption), where=where))
+    made.append(type_table(rows, short, caption, where=where))
     made += [] if several else [_ends(rows, short)]
     level = 3 if several else 2
     made += _directions(rows, *labels, level)
@@ -307,7 +309,7 @@ def _mean_by_depth(rows: Sequence[Row], key: str) -> tuple[tuple[float, ...], tu
 
 
 def _depth_map(rows: Sequence[Row]) -> Heatmap | None:
-    metrics = [metric for key in _MAPPED for metric in COLUMNS if metric.key == key]
+    metrics = pick(COLUMNS, _MAPPED)
     return depth_map(
         rows,
         metrics,

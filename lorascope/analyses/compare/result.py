@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lorascope.analyses.base import Result
-from lorascope.analyses.compare.inputs import MATCHING
 from lorascope.analyses.compare.matrices import Matrices, within_and_between
 from lorascope.analyses.toolkit import Row, flat
 from lorascope.weights.adapter import Skipped
@@ -61,11 +60,6 @@ class CompareResult(Result):
     def rows_of(self, pair: Pair) -> list[Row]:
         names = {"a": self.label(pair.a), "b": self.label(pair.b)}
         return [names | row for row in (pair.modules if pair.modules is not None else (pair.summary,))]
-
-    @property
-    def unmatched(self) -> tuple[Skipped, ...]:
-        """The modules that some adapters do not have, or have in another shape."""
-        return tuple(item for item in self.skipped if item.stage == MATCHING)
 
     def label(self, index: int) -> str:
         return self.adapters[index]["label"]

@@ -63,7 +63,7 @@ def run(
                 f"{label}: {preview([name for name, updates in aligned.names.items() if k in updates], 2) or 'none'}"
                 for k, label in enumerate(named[:3])
             ),
-            hint="names of other dialects are understood with --base",
+            hint="names of other dialects are understood with --base" if aligned.names else None,
         )
     chosen = common if all_modules else _sampled(aligned, common)
     comparison = _Comparison(aligned, named, base, directions, detailed=_detailed(len(adapters), len(common)))
@@ -110,7 +110,7 @@ class _Comparison:
         self.sums = Sums(len(named))
         self.records: dict[tuple[int, int], list[Row]] | None = {} if detailed else None
         self.skipped = [replace(item, adapter=named[k]) for k, items in aligned.skipped.items() for item in items]
-        self.unmatched: list[Skipped] = []
+        self.misfits: list[Skipped] = []  # of another shape than the first adapter's
 
     def measure(self, name: str) -> None:
         """Measures one module of all adapters, and drops what it read."""
@@ -138,7 +138,7 @@ class _Comparison:
             if one.shape != first:
                 shape, expected = ("×".join(map(str, each)) for each in (one.shape, first))
                 reason = f"its shape is {shape}, and the first adapter's is {expected}"
-                self.unmatched.append(Skipped(name, reason, MATCHING, self.named[index]))
+                self.misfits.append(Skipped(name, reason, MATCHING, self.named[index]))
                 continue
             spaces[index] = one if len(self.named) < SINGLE_FROM else one.single(MAX_ROW_ENTRIES)
         return spaces
@@ -154,7 +154,7 @@ class _Comparison:
         pairs = tuple(self._pairs(matrices))
         if not any(pair.summary["modules"] for pair in pairs):
             reasons = [item.reason for item in self.skipped if item.name in self.aligned.names]
-            reasons += [item.reason for item in self.unmatched]
+            reasons += [item.reason for item in self.misfits]
             raise InputError("no module could be compared", found="; ".join(dict.fromkeys(reasons)))
         return CompareResult(
             adapters=tuple({"label": label, **source(one)} for label, one in zip(self.named, adapters, strict=True)),
@@ -162,7 +162,7 @@ class _Comparison:
             matrices=matrices,
             clusters=cluster(matrices),
             groups=tuple(tuple(group) for group in groups(matrices)),
-            skipped=(*self._one_sided(), *self.unmatched, *self.skipped),
+            skipped=(*self._one_sided(), *self.misfits, *self.skipped),
             base=source_path(self.base) if self.base is not None else None,
             sampled=sampled if sampled[0] < sampled[1] else None,
         )

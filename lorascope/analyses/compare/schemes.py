@@ -50,7 +50,7 @@ def _known(update: Update, where: Place | None, differing: set[str]) -> list[Kno
         return pieces
     if cut and len(where.parts) > 1:
         update = replace(update, notes=(*update.notes, f"{NOT_CUT}: a {update.kind} update is not made of rows"))
-    key = _flat("+".join(where.parts)) + ("#swapped" if cut and where.swapped else "")
+    key = flat_name("+".join(where.parts)) + ("#swapped" if cut and where.swapped else "")
     return [Known(update, _with_expert(key, update))]
 
 
@@ -83,7 +83,7 @@ def _differing(places: Sequence[Place]) -> set[str]:
     company: dict[str, set[tuple[tuple[str, ...], bool]]] = {}
     for where in places:
         for part in where.parts:
-            company.setdefault(_flat(part), set()).add((tuple(map(_flat, where.parts)), where.swapped))
+            company.setdefault(flat_name(part), set()).add((tuple(map(flat_name, where.parts)), where.swapped))
     differ = {part for part, held in company.items() if len(held) > 1}
     while True:  # whatever is cut is cut into all of its parts
         more = {
@@ -96,7 +96,7 @@ def _differing(places: Sequence[Place]) -> set[str]:
         if not more:
             break
         differ |= more
-    return {part for where in places for part in where.parts if _flat(part) in differ}
+    return {part for where in places for part in where.parts if flat_name(part) in differ}
 
 
 def _pieces(update: Update, where: Place) -> list[Known] | None:
@@ -115,7 +115,7 @@ def _pieces(update: Update, where: Place) -> list[Known] | None:
         piece = rows_of(update, start, start + size) if len(sizes) > 1 else _turned(update)
         if piece is None:
             return None
-        pieces.append(Known(replace(piece, name=part), _with_expert(_flat(part), update)))
+        pieces.append(Known(replace(piece, name=part), _with_expert(flat_name(part), update)))
         start += size
     return pieces
 
@@ -167,5 +167,6 @@ def _with_expert(key: str, update: Update) -> str:
     return key if update.expert is None else f"{key}_{update.expert}"
 
 
-def _flat(name: str) -> str:
+def flat_name(name: str) -> str:
+    """A name in which dots and underscores are one."""
     return name.replace(".", "_")

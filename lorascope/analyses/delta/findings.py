@@ -5,7 +5,7 @@ from typing import Any
 
 from lorascope.analyses import rules
 from lorascope.analyses.delta.matrix import MatrixDelta
-from lorascope.analyses.delta.result import DeltaResult
+from lorascope.analyses.delta.result import EXTRACTION, DeltaResult
 from lorascope.analyses.toolkit import capital, counted, extreme, group, median, percent, plural, value
 from lorascope.architectures import depth, is_embedding, natural_order
 from lorascope.blocks import Finding
@@ -94,7 +94,7 @@ def _no_change(result: DeltaResult) -> Finding:
 
 def _missing(result: DeltaResult) -> int:
     """How many parameters could not be compared, but for ties and what holds no weights."""
-    return sum(map(_is_missed, result.unmatched))
+    return sum(map(_is_missed, result.skipped_in()))
 
 
 def _is_missed(item: Skipped) -> bool:
@@ -109,11 +109,12 @@ def _is_head(item: Skipped) -> bool:
 
 def _skipped(result: DeltaResult) -> list[Finding]:
     """A warning where parameters are missing that one would compare; a note where these are ties, buffers or heads."""
-    if not result.unmatched:
+    items = result.skipped_in()
+    if not items:
         return []
-    total, names = len(result.unmatched) + len(result.rows), tuple(item.name for item in result.unmatched)
+    total, names = len(items) + len(result.rows), tuple(item.name for item in items)
     text = f"{len(names)} of {total} tensors skipped ({preview(names, 2)}); reasons are in the report"
-    missed = any(_is_missed(item) and not _is_head(item) for item in result.unmatched)
+    missed = any(_is_missed(item) and not _is_head(item) for item in items)
     action = "Look at the reasons (--html, --json): these may have changed" if missed else ""
     return [rules.SKIPPED.finding(text, "warning" if missed else "note", modules=names, action=action)]
 
@@ -284,12 +285,12 @@ def _vectors(result: DeltaResult) -> list[Finding]:
 
 
 def _extracted(result: DeltaResult) -> list[Finding]:
-    if not result.not_extracted:
+    modules = tuple(item.name for item in result.skipped_in(EXTRACTION))
+    if not modules:
         return []
-    names, number = preview([item.name for item in result.not_extracted], 2), len(result.not_extracted)
+    names, number = preview(modules, 2), len(modules)
     are = "is" if number == 1 else "are"
     text = f"{plural(number, 'changed parameter')} {are} not in the extracted adapter ({names}): vectors and the"
-    modules = tuple(item.name for item in result.not_extracted)
     return [rules.NOT_EXTRACTED.finding(f"{text} like", modules=modules, action=WHOLE)]
 
 

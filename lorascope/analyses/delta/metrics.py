@@ -1,36 +1,41 @@
 """What is measured of a matrix, listed, sorted by and mapped; and what an adapter captures of it."""
 
+from dataclasses import replace
+
 from lorascope.analyses.base import Metric
+from lorascope.analyses.spectral_metrics import (
+    EFFECTIVE_RANK,
+    ENERGY_RANKS,
+    ENERGY_SHARE,
+    FROBENIUS_NORM,
+    GAVISH_DONOHO,
+    MARCHENKO_PASTUR,
+    RELATIVE_NORM,
+    SPECTRAL_NORM,
+    STABLE_RANK,
+    baseline,
+    without_baseline,
+)
+
+_NOISE = "Noise of the same shape (random baseline)"
 
 METRICS = (
-    Metric("energy_share", "energy", "percent", "‖ΔW‖_F² as a share of all matrices'", term="ΔW"),
-    Metric("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms", term="Relative norm ‖ΔW‖/‖W‖",
-           formula="‖ΔW‖_F / ‖W‖_F", source="W is the base's",
-           meaning="How large the change is compared with the weight that was changed."),
-    Metric("frobenius_norm", "‖ΔW‖_F", help="√Σσ²", term="ΔW",
-           formula="tuned − base, in float64; energy ‖ΔW‖_F² = Σσ²", source="Eckart and Young 1936",
-           meaning="What fine-tuning changed: a large norm means that this matrix was changed a lot."),
-    Metric("spectral_norm", "‖ΔW‖₂", help="σ₁", term="ΔW"),
-    Metric("stable_rank", "stable rank", help="Σσ²/σ₁²", term="Stable rank", formula="Σσ²/σ₁²",
-           source="Rudelson and Vershynin 2007",
-           meaning="How many directions carry the update, weighted towards the largest: 1 if one direction is"
-           " everything."),
-    Metric("effective_rank", "eff. rank", help="exp H(σ/Σσ), Roy and Vetterli 2007", term="Effective rank",
-           formula="exp H(σ/Σσ)", source="Roy and Vetterli 2007",
-           meaning="How many directions the update spreads over, weak ones counted in."),
-    Metric("energy_rank_0.9", "r90", "int", "rank that keeps 90 % of the energy", null="null.energy_rank_0.9",
-           term="Energy rank r90, r99", formula="the smallest k with Σ_{i≤k} σ² ≥ 90, 99 % of Σσ²",
-           source="Eckart and Young 1936: no rank-k matrix keeps more",
-           meaning="The rank to which ΔW can be cut so that it keeps so much of its energy."),
-    Metric("null.energy_rank_0.9", "r90 (noise)", "int", "the same of an iid matrix of this shape",
-           term="Noise of the same shape (random baseline)",
-           formula="the quantiles of the Marchenko–Pastur law, σ = √(q·t); in figures scaled to ΔW's energy",
-           source="Marchenko and Pastur 1967",
-           meaning="The rank that pure noise of this shape needs: a ΔW that needs as much has no low-rank structure."),
+    ENERGY_SHARE,
+    RELATIVE_NORM,
+    FROBENIUS_NORM,
+    SPECTRAL_NORM,
+    without_baseline(STABLE_RANK),
+    without_baseline(EFFECTIVE_RANK),
+    ENERGY_RANKS[0.9],
+    replace(
+        baseline(ENERGY_RANKS[0.9], "the same of an iid matrix of this shape", "r90 (noise)"), term=_NOISE,
+        formula="the quantiles of the Marchenko–Pastur law, σ = √(q·t); in figures scaled to ΔW's energy",
+        source="Marchenko and Pastur 1967",
+        meaning="The rank that pure noise of this shape needs: a ΔW that needs as much has no low-rank structure.",
+    ),
     Metric("energy_rank_of_null_0.9", "r90 / noise", "percent", "r90 over that of an iid matrix of this shape",
-           term="Noise of the same shape (random baseline)"),
-    Metric("energy_rank_0.99", "r99", "int", "rank that keeps 99 % of the energy", null="null.energy_rank_0.99",
-           term="Energy rank r90, r99"),
+           term=_NOISE),
+    ENERGY_RANKS[0.99],
     Metric("best.8", "r8 keeps", "percent", "share of the energy that the best rank-8 matrix keeps",
            term="Best of rank r", formula="Σ_{i≤r} σ² / Σσ²: no product B·A of rank r keeps more",
            source="Eckart and Young 1936",
@@ -43,22 +48,18 @@ METRICS = (
            meaning="How large singular values get by rounding the stored weights: those above it come from training."),
     Metric("noise_floor.energy_share", "energy above rounding", "percent", "share of ‖ΔW‖² above the rounding floor",
            term="Rounding floor"),
-    Metric("marchenko_pastur.rank", "σ above MP edge", "int",
-           "singular values above the Marchenko–Pastur edge of the bulk", term="Marchenko–Pastur edge",
-           formula="(√m + √n)·level with the Tracy–Widom 99 % correction; level = median(σ)/√(q·median of the law)",
-           source="Johnstone 2001, theorem 1.1",
-           meaning="Where the singular values of pure noise end: those above it stand out from the noise-like rest."),
-    Metric("gavish_donoho.rank", "GD rank", "int", "singular values above the Gavish–Donoho threshold",
-           term="Gavish–Donoho rank", formula="values above ω(β)·median(σ), 2.858 for a square",
-           source="arXiv 1305.5870",
-           meaning="How many singular values to keep for the least error, if the rest is noise."),
+    replace(MARCHENKO_PASTUR, key="marchenko_pastur.rank"),
+    replace(GAVISH_DONOHO, key="gavish_donoho.rank"),
     Metric("permutation.rank", "σ above permuted", "int",
            "singular values above the largest of the same entries permuted", term="Permuted",
            formula="ΔW's own entries in random places, one draw from a fixed seed",
            source="parallel analysis, Horn 1965",
            meaning="How large singular values get when the same entries are shuffled: those above it come from where"
            " the entries stand, not from their sizes."),
-    Metric("moved_share", "moved", "percent", "share of entries that changed"),
+    Metric("moved_share", "moved", "percent", "share of entries that changed", term="Moved entries",
+           formula="the share of entries with tuned ≠ base, as stored", source="a count",
+           meaning="How many entries changed at all: where few did, the storage dtype was too coarse for the steps of"
+           " training, or only some rows were trained."),
 )  # fmt: skip
 
 _CAPTURED = "Captured by an adapter"

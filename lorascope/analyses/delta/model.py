@@ -34,7 +34,7 @@ def task_type(config: Mapping[str, Any]) -> str | None:
     return next((task for ending, task in _TASKS if name.endswith(ending)), None)
 
 
-def tied_modules(base: Checkpoint, pairs: Iterable[Pair], unmatched: Iterable[Skipped]) -> dict[str, str]:
+def tied_modules(base: Checkpoint, pairs: Iterable[Pair], skipped: Iterable[Skipped]) -> dict[str, str]:
     """Modules that share the weight of a pair, and are in no pair themselves: the pair's name by theirs.
 
     The output layer of a tied model is not in its file, or is there with the same numbers: a LoRA on the embedding
@@ -43,7 +43,7 @@ def tied_modules(base: Checkpoint, pairs: Iterable[Pair], unmatched: Iterable[Sk
     pairs = list(pairs)
     tied = {}
     by_parameter = {pair.parameter: pair.name for pair in pairs}
-    for item in unmatched:
+    for item in skipped:
         if item.reason.startswith(_SAME):
             twin = item.reason.removeprefix(_SAME).partition(",")[0]
             name = by_parameter.get(twin) or by_parameter.get(base.resolve(twin) or "")

@@ -1,6 +1,7 @@
 """The result as blocks: the same data for the terminal, the page and the figures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,24 +12,29 @@ from lorascope.analyses.delta.matrix import MatrixDelta
 from lorascope.analyses.delta.metrics import CAPTURED, METRICS
 from lorascope.analyses.delta.result import DeltaResult
 from lorascope.analyses.sigma_lines import line, middle
+from lorascope.analyses.spectral_metrics import ENERGY_SHARE
 from lorascope.analyses.toolkit import (
     Row,
     both_ends,
-    column,
     depth_map,
     digits,
     group,
     inputs,
+    measured,
     median,
     model_name,
     percent,
+    pick,
     skipped_table,
     table,
+    total,
+    type_table,
     value,
 )
 from lorascope.blocks import (
     Block,
     Column,
+    Definition,
     Definitions,
     Facts,
     Findings,
@@ -44,6 +50,10 @@ from lorascope.blocks import (
 )
 from lorascope.linalg.noise import noise_spectrum
 
+DEFINITIONS = (
+    Definition("ΔW", "tuned − base, in float64", "of the weights as stored", "What fine-tuning changed."),
+    *definitions((*METRICS, *CAPTURED)),
+)
 ROWS_AT_EACH_END = 4
 MAX_TYPES = 12  # panels of the figure of spectra
 _BY_TYPE = ("relative_norm", "stable_rank", "energy_rank_0.9", "null.energy_rank_0.9", "energy_rank_of_null_0.9",
@@ -70,7 +80,7 @@ def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_
     if result.changed:
         changed = [result.record_of(matrix) for matrix in result.changed]
         no_map = "No layer heatmap: parameter names contain fewer than two layer indices."
-        made += [_by_type(result, changed), *_adapters(result), _ends(changed, by, rows)]
+        made += [_by_type(changed), *_adapters(result), _ends(changed, by, rows)]
         figures = (_spectra(result), _kept(result))
         made += [Heading("Singular values", where="page"), *(figure for figure in figures if figure)]
         made += [Heading("Where ΔW is", where="page"), _heatmap(result) or Text(no_map, where="page")]
@@ -81,7 +91,7 @@ def blocks(result: DeltaResult, *, sort: str = "energy_share", rows: int = ROWS_
         if result.skipped
         else Text("Every parameter of both models was compared.", where="page")
     )
-    return (*made, Definitions(definitions((*METRICS, *CAPTURED)), where="page"), _facts(result))
+    return (*made, Definitions(DEFINITIONS, where="page"), _facts(result))
 
 
 def tiles(result: DeltaResult) -> tuple[Tile, ...]:
@@ -126,24 +136,9 @@ def _facts(result: DeltaResult) -> Facts:
     return inputs(items)
 
 
-def _some(keys: Sequence[str]) -> list[Metric]:
-    return [metric for key in dict.fromkeys(keys) for metric in METRICS if metric.key == key]
-
-
-def _by_type(result: DeltaResult, changed: Sequence[Row]) -> Table:
-    metrics = _some(_BY_TYPE)
-    columns = (
-        Column("type", "module type"),
-        Column("n", "n", "int"),
-        Column("energy", "energy", "percent", metric="energy_share"),
-    )
-    rows = tuple(
-        (name, len(those), sum(row["energy_share"] for row in those),
-         *(median(value(row, metric.key) for row in those) for metric in metrics))
-        for name, those in group(changed).items()
-    )  # fmt: skip
+def _by_type(changed: Sequence[Row]) -> Table:
     caption = "Median over the matrices of each type; the last two count singular values above noise."
-    return Table((*columns, *map(column, metrics)), rows, title="By module type", caption=caption)
+    return type_table(changed, ((ENERGY_SHARE, total(ENERGY_SHARE.key)), *pick(METRICS, _BY_TYPE)), caption)
 
 
 def _adapters(result: DeltaResult) -> list[Block]:
@@ -153,7 +148,7 @@ def _adapters(result: DeltaResult) -> list[Block]:
     shown = [metric for metric in CAPTURED if metric.key != "chance.both"]
     columns = (
         Column("label", "adapter", "code"), Column("matrices", "n", "int"),
-        Column("energy_share", "of ‖ΔW‖²", "percent", help="share of all of ‖ΔW‖² in the matrices it adapts"),
+        replace(ENERGY_SHARE, title="of ‖ΔW‖²", help="share of all of ‖ΔW‖² in the matrices it adapts"),
     )  # fmt: skip
     rows = [{"label": each.label, **result.captured(each.label)} for each in result.adapters]
     caption = "Energy-weighted over the matrices that the adapter adapts."
@@ -163,7 +158,7 @@ def _adapters(result: DeltaResult) -> list[Block]:
 def _ends(changed: Sequence[Row], by: Metric, count: int) -> Table:
     """The matrices with the largest and smallest values, for the terminal."""
     chosen, hidden = both_ends(changed, by.key, count)
-    columns = (Column("name", "matrix", "code"), Column("shape", "shape"), *_some((by.key, *_ENDS)))
+    columns = (Column("name", "matrix", "code"), Column("shape", "shape"), *pick(METRICS, (by.key, *_ENDS)))
     caption = f"{hidden} matrices between them are not shown (--rows, --csv)" if hidden else ""
     title = f"Top and bottom matrices by {by.title}" if hidden else f"Matrices by {by.title}"
     return table(chosen, columns, title, caption=caption, where="terminal")
@@ -171,7 +166,7 @@ def _ends(changed: Sequence[Row], by: Metric, count: int) -> Table:
 
 def _all_matrices(result: DeltaResult) -> Table:
     records = [result.record_of(matrix) for matrix in result.matrices]
-    shown = [metric for metric in METRICS if any(value(record, metric.key) is not None for record in records)]
+    shown = measured(METRICS, records)
     of_adapters = [
         Column(
             f"captured.{each.label}.{metric.key}",

@@ -62,15 +62,6 @@ class DeltaResult(Result):
         """The matrices with a ΔW that is finite and not zero."""
         return tuple(matrix for matrix in self.matrices if matrix.energy > 0)
 
-    @property
-    def unmatched(self) -> tuple[Skipped, ...]:
-        """The parameters that are in neither list."""
-        return tuple(item for item in self.skipped if item.stage != EXTRACTION)
-
-    @property
-    def not_extracted(self) -> tuple[Skipped, ...]:
-        return tuple(item for item in self.skipped if item.stage == EXTRACTION)
-
     @cached_property
     def total_energy(self) -> float:
         """Σ‖ΔW‖_F² over matrices."""
@@ -131,7 +122,7 @@ class DeltaResult(Result):
             "matrices": len(self.matrices),
             "changed": len(self.changed),
             "vectors": len(self.vectors),
-            "skipped": len(self.unmatched),
+            "skipped": len(self.skipped_in()),
             "frobenius_norm": self.total_energy**0.5,
             "relative_norm": (self.total_energy / squares) ** 0.5 if squares else None,
             "median_relative_norm": middle("relative_norm"),

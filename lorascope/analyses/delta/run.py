@@ -64,11 +64,11 @@ def run(  # what is read, what is computed, where it is kept
     types = module_types(pair.name for pair in pairs)
     with keeping(state, {**key, "top": top, "extract": extract}) as kept:
         done = _all(progress(pairs), kept, lambda pair: _measured(pair, types[pair.name], others, top, extract, place))
-    skipped, extracted = [*matched.unmatched, *others.unmatched(matched.pairs)], None
+    skipped, extracted = [*matched.skipped, *others.skipped(matched.pairs)], None
     if extract is not None:
         whole = isinstance(tuned, Checkpoint)
         shared = {pair.name for pair in pairs if whole and model.is_shared_further(base, pair)}
-        tied = model.tied_modules(base, matched.pairs, matched.unmatched) if whole else {}
+        tied = model.tied_modules(base, matched.pairs, matched.skipped) if whole else {}
         skipped += _not_extracted(pairs, done, shared)
         factors = {name: each for name, (_, each) in done.items() if each is not None and name not in shared}
         by_name = {pair.name: pair for pair in pairs}
@@ -177,7 +177,7 @@ class _Adapters:
                 notes.append(f"{label} has another shape here, {tuple(delta.shape)}")
         return deltas, tuple(notes)
 
-    def unmatched(self, pairs: Sequence[Pair]) -> list[Skipped]:
+    def skipped(self, pairs: Sequence[Pair]) -> list[Skipped]:
         """Modules of the adapters that no pair is about, and those with several updates of one weight."""
         there = {(pair.parameter, pair.expert) for pair in pairs}
         absent, several = [], []

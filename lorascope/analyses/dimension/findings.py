@@ -10,7 +10,7 @@ from lorascope.analyses.toolkit import percent, plural, value
 from lorascope.blocks import Finding
 from lorascope.errors import preview
 
-DROP_REPORT_THRESHOLD = 0.01  # of the gain
+DROP_REPORT_BOUND = 0.01  # of the gain
 SIZES = {"rank": "r"}  # how a family's size is written
 PRIOR = "Use --baseline prior"
 CONTROL_FAILS = 0.2  # of the gain: what the smallest components should not keep
@@ -113,12 +113,12 @@ def _functional(result: DimensionResult) -> list[Finding]:
     if any(k is not None for k in k90):
         text = f"Functional: rank {_seeds(k90)} in every matrix at once keeps 90 % of the gain, {_seeds(k95)} keeps"
         items.append(Finding("note", f"{text} 95 %, {_seeds(k99)} keeps 99 %; full rank is {_full_rank(result)}"))
-        threshold = result.k(0.9, "threshold")
-        if threshold and threshold[0]:
-            text = f"With one global threshold on σ, 90 % of the gain takes {threshold[0]} directions per matrix on"
-            items.append(Finding("note", f"{text} average"))
+        everywhere = result.k(0.9, "threshold")
+        if everywhere and everywhere[0]:
+            text = f"With one bound on σ for all matrices, 90 % of the gain takes {everywhere[0]} directions per matrix"
+            items.append(Finding("note", f"{text} on average"))
     for curve in result.curves:
-        if curve.drop and curve.kind in ("top", "threshold") and curve.drop[0] > DROP_REPORT_THRESHOLD:
+        if curve.drop and curve.kind in ("top", "threshold") and curve.drop[0] > DROP_REPORT_BOUND:
             items.append(_not_monotone(curve, *curve.drop))
     return items
 
@@ -172,7 +172,7 @@ def _trained(result: DimensionResult) -> list[Finding]:
         items.append(Finding("note", f"Trained {each.label}: {', '.join(parts)}"))
         if all(len(level.gains) == 1 for level in each.levels):
             items.append(Finding("note", f"{each.label}: one seed at each {each.axis}, so no interval can be given"))
-        if each.drop and each.drop[0] > DROP_REPORT_THRESHOLD:
+        if each.drop and each.drop[0] > DROP_REPORT_BOUND:
             drop, start, end = each.drop
             text = f"{each.label}: the gain falls by {of_gain(drop)} from {each.axis} = {start} to {end}"
             items.append(Finding("note", text))

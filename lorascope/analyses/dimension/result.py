@@ -11,50 +11,33 @@ from lorascope.analyses.base import Metric, Result
 from lorascope.analyses.dimension.functional import Baseline, Curve
 from lorascope.analyses.dimension.sizes import Family, TrainedRun
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum, Split
+from lorascope.analyses.spectral_metrics import (
+    EFFECTIVE_RANK,
+    ENERGY_RANKS,
+    GAVISH_DONOHO,
+    MARCHENKO_PASTUR,
+    STABLE_RANK,
+    baseline,
+)
 from lorascope.analyses.toolkit import Row, finite, group, median
 from lorascope.run_data import RunFacts
 from lorascope.weights.adapter import Skipped
 
 TRUNCATED = "full fine-tuning, truncated"
 NOISE = "random baseline: the same of noise of this shape; of a product B·A, of one with Gaussian factors"
-_RANKS = "r90, r95, r99"
 
 SPECTRAL = (
-    Metric(
-        "stable_rank", "stable rank", help="Σσ²/σ₁²", null="null.stable_rank", term="Stable rank",
-        formula="Σσ² / σ₁²", source="Rudelson and Vershynin 2007",
-        meaning="How many directions carry the update, weighted towards the largest: 1 if one direction is everything.",
-    ),
-    Metric("null.stable_rank", "random", help=NOISE, term="Stable rank"),
-    Metric(
-        "effective_rank", "eff. rank", help="exp of the entropy of σ/Σσ", null="null.effective_rank",
-        term="Effective rank", formula="exp H(p), p = σ/Σσ", source="Roy and Vetterli 2007, eq. 4",
-        meaning="How many directions the update spreads over, weak ones counted in.",
-    ),
-    Metric("null.effective_rank", "random", help=NOISE, term="Effective rank"),
-    Metric(
-        "energy_rank_0.9", "r90", "int", "the smallest rank that keeps 90 % of Σσ²", null="null.energy_rank_0.9",
-        term=_RANKS, formula="the rank that keeps 90, 95, 99 % of Σσ²; random: the same of an iid matrix",
-        source="Marchenko and Pastur 1967",
-        meaning="How low a rank still holds nearly all of ΔW: far below the random one, ΔW is close to low-rank.",
-    ),
-    Metric("null.energy_rank_0.9", "random", "int", NOISE, term=_RANKS),
-    Metric("energy_rank_0.95", "r95", "int", "the smallest rank that keeps 95 % of Σσ²", null="null.energy_rank_0.95",
-           term=_RANKS),
-    Metric("energy_rank_0.99", "r99", "int", "the smallest rank that keeps 99 % of Σσ²", null="null.energy_rank_0.99",
-           term=_RANKS),
-    Metric(
-        "gavish_donoho", "GD", "int", "Gavish–Donoho rank: singular values above the noise bulk",
-        term="Gavish–Donoho rank", formula="values above ω(β)·median(σ), 2.858 for a square", source="arXiv 1305.5870",
-        meaning="How many singular values to keep for the least error, if the rest is noise.",
-    ),
-    Metric(
-        "marchenko_pastur", "> MP", "int", "singular values above the Marchenko–Pastur edge",
-        term="Marchenko–Pastur rank", formula="values above the edge of the bulk, with its Tracy–Widom 99 % correction",
-        source="Marchenko and Pastur 1967",
-        meaning="How many singular values stand out from the noise-like rest.",
-    ),
-)  # fmt: skip
+    STABLE_RANK,
+    baseline(STABLE_RANK, NOISE),
+    EFFECTIVE_RANK,
+    baseline(EFFECTIVE_RANK, NOISE),
+    ENERGY_RANKS[0.9],
+    baseline(ENERGY_RANKS[0.9], NOISE),
+    ENERGY_RANKS[0.95],
+    ENERGY_RANKS[0.99],
+    GAVISH_DONOHO,
+    MARCHENKO_PASTUR,
+)
 OF_SEEDS = (
     Metric(
         "shared_rank", "shared", "int", "singular values of the seeds' mean above their difference", term="Shared rank",

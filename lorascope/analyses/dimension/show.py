@@ -1,6 +1,7 @@
 """The result drawn: the same data for the terminal, the page and the JSON."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from lorascope.analyses.dimension.result import METRICS, OF_AXIS, OF_SEEDS, SPEC
 from lorascope.analyses.dimension.sizes import Family, Reach
 from lorascope.analyses.dimension.spectra import SHARES, MatrixSpectrum
 from lorascope.analyses.sigma_lines import line, middle
-from lorascope.analyses.toolkit import group, inputs, skipped_table, table, value
+from lorascope.analyses.spectral_metrics import ENERGY_RANKS, FROBENIUS_NORM
+from lorascope.analyses.toolkit import COUNT, TYPE, group, inputs, percent, pick, skipped_table, table, value
 from lorascope.blocks import (
     Block,
     Column,
@@ -31,11 +33,12 @@ from lorascope.blocks import (
     Tiles,
 )
 
+R90 = ENERGY_RANKS[0.9]
 MAX_TYPES = 12
 MAX_ADAPTERS = 4  # whose spectra are drawn
 KINDS = {
     "top": "largest k",
-    "threshold": "one threshold on σ",
+    "threshold": "one bound on σ",
     "bottom": "smallest k (control)",
     "random": "k random directions of its row space (control)",
     "haar": "k random directions (control)",
@@ -92,7 +95,7 @@ def tiles(result: DimensionResult) -> tuple[Tile, ...]:
     made = []
     for share, key in ((0.9, "k90"), (0.99, "k99")):
         if ks := list(dict.fromkeys(k for k in result.k(share) if k is not None)):
-            label = f"Rank that keeps {share:.0%} of the gain".replace("%", " %")
+            label = f"Rank that keeps {percent(share)} of the gain"
             made.append(Tile(label, " / ".join(map(str, ks)), f"of every ΔW, of {full}", key))
     spectral = result.by_type()["all"]
     if (rank := spectral.get("energy_rank_0.9")) is not None:
@@ -144,7 +147,7 @@ def _meanings(result: DimensionResult) -> Table:
         shared = "" if overall["shared_rank"] is None else f", seeds share {overall['shared_rank']:.0f}"
         reference = f"above MP edge {overall['marchenko_pastur']:.0f}{shared}"
         rows.append(("denoised", "rank", f"{overall['gavish_donoho']:.0f}", "", "", reference))
-    for kind, name in (("top", "functional"), ("threshold", "one threshold")):
+    for kind, name in (("top", "functional"), ("threshold", "one bound")):
         of_shares = [result.k(share, kind) for share in SHARES]
         if of_shares[0]:
             cells = [" / ".join("" if k is None else str(k) for k in dict.fromkeys(ks)) for ks in of_shares]
@@ -301,8 +304,8 @@ def _adapters_drawn(result: DimensionResult) -> dict[str, list[MatrixSpectrum]]:
 
 
 def _by_type(result: DimensionResult) -> Table:
-    measured = [metric for metric in SPECTRAL if "effective_rank" not in metric.key]  # which the matrices have
-    columns = (Column("type", "module type"), Column("matrices", "n", "int"), *measured, *OF_SEEDS)
+    shown = [metric for metric in SPECTRAL if "effective_rank" not in metric.key]  # which the matrices have
+    columns = (TYPE, replace(COUNT, key="matrices"), *shown, *OF_SEEDS)
     rows = [{"type": name, **record} for name, record in result.by_type().items()]
     caption = "Medians over matrices and runs."
     return table(rows, columns, "Full fine-tuning's ΔW by module type", caption=caption, where="page")
@@ -311,9 +314,8 @@ def _by_type(result: DimensionResult) -> Table:
 def _matrices(result: DimensionResult) -> Table:
     columns = (
         Column("run", "run"), Column("name", "matrix", "code"), Column("shape", "shape"),
-        Column("frobenius_norm", "‖ΔW‖_F", "float"), *OF_MATRICES,
-        Column("of_null.energy_rank_0.9", "of random", "percent", help="r90 over its random baseline",
-               metric="energy_rank_0.9"),
+        FROBENIUS_NORM, *OF_MATRICES,
+        Column(f"of_{R90.null}", "of random", "percent", help=f"{R90.title} over its random baseline", metric=R90.key),
     )  # fmt: skip
     rows = [each.record() for each in (*result.spectra, *result.adapters)]
     caption = "Random: of a full ΔW an iid matrix of its shape, of an adapter's a product of Gaussian factors."
@@ -325,8 +327,7 @@ def _runs(result: DimensionResult) -> Table:
         Column("run", "run", "code"), Column("family", "family"), Column("size", "size", "int"),
         Column("seed", "seed", "int"), Column("learning_rate", "learning rate", "float"),
         Column("loss", "loss", "float", 4), Column("accuracy", "accuracy", "percent"),
-        Column("gain", "gain", "percent"), Column("parameters", "parameters", "int"),
-        Column("freedom", "degrees of freedom", "int"),
+        *pick(OF_AXIS, ("gain", "parameters", "freedom")),
     )  # fmt: skip
     rows = [
         *(run.record() | {"family": "full", "gain": result.base.recovered(run.base.end)} for run in result.full),
@@ -349,7 +350,7 @@ def _search(result: DimensionResult) -> list[Block]:
         return []
     columns = (Column("d", "d", "int"), Column("gain", "mean gain", "percent"), Column("gains", "by seed"))
     rows = tuple(
-        (each["d"], each["mean"], ", ".join("diverged" if g is None else f"{100 * g:.1f} %" for g in each["gains"]))
+        (each["d"], each["mean"], ", ".join("diverged" if g is None else percent(g, 3) for g in each["gains"]))
         for each in record["tried"]
     )
     text = f"{record['trained']} runs trained now, {record['found']} already finished."

@@ -1,6 +1,7 @@
 """What is measured of a weight, listed and mapped."""
 
 from lorascope.analyses.base import Metric
+from lorascope.analyses.spectral_metrics import RELATIVE_NORM
 
 METRICS = (
     Metric("intruders.left", "intruders", "int", "of the k leading left singular vectors (the output side)",
@@ -14,9 +15,7 @@ METRICS = (
            formula="the output and the input side of the map, however the file stores it; the paper and PEFT take the"
            " left", source="of a Conv1D or an embedding as stored, the other way round",
            meaning="Left counts new output directions, right new input directions."),
-    Metric("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms", term="Relative norm ‖ΔW‖/‖W‖",
-           formula="‖ΔW‖_F / ‖W‖_F", source="W is the base's",
-           meaning="How large the update is compared with the weight that it changes."),
+    RELATIVE_NORM,
     Metric("lowest_cosine", "lowest |cos|", help="the smallest of the k left vectors' largest |cos| with W's",
            null="chance.left", term="Lowest |cos|",
            formula="min over j ≤ k of max_i |cos(y_j, x_i)|; x_i of equal singular values (σ² within 1e-11·σ₁²) are one"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lorascope.analyses.base import Metric, definitions
+from lorascope.analyses.base import definitions
 from lorascope.analyses.intruders.metrics import METRICS
 from lorascope.analyses.intruders.module import ModuleIntruders
 from lorascope.analyses.intruders.result import ARMS, Intervention, IntrudersResult
@@ -15,11 +15,15 @@ from lorascope.analyses.toolkit import (
     digits,
     group,
     inputs,
+    measured,
     median,
     model_name,
+    pick,
     plural,
     skipped_table,
     table,
+    total,
+    type_table,
     value,
 )
 from lorascope.blocks import (
@@ -43,7 +47,7 @@ SHOWN_K = (1, 2, 5, 10, 20, 50)
 ROWS = 8
 MAX_TYPES = 12
 _BY_TYPE = ("relative_norm", "spike_margin", "prediction.strength", "lowest_cosine", "chance.left")
-_MOST = ("intruders.left", "intruders.right", "lowest_cosine", "intruder_energy_share", "spike_margin",
+_OF_MOST = ("intruders.left", "intruders.right", "lowest_cosine", "intruder_energy_share", "spike_margin",
          "prediction.strength", "prediction.in_top", "relative_norm")  # fmt: skip
 _PANELS = {"left": "left (outputs)", "right": "right (inputs)"}
 _SCORES = {
@@ -120,25 +124,13 @@ def _facts(result: IntrudersResult) -> Facts:
     return inputs(items)
 
 
-def _some(keys: Sequence[str]) -> list[Metric]:
-    return [metric for key in keys for metric in METRICS if metric.key == key]
-
-
 def _by_type(result: IntrudersResult, records: Sequence[Row]) -> Table:
-    left, right, expected = _some(("intruders.left", "intruders.right", "prediction.in_top"))
-    medians = _some(_BY_TYPE)
-    columns = (
-        Column("type", "module type"), Column("n", "n", "int"), Column("slots", "vectors", "int"),
-        Column(left.key, left.title, "int", help=f"left, ε = {result.epsilon:g}"), right, expected, *medians,
-    )  # fmt: skip
-    rows = [
-        {"type": name, "n": len(those), "slots": sum(len(row["vectors"]) for row in those)}
-        | {metric.key: sum(value(row, metric.key) or 0 for row in those) for metric in (left, right, expected)}
-        | {metric.key: median(value(row, metric.key) for row in those) for metric in medians}
-        for name, those in group(records).items()
-    ]
+    left, right, expected = pick(METRICS, ("intruders.left", "intruders.right", "prediction.in_top"))
+    left = replace(left, help=f"left, ε = {result.epsilon:g}")
+    vectors = Column("slots", "vectors", "int"), lambda rows: sum(len(row["vectors"]) for row in rows)
+    summed = [(metric, total(metric.key)) for metric in (left, right, expected)]
     caption = "Sums, and from ‖ΔW‖/‖W‖ on medians over the weights of each type."
-    return table(rows, columns, "By module type", caption=caption)
+    return type_table(records, (vectors, *summed, *pick(METRICS, _BY_TYPE)), caption)
 
 
 def _counts(result: IntrudersResult) -> Table:
@@ -162,13 +154,13 @@ def _most(records: Sequence[Row]) -> list[Block]:
     order = sorted(records, key=lambda row: (-row["intruders"]["left"], -(row["spike_margin"] or 0)))
     hidden = max(len(order) - ROWS, 0)
     caption = f"{hidden} weights with fewer are not shown (--csv)" if hidden else ""
-    columns = (Column("name", "weight", "code"), *_some(_MOST))
+    columns = (Column("name", "weight", "code"), *pick(METRICS, _OF_MOST))
     return [table(order[:ROWS], columns, "Weights with the most intruders", caption=caption, where="terminal")]
 
 
 def _all(result: IntrudersResult) -> Table:
     records = [row if row["vectors"] else row | {"intruders": None} for row in result.records()]
-    shown = [metric for metric in METRICS if any(value(row, metric.key) is not None for row in records)]
+    shown = measured(METRICS, records)
     columns = (Column("name", "weight", "code"), Column("shape", "shape"), *shown, Column("notes", "notes"))
     rows = [row | {"notes": "; ".join(row["notes"])} for row in records]
     return table(rows, columns, "All weights", interactive=True, where="page")
@@ -246,16 +238,16 @@ def _strength(result: IntrudersResult) -> Lines:
     points = [(m, m.prediction.threshold) for m in result.changed if m.prediction and m.prediction.threshold > 0]
     series = []
     for label, has_intruders in (("with intruders", True), ("without", False)):
-        chosen = [(m, threshold) for m, threshold in points if bool(result.of(m)) == has_intruders]
+        chosen = [(m, enters) for m, enters in points if bool(result.of(m)) == has_intruders]
         if chosen:
-            x, y = tuple(threshold for _, threshold in chosen), tuple(m.delta_sigma for m, _ in chosen)
+            x, y = tuple(enters for _, enters in chosen), tuple(m.delta_sigma for m, _ in chosen)
             series.append(Series(label, x, y, points=tuple(m.name for m, _ in chosen)))
     if points:
-        ends = tuple(pick(threshold for _, threshold in points) for pick in (min, max))
-        series.append(Series("threshold", ends, ends, weight="reference"))
+        ends = tuple(end(enters for _, enters in points) for end in (min, max))
+        series.append(Series("where it enters", ends, ends, weight="reference"))
     return Lines(
         f"σ₁(ΔW) against the strength that enters the {result.k} leading values of W + ΔW", tuple(series),
-        "expected threshold θ̄", "σ₁(ΔW)", log_x=True, log_y=True, where="page",
+        "strength that is expected to enter, θ̄", "σ₁(ΔW)", log_x=True, log_y=True, where="page",
         caption="From W's spectrum alone, assuming directions independent of W. A ΔW aligned with W's own directions"
         " rises without being an intruder.",
     )  # fmt: skip

@@ -52,7 +52,7 @@ def run(  # the weights, what counts as an intruder, where SVDs are kept
     if wrong:
         raise InputError("ε is a cosine", found=wrong[0], expected="more than 0 and at most 1")
     matched = match(base, tuned)
-    skipped = list(matched.unmatched)
+    skipped = list(matched.skipped)
     pairs = choose([pair for pair in matched.pairs if not pair.is_vector], modules, lambda pair: pair.name)
     skipped += [
         Skipped(pair.name, "a vector: it has no singular directions") for pair in matched.pairs if pair.is_vector

@@ -27,6 +27,7 @@ from lorascope.analyses.spectrum.module import AgainstBase, ModuleSpectrum
 from lorascope.weights.adapter import Source
 
 SIDES = ("left", "right")
+SOURCE = {**fields(Source, ("digest", "files")), "sha256": TEXT_OR_NULL}  # as its `record` has it
 Record = tuple[dict[str, Schema], dict[str, Schema]]  # the keys that a record always has, and those that it may have
 
 
@@ -50,7 +51,7 @@ def analyze() -> Record:
         "adapters": listed(TEXT), "types": by_name(by_name(compared)), "features": by_name(TEXT), "source": TEXT,
     })  # fmt: skip
     return (
-        {"source": closed({**fields(Source), "settings": OBJECT, "training": OBJECT}), "base": TEXT_OR_NULL,
+        {"source": closed({**SOURCE, "settings": OBJECT, "training": OBJECT}), "base": TEXT_OR_NULL,
          "summary": summary, "modules": listed(module), "notes": listed(TEXT), "method_specific": by_name(measured)},
         {"against_base": closed({"summary": medians, "findings": listed(FINDING)}), "like": like},
     )  # fmt: skip
@@ -124,7 +125,7 @@ def resize() -> Record:
         "scored_on": TEXT_OR_NULL, "skipped": COUNT,
     })  # fmt: skip
     return (
-        {"source": closed(fields(Source)), "kind": TEXT, "dtype": TEXT_OR_NULL, "summary": summary,
+        {"source": closed(SOURCE), "kind": TEXT, "dtype": TEXT_OR_NULL, "summary": summary,
          "plans": listed(closed({"plan": TEXT, "modules": listed(resized)}))},
         {},
     )  # fmt: skip

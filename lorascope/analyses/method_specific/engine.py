@@ -9,7 +9,7 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.base import Metric, Result, definitions
-from lorascope.analyses.toolkit import BLANK_CELLS, Row, counted, depth_map, flat, value
+from lorascope.analyses.toolkit import BLANK_CELLS, Row, counted, depth_map, flat
 from lorascope.architectures import depth, module_types
 from lorascope.blocks import Block, Definition, Definitions, Finding, Findings, Heading, Text
 from lorascope.linalg.blas import one_thread
@@ -217,11 +217,6 @@ def maps(title: str, rows: Sequence[Row], metrics: Sequence[Metric], caption: st
     """The metrics by depth and module type, where the rows have two depths or more."""
     drawn = depth_map(rows, metrics, title=title, caption=f"{caption} {BLANK_CELLS}".strip())
     return [] if drawn is None else [drawn]
-
-
-def there(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Metric]:
-    """The metrics that some row has."""
-    return [metric for metric in metrics if any(value(row, metric.key) is not None for row in rows)]
 
 
 def as_float(metric: Metric) -> Metric:

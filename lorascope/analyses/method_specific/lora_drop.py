@@ -21,7 +21,8 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.base import Metric
 from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
-from lorascope.analyses.toolkit import Row, gini, module_table, percent, type_table
+from lorascope.analyses.method_specific.vectors import gini
+from lorascope.analyses.toolkit import Row, module_table, percent, type_table
 from lorascope.blocks import Block, Definition, Finding, Lines, Marker, Series
 
 METRICS = (
@@ -74,7 +75,7 @@ def _wrong(record: Any) -> str:
     fine = scores is None or (isinstance(scores, dict) and scores and all(map(_is_share, scores.values())))
     if not fine:
         return "its scores are not numbers from 0 by module"
-    return "" if threshold is None or _is_share(threshold) else "its threshold is not a number from 0"
+    return "" if threshold is None or _is_share(threshold) else "its bound T is not a number from 0"
 
 
 def _is_share(value: Any) -> bool:
@@ -96,7 +97,7 @@ def findings(section: Section) -> tuple[Finding, ...]:
         return (rules.NO_SCORES.finding(text, action=action),)
     text += f". The kept hold {percent(summary['kept_score'])} of the importance"
     if summary["null"]["kept"] is not None:
-        text += f"; equal importances would keep {summary['null']['kept']} (threshold {summary['threshold']:g})"
+        text += f"; equal importances would keep {summary['null']['kept']} (bound T = {summary['threshold']:g})"
     ratio = rows[0]["score"] * summary["modules"]
     leading = f"The most important, {percent(rows[0]['score'])} of the whole, {ratio:.2g} times its equal share"
     return (Finding("note", text), Finding("note", leading, rows[0]["name"]))
@@ -124,7 +125,7 @@ def _cumulative(rows: Sequence[Row], summary: Row) -> Lines:
     equal = tuple((np.arange(1, len(rows) + 1) / len(rows)).tolist())
     markers = [Marker("x", summary["kept"], f"{summary['kept']} kept")]
     if summary["threshold"] is not None:
-        markers.append(Marker("y", summary["threshold"], f"threshold {summary['threshold']:g}"))
+        markers.append(Marker("y", summary["threshold"], f"T = {summary['threshold']:g}"))
     series = (
         Series("by score", n, tuple(held.tolist())),
         Series("equal importance", n, equal, weight="reference"),

@@ -22,19 +22,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorascope.analyses.base import Metric
-from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps, there
-from lorascope.analyses.toolkit import (
-    Row,
-    correlation,
-    cumulative,
-    distribution,
-    extreme,
-    group,
-    median,
-    module_table,
-    percent,
-    type_table,
-)
+from lorascope.analyses.method_specific.engine import KindMetrics, Section, Subject, kind_metrics, maps
+from lorascope.analyses.method_specific.vectors import correlation, cumulative, distribution
+from lorascope.analyses.toolkit import Row, extreme, group, measured, median, module_table, percent, type_table
 from lorascope.blocks import Block, Finding, Lines, Series
 from lorascope.updates.base import Update
 
@@ -180,7 +170,7 @@ def _signed(r: float) -> str:
 
 def blocks(section: Section) -> list[Block]:
     rows = section.rows
-    known = there(rows, METRICS)
+    known = measured(METRICS, rows)
     return [
         type_table(rows, known),
         *_scatter(rows),

@@ -15,19 +15,8 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.base import Metric
 from lorascope.analyses.method_specific.engine import TRAINED, KindMetrics, Section, Subject, kind_metrics, maps
-from lorascope.analyses.toolkit import (
-    GAUSSIAN_SPREAD,
-    Row,
-    cumulative,
-    distribution,
-    extreme,
-    finite,
-    median,
-    module_table,
-    percent,
-    spread,
-    type_table,
-)
+from lorascope.analyses.method_specific.vectors import GAUSSIAN_SPREAD, cumulative, distribution, spread
+from lorascope.analyses.toolkit import Row, extreme, finite, median, module_table, percent, type_table
 from lorascope.blocks import Block, Finding, Marker
 
 OFF = 0.1  # |l| below which a neuron counts as switched off

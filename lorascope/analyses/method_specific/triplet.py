@@ -30,7 +30,8 @@ from lorascope.analyses.method_specific.engine import (
     kind_metrics,
     maps,
 )
-from lorascope.analyses.toolkit import Row, gini, group, median, module_table, type_table
+from lorascope.analyses.method_specific.vectors import gini
+from lorascope.analyses.toolkit import Row, group, median, module_table, type_table
 from lorascope.blocks import Block, Definition, Finding
 from lorascope.linalg.spectrum import frobenius_norm
 

@@ -35,22 +35,10 @@ from lorascope.analyses.method_specific.engine import (
     Subject,
     kind_metrics,
     maps,
-    there,
     unchanged,
 )
-from lorascope.analyses.toolkit import (
-    GAUSSIAN_SPREAD,
-    Row,
-    cumulative,
-    distribution,
-    extreme,
-    finite,
-    median,
-    module_table,
-    percent,
-    spread,
-    type_table,
-)
+from lorascope.analyses.method_specific.vectors import GAUSSIAN_SPREAD, cumulative, distribution, spread
+from lorascope.analyses.toolkit import Row, extreme, finite, measured, median, module_table, percent, type_table
 from lorascope.blocks import Block, Definition, Finding, Heatmap, Marker, Measure
 from lorascope.linalg.spectrum import EXTREME, effective_rank, energy_rank
 from lorascope.updates.base import Stored, Update
@@ -59,7 +47,7 @@ from lorascope.weights.pieces import condensed
 from lorascope.weights.tensors import InMemory
 
 MAX_COMPARED = 24
-OVERLAP_REPORT_THRESHOLD = 1.25  # times the overlap that the shared matrices alone cause
+OVERLAP_REPORT_BOUND = 1.25  # times the overlap that the shared matrices alone cause
 
 _SPREAD = "share of the entries that carry"
 _SPREAD_FORMULA = ("(Σx²)² / (n·Σx⁴)", "the share of entries that carry the change; 1/3 for Gaussian entries")
@@ -348,9 +336,7 @@ def _of_rank(group: Row) -> list[Finding]:
 def _of_inputs(group: Row) -> Finding:
     forced = group["null"]["shared_matrices"]
     ratio = group["overlap"] / forced if forced else 0.0
-    verdict = (
-        "more than shared A and B explain" if ratio > OVERLAP_REPORT_THRESHOLD else "explained by the shared A and B"
-    )
+    verdict = "more than shared A and B explain" if ratio > OVERLAP_REPORT_BOUND else "explained by the shared A and B"
     sample = f"{group['modules']} of the {group['of']}" if group["modules"] < group["of"] else f"the {group['of']}"
     text = (
         f"Two modules' {group['k']} leading input directions overlap by {percent(group['overlap'])} (mean over"
@@ -369,7 +355,7 @@ def _unshared(rows: Sequence[Row], summary: Row) -> list[Finding]:
 
 def blocks(section: Section) -> list[Block]:
     rows, initial = section.rows, section.summary["d_initial"]
-    known = there(rows, METRICS)
+    known = measured(METRICS, rows)
     start = (Marker("x", initial, "initial"),) if initial is not None else ()
     return [
         type_table(rows, [m for m in known if m.key not in ("d.negative", "d_spread")]),

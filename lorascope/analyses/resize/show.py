@@ -41,7 +41,7 @@ from lorascope.errors import preview
 from lorascope.weights.adapter import Skipped
 
 LIKE_NOISE = 0.85  # of the energy that the random baseline loses: above it the spectrum is flat
-ROUNDING_REPORT_THRESHOLD = 0.3  # of the truncation's own error
+ROUNDING_REPORT_BOUND = 0.3  # of the truncation's own error
 GAIN_WORTH_HAVING = 0.95
 ROUNDING_WORTH_A_WORD = 0.001  # of ‖ΔW‖
 MAX_PLANS = 3  # described one by one
@@ -153,7 +153,7 @@ def _rounding(plan: Plan) -> list[Finding]:
     if plan.rounding is None or plan.error is None or plan.rounding < ROUNDING_WORTH_A_WORD:
         return []
     text = f"{plan.label}: rounding to the storage dtype adds an error of {percent(plan.rounding)} of ‖ΔW‖"
-    large = plan.rounding > ROUNDING_REPORT_THRESHOLD * max(plan.error, 1e-3)
+    large = plan.rounding > ROUNDING_REPORT_BOUND * max(plan.error, 1e-3)
     action = "Write it in a finer dtype: --dtype float32"
     return [rules.RESIZE_ROUNDING.finding(text, action=action) if large else Finding("note", text)]
 

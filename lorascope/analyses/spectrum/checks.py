@@ -1,4 +1,4 @@
-"""What can be wrong with an adapter, one function for each check; its docstring says where the threshold comes from.
+"""What can be wrong with an adapter, one function for each check; its docstring says where the bound comes from.
 
 A check returns its findings, or None where it does not apply (what needs the base, without one). The table of hits and
 misses on adapters that are healthy, and on ones that were broken on purpose, is in `.github/FINDINGS.md`; it is made
@@ -15,7 +15,7 @@ import numpy as np
 from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import PARTIAL
 from lorascope.analyses.spectrum.module import ModuleSpectrum
-from lorascope.analyses.spectrum.result import SpectrumResult
+from lorascope.analyses.spectrum.result import COMPARISON, SpectrumResult
 from lorascope.analyses.toolkit import DTYPES, counted, group, median, medians, percent, places, value
 from lorascope.analyses.truncate import Energy, Spectrum
 from lorascope.architectures import CLASSIFIER_HEADS
@@ -38,7 +38,7 @@ RESIZABLE = ("low_rank", "triplet")  # kinds that hold r·(d_out + d_in) paramet
 
 
 def non_finite(result: SpectrumResult) -> Found:
-    """NaN, infinity, or a ΔW beyond float64. No threshold: one such entry spoils every output of its layer."""
+    """NaN, infinity, or a ΔW beyond float64. No bound: one such entry spoils every output of its layer."""
     bad = [m for m in result.rows if m.singular_values is None]
     if not bad:
         return []
@@ -59,7 +59,7 @@ def non_finite(result: SpectrumResult) -> Found:
 
 
 def no_change(result: SpectrumResult) -> Found:
-    """ΔW = 0 exactly. No threshold: B starts at zero, and the first optimiser step that reaches it moves every entry.
+    """ΔW = 0 exactly. No bound: B starts at zero, and the first optimiser step that reaches it moves every entry.
 
     Where every module is zero it is an error, where some are a warning (layers may have been frozen on purpose).
     """
@@ -292,8 +292,8 @@ def merge_rounding(result: SpectrumResult) -> Found:
 
 
 def another_base(result: SpectrumResult) -> Found:
-    """Modules that the given base does not have, or has in another shape. No threshold; an error where it is all."""
-    items = result.not_compared
+    """Modules that the given base does not have, or has in another shape. No bound; an error where it is all."""
+    items = result.skipped_in(COMPARISON)
     if result.base is None:
         return None
     if not items:
@@ -310,7 +310,7 @@ def another_base(result: SpectrumResult) -> Found:
 
 
 def missing_targets(result: SpectrumResult) -> Found:
-    """Names in the config's target_modules that no module of the file has. No threshold.
+    """Names in the config's target_modules that no module of the file has. No bound.
 
     A list alone: a regular expression or "all-linear" names nothing that could be missing.
     """
@@ -341,8 +341,8 @@ def at_start(result: SpectrumResult) -> Found:
 
 
 def skipped(result: SpectrumResult) -> Found:
-    """Tensors of the file without a spectrum, each with its reason. No threshold: nothing is skipped in silence."""
-    items = result.unmeasured
+    """Tensors of the file without a spectrum, each with its reason. No bound: nothing is skipped in silence."""
+    items = result.skipped_in()
     if not items:
         return []
     made = []
@@ -358,7 +358,7 @@ def skipped(result: SpectrumResult) -> Found:
 
 
 def partial(result: SpectrumResult) -> Found:
-    """DoRA and similar methods without the base: s·B·A is measured, which is not the whole ΔW. No threshold."""
+    """DoRA and similar methods without the base: s·B·A is measured, which is not the whole ΔW. No bound."""
     rows = [m for m in result.rows if PARTIAL in m.notes]
     if not rows:
         return []
@@ -369,7 +369,7 @@ def partial(result: SpectrumResult) -> Found:
 
 
 def no_base(result: SpectrumResult) -> Found:
-    """Whether --base was given. No threshold: without W it is not known whether an update is large."""
+    """Whether --base was given. No bound: without W it is not known whether an update is large."""
     if result.base is not None or not result.rows:
         return None
     named = str(result.settings.get("base_model_name_or_path") or "")

@@ -1,14 +1,27 @@
 """The metrics of a spectrum, and the page."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lorascope.analyses.base import Metric, definitions, metric_to_sort_by
+from lorascope.analyses.spectral_metrics import (
+    EFFECTIVE_RANK,
+    ENERGY_RANKS,
+    ENERGY_SHARE,
+    FROBENIUS_NORM,
+    NUCLEAR_NORM,
+    RELATIVE_NORM,
+    SPECTRAL_NORM,
+    STABLE_RANK,
+    baseline,
+)
 from lorascope.analyses.spectrum import screen
 from lorascope.analyses.spectrum.module import ModuleSpectrum
-from lorascope.analyses.spectrum.result import SpectrumResult
+from lorascope.analyses.spectrum.result import COMPARISON, SpectrumResult
 from lorascope.analyses.toolkit import (
     BLANK_CELLS,
     Row,
@@ -17,10 +30,13 @@ from lorascope.analyses.toolkit import (
     depth_map,
     group,
     inputs,
+    measured,
     median,
     medians,
+    pick,
     short_path,
     skipped_table,
+    type_table,
     value,
 )
 from lorascope.architectures import natural_order
@@ -45,33 +61,15 @@ from lorascope.linalg.spectrum import energy_curve
 from lorascope.outputs import json_text
 
 ROWS_AT_EACH_END = 4
-SORT = "energy_share"
-RANK_FORMULA = "the smallest k with Σ_{i≤k} σ² ≥ 90, 95, 99 % of Σσ²"
-RANK_SOURCE = "Eckart and Young 1936: no rank-k matrix keeps more"
+SORT = ENERGY_SHARE.key
 
 METRICS = (
-    Metric(
-        "frobenius_norm", "‖ΔW‖_F", "float", "Frobenius norm √Σσ²", "‖ΔW‖_F = √Σσ², ‖ΔW‖₂ = σ₁, ‖ΔW‖_* = Σσ",
-        "of ΔW's singular values σ", term="Norms",
-        meaning="How large the update is: in all, in its strongest direction, and with its directions added up.",
-    ),
-    Metric("spectral_norm", "‖ΔW‖₂", help="largest singular value σ₁", term="Norms"),
-    Metric("nuclear_norm", "‖ΔW‖_*", help="nuclear norm Σσ", term="Norms"),
-    Metric(
-        "energy_share", "energy", "percent", "‖ΔW‖_F² as a share of all modules'",
-        "‖ΔW‖_F² = Σσ²; a module's share is of the sum over modules", "Eckart and Young 1936", term="Energy",
-        meaning="How much of the whole update lies in this module.",
-    ),
-    Metric(
-        "stable_rank", "stable rank", "float", "Σσ²/σ₁²", "Σσ² / σ₁²", "Rudelson and Vershynin 2007",
-        "null.stable_rank", "Stable rank",
-        meaning="How many directions carry the update, weighted towards the largest: 1 if one direction is everything.",
-    ),
-    Metric(
-        "effective_rank", "eff. rank", "float", "exp H(σ/Σσ), Roy and Vetterli 2007", "exp H(p), p = σ/Σσ",
-        "Roy and Vetterli 2007, eq. 4", "null.effective_rank", "Effective rank",
-        meaning="How many directions the update spreads over, weak ones counted in.",
-    ),
+    FROBENIUS_NORM,
+    SPECTRAL_NORM,
+    NUCLEAR_NORM,
+    ENERGY_SHARE,
+    STABLE_RANK,
+    EFFECTIVE_RANK,
     Metric(
         "energy_effective_rank", "eff. rank σ²", "float", "exp H(σ²/Σσ²)", "exp H(p), p = σ²/Σσ²",
         "the same entropy, of squared singular values", term="Effective rank of the energy (eff. rank σ²)",
@@ -82,14 +80,7 @@ METRICS = (
         "null.participation_ratio", "Participation ratio",
         meaning="How many equally strong directions would be as concentrated as these.",
     ),
-    *(
-        Metric(
-            f"energy_rank_{share}", f"r{100 * share:.0f}", "int", f"rank that keeps {100 * share:.0f} % of the energy",
-            RANK_FORMULA, RANK_SOURCE, f"null.energy_rank_{share}", "Energy rank r90, r95, r99",
-            "The rank to which ΔW can be cut so that it keeps so much of its energy.",
-        )
-        for share in (0.9, 0.95, 0.99)
-    ),
+    *ENERGY_RANKS.values(),
     Metric("rank_utilisation", "stable rank / r", "percent", "stable rank as a share of r", term="Stable rank"),
     Metric(
         "rank_utilisation_of_null", "stable rank / random", "percent",
@@ -102,19 +93,17 @@ METRICS = (
         "singular values this small can come from rounding the stored factors alone", term="Below rounding",
         meaning="How many directions are too weak to tell from rounding.",
     ),
+    replace(RELATIVE_NORM, key="against_base.relative_norm", help="Frobenius norms; needs --base"),
     Metric(
-        "against_base.relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms; needs --base", "‖ΔW‖_F / ‖W‖_F",
-        "W is the base's", term="Relative norm ‖ΔW‖/‖W‖",
-        meaning="How large the update is compared with the weight that it changes.",
-    ),
-    Metric(
-        "against_base.rounding_loss", "merge rounding loss", "percent",
+        "against_base.rounding_loss", "merge rounding error", "percent",
         "share of ΔW that the base's dtype rounds away on merging; needs --base", "‖(fl(W + ΔW) − W) − ΔW‖_F / ‖ΔW‖_F",
-        "fl rounds to the dtype that the base is stored in", term="Merge rounding loss",
+        "fl rounds to the dtype that the base is stored in", term="Merge rounding error",
         meaning="How much of the update is lost when it is merged into weights of this precision.",
     ),
 )  # fmt: skip
 
+_AT_ENDS = (FROBENIUS_NORM, STABLE_RANK, EFFECTIVE_RANK, ENERGY_RANKS[0.95], ENERGY_RANKS[0.99])
+_MAPPED_FIRST = (FROBENIUS_NORM.key, STABLE_RANK.key, ENERGY_RANKS[0.95].key, "against_base.relative_norm")
 DEFINITIONS = (
     Definition(
         "Update",
@@ -135,7 +124,7 @@ DEFINITIONS = (
         "mean over 32 draws of Gaussian B and A of the same shape",
         "Bartlett decomposition; computed here",
         "What the same measure is for factors without any structure.",
-        ("null.stable_rank", "rank_utilisation_of_null", *(f"null.energy_rank_{share}" for share in (0.9, 0.95, 0.99))),
+        ("null.stable_rank", "rank_utilisation_of_null", *(each.null or "" for each in ENERGY_RANKS.values())),
     ),
 )
 
@@ -181,17 +170,17 @@ def sections(result: SpectrumResult, *, sort: str, top: int | None, page: bool =
         made += [Heading("All modules", where="page"), _all_modules(rows, shown)]
     elif page:
         made.append(observations)
-    if result.not_compared:
-        made.append(skipped_table(result.not_compared, "Not compared with the base", "module"))
-    if result.unmeasured:
-        made.append(skipped_table(result.unmeasured, "Skipped tensors"))
+    if without_base := result.skipped_in(COMPARISON):
+        made.append(skipped_table(without_base, "Not compared with the base", "module"))
+    if tensors := result.skipped_in():
+        made.append(skipped_table(tensors, "Skipped tensors"))
     else:
         made.append(Text("No tensor of the file was skipped.", where="page"))
     return tuple(made)
 
 
 def _shown(rows: Sequence[Row]) -> list[Metric]:
-    return [metric for metric in METRICS if any(value(row, metric.key) is not None for row in rows)]
+    return measured(METRICS, rows)
 
 
 def facts(result: SpectrumResult) -> Facts:
@@ -226,33 +215,28 @@ def _span(values: Sequence[float]) -> str:
 
 
 def _by_type(result: SpectrumResult) -> Table:
-    columns = (
-        Column("type", "module type"), Column("modules", "n", "int"), Column("rank", "r", "int"),
-        Column("energy_share", "energy", "percent", help="share of Σ‖ΔW‖_F²"),
-        Column("frobenius_norm", "‖ΔW‖_F", "float", help="median over modules"),
-        Column("spectral_norm", "max ‖ΔW‖₂", "float", help="largest over modules"),
-        Column("stable_rank", "stable rank", "float", help="median stable rank Σσ²/σ₁²"),
-        Column("null.stable_rank", "random", "float", help="median stable rank of Gaussian B·A of these shapes"),
-        Column("effective_rank", "eff. rank", "float", help="median of exp H(σ/Σσ)"),
-        Column("energy_rank_0.95", "r95", "int", help="rank that keeps 95 % of the energy in every module of the type"),
-        Column("energy_rank_0.99", "r99", "int", help="rank that keeps 99 % of the energy in every module of the type"),
-    )  # fmt: skip
-    rows: list[tuple[Cell, ...]] = []
+    def share(modules: list[ModuleSpectrum]) -> float | None:
+        return result.energy(modules) / result.total_energy if result.total_energy else None
+
+    def live(modules: list[ModuleSpectrum]) -> float | None:
+        return median(m.frobenius_norm for m in modules if m.frobenius_norm)
+
+    columns: tuple[Any, ...] = (
+        (Column("rank", "r", "int"), lambda those: max((m.rank for m in those if m.rank is not None), default=None)),
+        (ENERGY_SHARE, share),
+        (FROBENIUS_NORM, live),
+        (replace(SPECTRAL_NORM, title="max ‖ΔW‖₂"), lambda those: max(m.spectral_norm or 0.0 for m in those)),
+        STABLE_RANK,
+        baseline(STABLE_RANK, "stable rank of Gaussian B·A of these shapes"),
+        EFFECTIVE_RANK,
+        *((ENERGY_RANKS[share], partial(_max_energy_rank, key=ENERGY_RANKS[share].key)) for share in (0.95, 0.99)),
+    )
     by_type = group(result.rows)
-    for name in natural_order(by_type):
-        modules = by_type[name]
-        live = [m for m in modules if m.frobenius_norm]
-        rows.append((
-            name, len(modules), max((m.rank for m in modules if m.rank is not None), default=None),
-            result.energy(modules) / result.total_energy if result.total_energy else None,
-            median(m.frobenius_norm for m in live), max(m.spectral_norm or 0.0 for m in modules),
-            *(median(value(m, key) for m in modules) for key in ("stable_rank", "null.stable_rank", "effective_rank")),
-            *(_max_energy_rank(modules, f"energy_rank_{share}") for share in (0.95, 0.99)),
-        ))  # fmt: skip
+    rows = [module for name in natural_order(by_type) for module in by_type[name]]
     zero = sum(m.frobenius_norm == 0 for m in result.rows)
     caption = "Median over the modules of each type; r95 and r99 are the maximum."
     caption += f" Medians leave out {zero} module{'s' * (zero != 1)} with ΔW = 0." if zero else ""
-    return Table(columns, tuple(rows), title="By module type", caption=caption, where="page")
+    return type_table(rows, columns, caption, where="page")
 
 
 def _max_energy_rank(modules: Iterable[ModuleSpectrum], key: str) -> int | None:
@@ -262,8 +246,7 @@ def _max_energy_rank(modules: Iterable[ModuleSpectrum], key: str) -> int | None:
 
 def _ends(rows: Sequence[Row], by: Metric, top: int) -> Table:
     """The modules with the largest and the smallest values of one metric, for the terminal."""
-    keys = (by.key, "frobenius_norm", "stable_rank", "effective_rank", "energy_rank_0.95", "energy_rank_0.99")
-    metrics = [metric for key in dict.fromkeys(keys) for metric in METRICS if metric.key == key]
+    metrics = pick((by, *_AT_ENDS), (by.key, *(metric.key for metric in _AT_ENDS)))
     chosen, omitted = both_ends(rows, by.key, top)
     body = tuple((row["name"], row["rank"], *(value(row, m.key) for m in metrics)) for row in chosen)
     caption = f"{omitted} more modules not shown: --top N lists more, --csv FILE writes all" if omitted else ""
@@ -353,8 +336,9 @@ def energy(result: SpectrumResult) -> Lines:
 def heatmap(result: SpectrumResult) -> Heatmap | None:
     """Each metric by module type and layer; the mean where several modules (experts) share a cell."""
     rows = result.records()
-    first = ("frobenius_norm", "stable_rank", "energy_rank_0.95", "against_base.relative_norm")
-    metrics = sorted(_shown(rows), key=lambda m: first.index(m.key) if m.key in first else len(first))
+    shown = _shown(rows)
+    first = pick(shown, _MAPPED_FIRST)
+    metrics = [*first, *(metric for metric in shown if metric not in first)]
     caption = f"Bars: share of the update's energy. {BLANK_CELLS}"
     return depth_map(rows, metrics, caption=caption, share="energy_share")
 

@@ -82,19 +82,9 @@ class SpectrumResult(Result):
         return self.total_energy**0.5 * self.unit
 
     @property
-    def unmeasured(self) -> tuple[Skipped, ...]:
-        """Those of `skipped` that have no spectrum."""
-        return tuple(item for item in self.skipped if item.stage != COMPARISON)
-
-    @property
-    def not_compared(self) -> tuple[Skipped, ...]:
-        """With a base, those of `skipped` that could not be compared with W."""
-        return tuple(item for item in self.skipped if item.stage == COMPARISON)
-
-    @property
     def nothing_compared(self) -> bool:
         """Whether a base was given and not one module could be compared with it: then it is hardly the base."""
-        doubtful = any(item.reason != NO_BIAS for item in self.not_compared)
+        doubtful = any(item.reason != NO_BIAS for item in self.skipped_in(COMPARISON))
         return doubtful and not any(module.against_base for module in self.rows)
 
     def energy_share(self, module: ModuleSpectrum) -> float | None:
@@ -156,14 +146,14 @@ def run(
     updates, skipped = selected(adapter, base, modules)
     types = module_types(update.name for update in updates)
     drafts: list[Draft] = []
-    not_compared: list[Skipped] = []
+    without_base: list[Skipped] = []
     with one_thread():
         for update in progress(updates):
             stored = base.lookup(update) if base is not None else None
             if isinstance(stored, str):
-                not_compared.append(Skipped(update.name, stored, COMPARISON))
+                without_base.append(Skipped(update.name, stored, COMPARISON))
                 update, stored = replace(update, notes=(*update.notes, stored)), None
-            if (reason := _unmeasurable(update, stored, not_compared if base else None)) is not None:
+            if (reason := _unmeasurable(update, stored, without_base if base else None)) is not None:
                 skipped.append(Skipped(update.name, reason))
                 continue
             if (scheme := scheme_of(stored)) is not None:
@@ -171,13 +161,13 @@ def run(
             drafts.append(draft(update, type=types[update.name], depth=depth(update.name), base=stored))
     if len(drafts) < at_least:
         raise InputError(
-            f"no module of {adapter.source.path} could be analysed",
+            f"no module of {adapter.source.path or 'the adapter'} could be analysed",
             found=_of_the_skipped(skipped),
             hint="pass the base model with --base" if any(u.needs_base for u in updates) else None,
         )
     caveat = fewer_layers(adapter, base.layers) if base is not None else None
     notes = (*adapter.notes, caveat) if caveat else adapter.notes
-    everything_skipped, path = (*skipped, *not_compared), str(base.path) if base is not None else None
+    everything_skipped, path = (*skipped, *without_base), str(base.path) if base is not None else None
     return SpectrumResult(
         tuple(completed(drafts)), adapter.source, dict(adapter.settings), everything_skipped, notes, path,
         modules is not None, *_size(updates), dict(adapter.training),
@@ -187,7 +177,7 @@ def run(
 def _of_the_skipped(skipped: Sequence[Skipped]) -> str:
     """How many, and why one of them was: one that the base would help, where there is one."""
     if not skipped:
-        return "none"
+        return "no weight update"
     first = next((item for item in skipped if "--base" in item.reason), skipped[0])
     return f"{len(skipped)} skipped, {first.name} because {first.reason}"
 
@@ -201,12 +191,12 @@ def _size(updates: Iterable[Update]) -> tuple[int, int]:
     return sum(n for n, _ in counts), sum(n * SIZES.get(dtype, 4) for n, dtype in counts)
 
 
-def _unmeasurable(update: Update, base: Stored | None, not_compared: list[Skipped] | None) -> str | None:
-    """Why an update has no spectrum; None where it has one. `not_compared`: with a base, what it could not give."""
+def _unmeasurable(update: Update, base: Stored | None, without_base: list[Skipped] | None) -> str | None:
+    """Why an update has no spectrum; None where it has one. `without_base`: with a base, what it could not give."""
     if not is_large(update, base is not None) and (reason := update.excess(base)) is not None:
         return reason
     if base is not None or not update.needs_base or update.has_direction:
         return None
-    if not_compared is None:
+    if without_base is None:
         return f"ΔW of a {update.kind} update depends on W: pass --base"
-    return f"ΔW of a {update.kind} update depends on W, and {not_compared[-1].reason}"
+    return f"ΔW of a {update.kind} update depends on W, and {without_base[-1].reason}"

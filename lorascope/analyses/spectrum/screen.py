@@ -5,10 +5,28 @@ from dataclasses import replace
 from typing import Any
 
 from lorascope.analyses import rules
+from lorascope.analyses.spectral_metrics import (
+    ENERGY_RANKS,
+    ENERGY_SHARE,
+    FROBENIUS_NORM,
+    RELATIVE_NORM,
+    STABLE_RANK,
+)
 from lorascope.analyses.spectrum.checks import PRODUCTS, number_of_checks
 from lorascope.analyses.spectrum.module import ModuleSpectrum
 from lorascope.analyses.spectrum.result import SpectrumResult
-from lorascope.analyses.toolkit import DTYPES, group, median, medians, percent, plural, short_path, status, value
+from lorascope.analyses.toolkit import (
+    DTYPES,
+    column,
+    group,
+    median,
+    medians,
+    percent,
+    plural,
+    short_path,
+    status,
+    value,
+)
 from lorascope.architectures import components, natural_order
 from lorascope.blocks import (
     Block,
@@ -33,10 +51,11 @@ FORMATS = {"peft": "PEFT", "mlx": "MLX", "gguf": "GGUF", "lycoris": "LyCORIS", "
 BASES = ("base_model_name_or_path", "base_model", "ss_sd_model_name", "ss_base_model_version", "model", "base")
 SHOWN = (rules.SKIPPED.code, rules.LIKE.code)  # notes without an action that the first screen shows all the same
 BAR = 7  # columns of the longest bar
+R95 = ENERGY_RANKS[0.95]
 LARGEST = 3  # modules in the line of the largest
 _SIZES = (
-    Column("frobenius_norm", "‖ΔW‖ median", "float"),
-    Column("against_base.relative_norm", "‖ΔW‖/‖W‖ median", "percent"),
+    replace(FROBENIUS_NORM, title="‖ΔW‖ median"),
+    replace(RELATIVE_NORM, key="against_base.relative_norm", title="‖ΔW‖/‖W‖ median"),
 )
 
 
@@ -227,8 +246,9 @@ def by_type(result: SpectrumResult) -> Table:
     ends = f" {depths[0]} … {depths[-1]}" if len(depths) > 1 else ""
     size = _SIZES[any(m.against_base for m in rows)]
     columns = (
-        Column("type", "type"), Column("energy", "energy"), size, Column("stable_rank", "stable rank (random)"),
-        Column("energy_rank_0.95", "rank for 95\u00a0%"), Column("layers", f"energy by layer{ends}"),
+        Column("type", "type"), Column(ENERGY_SHARE.key, ENERGY_SHARE.title), column(size),
+        Column(STABLE_RANK.key, f"{STABLE_RANK.title} (random)"), Column(R95.key, "rank for 95\u00a0%"),
+        Column("layers", f"energy by layer{ends}"),
     )[: 6 if ends else 5]  # fmt: skip
     most = max(result.energy(members) for _, _, members in lines)
     body: list[tuple[Any, ...]] = []

@@ -1,6 +1,7 @@
 """What a trajectory measures, declared once."""
 
 from lorascope.analyses.base import Metric
+from lorascope.analyses.spectral_metrics import ENERGY_RANKS, FROBENIUS_NORM, RELATIVE_NORM, STABLE_RANK
 
 PHI = "‖U_tᵀ U_T‖_F² / k of the k leading singular directions, k the rank for 95 % of the last ‖ΔW‖_F²"
 PHI_SOURCE = "Hu et al. 2021, arXiv 2106.09685, §7.2, eq. 4; random subspaces of R^n have k/n in the mean"
@@ -8,22 +9,10 @@ PHI_SOURCE = "Hu et al. 2021, arXiv 2106.09685, §7.2, eq. 4; random subspaces o
 _ROTATION = "Rotation φ(t, T)"
 
 METRICS = (
-    Metric(
-        "frobenius_norm", "‖ΔW‖_F", "float", "Frobenius norm √Σσ²", "√Σσ²; relative ‖ΔW‖_F / ‖W‖_F",
-        "of ΔW's singular values σ", term="Norm",
-        meaning="How large the update is at this step, and compared with the weight that it changes.",
-    ),
-    Metric("relative_norm", "‖ΔW‖/‖W‖", "percent", "Frobenius norms; needs the base", term="Norm"),
-    Metric(
-        "stable_rank", "stable rank", "float", "Σσ²/σ₁²", "Σσ² / σ₁²", "Rudelson and Vershynin 2007",
-        "null.stable_rank", "Stable rank",
-        "How many directions carry the update, weighted towards the largest: 1 if one direction is everything.",
-    ),
-    Metric(
-        "energy_rank_0.95", "r95", "int", "rank that keeps 95 % of the energy",
-        "the smallest k with Σ_{i≤k} σ² ≥ 95 % of Σσ²", "Eckart and Young 1936", "null.energy_rank_0.95",
-        "Energy rank r95", "The rank to which ΔW can be cut so that it keeps 95 % of its energy.",
-    ),
+    FROBENIUS_NORM,
+    RELATIVE_NORM,
+    STABLE_RANK,
+    ENERGY_RANKS[0.95],
     Metric(
         "cosine_to_last", "cos to last", "float", "cosine of ΔW with the last one",
         "⟨ΔW_t, ΔW_T⟩ / (‖ΔW_t‖ ‖ΔW_T‖)", "of updates as vectors", term="Cosine to the last",
@@ -54,4 +43,3 @@ METRICS = (
         " finding them.",
     ),
 )  # fmt: skip
-BY_KEY = {metric.key: metric for metric in METRICS}

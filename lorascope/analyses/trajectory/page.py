@@ -16,11 +16,12 @@ from lorascope.analyses.toolkit import (
     inputs,
     median,
     module_table,
+    pick,
     plural,
     skipped_table,
 )
 from lorascope.analyses.trajectory.measure import SETTLED, ModuleTrajectory, Point
-from lorascope.analyses.trajectory.metrics import BY_KEY, METRICS
+from lorascope.analyses.trajectory.metrics import METRICS
 from lorascope.analyses.trajectory.result import TrajectoryResult
 from lorascope.blocks import (
     Block,
@@ -115,7 +116,7 @@ def _checkpoints(result: TrajectoryResult) -> Table:
     columns += [Column(f"{kind}_loss", f"{kind} loss", "float", 4, "logged by the run") for kind in there]
     scored = result.best is not None
     columns += [Column("score", "loss here", "float", 4, f"on {result.scored_on}")] if scored else []
-    columns += [column(BY_KEY[key]) for key in shown]
+    columns += map(column, pick(METRICS, shown))
     rows = []
     for c in result.checkpoints:
         losses_of = [getattr(c, f"{kind}_loss") for kind in there]
@@ -249,12 +250,12 @@ def _modules(result: TrajectoryResult) -> Table:
     records = _module_records(result)
     shown = [key for key in shown if any(record[key] is not None for record in records)]
     caption = "φ and cosine: of the checkpoint before the last with the last."
-    return module_table("All modules", records, [BY_KEY[key] for key in shown], caption)
+    return module_table("All modules", records, pick(METRICS, shown), caption)
 
 
 def heatmap(result: TrajectoryResult) -> Heatmap | None:
     """Depth × type: the step of settling, and the last checkpoint's measures."""
-    metrics = [BY_KEY[key] for key in ("settled_step", *OF_LAST, "left_to_last", "right_to_last")]
+    metrics = pick(METRICS, ("settled_step", *OF_LAST, "left_to_last", "right_to_last"))
     return depth_map(_module_records(result), metrics, caption=BLANK_CELLS)
 
 

@@ -175,9 +175,10 @@ def run(  # the inputs of an analysis of many files
     if not rows:
         reasons = dict.fromkeys(item.reason for item in skipped)
         raise InputError(
-            "no module could be followed over the checkpoints", found="; ".join(list(reasons)[:3]) or "no update",
-            hint="pass the base model with --base" if base is None else None,
-        )  # fmt: skip
+            "no module could be followed over the checkpoints",
+            found="; ".join(list(reasons)[:3]) or "no weight update",
+            hint="pass the base model with --base" if base is None and reasons else None,
+        )
     scores = [evaluate(index) for index in range(len(adapters))] if evaluate is not None else None
     notes = dict.fromkeys(note for one in adapters for note in getattr(one, "notes", ()))
     return TrajectoryResult(

@@ -10,6 +10,7 @@ from torch import nn
 
 from lorascope.adapt.merge import merge
 from lorascope.analyses import spectrum
+from lorascope.analyses.spectrum.result import COMPARISON
 from lorascope.errors import InputError
 from lorascope.weights import io
 from lorascope.weights.checkpoint import NO_BIAS
@@ -92,6 +93,6 @@ def test_a_bias_that_the_base_s_layer_lacks_does_not_make_it_another_base(tmp_pa
     written = saved(Case("beft", lambda: peft.BeftConfig(target_modules=["q"]), layers), tmp_path)
     result = spectrum.run(io.read(written.adapter_folder), base=written.checkpoint)
     assert not result.nothing_compared
-    assert {item.reason for item in result.not_compared} == {NO_BIAS}
+    assert {item.reason for item in result.skipped_in(COMPARISON)} == {NO_BIAS}
     with pytest.raises(InputError, match=r"adds biases to layers of the base that have none.*q\.bias"):
         merge(copy.deepcopy(written.base), io.read(written.adapter_folder))
