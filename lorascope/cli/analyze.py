@@ -100,7 +100,8 @@ def analysed(
 
     options: dict[str, Any] = {"base": reading.opened_base(base), "base_name": base, "cache": cache}
     options |= {"modules": modules, "adapter_name": adapter_name}
-    return [api.analyze(path, progress=bar(path.name, "modules"), **options) for path in paths]
+    results: list[Any] = [api.analyze(path, progress=bar(path.name, "modules"), **options) for path in paths]
+    return results
 
 
 def report_on(

@@ -80,10 +80,10 @@ def summary(merged: "Merge", dtype: str) -> str:
 def _weights(merged: "Merge", dtype: str) -> list[str]:
     if not merged.weights:
         return [f"no updates, stored as {dtype}"]
-    from lorascope.analyses.toolkit import median, percent
+    from lorascope.analyses.toolkit import medians, percent
 
     worst = max(merged.weights, key=lambda one: one.rounding_loss)
-    middle = median(one.rounding_loss for one in merged.weights)
+    middle = float(medians([one.rounding_loss for one in merged.weights]))
     sizes = sorted(one.relative_size for one in merged.weights)
     return [
         f"merged {len(merged.weights)} updates, ‖ΔW‖/‖W‖ from {sizes[0]:.2g} to {sizes[-1]:.2g}, stored as {dtype}",

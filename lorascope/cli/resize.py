@@ -126,7 +126,8 @@ def resize(  # one parameter per option
     from lorascope.api import reading
     from lorascope.cli._progress import bar
 
-    how = {"rank": rank, "energy": energy, "budget_rank": budget_rank, "parameters": parameters, "by_energy": by_energy}
+    how: dict[str, Any] = {"rank": rank, "energy": energy, "budget_rank": budget_rank}
+    how |= {"parameters": parameters, "by_energy": by_energy}
     _check_output(rules(**how), output)
     checkpoint = reading.opened_base(base)
     opened = api.read(adapter, base=checkpoint, adapter_name=adapter_name)
