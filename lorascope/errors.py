@@ -49,6 +49,10 @@ class InputError(LorascopeError):
     exit_code = 2
 
 
+class FullModelError(InputError):
+    """An adapter was wanted, and the file holds a full model."""
+
+
 def printable(text: str) -> str:
     """`text` on one line, with control characters escaped: a file's keys must not drive the reader's terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

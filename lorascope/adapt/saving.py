@@ -8,6 +8,7 @@ from typing import Any, get_args
 from torch import nn
 
 from lorascope.adapt.protocols import AdaptedModel
+from lorascope.architectures.classes import CONDITIONAL, task_of_class
 from lorascope.blocks import Finding
 from lorascope.models import card
 from lorascope.models.config import ModelConfig, TaskType
@@ -28,14 +29,12 @@ LORA_DEFAULTS: Mapping[str, Any] = {
         "use_bdlora", "velora_config",
     )),
 }  # fmt: skip
-# transformers' classes by the end of their names: PEFT's task type, the hub's pipeline.
-TASKS = {
-    "ForCausalLM": ("CAUSAL_LM", "text-generation"),
-    "LMHeadModel": ("CAUSAL_LM", "text-generation"),
-    "ForSequenceClassification": ("SEQ_CLS", "text-classification"),
-    "ForTokenClassification": ("TOKEN_CLS", "token-classification"),
-    "ForQuestionAnswering": ("QUESTION_ANS", "question-answering"),
-    "ForConditionalGeneration": ("SEQ_2_SEQ_LM", None),
+# The hub's pipelines, by PEFT's task types.
+PIPELINES = {
+    "CAUSAL_LM": "text-generation",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
 }
 
 
@@ -83,7 +82,8 @@ def name_of(model: nn.Module) -> str:
 def task_of(model: nn.Module) -> tuple[str | None, str | None]:
     """PEFT's task type and the hub's pipeline, by the model's class; None of another class."""
     name = type(model).__name__
-    return next((task for end, task in TASKS.items() if name.endswith(end)), (None, None))
+    task = "SEQ_2_SEQ_LM" if name.endswith(CONDITIONAL) else task_of_class(name)
+    return task, PIPELINES.get(task or "")
 
 
 def label_names(model: nn.Module) -> list[str]:

@@ -181,10 +181,9 @@ class Result:
         Raises:
             LorascopeError: the file cannot be written; what was there before is then still there.
         """
-        from lorascope.outputs import write_text
         from lorascope.report import html
 
-        write_text(Path(path), html.render(self.page(**options)))
+        html.write(self.page(**options), Path(path))
         return Path(path)
 
     def plot(self, name: str, ax: "Axes | None" = None, *, metric: str | None = None) -> "Axes":

@@ -38,23 +38,32 @@ FUSED_EXPERTS = {
     "up_proj": (("up_proj",),),
 }
 EXPERT_PARAMETERS = ("gate_up_proj", "gate_proj", "w1", "up_proj", "w3", "down_proj", "w2")  # in a block's order
+# By how many of them a module of experts has, in the order in which models register them.
+USUAL_EXPERT_PARAMETERS = {2: ("gate_up_proj", "down_proj"), 3: ("gate_proj", "up_proj", "down_proj")}
 LITGPT_FUSED = (".attn.attn", ".attn.qkv")  # litgpt's query, key and value in one
 
+TOKEN_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared")
 # An output head or an embedding, one of which a model may tie to the other, by any model's name for it.
 TIED = (
     "lm_head", "embed_out", "cls.predictions.decoder", "lm_head.decoder", "output_projection",
-    "vocab_projector", "lm_loss", "generator_lm_head", "predictions.decoder", "proj_out",
-    "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared",
+    "vocab_projector", "lm_loss", "generator_lm_head", "predictions.decoder", "proj_out", *TOKEN_EMBEDDINGS,
 )  # fmt: skip
+TIED_TO_LM_HEAD = ("embed_tokens", "wte")  # where `lm_head` is what such an embedding is tied to, in every model
 # PEFT stores an embedding's factors under keys of their own; modules by these names are embeddings.
-EMBEDDINGS = ("embed_tokens", "wte", "wpe", "shared", "tok_embeddings", "embed_in", "word_embeddings")
+EMBEDDINGS = (*TOKEN_EMBEDDINGS, "wpe")
+# What PEFT stores whole by itself where the vocabulary was resized, by the last part of its name.
+VOCABULARY = frozenset(
+    {*TOKEN_EMBEDDINGS, "embeddings", "embed", "embedding", "lm_head", "embed_out", "output_projection", "decoder"}
+)
 _EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
 _CONVOLUTION = re.compile(r"conv|patch_emb|downsampl|upsampl|(^|[._])stem([._]|$)", re.I)
 _OUTPUT_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
 
+FUSED_CONV1D = "c_attn"  # GPT-2's query, key and value in one: (d, 3·d), which no Linear of them is
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)$")
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 _TRANSPOSED_EXPERTS = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
+_ALTERNATING_EXPERTS = ("gpt_oss",)
 
 
 def is_conv1d(module: str, config: Mapping[str, Any]) -> bool | None:
@@ -75,11 +84,20 @@ def looks_like_convolution(module: str) -> bool:
 
 def experts_transposed(config: Mapping[str, Any]) -> bool | None:
     """Whether fused experts are stored (experts, d_in, d_out); None where the config does not say which model it is."""
-    kinds = [config.get("model_type")]
-    if isinstance(config.get("text_config"), Mapping):
-        kinds.append(config["text_config"].get("model_type"))
-    known_kinds = [kind for kind in kinds if kind is not None]
-    return any(kind in _TRANSPOSED_EXPERTS for kind in known_kinds) if known_kinds else None
+    kinds = _kinds(config)
+    return any(kind in _TRANSPOSED_EXPERTS for kind in kinds) if kinds else None
+
+
+def experts_alternate(config: Mapping[str, Any]) -> bool:
+    """Whether gate and up alternate in a fused parameter, and do not lie one behind the other (`GptOssExperts`)."""
+    return any(kind in _ALTERNATING_EXPERTS for kind in _kinds(config))
+
+
+def _kinds(config: Mapping[str, Any]) -> list[Any]:
+    """The `model_type` of a config and of its language model, where they say it."""
+    inner = config.get("text_config")
+    kinds = [part.get("model_type") for part in (config, inner) if isinstance(part, Mapping)]
+    return [kind for kind in kinds if kind is not None]
 
 
 def in_attention(path: str) -> bool:
@@ -146,6 +164,15 @@ def depth(name: str) -> int | None:
     """The first index in the path: `model.layers.7.mlp.experts.3.up_proj` lies at 7; None where there is none."""
     index = _INDEX.search(name)
     return int(index[1]) if index else None
+
+
+_WITHIN_BLOCK = re.compile(r"^(.*?(?:^|\.)\d+)\.")
+
+
+def block(name: str) -> str:
+    """The path of the numbered block that a module or parameter lies in, the outermost; "" outside of all."""
+    match = _WITHIN_BLOCK.match(name)
+    return match[1] if match else ""
 
 
 def module_types(names: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ def open_cache(folder: Path | None, none: bool, device: str = "auto") -> "SvdCac
 
     What is not in it is decomposed on a device that is named; "auto" is the CPU here, where no torch is imported.
     """
-    from lorascope.cli._device import placer
+    from lorascope.api.devices import placer
     from lorascope.errors import InputError
     from lorascope.portable import user_cache
     from lorascope.weights.base_svd import FOLDER, SvdCache

@@ -13,16 +13,24 @@ def csv_of(rows: str) -> Any:
     return to_file(f"Write CSV, one row per {rows}.")
 
 
-Base = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="Base model (folder or name). Required for DoRA and (IA)³; enables comparisons of ΔW with W.",
-    ),
-]
-Modules = Annotated[
-    str | None, typer.Option(metavar="REGEX", help="Analyse only modules whose path matches this regex.")
-]
+def base_model(about: str) -> Any:
+    """The option `--base`; `about` says what it is for, or what it is by default."""
+    return typer.Option("--base", metavar="MODEL", help=f"Base model (folder or name){about}.")
+
+
+def matching(only: str, rest: str = "") -> Any:
+    """The option `--modules`: a regular expression; `only` says of what and for what."""
+    return typer.Option("--modules", metavar="REGEX", help=f"{only} matches this regex{rest}.")
+
+
+def computed(what: str, where: str = "auto, cpu, or a torch device such as cuda") -> Any:
+    """The option `--device`; `what` is computed there."""
+    return typer.Option("--device", help=f"Where {what}: {where}.")
+
+
+Base = Annotated[str | None, base_model(". Required for DoRA and (IA)³; enables comparisons of ΔW with W")]
+NamedBase = Annotated[str | None, base_model("; default: the one that the adapter's files name")]
+Modules = Annotated[str | None, matching("Analyse only modules whose path")]
 _ONE_OF = "Which adapter to read, where a file or folder holds several"
 AdapterName = Annotated[str | None, typer.Option(metavar="NAME", help=f"{_ONE_OF}.")]
 AdapterNames = Annotated[
@@ -34,16 +42,15 @@ Top = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="List the N largest and N smallest modules (else 3 in a line)."),
 ]
-Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="With --base: cache directory for base-weight SVDs.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="With --base: do not use the SVD cache.")]
-Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, or a torch device such as cuda.")]
+Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Cache directory for SVDs of the base's weights.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the SVD cache.")]
 
 Check = Annotated[
     str | None,
     typer.Option(metavar="[=warning]", help="Exit with 1 on errors; --check=warning: on warnings too."),
 ]
 Sarif = Annotated[Path | None, to_file("Write the findings as SARIF 2.1.0, for CI.")]
-Evaluated = Annotated[str, typer.Option(help="Where models are evaluated: auto, cpu, or a torch device such as cuda.")]
+Evaluated = Annotated[str, computed("models are evaluated")]
 Split = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Dataset split to evaluate on, such as test (default: the held-out examples)."),
@@ -89,26 +96,8 @@ Labels = Annotated[
 ]
 
 
-def name_of_each(names: list[str] | None, adapters: int) -> list[str | None]:
-    """The name by which each adapter is chosen from its file: one for all, or one each.
-
-    Raises:
-        InputError: another number of names.
-    """
-    from lorascope.errors import InputError
-
-    if not names:
-        return [None] * adapters
-    if len(names) not in (1, adapters):
-        raise InputError(
-            "--adapter-name is given once for all adapters, or once for each",
-            found=f"{len(names)} names, {adapters} adapters",
-        )
-    return [name or None for name in names] if len(names) == adapters else [names[0]] * adapters
-
-
 __all__ = [
-    "AdapterName", "AdapterNames", "Base", "Cache", "Check", "Data", "Device", "Evaluated", "EvaluationBase", "Html",
-    "Json", "LabelColumn", "Labels", "MaxLength", "Modules", "NoCache", "PairColumn", "Sarif", "Sort", "Split",
-    "Task", "Template", "TextColumn", "Top", "csv_of", "name_of_each", "to_file",
+    "AdapterName", "AdapterNames", "Base", "Cache", "Check", "Data", "Evaluated", "EvaluationBase", "Html", "Json",
+    "LabelColumn", "Labels", "MaxLength", "Modules", "NamedBase", "NoCache", "PairColumn", "Sarif", "Sort", "Split",
+    "Task", "Template", "TextColumn", "Top", "base_model", "computed", "csv_of", "matching", "to_file",
 ]  # fmt: skip

@@ -70,15 +70,13 @@ def _inputs(analysis: "Analysis", paths: list[Path], base: str | None) -> Any:
     Raises:
         InputError: it takes something else, which only Python can give it, or one adapter and got several.
     """
+    from lorascope.api import reading
     from lorascope.errors import InputError
-    from lorascope.models.assets import resolve
-    from lorascope.weights.checkpoint import open_checkpoint
-    from lorascope.weights.io import read
 
     if analysis.takes not in ("adapter", "adapters"):
         raise InputError(f"this analysis takes {analysis.takes}: call it from Python")
     if analysis.takes == "adapter" and len(paths) != 1:
         raise InputError("this analysis takes one adapter", found=f"{len(paths)} paths")
-    checkpoint = open_checkpoint(resolve(base)) if base is not None else None
-    adapters = [read(path, checkpoint) for path in paths]
+    checkpoint = reading.opened_base(base)
+    adapters = [reading.read(path, base=checkpoint) for path in paths]
     return adapters[0] if analysis.takes == "adapter" else adapters

@@ -17,22 +17,3 @@ def opened(folder: Path, given: "Given", *settings: Any, **more: Any) -> "Reopen
     for text in run.notes:
         note(text)
     return run
-
-
-def given_by(
-    base: str | None, data: str | None, labels: str | None, adapter_name: str | None = None, **columns: Any
-) -> "Given":
-    """What the options of a command say of an adapter.
-
-    Raises:
-        InputError: an option that describes the data, and no data.
-    """
-    from lorascope.errors import InputError
-    from lorascope.training.given import Given
-
-    named = {key: value for key, value in {**columns, "labels": labels}.items() if value is not None}
-    if named and data is None:
-        raise InputError(f"--{next(iter(named)).replace('_', '-')} describes the data", hint="name them with --data")
-    return Given(
-        base, data, labels=None if labels is None else tuple(labels.split(",")), adapter_name=adapter_name, **columns
-    )

@@ -23,9 +23,10 @@ from lorascope.cli._options import (
     Template,
     TextColumn,
     csv_of,
+    matching,
 )
 from lorascope.cli._outputs import Outputs
-from lorascope.cli._runs import given_by
+from lorascope.training.given import given_by
 
 Runs = Annotated[
     list[Path],
@@ -43,9 +44,7 @@ Samples = Annotated[
 Pooled = Annotated[
     bool, typer.Option("--pooled", help="For CKA, average over the tokens of each text instead of sampling tokens.")
 ]
-Modules = Annotated[
-    str | None, typer.Option(metavar="REGEX", help="Measure only layers whose path matches this regex.")
-]
+Layers = Annotated[str | None, matching("Measure only layers whose path")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Random seed for token sampling.")]
 
 
@@ -55,7 +54,7 @@ def activations(  # one parameter per option
     samples: Samples = 2048,
     pooled: Pooled = False,
     split: Split = None,
-    modules: Modules = None,
+    modules: Layers = None,
     adapter_name: AdapterName = None,
     seed: Seed = 0,
     base: EvaluationBase = None,
@@ -88,14 +87,14 @@ def activations(  # one parameter per option
     outputs = Outputs(html, json, csv, sarif, check)
     outputs.refuse([*runs, base, data])
     given = given_by(
-        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        base, data, labels, adapter_name, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
-        adapter_name=adapter_name,
     )  # fmt: skip
-    from lorascope.analyses import activations as analysis
+    from lorascope import api
     from lorascope.cli._progress import bar, note
-    from lorascope.training.activations import Sampling, record
 
-    recorded = record(runs, Sampling(split, max_samples, samples, pooled, seed), device, on_note=note, given=given)
-    result = analysis.run(recorded, modules=modules, progress=bar("CKA", "layers"))
+    result = api.activations(
+        *runs, modules=modules, split=split, max_samples=max_samples, samples=samples, pooled=pooled, seed=seed,
+        device=device, on_note=note, progress=bar("CKA", "layers"), **vars(given),
+    )  # fmt: skip
     outputs.show(result, runs)

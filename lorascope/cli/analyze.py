@@ -94,15 +94,14 @@ def analysed(
     Raises:
         InputError: a file cannot be read, or nothing in it can be analysed.
     """
-    from lorascope.analyses import analyze
+    from lorascope import api
+    from lorascope.api import reading
     from lorascope.cli._progress import bar
-    from lorascope.weights import io
 
-    checkpoint = _open_base(base)
-    options: dict[str, Any] = {"base": checkpoint, "modules": modules, "cache": cache, "base_name": base}
-    adapters = (io.read(path, checkpoint, adapter_name) for path in paths)
-    progress = (bar(path.name, "modules") for path in paths)
-    return [analyze.run(adapter, progress=one, **options) for adapter, one in zip(adapters, progress, strict=True)]
+    options: dict[str, Any] = {"base": reading.opened_base(base), "base_name": base, "cache": cache}
+    options |= {"modules": modules, "adapter_name": adapter_name}
+    results: list[Any] = [api.analyze(path, progress=bar(path.name, "modules"), **options) for path in paths]
+    return results
 
 
 def report_on(
@@ -164,15 +163,6 @@ def _compared(result: "AnalyzeResult", folder: Path, modules: str | None, adapte
         raise InputError(f"--like {folder} holds no other adapter that could be measured")
     own = like.kurtoses(io.read(Path(result.spectrum.source.path), adapter_name=adapter_name))
     return replace(result, like=like.compared(result.spectrum, population, own, tails))
-
-
-def _open_base(base: str | None) -> Any:
-    if base is None:
-        return None
-    from lorascope.models import assets
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    return open_checkpoint(assets.resolve(base))
 
 
 def _refuse_another_base(results: "Sequence[AnalyzeResult]") -> None:

@@ -1,11 +1,11 @@
 """`lorascope compare`: do these adapters live in the same subspaces, beyond chance and a shared initialisation?"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lorascope.cli._options import AdapterNames, Check, Html, Json, Modules, Sarif, csv_of, name_of_each
+from lorascope.cli._options import AdapterNames, Check, Html, Json, Modules, Sarif, base_model, csv_of
 from lorascope.cli._outputs import Outputs
 
 Paths = Annotated[
@@ -13,12 +13,7 @@ Paths = Annotated[
     typer.Argument(metavar="A B [...]", help="Adapters, as for analyze; with --base, full models as well."),
 ]
 Csv = Annotated[Path | None, csv_of("module of a pair (per pair, of many adapters)")]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL", help="Base model (folder or name). Required for DoRA and (IA)³, and to compare full models."
-    ),
-]
+Base = Annotated[str | None, base_model(". Required for DoRA and (IA)³, and to compare full models")]
 Directions = Annotated[
     int, typer.Option(min=1, help="Number of leading singular directions used for full-rank updates.")
 ]
@@ -56,50 +51,24 @@ def compare(  # one parameter per option
     """
     outputs = Outputs(html, json, csv, sarif, check)
     outputs.refuse([*paths, base])
-    names = name_of_each(adapter_name, len(paths))
     from lorascope.linalg.blas import prepare_process
 
     if len(paths) == 2:
         prepare_process()  # many adapters are matrix products, which more threads help
-    from lorascope.analyses.compare import run
+    from lorascope import api
     from lorascope.cli._progress import bar
 
-    checkpoint = _open_base(base)
-    named_groups = None if group is None else [_group(group, path) for path in paths]
-    result = run(
-        [_read(path, checkpoint, name) for path, name in zip(paths, names, strict=True)],
-        base=checkpoint,
+    result = api.compare(
+        *paths,
+        base=base,
         modules=modules,
         directions=directions,
         all_modules=all_modules,
-        named_groups=named_groups,
+        groups=None if group is None else [_group(group, path) for path in paths],
+        adapter_name=adapter_name,
         progress=bar(f"{len(paths)} adapters", "modules"),
     )
     outputs.show(result, paths)
-
-
-def _open_base(base: str | None) -> Any:
-    if base is None:
-        return None
-    from lorascope.models import assets
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    return open_checkpoint(assets.resolve(base))
-
-
-def _read(path: Path, base: Any, name: str | None) -> Any:
-    """An adapter; a full model where there is a base to take away from it."""
-    from lorascope.errors import InputError
-    from lorascope.weights import io
-
-    try:
-        return io.read(path, base, name)
-    except InputError as error:
-        if base is None or "full model" not in error.what:
-            raise
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    return open_checkpoint(path)
 
 
 def _group(pattern: str, path: Path) -> str:

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorascope.cli._device import placer
-from lorascope.cli._options import AdapterNames, Check, Html, Json, Sarif, csv_of, name_of_each
+from lorascope.cli._options import AdapterNames, Check, Html, Json, Sarif, computed, csv_of, matching
 from lorascope.cli._outputs import Outputs, to_file
 from lorascope.destinations import check_new_folder, is_stream
 
@@ -23,13 +22,13 @@ Leading = Annotated[
     typer.Option(min=1, metavar="K", help="Only the K leading singular values, randomised, with an error bound."),
 ]
 Csv = Annotated[Path | None, csv_of("matrix and per vector")]
-Parameters = Annotated[str | None, typer.Option(metavar="REGEX", help="Only parameters whose name matches this regex.")]
+Parameters = Annotated[str | None, matching("Only parameters whose name")]
 Sort = Annotated[str, typer.Option(metavar="METRIC", help="Metric used to rank the matrices in the terminal table.")]
 Rows = Annotated[int, typer.Option(min=1, metavar="N", help="List the N largest and N smallest matrices.")]
 State = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Checkpoint directory for resuming; default: next to the output.")
 ]
-Device = Annotated[str, typer.Option(help="Where to compute the SVDs: cpu, or a torch device such as cuda.")]
+Device = Annotated[str, computed("SVDs are computed", "cpu, or a torch device such as cuda")]
 
 
 def delta(  # one parameter per option
@@ -71,26 +70,17 @@ def delta(  # one parameter per option
     metric_to_sort_by(METRICS, sort)
     _check_output(extract, output)
     written = [path for path in (json, html, csv, output) if path and not is_stream(path)]
-    named = list(zip(adapter or [], name_of_each(adapter_name, len(adapter or [])), strict=True))
-    options = {"top": top, "modules": modules, "extract": extract, "place": placer(device)}
-    result = _run(base, tuned, named, state=state or _state_next_to(written), **options)
-    if output is not None and result.extracted is not None:
-        _write(result.extracted, output)
-    outputs.show(result, [tuned, base, *(adapter or ())], sort=sort, rows=rows)
-
-
-def _run(base: str, tuned: str, adapters: list[tuple[Path, str | None]], **options: Any) -> Any:
-    from lorascope.analyses.delta import run
+    from lorascope import api
     from lorascope.cli._progress import bar
-    from lorascope.models import assets
-    from lorascope.weights import io
-    from lorascope.weights.checkpoint import open_checkpoint
-    from lorascope.weights.delta import open_tuned
 
-    before = open_checkpoint(assets.resolve(base))
-    others = [io.read(path, before, name) for path, name in adapters]
-    after = open_tuned(assets.resolve(tuned), before)
-    return run(before, after, adapters=others, progress=bar("delta", "parameters"), **options)
+    result = api.delta(
+        base, tuned, adapters=adapter or (), modules=modules, top=top, extract=extract,
+        state=state or _state_next_to(written), device=device, adapter_name=adapter_name,
+        progress=bar("delta", "parameters"),
+    )  # fmt: skip
+    if output is not None:
+        _write(result, output)
+    outputs.show(result, [tuned, base, *(adapter or ())], sort=sort, rows=rows)
 
 
 def _check_output(extract: int | None, output: Path | None) -> None:
@@ -102,12 +92,15 @@ def _check_output(extract: int | None, output: Path | None) -> None:
         check_new_folder(output)
 
 
-def _write(adapter: Any, output: Path) -> None:
+def _write(result: Any, output: Path) -> None:
+    """The adapter that was extracted, where there is one."""
     import sys
 
     from lorascope.weights import io
 
-    io.write(adapter, output, replace=False)
+    if result.extracted is None:
+        return
+    io.write(result.extracted, output, replace=False)
     print(f"wrote {output}", file=sys.stderr)
 
 

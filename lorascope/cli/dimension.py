@@ -10,7 +10,6 @@ from lorascope.cli._options import (
     AdapterName,
     Check,
     Data,
-    Device,
     EvaluationBase,
     Html,
     Json,
@@ -23,19 +22,19 @@ from lorascope.cli._options import (
     Task,
     Template,
     TextColumn,
+    computed,
     csv_of,
+    matching,
 )
 from lorascope.cli._outputs import Outputs
-from lorascope.cli._runs import given_by
+from lorascope.training.given import given_by
 
 Paths = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Finished run directories, or directories containing them (e.g. a sweep)."),
 ]
-Modules = Annotated[
-    str | None,
-    typer.Option(metavar="REGEX", help="Truncate only matrices whose name matches this regex; others stay as trained."),
-]
+Matrices = Annotated[str | None, matching("Truncate only matrices whose name", "; others stay as trained")]
+Device = Annotated[str, computed("models are evaluated and ΔW is decomposed")]
 MaxSamples = Annotated[
     int, typer.Option(min=1, metavar="N", help="Evaluate on at most N examples (runtime is proportional).")
 ]
@@ -83,7 +82,7 @@ def dimension(  # one parameter per option
     csv: Annotated[Path | None, csv_of("matrix, point of a curve, and run")] = None,
     check: Check = None,
     sarif: Sarif = None,
-    modules: Modules = None,
+    modules: Matrices = None,
     adapter_name: AdapterName = None,
     split: Split = None,
     max_samples: MaxSamples = 1000,
@@ -126,26 +125,26 @@ def dimension(  # one parameter per option
     outputs = Outputs(html, json, csv, sarif, check)
     outputs.refuse([*paths, search, base, data])
     given = given_by(
-        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        base, data, labels, adapter_name, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
-        adapter_name=adapter_name,
     )  # fmt: skip
     _check_search(search, data)
     from lorascope.training.threads import limit_omp_spin
 
     limit_omp_spin()
-    from lorascope.analyses import dimension as analysis
+    from lorascope import api
     from lorascope.cli._progress import Counter, note
-    from lorascope.training.runs import Runs, SubspaceSearch, find, parse_baseline, parse_rates
+    from lorascope.training.runs import SubspaceSearch, find, parse_baseline, parse_rates
 
-    how, rates, reference = said or said_scaling, parse_rates(learning_rates), parse_baseline(baseline)
-    searched = SubspaceSearch(search, how, start, tolerance, seeds, rates, ("lorascope", *sys.argv[1:]))
-    runs = Runs(find(paths, search, given), split, max_samples, device, on_note=note, given=given)
     counter = Counter("dimension")
+    how, rates, reference = said or said_scaling, parse_rates(learning_rates), parse_baseline(baseline)
+    command = ("lorascope", *sys.argv[1:])
+    searched = SubspaceSearch(search, how, start, tolerance, seeds, rates, command, counter.close)
+    runs = find(paths, search, given)
     _set_threads()
-    result = analysis.run(
-        runs.candidates, modules=modules, baseline=runs.start(reference), prior=runs.prior, draws=tuple(range(draws)),
-        texts=runs.texts_record, search=searched.of(runs, counter.close), on_progress=counter,
+    result = api.dimension(
+        *runs, modules=modules, baseline=reference, draws=tuple(range(draws)), split=split, max_samples=max_samples,
+        device=device, search=searched, on_note=note, on_progress=counter, **vars(given),
     )  # fmt: skip
     counter.close()
     outputs.show(result, paths)

@@ -8,6 +8,7 @@ import typer
 
 from lorascope.cli._options import (
     AdapterName,
+    Cache,
     Check,
     Data,
     Html,
@@ -15,15 +16,19 @@ from lorascope.cli._options import (
     LabelColumn,
     Labels,
     MaxLength,
+    NamedBase,
+    NoCache,
     PairColumn,
     Sarif,
     Task,
     Template,
     TextColumn,
+    computed,
     csv_of,
+    matching,
 )
 from lorascope.cli._outputs import Outputs
-from lorascope.cli._runs import given_by
+from lorascope.training.given import given_by
 
 if TYPE_CHECKING:
     from lorascope.analyses.intruders import IntrudersResult
@@ -35,17 +40,13 @@ Tuned = Annotated[
         metavar="ADAPTER_OR_TUNED", help="An adapter, a tuned model, or a run directory of lorascope train."
     ),
 ]
-Base = Annotated[
-    str | None,
-    typer.Option(metavar="MODEL", help="Base model (folder or name); default: the one that the adapter's files name."),
-]
 K = Annotated[int, typer.Option("--k", "-k", min=1, help="Number of leading singular vectors of each weight.")]
 Epsilon = Annotated[
     float,
     typer.Option(help="Bound on the cosine: a vector whose largest |cos| with W is below this is an intruder."),
 ]
 Csv = Annotated[Path | None, csv_of("weight")]
-Weights = Annotated[str | None, typer.Option(metavar="REGEX", help="Only weights whose name matches this regex.")]
+Weights = Annotated[str | None, matching("Only weights whose name")]
 Intervene = Annotated[
     bool,
     typer.Option("--intervene", help="For a run, or with --data: scale the intruders and evaluate, with controls."),
@@ -66,14 +67,12 @@ Retain = Annotated[
 Samples = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="With --intervene: evaluate on at most N examples of each set.")
 ]
-Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Cache directory for base-weight SVDs.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the SVD cache.")]
-Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu or cuda. A GPU named here also decomposes W.")]
+Device = Annotated[str, computed("models are evaluated", "auto, cpu or cuda. A GPU named here also decomposes W")]
 
 
 def intruders(  # one parameter per option
     tuned: Tuned,
-    base: Base = None,
+    base: NamedBase = None,
     k: K = 10,
     epsilon: Epsilon = 0.5,
     html: Html = None,
@@ -117,9 +116,8 @@ def intruders(  # one parameter per option
     outputs = Outputs(html, json, csv, sarif, check)
     outputs.refuse([tuned, base, retain, data])
     given = given_by(
-        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        base, data, labels, adapter_name, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
-        adapter_name=adapter_name,
     )  # fmt: skip
     scaling = {"lambdas": _factors(lambdas), "all_intruders": all_intruders}
     path, base, given = _inputs(tuned, given, intervene, retain)
@@ -144,16 +142,12 @@ def _result(
 
     if evaluation is None:
         prepare_process()
-    from lorascope.analyses import intruders as analysis
+    from lorascope import api
     from lorascope.cli._base_svd import open_cache
     from lorascope.cli._progress import bar
-    from lorascope.models import assets
-    from lorascope.weights.checkpoint import open_checkpoint
-    from lorascope.weights.delta import open_tuned
 
-    before, svds = open_checkpoint(assets.resolve(base)), open_cache(*cache)
-    after = (open_tuned if Path(path).is_dir() else _adapter_or_model)(path, before, adapter_name)
-    result = analysis.run(after, before, cache=svds, progress=bar("intruders", "weights"), **options)
+    svds, progress = open_cache(*cache), bar("intruders", "weights")
+    result: Any = api.intruders(path, base, adapter_name=adapter_name, cache=svds, progress=progress, **options)
     return result if evaluation is None else _intervened(result, Path(path), cache=svds, **evaluation)
 
 
@@ -183,20 +177,6 @@ def _inputs(tuned: str, given: "Given", intervene: bool, retain: str | None) -> 
     place, name = one_of(Path(tuned), given.adapter_name)
     base = given.base or adapter_base.base_named(place)
     return str(adapter_folder(place)), base, replace(given, adapter_name=name)
-
-
-def _adapter_or_model(path: str, before: Any, name: str | None) -> Any:
-    """A file: an adapter, or a full model."""
-    from lorascope.errors import InputError
-    from lorascope.weights import io
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    try:
-        return io.read(Path(path), before, name)
-    except InputError as error:
-        if "full model" not in error.what:
-            raise
-    return open_checkpoint(path)
 
 
 def _intervened(

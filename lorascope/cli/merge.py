@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorascope.cli._options import AdapterName
+from lorascope.cli._options import AdapterName, NamedBase
 from lorascope.cli._outputs import to_file
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def merge(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter (file or folder), or a run.")],
     output: Annotated[Path, to_file("New folder for the merged model.", "DIR")],
-    base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Base model (default: the one that the adapter's files name).")
-    ] = None,
+    base: NamedBase = None,
     dtype: Annotated[
         str, typer.Option(help="Storage dtype: float32, float16, bfloat16, or auto (the base checkpoint's).")
     ] = "auto",
@@ -41,27 +39,19 @@ def merge(
         raise InputError(f"--dtype {dtype!r} is not supported", expected="auto, float32, float16 or bfloat16")
     check_new_folder(output)
     io.check_exists(adapter)
-
-    from lorascope.adapt import merge as merging
-    from lorascope.models import adapter_base
-
     adapter, adapter_name = io.one_of(adapter, adapter_name)
-    base = base or adapter_base.base_named(adapter)
-    checkpoint = adapter_base.checkpoint_of(base)
-    read = io.read(adapter, checkpoint, adapter_name)
-    merging.refuse(read)
 
-    import torch
     from transformers.utils import logging
 
+    from lorascope import api
+    from lorascope.adapt.merge import dtype_of
+    from lorascope.models.adapter_base import base_named
     from lorascope.report import terminal
 
     logging.disable_progress_bar()  # of its shards, which would be drawn into logs as well
-    wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
-    model, tokenizer = adapter_base.load_base(read, adapter, base, wanted, checkpoint)
-    merged = merging.merge(model, read, adapter_base.seeded(adapter), checkpoint)
-    merging.save(model, tokenizer, output, merged, {"adapter": str(adapter), "base": base})
-    for line in summary(merged, str(merging.dtype_of(model))).splitlines():
+    named = base or base_named(adapter)
+    merged = api.merge(named, adapter, output=output, dtype=dtype, adapter_name=adapter_name)
+    for line in summary(merged.report, str(dtype_of(merged.model))).splitlines():
         print("\n".join(terminal.screen_of().wrap(line, rest="  ")))
     print(f"merged model: {output}")
 
@@ -90,14 +80,14 @@ def summary(merged: "Merge", dtype: str) -> str:
 def _weights(merged: "Merge", dtype: str) -> list[str]:
     if not merged.weights:
         return [f"no updates, stored as {dtype}"]
-    from lorascope.analyses.toolkit import percent
+    from lorascope.analyses.toolkit import medians, percent
 
     worst = max(merged.weights, key=lambda one: one.rounding_loss)
-    median = sorted(one.rounding_loss for one in merged.weights)[len(merged.weights) // 2]
+    middle = float(medians([one.rounding_loss for one in merged.weights]))
     sizes = sorted(one.relative_size for one in merged.weights)
     return [
         f"merged {len(merged.weights)} updates, ‖ΔW‖/‖W‖ from {sizes[0]:.2g} to {sizes[-1]:.2g}, stored as {dtype}",
-        f"merge rounding error ({dtype}): median {percent(median)} of the update, "
+        f"merge rounding error ({dtype}): median {percent(middle)} of the update, "
         f"maximum {percent(worst.rounding_loss)} ({worst.name}; "
         f"{percent(worst.unchanged)} of its modified entries unchanged after rounding)",
     ]

@@ -22,12 +22,14 @@ from lorascope.cli._options import (
     Task,
     Template,
     TextColumn,
+    base_model,
     csv_of,
+    matching,
     to_file,
 )
 from lorascope.cli._outputs import Outputs
-from lorascope.cli._runs import given_by
 from lorascope.destinations import check_new_folder
+from lorascope.training.given import given_by
 
 if TYPE_CHECKING:
     from lorascope.analyses.truncate import Rule
@@ -54,17 +56,13 @@ Parameters = Annotated[
 ByEnergy = Annotated[
     bool, typer.Option("--by-energy", help="With --parameters: allocate by energy per parameter instead.")
 ]
-Modules = Annotated[
-    str | None, typer.Option(metavar="REGEX", help="Truncate only modules whose path matches this regex.")
-]
+Truncated = Annotated[str | None, matching("Truncate only modules whose path")]
 Output = Annotated[Path | None, to_file("New folder for the resized adapter, in PEFT's layout.", "DIR")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="Store factors as float32, float16, bfloat16 or float64 (default: as in the source)."),
 ]
-Base = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Base model (folder or name): needed for DoRA and (IA)³.")
-]
+Base = Annotated[str | None, base_model(". Required for DoRA and (IA)³")]
 Run = Annotated[
     Path | None,
     typer.Option(
@@ -83,7 +81,7 @@ def resize(  # one parameter per option
     budget_rank: BudgetRank = None,
     parameters: Parameters = None,
     by_energy: ByEnergy = False,
-    modules: Modules = None,
+    modules: Truncated = None,
     adapter_name: AdapterName = None,
     output: Output = None,
     dtype: Dtype = None,
@@ -123,25 +121,33 @@ def resize(  # one parameter per option
         from lorascope.linalg.blas import prepare_process
 
         prepare_process()
-    from lorascope.analyses import resize as analysis
-    from lorascope.analyses.truncate import dtype_named, rules
+    from lorascope import api
+    from lorascope.analyses.truncate import rules
+    from lorascope.api import reading
     from lorascope.cli._progress import bar
+
+    how: dict[str, Any] = {"rank": rank, "energy": energy, "budget_rank": budget_rank}
+    how |= {"parameters": parameters, "by_energy": by_energy}
+    _check_output(rules(**how), output)
+    checkpoint = reading.opened_base(base)
+    opened = api.read(adapter, base=checkpoint, adapter_name=adapter_name)
+    scorer, scored_on = _scorer(evaluate, given, opened, device, max_samples)
+    result = api.resize(
+        opened, **how, modules=modules, base=checkpoint, dtype=dtype, build=output is not None, evaluate=scorer,
+        scored_on=scored_on, progress=bar("resize", "modules"),
+    )  # fmt: skip
+    if output is not None:
+        _write(result, adapter, output)
+    outputs.show(result, [adapter])
+
+
+def _write(result: Any, adapter: Path, output: Path) -> None:
+    """The resized adapter, with what `lorascope train` left with the original."""
     from lorascope.weights import io
 
-    plans = rules(rank=rank, energy=energy, budget_rank=budget_rank, parameters=parameters, by_energy=by_energy)
-    _check_output(plans, output)
-    checkpoint = _open_base(base)
-    opened = io.read(adapter, checkpoint, adapter_name)
-    scorer, scored_on = _scorer(evaluate, given, opened, device, max_samples)
-    result = analysis.run(
-        opened, plans, modules=modules, base=checkpoint, dtype=dtype_named(dtype), build=output is not None,
-        evaluate=scorer, scored_on=scored_on, progress=bar("resize", "modules"),
-    )  # fmt: skip
-    if output is not None and result.resized is not None:
-        io.write(result.resized, output, replace=False)
-        io.copy_card(adapter, output)
-        print(f"wrote {output}", file=sys.stderr)
-    outputs.show(result, [adapter])
+    io.write(result.resized, output, replace=False)
+    io.copy_card(adapter, output)
+    print(f"wrote {output}", file=sys.stderr)
 
 
 def _check_output(plans: "list[Rule]", output: Path | None) -> None:
@@ -157,15 +163,6 @@ def _check_output(plans: "list[Rule]", output: Path | None) -> None:
             hint="without --output several are compared",
         )
     check_new_folder(output)
-
-
-def _open_base(base: str | None) -> Any:
-    if base is None:
-        return None
-    from lorascope.models import assets
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    return open_checkpoint(assets.resolve(base))
 
 
 def _scorer(

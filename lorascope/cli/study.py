@@ -285,7 +285,7 @@ def list_(
 
     scripts = _scripts(studies)
     if not scripts:
-        what = "holds no study scripts" if studies.is_dir() else "is no folder"
+        what = "holds no study scripts" if studies.is_dir() else "is not a folder"
         hint = "run it in a clone of lorascope, or give their folder with --studies DIR"
         raise InputError(f"no studies to list: {studies} {what}", hint=hint)
     records, errors = record.read_folder(reports)

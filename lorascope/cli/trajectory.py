@@ -1,9 +1,8 @@
 """`lorascope trajectory`: how ΔW got where it is, over the checkpoints of a run."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,11 +27,11 @@ from lorascope.cli._options import (
     to_file,
 )
 from lorascope.cli._outputs import Outputs
-from lorascope.cli._runs import given_by
+from lorascope.training.given import given_by
 
 if TYPE_CHECKING:
-    from lorascope.training.given import Given
     from lorascope.weights.adapter import Adapter
+    from lorascope.weights.checkpoint import Checkpoint
     from lorascope.weights.series import Series
 
 Paths = Annotated[
@@ -88,70 +87,30 @@ def trajectory(  # one parameter per option
     outputs = Outputs(html, json, csv, sarif, check)
     outputs.refuse([*paths, base, data], average)
     given = given_by(
-        base, data, labels, task=task, text_column=text_column, text_pair_column=text_pair_column,
+        base, data, labels, adapter_name, task=task, text_column=text_column, text_pair_column=text_pair_column,
         label_column=label_column, template=template, max_length=max_length,
-        adapter_name=adapter_name,
     )  # fmt: skip
     if data is None:
         from lorascope.linalg.blas import prepare_process
 
         prepare_process()
+    from lorascope import api
     from lorascope.analyses.toolkit import short_path
-    from lorascope.analyses.trajectory import run
-    from lorascope.cli._progress import bar
+    from lorascope.api import reading
+    from lorascope.cli._progress import bar, note
     from lorascope.weights.series import find
 
     _check_average(average, average_last)
-    series, checkpoint = find(paths), _open_base(base)
-    adapters = [_read(each.path, checkpoint, adapter_name) for each in series.snapshots]
+    series, checkpoint = find(paths), reading.opened_base(base)
+    adapters = [reading.adapter_or_model(each.path, checkpoint, adapter_name) for each in series.snapshots]
     title = short_path(str(paths[0])) if len(paths) == 1 else f"{len(paths)} checkpoints"
-    evaluate, scored_on = _scorer(series, given, device, max_samples)
-    result = run(
-        adapters, series=series, base=checkpoint, modules=modules, evaluate=evaluate, scored_on=scored_on, path=title,
-        progress=bar("trajectory", "modules"),
+    result = api.trajectory(
+        *adapters, series=series, modules=modules, max_samples=max_samples, device=device, path=title, on_note=note,
+        progress=bar("trajectory", "modules"), **vars(given),
     )  # fmt: skip
     if average is not None:
         _write_average(adapters, series, average, average_last)
     outputs.show(result, paths)
-
-
-def _open_base(base: str | None) -> Any:
-    if base is None:
-        return None
-    from lorascope.models import assets
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    return open_checkpoint(assets.resolve(base))
-
-
-def _read(path: Path, base: Any, name: str | None) -> Any:
-    """An adapter; a full model where there is a base to take away from it."""
-    from lorascope.errors import InputError
-    from lorascope.weights import io
-    from lorascope.weights.checkpoint import open_checkpoint
-
-    try:
-        return io.read(path, base, name)
-    except InputError as error:
-        if base is None or "full model" not in error.what:
-            raise
-    return open_checkpoint(path)
-
-
-def _scorer(
-    series: "Series", given: "Given", device: str, max_samples: int | None
-) -> tuple[Callable[[int], dict[str, float]] | None, str]:
-    """A function that scores a checkpoint by its index, and on what; none without data."""
-    from lorascope.errors import InputError
-
-    if given.data is None:
-        if max_samples is not None:
-            raise InputError("--max-samples belongs to --data", hint="name the data with --data FILE")
-        return None, ""
-    from lorascope.cli._progress import note
-    from lorascope.training.foreign import checkpoint_scorer
-
-    return checkpoint_scorer([each.path for each in series.snapshots], given, device, max_samples, note)
 
 
 def _check_average(output: Path | None, last: int | None) -> None:
@@ -164,21 +123,21 @@ def _check_average(output: Path | None, last: int | None) -> None:
         raise InputError("--average-last belongs to --average", hint="name a new folder with --average DIR")
 
 
-def _write_average(adapters: "list[Adapter]", series: "Series", output: Path, last: int | None) -> None:
+def _write_average(adapters: "list[Adapter | Checkpoint]", series: "Series", output: Path, last: int | None) -> None:
+    from lorascope.analyses.toolkit import percent
     from lorascope.analyses.trajectory.average import average
     from lorascope.cli._progress import bar
     from lorascope.errors import InputError
     from lorascope.weights import io
     from lorascope.weights.adapter import Adapter
 
-    chosen = adapters[-last:] if last else adapters
-    if not all(isinstance(each, Adapter) for each in chosen):
+    named = adapters[-last:] if last else adapters
+    chosen = [each for each in named if isinstance(each, Adapter)]
+    if len(chosen) < len(named):
         raise InputError("only adapters are averaged", found="full models among the checkpoints")
     made = average(chosen, progress=bar("average", "modules"))
     io.write(made.adapter, output, replace=False)
     steps = [each.step for each in series.snapshots[-len(chosen) :]]
-    lost = max(made.lost.values(), default=0.0)
-    what = (
-        f"the mean ΔW of {series.unit}s {steps[0]} to {steps[-1]}, of which its rank loses at most {100 * lost:.2g} %"
-    )
-    print(f"wrote {output}: {what} of ‖ΔW‖² in a module", file=sys.stderr)
+    lost = percent(max(made.lost.values(), default=0.0), 2)
+    what = f"the mean ΔW of {series.unit}s {steps[0]} to {steps[-1]}"
+    print(f"wrote {output}: {what}; its rank loses at most {lost} of ‖ΔW‖² in a module", file=sys.stderr)

@@ -21,7 +21,6 @@ In the papers everything is inside the subspace, a new head too: say `modules_to
 a file has θ_d, the λs and a seed, and whoever reads it draws P again.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -40,6 +39,7 @@ from lorascope.adapt.base_params import (
 )
 from lorascope.adapt.layer import TrainedPart
 from lorascope.adapt.method import methods
+from lorascope.architectures import block
 from lorascope.errors import InputError
 from lorascope.linalg.projections import Name
 from lorascope.methods.full import refuse_codes
@@ -50,7 +50,6 @@ from lorascope.weights.tensors import InMemory
 Scope = Literal["global", "per-tensor"]
 Said = Literal["none", "layer", "tensor"]
 Adjoint = Literal["exact", "as-published"]
-_BLOCK = re.compile(r"^(.*?(?:^|\.)\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -255,14 +254,9 @@ def _groups(base_params: list[BaseParam], said: str) -> tuple[int, ...]:
     """Which λ each parameter has: by tensor, or by numbered block with one for all that is in none."""
     if said == "none":
         return ()
-    keys = [param.name if said == "tensor" else _block(param.name) for param in base_params]
+    keys = [param.name if said == "tensor" else block(param.name) for param in base_params]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return tuple(order[key] for key in keys)
-
-
-def _block(name: str) -> str:
-    match = _BLOCK.match(name)
-    return match[1] if match else ""
 
 
 def _in_memory(tensor: Tensor) -> InMemory:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorascope.architectures.classes import task_of_class
 from lorascope.errors import InputError
 from lorascope.models import assets
 
@@ -58,9 +59,7 @@ def model_shapes(name: str) -> nn.Module:
         config = AutoConfig.for_model(kind, **values)
     else:
         config = _config(name)
-    causal = any(
-        str(architecture).endswith(("ForCausalLM", "LMHeadModel")) for architecture in config.architectures or ()
-    )
+    causal = any(task_of_class(str(name)) == "CAUSAL_LM" for name in config.architectures or ())
     with torch.device("meta"):
         try:
             model = (AutoModelForCausalLM if causal else AutoModel).from_config(config)

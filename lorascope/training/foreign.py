@@ -15,6 +15,8 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lorascope.adapt.model_parameters import ModelParameters, in_model_layout
+from lorascope.architectures import TIED_TO_LM_HEAD
+from lorascope.architectures.classes import task_of_class
 from lorascope.errors import InputError, preview
 from lorascope.models import adapter_base, assets
 from lorascope.models import loading as models
@@ -32,14 +34,14 @@ from lorascope.training.rows import PACKAGED, READERS, Row, first_rows, load_row
 from lorascope.updates.base import Update
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, Source
-from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.checkpoint import Checkpoint
+from lorascope.weights.delta import adapter_or_model
 from lorascope.weights.tensors import reshaped
 
 LONGEST = 1024  # tokens of a text, where neither tokenizer nor model has less: SFTConfig's default
 BATCH = {"SEQ_CLS": 64, "CAUSAL_LM": 4}  # texts of one pass; logits over a vocabulary are large
 ALL_TOKENS = "the loss is over all tokens of a text, prompts included"
 _FIELD = re.compile(r"\{(\w+)\}")
-_ARCHITECTURE = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 _CHATS = ("messages", "conversations", "conversation")
 
 
@@ -138,12 +140,10 @@ def open_adapter(
 
 def _adapter_or_tuned(path: Path, base: Checkpoint | None, adapter_name: str | None) -> Adapter:
     """An adapter; of a full model that was tuned, what differs from the base, weight by weight."""
-    try:
-        return io.read(path, base, adapter_name)
-    except InputError as error:
-        if base is None or "full model" not in error.what:
-            raise
-    tuned = open_checkpoint(path)
+    tuned = adapter_or_model(path, base, adapter_name)
+    if isinstance(tuned, Adapter):
+        return tuned
+    assert base is not None  # without one, a full model is refused
     updates, saved = {}, {}
     for name in tuned.names():
         stored, weight = tuned.stored[name], base.find(name)
@@ -163,7 +163,7 @@ def _adapter_or_tuned(path: Path, base: Checkpoint | None, adapter_name: str | N
 
 def _tied_head(tuned: Checkpoint, updates: Mapping[str, Update]) -> Update | None:
     """The update of an output head that is the input embedding, which merging one at a time would leave as it was."""
-    embedding = next((update for name, update in updates.items() if name.endswith(("embed_tokens", "wte"))), None)
+    embedding = next((update for name, update in updates.items() if name.endswith(TIED_TO_LM_HEAD)), None)
     if embedding is None or "lm_head.weight" in tuned.stored or not tuned.config.get("tie_word_embeddings"):
         return None
     return replace(embedding, name="lm_head", base_weight="lm_head.weight")
@@ -189,7 +189,7 @@ def _task(path: Path, adapter: Adapter, given: Given, base: str) -> TaskType:
         task = card["model"]["task_type"]
     if task is None:
         named = getattr(models.load_config(base), "architectures", None) or ()
-        task = next((t for name in named for end, t in _ARCHITECTURE.items() if str(name).endswith(end)), None)
+        task = next(filter(None, (task_of_class(str(name)) for name in named)), None)
     if task not in get_args(TaskType):
         raise InputError(
             f"{path} is of a task that is not evaluated here" if task else f"nothing says what task {path} is of",

@@ -1,7 +1,10 @@
 """What a user says of an adapter that was trained elsewhere, so that it can be evaluated. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from lorascope.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,27 @@ class Given:
     labels: tuple[str, ...] | None = None
     adapter_name: str | None = None
 
-    @classmethod
-    def taken_from(cls, options: dict[str, Any], base: str | None, data: str | None) -> "Given":
-        """With those of the options that are its fields, which are taken out of them."""
-        known = {each.name for each in fields(cls)} & options.keys()
-        return cls(base, data, **{key: options.pop(key) for key in known})
-
     def __bool__(self) -> bool:
         return any(getattr(self, each.name) is not None for each in fields(self))
 
 
 NOTHING = Given()
+
+
+def given_by(
+    base: str | None,
+    data: str | None,
+    labels: str | Sequence[str] | None = None,
+    adapter_name: str | None = None,
+    **columns: Any,
+) -> Given:
+    """What options say of an adapter; `labels` also as the command line has them, with commas between.
+
+    Raises:
+        InputError: an option that describes the data, and no data.
+    """
+    named = [key for key, value in {**columns, "labels": labels}.items() if value is not None]
+    if named and data is None:
+        raise InputError(f"--{named[0].replace('_', '-')} describes the data", hint="name them with --data")
+    split = labels.split(",") if isinstance(labels, str) else labels
+    return Given(base, data, labels=None if split is None else tuple(split), adapter_name=adapter_name, **columns)

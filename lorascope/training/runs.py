@@ -326,6 +326,7 @@ class SubspaceSearch:
         seeds: how many at each d.
         rates: learning rates; the best of them counts. Without any, a grid around 2e-2·√(1000/d).
         command: for the runs' record.
+        before: called before training starts.
 
     Raises:
         InputError: `said` is none of these, or `tolerance` is not above 1.
@@ -338,6 +339,7 @@ class SubspaceSearch:
     seeds: int = 1
     rates: tuple[float, ...] = ()
     command: tuple[str, ...] = ()
+    before: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if self.said not in SAID:
@@ -345,19 +347,15 @@ class SubspaceSearch:
         if self.tolerance <= 1:
             raise InputError("--tolerance is too small", found=self.tolerance, expected="a ratio above 1, such as 1.5")
 
-    def of(self, runs: Runs, before: Callable[[], None] = lambda: None) -> Callable[[Gain], Searched] | None:
-        """What trains the search's runs, given how to score one: the `search` of `dimension.run`; None without folder.
-
-        Args:
-            before: called before training starts.
-        """
-
+    def of(self, runs: Runs) -> Callable[[Gain], Searched] | None:
+        """What trains the search's runs, given how to score one: the `search` of `dimension.run`; None without
+        folder."""
         folder = self.folder
         if folder is None:
             return None
 
         def searched(gain: Gain) -> Searched:
-            before()
+            self.before()
             return self._run(folder, runs, gain)
 
         return searched

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lorascope.errors import printable
 from lorascope.inputs import sha256_of
 from lorascope.updates.base import Stored, Update
 
@@ -70,7 +71,7 @@ class Rows:
     stored: Stored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adapter:
     """A frozen mapping from module to update.
 
@@ -105,3 +106,16 @@ class Adapter:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         if unknown := self.non_weight_tensors.keys() - self.saved.keys():
             raise ValueError(f"non_weight_tensors name saved tensors, and {sorted(unknown)} are not saved")
+
+    def __repr__(self) -> str:
+        """One line: where it is from, its method, how many modules, their ranks, and what else is in it."""
+        ranks = sorted({update.rank for update in self.updates.values() if update.rank is not None})
+        facts = [self.source.method or self.source.format, _counted(len(self.updates), "module")]
+        facts.append(f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "")
+        facts.append(f"{_counted(len(self.saved), 'tensor')} stored whole" if self.saved else "")
+        facts.append(f"{len(self.skipped)} skipped" if self.skipped else "")
+        return f"<Adapter {printable(self.source.path or 'in memory')}: {', '.join(filter(None, facts))}>"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

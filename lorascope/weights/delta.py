@@ -13,8 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.architectures import experts_transposed, is_conv1d, is_embedding, is_vocabulary, looks_like_conv1d
-from lorascope.errors import InputError, preview
+from lorascope.architectures import (
+    FUSED_CONV1D,
+    experts_transposed,
+    is_conv1d,
+    is_embedding,
+    is_vocabulary,
+    looks_like_conv1d,
+)
+from lorascope.errors import FullModelError, InputError, preview
 from lorascope.linalg.noise import Rounding
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, unit_roundoff
 from lorascope.updates.base import Stored, Update, dense
@@ -112,6 +119,22 @@ def open_tuned(path: str | Path, base: Checkpoint, adapter_name: str | None = No
     folder = Path(path)
     if folder.is_dir() and (folder / io.CONFIG).is_file() and not any((folder / n).is_file() for n in io.MODELS):
         return io.read(folder, base, adapter_name)
+    return open_checkpoint(path)
+
+
+def adapter_or_model(
+    path: str | Path, base: Checkpoint | None, adapter_name: str | None = None
+) -> Adapter | Checkpoint:
+    """An adapter; of a full model its checkpoint, where there is a base to take away from it.
+
+    Raises:
+        InputError: there is neither, or a full model and no base.
+    """
+    try:
+        return io.read(path, base, adapter_name)
+    except FullModelError:
+        if base is None:
+            raise
     return open_checkpoint(path)
 
 
@@ -241,7 +264,9 @@ class _Transposed:
     @cached_property
     def _three_wide(self) -> bool:
         return any(
-            name.endswith("c_attn.weight") and len(stored.shape) == 2 and stored.shape[1] == 3 * stored.shape[0]
+            name.endswith(f"{FUSED_CONV1D}.weight")
+            and len(stored.shape) == 2
+            and stored.shape[1] == 3 * stored.shape[0]
             for name, stored in self.base.stored.items()
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import InputError, preview
+from lorascope.errors import FullModelError, InputError, preview
 
 _PEFT = "save it with PEFT's save_pretrained"
 _TORCH = "load it there, and save the tensors by name as safetensors"
@@ -69,7 +69,8 @@ def is_foreign(name: str) -> bool:
 
 
 def refuse_unclaimed(path: Path, keys: Iterable[str], config: Mapping[str, Any] | None, two_checkpoints: str) -> None:
-    """InputError that says what a file is which no format claims, where its config or keys tell.
+    """InputError that says what a file is which no format claims, where its config or keys tell; FullModelError of a
+    full model.
 
     Args:
         two_checkpoints: what to do with full models.
@@ -84,7 +85,7 @@ def refuse_unclaimed(path: Path, keys: Iterable[str], config: Mapping[str, Any] 
                 f"{path} is {what}", found=preview(matching, 3), hint=hint or "lorascope does not read these yet"
             )
     if _is_model(keys):
-        raise InputError(
+        raise FullModelError(
             f"{path} is a full model checkpoint, not an adapter", found=preview(keys, 3), hint=two_checkpoints
         )
 

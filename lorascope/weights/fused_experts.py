@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorascope.architectures import FUSED_EXPERTS, experts_transposed
+from lorascope.architectures import FUSED_EXPERTS, experts_alternate, experts_transposed
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array
 from lorascope.updates.base import Update
 
 _ONE = re.compile(r"(?P<owner>(?:.*\.)?experts)\.(?P<expert>\d+)\.(?P<part>\w+?)(?:\.weight)?")
 _ALL = re.compile(r"(?P<owner>(?:.*\.)?experts)\.(?P<part>\w+?)(?:\.weight)?")
-_ALTERNATING = ("gpt_oss",)
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,7 @@ def place(update: Update, shape_of: Callable[[str], tuple[int, ...] | None], con
         if not ways:
             continue
         turned = bool(experts_transposed(config)) if len(ways) > 1 else ways[0]
-        which, said = parts.index(match["part"]), {config.get("model_type"), _text(config).get("model_type")}
-        alternating = len(parts) > 1 and bool(said & set(_ALTERNATING))
-        rows = slice(which, None, len(parts)) if alternating else slice(which * d_out, (which + 1) * d_out)
+        part, alternating = parts.index(match["part"]), len(parts) > 1 and experts_alternate(config)
+        rows = slice(part, None, len(parts)) if alternating else slice(part * d_out, (part + 1) * d_out)
         return Place(f"{match['owner']}.{fused}", expert, (d_out, d_in), turned, rows)
     return None
-
-
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else {}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorascope.errors import InputError, preview
+from lorascope.errors import FullModelError, InputError, preview
 from lorascope.inputs import read_json
 from lorascope.outputs import staged, write_bytes
 from lorascope.updates.base import Stored, Update, kinds
@@ -59,6 +59,7 @@ def read(path: str | Path, base: "Checkpoint | None" = None, adapter_name: str |
     Raises:
         InputError: nothing there, damaged, no format or more than one claims it, keys nobody understands, shapes or
             settings that contradict each other, or nothing in it that could be used.
+        FullModelError: a full model, and no adapter.
     """
     place, name = one_of(Path(path), adapter_name)
     bundle, files = _open(place)
@@ -175,7 +176,7 @@ def _open(path: Path) -> tuple[Bundle, tuple[Path, ...]]:
         stored, notes = without_wrappers(stored, path)
     bundle = Bundle(path, stored, tensors.metadata, config, notes)
     if weights.name in MODELS and not _holds_adapter(bundle) and not names_an_adapter(stored):
-        raise InputError(f"{path} is a full model, not an adapter", found=preview(stored, 3), hint=_TWO_CHECKPOINTS)
+        raise FullModelError(f"{path} is a full model, not an adapter", found=preview(stored, 3), hint=_TWO_CHECKPOINTS)
     return bundle, tensors.files
 
 

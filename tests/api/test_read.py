@@ -1,5 +1,7 @@
 """Adapters in memory give the numbers of the files that PEFT writes."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from peft import (
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorascope as ls
+from lorascope.weights.adapter import Adapter, Skipped
 
 TARGETS = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 CONFIGS = {
@@ -55,6 +58,14 @@ def test_a_peft_model_is_read_as_its_files_are(name, tmp_path):
         same = sorted if key in ordered and isinstance(value, list) else lambda found: found
         assert same(live.settings[key]) == same(value), key
     assert on_disk.source.method == live.source.method
+
+
+def test_an_adapter_is_one_line():
+    adapter = ls.read(get_peft_model(llama(), CONFIGS["lora"]))
+    (line,) = repr(adapter).splitlines()
+    assert re.fullmatch(r"<Adapter .+: LoRA, 4 modules, rank 2 to 4, 1 tensor stored whole>", line), line
+    one = Adapter({"a": next(iter(adapter.updates.values()))}, skipped=(Skipped("b", "why"),))
+    assert repr(one) == "<Adapter in memory: 1 module, rank 2, 1 skipped>"
 
 
 def test_transformers_own_adapter_and_a_state_dict(tmp_path):

@@ -39,7 +39,7 @@ BELOW = {
     "training": GROUND | {"linalg", "updates", "weights", "models", "run_data", "adapt", "methods"},
     "report": GROUND,
     "study": GROUND | ANALYSING | {"adapt", "methods", "training"},
-    "cli": GROUND | ANALYSING | {"adapt", "methods", "training", "study"},
+    "cli": GROUND | ANALYSING | {"adapt", "methods", "training", "study", "api"},
     "api": GROUND | ANALYSING | {"adapt", "methods", "training"},
     "callbacks": GROUND | ANALYSING | {"adapt", "methods", "training", "api"},
     "__main__": {"cli"},
@@ -109,6 +109,30 @@ def test_files_and_functions_have_a_size(path):
             says_why = "#" in head
             assert says_why or length <= 50, f"{node.name} has {length} lines"
             assert says_why or parameters <= 8, f"{node.name} has {parameters} parameters"
+
+
+def commands() -> list[tuple[str, ast.FunctionDef]]:
+    """Every command, by its file and name: the function that has its file's name, and those that `study` registers."""
+    named = []
+    for path in sorted((ROOT / "cli").glob("[!_]*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and (node.name == path.stem or node.decorator_list):
+                named.append((f"{path.stem}.{node.name}", node))
+    return [each for each in named if not each[0].startswith("app.")]
+
+
+COMMANDS = dict(commands())
+
+
+def test_all_commands_are_looked_at():
+    assert {"analyze.analyze", "dimension.dimension", "study.run", "study.list_"} <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_short(name):
+    """40 lines of code at most, without its options and its help, which are as long as there is to say."""
+    _, *body = COMMANDS[name].body  # the first is the docstring
+    assert body[-1].end_lineno - body[0].lineno + 1 <= 40, "what it does belongs in the room that it is about"
 
 
 def loaded_by(*arguments: str) -> set[str]:

@@ -4,7 +4,19 @@ import matplotlib
 import numpy as np
 import pytest
 
-from lorascope.blocks import Finding, Findings, Heatmap, Lines, Marker, Measure, Page, Series
+from lorascope.blocks import (
+    Finding,
+    Findings,
+    Heatmap,
+    Lines,
+    Marker,
+    Measure,
+    Page,
+    Series,
+    Summary,
+    Tile,
+    Tiles,
+)
 from lorascope.errors import InputError
 from lorascope.report import notebook, plots
 from tests.report.demo import page
@@ -78,6 +90,20 @@ def test_the_first_screen_escapes_every_name():
     text = notebook.first_screen(shown)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") == 4
+
+
+def test_the_first_screen_has_the_pages_tiles_status_and_actions():
+    tiles = (Tile("stable rank", "2.1", "random: 2.2"), Tile("modules", "48"))
+    problem = Finding("warning", "too large", action="lower α")
+    note = Finding("note", "measured")
+    summary = Summary("a", ("LoRA", "r = 4"), "1 warning", "warning", tiles, (problem,))
+    text = notebook.first_screen(Page("a", (summary, Findings((problem, note)))))
+    assert [text.index(each) for each in ("r = 4", "1 warning", "random: 2.2", "too large", "measured")] == sorted(
+        text.index(each) for each in ("r = 4", "1 warning", "random: 2.2", "too large", "measured")
+    )
+    assert text.count("too large") == 1
+    assert "lower α" in text
+    assert "<strong>2.1</strong>" in notebook.first_screen(Page("b", (Tiles(tiles),)))
 
 
 def test_the_first_screen_is_short():

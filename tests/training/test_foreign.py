@@ -232,6 +232,25 @@ def test_dimension_of_a_tuned_model_and_adapters(tiny_llama, lm, texts, tmp_path
         ls.dimension(lm, base=str(tiny_llama), data=str(texts), device="cpu")
 
 
+def test_models_in_memory_are_evaluated_as_their_folders_are(tiny_llama, lm, texts, tmp_path):
+    tuned = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        tuned.model.layers[0].self_attn.q_proj.weight.add_(0.1)
+    tuned.save_pretrained(tmp_path / "tuned")
+    live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), lm)
+    where = {"data": str(texts), "base": str(tiny_llama), "device": "cpu"}
+    results = [ls.activations(one, max_samples=8, **where) for one in (lm, live)]
+    rows, twins = (numbers(result.records()) for result in results)
+    assert len(rows) > 10
+    assert twins == rows
+    on_disk, in_memory = ls.dimension(tmp_path / "tuned", lm, **where), ls.dimension(tuned, live, **where)
+    assert in_memory.summary() == on_disk.summary()
+    with pytest.raises(InputError, match=r"does not say what it is to be evaluated on.*pass data="):
+        ls.activations(live)
+    with pytest.raises(InputError, match="no save_pretrained"):
+        ls.dimension(torch.nn.Linear(2, 2), **where)
+
+
 def test_a_quantised_base_is_evaluated_as_the_numbers_of_its_codes(lm, texts, tiny_llama, tmp_path, monkeypatch):
     """No quantisation library is asked: what is loaded is what `--base` analyses read."""
     coded = quantise(tiny_llama, tmp_path / "coded", "nf4")

@@ -3,35 +3,21 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lorascope.architectures import TOKEN_EMBEDDINGS
+from lorascope.architectures.classes import CONDITIONAL, is_masked, output_of_class, task_of_class
 from lorascope.weights.adapter import Skipped
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair
 
-_TASKS = (
-    ("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM"), ("ForSequenceClassification", "SEQ_CLS"),
-    ("ForTokenClassification", "TOKEN_CLS"), ("ForQuestionAnswering", "QUESTION_ANS"),
-)  # fmt: skip
-_INPUTS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
-# Where a masked language model keeps its output layer (transformers 5); a causal one's is `lm_head`.
-_MASKED = {
-    "BertForMaskedLM": "cls.predictions.decoder",
-    "RobertaForMaskedLM": "lm_head.decoder",
-    "XLMRobertaForMaskedLM": "lm_head.decoder",
-    "CamembertForMaskedLM": "lm_head.decoder",
-    "DistilBertForMaskedLM": "vocab_projector",
-    "ElectraForMaskedLM": "generator_lm_head",
-    "AlbertForMaskedLM": "predictions.decoder",
-    "ModernBertForMaskedLM": "decoder",
-}
 _SAME = "tied: the same numbers as "
 
 
 def task_type(config: Mapping[str, Any]) -> str | None:
     """PEFT's `task_type` of the class that the config names; None for a bare model, and where it names none."""
     name = _architecture(config)
-    if name.endswith("ForConditionalGeneration"):
+    if name.endswith(CONDITIONAL):
         return "SEQ_2_SEQ_LM" if config.get("is_encoder_decoder", True) and "text_config" not in config else "CAUSAL_LM"
-    return next((task for ending, task in _TASKS if name.endswith(ending)), None)
+    return task_of_class(name)
 
 
 def tied_modules(base: Checkpoint, pairs: Iterable[Pair], skipped: Iterable[Skipped]) -> dict[str, str]:
@@ -51,18 +37,18 @@ def tied_modules(base: Checkpoint, pairs: Iterable[Pair], skipped: Iterable[Skip
                 tied[item.name.removesuffix(".weight")] = name
     output = _output(base)
     for pair in pairs:
-        if output and pair.name.rpartition(".")[2] in _INPUTS and pair.embedding and output not in tied:
+        if output and pair.name.rpartition(".")[2] in TOKEN_EMBEDDINGS and pair.embedding and output not in tied:
             tied[output] = pair.name
     return {name: of for name, of in tied.items() if name not in {pair.name for pair in pairs}}
 
 
 def is_shared_further(base: Checkpoint, pair: Pair) -> bool:
     """Whether an embedding is also that of the encoder and of the decoder, or of an output layer of unknown name."""
-    if not pair.embedding or pair.name.rpartition(".")[2] not in _INPUTS:
+    if not pair.embedding or pair.name.rpartition(".")[2] not in TOKEN_EMBEDDINGS:
         return False
     both = bool(base.config.get("is_encoder_decoder")) and pair.name.rpartition(".")[2] == "shared"
     name = _architecture(base.config)
-    return both or (name.endswith("ForMaskedLM") and name not in _MASKED and _is_tied(base.config))
+    return both or (is_masked(name) and output_of_class(name) is None and _is_tied(base.config))
 
 
 def _output(base: Checkpoint) -> str | None:
@@ -70,9 +56,7 @@ def _output(base: Checkpoint) -> str | None:
     name = _architecture(base.config)
     if not _is_tied(base.config):
         return None
-    output = _MASKED.get(name)
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        output = "lm_head"
+    output = output_of_class(name)
     return output if output and f"{output}.weight" not in base.stored else None
 
 

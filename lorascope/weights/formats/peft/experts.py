@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorascope.architectures import EXPERT_PARAMETERS, experts_transposed
+from lorascope.architectures import EXPERT_PARAMETERS, USUAL_EXPERT_PARAMETERS, experts_transposed
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.formats.expert_factors import in_base, is_turned, per_expert
@@ -33,8 +33,6 @@ NO_RANK = (
     "the factors of all experts in one matrix: how many there are, and which parameter they are of, is in the config,"
     " and there is none"
 )
-# By the number of wrappers of one module, in the order in which models register its parameters.
-_USUAL = {1: ("",), 2: ("gate_up_proj", "down_proj"), 3: ("gate_proj", "up_proj", "down_proj")}
 
 
 def are_experts(group: Group, config: Config) -> bool:
@@ -82,7 +80,7 @@ def _guessed(groups: Sequence[Group], base: "Checkpoint | None", notes: list[str
     """Each wrapper with the parameter that it has in the usual models; "" where the module is one by itself."""
     module = groups[0].module
     inner_first = sorted(groups, key=lambda group: -group.wrapped)
-    names = list(_USUAL.get(len(groups), ("",) * len(groups)))
+    names = list(USUAL_EXPERT_PARAMETERS.get(len(groups), ("",) * len(groups)))
     if len(groups) == 1 and base is not None and module.endswith("experts"):
         sides = {groups[0].shape("lora_A")[-1], groups[0].shape("lora_B")[-2]}
         there = {name: base.find(f"{module}.{name}") for name in EXPERT_PARAMETERS}

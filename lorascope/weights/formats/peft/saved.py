@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from lorascope.architectures import PEFT_HEADS
+from lorascope.architectures import PEFT_HEADS, VOCABULARY
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored
 from lorascope.weights.formats.base import Ledger
@@ -18,12 +18,6 @@ from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.keys import PREFIX, body, plain_parameter
 from lorascope.weights.formats.peft.recognise import method_not_read
 
-# Heads that PEFT adds to `modules_to_save` by itself, by task (`classifier_module_names`, `qa_module_names`).
-# Embeddings and output layers, which PEFT stores whole by itself where the vocabulary was resized.
-EMBEDDINGS = frozenset(
-    {"embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "tok_embeddings"}
-    | {"embeddings", "embed", "embedding", "output_projection", "decoder"}
-)
 COPY = "a copy of the base's weight, stored next to the update by PEFT"
 COPIES = ("weight", "in_proj_weight", "in_proj_bias", "out_proj.weight")
 BASE_COPY = "the base's own copy of a parameter, in a file that holds the whole model"
@@ -161,7 +155,7 @@ def _is_bias(name: str, config: Config) -> bool:
 
 
 def _said(unannounced: list[str]) -> list[str]:
-    embeddings = [name for name in unannounced if name.split(".")[-2:-1] and name.split(".")[-2] in EMBEDDINGS]
+    embeddings = [name for name in unannounced if name.split(".")[-2:-1] and name.split(".")[-2] in VOCABULARY]
     others = [name for name in unannounced if name not in embeddings]
     notes = []
     if embeddings:

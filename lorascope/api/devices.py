@@ -1,4 +1,4 @@
-"""Where a command computes what numpy computes by default. No command itself."""
+"""Where is computed what numpy computes by default."""
 
 from collections.abc import Callable
 from typing import Any
