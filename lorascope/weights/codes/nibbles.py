@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.updates.base import Stored
-from lorascope.weights.codes.decoded import PIECE, pieces, raw, stream
+from lorascope.weights.codes.decoded import PIECE, OfMatrices, pieces, raw, stream
 from lorascope.weights.codes.scales import Grid, numbers
 
 # E2M1: one bit of sign, two of exponent, one of mantissa ("OCP Microscaling Formats" 1.0, §5.3.3).
@@ -51,7 +51,7 @@ class Lookup:
 
 
 @dataclass(frozen=True)
-class Nibbles:
+class Nibbles(OfMatrices):
     """E2M1 codes (…, m, n/2), the low one first, with scales by block; sources: codes, scales, and a scale of all.
 
     Attributes:
@@ -68,15 +68,6 @@ class Nibbles:
     @property
     def by_rows(self) -> bool:
         return len(self.shape) > 2 or not self.turned
-
-    def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
-        if len(self.shape) == 2:
-            self._matrix(sources, out, start, 0)
-            return
-        flat = out.reshape(-1, *out.shape[-2:])
-        skipped = start * (len(flat) // max(1, len(out)))
-        for each, matrix in enumerate(flat):
-            self._matrix(sources, matrix, 0, skipped + each)
 
     def _matrix(self, sources: tuple[Stored, ...], out: np.ndarray, start: int, skip: int) -> None:
         codes, scale, *of_all = sources
