@@ -107,7 +107,7 @@ def experts(rng):
     return torch.tensor(blocks), torch.tensor(scales)
 
 
-def test_gpt_oss_s_experts_are_turned(rng, tmp_path):
+def test_gpt_oss_s_experts_are_transposed(rng, tmp_path):
     blocks, scales = experts(rng)
     name = "model.layers.0.mlp.experts.down_proj"
     tensors = {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": torch.zeros(3, 24)}

@@ -55,7 +55,7 @@ class OfMatrices:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A weight whose codes are turned into numbers when it is read.
+    """A weight whose codes become numbers when it is read.
 
     Attributes:
         shape: of the weight as the model has it, or of the rows of it that this is.

@@ -57,21 +57,21 @@ class Nibbles(OfMatrices):
     Attributes:
         shape: (…, m, n) of the numbers.
         divides: whether the scale of all divides, and does not multiply.
-        turned: the model has the matrices as (n, m).
+        transposed: the model has the matrices as (n, m).
     """
 
     shape: tuple[int, ...]
     grid: Grid
     divides: bool = False
-    turned: bool = False
+    transposed: bool = False
 
     @property
     def by_rows(self) -> bool:
-        return len(self.shape) > 2 or not self.turned
+        return len(self.shape) > 2 or not self.transposed
 
     def _matrix(self, sources: tuple[Stored, ...], out: np.ndarray, start: int, skip: int) -> None:
         codes, scale, *of_all = sources
-        rows, width = out.shape[::-1] if self.turned else out.shape
+        rows, width = out.shape[::-1] if self.transposed else out.shape
         begin = (skip * self.shape[-2] + start) * width // 2
         packed = stream(codes, begin, begin + rows * width // 2).reshape(rows, width // 2)
         scales = self.grid.read(scale, start, start + rows, skip)
@@ -81,7 +81,7 @@ class Nibbles(OfMatrices):
         lookup = Lookup(E2M1, True, min(out.size, max(PIECE, width)) // 2)
         for part in self.grid.spread(scales.astype(out.dtype), start, start + rows, width):
             values = part.view(lookup(packed[part.start : part.stop]))
-            if self.turned:
+            if self.transposed:
                 out[:, part.start : part.stop] = (values * part.values).reshape(-1, width).T
             else:
                 np.multiply(values, part.values, out=part.view(out[part.start : part.stop]))

@@ -126,7 +126,7 @@ def _packed_zeros(stored: Stored, bits: int, rows: int, skip: int) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class Turned:
+class Transposed:
     """GPTQ and AWQ: codes (d_in, d_out), W = ((code − zero) · scale)ᵀ; sources: codes, scales, then the optional ones.
 
     Attributes:

@@ -168,7 +168,7 @@ def rename(updates: Iterable[Update], names: Mapping[str, str]) -> dict[str, Upd
 
 
 def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Names whose dots were turned into `_`, in the base's own spelling, where exactly one of its modules fits.
+    """Names with `_` in place of dots, in the base's own spelling, where exactly one of its modules fits.
 
     A base in another scheme of names, diffusers' for Stability AI's, say, is understood where one module of the one is
     one of the other.

@@ -21,7 +21,7 @@ from typing import Any
 from lorascope.updates.base import Stored
 from lorascope.weights.codes.decoded import as_type
 from lorascope.weights.codes.nibbles import Nibbles
-from lorascope.weights.codes.packed import Rows, Turned
+from lorascope.weights.codes.packed import Rows, Transposed
 from lorascope.weights.codes.scaled import Scaled
 from lorascope.weights.schemes.place import FLOATS, FP8, Place, as_exponents, by_groups
 from lorascope.weights.support import Support
@@ -54,7 +54,7 @@ def gptq_or_awq(place: Place) -> Stored:
     if group is None or (zeros is not None and tuple(zeros.shape) != (groups, codes.shape[1])):
         return place.misfit("AWQ", scales, zeros)
     shape = (d_out, codes.shape[0])
-    codec = Turned(shape, 4, groups, group, interleaved=True, zeros=zeros is not None)
+    codec = Transposed(shape, 4, groups, group, interleaved=True, zeros=zeros is not None)
     return place.decoded(shape, "AWQ 4-bit", codec, scales, zeros)
 
 
@@ -77,7 +77,7 @@ def _gptq(place: Place, scales: Stored, zeros: Stored | None, order: Stored | No
     if not ordered and group is None:
         return place.misfit("GPTQ", scales, zeros)
     added = 0 if form == "gptq_v2" else 1
-    codec = Turned((d_out, d_in), bits, groups, group or 1, False, zeros is not None, added, ordered)
+    codec = Transposed((d_out, d_in), bits, groups, group or 1, False, zeros is not None, added, ordered)
     return place.decoded((d_out, d_in), f"GPTQ {bits}-bit", codec, scales, zeros, order if ordered else None)
 
 
