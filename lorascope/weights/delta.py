@@ -184,7 +184,7 @@ class _Matching:
         if partner is None or not _tied(name, partner):
             self._skip(name, "only in the base")
             return
-        twin = next((own for own, theirs in self.partner.items() if theirs == partner), None)
+        twin = next((first for first, other in self.partner.items() if other == partner), None)
         if twin is not None and _same(self.base.stored[name], self.base.stored[twin]):
             self._skip(name, f"tied: the same numbers as {twin}, and counted there")
         else:

@@ -91,8 +91,8 @@ def _guessed(groups: Sequence[Group], base: "Checkpoint | None", notes: list[str
     elif len(groups) > 1 and base is not None:
         names = _by_shape(inner_first, names, base)
     if module.endswith("experts"):
-        said = GUESSED.format(names=" and ".join(filter(None, names)) or "one parameter whose name is not known")
-        notes += [said] if said not in notes else []
+        note = GUESSED.format(names=" and ".join(filter(None, names)) or "one parameter whose name is not known")
+        notes += [note] if note not in notes else []
     return list(zip(inner_first, names, strict=True))
 
 
