@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -14,10 +15,32 @@ import pytest
 from tests.browser import chromium, page_in_browser  # noqa: F401  one browser for the whole session
 
 
+def seed_of(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
 @pytest.fixture
 def rng(request) -> np.random.Generator:
     """A generator of the test's own, seeded by its id: its numbers do not depend on which tests ran before."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    return np.random.default_rng(seed_of(request.node.nodeid))
+
+
+@pytest.fixture(autouse=True)
+def seeded_torch(request):
+    """torch's own generator starts every test from the test's id, where torch is imported: it is not imported here."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed_of(request.node.nodeid))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """What several tests share draws from its own name, and takes no draw from the test that happens to ask first."""
+    torch = sys.modules.get("torch")
+    if fixturedef.scope == "function" or torch is None:
+        return (yield)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(f"{fixturedef.baseid}::{fixturedef.argname}"))
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from lorascope.adapt.layer import Merged, TrainedPart
 from lorascope.adapt.method import Method
-from lorascope.adapt.weight_sum import measured, widened
+from lorascope.adapt.weight_sum import rounded_value
 from lorascope.errors import InputError, preview
 from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored, Update
@@ -206,11 +206,8 @@ def put(param: BaseParam, parameter: nn.Parameter) -> None:
 
 def merged(param: BaseParam, value: Tensor) -> tuple[nn.Parameter, Merged]:
     """`value`, rounded once to the base's dtype, as a parameter; and what that did."""
-    original = param.parameter
-    wide = widened(original)
-    stored = value.to(original.dtype)
-    report = Merged(**vars(measured(param.name, original, value.to(wide.dtype) - wide, stored)))
-    return nn.Parameter(stored, requires_grad=False), report
+    stored, report = rounded_value(param.name, param.parameter, value)
+    return nn.Parameter(stored, requires_grad=False), Merged(**vars(report))
 
 
 class BaseParamModule(TrainedPart):

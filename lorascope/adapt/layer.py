@@ -167,29 +167,34 @@ class AdaptedLayer(nn.Module):
         delta = self.delta.weight(wide.t() if self.transposed else wide)
         native = delta.view(original.shape) if self.kernel else delta.t() if self.transposed else delta
         stored, what_it_did = rounded_sum(self.name, original, native)
+        bias = self._merged_bias(self.base)
         self.base.weight = nn.Parameter(stored, requires_grad=False)
         self._original = original
-        self._merge_bias()
+        self._put_bias(bias)
         return Merged(**vars(what_it_did))
 
     def _merge_coded(self) -> Merged:
         base, dense = self.base, dense_weight(self.base)
         delta = self.delta.weight(widened(dense))
         stored, what_it_did = rounded_sum(self.name, dense, delta)
-        self.base, self._coded = plain_linear(base, stored), (base,)
-        self._merge_bias()
+        merged = plain_linear(base, stored)
+        bias = self._merged_bias(merged)
+        self.base, self._coded = merged, (base,)
+        self._put_bias(bias)
         return Merged(**vars(what_it_did), requantising_loss=requantising_loss(base, stored, delta))
 
-    def _merge_bias(self) -> None:
-        """What the update does to the bias, where it acts on the output as a whole."""
-        bias = getattr(self.base, "bias", None)
+    def _merged_bias(self, base: nn.Module) -> Tensor | None:
+        """The bias with what the update does to it, where it acts on the output as a whole; else None."""
+        bias = bias_of(base)
         if bias is None:
-            return
-        wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
-        change = kinds.get(self.delta.kind).bias_change(self.delta.roles(), self.delta.scale, wide)
-        if change is not None:
-            self.base.bias = nn.Parameter((wide + change).to(bias.dtype), requires_grad=False)
-            self._original_bias = bias
+            return None
+        change = kinds.get(self.delta.kind).bias_change(self.delta.roles(), self.delta.scale, widened(bias))
+        return None if change is None else rounded_sum(f"{self.name}.bias", bias, change)[0]
+
+    def _put_bias(self, bias: Tensor | None) -> None:
+        if bias is not None:
+            self._original_bias = cast(nn.Parameter, self.base.bias)
+            self.base.bias = nn.Parameter(bias, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the original weight and bias back, bit for bit. Nothing happens where nothing is merged."""

@@ -35,24 +35,28 @@ def rounded_sum(name: str, weight: Tensor, delta: Tensor) -> tuple[Tensor, Merge
     """W + ΔW in W's dtype, and what storing it took. `weight` and `delta` are in the layout of the model.
 
     Args:
-        name: of the weight, to name.
+        name: of the weight or the bias, to name.
 
     Raises:
         InputError: the weight is stored in codes, or a number in the sum is NaN or infinite.
     """
-    if not weight.is_floating_point():
-        raise InputError(f"{name} cannot be merged", found=f"a {weight.dtype} weight", expected="floats")
-    wide = widened(weight)
+    wide = _wide(name, weight)
     delta = delta.to(wide)
     stored, rounding = rounding_of.rounded_sum(wide, delta, weight.dtype)
     return stored, _report(name, wide, delta, stored, rounding)
 
 
-def measured(name: str, weight: Tensor, delta: Tensor, stored: Tensor) -> MergedWeight:
-    """What storing W + ΔW as `stored` did. InputError where a number in it is NaN or infinite."""
-    wide = widened(weight)
-    delta = delta.to(wide)
-    return _report(name, wide, delta, stored, rounding_of.sum_rounding(wide, delta, stored))
+def rounded_value(name: str, weight: Tensor, value: Tensor) -> tuple[Tensor, MergedWeight]:
+    """As `rounded_sum`, where the sum itself was trained: `value`, whose bits W + (value − W) need not have."""
+    wide = _wide(name, weight)
+    stored, delta = value.to(weight.dtype), value.to(wide.dtype) - wide
+    return stored, _report(name, wide, delta, stored, rounding_of.sum_rounding(wide, delta, stored))
+
+
+def _wide(name: str, weight: Tensor) -> Tensor:
+    if not weight.is_floating_point():
+        raise InputError(f"{name} cannot be merged", found=f"a {weight.dtype} weight", expected="floats")
+    return widened(weight)
 
 
 def _report(name: str, wide: Tensor, delta: Tensor, stored: Tensor, rounding: rounding_of.SumRounding) -> MergedWeight:

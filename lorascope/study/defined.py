@@ -102,5 +102,7 @@ def coverage(record: Mapping[str, Any]) -> str:
         return ""
     several = any(len(set(strata)) > 1 for strata in record["strata"].values())
     cases = [(1, "one arm")] + ([(2, "a difference of arms resampled apart")] if several else [])
-    told = [f"about {100 * share:.0f} % for {of}" for strata, of in cases if (share := simulated(n, strata)) < NOMINAL]
-    return f"with {n} replicates they contain the true value in {' and '.join(told)}, not 95 %" if told else ""
+    shares = [
+        f"about {100 * share:.0f} % for {of}" for strata, of in cases if (share := simulated(n, strata)) < NOMINAL
+    ]
+    return f"with {n} replicates they contain the true value in {' and '.join(shares)}, not 95 %" if shares else ""

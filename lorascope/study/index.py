@@ -27,12 +27,12 @@ _CLAIM_COLUMNS = (
 
 def index(records: Sequence[Record]) -> Page:
     """All claims of all studies that give verdicts, by study; those of other test beds stand next to each other."""
-    told = sorted(
+    conclusive = sorted(
         (record for record in records if record["scale"]["conclusive"]),
         key=lambda record: (record["name"], record["scale"]["testbed"]),
     )
     smoke = [record for record in records if not record["scale"]["conclusive"]]
-    claims = _claims(told)
+    claims = _claims(conclusive)
     return Page(
         "Replications of published LoRA claims",
         (
@@ -40,7 +40,7 @@ def index(records: Sequence[Record]) -> Page:
             *_disagreements(claims),
             *([_left_out(smoke)] if smoke else []),
             _table(claims),
-            *_tally(told),
+            *_tally(conclusive),
             Table(
                 (
                     Column("study", "Study"),
@@ -51,13 +51,13 @@ def index(records: Sequence[Record]) -> Page:
                     Column("runs", "Runs", "int"),
                     Column("hours", "Compute hours", "float", 2),
                 ),
-                tuple(_study_row(record) for record in told),
+                tuple(_study_row(record) for record in conclusive),
                 "Studies",
             ),
             defined.BLOCK,
         ),
         kicker="lorascope study",
-        summary="\n\n".join(part for part in (counts(told), *scope.common(told).split("\n")) if part),
+        summary="\n\n".join(part for part in (counts(conclusive), *scope.common(conclusive).split("\n")) if part),
     )
 
 
@@ -117,10 +117,10 @@ def counts(records: Sequence[Record]) -> str:
         return "No claims yet."
     claims = Counter((record["name"], claim["name"]) for record in records for claim in record["claims"])
     again, studies = sum(n > 1 for n in claims.values()), len({record["name"] for record in records})
-    told = f"{t.counted(len(claims), 'claim')} from {studies} {'study' if studies == 1 else 'studies'}"
+    text = f"{t.counted(len(claims), 'claim')} from {studies} {'study' if studies == 1 else 'studies'}"
     if again:
-        told += f", {again} of them on several test beds, which makes {t.counted(verdicts.total(), 'verdict')}"
-    return f"{told}: {', '.join(f'{verdicts[word]} {word}' for word in VERDICTS if verdicts[word])}."
+        text += f", {again} of them on several test beds, which makes {t.counted(verdicts.total(), 'verdict')}"
+    return f"{text}: {', '.join(f'{verdicts[word]} {word}' for word in VERDICTS if verdicts[word])}."
 
 
 def _table(claims: Sequence[tuple[Record, Record]]) -> Table:

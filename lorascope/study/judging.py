@@ -20,7 +20,7 @@ from lorascope.study.results import Results
 from lorascope.study.rounding import rounded
 from lorascope.study.verdict import Verdict, judge_all
 
-TOLD = ("reading", "figures")  # made of the verdicts and the results
+MADE_OF_VERDICTS = ("reading", "figures")  # and of the results
 OLD_STATED = ("text", "at_least", "at_most", "unit")  # of a criterion in schema 1
 STATED = (*OLD_STATED, "no_effect", "published", "supposed", "margin")
 TEXTS = ("title", "question", "varied", "tuned", "fixed")
@@ -57,14 +57,14 @@ def again(found: Record, study: Study, folder: Path, date: str, progress: Progre
 
 def changes(before: Record, after: Record) -> list[str]:
     """A line for every claim whose verdict is another one now, or that is no longer tested."""
-    said = {claim["name"]: _said(claim) for claim in before["claims"]}
+    verdicts = {claim["name"]: _verdict_in_record(claim) for claim in before["claims"]}
     lines = [
-        f"{after['name']}: {claim['name']}: {said.get(claim['name'], 'new')} → {claim['verdict']}"
+        f"{after['name']}: {claim['name']}: {verdicts.get(claim['name'], 'new')} → {claim['verdict']}"
         for claim in after["claims"]
-        if said.get(claim["name"]) != claim["verdict"]
+        if verdicts.get(claim["name"]) != claim["verdict"]
     ]
-    gone = said.keys() - {claim["name"] for claim in after["claims"]}
-    return lines + [f"{after['name']}: {name}: {said[name]} → removed" for name in said if name in gone]
+    gone = verdicts.keys() - {claim["name"] for claim in after["claims"]}
+    return lines + [f"{after['name']}: {name}: {verdicts[name]} → removed" for name in verdicts if name in gone]
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def judge(case: Case, results: Results, progress: Progress | None = None) -> dic
     case = replace(case, study=case.study.on(testbed))
     base, study = case.base, case.study
     verdicts = judge_all(study.claims, results, testbed=testbed, noise=_noise(case) or None, progress=progress)
-    told, failures = _told(study, verdicts, results)
-    others = [failure for failure in base["failures"] if failure["title"] not in TOLD]
+    texts, failures = _reading_and_figures(study, verdicts, results)
+    others = [failure for failure in base["failures"] if failure["title"] not in MADE_OF_VERDICTS]
     return {
         **base,
         **{name: getattr(study, name) for name in TEXTS},
-        **told,
+        **texts,
         "claims": [_claim(case, *each) for each in zip(study.claims, verdicts, strict=True)],
         "removed": _removed(case),
         "failures": others + failures,
@@ -123,14 +123,14 @@ def _claim(case: Case, claim: Claim, verdict: Verdict) -> dict[str, Any]:
     if kept is None or not is_same:
         kept = {key: newest[key] for key in ("hash", "date", "before_runs")}
     if before is None:
-        told = {"date": case.date, "verdict": NOT_JUDGED, "why": claim.amended or NO_REASON}
-        amendments = [{**told, "text": each["text"], "bounds": each["bounds"]} for each in versions]
+        unjudged = {"date": case.date, "verdict": NOT_JUDGED, "why": claim.amended or NO_REASON}
+        amendments = [{**unjudged, "text": each["text"], "bounds": each["bounds"]} for each in versions]
     else:
         amendments = _amendments(case, before, claim, judged["verdict"], not is_same)
     return {**judged, "frozen": {**kept, "hash": newest["hash"]}, "amendments": amendments}
 
 
-def _said(claim: Record) -> str:
+def _verdict_in_record(claim: Record) -> str:
     """A recorded claim's verdict, in the words in which it was judged."""
     return claim["was"]["verdict"] if "was" in claim else claim["verdict"]
 
@@ -158,16 +158,16 @@ def _are_close(one: float | None, other: float | None) -> bool:
 
 def _amendments(case: Case, old: Record, claim: Claim, verdict: str, changed: bool) -> list[dict[str, Any]]:
     """What the claim was before, the oldest first: one more where it, or its verdict, differs from the record's."""
-    said, was = _said(old), old.get("was")
+    old_verdict, was = _verdict_in_record(old), old.get("was")
     if was is not None:  # it has no hash
         changed = bool(claim.amended) or not _is_stated_so(claim, old, OLD_STATED)
-    if not changed and (said == verdict if was is None else earlier.same_meaning(said, verdict)):
+    if not changed and (old_verdict == verdict if was is None else earlier.same_meaning(old_verdict, verdict)):
         return old["amendments"]
     why = NEW_RULE if case.same_runs else NEW_RUNS
     if changed or was:
         taken_back = was["reason"] if was else ""
         why = claim.amended or taken_back or claim.withdrawn or (NO_REASON if changed else why)
-    entry = {"date": case.date, "verdict": said, "text": old["text"], "bounds": bounds_in_words(old["criteria"])}
+    entry = {"date": case.date, "verdict": old_verdict, "text": old["text"], "bounds": bounds_in_words(old["criteria"])}
     return [*old["amendments"], {**entry, "why": f"{UNFROZEN if was else ''}{why}"}]
 
 
@@ -192,7 +192,7 @@ def _removed(case: Case) -> list[dict[str, Any]]:
         {
             "name": name,
             "text": claim["text"],
-            "verdict": _said(claim),
+            "verdict": _verdict_in_record(claim),
             "date": case.date,
             "why": case.study.removed.get(name, NO_REASON),
         }
@@ -231,9 +231,11 @@ def noise_of(before: Record | None) -> list[dict[str, Any]]:
     ]
 
 
-def _told(study: Study, verdicts: Sequence[Verdict], results: Results) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _reading_and_figures(
+    study: Study, verdicts: Sequence[Verdict], results: Results
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The reading and the figures; where they cannot be made, the study's numbers are not lost for it."""
-    told: dict[str, Any] = {"reading": "", "figures": []}
+    texts: dict[str, Any] = {"reading": "", "figures": []}
     failures = []
     answers = Answers(verdicts, results.scale)
     for name, make in (
@@ -241,10 +243,10 @@ def _told(study: Study, verdicts: Sequence[Verdict], results: Results) -> tuple[
         ("figures", lambda: _figures(study, results)),
     ):
         try:
-            told[name] = make()
+            texts[name] = make()
         except Exception as error:
             failures.append({"title": name, "message": f"{type(error).__name__}: {error}"})
-    return told, failures
+    return texts, failures
 
 
 def _figures(study: Study, results: Results) -> list[Any]:

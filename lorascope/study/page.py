@@ -98,14 +98,14 @@ def _removed(record: Record) -> list[Block]:
 
 def _caveats(record: Record) -> list[Block]:
     """What limits the verdicts, with the error messages of runs that failed."""
-    said = [*_of_scale(record["scale"]), *_of_tuning(record), *_apart(record["runs"])]
-    found = [Finding("warning", words.sentence(text)) for text in said]
+    limits = [*_of_scale(record["scale"]), *_of_tuning(record), *_apart(record["runs"])]
+    found = [Finding("warning", words.sentence(text)) for text in limits]
     failures = record["failures"]
     found += [Finding("error", f"{entry['title']}: {entry['message']}") for entry in failures[:MAX_FAILURES]]
     if len(failures) > MAX_FAILURES:
         found.append(Finding("error", f"{len(failures) - MAX_FAILURES} more runs failed; see `failures` in the JSON"))
-    told = (_texts(record), *_multiplicity(record["claims"]))
-    return [Findings((*found, *(Finding("note", words.sentence(text)) for text in told)), "Caveats")]
+    notes = (_texts(record), *_multiplicity(record["claims"]))
+    return [Findings((*found, *(Finding("note", words.sentence(text)) for text in notes)), "Caveats")]
 
 
 def _of_scale(scale: Record) -> list[str]:
@@ -125,15 +125,15 @@ def _of_tuning(record: Record) -> list[str]:
     """Whether the choice of learning rates is noise that the intervals do not have, and where it was at an edge."""
     sweeps = [sweep for sweep in record["tuning"] if len(sweep["curve"]) > 1]
     coarse = [sweep for sweep in sweeps if _runs_per_rate(sweep) < FEW or _step(sweep) > FINE]
-    said = []
+    limits = []
     if coarse:
         which = "" if len(coarse) == len(record["tuning"]) else f" ({len(coarse)} of {len(record['tuning'])} arms)"
         inside = "" if _are_chosen_again(record, coarse) else "; the intervals do not include this noise"
-        said.append(f"{_tuned({'tuning': coarse})}{which}{inside}")
+        limits.append(f"{_tuned({'tuning': coarse})}{which}{inside}")
     edges = [_named(sweep["labels"]) for sweep in record["tuning"] if not sweep["interior"]]
     if edges:
-        said.append(f"best learning rate is at the edge of its sweep: {'; '.join(edges)}")
-    return said
+        limits.append(f"best learning rate is at the edge of its sweep: {'; '.join(edges)}")
+    return limits
 
 
 def _are_chosen_again(record: Record, sweeps: Sequence[Record]) -> bool:
@@ -253,23 +253,23 @@ def _protocol(record: Record) -> Facts:
 def _frozen(claims: Sequence[Record]) -> str:
     """When claims were fixed, and how many were changed after results."""
     frozen = [claim["frozen"] for claim in claims if claim["frozen"]]
-    said = []
+    parts = []
     for is_before, which in ((True, "before the runs"), (False, "when runs were there already")):
         dates = sorted(each["date"] for each in frozen if each["before_runs"] is is_before)
         if dates:
             days = " and ".join(dict.fromkeys((dates[0], dates[-1])))
-            said.append(f"{len(dates)} of {len(claims)} fixed by a hash {which} ({days})")
+            parts.append(f"{len(dates)} of {len(claims)} fixed by a hash {which} ({days})")
     amended = sum(bool(claim["amendments"]) for claim in claims)
-    return "; ".join([*said, f"{amended} amended, as told with each"] if amended else said)
+    return "; ".join([*parts, f"{amended} amended, as told with each"] if amended else parts)
 
 
 def _again(record: Record) -> str:
     """Which arms were run again later than all others."""
-    said = [
+    later = [
         f"{'; '.join(_named(arm) for arm in entry['arms'])} ({entry['date']})"
         for entry in record["made"].get("again", ())
     ]
-    return f"{'; '.join(said)}; all other arms are of {record['made']['date']}" if said else ""
+    return f"{'; '.join(later)}; all other arms are of {record['made']['date']}" if later else ""
 
 
 def _scored_on(record: Record) -> str:

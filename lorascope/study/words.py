@@ -55,8 +55,8 @@ def bound(criterion: Record) -> str:
     """The bound and where it comes from: "≥ 50.0 % (half of the published value)"."""
     low, high, unit = criterion["at_least"], criterion["at_most"], criterion["unit"]
     ends = [f"{sign} {t.cell(end, unit)}" for sign, end in (("≥", low), ("≤", high)) if end is not None]
-    said = f"= {t.cell(low, unit)}" if low is not None and low == high else " and ".join(ends)
-    return f"{said} ({criterion['origin']})" if criterion["origin"] else said
+    numbers = f"= {t.cell(low, unit)}" if low is not None and low == high else " and ".join(ends)
+    return f"{numbers} ({criterion['origin']})" if criterion["origin"] else numbers
 
 
 def why(recorded: Record) -> str:
@@ -73,8 +73,8 @@ def why(recorded: Record) -> str:
     count = sum(not criterion["control"] for criterion in criteria)
     if count > 1 and verdict == "reproduced":
         return f"All {count} criteria are met; the one with the least room is shown."
-    said = recorded["reason"] or SENTENCES.get(decisive["outcome"], "")
-    return sentence(f"{said} (criterion {decided + 1} of {count})" if count > 1 else said)
+    reason = recorded["reason"] or SENTENCES.get(decisive["outcome"], "")
+    return sentence(f"{reason} (criterion {decided + 1} of {count})" if count > 1 else reason)
 
 
 def sentence(text: str) -> str:
@@ -86,18 +86,18 @@ def sentence(text: str) -> str:
 def _landmarks(criterion: Record) -> tuple[str, ...]:
     """The published value, and no effect."""
     named = (("published", criterion["published"]), ("no effect", criterion["no_effect"]))
-    told = [f"{name} {t.cell(value, criterion['unit'])}" for name, value in named if value is not None]
-    return ("; ".join(told),) if told else ()
+    values = [f"{name} {t.cell(value, criterion['unit'])}" for name, value in named if value is not None]
+    return ("; ".join(values),) if values else ()
 
 
 def _other_units(criterion: Record) -> tuple[str, ...]:
     """The effect in other units: "−0.018 nats [−0.04, 0.004]"."""
-    told = []
+    effects = []
     for other in criterion["also"]:
         if other["estimate"] is not None:
             value, *ends = (t.number(n) for n in (other["estimate"], other["low"], other["high"]) if n is not None)
-            told.append(f"{value} {other['unit']}" + (f" [{', '.join(ends)}]" if len(ends) == 2 else ""))
-    return (f"in other units: {'; '.join(told)}",) if told else ()
+            effects.append(f"{value} {other['unit']}" + (f" [{', '.join(ends)}]" if len(ends) == 2 else ""))
+    return (f"in other units: {'; '.join(effects)}",) if effects else ()
 
 
 def _controls(criteria: Sequence[Record]) -> str:
@@ -119,8 +119,8 @@ def _power(criterion: Record) -> str:
     if criterion["published"] is None:
         size = f"at {t.cell(criterion['supposed'], criterion['unit'])}"
     chances = ((power["reproduced"], size), (power["absent"], "for absence"))
-    told = [f"{round(100 * chance)} % {where}" for chance, where in chances if chance is not None]
-    return f"power {', '.join(told)} (noise: {power['noise']})" if told else ""
+    shares = [f"{round(100 * chance)} % {where}" for chance, where in chances if chance is not None]
+    return f"power {', '.join(shares)} (noise: {power['noise']})" if shares else ""
 
 
 def power_in_short(criterion: Record) -> str:
@@ -133,8 +133,8 @@ def power_in_short(criterion: Record) -> str:
 
 def _chance(recorded: Record) -> str:
     """p and q."""
-    told = [f"{name} {_probability(recorded[name])}" for name in ("p", "q") if recorded[name] is not None]
-    return ", ".join(told)
+    values = [f"{name} {_probability(recorded[name])}" for name in ("p", "q") if recorded[name] is not None]
+    return ", ".join(values)
 
 
 def _probability(value: float) -> str:

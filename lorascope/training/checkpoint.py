@@ -76,7 +76,7 @@ def resume_from(loop: "Loop", path: Path, device: torch.device) -> None:
     wrong = misfit(state, SHAPE) or next(_contradictions(state), None)
     if wrong is None and len(state["members"]) == len(loop.members):  # the loop says it where they are not
         pairs = zip(loop.members, state["members"], strict=True)
-        wrong = next(chain.from_iterable(_differences(member, own) for member, own in pairs), None)
+        wrong = next(chain.from_iterable(_differences(member, saved) for member, saved in pairs), None)
     if wrong:
         raise InputError(
             f"{path} is damaged, or of another run", found=wrong, hint="delete it, and resume from the start"
@@ -95,14 +95,14 @@ def _contradictions(state: Mapping[str, Any]) -> Iterator[str]:
 
 def _differences(member: "Member", state: Mapping[str, Any]) -> Iterator[str]:
     """Where a state is not of this member's adapter or optimiser; a missing or unknown key is for the member to say."""
-    own = member.injected.state_dict()
+    current = member.injected.state_dict()
     for adapter in (state["adapter"], (state["best"] or {}).get("adapter", {})):
-        for key in own.keys() & adapter.keys():
-            if not _alike(adapter[key], own[key]):
-                yield f"{key} of {_said(adapter[key])}, not {_said(own[key])}"
+        for key in current.keys() & adapter.keys():
+            if not _alike(adapter[key], current[key]):
+                yield f"{key} of {_shape_and_dtype(adapter[key])}, not {_shape_and_dtype(current[key])}"
             elif state["ended"] != "diverged" and not adapter[key].isfinite().all():
                 yield f"{key} with entries that are not finite"
-    if state["best"] is not None and (other := own.keys() ^ state["best"]["adapter"].keys()):
+    if state["best"] is not None and (other := current.keys() ^ state["best"]["adapter"].keys()):
         yield f"another key in the best adapter: {min(map(str, other))}"
     groups = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
     if groups != [len(group["params"]) for group in member.optimizer.param_groups]:
@@ -114,7 +114,7 @@ def _differences(member: "Member", state: Mapping[str, Any]) -> Iterator[str]:
         elif averages.keys() != {"step", "exp_avg", "exp_avg_sq"} or averages["step"].numel() != 1:
             yield f"{', '.join(map(str, averages))} as the optimiser's state"
         elif not all(_alike(averages[name], flat[index]) for name in ("exp_avg", "exp_avg_sq")):
-            yield f"averages of {_said(averages['exp_avg'])}, not {_said(flat[index])}"
+            yield f"averages of {_shape_and_dtype(averages['exp_avg'])}, not {_shape_and_dtype(flat[index])}"
         elif averages["exp_avg"].isnan().any() or not (averages["exp_avg_sq"] >= 0).all():
             yield f"averages of parameter {index} that no gradients have"
 
@@ -123,5 +123,5 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def _said(tensor: Tensor) -> str:
+def _shape_and_dtype(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

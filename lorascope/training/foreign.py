@@ -124,9 +124,9 @@ def open_adapter(
     import torch
 
     decoded = as_numbers(checkpoint, base, "float32")
-    model, own = adapter_base.load_base(adapter, _adapter_of(path), base, torch.float32, checkpoint)
+    model, of_base = adapter_base.load_base(adapter, _adapter_of(path), base, torch.float32, checkpoint)
     model = model.to(here.device)
-    tokenizer = models.tokenizer_beside(_adapter_of(path)) or own
+    tokenizer = models.tokenizer_beside(_adapter_of(path)) or of_base
     if tokenizer is None:
         raise InputError(f"neither {path} nor {base} has a tokenizer")
     config = _config(path, adapter, given, base, task, _longest(given, tokenizer, model))

@@ -65,8 +65,8 @@ class Pass:
         batch = joined(parts, self.members[0].train.pad).to(device)
         self.layout.set(len(parts[0].input_ids), lengths)
         stream = self.members[0].stream if len(self.members) == 1 else nullcontext()
-        told = nullcontext() if self.compiled else known(batch.padded, device)  # compiled, nothing looks at the mask
-        with stream, told, short_on_cpu(device, self.members[0].config.training.bf16, batch.input_ids.shape[1]):
+        padding = nullcontext() if self.compiled else known(batch.padded, device)  # compiled, nothing looks at the mask
+        with stream, padding, short_on_cpu(device, self.members[0].config.training.bf16, batch.input_ids.shape[1]):
             logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         rows = zip(logits.chunk(len(parts)), batch.labels.chunk(len(parts)), lengths, strict=True)
         return [cross_entropy(each, labels, length) for each, labels, length in rows]

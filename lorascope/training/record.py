@@ -190,7 +190,7 @@ class Record:
                 raise InputError(
                     f"{path} is damaged", found=f"no step in line {number}", hint="delete it, and resume again"
                 )
-        kept = [line for line, own in zip(lines, steps, strict=True) if isinstance(own, int) and own <= step]
+        kept = [line for line, at in zip(lines, steps, strict=True) if isinstance(at, int) and at <= step]
         write_text(path, "".join(json_text(line) + "\n" for line in kept))
 
     @property

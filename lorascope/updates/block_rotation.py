@@ -98,8 +98,8 @@ class DiagOft(_Rotation):
         xp = namespace(base)
         groups, side, _ = roles["blocks"].shape
         _fits("outputs", groups * side, base.shape[0])
-        turned = xp.matrix_transpose(cayley(roles["blocks"])) @ base.reshape(groups, side, -1)
-        return _scaled_rows(turned.reshape(base.shape), roles.get("g"))
+        rotated = xp.matrix_transpose(cayley(roles["blocks"])) @ base.reshape(groups, side, -1)
+        return _scaled_rows(rotated.reshape(base.shape), roles.get("g"))
 
 
 class LycorisBoft(_Rotation):
@@ -122,13 +122,13 @@ class LycorisBoft(_Rotation):
         xp = namespace(base)
         factors, groups, side, _ = roles["blocks"].shape
         _fits("outputs", groups * side, base.shape[0])
-        turned = base
+        rotated = base
         for i, rotation in enumerate(cayley(roles["blocks"])[k, ...] for k in range(factors)):
             stride = 2**i * (side // 2)  # a factor mixes outputs that lie so far apart
-            mixed = xp.permute_dims(turned.reshape(-1, 2, stride, base.shape[1]), (0, 2, 1, 3))
+            mixed = xp.permute_dims(rotated.reshape(-1, 2, stride, base.shape[1]), (0, 2, 1, 3))
             mixed = (rotation @ mixed.reshape(groups, side, -1)).reshape(-1, stride, 2, base.shape[1])
-            turned = xp.permute_dims(mixed, (0, 2, 1, 3)).reshape(base.shape)
-        return _scaled_rows(turned, roles.get("g"))
+            rotated = xp.permute_dims(mixed, (0, 2, 1, 3)).reshape(base.shape)
+        return _scaled_rows(rotated, roles.get("g"))
 
 
 class OftV2(_Rotation):
@@ -155,12 +155,12 @@ class OftV2(_Rotation):
         if rotation.shape[0] != 1:
             groups = rotation.shape[0]
         _fits("inputs", groups * side, base.shape[1])
-        turned = base.reshape(base.shape[0], groups, 1, side) @ rotation
-        turned = turned.reshape(base.shape)
+        rotated = base.reshape(base.shape[0], groups, 1, side) @ rotation
+        rotated = rotated.reshape(base.shape)
         if "m" not in roles:
-            return turned
+            return rotated
         lengths = roles["n"] if "n" in roles else xp.linalg.vector_norm(base, axis=1)
-        return _scaled_rows(turned, roles["m"] / lengths)
+        return _scaled_rows(rotated, roles["m"] / lengths)
 
 
 def _outputs(sizes: dict[str, int], d_out: int) -> dict[str, int]:

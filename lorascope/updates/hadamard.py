@@ -5,7 +5,7 @@ at most r². It is reached through the Khatri–Rao products, because
 
     (Σ_p a_p b_pᵀ) ∘ (Σ_q c_q d_qᵀ) = Σ_pq (a_p ∘ c_q)(b_p ∘ d_q)ᵀ,
 
-which is a factored matrix of inner size r². A convolution's Tucker cores are folded into w1_b and w2_b by the reader.
+which is a factored matrix of inner size r². The reader contracts a convolution's Tucker cores with w1_b and w2_b.
 """
 
 from collections.abc import Mapping

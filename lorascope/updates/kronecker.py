@@ -2,7 +2,7 @@
 
 Yeh et al. 2024, "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",
 arXiv 2309.14859, §3.2 (after Edalati et al. 2022, "KronA", arXiv 2212.10650). With w1 (a, b) and w2 (c, d),
-d_out = a·c and d_in = b·d. A convolution's kernel is part of d; its Tucker core is folded into w2_b by the reader.
+d_out = a·c and d_in = b·d. A convolution's kernel is part of d; its Tucker core is contracted with w2_b by the reader.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""Rotated pairs of outputs: W' = R·W, where R turns and stretches two rows at a time.
+"""Rotated pairs of outputs: W' = R·W, where R rotates and stretches two rows at a time.
 
 Liao and Monz 2024, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching and Composability",
 arXiv 2409.00119 (RoAd); PEFT 0.21.2, tuners/road/layer.py. In a group of rows, row x of its first half has row y of its
 second half for a partner: x' = c·x − s·y and y' = c'·y + s'·x, with c = α·cos θ and s = α·sin θ.
-The bias is part of the output, and is turned with it.
+The bias is part of the output, and is rotated with it.
 """
 
 from collections.abc import Mapping
@@ -35,15 +35,15 @@ class PairRotation(Kind):
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """ΔW (d_out, d_in), dense. InputError without `base`, or where it has another shape."""
         weight = needed(self, roles, base)
-        return Dense((self._turned(roles, weight) - weight) * scale)
+        return Dense((self._rotated(roles, weight) - weight) * scale)
 
     def bias_change(
         self, roles: Mapping[str, Array], scale: float, bias: Array, base: Array | None = None
     ) -> Array | None:
-        """R·bias − bias: the layer's output is turned, its bias too."""
-        return (self._turned(roles, bias[:, None])[:, 0] - bias) * scale
+        """R·bias − bias: the layer's output is rotated, its bias too."""
+        return (self._rotated(roles, bias[:, None])[:, 0] - bias) * scale
 
-    def _turned(self, roles: Mapping[str, Array], rows: Array) -> Array:
+    def _rotated(self, roles: Mapping[str, Array], rows: Array) -> Array:
         xp, c, s = namespace(rows), roles["c"], roles["s"]
         grouped = xp.reshape(rows, (*c.shape, rows.shape[1]))
         partners = xp.stack([-grouped[:, 1, ...], grouped[:, 0, ...]], axis=1)

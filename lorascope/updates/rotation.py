@@ -48,7 +48,7 @@ class Rotation(Kind):
             raise InputError("the base weight does not divide into blocks", found=tuple(weight.shape))
         rotated = weight
         for index in range(factors.shape[0]):
-            rotated = _turned(rotated, factors[index, ...], butterfly(index, *factors.shape[:3]))
+            rotated = _times_factor(rotated, factors[index, ...], butterfly(index, *factors.shape[:3]))
         if "s" in roles:
             rotated = rotated * roles["s"][:, None]
         return Dense((rotated - weight) * scale)
@@ -80,14 +80,14 @@ class RotationOut(Kind):
         return Dense((rotated[: weight.shape[0], :] - weight) * scale)
 
 
-def _turned(weight: Array, blocks: Array, order: np.ndarray | None) -> Array:
+def _times_factor(weight: Array, blocks: Array, order: np.ndarray | None) -> Array:
     """`weight` (d_out, d_in) times one factor, in the order of columns in which that is block diagonal."""
     xp, side = namespace(weight, blocks), blocks.shape[1]
     if order is not None:
         weight = xp.take(weight, xp.asarray(np.argsort(order)), axis=1)
     parts = xp.permute_dims(xp.reshape(weight, (weight.shape[0], -1, side)), (1, 0, 2))
-    turned = xp.reshape(xp.permute_dims(parts @ blocks, (1, 0, 2)), weight.shape)
-    return turned if order is None else xp.take(turned, xp.asarray(order), axis=1)
+    product = xp.reshape(xp.permute_dims(parts @ blocks, (1, 0, 2)), weight.shape)
+    return product if order is None else xp.take(product, xp.asarray(order), axis=1)
 
 
 def butterfly(index: int, factors: int, blocks: int, side: int) -> np.ndarray | None:

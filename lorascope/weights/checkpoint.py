@@ -197,7 +197,7 @@ class Checkpoint:
         return stored
 
     def of(self, update: Update) -> Stored:
-        """The base weight W of an update as (d_out, d_in): turned, flattened or sliced as the update says; a vector
+        """The base weight W of an update as (d_out, d_in): transposed, flattened or sliced as the update says; a vector
         as (d, 1).
 
         Raises:

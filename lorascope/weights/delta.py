@@ -142,7 +142,7 @@ def match(base: Checkpoint, tuned: Checkpoint | Adapter) -> Matched:
     """Which parameters belong together, by their names (whatever prefix either side has) and their shapes.
 
     Tied weights are compared once. Embeddings and heads of different vocabularies are compared in the rows that both
-    have. Maps that only one side stores transposed (Conv1D) are turned.
+    have. Maps that only one side stores transposed (Conv1D) are transposed back.
 
     Raises:
         InputError: the two have no parameter in common.
@@ -209,7 +209,7 @@ class _Matching:
         if partner is None or not _tied(name, partner):
             self._skip(name, "only in the base")
             return
-        twin = next((own for own, theirs in self.partner.items() if theirs == partner), None)
+        twin = next((first for first, other in self.partner.items() if other == partner), None)
         if twin is not None and _same(self.base.stored[name], self.base.stored[twin]):
             self._skip(name, f"tied: the same numbers as {twin}, and counted there")
         else:
@@ -291,7 +291,7 @@ def _fitted(name: str, base: Stored, tuned: Stored) -> tuple[Stored, Stored, tup
         what = f"resized from {a[0]} to {b[0]} rows: the first {both} are compared"
         return first_rows(base, both), first_rows(tuned, both), (what,)
     if len(a) == 2 and a == b[::-1]:
-        return base, transposed(tuned), ("stored transposed in the tuned checkpoint: turned",)
+        return base, transposed(tuned), ("stored transposed in the tuned checkpoint: transposed back",)
     return None
 
 
@@ -358,7 +358,7 @@ def difference(pair: Pair) -> Difference:
     if pair.maybe_transposed:
         base, other = pair.base.read(), tuned.read()
         if np.linalg.norm(other.T - base) < np.linalg.norm(other - base):
-            notes = (*notes, "stored transposed in the tuned checkpoint: turned (the numbers say so)")
+            notes = (*notes, "stored transposed in the tuned checkpoint: transposed back (the numbers say so)")
             other = other.T
         tuned = InMemory(other, tuned.dtype)
     rows, columns = (math.prod(pair.base.shape[:-1]), pair.base.shape[-1]) if pair.base.shape else (1, 1)

@@ -27,19 +27,19 @@ class Place:
         parameter: the fused one's name.
         expert: its number.
         shape: (d_out, d_in).
-        turned: whether the parameter's matrices are (d_in, d_out).
+        transposed: whether the parameter's matrices are (d_in, d_out).
         rows: its own, of a matrix (outputs of all parts, d_in).
     """
 
     parameter: str
     expert: int
     shape: tuple[int, int]
-    turned: bool
+    transposed: bool
     rows: slice
 
     def view(self, matrix: Array) -> Array:
         """The projection (d_out, d_in) in the expert's matrix as the parameter has it: a view, numpy's or torch's."""
-        return (matrix.T if self.turned else matrix)[self.rows]
+        return (matrix.T if self.transposed else matrix)[self.rows]
 
 
 def place(update: Update, shape_of: Callable[[str], tuple[int, ...] | None], config: Mapping[str, Any]) -> Place | None:
@@ -64,12 +64,14 @@ def place(update: Update, shape_of: Callable[[str], tuple[int, ...] | None], con
         if parts is None or sides is None or len(sides) != 3 or expert is None or not expert < sides[0]:
             continue
         ways = [
-            turned for turned in (False, True) if (sides[:0:-1] if turned else sides[1:]) == (len(parts) * d_out, d_in)
+            transposed
+            for transposed in (False, True)
+            if (sides[:0:-1] if transposed else sides[1:]) == (len(parts) * d_out, d_in)
         ]
         if not ways:
             continue
-        turned = bool(experts_transposed(config)) if len(ways) > 1 else ways[0]
+        transposed = bool(experts_transposed(config)) if len(ways) > 1 else ways[0]
         part, alternating = parts.index(match["part"]), len(parts) > 1 and experts_alternate(config)
         rows = slice(part, None, len(parts)) if alternating else slice(part * d_out, (part + 1) * d_out)
-        return Place(f"{match['owner']}.{fused}", expert, (d_out, d_in), turned, rows)
+        return Place(f"{match['owner']}.{fused}", expert, (d_out, d_in), transposed, rows)
     return None

@@ -136,8 +136,8 @@ def open_gguf(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         raise InputError(f"{path} is not a GGUF file", found="other first bytes", expected="GGUF")
     version = reader.number("I")
     if version not in VERSIONS:
-        turned = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
-        what = "big-endian" if turned else f"version {version}"
+        byte_swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
+        what = "big-endian" if byte_swapped else f"version {version}"
         raise InputError(
             f"{path} is a GGUF file that is not read", found=what, expected="little-endian, version 2 or 3"
         )

@@ -92,7 +92,7 @@ def _parts(key: str, stored: Stored, architecture: str, config: Mapping[str, Any
     if norm and architecture in _ADDED_ONE and leaf == "weight":
         yield f"{name}.{leaf}", Mapped(stored, tuple(stored.shape), lambda values: values - 1)
     elif which and architecture in PERMUTED and not isinstance(stored, Unreadable):
-        yield f"{name}.{leaf}", _turned(key, stored, config.get(which) or config.get("num_attention_heads"))
+        yield f"{name}.{leaf}", _reordered(key, stored, config.get(which) or config.get("num_attention_heads"))
     else:
         yield f"{name}.{leaf}" if module else key, _plain(stored)
 
@@ -103,7 +103,7 @@ def _plain(stored: Stored, heads: int = 0) -> Stored:
     return Decoded(stored.shape, "F32", f"GGUF {stored.type.name}", (stored,), InBlocks(heads))
 
 
-def _turned(key: str, stored: Stored, heads: int | None) -> Stored:
+def _reordered(key: str, stored: Stored, heads: int | None) -> Stored:
     """Query or key with its rows in Hugging Face's order."""
     if heads is None or not stored.shape or stored.shape[0] % (2 * heads):
         reason = f"the rows of {key} are in llama.cpp's order, and the file does not say how many heads they are of"

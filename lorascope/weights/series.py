@@ -75,10 +75,10 @@ def find(paths: Sequence[Path]) -> Series:
     for path in paths:
         if not path.exists():
             raise InputError(f"no such file or folder: {path}")
-        inside, unit, said = _inside(path)
+        inside, unit, of_folder = _inside(path)
         snapshots += inside or [Snapshot(path, _step_of(path))]
         units |= {unit} if inside else {_unit_of(path)}
-        notes += said
+        notes += of_folder
     if len(snapshots) < 2:
         counted = f"{len(snapshots)} in {paths[0]}" if len(paths) == 1 else f"{len(snapshots)}"
         raise InputError(

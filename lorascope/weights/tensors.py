@@ -50,7 +50,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Combined:
-    """One array computed from several stored ones when it is read: a Tucker core folded into a factor, say."""
+    """One array computed from several stored ones when it is read: a Tucker core contracted with a factor, say."""
 
     sources: tuple[Stored, ...]
     shape: tuple[int, ...]

@@ -106,6 +106,23 @@ def clock(call: Callable[[], Factors]) -> tuple[dict[str, float], Factors]:
     return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}, found
 
 
+def best_of(
+    rounds: int, calls: dict[str, Callable[[], Factors]], factors: Factors, rank: int
+) -> dict[str, dict[str, float]]:
+    """Of each call, the least time of the rounds, by turns, and its accuracy."""
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
+    results = {}
+    for i in range(rounds + 1):  # the first round warms up, and is dropped
+        for name, call in calls.items():
+            timed, results[name] = clock(call)
+            if i:
+                seen[name].append(timed)
+    return {
+        name: {key: min(f[key] for f in several) for key in ("cpu", "wall")} | accuracy(results[name], factors, rank)
+        for name, several in seen.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("hidden", 1024), ("layers", 2), ("rank", 16), ("to", 8), ("rounds", 3)):
@@ -139,18 +156,7 @@ def main() -> None:
             "PEFT convert_to_lora": lambda: peft_convert(model, chosen.to),
             "dense SVD, float32": lambda: dense_svd(factors, chosen.to),
         }
-        seen: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
-        results = {}
-        for i in range(chosen.rounds + 1):  # the first round warms up, and is dropped
-            for name, call in calls.items():
-                figures, results[name] = clock(call)
-                if i:
-                    seen[name].append(figures)
-        figures = {
-            name: {key: min(f[key] for f in several) for key in ("cpu", "wall")}
-            | accuracy(results[name], factors, chosen.to)
-            for name, several in seen.items()
-        }
+        figures = best_of(chosen.rounds, calls, factors, chosen.to)
     print(f"{len(factors)} modules, hidden {chosen.hidden}, rank {chosen.rank} to {chosen.to}")
     print(f"{'':24}{'CPU s':>9}{'wall s':>9}{'/ ours':>9}{'error':>10}{'above best':>12}")
     for name, f in figures.items():

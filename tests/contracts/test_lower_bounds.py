@@ -1,4 +1,4 @@
-"""The oldest versions that pyproject.toml allows: adapters are read, analysed, trained and merged with them."""
+"""The oldest versions that pyproject.toml allows, of all but torch: adapters are read, analysed, trained, merged."""
 
 import subprocess
 import tomllib

@@ -203,13 +203,6 @@ def test_its_state_is_all_that_a_resume_needs(name, layer):
 
 
 @every_layer
-def test_the_seed_is_all_that_chance_has(name, layer):
-    first, again = adapted(name, layer, seed=3).state_dict(), adapted(name, layer, seed=3).state_dict()
-    assert first.keys() == again.keys()
-    assert all(torch.equal(first[key], again[key]) for key in first)
-
-
-@every_layer
 def test_its_groups_hold_every_trained_parameter_once(name, layer):
     injected = adapted(name, layer)
     groups = injected.method.parameter_groups(injected, lr=1e-3, weight_decay=0.1)

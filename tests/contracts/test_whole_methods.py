@@ -133,13 +133,6 @@ def test_its_state_is_all_that_a_resume_needs(name, model):
 
 
 @every_case
-def test_the_seed_is_all_that_chance_has(name, model):
-    first, again = adapted(name, model, seed=3).state_dict(), adapted(name, model, seed=3).state_dict()
-    assert first.keys() == again.keys()
-    assert all(torch.equal(first[key], again[key]) for key in first)
-
-
-@every_case
 def test_its_groups_hold_every_trained_parameter_once(name, model):
     injected = adapted(name, model)
     groups = injected.method.parameter_groups(injected, lr=1e-3, weight_decay=0.1)

@@ -24,9 +24,10 @@ with atheris.instrument_imports(include=["lorascope.weights", "lorascope.updates
     lorascope.weights.io.formats.names()  # loads every format
     lorascope.weights.io.kinds.names()
 
-from tests.fuzz.adapters import FAMILIES, Hand, json_object, json_text, safetensors, write
-from tests.fuzz.mutate import altered
+from tests.fuzz.adapters import FAMILIES, Hand
+from tests.fuzz.hostile import altered
 from tests.fuzz.run_one import SHM, Overdue, check, where
+from tests.fuzz.writing import json_object, json_text, safetensors, write
 
 WORDS = (
     "dtype", "shape", "data_offsets", "__metadata__", "F32", "BF16", "F8_E4M3", "peft_type", "LORA", "rank_pattern",

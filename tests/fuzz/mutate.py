@@ -19,31 +19,12 @@ import numpy as np
 
 from lorascope.weights.dtypes import SIZES, encode
 from lorascope.weights.formats.peft.recognise import known_fields
-from tests.fuzz.adapters import STORAGE, Files, Raw, Tensor, draw, write
+from tests.fuzz.adapters import STORAGE, draw
+from tests.fuzz.drawing import Files, Tensor
+from tests.fuzz.hostile import HUGE, REGEXES, TEXTS, altered, hostile, text_of
+from tests.fuzz.writing import write
 
-HUGE = int("9" * 400)
 MAX = 1 << 16  # entries of an array that is really written
-DEEP = Raw("[" * 20_000 + "]" * 20_000)
-REGEXES = (
-    "(a+)+$", "((a|a)*)*$", "(.*)*x$", "(\\w+\\.?)+!", "(.*.*)*(.*.*)*=", "(?:(?:(?:a?){30}){30}){30}b", "(", "[",
-    "*", "a{99999999}", "(?P<x>a)(?P<x>b)", "(?i)x", "\\1", "(?<=a+)b", "()" * 120, "(x" * 200 + ")" * 200,
-    ".*" * 30 + "!", "\\", "",
-)  # fmt: skip
-TEXTS = (
-    "", " ", "=1+1", "+1", "-1", "@SUM(A1)", "\x00", "\x1b[2J", "\u202eabc", "\u2066x", "\ud800", "\n", "\r", ",",
-    '"', "'", "x" * 5000, "é" * 2000, "\U0001f600", "../../x", "/etc/passwd", "<script>", "%s", "{0}", "\ufeff",
-    "\u2028", "a.b.", "..", "LORA", "lora", "VERA", "IA3", "LOHA", "LOKR", "ADALORA", "LN_TUNING", "PREFIX_TUNING",
-    "OFT", "pissa", "olora", "1e5",
-)  # fmt: skip
-NUMBERS = (
-    0, 1, -1, 2, 3, 8, 255, 1 << 20, 1 << 31, (1 << 31) - 1, 1 << 47, 1 << 53, 1 << 63, (1 << 64) - 1, -(1 << 63),
-    HUGE, -HUGE, 0.0, -0.0, 0.5, 2.0, 1e-320, 1e-168, 1e168, 1e300, 1.7e308, float("nan"), float("inf"),
-    float("-inf"), Raw("1e400"), Raw("-1e400"), Raw("1e-400"), Raw("1.0e0"),
-)  # fmt: skip
-OTHERS = (
-    None, True, False, [], {}, [[]], [None], [0], [-1], [""], ["x"], [1.5], {"": 0}, {"x": None}, {"a": {"b": []}},
-    DEEP, Raw('{"a": 1, "a": 2}'), Raw("[1,]"), Raw("'x'"), Raw(""), [0] * 300, {str(n): n for n in range(300)},
-)  # fmt: skip
 SHAPES = (
     [], [0], [1], [0, 0], [0, 3], [3, 0], [0, 1 << 47], [1 << 47, 0], [0, (1 << 48) - 1, 7], [1 << 24, 1 << 24, 0],
     [1] * 33, [1] * 32, [2] * 64, [-1], [-1, -1], [HUGE], [1.0, 2.0], ["2"], [True, True], None, "3", {}, [[2]],
@@ -65,11 +46,6 @@ def write_mutated(chance: random.Random, folder: Path) -> Path:
     if chance.random() < 0.1:
         damage(chance.choice(sorted(each for each in folder.iterdir() if each.is_file())), chance)
     return path
-
-
-def hostile(chance: random.Random) -> Any:
-    """A JSON value of any type that a careless reader stumbles over."""
-    return chance.choice(chance.choice((REGEXES, TEXTS, NUMBERS, NUMBERS, OTHERS)))
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -259,22 +235,6 @@ def cross(files: Files, chance: random.Random) -> None:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def altered(tree: Any, chance: random.Random, depth: int = 0) -> Any:
-    """A JSON value with one node in place of which something hostile stands, or with a key renamed or gone."""
-    children = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else []
-    if not children or chance.random() < 0.25 * depth:
-        return hostile(chance)
-    at, how = chance.choice(list(children)), chance.random()
-    tree = tree.copy()
-    if how < 0.1:
-        tree.pop(at)
-    elif how < 0.2 and isinstance(tree, dict):
-        tree[chance.choice((*TEXTS, *REGEXES))] = tree.pop(at)
-    else:
-        tree[at] = altered(tree[at], chance, depth + 1)
-    return tree
-
-
 def set_config(files: Files, chance: random.Random) -> None:
     """A field of the config, or a value within one, becomes something else; or one stands there twice."""
     if files.config is None:
@@ -347,16 +307,6 @@ def set_metadata(files: Files, chance: random.Random) -> None:
         inner = {"unet.r": 3, "unet.lora_alpha": 1} if chance.random() < 0.5 else hostile(chance)
     text = text_of(altered(inner, chance))
     files.metadata = files.metadata | {name: text if chance.random() < 0.9 else hostile(chance)}
-
-
-def text_of(value: Any) -> str:
-    """A value as JSON, and text as it is."""
-    if isinstance(value, str):
-        return str(value)
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError):
-        return str(value)
 
 
 def set_storage(files: Files, chance: random.Random) -> None:

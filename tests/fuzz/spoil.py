@@ -16,8 +16,9 @@ import torch
 import yaml
 
 from lorascope import locks
-from tests.fuzz.adapters import json_text
-from tests.fuzz.mutate import NUMBERS, REGEXES, TEXTS, altered, damage, hostile
+from tests.fuzz.hostile import NUMBERS, REGEXES, TEXTS, altered, hostile
+from tests.fuzz.mutate import damage
+from tests.fuzz.writing import json_text
 
 MARK = "executed"  # what a pickle with code in it would make
 GONE = ("missing", "empty", "zeros", "noise", "cut", "folder", "pipe", "loop", "nowhere", "device", "sparse")

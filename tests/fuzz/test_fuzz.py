@@ -16,6 +16,7 @@ from lorascope.weights.io import read
 from tests.fuzz import adapters, campaign
 from tests.fuzz.mutate import write_mutated
 from tests.fuzz.run_one import SHM, check
+from tests.fuzz.writing import write
 
 CASES = int(os.environ.get("LORASCOPE_FUZZ_CASES", "100000"))
 SEED = int(os.environ.get("LORASCOPE_FUZZ_SEED", "0"))
@@ -47,7 +48,7 @@ def test_every_format_and_every_family_of_peft_is_drawn():
 def test_what_is_drawn_is_valid(name, data):
     files = data.draw(adapters.adapters(name))
     with tempfile.TemporaryDirectory(dir=SHM) as folder:
-        path = adapters.write(files, Path(folder))
+        path = write(files, Path(folder))
         try:
             assert read(path).source.format == files.format
         except InputError as error:  # of a tuner whose files tell too little to be read without their base

@@ -30,12 +30,6 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "np.linalg.norm(residual, axis=0).max(initial=-1.0)",
     ): "a length is not negative, and there is at least one",
     (
-        "lorascope/weights/formats/lycoris.py",
-        "_lokr",
-        "alpha_scale(group, ledger, ranks[0])",
-        "alpha_scale(group, ledger, ranks[-1])",
-    ): "LyCORIS gives both factors of a module one rank",
-    (
         "lorascope/weights/formats/peft/saved.py",
         "_no_parameter",
         "'.base_layer.' in text and (not text.endswith('.bias'))",

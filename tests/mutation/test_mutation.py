@@ -97,10 +97,21 @@ def test_what_is_said_to_change_nothing_is_there_to_be_changed():
     assert not keys
 
 
+# What `--only` draws from, how many changes, and the tests that its map of calls is made of.
+ROOMS = {
+    "linalg": (40, "linalg analyses/test_spectrum.py"),
+    "updates": (25, "updates contracts/test_kinds.py"),
+    "weights/formats": (25, "weights contracts/test_formats.py contracts/test_kinds.py"),
+    "study/verdict": (25, "study/test_verdict.py study/test_outcome.py study/test_power.py study/test_scope.py"),
+}
+
+
 @pytest.mark.slow
-def test_a_sample_of_changes_is_noticed(tmp_path, capfd):
-    """Of the rooms whose tests are quick; `python -m tests.mutation` draws from all."""
-    chosen = ["--number", "40", "--seed", "1", "--only", "linalg", "--tests", "linalg analyses/test_spectrum.py"]
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_sample_of_changes_is_noticed(room, tmp_path):
+    """At least 92 % of them, the same draw every time; `python -m tests.mutation` draws from all rooms at once."""
+    number, tests = ROOMS[room]
+    chosen = ["--number", str(number), "--seed", "1", "--only", room, "--least", "0.92", "--tests", tests]
     done = subprocess.run(
         [sys.executable, "-m", "tests.mutation", *chosen, "--map", tmp_path / "calls.json"],
         cwd=ROOT, capture_output=True, text=True, check=False,

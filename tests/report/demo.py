@@ -187,7 +187,8 @@ def _by_type(measured: dict) -> tuple:
     return (Heading("By module type"), Table(columns, tuple(rows), "Module types", caption))
 
 
-def _figures(found: dict, measured: dict, hostile: str) -> tuple:
+def _series(found: dict, hostile: str) -> tuple[list[Series], list[Series]]:
+    """The spectra, module by module with their medians and baselines; and the energy they keep."""
     x = tuple(float(i) for i in range(1, RANK + 1))
     each, energy = [], []
     for kind in SHAPES:
@@ -200,6 +201,11 @@ def _figures(found: dict, measured: dict, hostile: str) -> tuple:
         kept = np.cumsum(stack**2, 1) / np.sum(stack**2, 1, keepdims=True)
         energy.append(Series(kind, x, tuple(np.median(kept, 0).tolist()), "median module"))
         energy.append(Series(kind, x, tuple(kept.min(0).tolist()), "worst module"))
+    return each, energy
+
+
+def _figures(found: dict, measured: dict, hostile: str) -> tuple:
+    each, energy = _series(found, hostile)
     layers = []
     for column in MEASURES:
         grid = [[measured[k, d][column.key] for d in range(DEPTHS)] for k in SHAPES]

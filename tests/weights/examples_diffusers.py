@@ -18,8 +18,21 @@ def examples() -> list[Example]:
     a, b = normal(rng, 4, 10), normal(rng, 6, 4)
     kernel, out = normal(rng, 2, 5, 3, 3), normal(rng, 7, 2, 1, 1)
     product = double(b) @ double(a)
-    conv = np.einsum("or,rikl->oikl", double(out[..., 0, 0]), double(kernel)).reshape(7, 45)
+    comfy = {
+        **_pair("diffusion_model.blocks.0.q.lora_A.weight", "diffusion_model.blocks.0.q.lora_B.weight", a, b),
+        "diffusion_model.blocks.0.q.alpha": np.array(3.0, np.float32),
+    }
+    return [
+        *_today(a, b, kernel, out),
+        Example("comfy_today", comfy, {"diffusion_model.blocks.0.q": product * (3 / 4)}),
+        _of_2023(a, b),
+    ]
 
+
+def _today(a: np.ndarray, b: np.ndarray, kernel: np.ndarray, out: np.ndarray) -> list[Example]:
+    """With metadata, without, and of one model alone."""
+    product = double(b) @ double(a)
+    conv = np.einsum("or,rikl->oikl", double(out[..., 0, 0]), double(kernel)).reshape(7, 45)
     config = {
         "unet.r": 4,
         "unet.lora_alpha": 2,
@@ -30,7 +43,7 @@ def examples() -> list[Example]:
         "text_encoder.lora_alpha": 6,
         "text_encoder.use_rslora": True,
     }
-    today = {
+    tensors = {
         **_pair(f"{BLOCK}.to_q.lora_A.weight", f"{BLOCK}.to_q.lora_B.weight", a, b),
         **_pair(f"{BLOCK}.to_k.lora_A.weight", f"{BLOCK}.to_k.lora_B.weight", a, b),
         **_pair("unet.resnets.0.conv1.lora_A.weight", "unet.resnets.0.conv1.lora_B.weight", kernel, out),
@@ -42,36 +55,29 @@ def examples() -> list[Example]:
         "unet.resnets.0.conv1": conv * (2 / 2),
         f"{TEXT}.q_proj": product * (6 / 2),  # alpha / √r
     }
-    own = {f"{name.removeprefix('unet.')}": value for name, value in today.items() if name.startswith("unet.")}
-    alone = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
 
-    old = {
+    def of_unet(values: dict) -> dict:
+        return {name.removeprefix("unet."): value for name, value in values.items() if name.startswith("unet.")}
+
+    metadata = {"lora_adapter_metadata": json.dumps(of_unet(config))}
+    return [
+        Example("today", tensors, expected, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}),
+        Example("bare", tensors, dict.fromkeys(expected, product) | {"unet.resnets.0.conv1": conv}),
+        Example("one_model", of_unet(tensors), of_unet(expected), metadata),
+    ]
+
+
+def _of_2023(a: np.ndarray, b: np.ndarray) -> Example:
+    tensors = {
         **_pair(f"{BLOCK}.processor.to_q_lora.down.weight", f"{BLOCK}.processor.to_q_lora.up.weight", a, b),
         **_pair(f"{BLOCK}.processor.to_out_lora.down.weight", f"{BLOCK}.processor.to_out_lora.up.weight", a, b),
         **_pair(f"{BLOCK}.to_v.lora.down.weight", f"{BLOCK}.to_v.lora.up.weight", a, b),
         **_pair(f"{TEXT}.to_out_lora.down.weight", f"{TEXT}.to_out_lora.up.weight", a, b),
         f"{BLOCK}.to_v.lora.alpha": np.array(1.0, np.float32),
     }
-    before = {f"{BLOCK}.to_q": product, f"{BLOCK}.to_out.0": product, f"{TEXT}.out_proj": product}
-    return [
-        Example("today", today, expected, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}),
-        Example("bare", today, dict.fromkeys(expected, product) | {"unet.resnets.0.conv1": conv}),
-        Example(
-            "one_model",
-            own,
-            {name.removeprefix("unet."): delta for name, delta in expected.items() if name.startswith("unet.")},
-            {"lora_adapter_metadata": json.dumps(alone)},
-        ),
-        Example(
-            "comfy_today",
-            {
-                **_pair("diffusion_model.blocks.0.q.lora_A.weight", "diffusion_model.blocks.0.q.lora_B.weight", a, b),
-                "diffusion_model.blocks.0.q.alpha": np.array(3.0, np.float32),
-            },
-            {"diffusion_model.blocks.0.q": product * (3 / 4)},
-        ),
-        Example("old", old, before | {f"{BLOCK}.to_v": product / 4}),
-    ]
+    product = double(b) @ double(a)
+    plain = {f"{BLOCK}.to_q": product, f"{BLOCK}.to_out.0": product, f"{TEXT}.out_proj": product}
+    return Example("old", tensors, plain | {f"{BLOCK}.to_v": product / 4})
 
 
 def _pair(down_key: str, up_key: str, down: np.ndarray, up: np.ndarray) -> dict[str, np.ndarray]:

@@ -141,18 +141,18 @@ def test_conv1d_is_a_map_stored_transposed(rng, tmp_path):
     np.testing.assert_allclose(difference(pair).matrix, change.T, rtol=0, atol=1e-6)
 
 
-def test_one_side_stored_transposed_is_turned_and_square_maps_by_their_numbers(rng, tmp_path):
+def test_one_side_stored_transposed_is_transposed_back_and_square_maps_by_their_numbers(rng, tmp_path):
     w = {
         "h.0.attn.c_attn.weight": normal(rng, 4, 12),
         "h.0.attn.c_proj.weight": normal(rng, 4, 4),
         "h.0.ln.weight": normal(rng, 4),
     }
-    turned = {k: v.T + 0.01 for k, v in w.items()}
-    matched = pairs(write(tmp_path / "base", w), write(tmp_path / "tuned", turned))
+    transposed = {k: v.T + 0.01 for k, v in w.items()}
+    matched = pairs(write(tmp_path / "base", w), write(tmp_path / "tuned", transposed))
     for name in ("h.0.attn.c_attn", "h.0.attn.c_proj"):
         found = difference(one(matched, name))
         np.testing.assert_allclose(found.matrix, 0.01, rtol=0, atol=1e-6)
-        assert any("turned" in note for note in found.notes)
+        assert any("transposed back" in note for note in found.notes)
     assert one(matched, "h.0.ln").is_vector
 
 
@@ -192,10 +192,10 @@ def test_memory_is_that_of_one_difference(rng, tmp_path):
 def test_a_full_run_saved_as_an_adapter_is_a_tuned_side(rng, tmp_path):
     w = {"h.0.c_fc.weight": normal(rng, 4, 6), "h.0.c_fc.bias": normal(rng, 6), "wte.weight": normal(rng, 9, 4)}
     base = write(tmp_path / "base", w, config={"model_type": "gpt2"})
-    turned = {"h.0.c_fc": (w["h.0.c_fc.weight"] + 1).T, "wte": (w["wte.weight"] + 2).T}
+    tuned = {"h.0.c_fc": (w["h.0.c_fc.weight"] + 1).T, "wte": (w["wte.weight"] + 2).T}
     updates = {
         name: Update(name, "tuned", {"tuned": InMemory(values)}, transposed=True, embedding=name == "wte")
-        for name, values in turned.items()
+        for name, values in tuned.items()
     }
     bias = InMemory((w["h.0.c_fc.bias"] + 3).reshape(-1, 1))
     updates["h.0.c_fc.bias"] = Update("h.0.c_fc.bias", "tuned", {"tuned": bias}, base_weight="h.0.c_fc.bias")

@@ -56,10 +56,10 @@ def test_a_convolution_is_none_of_them(tmp_path):
 
 
 def test_a_rank_that_both_ways_fit_is_the_configs(tmp_path):
-    """A (3, 16, 4) and B (3, 4, 16) are rank 4 turned, or rank 16 upright."""
+    """A (3, 16, 4) and B (3, 4, 16) are rank 4 with its axes swapped, or rank 16 upright."""
     update = read(folder_of(tmp_path, (3, 16, 4), (3, 4, 16))).updates[f"{PLACE}.down_proj[0]"]
     assert (update.rank, update.shape) == (4, (16, 16))
-    assert "were turned" in update.notes[0]
+    assert "were transposed" in update.notes[0]
 
 
 def test_two_modules_of_one_name_are_refused(tmp_path):
@@ -68,9 +68,9 @@ def test_two_modules_of_one_name_are_refused(tmp_path):
         read(folder_of(tmp_path, (4, 6), (5, 4), module="model.unembed_tokens", **more))
 
 
-@pytest.mark.parametrize(("stored", "turned"), [((3, 12, 16), False), ((3, 16, 12), True)])
-def test_the_base_shows_how_an_expert_that_is_no_square_lies(stored, turned, tmp_path):
+@pytest.mark.parametrize(("stored", "transposed"), [((3, 12, 16), False), ((3, 16, 12), True)])
+def test_the_base_shows_how_an_expert_that_is_no_square_lies(stored, transposed, tmp_path):
     """Whatever the model's class: of (d_out, d_in) = (12, 16)."""
     save_file({f"{PLACE}.down_proj": np.zeros(stored, np.float32)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss" if not turned else "unheard_of"}))
-    assert experts._stored_turned(f"{PLACE}.down_proj", (12, 16), open_checkpoint(tmp_path)) is turned
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss" if not transposed else "unheard_of"}))
+    assert experts._stored_transposed(f"{PLACE}.down_proj", (12, 16), open_checkpoint(tmp_path)) is transposed

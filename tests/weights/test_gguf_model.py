@@ -12,7 +12,6 @@ from lorascope.weights.quantised import Decoded, Unreadable
 gguf = pytest.importorskip("gguf")
 TYPES = gguf.constants.GGMLQuantizationType
 HEADS, KEY_HEADS, WIDTH = 4, 2, 256
-rng = np.random.default_rng(0)
 
 
 def permute(weights, heads):
@@ -46,7 +45,7 @@ def coded(values, kind):
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
-def test_a_llama_by_its_own_names(kind, tmp_path):
+def test_a_llama_by_its_own_names(rng, kind, tmp_path):
     kind = TYPES[kind]
     query, key, down = (rng.standard_normal((size, WIDTH)) for size in (WIDTH, WIDTH // 2, 96))
     norm = rng.standard_normal(WIDTH).astype(np.float32)
@@ -77,7 +76,7 @@ OTHERS = [*K_QUANTS, *(kind for kind in TYPES if kind.name.startswith(("IQ", "TQ
 
 
 @pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.name)
-def test_other_blocks(kind, tmp_path):
+def test_other_blocks(rng, kind, tmp_path):
     """Random bytes are blocks too."""
     entries, size = gguf.constants.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (6, 512 // entries * size)).astype(np.uint8)
@@ -87,7 +86,7 @@ def test_other_blocks(kind, tmp_path):
         np.testing.assert_array_equal(stored["model.layers.0.mlp.up_proj.weight"].read(), expected)
 
 
-def test_experts_and_norms_that_one_was_added_to(tmp_path):
+def test_experts_and_norms_that_one_was_added_to(rng, tmp_path):
     experts = rng.standard_normal((3, 8, 32)).astype(np.float32)
     path = write(
         tmp_path / "m.gguf", {"blk.0.ffn_up_exps.weight": experts, "blk.0.ffn_gate_exps.weight": experts}, "qwen3moe"
@@ -103,7 +102,7 @@ def test_experts_and_norms_that_one_was_added_to(tmp_path):
     )
 
 
-def test_rows_without_heads_are_not_read(tmp_path):
+def test_rows_without_heads_are_not_read(rng, tmp_path):
     tensors = {"blk.0.attn_q.weight": rng.standard_normal((8, 32)).astype(np.float32)}
     stored = open_checkpoint(write(tmp_path / "m.gguf", tensors, heads=0)).stored[
         "model.layers.0.self_attn.q_proj.weight"
@@ -113,7 +112,7 @@ def test_rows_without_heads_are_not_read(tmp_path):
         stored.read()
 
 
-def test_a_folder_with_a_config(tmp_path):
+def test_a_folder_with_a_config(rng, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_attention_heads": HEADS}))
     write(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": coded(rng.standard_normal((8, 64)), TYPES.Q8_0)})
     checkpoint = open_checkpoint(tmp_path)

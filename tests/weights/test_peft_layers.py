@@ -118,7 +118,7 @@ def test_replicas_are_compared_with_the_layer_they_are_made_of(tmp_path):
 
 
 @pytest.mark.parametrize("width", [16, 24])
-def test_experts_stored_turned_are_told_by_their_class(width, tmp_path):
+def test_experts_stored_transposed_are_told_by_their_class(width, tmp_path):
     torch.manual_seed(0)
     config = GptOssConfig(**TINY, hidden_size=16, intermediate_size=width, num_local_experts=3, head_dim=8)
     model = GptOssForCausalLM(config)

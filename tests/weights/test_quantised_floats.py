@@ -15,11 +15,11 @@ from lorascope.weights.quantised import Unreadable
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 M, N = 48, 128
 FP8 = torch.float8_e4m3fn
-rng = np.random.default_rng(1)
-CODES = rng.integers(0, 16, (M, N))
+_DRAWN = np.random.default_rng(1)
+CODES = _DRAWN.integers(0, 16, (M, N))
 BYTES = torch.tensor((CODES[:, 0::2] | CODES[:, 1::2] << 4).astype(np.uint8))
-EXPONENTS = torch.tensor(rng.integers(120, 130, (M, N // 32)).astype(np.uint8))
-SMALL = torch.tensor(rng.uniform(1, 100, (M, N // 16)), dtype=torch.float32).to(FP8)
+EXPONENTS = torch.tensor(_DRAWN.integers(120, 130, (M, N // 32)).astype(np.uint8))
+SMALL = torch.tensor(_DRAWN.uniform(1, 100, (M, N // 16)), dtype=torch.float32).to(FP8)
 
 
 def opened(folder, tensors, **config):
@@ -101,14 +101,14 @@ def test_compressed_tensors_library(kind, tmp_path):
     assert 0.2 < np.linalg.norm(found) / np.linalg.norm(plain) < 2
 
 
-def experts():
+def experts(rng):
     blocks = rng.integers(0, 256, (3, 24, 2, 16)).astype(np.uint8)
     scales = rng.integers(120, 130, (3, 24, 2)).astype(np.uint8)
     return torch.tensor(blocks), torch.tensor(scales)
 
 
-def test_gpt_oss_s_experts_are_turned(tmp_path):
-    blocks, scales = experts()
+def test_gpt_oss_s_experts_are_transposed(rng, tmp_path):
+    blocks, scales = experts(rng)
     name = "model.layers.0.mlp.experts.down_proj"
     tensors = {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": torch.zeros(3, 24)}
     found = read(tmp_path, tensors, name)
@@ -194,7 +194,7 @@ def test_broken_four_bits_are_said(case, tmp_path):
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_four_bits_written_out(dtype, nested, tmp_path):
+def test_four_bits_written_out(rng, dtype, nested, tmp_path):
     """The library's arithmetic, one float32 at a time: blocks that no row ends with, and the second coding."""
     m, n, block = 6, 40, 64
     codes = rng.integers(0, 16, m * n)

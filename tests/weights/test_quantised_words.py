@@ -12,9 +12,9 @@ from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.quantised import Unreadable
 
 M, N, GROUP = 64, 96, 32  # d_out, d_in, columns that share a scale
-rng = np.random.default_rng(0)
-SCALES = torch.tensor(rng.uniform(0.5, 1.5, (M, N // GROUP)), dtype=torch.float16)
-ORDER = rng.permutation(np.repeat(np.arange(N // GROUP), GROUP))
+_DRAWN = np.random.default_rng(0)
+SCALES = torch.tensor(_DRAWN.uniform(0.5, 1.5, (M, N // GROUP)), dtype=torch.float16)
+ORDER = _DRAWN.permutation(np.repeat(np.arange(N // GROUP), GROUP))
 
 
 def codes_of(bits, *shape):

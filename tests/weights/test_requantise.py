@@ -100,8 +100,8 @@ def test_small_floats(tmp_path):
         np.testing.assert_allclose(q, nearest(x / scale, E2M1) * scale, rtol=1e-5)
 
 
-def test_experts_that_are_stored_turned(tmp_path):
-    blocks, scales = floats.experts()
+def test_experts_that_are_stored_transposed(rng, tmp_path):
+    blocks, scales = floats.experts(rng)
     name = "model.layers.0.mlp.experts.down_proj"
     stored = floats.opened(tmp_path, {f"{name}_blocks": blocks, f"{name}_scales": scales}).stored[name]
     values = np.random.default_rng(1).standard_normal(stored.shape).astype(np.float32)

@@ -34,9 +34,28 @@ class Codec(Protocol):
         ...
 
 
+class OfMatrices:
+    """A codec of matrices (…, m, n) whose codes lie one behind the other: a subclass decodes rows of one."""
+
+    shape: tuple[int, ...]
+
+    def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
+        if len(self.shape) == 2:
+            self._matrix(sources, out, start, 0)
+            return
+        flat = out.reshape(-1, *out.shape[-2:])
+        skipped = start * (len(flat) // max(1, len(out)))
+        for each, matrix in enumerate(flat):
+            self._matrix(sources, matrix, 0, skipped + each)
+
+    def _matrix(self, sources: tuple[Stored, ...], out: np.ndarray, start: int, skip: int) -> None:
+        """Rows of one matrix from row `start` on into `out`; `skip` matrices are before it."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Decoded:
-    """A weight whose codes are turned into numbers when it is read.
+    """A weight whose codes become numbers when it is read.
 
     Attributes:
         shape: of the weight as the model has it, or of the rows of it that this is.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.updates.base import Stored
-from lorascope.weights.codes.decoded import PIECE, pieces, raw, stream
+from lorascope.weights.codes.decoded import PIECE, OfMatrices, pieces, raw, stream
 from lorascope.weights.codes.scales import Grid, numbers
 
 # E2M1: one bit of sign, two of exponent, one of mantissa ("OCP Microscaling Formats" 1.0, §5.3.3).
@@ -52,36 +52,27 @@ class Lookup:
 
 
 @dataclass(frozen=True)
-class Nibbles:
+class Nibbles(OfMatrices):
     """E2M1 codes (…, m, n/2), the low one first, with scales by block; sources: codes, scales, and a scale of all.
 
     Attributes:
         shape: (…, m, n) of the numbers.
         divides: whether the scale of all divides, and does not multiply.
-        turned: the model has the matrices as (n, m).
+        transposed: the model has the matrices as (n, m).
     """
 
     shape: tuple[int, ...]
     grid: Grid
     divides: bool = False
-    turned: bool = False
+    transposed: bool = False
 
     @property
     def by_rows(self) -> bool:
-        return len(self.shape) > 2 or not self.turned
-
-    def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
-        if len(self.shape) == 2:
-            self._matrix(sources, out, start, 0)
-            return
-        flat = out.reshape(-1, *out.shape[-2:])
-        skipped = start * (len(flat) // max(1, len(out)))
-        for each, matrix in enumerate(flat):
-            self._matrix(sources, matrix, 0, skipped + each)
+        return len(self.shape) > 2 or not self.transposed
 
     def _matrix(self, sources: tuple[Stored, ...], out: np.ndarray, start: int, skip: int) -> None:
         codes, scale, *of_all = sources
-        rows, width = out.shape[::-1] if self.turned else out.shape
+        rows, width = out.shape[::-1] if self.transposed else out.shape
         begin = (skip * self.shape[-2] + start) * width // 2
         packed = stream(codes, begin, begin + rows * width // 2).reshape(rows, width // 2)
         scales = self.grid.read(scale, start, start + rows, skip)
@@ -91,7 +82,7 @@ class Nibbles:
         lookup = Lookup(E2M1, True, min(out.size, max(PIECE, width)) // 2)
         for part in self.grid.spread(scales.astype(out.dtype), start, start + rows, width):
             values = part.view(lookup(packed[part.start : part.stop]))
-            if self.turned:
+            if self.transposed:
                 out[:, part.start : part.stop] = (values * part.values).reshape(-1, width).T
             else:
                 np.multiply(values, part.values, out=part.view(out[part.start : part.stop]))

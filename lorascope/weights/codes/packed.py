@@ -7,7 +7,7 @@ import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored
-from lorascope.weights.codes.decoded import PIECE, pieces, raw
+from lorascope.weights.codes.decoded import PIECE, OfMatrices, pieces, raw
 from lorascope.weights.codes.nibbles import Lookup
 from lorascope.weights.codes.scales import Grid, Part, numbers
 
@@ -34,7 +34,7 @@ def unpacked(stream: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(OfMatrices):
     """Codes in rows (m, stream): W = (code − centre − zero) · scale, or code · scale + bias.
 
     Sources: codes, scales (m, groups), and as the flags say: biases or zero points of the same shape, packed zero
@@ -55,15 +55,6 @@ class Rows:
     second: str = ""
     ordered: bool = False
     by_rows = True
-
-    def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
-        if len(self.shape) == 2:
-            self._matrix(sources, out, start, 0)
-            return
-        flat = out.reshape(-1, *out.shape[-2:])
-        skipped = start * (len(flat) // max(1, len(out)))
-        for each, matrix in enumerate(flat):
-            self._matrix(sources, matrix, 0, skipped + each)
 
     def _matrix(self, sources: tuple[Stored, ...], out: np.ndarray, start: int, skip: int) -> None:
         rows, width = out.shape
@@ -135,7 +126,7 @@ def _packed_zeros(stored: Stored, bits: int, rows: int, skip: int) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class Turned:
+class Transposed:
     """GPTQ and AWQ: codes (d_in, d_out), W = ((code − zero) · scale)ᵀ; sources: codes, scales, then the optional ones.
 
     Attributes:

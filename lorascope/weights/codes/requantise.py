@@ -16,7 +16,7 @@ import numpy as np
 from lorascope.weights.codes import nearest
 from lorascope.weights.codes.decoded import Decoded, pieces
 from lorascope.weights.codes.nibbles import FourBits, Nibbles, Rounding
-from lorascope.weights.codes.packed import Rows, Turned, group_of
+from lorascope.weights.codes.packed import Rows, Transposed, group_of
 from lorascope.weights.codes.scaled import Scaled
 from lorascope.weights.codes.scales import Grid, numbers
 from lorascope.weights.gguf_model import InBlocks
@@ -37,12 +37,12 @@ def requantised(stored: Decoded, values: np.ndarray) -> np.ndarray | None:
         return _four_bits(codec, stored, values) if stored.shape == codec.shape else None
     if isinstance(codec, InBlocks):
         return _by_package(stored, values)
-    turned = isinstance(codec, Nibbles) and codec.turned
+    transposed = isinstance(codec, Nibbles) and codec.transposed
     matrices = values.reshape(-1, *values.shape[-2:])
     rule = _rule(stored)
     if rule is None:
         return None
-    made = [rule(np.ascontiguousarray(one.T)).T if turned else rule(one) for one in matrices]
+    made = [rule(np.ascontiguousarray(one.T)).T if transposed else rule(one) for one in matrices]
     return np.stack(made).reshape(values.shape)
 
 
@@ -59,7 +59,7 @@ def _rule(stored: Decoded) -> _Rule | None:
     if isinstance(codec, Rows) and codec.grid.height == 1:
         how = nearest.affine if codec.second == "bias" else nearest.with_zero if codec.second else nearest.signed
         return _grouped(how, codec.bits, stored, codec.grid.columns if codec.ordered else 0, codec.grid.width)
-    if isinstance(codec, Turned):
+    if isinstance(codec, Transposed):
         middle = codec.zeros and bool(np.all(codec.zero_points(stored.sources) == 1 << (codec.bits - 1)))
         how = nearest.with_zero if codec.zeros and not middle else nearest.signed
         width = codec.shape[1] // codec.groups if codec.ordered else codec.group

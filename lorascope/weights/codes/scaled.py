@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorascope.updates.base import Stored
-from lorascope.weights.codes.decoded import PIECE, raw, stream
+from lorascope.weights.codes.decoded import PIECE, OfMatrices, raw, stream
 from lorascope.weights.codes.scales import Grid
 from lorascope.weights.dtypes import FLOAT8
 
@@ -16,7 +16,7 @@ _SINGLE = {dtype: table.astype(np.float32) for dtype, table in FLOAT8.items()}
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(OfMatrices):
     """Codes (…, m, n) with scales by block; sources: codes, scales, and zero points where there are any.
 
     Attributes:
@@ -31,18 +31,7 @@ class Scaled:
     words: str = ""
     by_rows = True
 
-    def fill(self, sources: tuple[Stored, ...], out: np.ndarray, start: int) -> None:
-        if len(self.shape) == 2:
-            self._matrix(sources, out, start, 0)
-            return
-        height = self.shape[-2]
-        flat = out.reshape(-1, height, self.shape[-1])
-        skipped = start * (len(flat) // max(1, len(out)))
-        for each, matrix in enumerate(flat):
-            self._matrix(sources, matrix, 0, skipped + each)
-
     def _matrix(self, sources: tuple[Stored, ...], out: np.ndarray, start: int, skip: int) -> None:
-        """Rows of one matrix, `skip` others before it."""
         codes, scale, *zero = sources
         rows, width = out.shape
         begin = (skip * self.shape[-2] + start) * width

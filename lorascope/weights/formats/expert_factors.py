@@ -2,7 +2,7 @@
 
 A factor that all experts share has one of them, (1, r, d_in) or (1, d_out, r). Writers disagree on the order of the
 last two axes: where A (E, d_in, r) and B (E, r, d_out) is the only way in which the two fit, or the rank says so, they
-are turned. No format lives here.
+are transposed. No format lives here.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
 
 SHARED = "experts share a factor: one A or one B of a layer is that of all its experts"
-TURNED = "the experts' factors are stored as A (experts, d_in, r) and B (experts, r, d_out), and were turned"
+SWAPPED = "the experts' factors are stored as A (experts, d_in, r) and B (experts, r, d_out), and were transposed"
 # How Mixtral's files, Tinker's and vLLM's own code call an expert's projections.
 W_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 PROJECTIONS = {w: name for name, w in W_NAMES.items()}
@@ -40,31 +40,31 @@ def per_expert(
         InputError: the two do not fit together.
     """
     a = _with_three_axes(a, b)
-    turned = is_turned(a, b, rank)
-    if turned is None:
+    swapped = axes_swapped(a, b, rank)
+    if swapped is None:
         raise InputError(
             f"the factors of the experts of {path} do not fit together",
             found=f"{keys[0]} {tuple(a.shape)} and {keys[1]} {tuple(b.shape)}",
             expected="A (experts, r, d_in) and B (experts, d_out, r), or one of the two shared by all experts",
         )
-    notes = (*([TURNED] if turned else []), *([SHARED] if is_shared(a, b) else []))
+    notes = (*([SWAPPED] if swapped else []), *([SHARED] if is_shared(a, b) else []))
     for expert in range(max(a.shape[0], b.shape[0])):
         one, other = slot(a, expert % a.shape[0]), slot(b, expert % b.shape[0])
-        roles = {"A": transposed(one), "B": transposed(other)} if turned else {"A": one, "B": other}
+        roles = {"A": transposed(one), "B": transposed(other)} if swapped else {"A": one, "B": other}
         yield Update(f"{path}[{expert}]", "low_rank", roles, scale, base_weight=path, expert=expert, notes=notes)
 
 
-def is_turned(a: Stored, b: Stored, rank: int | None = None) -> bool | None:
+def axes_swapped(a: Stored, b: Stored, rank: int | None = None) -> bool | None:
     """Whether A and B of experts are stored with their last two axes the other way round; None where they do not fit
     in either way."""
     if len(a.shape) != 3 or len(b.shape) != 3 or 0 in (*a.shape, *b.shape):
         return None
     if not {a.shape[0], b.shape[0]} <= {1, max(a.shape[0], b.shape[0])}:
         return None
-    upright, turned = a.shape[1] == b.shape[2], a.shape[2] == b.shape[1]
-    if upright and turned and rank is not None and a.shape[1] != rank:
+    upright, swapped = a.shape[1] == b.shape[2], a.shape[2] == b.shape[1]
+    if upright and swapped and rank is not None and a.shape[1] != rank:
         return a.shape[2] == rank
-    return False if upright else True if turned else None
+    return False if upright else True if swapped else None
 
 
 def is_shared(a: Stored, b: Stored) -> bool:

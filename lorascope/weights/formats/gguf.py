@@ -64,8 +64,8 @@ class Gguf(Format):
         if architecture in PERMUTED:
             ollama = f"{architecture}.attention.head_count" in metadata
             heads = None if ollama or base is None else _heads(base.config)
-            updates, turned = _hugging_face_rows(updates, heads)
-            notes += [OLLAMA if ollama else ROWS] if not turned else []
+            updates, reordered = _hugging_face_rows(updates, heads)
+            notes += [OLLAMA if ollama else ROWS] if not reordered else []
         for key in ledger.left():
             if key.endswith("_norm.weight"):
                 ledger.skip(key, NORM)
@@ -130,7 +130,7 @@ def _heads(config: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _hugging_face_rows(updates: Mapping[str, Update], heads: tuple[int, int] | None) -> tuple[dict[str, Update], bool]:
     """Updates whose B of query and key have their rows in Hugging Face's order; and whether no permuted one is left."""
-    turned = {}
+    in_order = {}
     left = False
     for name, update in updates.items():
         which = next((i for i, part in enumerate(("q_proj", "k_proj")) if name.endswith(f"self_attn.{part}")), None)
@@ -139,8 +139,8 @@ def _hugging_face_rows(updates: Mapping[str, Update], heads: tuple[int, int] | N
             update = replace(update, roles=roles)
         elif which is not None:
             left = True
-        turned[name] = update
-    return turned, not left
+        in_order[name] = update
+    return in_order, not left
 
 
 formats.register("gguf")(Gguf())

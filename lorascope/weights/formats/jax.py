@@ -78,8 +78,8 @@ def _update(module: str, embedding: bool, keys: dict[str, str], ledger: Ledger, 
     roles = {"A": transposed(inward), "B": transposed(outward)}
     weight = base.find(module) if base is not None else None
     sides = (inward.shape[0], outward.shape[1])
-    turned = embedding or (weight is not None and tuple(weight.shape) == sides and sides[0] != sides[1])
-    return Update(module, "low_rank", roles, transposed=turned, embedding=embedding)
+    stored_transposed = embedding or (weight is not None and tuple(weight.shape) == sides and sides[0] != sides[1])
+    return Update(module, "low_rank", roles, transposed=stored_transposed, embedding=embedding)
 
 
 formats.register("jax")(Jax())

@@ -113,7 +113,7 @@ def alpha_scale(group: KeyGroup, ledger: Ledger, rank: int, suffix: str = "alpha
 
 
 def low_rank_roles(down: Stored, up: Stored, mid: Stored | None, keys: tuple[str, str]) -> dict[str, Stored]:
-    """A (r, d_in·k) and B (d_out, r) of a pair of linear maps or convolutions, a Tucker core folded into A.
+    """A (r, d_in·k) and B (d_out, r) of a pair of linear maps or convolutions, a Tucker core contracted with A.
 
     Args:
         down: (r, d_in) or (r, d_in, *kernel); with `mid` (r, d_in, 1, ...).
@@ -140,17 +140,17 @@ def low_rank_roles(down: Stored, up: Stored, mid: Stored | None, keys: tuple[str
             found=f"{tuple(down.shape)}, {tuple(mid.shape)}, {tuple(up.shape)}",
             expected="(r, d_in, 1, ...), (r, r, ...), (d_out, r, 1, ...)",
         )
-    return {"A": fold(mid, reshaped(down, *down.shape[:2])), "B": b}
+    return {"A": contracted(mid, reshaped(down, *down.shape[:2])), "B": b}
 
 
-def fold(core: Stored, right: Stored) -> Stored:
-    """A Tucker core (p, q, *kernel) folded into the right factor (q, d_in): (p, d_in·k), kernel positions last."""
+def contracted(core: Stored, right: Stored) -> Stored:
+    """A Tucker core (p, q, *kernel) contracted with the right factor (q, d_in): (p, d_in·k), kernel positions last."""
     (p, _, *kernel), d_in = core.shape, right.shape[1]
 
-    def folded(core: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def contract(core: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.einsum("pqk,qi->pik", core.reshape(*core.shape[:2], -1), right).reshape(p, -1)
 
-    return Combined((core, right), (p, d_in * math.prod(kernel)), folded)
+    return Combined((core, right), (p, d_in * math.prod(kernel)), contract)
 
 
 def kernel_of(weight: Stored) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ def rename(updates: Iterable[Update], names: Mapping[str, str]) -> dict[str, Upd
 
 
 def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Names whose dots were turned into `_`, in the base's own spelling, where exactly one of its modules fits.
+    """Names with `_` in place of dots, in the base's own spelling, where exactly one of its modules fits.
 
     A base in another scheme of names, diffusers' for Stability AI's, say, is understood where one module of the one is
     one of the other.

@@ -145,7 +145,7 @@ def _parts(group: KeyGroup, ledger: Ledger, count: int) -> dict[str, Stored]:
 
 
 def scalar(group: KeyGroup, ledger: Ledger) -> float:
-    """LyCORIS's trained factor on ΔW, which its current files have folded into a tensor and its first ones stored."""
+    """LyCORIS's trained factor on ΔW, which its first files store and its current ones have in a tensor."""
     stored = group.optional(ledger, "scalar")
     return 1.0 if stored is None else number(stored, group.keys["scalar"])
 

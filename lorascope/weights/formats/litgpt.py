@@ -69,32 +69,32 @@ def _read(path: Path) -> Mapping[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
-def fused(module: str, a: Stored, b: Stored, said: Settings) -> Update:
+def fused(module: str, a: Stored, b: Stored, settings: Settings) -> Update:
     """The update of a fused query, key and value, whose sizes are known.
 
     Raises:
         InputError: the factors do not fit the sizes.
     """
-    assert said.sizes is not None
+    assert settings.sizes is not None
     parts, r = a.shape[0] // b.shape[1], b.shape[1]
-    choices = [said.trained] if said.trained is not None else itertools.product((True, False), repeat=3)
+    choices = [settings.trained] if settings.trained is not None else itertools.product((True, False), repeat=3)
     fits = [
         flags
         for flags in choices
-        if sum(flags) == parts and sum(size for size, on in zip(said.sizes, flags, strict=True) if on) == b.shape[0]
+        if sum(flags) == parts and sum(size for size, on in zip(settings.sizes, flags, strict=True) if on) == b.shape[0]
     ]
     usual = [flags for flags in fits if flags in ((True, False, True), (True, True, True))] or fits
     if not usual or a.shape[0] != parts * r:
         raise InputError(
             f"{module}: the factors do not fit the model's heads",
             found=f"A {tuple(a.shape)} and B {tuple(b.shape)}",
-            expected=f"query, key and value of {said.sizes} rows",
+            expected=f"query, key and value of {settings.sizes} rows",
         )
-    index = _rows(said.sizes, said.groups, interleaved=module.endswith(".attn.attn"))
-    blocks = [(part, said.sizes[part]) for part in range(3) if usual[0][part]]
+    index = _rows(settings.sizes, settings.groups, interleaved=module.endswith(".attn.attn"))
+    blocks = [(part, settings.sizes[part]) for part in range(3) if usual[0][part]]
 
     def place(values: np.ndarray) -> np.ndarray:
-        out, start = np.zeros((sum(said.sizes or ()), parts * r)), 0
+        out, start = np.zeros((sum(settings.sizes or ()), parts * r)), 0
         for number, (part, size) in enumerate(blocks):
             out[index[part], number * r : (number + 1) * r] = values[start : start + size]
             start += size
@@ -103,7 +103,7 @@ def fused(module: str, a: Stored, b: Stored, said: Settings) -> Update:
     trained = " and ".join(PARTS[part] for part, _ in blocks)
     guessed = "" if len(fits) == 1 else f": others fit too, and {_HYPERPARAMETERS}, which tells, is not there"
     notes = () if all(usual[0]) else (f"trained: {trained}{guessed}",)
-    left = Mapped(b, (sum(said.sizes), parts * r), place)
+    left = Mapped(b, (sum(settings.sizes), parts * r), place)
     return Update(module, "low_rank", {"A": a, "B": left}, notes=notes)
 
 

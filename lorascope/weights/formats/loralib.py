@@ -56,13 +56,13 @@ class Loralib(Format):
         hub = _adapterhub(bundle)
         groups = {m: g for m, g in by_module(bundle.tensors, SUFFIXES).items() if set(g.keys) != {"alpha"}}
         weights = {module: _base_weight(module, bundle.tensors, base) for module in groups}
-        said = litgpt.settings(bundle.path) if _is_litgpts(bundle) else litgpt.Settings()
-        read = (_read(group, ledger, weights[module], said) for module, group in groups.items())
+        settings = litgpt.settings(bundle.path) if _is_litgpts(bundle) else litgpt.Settings()
+        read = (_read(group, ledger, weights[module], settings) for module, group in groups.items())
         updates = {update.name: update for update in read if update}
         if hub is not None:
             updates = _of_adapterhub(updates, *hub)
-        elif said.scale is not None:
-            updates = {name: replace(update, scale=update.scale * said.scale) for name, update in updates.items()}
+        elif settings.scale is not None:
+            updates = {name: replace(update, scale=update.scale * settings.scale) for name, update in updates.items()}
         bare = any("alpha" not in group for group in groups.values())
         adalora = any(update.kind == "triplet" for update in updates.values())
         parts, reasons = take_parts(ledger)  # AdapterHub combines LoRA with bottlenecks and prefixes in one file
@@ -72,7 +72,7 @@ class Loralib(Format):
             saved={**_saved(bundle.tensors, ledger, set(groups)), **parts},
             non_weight_tensors=reasons,
             settings=dict((bundle.config or {}).get("config") or {}) if hub is not None else {},
-            notes=(NO_ALPHA,) if hub is None and said.scale is None and bare else (),
+            notes=(NO_ALPHA,) if hub is None and settings.scale is None and bare else (),
         )
 
 
@@ -122,25 +122,25 @@ def _base_weight(module: str, tensors: Mapping[str, Stored], base: "Checkpoint |
     return base.find(module) if base is not None else None
 
 
-def _read(group: KeyGroup, ledger: Ledger, weight: Stored | None, said: litgpt.Settings) -> Update | None:
+def _read(group: KeyGroup, ledger: Ledger, weight: Stored | None, settings: litgpt.Settings) -> Update | None:
     fused = group.module.endswith(LITGPT_FUSED) and {"lora_A", "lora_B"} <= set(group.keys)
-    if fused and said.sizes is None:
+    if fused and settings.sizes is None:
         group.skip(ledger, litgpt.UNKNOWN)
         return None
     a, b = group.take(ledger, "lora_A"), group.take(ledger, "lora_B")
-    update = _of_factors(group, ledger, a, b, weight, said)
+    update = _of_factors(group, ledger, a, b, weight, settings)
     return replace(update, scale=update.scale * alpha_scale(group, ledger, b.shape[1]))
 
 
 def _of_factors(
-    group: KeyGroup, ledger: Ledger, a: Stored, b: Stored, weight: Stored | None, said: litgpt.Settings
+    group: KeyGroup, ledger: Ledger, a: Stored, b: Stored, weight: Stored | None, settings: litgpt.Settings
 ) -> Update:
     """The update of scale 1 (AdaLoRA's r/ranknum) that the factors of one layer make."""
     a_key, b_key = f"{group.module}.lora_A", f"{group.module}.lora_B"
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in (*a.shape, *b.shape):
         raise InputError(f"{a_key!r} and {b_key!r} are not matrices", found=f"{tuple(a.shape)} and {tuple(b.shape)}")
     if group.module.endswith(LITGPT_FUSED):
-        return litgpt.fused(group.module, a, b, said)
+        return litgpt.fused(group.module, a, b, settings)
     blocks, rest = divmod(a.shape[0], b.shape[1])
     if rest or b.shape[0] % blocks or (blocks > 1 and "lora_E" in group):
         raise InputError(

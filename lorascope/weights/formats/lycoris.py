@@ -23,7 +23,7 @@ from lorascope.weights.formats.key_groups import (
     alpha_scale,
     by_module,
     comfy_extras,
-    fold,
+    contracted,
     kernel_of,
     number,
     rename,
@@ -220,7 +220,7 @@ def _loha(group: KeyGroup, ledger: Ledger) -> Update:
         for i in "12":
             core = group.take_matrix(ledger, f"hada_t{i}")
             left, right = factors[f"w{i}_a"], factors[f"w{i}_b"]
-            factors |= {f"w{i}_a": _as_transposed(group, left), f"w{i}_b": _folded(group, core, right)}
+            factors |= {f"w{i}_a": _as_transposed(group, left), f"w{i}_b": _with_core(group, core, right)}
             kernel = kernel_of(core)
     roles = {name: flattened(stored) for name, stored in factors.items()}
     scale = alpha_scale(group, ledger, rank) * kohya.scalar(group, ledger)
@@ -242,7 +242,7 @@ def _lokr(group: KeyGroup, ledger: Ledger) -> Update:
         core, left, right = group.take_matrix(ledger, "lokr_t2"), roles.get("w2_a"), roles.get("w2_b")
         if left is None or right is None:
             raise InputError(f"{group.keys['lokr_t2']!r} has no lokr_w2_a and lokr_w2_b to act on")
-        roles |= {"w2_a": _as_transposed(group, left), "w2_b": _folded(group, core, right)}
+        roles |= {"w2_a": _as_transposed(group, left), "w2_b": _with_core(group, core, right)}
         kernel = kernel_of(core)
     scale, notes = 1.0, [WHOLE_SCALE]
     if ranks:
@@ -288,14 +288,14 @@ def _as_transposed(group: KeyGroup, stored: Stored) -> Stored:
     return transposed(stored)
 
 
-def _folded(group: KeyGroup, core: Stored, right: Stored) -> Stored:
+def _with_core(group: KeyGroup, core: Stored, right: Stored) -> Stored:
     if len(core.shape) < 3 or len(right.shape) != 2 or core.shape[1] != right.shape[0]:
         raise InputError(
             f"the Tucker core of {group.module} does not fit its factor",
             found=f"{tuple(core.shape)} and {tuple(right.shape)}",
             expected="(r, r, *kernel) and (r, d_in)",
         )
-    return fold(core, right)
+    return contracted(core, right)
 
 
 def _skips(reason: str) -> Callable[[KeyGroup, Ledger], None]:

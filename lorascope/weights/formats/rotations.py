@@ -129,8 +129,8 @@ def oft_v2(group: KeyGroup, ledger: Ledger) -> Update:
 
 
 def of_kernel(update: Update, base: "Checkpoint | None", names: "Mapping[str, str]") -> Update:
-    """What the base's kernel says of a convolution: OFTv2 turns its inputs the other way (OneTrainer's LoRAModule), and
-    R̃ of −Q is R̃ᵀ of Q; the factors of (IA)³ are those of channels, each at all positions."""
+    """What the base's kernel says of a convolution: OFTv2 rotates its inputs the other way (OneTrainer's LoRAModule),
+    and R̃ of −Q is R̃ᵀ of Q; the factors of (IA)³ are those of channels, each at all positions."""
     if base is None or (update.kind != "oft_v2" and "in_scale" not in update.roles):
         return update
     weight = base.find(names.get(update.name, update.name))
@@ -143,8 +143,8 @@ def of_kernel(update: Update, base: "Checkpoint | None", names: "Mapping[str, st
         repeated = Mapped(factors, (factors.shape[0] * positions,), lambda values: np.repeat(values, positions))
         return replace(update, roles={"in_scale": repeated}, kernel=kernel_of(weight))
     entries = update.roles["entries"]
-    turned = Mapped(entries, tuple(entries.shape), lambda values: -values)
-    return replace(update, roles={**update.roles, "entries": turned}, kernel=kernel_of(weight))
+    negated = Mapped(entries, tuple(entries.shape), lambda values: -values)
+    return replace(update, roles={**update.roles, "entries": negated}, kernel=kernel_of(weight))
 
 
 def glora(group: KeyGroup, ledger: Ledger) -> Update:

@@ -7,7 +7,7 @@
     NVFP4            `weight` U8 (m, n/2), `weight_scale` F8, `weight_scale_2` ()       W = code · scale · scale₂
                      `weight_packed` U8, `weight_scale` F8, `weight_global_scale` ()    W = code · scale / global
     MXFP4, MXFP8     U8 (m, n/2) or F8, a scale of exponents (m, n/32)                  W = code · 2^(scale − 127)
-    gpt-oss's MXFP4  `…_blocks` U8 (E, m, g, 16), `…_scales` U8 (E, m, g)               the same, turned: (E, n, m)
+    gpt-oss's MXFP4  `…_blocks` U8 (E, m, g, 16), `…_scales` U8 (E, m, g)               the same, transposed: (E, n, m)
     FBGEMM, experts  `gate_up_proj` F8 (E, n, m), `gate_up_proj_scale` (E, 1, m)        W = code · scale
 
 Sources: DeepSeek-V3's README_WEIGHTS; transformers 5.23, `integrations/{finegrained_fp8,fbgemm_fp8,mxfp4}`;
@@ -66,8 +66,8 @@ def experts_in_blocks(place: Place, scales: Stored) -> Stored:
         return place.misfit("MXFP4", scales)
     shape = (*lead, _MX * blocks)
     grid = Grid(1, _MX, lead[-1], blocks)
-    turned = (*lead[:-1], shape[-1], shape[-2])
-    return place.decoded(turned, "MXFP4", Nibbles(shape, grid, turned=True), as_exponents(scales))
+    shape_in_model = (*lead[:-1], shape[-1], shape[-2])
+    return place.decoded(shape_in_model, "MXFP4", Nibbles(shape, grid, transposed=True), as_exponents(scales))
 
 
 def by_block(place: Place) -> Stored | None:

@@ -21,7 +21,7 @@ from typing import Any
 from lorascope.updates.base import Stored
 from lorascope.weights.codes.decoded import as_type
 from lorascope.weights.codes.nibbles import Nibbles
-from lorascope.weights.codes.packed import Rows, Turned
+from lorascope.weights.codes.packed import Rows, Transposed
 from lorascope.weights.codes.scaled import Scaled
 from lorascope.weights.schemes.place import FLOATS, FP8, Place, as_exponents, by_groups
 from lorascope.weights.support import Support
@@ -45,25 +45,25 @@ def gptq_or_awq(place: Place) -> Stored:
     ):
         return place.misfit(scheme, scales)
     groups, d_out = scales.shape
-    said = place.config.get("bits", place.config.get("w_bit"))
+    config_bits = place.config.get("bits", place.config.get("w_bit"))
     if codes.shape[1] == d_out:
-        return _gptq(place, scales, zeros, order, said)
-    if codes.shape[1] * 8 != d_out or said not in (None, 4):
+        return _gptq(place, scales, zeros, order, config_bits)
+    if codes.shape[1] * 8 != d_out or config_bits not in (None, 4):
         return place.misfit(scheme, scales, zeros)
     group = _group_size(place, codes.shape[0], groups)
     if group is None or (zeros is not None and tuple(zeros.shape) != (groups, codes.shape[1])):
         return place.misfit("AWQ", scales, zeros)
     shape = (d_out, codes.shape[0])
-    codec = Turned(shape, 4, groups, group, interleaved=True, zeros=zeros is not None)
+    codec = Transposed(shape, 4, groups, group, interleaved=True, zeros=zeros is not None)
     return place.decoded(shape, "AWQ 4-bit", codec, scales, zeros)
 
 
-def _gptq(place: Place, scales: Stored, zeros: Stored | None, order: Stored | None, said: Any) -> Stored:
+def _gptq(place: Place, scales: Stored, zeros: Stored | None, order: Stored | None, config_bits: Any) -> Stored:
     form = place.config.get("checkpoint_format", "gptq")
     if form not in ("gptq", "gptq_v2") or place.method not in ("", "gptq"):
         return place.refused(f"{place.title or 'GPTQ'}, in its layout {form!r}")
     groups, d_out = scales.shape
-    bits = zeros.shape[1] * _WORD / d_out if zeros is not None and len(zeros.shape) == 2 and d_out else said
+    bits = zeros.shape[1] * _WORD / d_out if zeros is not None and len(zeros.shape) == 2 and d_out else config_bits
     if bits not in (2, 3, 4, 8) or place.codes.shape[0] * _WORD % bits:
         return place.misfit("GPTQ", scales, zeros)
     bits = int(bits)
@@ -77,15 +77,15 @@ def _gptq(place: Place, scales: Stored, zeros: Stored | None, order: Stored | No
     if not ordered and group is None:
         return place.misfit("GPTQ", scales, zeros)
     added = 0 if form == "gptq_v2" else 1
-    codec = Turned((d_out, d_in), bits, groups, group or 1, False, zeros is not None, added, ordered)
+    codec = Transposed((d_out, d_in), bits, groups, group or 1, False, zeros is not None, added, ordered)
     return place.decoded((d_out, d_in), f"GPTQ {bits}-bit", codec, scales, zeros, order if ordered else None)
 
 
 def _group_size(place: Place, d_in: int, groups: int) -> int | None:
     """Inputs that share a scale; None where the number of groups does not say."""
-    said = place.config.get("group_size", place.config.get("q_group_size"))
-    if type(said) is int and said > 0 and -(-d_in // said) == groups:
-        return said
+    size = place.config.get("group_size", place.config.get("q_group_size"))
+    if type(size) is int and size > 0 and -(-d_in // size) == groups:
+        return size
     return d_in // groups if groups and d_in % groups == 0 else None
 
 

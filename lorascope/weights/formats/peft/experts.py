@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lorascope.architectures import EXPERT_PARAMETERS, USUAL_EXPERT_PARAMETERS, experts_transposed
 from lorascope.errors import InputError, preview
 from lorascope.updates.base import Stored, Update
-from lorascope.weights.formats.expert_factors import in_base, is_turned, per_expert
+from lorascope.weights.formats.expert_factors import axes_swapped, in_base, per_expert
 from lorascope.weights.formats.peft.config import Config
 from lorascope.weights.formats.peft.family import Context, Group, contradiction
 from lorascope.weights.safetensors import OnDisk
@@ -45,7 +45,7 @@ def are_experts(group: Group, config: Config) -> bool:
     segments = group.module.split(".")
     if len(a) == len(b) == 3:
         convolution = a[0] == b[1] and b[2] == 1
-        return "experts" in segments or (not convolution and is_turned(*_factors(group)) is not None)
+        return "experts" in segments or (not convolution and axes_swapped(*_factors(group)) is not None)
     flat = len(a) == len(b) == 2 and a[0] == b[1] > 0
     if segments[-1] == "experts":
         return flat
@@ -89,8 +89,8 @@ def _guessed(groups: Sequence[Group], base: "Checkpoint | None", notes: list[str
     elif len(groups) > 1 and base is not None:
         names = _by_shape(inner_first, names, base)
     if module.endswith("experts"):
-        said = GUESSED.format(names=" and ".join(filter(None, names)) or "one parameter whose name is not known")
-        notes += [said] if said not in notes else []
+        note = GUESSED.format(names=" and ".join(filter(None, names)) or "one parameter whose name is not known")
+        notes += [note] if note not in notes else []
     return list(zip(inner_first, names, strict=True))
 
 
@@ -108,8 +108,8 @@ def _stacked(group: Group, path: str, context: Context) -> list[Update]:
     if THREE_AXES not in context.notes:
         context.notes.append(THREE_AXES)
     scale = config.scale_of(path, rank)
-    turned = _stored_turned(path, updates[0].shape, context.base)
-    return [in_base(replace(update, scale=scale, transposed=turned), context.base) for update in updates]
+    transposed = _stored_transposed(path, updates[0].shape, context.base)
+    return [in_base(replace(update, scale=scale, transposed=transposed), context.base) for update in updates]
 
 
 def parameters_of(module: str, config: Config) -> list[str]:
@@ -189,7 +189,7 @@ def experts(group: Group, path: str, config: Config, base: "Checkpoint | None", 
             expected=f"A (experts · {rank}, d_in) and B (d_out, {rank} · experts)",
         )
     count = a.shape[0] // rank
-    transposed = _stored_turned(path, (b.shape[0], a.shape[1]), base)
+    transposed = _stored_transposed(path, (b.shape[0], a.shape[1]), base)
     scale = config.scale_of(path, rank)
     if count == 1:
         name = group.module if path == f"{group.module}.weight" else path
@@ -220,7 +220,7 @@ def _columns(b: Stored, expert: int, rank: int, count: int, recent: Recent) -> S
     return Slice(b, (b.shape[0], rank), lambda values: values.reshape(-1, rank, count)[:, :, expert], recent)
 
 
-def _stored_turned(path: str, shape: tuple[int, int], base: "Checkpoint | None") -> bool:
+def _stored_transposed(path: str, shape: tuple[int, int], base: "Checkpoint | None") -> bool:
     """Whether the base stores each expert as (d_in, d_out): by its shape, and of a square by the model's class."""
     stored = base.find(path) if base is not None else None
     if base is None or stored is None:

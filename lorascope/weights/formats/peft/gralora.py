@@ -38,8 +38,8 @@ class GraLoRA(Family):
                 found=f"a hybrid of rank {hybrid}", expected=f"hybrid_r {config.raw.get('hybrid_r')}",
             )  # fmt: skip
         shape = sizes["d_out"], sizes["d_in"]
-        turned = is_transposed(group.module, shape, config, context.base)
-        return Update(group.module, "gralora", roles, config.scale_of(group.module, rank + hybrid), turned)
+        transposed = is_transposed(group.module, shape, config, context.base)
+        return Update(group.module, "gralora", roles, config.scale_of(group.module, rank + hybrid), transposed)
 
 
 families.register("gralora")(GraLoRA())

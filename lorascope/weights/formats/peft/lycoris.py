@@ -67,7 +67,7 @@ def loha(group: Group, config: Config) -> Update:
     for n in ("1", "2"):
         left, right = group.stored[f"hada_w{n}_a"], group.stored[f"hada_w{n}_b"]
         if tucker:
-            right = fold_core(group, f"hada_t{n}", f"hada_w{n}_a", f"hada_w{n}_b")
+            right = with_core(group, f"hada_t{n}", f"hada_w{n}_a", f"hada_w{n}_b")
             left = transposed(left)
         roles[f"w{n}_a"], roles[f"w{n}_b"] = left, right
     return Update(
@@ -95,7 +95,7 @@ def lokr(group: Group, config: Config) -> Update:
         group.need("lokr_w2_a", "lokr_w2_b")
         kernel = _kernel(group, "lokr_t2")
         roles["w2_a"] = transposed(group.stored["lokr_w2_a"])
-        roles["w2_b"] = fold_core(group, "lokr_t2", "lokr_w2_a", "lokr_w2_b")
+        roles["w2_b"] = with_core(group, "lokr_t2", "lokr_w2_a", "lokr_w2_b")
     if "lokr_w1" in group:
         _check_axes(group, "lokr_w1")
         roles["w1"] = group.stored["lokr_w1"]
@@ -136,7 +136,7 @@ def _as_peft_reshapes(group: Group, roles: dict[str, Stored], w2: Stored, scale:
     )
 
 
-def fold_core(group: Group, core: str, left: str, right: str) -> Stored:
+def with_core(group: Group, core: str, left: str, right: str) -> Stored:
     """A Tucker core t (r, r, k1, k2) and its factor b (r, c_in) as one matrix (r, c_in · k1 · k2)."""
     t, a, b = (group.stored[role] for role in (core, left, right))
     rank, c_in = b.shape
@@ -148,10 +148,10 @@ def fold_core(group: Group, core: str, left: str, right: str) -> Stored:
         )
     width = c_in * math.prod(t.shape[2:])
 
-    def fold(cores: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    def contract(cores: np.ndarray, factor: np.ndarray) -> np.ndarray:
         return np.einsum("ijk,jc->ick", cores.reshape(*cores.shape[:2], -1), factor).reshape(len(cores), width)
 
-    return Combined((t, b), (t.shape[0], width), fold)
+    return Combined((t, b), (t.shape[0], width), contract)
 
 
 def _kernel(group: Group, core: str) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ def _check_axes(group: Group, *roles: str) -> None:
 def _written_loha(adapter: Adapter) -> Written:
     tensors: dict[str, Stored] = {}
     for update in adapter.updates.values():
-        refuse(update, bool(update.kernel), "a Tucker core was folded into its factor and cannot be written back")
+        refuse(update, bool(update.kernel), "a Tucker core was multiplied into its factor and cannot be written back")
         tensors |= {f"{PREFIX}{update.name}.hada_{role}": stored for role, stored in update.roles.items()}
     ranked = [(update, update.roles["w1_b"].shape[0]) for update in adapter.updates.values()]
     return Written(tensors, {"peft_type": "LOHA", **scale_fields(adapter, ranked, _SCALES)})

@@ -11,7 +11,7 @@ inputs and outputs, and divides by r. An expert `MODULE[e]` is what the layer ad
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,47 +29,59 @@ LILY = (
 POLY = "Poly: the model mixes its skills by the task, A and B apart; MODULE[e] is skill e alone"
 
 
-class Lily(Family):
+class Routed(Family):
+    """Experts that a layer mixes anew: each module's are read on their own, after what is a fixed change of a weight.
+
+    Attributes:
+        label: the method's name.
+        note: how the model mixes them.
+        reason: why no fixed change of a weight is the layer's.
+    """
+
+    label: ClassVar[str]
+    note: ClassVar[str]
+    reason: ClassVar[str]
+
+    def experts(self, group: Group, context: Context) -> list[Update]:
+        """An update of each expert, and of the mixture where there is one. InputError where the tensors do not fit."""
+        raise NotImplementedError
+
+    def waits(self, group: Group, context: Context) -> bool:
+        return True
+
+    def read_together(self, groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
+        context.notes.append(self.note)
+        for group in groups:
+            yield group, self.experts(group, context)
+
+    def method_name(self, update: Update, config: Config) -> str:
+        return self.label
+
+    def not_for_all_tokens(self, settings: Mapping[str, Any]) -> str | None:
+        return self.reason if settings.get("peft_type") in self.peft_types else None
+
+
+class Lily(Routed):
     peft_types = {"LILY": frozenset({"low_rank"})}
     roles = ("lily_A", "lily_B", "lily_router")
     marks = frozenset(roles)
     with_tail = frozenset(roles)
     fields = "stride_A num_B scaling init_weights"
+    label, note, reason = "Lily", LILY, "Lily mixes its experts anew for each input"
 
-    def waits(self, group: Group, context: Context) -> bool:
-        return True
-
-    def read_together(self, groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
-        context.notes.append(LILY)
-        for group in groups:
-            yield group, _lily(group, context)
-
-    def method_name(self, update: Update, config: Config) -> str:
-        return "Lily"
-
-    def not_for_all_tokens(self, settings: Mapping[str, Any]) -> str | None:
-        return "Lily mixes its experts anew for each input" if settings.get("peft_type") == "LILY" else None
+    def experts(self, group: Group, context: Context) -> list[Update]:
+        return _lily(group, context)
 
 
-class Poly(Family):
+class Poly(Routed):
     peft_types = {"POLY": frozenset({"low_rank"})}
     roles = ("poly_lora_A", "poly_lora_B", "poly_router.module_logits")
     marks = frozenset(roles)
     fields = "poly_type n_tasks n_skills n_splits init_weights"
+    label, note, reason = "Poly", POLY, "Poly mixes its skills by the task"
 
-    def waits(self, group: Group, context: Context) -> bool:
-        return True
-
-    def read_together(self, groups: Sequence[Group], context: Context) -> Iterator[tuple[Group, list[Update] | str]]:
-        context.notes.append(POLY)
-        for group in groups:
-            yield group, _poly(group, context)
-
-    def method_name(self, update: Update, config: Config) -> str:
-        return "Poly"
-
-    def not_for_all_tokens(self, settings: Mapping[str, Any]) -> str | None:
-        return "Poly mixes its skills by the task" if settings.get("peft_type") == "POLY" else None
+    def experts(self, group: Group, context: Context) -> list[Update]:
+        return _poly(group)
 
 
 families.register("lily")(Lily())
@@ -104,7 +116,7 @@ def _lily(group: Group, context: Context) -> list[Update]:
     return _updates(group.module, [a] * (count + 1), [mixed, *experts], float(scale), with_mixture=True)
 
 
-def _poly(group: Group, context: Context) -> list[Update]:
+def _poly(group: Group) -> list[Update]:
     group.need("poly_lora_A", "poly_lora_B")
     a, b = group.stored["poly_lora_A"], group.stored["poly_lora_B"]
     if len(a.shape) != 4 or len(b.shape) != 4 or tuple(a.shape[:2]) != tuple(b.shape[:2]) or a.shape[3] != b.shape[2]:

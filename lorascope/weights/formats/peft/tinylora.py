@@ -152,8 +152,8 @@ def _update(name: str, roles: Mapping[str, Stored], v: Stored, p: Stored, contex
     if name.endswith(EMBEDDINGS):  # of which B·R·A is the table (vocabulary, dimension)
         table = {"A": transposed(b), "B": transposed(a), "R": transposed(mixed)}
         return Update(name, "core", table, transposed=True, embedding=True)
-    turned = is_transposed(name, (b.shape[0], a.shape[1]), context.config, context.base)
-    return Update(name, "core", {"A": a, "B": b, "R": mixed}, transposed=turned)
+    by_columns = is_transposed(name, (b.shape[0], a.shape[1]), context.config, context.base)
+    return Update(name, "core", {"A": a, "B": b, "R": mixed}, transposed=by_columns)
 
 
 SUPPORT = (

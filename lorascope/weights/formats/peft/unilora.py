@@ -67,8 +67,8 @@ def _update(group: Group, theta: Stored, context: Context) -> Update:
         "A": _gathered(theta, group.stored[_SAVED[0]], group.stored[_SAVED[2]], group.keys[_SAVED[0]].text),
         "B": _gathered(theta, group.stored[_SAVED[1]], group.stored[_SAVED[3]], group.keys[_SAVED[1]].text),
     }
-    turned = is_transposed(group.module, (d_out, d_in), context.config, context.base)
-    return Update(group.module, "low_rank", roles, transposed=turned)
+    transposed = is_transposed(group.module, (d_out, d_in), context.config, context.base)
+    return Update(group.module, "low_rank", roles, transposed=transposed)
 
 
 def _gathered(theta: Stored, indices: Stored, scales: Stored, key: str) -> Combined:

@@ -69,8 +69,8 @@ def _update(group: Group, bank: Stored, context: Context, recent: Recent) -> Upd
             b.sources, (d_out, rank), lambda *parts: b.function(*parts).transpose(0, 2, 1).reshape(d_out, rank)
         ),
     }
-    turned = is_transposed(group.module, (d_out, d_in), context.config, context.base)
-    return Update(group.module, "low_rank", roles, transposed=turned)
+    transposed = is_transposed(group.module, (d_out, d_in), context.config, context.base)
+    return Update(group.module, "low_rank", roles, transposed=transposed)
 
 
 def _mixtures(group: Group, role: str, bank: Stored, config: Config, recent: Recent) -> Combined:
