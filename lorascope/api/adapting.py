@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorascope.adapt.inject import Injected
-    from lorascope.adapt.merged import Merged
+    from lorascope.adapt.merge_report import Merged
     from lorascope.adapt.method import Method
     from lorascope.adapt.several import Adapters
 
@@ -130,7 +130,7 @@ def merge(
     """
     needs_torch()
     from lorascope.adapt import merge as merging
-    from lorascope.adapt.merged import Merged
+    from lorascope.adapt.merge_report import Merged
     from lorascope.models import adapter_base
 
     is_path = isinstance(source, str | Path)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.linalg import torch_lapack
-from lorascope.linalg.calibration import fastest
+from lorascope.linalg.fastest_routine import fastest
 
 # The shorter side from which two stages cost less. One thread, CPU seconds of one and of two stages: AMD EPYC with
 # AVX-512, OpenBLAS 0.3.31, 0.07 and 0.09 at 1024, 0.63 and 0.56 at 2048, 2.9 and 1.8 at 3072, 7.7 and 4.0 at 4096;

@@ -17,9 +17,9 @@ import numpy as np
 from lorascope.errors import InputError
 from lorascope.study import judging, making, record, text_files
 from lorascope.study.definition import Measure, MeasurementSpec
+from lorascope.study.json_values import rounded, rows
 from lorascope.study.picking import WHOLE, as_recorded, check_kept, matching, with_rate
 from lorascope.study.results import CANDIDATES, RUNS, Results
-from lorascope.study.rounding import rounded, rows
 from lorascope.study.runner import Runner, named
 from lorascope.study.splicing import EMPTY, Splice, arm_key, row_keys
 from lorascope.study.strata import Strata

@@ -16,8 +16,8 @@ from lorascope.study.answers import Answers
 from lorascope.study.claims import Claim
 from lorascope.study.definition import Study
 from lorascope.study.frozen import bounds_in_words, claim_hash
+from lorascope.study.json_values import rounded
 from lorascope.study.results import Results
-from lorascope.study.rounding import rounded
 from lorascope.study.verdict import Verdict, judge_all
 
 MADE_OF_VERDICTS = ("reading", "figures")  # and of the results

@@ -13,11 +13,11 @@ from typing import Any
 from lorascope import __version__
 from lorascope.study import judging, record, text_files
 from lorascope.study.definition import Study
+from lorascope.study.json_values import rounded, rows
 from lorascope.study.results import CANDIDATES, RUNS, Results
-from lorascope.study.rounding import rounded, rows
 from lorascope.study.runner import Runner, Tuned
 from lorascope.study.texts import TextScores
-from lorascope.training.record import PACKAGES, package_version
+from lorascope.training.run_folder import PACKAGES, package_version
 
 
 def today() -> str:

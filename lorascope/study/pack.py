@@ -28,7 +28,7 @@ from lorascope.study import frozen
 from lorascope.study.runner import Runner
 from lorascope.study.store import DONE, LIGHT, VERSIONS, Job, Store
 from lorascope.study.work import Chunk
-from lorascope.training.record import package_version
+from lorascope.training.run_folder import package_version
 
 SCHEMA, KIND = 1, "lorascope study pack"
 INDEX, SPEC, DONE_FILE = "pack.json", "spec.json", "done.json"

@@ -9,8 +9,8 @@ from typing import Any
 from lorascope.errors import InputError
 from lorascope.report import text as t
 from lorascope.study.grid import Arm, StudyScale
+from lorascope.study.json_values import rounded
 from lorascope.study.making import without_paths
-from lorascope.study.rounding import rounded
 from lorascope.study.runner import named
 from lorascope.study.splicing import Key, arm_key
 

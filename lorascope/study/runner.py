@@ -21,7 +21,7 @@ from lorascope.study.texts import read as read_texts
 from lorascope.study.tuning import Tuned
 from lorascope.study.work import TEST, Chunk, read_rows, read_score
 from lorascope.training.config import override, parse, resolved
-from lorascope.training.record import read_facts, read_summary
+from lorascope.training.run_folder import read_facts, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd

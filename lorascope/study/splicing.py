@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorascope.study.json_values import rounded
 from lorascope.study.results import ARM, CANDIDATES, PLACE, RUNS
-from lorascope.study.rounding import rounded
 from lorascope.study.strata import Strata
 
 Record = Mapping[str, Any]

@@ -30,7 +30,7 @@ from lorascope import __version__, portable
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import read_json
 from lorascope.outputs import write_json
-from lorascope.training.record import package_version
+from lorascope.training.run_folder import package_version
 
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
 RECIPE = 2

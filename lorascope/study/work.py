@@ -17,7 +17,7 @@ from lorascope.outputs import write_json
 from lorascope.study import texts
 from lorascope.study.measures.finished import measured_on
 from lorascope.study.store import Job, Store
-from lorascope.training.record import SCORE
+from lorascope.training.run_folder import SCORE
 
 ROWS, TEST = "rows.json", "test.json"
 
@@ -68,7 +68,7 @@ def _train(jobs: Sequence[Job], store: Store) -> None:
     from lorascope.training import run
     from lorascope.training.config import parse
     from lorascope.training.parallel import World, pick_device
-    from lorascope.training.record import Record
+    from lorascope.training.run_folder import Record
 
     configs = [parse(job.spec["config"]) for job in jobs]
     for job in jobs:

@@ -22,7 +22,7 @@ from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig
 from lorascope.training.loop import Loop
 from lorascope.training.parallel import World
-from lorascope.training.record import Record
+from lorascope.training.run_folder import Record
 
 FILE = "calibration.json"
 EARLIER = "rehearsal.json"  # its name in runs of lorascope before schema 2

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorascope.errors import InputError
 from lorascope.inputs import ANY, misfit, open_regular
-from lorascope.training.record import COUNT, MAYBE_WORD, WORD
+from lorascope.training.run_folder import COUNT, MAYBE_WORD, WORD
 
 if TYPE_CHECKING:
     from lorascope.training.loop import Loop

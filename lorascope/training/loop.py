@@ -38,7 +38,7 @@ from lorascope.training.capture import MULTIPLE, Captured, may_compile
 from lorascope.training.config import RunConfig
 from lorascope.training.member import Member
 from lorascope.training.parallel import World
-from lorascope.training.record import Record
+from lorascope.training.run_folder import Record
 from lorascope.training.scores import Score, cross_entropy, evaluate, evaluate_texts
 
 

@@ -15,7 +15,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.training.batches import Encoded, Order
 from lorascope.training.config import OptimConfig, RunConfig
 from lorascope.training.parallel import World
-from lorascope.training.record import Record
+from lorascope.training.run_folder import Record
 from lorascope.training.scores import Score, TextScores
 
 

@@ -18,8 +18,8 @@ from lorascope.training import data, run
 from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig, parse
 from lorascope.training.parallel import World, pick_device
-from lorascope.training.record import Record, working_in
 from lorascope.training.rows import packaged
+from lorascope.training.run_folder import Record, working_in
 from lorascope.training.scores import Score, evaluate
 
 LORA = {"name": "lora", "rank": 8, "alpha": 16}

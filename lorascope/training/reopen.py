@@ -26,9 +26,9 @@ from lorascope.training import data
 from lorascope.training.batches import Encoded
 from lorascope.training.config import RunConfig
 from lorascope.training.parallel import World, pick_device
-from lorascope.training.record import SUMMARY, read_config, read_summary
 from lorascope.training.rows import has_split
 from lorascope.training.run import load_base
+from lorascope.training.run_folder import SUMMARY, read_config, read_summary
 from lorascope.training.scores import Score, evaluate
 from lorascope.updates.base import Update
 from lorascope.weights import io

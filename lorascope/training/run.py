@@ -23,7 +23,7 @@ from lorascope.errors import InputError, preview
 from lorascope.models import loading as models
 from lorascope.models.card import base_name, write_card
 from lorascope.outputs import staged, write_json
-from lorascope.training import checks, data
+from lorascope.training import data, preflight
 from lorascope.training.batches import Encoded
 from lorascope.training.calibrate import calibrate
 from lorascope.training.checkpoint import resume_from
@@ -32,7 +32,7 @@ from lorascope.training.failures import in_words
 from lorascope.training.loop import Loop
 from lorascope.training.member import Member
 from lorascope.training.parallel import World, shard_base, world
-from lorascope.training.record import SUMMARY, Record, read_summary, working_in
+from lorascope.training.run_folder import SUMMARY, Record, read_summary, working_in
 from lorascope.training.scores import Score, evaluate
 from lorascope.training.threads import usable_cores
 from lorascope.weights.series import SNAPSHOTS
@@ -103,13 +103,13 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
     base = load_base(configs[0], len(texts[first][0].label_names), device)
     lm = configs[0].model.task_type == "CAUSAL_LM"
     if lm:
-        checks.refuse_bidirectional(base, configs[0].model.name)
+        preflight.refuse_bidirectional(base, configs[0].model.name)
     drawn = {first: base}
     for seed, config in seeds.items():
         if seed != first:  # only a classifier has a head to draw
             other = base if lm else load_base(config, len(texts[seed][0].label_names), device)
             drawn[seed] = share_tensors(other, base)
-    of_texts = {seed: checks.fit_model(drawn[seed], encoded) for seed, encoded in texts.items()}
+    of_texts = {seed: preflight.fit_model(drawn[seed], encoded) for seed, encoded in texts.items()}
     of_all = [*models.notes(base), *(data.notes(tokenizer, configs[0].data) if lm else ())]
     prepared = []
     for config in configs:
@@ -119,7 +119,7 @@ def prepare_together(configs: Sequence[RunConfig], device: torch.device) -> list
             cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         injected = inject_method(model, config)
         passed = _passed_over(injected, config)
-        notes = (*of_all, *of_texts[seed], *_new_modules(injected), *map(checks.not_adapted_in_words, passed))
+        notes = (*of_all, *of_texts[seed], *_new_modules(injected), *map(preflight.not_adapted_in_words, passed))
         prepared.append(Prepared(injected, tokenizer, *texts[seed], notes, tuple(passed)))
     return prepared
 

@@ -22,7 +22,7 @@ from lorascope.linalg.batched import Place
 from lorascope.linalg.matrix import Matrix
 from lorascope.run_data import FULL, Candidate, RunFacts, ScoreLike, check_same_task, facts_of, labels_of
 from lorascope.training.given import NOTHING, Given
-from lorascope.training.record import read_config, read_facts, read_summary
+from lorascope.training.run_folder import read_config, read_facts, read_summary
 
 if TYPE_CHECKING:  # torch is loaded when the first run is opened: whatever is refused before is refused quickly
     from lorascope.training.batches import Encoded

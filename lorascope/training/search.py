@@ -17,7 +17,7 @@ import numpy as np
 
 from lorascope.errors import InputError, LorascopeError
 from lorascope.linalg.threshold import bracket
-from lorascope.training.record import read_summary, working_in
+from lorascope.training.run_folder import read_summary, working_in
 
 FACTOR = 4  # of the geometric bracketing
 RATE, RATE_AT = 2e-2, 1000  # a good learning rate at d = 1000; one step of Adam moves θ by about √d times the rate

@@ -38,8 +38,8 @@ from lorascope.outputs import csv_text, write_json, write_text
 from lorascope.training.config import RunConfig, changed, parse, resolved
 from lorascope.training.failures import in_words
 from lorascope.training.parallel import World, pick_device, world
-from lorascope.training.record import AGAIN, SUMMARY, Record, read_facts, read_summary, working_in
 from lorascope.training.run import Job, Prepared, fit_together, prepare_together, set_threads
+from lorascope.training.run_folder import AGAIN, SUMMARY, Record, read_facts, read_summary, working_in
 
 # Tokens of one pass by default: on a CPU more are no faster (tests/benchmarks/sweep.py) and cost memory. The number for
 # GPUs is not measured.

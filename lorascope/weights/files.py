@@ -11,9 +11,9 @@ from lorascope.errors import InputError, preview
 from lorascope.inputs import misfit, open_regular, read_json, sha256_of
 from lorascope.updates.base import Stored
 from lorascope.weights.distributed import METADATA, open_distributed
-from lorascope.weights.foreign import refuse_by_name
 from lorascope.weights.gguf_file import MAGIC, open_gguf
 from lorascope.weights.hdf5 import open_hdf5
+from lorascope.weights.not_read import refuse_by_name
 from lorascope.weights.pickles import open_pickle
 from lorascope.weights.safetensors import open_safetensors
 

@@ -15,11 +15,11 @@ from lorascope.weights import several
 from lorascope.weights.adapter import Adapter, Skipped, Source
 from lorascope.weights.distributed import METADATA
 from lorascope.weights.files import GGUF, HDF5, PICKLES, SAFETENSORS, open_tensors
-from lorascope.weights.foreign import is_foreign, names_an_adapter, nearest, refuse_unclaimed
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import STATE, skip_what_stands_elsewhere
 from lorascope.weights.metadata import kept, training
 from lorascope.weights.names import without_wrappers
+from lorascope.weights.not_read import is_foreign, names_an_adapter, nearest, refuse_unclaimed
 from lorascope.weights.trainers import sharded_weights
 
 if TYPE_CHECKING:

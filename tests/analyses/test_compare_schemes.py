@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lorascope.analyses.compare import run
-from lorascope.analyses.compare.schemes import in_one_scheme
+from lorascope.analyses.compare.image_modules import in_one_scheme
 from lorascope.architectures.image import place
 from lorascope.updates.base import Update, dense
 from lorascope.weights.adapter import Adapter, Source

@@ -91,8 +91,8 @@ def test_an_output_that_cannot_be_written_is_a_failure(config, tmp_path):
 def test_a_full_disk_is_one_sentence(config, tmp_path):
     """The metrics are a link to a device that is always full."""
     code = (
-        "import sys; from pathlib import Path; from lorascope.training import record\n"
-        "start = record.Record.start\n"
+        "import sys; from pathlib import Path; from lorascope.training import run_folder\n"
+        "start = run_folder.Record.start\n"
         "def linked(self, *args, **more):\n"
         "    start(self, *args, **more); (self.folder / 'metrics.jsonl').symlink_to('/dev/full')\n"
         "record.Record.start = linked\n"

@@ -30,8 +30,8 @@ from lorascope.training.checkpoint import resume_from
 from lorascope.training.loop import Loop
 from lorascope.training.member import Member
 from lorascope.training.parallel import World
-from lorascope.training.record import Record, read_config, read_facts, read_summary
 from lorascope.training.reopen import finished_config, reopen
+from lorascope.training.run_folder import Record, read_config, read_facts, read_summary
 from lorascope.weights.safetensors import open_safetensors
 from tests.fuzz.run_folders import REPORT, Scene, adapter_bytes
 from tests.fuzz.run_one import LONGEST, SECONDS, SHM, Overdue, _limits, where

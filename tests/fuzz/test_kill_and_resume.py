@@ -27,8 +27,8 @@ from lorascope import locks
 from lorascope.errors import InputError
 from lorascope.models.card import read_card
 from lorascope.training import run
-from lorascope.training.record import read_facts, read_summary
 from lorascope.training.reopen import finished_config
+from lorascope.training.run_folder import read_facts, read_summary
 from lorascope.weights import io
 from tests.fuzz.run_folders import adapter_bytes, scene
 from tests.fuzz.run_one import SHM

@@ -11,7 +11,7 @@ from lorascope.errors import InputError, LorascopeError
 from lorascope.methods.full import refuse_codes
 from lorascope.models import loading as models
 from lorascope.models.config import ModelConfig
-from lorascope.training import checks, data, run
+from lorascope.training import data, preflight, run
 from lorascope.training.batches import Encoded
 from lorascope.training.config import override, parse
 from lorascope.training.failures import in_words
@@ -50,7 +50,7 @@ def fresh(config, cls=T.AutoModelForCausalLM):
     ids=lambda config: config.model_type,
 )
 def test_a_decoder_is_causal(config, dtype):
-    checks.refuse_bidirectional(fresh(config).to(dtype), "it")
+    preflight.refuse_bidirectional(fresh(config).to(dtype), "it")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -66,12 +66,12 @@ def test_a_decoder_is_causal(config, dtype):
 def test_an_encoder_that_sees_the_next_token_is_refused(config, dtype):
     model = fresh(config).to(dtype).train()
     with pytest.raises(InputError, match="sees the next token"):
-        checks.refuse_bidirectional(model, "it")
+        preflight.refuse_bidirectional(model, "it")
     assert model.training
 
 
 def test_an_encoder_asked_to_be_a_decoder_is_one():
-    checks.refuse_bidirectional(fresh(T.BertConfig(**SIZES, is_decoder=True)), "it")
+    preflight.refuse_bidirectional(fresh(T.BertConfig(**SIZES, is_decoder=True)), "it")
 
 
 def test_a_run_of_an_encoder_as_a_language_model_is_refused_and_leaves_nothing(tiny_bert, plain_text, tmp_path):
@@ -100,11 +100,11 @@ def test_the_longest_text_is_the_one_that_the_model_itself_can_take(config):
         ids[0, -1] = 2  # the end token, by which BART classifies
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
-    limit = next(n for n in range(16, 0, -1) if not _fails(checks.fit_model, model, [texts_of(n)]))
+    limit = next(n for n in range(16, 0, -1) if not _fails(preflight.fit_model, model, [texts_of(n)]))
     forward(limit)
     assert _fails(forward, limit + 1, errors=(IndexError, RuntimeError))
     with pytest.raises(InputError, match=f"found {limit + 1} tokens; expected at most {limit} .*set data.max_length"):
-        checks.fit_model(model, [texts_of(limit + 1)])
+        preflight.fit_model(model, [texts_of(limit + 1)])
 
 
 def texts_of(length, token=5, pad=0):
@@ -121,20 +121,20 @@ def _fails(call, *arguments, errors=InputError):
 
 def test_rotary_positions_beyond_those_that_were_trained_are_said():
     model = fresh(T.LlamaConfig(**DECODER))
-    assert checks.fit_model(model, [texts_of(64)]) == []
-    (note,) = checks.fit_model(model, [texts_of(65)])
+    assert preflight.fit_model(model, [texts_of(64)]) == []
+    (note,) = preflight.fit_model(model, [texts_of(65)])
     assert "up to 65 tokens are longer than the 64 positions" in note
 
 
 def test_token_ids_beyond_the_embedding_are_refused(tiny_bert):
     model = models.load_model(ModelConfig(str(tiny_bert), head="mean-pool"), 2)
     rows = len(SPECIAL + WORDS)
-    assert checks.fit_model(model, [texts_of(3, rows - 1)]) == []
+    assert preflight.fit_model(model, [texts_of(3, rows - 1)]) == []
     with pytest.raises(InputError, match=f"gives a token .* found the id {rows}; expected ids below {rows}"):
-        checks.fit_model(model, [texts_of(3, rows)])
+        preflight.fit_model(model, [texts_of(3, rows)])
     with pytest.raises(InputError, match="gives a padding token"):
-        checks.fit_model(model, [texts_of(3, pad=rows)])
-    assert checks.fit_model(model, [Encoded([[5, 5], [6, 6]], None, rows)]) == []  # nothing is ever padded
+        preflight.fit_model(model, [texts_of(3, pad=rows)])
+    assert preflight.fit_model(model, [Encoded([[5, 5], [6, 6]], None, rows)]) == []  # nothing is ever padded
 
 
 def adapted(config, targets, cls=T.AutoModelForCausalLM):
@@ -159,7 +159,7 @@ def test_fused_experts_that_targets_pass_over_are_counted(name, targets):
     threes = [p.numel() for p in injected.model.parameters() if p.ndim == 3]
     assert experts.parameters == sum(threes)
     assert experts.paths == tuple(f"model.layers.{i}.mlp.experts" for i in (0, 1))
-    assert "experts are fused into parameters" in checks.not_adapted_in_words(experts)
+    assert "experts are fused into parameters" in preflight.not_adapted_in_words(experts)
 
 
 @pytest.mark.parametrize("targets", ["attention", ["q_proj", "v_proj"]])

@@ -21,9 +21,9 @@ from lorascope.training.data import DataConfig
 from lorascope.training.loop import Loop
 from lorascope.training.member import Member
 from lorascope.training.parallel import World
-from lorascope.training.record import Record, read_config, read_facts, read_summary
 from lorascope.training.reopen import finished_config
 from lorascope.training.rows import read_file
+from lorascope.training.run_folder import Record, read_config, read_facts, read_summary
 from tests.training.tiny import classifier_values
 
 HERE = World(torch.device("cpu"))

@@ -13,7 +13,7 @@ from lorascope.training.config import OptimConfig
 from lorascope.training.loop import Loop
 from lorascope.training.member import learning_rate_factor
 from lorascope.training.parallel import World
-from lorascope.training.record import Record, read_summary
+from lorascope.training.run_folder import Record, read_summary
 from lorascope.training.scores import TextScores, evaluate
 
 HERE = World(torch.device("cpu"))

@@ -10,7 +10,7 @@ from lorascope import locks
 from lorascope.errors import InputError
 from lorascope.training import quickstart, run, sweep
 from lorascope.training.config import parse, resolved
-from lorascope.training.record import working_in
+from lorascope.training.run_folder import working_in
 from lorascope.training.search import SubspaceRuns
 from tests.training.tiny import classifier_values
 

@@ -11,7 +11,7 @@ from lorascope.errors import InputError
 from lorascope.training import run
 from lorascope.training.loop import Loop
 from lorascope.training.parallel import World
-from lorascope.training.record import Record
+from lorascope.training.run_folder import Record
 from lorascope.weights import io
 
 QUICK = ("training.num_threads=1", "training.measure_cost=false")

@@ -12,7 +12,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.formats import bottlenecks, gguf, jax, key_groups, kohya, loralib, nemo, rotations
 from lorascope.weights.formats.base import Bundle, Ledger
-from lorascope.weights.formats.peft import experts, layernorm, merged, places, scales, tinker, vera
+from lorascope.weights.formats.peft import experts, layernorm, merged_linear, places, rank_patterns, tinker, vera
 from lorascope.weights.formats.peft.config import ScaleFields, parse_config
 from lorascope.weights.formats.peft.family import Group
 from lorascope.weights.formats.peft.keys import Key
@@ -47,7 +47,7 @@ def test_a_matrix_that_no_base_shows_is_as_large_as_may_be():
 
 def test_blocks_of_a_merged_linear_are_a_list_of_flags():
     def enabled(value):
-        return merged.enabled(parse_config({"peft_type": "LORA", "enable_lora": value}, None))
+        return merged_linear.enabled(parse_config({"peft_type": "LORA", "enable_lora": value}, None))
 
     assert enabled([True, False]) == (True, False)
     assert enabled(None) == enabled(False) == ()
@@ -155,16 +155,16 @@ def test_alpha_and_rank_give_every_module_its_scale(rslora, known):
     settings = {"use_rslora": rslora}
     if known:
         settings |= {"r": 4, "lora_alpha": 16, "rank_pattern": {"c": 2}}
-    found = scales.scale_fields(Adapter({u.name: u for u, _ in ranked}, settings), ranked, fields)
+    found = rank_patterns.scale_fields(Adapter({u.name: u for u, _ in ranked}, settings), ranked, fields)
     assert (found["r"], found["lora_alpha"], found["rank_pattern"]) == (4, 16, {"c": 2})
     assert ("alpha_pattern" in found) != known
     config = parse_config({"peft_type": "LORA", **found}, fields)
     for one, rank in ranked:
         assert (config.rank_of(one.name), config.scale_of(one.name, rank)) == (rank, one.scale)
     wrong = {**settings, "r": 4, "lora_alpha": 17, "rank_pattern": {"c": 2}}
-    assert scales.scale_fields(Adapter({}, wrong), ranked, fields)["lora_alpha"] == 16
+    assert rank_patterns.scale_fields(Adapter({}, wrong), ranked, fields)["lora_alpha"] == 16
     without_rank = {key: value for key, value in wrong.items() if key != "r"}
-    assert scales.scale_fields(Adapter({}, without_rank), ranked, fields)["r"] == 4
+    assert rank_patterns.scale_fields(Adapter({}, without_rank), ranked, fields)["r"] == 4
 
 
 def test_placeholders_have_three_axes_and_no_entries():

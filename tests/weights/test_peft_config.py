@@ -14,8 +14,8 @@ from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft import tinker
 from lorascope.weights.formats.peft.config import ScaleFields, parse_config
+from lorascope.weights.formats.peft.rank_patterns import scale_fields
 from lorascope.weights.formats.peft.recognise import all_families
-from lorascope.weights.formats.peft.scales import scale_fields
 from lorascope.weights.tensors import InMemory
 
 PLAIN = {"peft_type": "LORA"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.analyses.adapter_updates import selected
-from lorascope.analyses.compare.schemes import Known, flat_name, in_one_scheme
+from lorascope.analyses.compare.image_modules import Known, flat_name, in_one_scheme
 from lorascope.analyses.toolkit import choose
 from lorascope.errors import InputError, preview
 from lorascope.linalg.rounding import UNIT_ROUNDOFF

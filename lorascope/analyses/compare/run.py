@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.analyses.compare.image_modules import NOT_CUT
 from lorascope.analyses.compare.inputs import MATCHING, Modules, align, labels, source, source_path
 from lorascope.analyses.compare.matrices import MAX_ROW_ENTRIES, SINGLE_FROM, Matrices, Sums, cluster, groups
 from lorascope.analyses.compare.pair import compare
 from lorascope.analyses.compare.result import CompareResult, Pair
-from lorascope.analyses.compare.schemes import NOT_CUT
 from lorascope.analyses.compare.seeds import contrast
 from lorascope.analyses.compare.summary import rates, summary_of, summary_of_matrices
 from lorascope.analyses.subspaces import DIRECTIONS, Subspaces, read

@@ -9,7 +9,7 @@ from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.family import Context, Group, Written, contradiction, families
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.lora import LoRA, is_transposed, mismatch
-from lorascope.weights.formats.peft.scales import exact_alpha
+from lorascope.weights.formats.peft.rank_patterns import exact_alpha
 from lorascope.weights.support import Support
 
 if TYPE_CHECKING:

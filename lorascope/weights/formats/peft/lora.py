@@ -18,8 +18,8 @@ from lorascope.weights.formats.peft.experts_written import UNCALLED, by_paramete
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
 from lorascope.weights.formats.peft.lora_variants import MONTECLORA, SHAPING, in_loras_shape
-from lorascope.weights.formats.peft.merged import enabled, merged_linear
-from lorascope.weights.formats.peft.scales import scale_fields
+from lorascope.weights.formats.peft.merged_linear import enabled, merged_linear
+from lorascope.weights.formats.peft.rank_patterns import scale_fields
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import Mapped, flattened, reshaped
 

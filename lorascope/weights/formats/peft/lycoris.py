@@ -10,7 +10,7 @@ from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.family import Context, Family, Group, Written, check_rank, families, refuse
 from lorascope.weights.formats.peft.keys import PREFIX
-from lorascope.weights.formats.peft.scales import scale_fields
+from lorascope.weights.formats.peft.rank_patterns import scale_fields
 from lorascope.weights.support import Support
 from lorascope.weights.tensors import Combined, flattened, transposed
 

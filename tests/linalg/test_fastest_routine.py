@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorascope.linalg import calibration
+from lorascope.linalg import fastest_routine
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def clock(monkeypatch, tmp_path):
     spent = [0.0]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(calibration, "_known", {})
-    monkeypatch.setattr(calibration.time, "process_time", lambda: spent[0])
+    monkeypatch.setattr(fastest_routine.time, "process_time", lambda: spent[0])
     return spent
 
 
@@ -37,17 +37,17 @@ def candidates(clock, **seconds):
     ],
 )
 def test_the_better_round_counts_and_a_small_gain_changes_nothing(clock, first, other, wins):
-    assert calibration.fastest("which", candidates(clock, first=first, other=other)) == wins
+    assert fastest_routine.fastest("which", candidates(clock, first=first, other=other)) == wins
 
 
 def test_an_answer_is_kept_for_this_process_and_the_next(clock, tmp_path, monkeypatch):
     made = candidates(clock, first=[1.0, 1.0], other=[0.5, 0.5])
-    assert [calibration.fastest("which", made) for _ in range(2)] == ["other"] * 2  # a third call would raise
+    assert [fastest_routine.fastest("which", made) for _ in range(2)] == ["other"] * 2  # a third call would raise
     monkeypatch.setattr(calibration, "_known", {})  # as in another process
-    assert calibration.fastest("which", made) == "other"
+    assert fastest_routine.fastest("which", made) == "other"
     kept = json.loads((tmp_path / "lorascope" / "calibration.json").read_text())
     assert list(kept.values()) == ["other"]
-    assert calibration.processor() in next(iter(kept))
+    assert fastest_routine.processor() in next(iter(kept))
 
 
 @pytest.mark.parametrize("changed", [{"question": "another"}, {"versions": ["2"]}])
@@ -55,7 +55,7 @@ def test_another_question_or_library_is_measured_anew(clock, tmp_path, changed):
     given = {"question": "which", "versions": ["1"]}
     for call, wins in ((given, "other"), (given | changed, "first")):
         seconds = {"first": [1.0] * 2, "other": [0.5 if wins == "other" else 2.0] * 2}
-        assert calibration.fastest(candidates=candidates(clock, **seconds), **call) == wins
+        assert fastest_routine.fastest(candidates=candidates(clock, **seconds), **call) == wins
     assert len(json.loads((tmp_path / "lorascope" / "calibration.json").read_text())) == 2
 
 
@@ -66,16 +66,16 @@ def test_a_damaged_file_and_a_folder_that_cannot_be_made(clock, tmp_path, conten
     else:
         (tmp_path / "lorascope").mkdir()
         (tmp_path / "lorascope" / "calibration.json").write_text(content)
-    assert calibration.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2)) == "other"
+    assert fastest_routine.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2)) == "other"
 
 
 def test_a_kept_answer_that_is_no_candidate_is_measured_anew(clock, tmp_path, monkeypatch):
-    calibration.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2))
+    fastest_routine.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2))
     file = tmp_path / "lorascope" / "calibration.json"
     file.write_text(file.read_text().replace(': "other"', ': "gone"'))
     monkeypatch.setattr(calibration, "_known", {})
-    assert calibration.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2)) == "other"
+    assert fastest_routine.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2)) == "other"
 
 
 def test_one_candidate_needs_no_timing(clock):
-    assert calibration.fastest("which", {"only": lambda: pytest.fail("it was timed")}) == "only"
+    assert fastest_routine.fastest("which", {"only": lambda: pytest.fail("it was timed")}) == "only"
