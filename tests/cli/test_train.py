@@ -95,7 +95,7 @@ def test_a_full_disk_is_one_sentence(config, tmp_path):
         "start = run_folder.Record.start\n"
         "def linked(self, *args, **more):\n"
         "    start(self, *args, **more); (self.folder / 'metrics.jsonl').symlink_to('/dev/full')\n"
-        "record.Record.start = linked\n"
+        "run_folder.Record.start = linked\n"
         f"sys.argv = ['lorascope', 'train', {str(config)!r}, '--output', {str(tmp_path / 'run')!r}]\n"
         "from lorascope.cli.app import main; main()"
     )

@@ -12,7 +12,7 @@ def clock(monkeypatch, tmp_path):
     """CPU time that the candidates spend by adding to it, and an empty cache."""
     spent = [0.0]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(calibration, "_known", {})
+    monkeypatch.setattr(fastest_routine, "_known", {})
     monkeypatch.setattr(fastest_routine.time, "process_time", lambda: spent[0])
     return spent
 
@@ -43,7 +43,7 @@ def test_the_better_round_counts_and_a_small_gain_changes_nothing(clock, first, 
 def test_an_answer_is_kept_for_this_process_and_the_next(clock, tmp_path, monkeypatch):
     made = candidates(clock, first=[1.0, 1.0], other=[0.5, 0.5])
     assert [fastest_routine.fastest("which", made) for _ in range(2)] == ["other"] * 2  # a third call would raise
-    monkeypatch.setattr(calibration, "_known", {})  # as in another process
+    monkeypatch.setattr(fastest_routine, "_known", {})  # as in another process
     assert fastest_routine.fastest("which", made) == "other"
     kept = json.loads((tmp_path / "lorascope" / "calibration.json").read_text())
     assert list(kept.values()) == ["other"]
@@ -73,7 +73,7 @@ def test_a_kept_answer_that_is_no_candidate_is_measured_anew(clock, tmp_path, mo
     fastest_routine.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2))
     file = tmp_path / "lorascope" / "calibration.json"
     file.write_text(file.read_text().replace(': "other"', ': "gone"'))
-    monkeypatch.setattr(calibration, "_known", {})
+    monkeypatch.setattr(fastest_routine, "_known", {})
     assert fastest_routine.fastest("which", candidates(clock, first=[1.0] * 2, other=[0.5] * 2)) == "other"
 
 
