@@ -60,8 +60,9 @@ def peak_memory(command: list[str]) -> float:
 def rows(folder: Path, out: Path, peers: str | None) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "lorascope"]
     table = {
-        "lorascope analyze (terminal + JSON)": [*ours, "analyze", str(folder), "--json", str(out / "a.json")],
-        "  with --html": [*ours, "analyze", str(folder), "--json", str(out / "a.json"), "--html", str(out / "a.html")],
+        "lorascope analyze": [*ours, "analyze", str(folder)],
+        "  with --json, and the file's SHA-256": [*ours, "analyze", str(folder), "--json", str(out / "a.json")],
+        "  with --json and --html": [*ours, "analyze", str(folder), "--json", str(out / "a.json"), "--html", str(out / "a.html")],
         "  lorascope --help": [*ours, "--help"],
     }
     if peers:
