@@ -193,8 +193,9 @@ def matching(params: Sequence[BaseParam], names: Sequence[str]) -> list[BasePara
     """The parameters whose path equals a name or ends with "." + name, as in PEFT. InputError where a name has none."""
     for name in names:
         if not any(f".{param.name}".endswith(f".{name}") for param in params):
-            own = [param.name for param in params if "expert" in param.name or param.parameter.ndim == 3]
+            candidates = [param.name for param in params if "expert" in param.name or param.parameter.ndim == 3]
             raise InputError(
-                f"target_parameters: no parameter is named {name!r}", expected=preview(own or [p.name for p in params])
+                f"target_parameters: no parameter is named {name!r}",
+                expected=preview(candidates or [p.name for p in params]),
             )
     return [param for param in params if any(f".{param.name}".endswith(f".{name}") for name in names)]

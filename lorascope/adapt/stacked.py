@@ -329,11 +329,11 @@ def _probability(module: nn.Module) -> float:
 def _differing(first: Injected, other: Injected) -> list[str] | None:
     """Paths of plain leaf modules with tensors of their own, frozen heads say; None where more than that differs."""
     skipped = [*first.layers, *first.originals, *other.layers, *other.originals]
-    mine, theirs = (_outside(injected.model, skipped) for injected in (first, other))
-    if mine.keys() != theirs.keys():
+    ours, theirs = (_outside(injected.model, skipped) for injected in (first, other))
+    if ours.keys() != theirs.keys():
         return None
     paths = []
-    for path, module in mine.items():
+    for path, module in ours.items():
         twin = theirs[path]
         if type(module) is not type(twin) or _hooks(module) != _hooks(twin) or "forward" in vars(module) | vars(twin):
             return None
@@ -345,8 +345,8 @@ def _differing(first: Injected, other: Injected) -> list[str] | None:
 
 
 def _outside(model: nn.Module, skipped: Sequence[str]) -> dict[str, nn.Module]:
-    inside = tuple(f"{path}." for path in skipped)
-    return {path: m for path, m in model.named_modules() if path not in skipped and not path.startswith(inside)}
+    prefixes = tuple(f"{path}." for path in skipped)
+    return {path: m for path, m in model.named_modules() if path not in skipped and not path.startswith(prefixes)}
 
 
 def _tensors(module: nn.Module) -> dict[str, int]:

@@ -200,7 +200,7 @@ def measure(
     u, v = side.bases.left[:, :r], side.bases.right[:, :r]
     known = _base_directions(weight, r, cache)
     chance = random_projection_norm(*side.shape, r, r, known.energy, known.fourth)
-    inside, norm = float(np.linalg.norm((u.T @ weight) @ v)), side.norm()
+    projected, norm = float(np.linalg.norm((u.T @ weight) @ v)), side.norm()
     tops = {"r": min(r, len(known.sigma))}
     if known.method == "exact":
         tops["tenth"] = max(1, math.ceil(TOP_SHARE * len(known.sigma)))
@@ -209,21 +209,21 @@ def measure(
         for mine, theirs in ((u, known.left), (v, known.right))
     ]
     return ModuleAgainstBase(
-        side.update.name, type, depth, side.shape, r, math.sqrt(known.energy), norm, inside,
+        side.update.name, type, depth, side.shape, r, math.sqrt(known.energy), norm, projected,
         float(np.linalg.norm(known.sigma[:r])), chance.norm, chance.spread,
-        (inside**2 - chance.mean) / chance.sd if chance.sd > 0 else None,
-        **ratios(inside, float(np.linalg.norm(known.sigma[:r])), norm, chance),
+        (projected**2 - chance.mean) / chance.sd if chance.sd > 0 else None,
+        **ratios(projected, float(np.linalg.norm(known.sigma[:r])), norm, chance),
         left=overlaps[0], right=overlaps[1], method=known.method, error=known.error,
         notes=side.notes if known.method == "exact" else (*side.notes, NO_SVD),
     )  # fmt: skip
 
 
-def ratios(inside: float, top: float, norm: float, chance: RandomProjectionNorm) -> dict[str, float | None]:
+def ratios(projected: float, top: float, norm: float, chance: RandomProjectionNorm) -> dict[str, float | None]:
     """The quotients of table 7: None where one would divide by zero."""
     return {
-        "ratio": inside / chance.norm if chance.norm > 0 else None,
-        "top_ratio": top / inside if inside > 0 else None,
-        "amplification": norm / inside if inside > 0 else None,
+        "ratio": projected / chance.norm if chance.norm > 0 else None,
+        "top_ratio": top / projected if projected > 0 else None,
+        "amplification": norm / projected if projected > 0 else None,
         "amplification_random": norm / chance.norm if chance.norm > 0 else None,
     }
 
@@ -242,10 +242,10 @@ def _base_directions(weight: np.ndarray, r: int, cache: SvdCache) -> _Directions
     return _Directions(leading.u, leading.s, leading.vh.T, energy, fourth_power(weight), "randomised", error, None)
 
 
-def _overlap(mine: np.ndarray, theirs: np.ndarray) -> Overlap:
-    n, i, j = mine.shape[0], mine.shape[1], theirs.shape[1]
+def _overlap(update: np.ndarray, theirs: np.ndarray) -> Overlap:
+    n, i, j = update.shape[0], update.shape[1], theirs.shape[1]
     chance = haar.phi(n, i, j)
-    phi = min(float(np.sum((mine.T @ theirs) ** 2)) / min(i, j), 1.0)
+    phi = min(float(np.sum((update.T @ theirs) ** 2)) / min(i, j), 1.0)
     return Overlap(i, j, phi, chance.mean, chance.sd, chance.z(phi))
 
 

@@ -132,9 +132,9 @@ def run(
 def findings(result: AnalyzeResult) -> list[Finding]:
     against = result.against_base.findings if result.against_base is not None else ()
     others = [] if result.like is None else [like.finding(result.like)]
-    said = {finding.rule for finding in result.spectrum.findings} & UNCHANGED
-    own = (finding for finding in result.method_specific.findings if finding.rule not in said)
-    return [*others, *result.spectrum.findings, *against, *own]
+    spectrum_rules = {finding.rule for finding in result.spectrum.findings} & UNCHANGED
+    specific = (finding for finding in result.method_specific.findings if finding.rule not in spectrum_rules)
+    return [*others, *result.spectrum.findings, *against, *specific]
 
 
 def heading(result: AnalyzeResult) -> tuple[str, str]:

@@ -115,11 +115,11 @@ def compared(
     their_kurtoses: Sequence[Mapping[str, float | None]] = (),
 ) -> Row:
     """The key `like` of analyze's JSON: by type and measure the value, the population's median, and robust z."""
-    own = measures_of(result, own_kurtoses)
+    measured = measures_of(result, own_kurtoses)
     tails = their_kurtoses or [{}] * len(population)
     others = [measures_of(each, one) for each, one in zip(population, tails, strict=True)]
     types: dict[str, Row] = {}
-    for name, known in own.items():
+    for name, known in measured.items():
         members = [other[name] for other in others if name in other]
         types[name] = {
             key: {"value": number, "median": median(m[key] for m in members), "n": len(members),

@@ -226,7 +226,7 @@ _BLOCKS = (
     (r"(double_blocks|(^|[._])transformer_blocks|lora_transformer_transformer_blocks)$", "double blocks"),
     (r"(^|[._])decoder([._]|$)", "decoder"), (r"(^|[._])encoder([._]|$)", "encoder"),
 )  # fmt: skip
-_MOST_COMPONENTS = 12
+_MAX_COMPONENTS = 12
 
 
 def components(names: Iterable[str]) -> dict[str, str]:
@@ -238,7 +238,7 @@ def components(names: Iterable[str]) -> dict[str, str]:
     """
     before = {name: name[: index.start()] for name in names if (index := _INDEX.search(name))}
     prefixes = list(dict.fromkeys(before.values()))
-    if not 1 < len(prefixes) <= _MOST_COMPONENTS:
+    if not 1 < len(prefixes) <= _MAX_COMPONENTS:
         return dict.fromkeys(before, "")
     words = {prefix: (_named(_PARTS, prefix), _named(_BLOCKS, prefix)) for prefix in prefixes}
     labels = {}

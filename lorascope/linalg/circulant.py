@@ -38,8 +38,8 @@ class BlockCirculant:
     @property
     def T(self) -> "BlockCirculant":
         xp = namespace(self.kernel)
-        turned = xp.permute_dims(self.kernel, (1, 0, 2))
-        return BlockCirculant(xp.concat([turned[:, :, :1], xp.flip(turned[:, :, 1:], axis=2)], axis=2))
+        transposed = xp.permute_dims(self.kernel, (1, 0, 2))
+        return BlockCirculant(xp.concat([transposed[:, :, :1], xp.flip(transposed[:, :, 1:], axis=2)], axis=2))
 
     def dense(self) -> Float[Array, "m n"]:
         """All entries: for merging, and as an oracle at small sizes."""

@@ -138,8 +138,8 @@ class LoRADrop(LoRA):
             layer.delta.A, layer.delta.B = owner.delta.A, owner.delta.B
 
     def _learned(self) -> dict[str, Any]:
-        own = {"threshold": self.config.threshold, "rest": self.config.rest, "kept": list(self.kept or ())}
-        return own if self.scores is None else {**own, "scores": self.scores}
+        settings = {"threshold": self.config.threshold, "rest": self.config.rest, "kept": list(self.kept or ())}
+        return settings if self.scores is None else {**settings, "scores": self.scores}
 
     def _named(self, layers: Sequence[str]) -> list[str]:
         """The layers that `keep` names, all of them where it is not given. InputError where a name means none."""

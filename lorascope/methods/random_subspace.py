@@ -250,11 +250,11 @@ class _Read(Parametrization):
         return part.read(index)
 
 
-def _groups(base_params: list[BaseParam], said: str) -> tuple[int, ...]:
+def _groups(base_params: list[BaseParam], scaling: str) -> tuple[int, ...]:
     """Which λ each parameter has: by tensor, or by numbered block with one for all that is in none."""
-    if said == "none":
+    if scaling == "none":
         return ()
-    keys = [param.name if said == "tensor" else block(param.name) for param in base_params]
+    keys = [param.name if scaling == "tensor" else block(param.name) for param in base_params]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return tuple(order[key] for key in keys)
 

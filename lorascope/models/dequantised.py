@@ -99,8 +99,8 @@ def _storage(config: Any, dtype: str) -> str:
     """safetensors' name of the dtype that dequantised numbers are written in."""
     inner = config.get("text_config")
     named = [one.get(key) for one in (config, inner) if isinstance(one, dict) for key in ("dtype", "torch_dtype")]
-    said = next((str(name) for name in named if name in _DTYPES), "bfloat16")
-    return _DTYPES[said if dtype == "auto" else dtype]
+    stated = next((str(name) for name in named if name in _DTYPES), "bfloat16")
+    return _DTYPES[stated if dtype == "auto" else dtype]
 
 
 def _write(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:

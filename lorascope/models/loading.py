@@ -284,9 +284,9 @@ def _owner(model: nn.Module, name: str) -> str:
     for depth in range(2, len(parts) + 1):
         path = ".".join(parts[:depth])
         module = model.get_submodule(path)
-        own = {f"{path}.{each}" for each, _ in module.named_parameters()}
+        parameters = {f"{path}.{each}" for each, _ in module.named_parameters()}
         leaf = depth == len(parts) and next(module.children(), None) is None
-        if (leaf or own <= new) and _trainable_whole(module) and not any(part.isdigit() for part in parts):
+        if (leaf or parameters <= new) and _trainable_whole(module) and not any(part.isdigit() for part in parts):
             return path
     raise InputError(
         f"the checkpoint does not hold {preview([name, *sorted(new - {name})], 3)}, and {name} is not in a new head",

@@ -317,13 +317,13 @@ def _figure(block: Lines, series: list[Series], limits: _Limits, grid: _Grid) ->
         if panel:
             room = int(grid.panel_width / 8)
             ax.set_title(shorten(visible(panel), room), loc="left", fontsize=12.5, fontweight="bold", pad=8)
-        mine = [s for s in series if s.panel == panel]
-        _series(ax, mine, block, looks, names)
+        of_panel = [s for s in series if s.panel == panel]
+        _series(ax, of_panel, block, looks, names)
         markers = [m for m in block.markers if m.panel in (None, panel)]
         labels.markers(ax, markers, lambda m: grid.named_markers and not (grid.levels_named and m.axis == "y"))
         at_edge = [(limits.height(m.value, block.log_y), visible(m.label), "fg") for m in markers if m.axis == "y"]
         at_edge = at_edge if grid.levels_named else []
-        for label, s in labels.ends(mine).items() if grid.named and panel in grid.last_of_rows else ():
+        for label, s in labels.ends(of_panel).items() if grid.named and panel in grid.last_of_rows else ():
             if (at := _end(s, block, limits)) is not None:
                 at_edge.append((at, label, looks[s.label].colour))
         labels.at_the_edge(ax, at_edge, grid.panel_height)
@@ -380,8 +380,8 @@ def _references(series: list[Series]) -> list[str]:
     return list(dict.fromkeys(s.label for s in series if s.weight == "reference"))
 
 
-def _series(ax: Axes, mine: list[Series], block: Lines, looks: dict[str, _Look], names: dict[str, str]) -> None:
-    thin = [s for s in mine if s.weight == "thin"]
+def _series(ax: Axes, series: list[Series], block: Lines, looks: dict[str, _Look], names: dict[str, str]) -> None:
+    thin = [s for s in series if s.weight == "thin"]
     for i, s in enumerate(thin):
         shade = f"q{i * len(CREST) // len(thin)}" if block.shade else "muted"
         name = f"thin-{len(names)}"
@@ -389,7 +389,7 @@ def _series(ax: Axes, mine: list[Series], block: Lines, looks: dict[str, _Look],
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
         # not `plot`, which looks at the data's limits: these are known, and the lines of an 8B adapter are 224
         ax.add_artist(Line2D(x, y, color=PLACEHOLDER[shade], alpha=0.75, linewidth=1, gid=name))
-    for s in (s for s in mine if s.weight != "thin"):
+    for s in (s for s in series if s.weight != "thin"):
         x, y = _clean(s.x, block.log_x), _clean(s.y, block.log_y)
         look = looks[s.label]
         colour = PLACEHOLDER[look.colour]

@@ -101,8 +101,8 @@ def says(row: ForestRow) -> str:
         ("at least", row.at_least),
         ("at most", row.at_most),
     )
-    told = [f"{name} {t.cell(value, row.unit)}" for name, value in landmarks if value is not None]
-    return "; ".join((f"here {found(row)}", *told))
+    stated = [f"{name} {t.cell(value, row.unit)}" for name, value in landmarks if value is not None]
+    return "; ".join((f"here {found(row)}", *stated))
 
 
 def found(row: ForestRow) -> str:

@@ -332,8 +332,8 @@ def _folded(claim: blocks.Claim) -> str:
         (len(claim.checks) - controls, "criterion", "criteria"),
         (controls, "negative control", "negative controls"),
     )
-    told = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
-    return ", ".join((*told, "note") if claim.note else told)
+    counted = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
+    return ", ".join((*counted, "note") if claim.note else counted)
 
 
 def _lines(d: _Drawing, block: blocks.Lines, previous: Block | None) -> View:
@@ -376,8 +376,8 @@ def _heatmap(d: _Drawing, block: blocks.Heatmap, previous: Block | None) -> View
 
 
 def _table(d: _Drawing, block: Table, previous: Block | None) -> View:
-    said = isinstance(previous, blocks.Heading) and previous.text == block.title
-    title = "" if said and block.caption else block.title  # "Table 2." alone would be no caption
+    is_headed = isinstance(previous, blocks.Heading) and previous.text == block.title
+    title = "" if is_headed and block.caption else block.title  # "Table 2." alone would be no caption
     anchors = tuple(d.anchor(anchor) for anchor in block.anchors)
     return tables.view(replace(block, anchors=anchors), d.count("table"), d.names, d.definitions, d.is_site, title)
 

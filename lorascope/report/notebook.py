@@ -19,8 +19,8 @@ def first_screen(page: Page) -> str:
     """The fragment. Every string of the page is escaped."""
     shown = [block for block in page.blocks if block.where != "terminal"]
     summary = next((block for block in shown if isinstance(block, Summary)), None)
-    said = page.summary if summary is None else f"{' · '.join(summary.facts)}. {summary.status}."
-    parts = [Markup("<div><p><strong>{}</strong><br>{}</p>").format(t.visible(page.title), t.visible(said))]
+    sentence = page.summary if summary is None else f"{' · '.join(summary.facts)}. {summary.status}."
+    parts = [Markup("<div><p><strong>{}</strong><br>{}</p>").format(t.visible(page.title), t.visible(sentence))]
     tiles = summary.tiles if summary is not None else next((b.items for b in shown if isinstance(b, Tiles)), ())
     parts += [_tiles(tiles)] if tiles else []
     findings = next((block.items for block in shown if isinstance(block, Findings)), ())

@@ -34,8 +34,10 @@ def from_json(values: Iterable[Any]) -> tuple[Block, ...]:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default}
-        return {"type": type(value).__name__} | {name: _plain(each) for name, each in own.items()}
+        changed = {
+            f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != f.default
+        }
+        return {"type": type(value).__name__} | {name: _plain(each) for name, each in changed.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return value

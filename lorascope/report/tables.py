@@ -74,9 +74,9 @@ def view(
 
 def _anchors(block: Table, rows: Sequence[tuple[Cell, ...]], names: Mapping[str, str]) -> tuple[str, ...]:
     """Of each row its own anchor, else the one that a finding leads to, else none."""
-    own = (*block.anchors, *[""] * len(rows))
+    stated = (*block.anchors, *[""] * len(rows))
     named = (names.get(row[0], "") if block.interactive and row and isinstance(row[0], str) else "" for row in rows)
-    return tuple(anchor or name for anchor, name in zip(own, named, strict=False))
+    return tuple(anchor or name for anchor, name in zip(stated, named, strict=False))
 
 
 def _constant(block: Table, rows: Sequence[tuple[Cell, ...]]) -> list[int]:

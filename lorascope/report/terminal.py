@@ -205,17 +205,17 @@ def _left_out(rest: list[blocks.Finding], screen: Screen) -> list[str]:
 def _claims(block: blocks.Claims, screen: Screen) -> list[str]:
     lines = _title(block.title, screen)
     for claim in block.items:
-        said = t.here(claim.verdict)
-        first, *more = screen.wrap(f"{said}: {claim.text} ({claim.source})", "", "  ")
-        lines += [screen.style(said, claim.verdict) + first[len(said) :], *more]
+        sentence = t.here(claim.verdict)
+        first, *more = screen.wrap(f"{sentence}: {claim.text} ({claim.source})", "", "  ")
+        lines += [screen.style(sentence, claim.verdict) + first[len(sentence) :], *more]
         setting = (f"published setting: {claim.setting}",) if claim.setting else ()
         for part in (claim.why, *claim.tests, *setting):
             lines += screen.wrap(part, "    ", "    ") if part else []
         for check in claim.checks:
             kind = "negative control: " if check.control else ""
             why = f"; {check.reason}" if check.reason else ""
-            said = f"{kind}{check.text}: {t.interval(check)}, {check.bound}: {t.outcome(check)}{why}"
-            lines += screen.wrap(said, "    ", "      ")
+            sentence = f"{kind}{check.text}: {t.interval(check)}, {check.bound}: {t.outcome(check)}{why}"
+            lines += screen.wrap(sentence, "    ", "      ")
             lines += [line for detail in check.details for line in screen.wrap(detail, "      ", "      ")]
         for part in (*claim.amendments, claim.note):
             lines += screen.wrap(part, "    ", "    ") if part else []
@@ -295,7 +295,7 @@ def _table(block: Table, screen: Screen) -> list[str]:
 def _tell_apart(columns: list[Column], grid: list[list[str]], widths: list[int]) -> str:
     """Where a column is so narrow that names in it would look alike, put the parts in which they differ in their place.
     What was taken away, in words; "" where nothing was."""
-    said = []
+    notes = []
     for j, (width, column) in enumerate(zip(widths, columns, strict=False)):
         names = [row[j] for row in grid]
         if t.is_numeric(column) or len({t.shorten(name, width) for name in names}) == len(set(names)):
@@ -303,8 +303,8 @@ def _tell_apart(columns: list[Column], grid: list[list[str]], widths: list[int])
         short, pattern = t.told_apart(names)
         for row, name in zip(grid, short, strict=True):
             row[j] = name
-        said += [f"{t.visible(column.title)}: the * of {pattern}."] if pattern else []
-    return " ".join(said)
+        notes += [f"{t.visible(column.title)}: the * of {pattern}."] if pattern else []
+    return " ".join(notes)
 
 
 def _fit(columns: list[Column], grid: list[list[str]], room: int) -> tuple[list[int], int]:

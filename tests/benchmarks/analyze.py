@@ -62,7 +62,15 @@ def rows(folder: Path, out: Path, peers: str | None) -> dict[str, list[str]]:
     table = {
         "lorascope analyze": [*ours, "analyze", str(folder)],
         "  with --json, and the file's SHA-256": [*ours, "analyze", str(folder), "--json", str(out / "a.json")],
-        "  with --json and --html": [*ours, "analyze", str(folder), "--json", str(out / "a.json"), "--html", str(out / "a.html")],
+        "  with --json and --html": [
+            *ours,
+            "analyze",
+            str(folder),
+            "--json",
+            str(out / "a.json"),
+            "--html",
+            str(out / "a.html"),
+        ],
         "  lorascope --help": [*ours, "--help"],
     }
     if peers:

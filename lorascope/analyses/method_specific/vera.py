@@ -210,9 +210,9 @@ def _left(roles: dict[str, np.ndarray], group: _Shared) -> Row:
 def _directions(name: str, roles: dict[str, np.ndarray], group: _Shared) -> _Directions:
     rng = np.random.default_rng(list(name.encode()))
     b, d = _to_unit(roles["b"]), _to_unit(roles["d"])
-    own = _eigen(b, d, roles["B"], group.right)
+    trained = _eigen(b, d, roles["B"], group.right)
     shuffled = _eigen(rng.permutation(b), rng.permutation(d), roles["B"], group.right)
-    return _Directions(name, *own, *shuffled)
+    return _Directions(name, *trained, *shuffled)
 
 
 def _to_unit(vector: np.ndarray) -> np.ndarray:
@@ -240,7 +240,7 @@ def _overlaps(group: _Shared) -> Row:
     ranks = [energy_rank(np.sqrt(m.energies), 0.5) or 1 for m in members]
     p, d_in = group.right.shape[1], group.A.shape[1]
     k = int(np.clip(round(float(np.median(ranks))), 1, p))
-    own = _pairs([m.vectors[:, :k] for m in members])
+    trained = _pairs([m.vectors[:, :k] for m in members])
     shuffled = _pairs([m.shuffled_vectors[:, :k] for m in members])
     off = ~np.eye(len(members), dtype=bool)
     return {
@@ -249,7 +249,7 @@ def _overlaps(group: _Shared) -> Row:
         "d_in": d_in,
         "rank": group.A.shape[0],
         "k": k,
-        "overlap": float(own[off].mean()),
+        "overlap": float(trained[off].mean()),
         "null": {
             "chance": min(1.0, k / d_in),
             "shared_space": min(1.0, k / p),
@@ -258,7 +258,7 @@ def _overlaps(group: _Shared) -> Row:
         "effective_rank": median([effective_rank(np.sqrt(m.energies)) for m in members]),
         "effective_rank_shuffled": median([effective_rank(np.sqrt(m.shuffled_energies)) for m in members]),
         "names": [m.name for m in members],
-        "pairs": own.tolist(),
+        "pairs": trained.tolist(),
     }
 
 
