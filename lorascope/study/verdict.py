@@ -219,8 +219,8 @@ def _judged(
 ) -> JudgedCriterion:
     """The criterion, one of `criteria` of its claim."""
     judged = _without_outcome(criterion, numbers)
-    if judged.estimate is not None and judged.low is not None and judged.high is not None:
-        stretch = 1.0 if judged.df is None else t_quantile(judged.df, criteria) / t_quantile(judged.df)
+    if judged.estimate is not None and judged.low is not None and judged.high is not None and judged.df is not None:
+        stretch = t_quantile(judged.df, criteria) / t_quantile(judged.df)
         low, high = (judged.estimate + stretch * (end - judged.estimate) for end in (judged.low, judged.high))
         word, reason = outcome(criterion, (judged.low, judged.high), (low, high))
         judged = replace(judged, outcome=word, reason=reason)

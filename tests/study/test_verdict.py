@@ -158,6 +158,13 @@ def test_a_claims_verdict_and_what_decided_it(criteria, controls, verdict, decid
     assert [c.control for c in found.criteria] == [False] * len(criteria) + [True] * len(controls)
 
 
+def test_what_a_control_did_is_the_reason():
+    assert claim_on([YES], [YES]).reason == "a negative control passes, too"
+    found = claim_on([YES], [OPEN])
+    assert found.reason == f"a negative control is not decided: {found.criteria[1].reason}"
+    assert found.criteria[1].reason
+
+
 def test_the_outcomes_of_controls():
     found = claim_on([YES], [YES, OPEN, {"at_least": 2}, {"at_least": 0.1, "at_most": 0.2}])
     assert [c.outcome for c in found.criteria[1:]] == ["passed", "inconclusive", "failed", "inconclusive"]
@@ -264,6 +271,21 @@ def test_many_replicates_are_drawn_and_the_same_each_time():
     assert high - low == pytest.approx(2 * half, rel=0.12)  # 5000 draws of a tail of 2 %
     found = judged(list(values), at_least=0)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)  # rounding: the same draws
+
+
+def test_a_scale_without_verdicts_takes_two_hundred_resamples():
+    runs = results(np.random.default_rng(2).standard_normal(30)).runs
+    calls = dict.fromkeys((True, False), 0)
+    for conclusive in calls:
+
+        def counted(found, conclusive=conclusive):
+            calls[conclusive] += 1
+            return mean(found)
+
+        found = Results(runs, {}, StudyScale(conclusive=conclusive), pd.DataFrame())
+        judge_criterion(Criterion("m", counted, at_least=0), found)
+    # Of 30 replicates no two resamples are the same; the estimate and the influences are computed in both.
+    assert calls[True] - calls[False] == bootstrap.DRAWN - 200
 
 
 def test_a_bound_is_needed():
