@@ -15,12 +15,13 @@ solution next to any of them. The one that is meant follows from the levels that
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 TIE = 1e-12  # relative
 EVERY_ONE, COARSE = 64, 16  # levels looked at: so many from the top, then so many for all others
-_BISECTIONS = 48
+_STEPS, _NEAR = 64, 1e-14  # of log(ρ − max σ)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def outlier(
     bulk = sigma[low:]
     value = _solve(bulk, shape, theta)
     short, long = _halves(bulk, shape, value)
-    slope = _slope(bulk, shape, value)
+    slope = _slope(bulk, shape, value, (short, long))
     steep = theta * theta * slope  # 0 where the spike is nothing next to the bulk: then it has no direction of its own
     shares = (-2 * short / steep, -2 * long / steep) if steep else (0.0, 0.0)
     value = min(value, float(sigma[low - 1])) if low else value
@@ -96,8 +97,7 @@ def thresholds(sigma: np.ndarray, shape: tuple[int, int], k: int) -> np.ndarray:
 def levels_of(sigma: np.ndarray, shape: tuple[int, int], k: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """The places 1, 2, … of W's values, coarser where far down, and the threshold of each, as `thresholds` gives it; at
     least the first k."""
-    p, q, dense = min(shape), max(shape), min(max(k, EVERY_ONE), len(sigma))
-    places = np.unique(np.concatenate([np.arange(1, dense), np.geomspace(dense, len(sigma), COARSE).astype(int)]))
+    p, q, places = min(shape), max(shape), _places(min(max(k, EVERY_ONE), len(sigma)), len(sigma))
     z = sigma[places - 1][:, None]
     below = sigma[None, :] < z * (1 - TIE)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -107,6 +107,12 @@ def levels_of(sigma: np.ndarray, shape: tuple[int, int], k: int = 1) -> tuple[np
     return places, np.maximum.accumulate(passed[::-1])[::-1]
 
 
+@lru_cache(maxsize=64)
+def _places(dense: int, last: int) -> np.ndarray:
+    """The first `dense` places, and coarser ones down to the last."""
+    return np.unique(np.concatenate([np.arange(1, dense), np.geomspace(dense, last, COARSE).astype(int)]))
+
+
 def _halves(sigma: np.ndarray, shape: tuple[int, int], z: float) -> tuple[float, float]:
     """φ(z) and φ̃(z). Values that were left out of the list are left out of both."""
     p, q = min(shape), max(shape)
@@ -114,24 +120,34 @@ def _halves(sigma: np.ndarray, shape: tuple[int, int], z: float) -> tuple[float,
     return total / p, (total + (q - p) / z) / q
 
 
-def _slope(sigma: np.ndarray, shape: tuple[int, int], z: float) -> float:
-    """D'(z), negative."""
+def _slope(sigma: np.ndarray, shape: tuple[int, int], z: float, halves: tuple[float, float]) -> float:
+    """D'(z), negative. `halves`: φ(z) and φ̃(z)."""
     p, q = min(shape), max(shape)
-    short, long = _halves(sigma, shape, z)
+    short, long = halves
     squares = z * z - sigma**2
     falls = float(np.sum(-(z * z + sigma**2) / squares**2))
     return falls / p * long + short * (falls - (q - p) / z**2) / q
 
 
 def _solve(sigma: np.ndarray, shape: tuple[int, int], theta: float) -> float:
-    """ρ > max σ with D(ρ) = 1/θ²: D falls there from infinity to 0, so by bisection of log(ρ − max σ)."""
+    """ρ > max σ with D(ρ) = 1/θ².
+
+    D falls there from infinity to 0, and log D against log(ρ − max σ) is nearly straight: Newton's method on these, in
+    a bracket that is halved where a step would leave it.
+    """
     edge = float(sigma[0]) if len(sigma) else 0.0
     low, high = math.log(1e-14 * max(edge, theta)), math.log(4 * (edge + theta))
     wanted = (1 / theta) * (1 / theta)  # infinite for a spike that is nothing: it stays at the edge
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if transform(sigma, shape, edge + math.exp(middle)) > wanted:
-            low = middle
-        else:
-            high = middle
-    return edge + math.exp(high)
+    at = (low + high) / 2
+    for _ in range(_STEPS):
+        z = edge + math.exp(at)
+        halves = _halves(sigma, shape, z)
+        d = halves[0] * halves[1]
+        low, high = (at, high) if d > wanted else (low, at)
+        slope = math.exp(at) * _slope(sigma, shape, z, halves) / d if d else 0.0
+        ratio = wanted / d if d else 0.0
+        step = math.log(ratio) / slope if slope and 0 < ratio < math.inf else math.nan
+        at, before = (at + step if low < at + step < high else (low + high) / 2), at
+        if abs(at - before) < _NEAR:
+            break
+    return edge + math.exp(at)
