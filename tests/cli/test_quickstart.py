@@ -59,7 +59,7 @@ def test_without_a_network_the_sentence_says_what_to_do(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["minilm", "smollm2"])
 def test_the_quickstart_ends_above_its_baselines(model, tmp_path):
-    done = lorascope("quickstart", "--model", model, "--output", tmp_path / "out")
+    done = lorascope("quickstart", "--model", model, "--output", tmp_path / "out", timeout=1200)
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "out" / "quickstart.json").read_text())
     if model == "minilm":
