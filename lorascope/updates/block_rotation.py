@@ -151,9 +151,9 @@ class OftV2(_Rotation):
     def tuned(self, roles: Mapping[str, Array], base: Array) -> Array:
         xp = namespace(base)
         rotation = xp.matrix_transpose(cayley_series(roles["entries"]))
-        side, groups = rotation.shape[1], base.shape[1] // rotation.shape[1]
-        if rotation.shape[0] != 1:
-            groups = rotation.shape[0]
+        groups, side, _ = rotation.shape
+        if groups == 1:
+            groups = base.shape[1] // side
         _fits("inputs", groups * side, base.shape[1])
         rotated = base.reshape(base.shape[0], groups, 1, side) @ rotation
         rotated = rotated.reshape(base.shape)

@@ -359,4 +359,10 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "xp.where(has_length, lengths, 1.0)",
         "xp.where(has_length, lengths, 0.0)",
     ): "what is divided by it is not taken",
+    (
+        "lorascope/updates/recomposed.py",
+        "Recomposed.delta",
+        "xp.where(has_length, lengths, 1.0)",
+        "xp.where(has_length, lengths, 2.0)",
+    ): "what is divided by it is not taken",
 }
