@@ -50,7 +50,7 @@ def cayley_series(entries: Array) -> Array:
 
 def side_of(entries: int) -> int:
     """The b of which b(b − 1)/2 is `entries`. InputError where there is none."""
-    side = (1 + math.isqrt(1 + 8 * entries)) // 2
+    side = math.isqrt(2 * entries) + 1  # (b − 1)² ≤ b(b − 1) < b²
     if entries < 1 or side * (side - 1) // 2 != entries:
         raise InputError(
             "the entries of a block are not a triangle", found=entries, expected="b(b − 1)/2 for a whole b"

@@ -115,5 +115,6 @@ def test_ties_zeros_and_refusals():
     assert outlier(np.zeros(4), (4, 4), 2.0).value == pytest.approx(2.0, rel=1e-6)  # W = 0: the spike itself
     with pytest.raises(ValueError, match="strength"):
         outlier(tied, (6, 9), 0.0)
-    with pytest.raises(ValueError, match="number 7"):
-        thresholds(tied, (6, 9), 7)
+    for k in (7, 0, -1):
+        with pytest.raises(ValueError, match=f"number {k} of 6"):
+            thresholds(tied, (6, 9), k)

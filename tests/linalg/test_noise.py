@@ -194,3 +194,15 @@ def test_digits_and_least_spacings_are_those_of_the_dtypes(name, dtype):
     assert 2.0 ** (1 - noise._SIGNIFICAND[name]) == float(found.eps)
     assert noise._MIN_SPACING.get(name, float(found.smallest_subnormal)) == float(found.smallest_subnormal)
     assert UNIT_ROUNDOFF[name] == float(found.eps) / 2
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (3, 3), (20, 7)])
+def test_the_stable_rank_of_noise_has_its_largest_value_at_the_mean(shape):
+    """The other values are the law's quantiles, and all of them of the other measures."""
+    sigma, top = noise.noise_spectrum(*shape), noise.largest_noise(*shape)
+    found = noise.noise_measures(*shape)
+    assert found["stable_rank"] == pytest.approx((np.sum(sigma[1:] ** 2) + top**2) / max(top, sigma[1]) ** 2, rel=1e-12)
+    assert found["participation_ratio"] == pytest.approx(np.sum(sigma**2) ** 2 / np.sum(sigma**4), rel=1e-12)
+    kept = np.cumsum(sigma**2) / np.sum(sigma**2)
+    for share in (0.9, 0.95, 0.99):
+        assert found[f"energy_rank_{share}"] == 1 + np.sum(kept < share)

@@ -14,6 +14,11 @@ from tests.updates.formula_oft_v2 import series
 ONE = {"A": (3, 12), "B": (8, 3)}
 PRODUCTS = {"a1": (4, 2), "a2": (2, 4), "b1": (8, 3), "b2": (3, 12)}
 GATES = {"A": (8, 2), "A_up": (2, 12), "B": (8, 3), "B_up": (3, 12)}
+INNER = {
+    "low_rank": ONE,
+    "hadamard": {"w1_a": (8, 3), "w1_b": (3, 12), "w2_a": (8, 3), "w2_b": (3, 12)},
+    "kronecker": {"w1": (2, 3), "w2": (4, 4)},
+}
 LENGTHS = {"lambda": (1,), "n": (12,)}
 FITTING = [
     ("gralora", {"A_blocks": (1, 6, 3), "B_blocks": (1, 3, 4)}, {"d_in": 6, "d_out": 4, "r": 3}),
@@ -22,14 +27,16 @@ FITTING = [
     ("rotation", {"R": (1, 2, 5, 5)}, {"d_in": 10}),
     ("rotation", {"R": (2, 2, 4, 4)}, {"d_in": 8}),
     ("rotation", {"R": (3, 4, 2, 2)}, {"d_in": 8}),
-    ("rotation", {"R": (33, 1 << 32, 2, 2)}, {"d_in": 1 << 33}),
+    ("rotation", {"R": (34, 1 << 32, 2, 2)}, {"d_in": 1 << 33}),
     ("diag_oft", {"blocks": (2, 4, 4), "g": (8,)}, {"d_out": 8}),
     ("lycoris_boft", {"blocks": (2, 2, 4, 4)}, {"d_out": 8}),
     ("lycoris_boft", {"blocks": (3, 4, 2, 2), "g": (8,)}, {"d_out": 8}),
     ("lycoris_boft", {"blocks": (1, 3, 2, 2)}, {"d_out": 6}),
     ("oft_v2", {"entries": (3, 1)}, {"b": 2}),
     ("oft_v2", {"entries": (3, 6), "m": (8,), "n": (8,)}, {"b": 4}),
-    ("dora_low_rank", ONE | {"m": (8,)}, {"d_out": 8}),
+    *(("oft_v2", {"entries": (1, b * (b - 1) // 2)}, {"b": b}) for b in range(2, 12)),
+    *((f"dora_{kind}", shapes | {"m": (8,)}, {"d_out": 8}) for kind, shapes in INNER.items()),
+    *((f"dora_{kind}", shapes | {"m_in": (3,)}, {"d_in": 12}) for kind, shapes in INNER.items()),
     ("dora_low_rank", ONE | {"m_in": (12,)}, {"d_in": 12}),
     ("dora_low_rank", ONE | {"m_in": (1,)}, {"d_in": 12}),
     ("lycoris_glora", PRODUCTS, {"d_in": 12, "b": 4}),
@@ -291,8 +298,11 @@ class Announced:
         raise AssertionError("read")
 
 
-def pair(rank, *, columns=1):
-    return {"A": Announced(rank, columns), "B": Announced(1, rank)}
+def pair(rank):
+    return {"A": Announced(rank, 1), "B": Announced(1, rank)}
+
+
+TWO = Announced(MAX_EXPANDED), Announced(2, MAX_EXPANDED)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +324,8 @@ def pair(rank, *, columns=1):
         ),
         (
             "dense",
-            {"delta": Announced(1, 12 * MAX_EXPANDED, sources=(Announced(MAX_EXPANDED), Announced(2, MAX_EXPANDED)))},
-            {"delta": Announced(1, 12 * MAX_EXPANDED + 1, sources=(Announced(MAX_EXPANDED), Announced(2, MAX_EXPANDED)))},
+            {"delta": Announced(1, 12 * MAX_EXPANDED, sources=TWO)},
+            {"delta": Announced(1, 12 * MAX_EXPANDED + 1, sources=TWO)},
             "of 12,582,912 entries",
         ),
     ],
@@ -323,7 +333,7 @@ def pair(rank, *, columns=1):
 def test_just_small_enough_and_just_too_large(kind, fits, too_large, said):
     assert Update("x", kind, fits).excess() is None
     assert said in Update("x", kind, too_large).excess()
-    with pytest.raises(InputError, match="^x: "):
+    with pytest.raises(InputError, match=r"^x: "):
         Update("x", kind, too_large).read()
 
 
