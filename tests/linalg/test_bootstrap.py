@@ -209,3 +209,22 @@ def test_the_error_over_replicates_and_texts_is_the_sum_of_both():
     assert found.df == pytest.approx((seeds + texts) ** 2 / (seeds**2 / 4 + texts**2 / 399), rel=0.2)
     without = over_texts(np.repeat(scores.mean(axis=1)[:, None], 400, axis=1).round(6))
     assert without.df == 4  # scores that are the same on all texts do not depend on them
+
+
+def test_the_ends_where_the_weights_round_to_less_than_one():
+    ordered = np.array([1.0, 2.0, 3.0])
+    assert bootstrap.ends(ordered, np.array([0.25, 0.75, 1 - 1e-15]), 0.0) == (1, 3)
+    assert bootstrap.ends(ordered, np.array([0.25, 0.75, 1.0]), 0.25) == (1, 2)
+    assert bootstrap.ends(ordered, np.array([0.25, 0.75, 1.0]), 0.3) == (2, 2)
+
+
+def test_resamples_without_a_value_leave_their_weight_to_the_others(rng):
+    """4 % of them: the rest is as if it were all that there is. Of 6 % there is no interval."""
+    values, weights = rng.standard_normal(50), rng.uniform(1, 2, 50)
+    weights *= 0.96 / weights.sum()
+    parts, sizes = {"a": 0.2, "b": 0.1}, {"a": 4, "b": 6, "texts": 0}
+    with_nan = bootstrap._interval(np.append(values, np.nan), np.append(weights, 0.04), parts, sizes)
+    assert with_nan == bootstrap._interval(values, weights / 0.96, parts, sizes)
+    none = bootstrap._interval(np.append(values, np.nan), np.append(weights * 0.94 / 0.96, 0.06), parts, sizes)
+    assert (none.low, none.high, none.se) == (None, None, None)
+    assert "most resamples" in none.reason

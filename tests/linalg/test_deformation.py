@@ -94,6 +94,7 @@ def test_every_size_of_matrix_and_spike_is_one(scale, theta):
 def test_a_spike_that_is_nothing_has_no_direction():
     found = outlier(np.linspace(10, 1, 40), (40, 60), 1e-200)
     assert (found.cos2_short, found.cos2_long) == (0, 0)
+    assert found.position == 40
 
 
 def test_levels_are_looked_at_one_by_one_and_then_coarsely():

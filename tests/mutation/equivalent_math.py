@@ -1,4 +1,4 @@
-"""More of `equivalent`, of linalg, updates and study: (file, function, before) to each change of it, and why."""
+"""More of `equivalent`, of linalg, updates and study: file, function, why, what stands there and its changes."""
 
 _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     (
@@ -13,7 +13,10 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "Rounding.effective_dtype",
         "what has no digits here is compared with nothing",
         "_SIGNIFICAND.get(dtype, 53)",
-        ("_SIGNIFICAND.get(dtype, 52)", "_SIGNIFICAND.get(dtype, 54)"),
+        (
+            "_SIGNIFICAND.get(dtype, 52)",
+            "_SIGNIFICAND.get(dtype, 54)",
+        ),
     ),
     (
         "linalg/factored.py",
@@ -34,7 +37,10 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "bases",
         "of zeros none is above zero",
         "s.shape[0] and float(s[0]) > 0",
-        ("s.shape[0] and float(s[0]) >= 0",),
+        (
+            "s.shape[0] and float(s[0]) >= 0",
+            "s.shape[0] and float(s[0]) > -1",
+        ),
     ),
     (
         "linalg/subspace.py",
@@ -70,7 +76,12 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "windows",
         "the first matrix sets both",
         "first, room = (0, 0)",
-        ("first, room = (0, -1)", "first, room = (0, 1)", "first, room = (-1, 0)", "first, room = (1, 0)"),
+        (
+            "first, room = (0, -1)",
+            "first, room = (0, 1)",
+            "first, room = (-1, 0)",
+            "first, room = (1, 0)",
+        ),
     ),
     (
         "linalg/svd_update.py",
@@ -112,14 +123,21 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "_all_found",
         "without a gap the answer is no before it is used",
         "float(values[k - 1])",
-        ("float(values[k + 1])", "float(values[k - 2])", "float(values[k - 0])"),
+        (
+            "float(values[k + 1])",
+            "float(values[k - 2])",
+            "float(values[k - 0])",
+        ),
     ),
     (
         "linalg/svd_update.py",
         "_canonical",
         "one vector has one basis, and what is not wanted is cut off",
         "start < k and stop - start > 1",
-        ("start < k or stop - start > 1", "start <= k and stop - start > 1"),
+        (
+            "start < k or stop - start > 1",
+            "start <= k and stop - start > 1",
+        ),
     ),
     (
         "linalg/deformation.py",
@@ -140,7 +158,10 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "",
         "a gauge that is completed or not gives the same product",
         "RANK_FLOOR = 64 * EPS",
-        ("RANK_FLOOR = 63 * EPS", "RANK_FLOOR = 65 * EPS"),
+        (
+            "RANK_FLOOR = 63 * EPS",
+            "RANK_FLOOR = 65 * EPS",
+        ),
     ),
     (
         "updates/base.py",
@@ -157,7 +178,10 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "Kind.direction",
         "it gives none, whatever the scale is",
         "self, roles: Mapping[str, Array], scale: float=1.0",
-        ("self, roles: Mapping[str, Array], scale: float=2.0", "self, roles: Mapping[str, Array], scale: float=0.0"),
+        (
+            "self, roles: Mapping[str, Array], scale: float=2.0",
+            "self, roles: Mapping[str, Array], scale: float=0.0",
+        ),
     ),
     (
         "study/power.py",
@@ -165,6 +189,124 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "they reach as far to both sides",
         "np.array(_landmarks(criterion)) + reaches[:, :, None]",
         ("np.array(_landmarks(criterion)) - reaches[:, :, None]",),
+    ),
+    (
+        "linalg/noise.py",
+        "noise_measures",
+        "noise has a rank",
+        "float(value or 0.0)",
+        (
+            "float(value or -1.0)",
+            "float(value or 1.0)",
+        ),
+    ),
+    (
+        "linalg/cached_svd.py",
+        "CachedSVD.is_of",
+        "where float64 rounds to just this, either way serves",
+        "residual <= tolerance * self.sigma[0] ** 2",
+        ("residual < tolerance * self.sigma[0] ** 2",),
+    ),
+    (
+        "linalg/svd_update.py",
+        "_canonical",
+        "one vector has one basis",
+        "stop - start > 1",
+        (
+            "stop - start > 0",
+            "stop - start >= 1",
+        ),
+    ),
+    (
+        "linalg/factored.py",
+        "_balanced",
+        "a gauge of a core that is not square changes the factors and not the product",
+        "min(left.shape[0], right_t.shape[0])",
+        ("max(left.shape[0], right_t.shape[0])",),
+    ),
+    (
+        "linalg/factored.py",
+        "_balanced",
+        "nothing is added to a gauge that is complete",
+        (
+            "if rank < width: basis, _, _ = xp.linalg.svd(gauge, full_matrices=True) gauge = xp.concat("
+            "[gauge, basis[:, rank:]], axis=1)"
+        ),
+        (
+            (
+                "if rank <= width: basis, _, _ = xp.linalg.svd(gauge, full_matrices=True) gauge = xp.concat"
+                "([gauge, basis[:, rank:]], axis=1)"
+            ),
+        ),
+    ),
+    (
+        "linalg/factored.py",
+        "_times",
+        "times one they are the same",
+        "units == (1.0, 1.0)",
+        (
+            "units == (1.0, 2.0)",
+            "units == (2.0, 1.0)",
+            "units == (1.0, 0.0)",
+            "units == (0.0, 1.0)",
+        ),
+    ),
+    (
+        "linalg/bootstrap.py",
+        "expanded_intervals",
+        "fewer than two have no interval",
+        "min((sizes[each] for each in of or strata), default=0)",
+        (
+            "min((sizes[each] for each in of or strata), default=-1)",
+            "min((sizes[each] for each in of or strata), default=1)",
+        ),
+    ),
+    (
+        "linalg/subspace.py",
+        "_decomposed",
+        "it has no columns",
+        "empty[:1, :].reshape",
+        (
+            "empty[:2, :].reshape",
+            "empty[:0, :].reshape",
+        ),
+    ),
+    (
+        "linalg/subspace.py",
+        "coordinates",
+        "what is wide has a singular Gram matrix, which is refused, too",
+        "min(left.shape[0], right_t.shape[0])",
+        (
+            "min(left.shape[-1], right_t.shape[0])",
+            "min(left.shape[0], right_t.shape[-1])",
+        ),
+    ),
+    (
+        "linalg/two_stage.py",
+        "_call",
+        "of one column the stride is not used, and of none nothing is called",
+        "[n, max(1, n), -1, -1, 0]",
+        (
+            "[n, max(2, n), -1, -1, 0]",
+            "[n, max(0, n), -1, -1, 0]",
+        ),
+    ),
+    (
+        "linalg/two_stage.py",
+        "_fastest",
+        "any matrix takes as long",
+        "np.random.default_rng(0)",
+        ("np.random.default_rng(1)",),
+    ),
+    (
+        "study/outcome.py",
+        "rules",
+        "both ends of what is outside the bounds are on one side of them",
+        "wide_effect[0] > criterion.distance",
+        (
+            "wide_effect[-1] > criterion.distance",
+            "wide_effect[1] > criterion.distance",
+        ),
     ),
 )
 MATH = {
