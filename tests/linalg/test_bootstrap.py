@@ -228,3 +228,16 @@ def test_resamples_without_a_value_leave_their_weight_to_the_others(rng):
     none = bootstrap._interval(np.append(values, np.nan), np.append(weights * 0.94 / 0.96, 0.06), parts, sizes)
     assert (none.low, none.high, none.se) == (None, None, None)
     assert "most resamples" in none.reason
+
+
+def test_texts_alone_are_drawn_two_hundred_times():
+    strata, seen = {"a": [1.0, 2.0]}, []
+
+    def statistics(draws, text_draw, which):
+        if draws is strata and text_draw is not None:
+            seen.append(text_draw)
+        return [float(np.mean(draws["a"])) for _ in which]
+
+    for draws in (300, 7):
+        bootstrap.expanded_intervals(statistics, 1, strata, texts=10, text_draws=draws, most=5)
+    assert seen == [*range(200), *range(7)]

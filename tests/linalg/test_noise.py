@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from scipy.integrate import quad
 
 from lorascope.linalg import noise
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
@@ -206,3 +207,19 @@ def test_the_stable_rank_of_noise_has_its_largest_value_at_the_mean(shape):
     kept = np.cumsum(sigma**2) / np.sum(sigma**2)
     for share in (0.9, 0.95, 0.99):
         assert found[f"energy_rank_{share}"] == 1 + np.sum(kept < share)
+
+
+@pytest.mark.parametrize(("p", "q"), [(9, 9), (40, 40), (9, 12), (5, 50)])
+def test_the_quantiles_are_those_of_the_law_to_eight_digits(p, q):
+    """Of a square the quarter circle's, in closed form; else of the density, integrated by scipy."""
+    beta, found = p / q, noise.noise_spectrum(p, q) / np.sqrt(q)
+    if beta == 1:
+        shares = (found * np.sqrt(4 - found**2) / 2 + 2 * np.arcsin(found / 2)) / np.pi
+    else:
+        ends = (1 - np.sqrt(beta)) ** 2, (1 + np.sqrt(beta)) ** 2
+
+        def density(t):
+            return np.sqrt(max((ends[1] - t) * (t - ends[0]), 0)) / (2 * np.pi * beta * t)
+
+        shares = [quad(density, ends[0], value**2, epsabs=1e-11)[0] for value in found]
+    np.testing.assert_allclose(shares, (np.arange(p, 0, -1) - 0.5) / p, rtol=0, atol=1e-7)

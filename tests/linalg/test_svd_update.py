@@ -308,3 +308,12 @@ def test_which_eigenvalues_are_one_is_by_the_largest(rng):
     np.testing.assert_allclose(found[:, 1:3] @ found[:, 1:3].T, vectors[:, 1:3] @ vectors[:, 1:3].T, atol=1e-14)
     third = changed._canonical(values, vectors, diagonal, 2)[1][:, 1]  # a tie with one that is not wanted
     np.testing.assert_allclose(third, found[:, 1], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("p", "tried"), [(320, False), (321, True)])
+def test_up_to_320_rows_lapack_needs_no_longer(rng, monkeypatch, p, tried):
+    asked = []
+    monkeypatch.setattr(changed, "_davidson", lambda *_: asked.append(1))
+    weight = np.diag(np.linspace(2.0, 1.0, p))
+    changed.leading(decompose(weight), weight, bases(change(rng, p, p, 1)), 1)
+    assert bool(asked) == tried

@@ -151,7 +151,10 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "Sparse.__init__",
         "of fewer than 2^38 rows it is more",
         "max(1, int(PIECE // usual))",
-        ("max(2, int(PIECE // usual))",),
+        (
+            "max(2, int(PIECE // usual))",
+            "max(0, int(PIECE // usual))",
+        ),
     ),
     (
         "linalg/factored.py",
@@ -307,6 +310,31 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
             "wide_effect[-1] > criterion.distance",
             "wide_effect[1] > criterion.distance",
         ),
+    ),
+    (
+        "linalg/factored.py",
+        "_balanced",
+        "a gauge of a core that is not square changes the factors and not the product",
+        "right_t.shape[0]",
+        (
+            "right_t.shape[1]",
+            "right_t.shape[-1]",
+        ),
+    ),
+    (
+        "linalg/factored.py",
+        "_balanced",
+        "a gauge that is completed or not gives the same product",
+        "s > RANK_FLOOR * s[0]",
+        ("s >= RANK_FLOOR * s[0]",),
+    ),
+    ("linalg/svd_update.py", "_davidson", "a matter of speed", "factor.shape[1] // 2", ("factor.shape[0] // 2",)),
+    (
+        "linalg/subspace.py",
+        "coordinates",
+        "what is wide has a singular Gram matrix, which is refused, too",
+        "right_t.shape[0]",
+        ("right_t.shape[-1]",),
     ),
 )
 MATH = {

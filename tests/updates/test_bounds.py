@@ -369,7 +369,10 @@ def test_what_an_update_says_of_itself():
     assert (found.transposed, found.embedding, found.expert, found.bias, found.notes) == (False, False, None, None, ())
     lengths = Update("x", "magnitude", {"m": Announced(4)})
     assert (lengths.sides, lengths.rank, lengths.needs_base, lengths.has_direction) == ((4, None), None, True, False)
-    assert Update("x", "magnitude", roles | lengths.roles).has_direction
+    both = Update("x", "magnitude", roles | lengths.roles)
+    assert (both.has_direction, both.shape, both.rank) == (True, (4, 6), 2)
+    assert Update("x", "dora_low_rank", roles | lengths.roles).rank == 2
+    assert Update("x", "bat", {"M": Announced(3, 4, 4)}).rank is None
     assert Update("x", "scaling", {"in_scale": Announced(4)}).sides == (None, 4)
     with pytest.raises(InputError, match="base only"):
         _ = lengths.shape
