@@ -263,7 +263,7 @@ def test_a_core_that_is_not_square_stays_in_its_gauge(rng):
         assert found.shape == (5,)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-150, 1e200])
+@pytest.mark.parametrize("scale", [1.0, 1e-100, 1e100, 1e-150, 1e200])
 def test_a_mixed_gauge_with_a_direction_that_is_nothing(rng, scale):
     """σ = 1 and 2e-6, mixed so that rounding would show, and a column of zeros: the gauge is completed."""
     mix = np.array([[1.0, 1.0], [0.0, 0.1]])

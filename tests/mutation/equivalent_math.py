@@ -336,6 +336,31 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         "right_t.shape[0]",
         ("right_t.shape[-1]",),
     ),
+    (
+        "linalg/kronecker.py",
+        "Kronecker.leading",
+        "a vector has one axis",
+        "(u1[:, None, i] * u2[None, :, j]).reshape(m, order.shape[0])",
+        ("(u1[:, None, i] * u2[None, :, j]).reshape(m, order.shape[-1])",),
+    ),
+    (
+        "linalg/svd_update.py",
+        "_all_found",
+        "without a gap the answer is no before it is used",
+        "best, above = (0.0, 0)",
+        (
+            "best, above = (-1.0, 0)",
+            "best, above = (0.0, 1)",
+            "best, above = (0.0, -1)",
+        ),
+    ),
+    (
+        "linalg/subspace.py",
+        "principal_angles",
+        "the singular values of nothing are none",
+        "narrow.shape[1] == 0",
+        ("narrow.shape[0] == 0",),
+    ),
 )
 MATH = {
     (f"lorascope/{file}", function, before, after): why

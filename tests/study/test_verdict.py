@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from lorascope.linalg import bootstrap
-from lorascope.study import Claim, Control, Criterion, Results, StudyScale
+from lorascope.study import Claim, Control, Criterion, Results, StudyScale, verdict
 from lorascope.study.gains import InUnits
 from lorascope.study.results import chosen
 from lorascope.study.texts import TextScores
@@ -30,8 +30,8 @@ def mean(found):
 
 
 def judge(claim, found, **more):
-    (verdict,) = judge_all([claim], found, testbed="encoder", **more)
-    return verdict
+    (judged_claim,) = judge_all([claim], found, testbed="encoder", **more)
+    return judged_claim
 
 
 def judge_criterion(criterion, found):
@@ -257,6 +257,15 @@ def test_many_replicates_are_drawn_and_the_same_each_time():
     assert high - low == pytest.approx(2 * half, rel=0.12)  # 5000 draws of a tail of 2 %
     found = judged(list(values), at_least=0)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)  # rounding: the same draws
+
+
+def test_only_strings_are_made_pythons_own():
+    """Which are quicker to draw and to compare; numbers stay as they are."""
+    table = pd.DataFrame({"name": pd.array(["a", "b"], dtype="str"), "loss": [1.0, 2.0], "n": [1, 2]})
+    found = verdict._plain(Results(table, {"t": table}, StudyScale(), table, candidates=table))
+    for each in (found.runs, found.tables["t"], found.candidates):
+        assert [str(dtype) for dtype in each.dtypes] == ["object", "float64", "int64"]
+    assert verdict._plain(Results(table, {}, StudyScale(), table)).candidates is None
 
 
 def test_a_scale_without_verdicts_takes_two_hundred_resamples(monkeypatch):
