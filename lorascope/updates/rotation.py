@@ -44,12 +44,12 @@ class Rotation(Kind):
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """ΔW (d_out, d_in), dense, block by block. InputError without `base`, or where it has another shape."""
         weight, factors = needed(self, roles, base), roles["R"]
-        *counts, side, _ = factors.shape
+        count, blocks, side, _ = factors.shape
         if weight.shape[1] % side:
             raise InputError("the base weight does not divide into blocks", found=tuple(weight.shape))
         rotated = weight
-        for index in range(len(factors)):
-            rotated = _times_factor(rotated, factors[index, ...], butterfly(index, *counts, side))
+        for index in range(count):
+            rotated = _times_factor(rotated, factors[index, ...], butterfly(index, count, blocks, side))
         if "s" in roles:
             rotated = rotated * roles["s"][:, None]
         return Dense((rotated - weight) * scale)

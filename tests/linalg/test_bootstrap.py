@@ -44,6 +44,8 @@ def test_the_interval_of_a_mean():
     values = np.random.default_rng(1).standard_normal(400)
     half = stats.norm.ppf(0.975) * values.std() / math.sqrt(len(values))
     low, high = bootstrap.mean_interval(list(values))
+    drawn = np.random.default_rng(0).integers(0, 400, (2000, 400))  # the same each time
+    assert (low, high) == pytest.approx(np.percentile(values[drawn].mean(axis=1), [2.5, 97.5]), rel=1e-12)
     assert (values.mean() - low, high - values.mean()) == pytest.approx((half, half), rel=0.1)  # of 50 draws beyond it
 
 
@@ -220,7 +222,7 @@ def test_the_ends_where_the_weights_round_to_less_than_one():
 
 def test_resamples_without_a_value_leave_their_weight_to_the_others(rng):
     """4 % of them: the rest is as if it were all that there is. Of 6 % there is no interval."""
-    values, weights = rng.standard_normal(50), rng.uniform(1, 2, 50)
+    values, weights = rng.standard_normal(1000), rng.uniform(1, 2, 1000)
     weights *= 0.96 / weights.sum()
     parts, sizes = {"a": 0.2, "b": 0.1}, {"a": 4, "b": 6, "texts": 0}
     with_nan = bootstrap._interval(np.append(values, np.nan), np.append(weights, 0.04), parts, sizes)

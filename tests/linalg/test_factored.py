@@ -263,10 +263,10 @@ def test_a_core_that_is_not_square_stays_in_its_gauge(rng):
         assert found.shape == (5,)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-100, 1e100, 1e-150, 1e200])
+@pytest.mark.parametrize("scale", [1.0, 2.0**-332, 2.0**332, 2.0**-498, 2.0**664])  # so that nothing is rounded
 def test_a_mixed_gauge_with_a_direction_that_is_nothing(rng, scale):
     """σ = 1 and 2e-6, mixed so that rounding would show, and a column of zeros: the gauge is completed."""
-    mix = np.array([[1.0, 1.0], [0.0, 0.1]])
+    mix = np.array([[1.0, 1.0], [0.0, 1e-3]])
     left = np.pad(orthonormal(rng, 30, 2) * [1.0, 2e-6] @ mix, ((0, 0), (0, 1)))
     right = np.concatenate([np.linalg.inv(mix) @ orthonormal(rng, 20, 2).T, rng.standard_normal((1, 20))])
     exact = exact_singular_values(left[:, :2], right[:2])

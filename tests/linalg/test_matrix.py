@@ -139,3 +139,9 @@ def test_nor_that_of_a_matrix_wider_than_the_krylov_space(rng):
         assert (found.u.shape, found.vh.shape) == ((values.shape[0], 1), (1, values.shape[1]))
         assert found.spectrum.method == "randomised"
         assert peak < 2**24
+
+
+@pytest.mark.parametrize("values", [[-1e200, 1.0], [1.0, -1e200], [1e200, -1.0], [-1e-200, -1e-300], [-3e150, 4e150]])
+def test_a_norm_is_of_the_largest_entry_s_size_whatever_its_sign(values):
+    expected = max(map(abs, values)) * np.linalg.norm(np.array(values) / max(map(abs, values)))
+    assert Dense(np.array([values])).frobenius_norm() == pytest.approx(expected, rel=1e-14, abs=0)
