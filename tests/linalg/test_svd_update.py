@@ -169,7 +169,7 @@ def test_refusals(rng):
     with pytest.raises(ValueError, match=r"\(8, 6\) and W \(6, 8\)"):
         changed.leading(known, weight, weight.T, 2)
     with pytest.raises(ValueError, match="NaN"):
-        changed.leading(known, weight, np.full((6, 8), np.nan), 2)
+        changed.leading(known, weight, np.where(np.eye(6, 8), np.nan, 1.0), 2)
     with pytest.raises(ValueError, match="NaN"):
         decompose(np.full((3, 3), np.inf))
     assert len(changed.leading(known, weight, weight, 99).sigma) == 6
@@ -317,3 +317,11 @@ def test_up_to_320_rows_lapack_needs_no_longer(rng, monkeypatch, p, tried):
     weight = np.diag(np.linspace(2.0, 1.0, p))
     changed.leading(decompose(weight), weight, bases(change(rng, p, p, 1)), 1)
     assert bool(asked) == tried
+
+
+def test_no_count_is_taken_at_one_of_w_s_own_values():
+    """7 lies midway between 9 and 5, and was missed: of the two gaps only that from 5 to 1 can be counted in."""
+    diagonal, factor, core = np.array([9.0, 7.0, 5.0, 1.0]), np.zeros((4, 2)), np.array([[1.0, 1.0], [1.0, 0.0]])
+    with np.errstate(all="raise"):
+        assert not changed._all_found(diagonal, factor, core, np.array([9.0, 5.0, 1.0]), 1)
+        assert changed._all_found(diagonal, factor, core, diagonal, 1)
