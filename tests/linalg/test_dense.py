@@ -27,6 +27,13 @@ def test_the_gram_way_gives_every_value_within_its_own_bound(shape):
     np.testing.assert_allclose(found.values[: p // 2], sigma[: p // 2], rtol=1e-6)  # what is promised by default
 
 
+def test_zeros_below_a_high_bulk_are_numbers():
+    """Squares of rounding, half of them negative."""
+    found = dense.spectrum(planted(np.ones(30), 40, 60))
+    assert found.method == "gram"
+    np.testing.assert_allclose(found.values, np.repeat([1.0, 0.0], [30, 10]), rtol=0, atol=1e-7)  # √eps and some
+
+
 def test_a_low_bulk_takes_the_accurate_way():
     sigma = np.r_[np.ones(4), np.full(44, 1e-9)]
     found = dense.spectrum(planted(sigma, 48, 60))

@@ -141,6 +141,8 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         ("math.frexp(top)[1] - 2",)),
     ("linalg/two_stage.py", "_call", "more room than is needed", "np.zeros(sizes[3], np.int64)",
         ("np.zeros(sizes[2], np.int64)",)),
+    ("linalg/factored.py", "_gram", "in pieces or whole: a matter of speed", "for step in PIECES if m % step == 0",
+        ("for step in PIECES if m % step == -1",)),
 )
 # fmt: on
 MATH = {
