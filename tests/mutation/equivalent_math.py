@@ -143,6 +143,8 @@ _ROWS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
         ("np.zeros(sizes[2], np.int64)",)),
     ("linalg/factored.py", "_gram", "in pieces or whole: a matter of speed", "for step in PIECES if m % step == 0",
         ("for step in PIECES if m % step == -1",)),
+    ("linalg/wavelets.py", "_upsampled", "every entry passes it twice, once along each index",
+        "full[k:k + 2 * rows:2] += tap * values", ("full[k:k + 2 * rows:2] -= tap * values",)),
 )
 # fmt: on
 MATH = {
