@@ -92,6 +92,6 @@ def t_quantile(df: float, criteria: int = 1) -> float:
 def _landmarks(criterion: Criterion) -> list[float]:
     marks = [bound for bound in (criterion.at_least, criterion.at_most) if bound is not None]
     if criterion.no_effect is not None:
-        for margin in (0.0, criterion.distance, criterion.margin or 0.0):
+        for margin in (0.0, criterion.distance, criterion.distance if criterion.margin is None else criterion.margin):
             marks += [criterion.no_effect - margin, criterion.no_effect + margin]
     return marks

@@ -218,8 +218,10 @@ class Update:
         Judged by shapes alone: a small file can announce what no machine can hold.
         """
         kind, shapes = kinds.get(self.kind), self._shapes
-        most = max(kind.largest(shapes), math.prod(base.shape) if base is not None and kind.needs_base else 0)
-        if (rank := shapes.get("A", (0,))[0]) > MAX_RANK:
+        most = kind.largest(shapes)
+        if base is not None and kind.needs_base:
+            most = max(most, math.prod(base.shape))
+        if "A" in shapes and (rank := shapes["A"][0]) > MAX_RANK:
             return f"its rank of {rank:,} is more than the {MAX_RANK:,} that lorascope decomposes"
         for name, stored in self.roles.items():
             if math.prod(stored.shape) > max(MAX_EXPANDED, 4 * _entries(stored)):

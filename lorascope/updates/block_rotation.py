@@ -50,7 +50,7 @@ def cayley_series(entries: Array) -> Array:
 
 def side_of(entries: int) -> int:
     """The b of which b(b − 1)/2 is `entries`. InputError where there is none."""
-    side = (1 + math.isqrt(1 + 8 * entries)) // 2
+    side = math.isqrt(2 * entries) + 1  # (b − 1)² ≤ b(b − 1) < b²
     if entries < 1 or side * (side - 1) // 2 != entries:
         raise InputError(
             "the entries of a block are not a triangle", found=entries, expected="b(b − 1)/2 for a whole b"
@@ -151,9 +151,9 @@ class OftV2(_Rotation):
     def tuned(self, roles: Mapping[str, Array], base: Array) -> Array:
         xp = namespace(base)
         rotation = xp.matrix_transpose(cayley_series(roles["entries"]))
-        side, groups = rotation.shape[1], base.shape[1] // rotation.shape[1]
-        if rotation.shape[0] != 1:
-            groups = rotation.shape[0]
+        groups, side, _ = rotation.shape
+        if groups == 1:
+            groups = base.shape[1] // side
         _fits("inputs", groups * side, base.shape[1])
         rotated = base.reshape(base.shape[0], groups, 1, side) @ rotation
         rotated = rotated.reshape(base.shape)

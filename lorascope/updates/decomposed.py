@@ -75,7 +75,7 @@ class Decomposed(Kind):
         with np.errstate(divide="ignore", invalid="ignore"):
             if "m" in roles:
                 return Dense(tuned * (roles["m"] / xp.linalg.vector_norm(tuned, axis=1))[:, None] - base)
-            channels = tuned.reshape(base.shape[0], roles["m_in"].shape[0], -1)
+            channels = tuned.reshape(base.shape[0], len(roles["m_in"]), -1)
             lengths = xp.linalg.vector_norm(channels, axis=(0, 2))
             return Dense((channels * (roles["m_in"] / lengths)[None, :, None]).reshape(base.shape) - base)
 

@@ -39,8 +39,7 @@ class Hadamard(Kind):
     def largest(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Of the Khatri–Rao products, or of ΔW."""
         sizes = self.dimensions(shapes)
-        d_out, d_in, inner = sizes["d_out"], sizes["d_in"], sizes["r"] ** 2
-        return d_out * d_in if inner >= min(d_out, d_in) else inner * max(d_out, d_in)
+        return min(sizes["r"] ** 2, sizes["d_out"], sizes["d_in"]) * max(sizes["d_out"], sizes["d_in"])
 
     def rank(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """min(r², d_out, d_in)."""

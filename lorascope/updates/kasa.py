@@ -38,7 +38,7 @@ class KaSA(Residual):
         import torch
 
         u, sigma, vh = torch.linalg.svd(in_single(base), full_matrices=False)
-        kept = sigma.shape[0] - rank
+        kept = len(sigma) - rank
         if kept < 1:
             raise InputError("KaSA leaves no direction of the base weight", found=f"rank {rank}", expected=base.shape)
         return Factored(like(base, u[:, kept:]) * like(base, sigma[kept:]), like(base, vh[kept:]))

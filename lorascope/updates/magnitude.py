@@ -59,7 +59,7 @@ class Magnitude(Kind):
         if base is None:
             raise InputError("magnitude and direction give ΔW only with the base weight", hint="pass --base MODEL")
         shapes = {name: tuple(array.shape) for name, array in roles.items()}
-        expected = self.shape(shapes) if "A" in roles else (roles["m"].shape[0], base.shape[1])
+        expected = self.shape(shapes) if "A" in roles else (len(roles["m"]), base.shape[1])
         if tuple(base.shape) != tuple(expected):
             raise InputError("the base weight has another shape", found=tuple(base.shape), expected=tuple(expected))
         direction = self.direction(roles, scale)

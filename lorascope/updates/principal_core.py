@@ -41,7 +41,7 @@ class PrincipalCore(Kind):
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Factored:
         """ΔW as a product of inner size r. InputError without `base`, or where it has fewer than r directions."""
         weight, core = needed(self, roles, base), roles["R"]
-        rank = core.shape[0]
+        rank = len(core)
         if rank > min(weight.shape):
             raise InputError("the base weight has another shape", found=tuple(weight.shape), expected=f"{rank} or more")
         u, sigma, vh = _leading(weight, rank, roles.get("draw"))

@@ -23,7 +23,7 @@ class Reflections(Kind):
         weight, u = needed(self, roles, base), roles["u"]
         xp = namespace(weight, u)
         gram = u.T @ u
-        inverse = xp.triu(gram) - xp.eye(gram.shape[0], dtype=gram.dtype) * gram / 2
+        inverse = xp.triu(gram) - xp.eye(len(gram), dtype=gram.dtype) * gram / 2
         left = xp.linalg.solve(inverse.T, (weight @ u).T).T  # W·U·T
         return Factored(left * -scale, u.T)
 

@@ -28,7 +28,7 @@ class ReplacedTail(Kind):
 
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """ΔW (d_out, d_in), dense. InputError without `base`, where it has another shape or fewer directions."""
-        weight, tail = needed(self, roles, base), roles["S"].shape[0]
+        weight, tail = needed(self, roles, base), len(roles["S"])
         kept = min(weight.shape) - tail
         if kept < 0:
             raise InputError("the base weight has another shape", found=tuple(weight.shape), expected=f"{tail} or more")

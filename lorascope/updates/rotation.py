@@ -44,11 +44,12 @@ class Rotation(Kind):
     def delta(self, roles: Mapping[str, Array], scale: float = 1.0, base: Array | None = None) -> Matrix:
         """ΔW (d_out, d_in), dense, block by block. InputError without `base`, or where it has another shape."""
         weight, factors = needed(self, roles, base), roles["R"]
-        if weight.shape[1] % factors.shape[2]:
+        count, blocks, side, _ = factors.shape
+        if weight.shape[1] % side:
             raise InputError("the base weight does not divide into blocks", found=tuple(weight.shape))
         rotated = weight
-        for index in range(factors.shape[0]):
-            rotated = _times_factor(rotated, factors[index, ...], butterfly(index, *factors.shape[:3]))
+        for index in range(count):
+            rotated = _times_factor(rotated, factors[index, ...], butterfly(index, count, blocks, side))
         if "s" in roles:
             rotated = rotated * roles["s"][:, None]
         return Dense((rotated - weight) * scale)
@@ -67,8 +68,8 @@ class RotationOut(Kind):
         """ΔW (d_out, d_in), dense. InputError without `base`, or where it has more rows than there are blocks for, or
         so few that a block is left over."""
         weight, blocks = needed(self, roles, base), roles["R"]
-        side = blocks.shape[1]
-        count = blocks.shape[0] if blocks.shape[0] > 1 else -(-weight.shape[0] // side)
+        count, side, _ = blocks.shape
+        count = count if count > 1 else -(-weight.shape[0] // side)
         if not (count - 1) * side < weight.shape[0] <= count * side:
             raise InputError(
                 "the base weight has another shape", found=tuple(weight.shape), expected=f"{count * side} rows"
@@ -82,7 +83,7 @@ class RotationOut(Kind):
 
 def _times_factor(weight: Array, blocks: Array, order: np.ndarray | None) -> Array:
     """`weight` (d_out, d_in) times one factor, in the order of columns in which that is block diagonal."""
-    xp, side = namespace(weight, blocks), blocks.shape[1]
+    xp, (_, side, _) = namespace(weight, blocks), blocks.shape
     if order is not None:
         weight = xp.take(weight, xp.asarray(np.argsort(order)), axis=1)
     parts = xp.permute_dims(xp.reshape(weight, (weight.shape[0], -1, side)), (1, 0, 2))

@@ -41,8 +41,8 @@ class Scaling(Kind):
         self.dimensions({name: tuple(array.shape) for name, array in roles.items()})
         name, vector = next(iter(roles.items()))
         axis = 0 if name == "out_scale" else 1
-        if vector.shape[0] != base.shape[axis]:
-            raise InputError(f"{name} does not fit the base weight", found=f"{vector.shape[0]} and {tuple(base.shape)}")
+        if len(vector) != base.shape[axis]:
+            raise InputError(f"{name} does not fit the base weight", found=f"{len(vector)} and {tuple(base.shape)}")
         factor = (vector - 1) * scale
         return Dense(base * (factor[:, None] if axis == 0 else factor[None, :]))
 

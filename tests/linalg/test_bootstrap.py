@@ -44,6 +44,8 @@ def test_the_interval_of_a_mean():
     values = np.random.default_rng(1).standard_normal(400)
     half = stats.norm.ppf(0.975) * values.std() / math.sqrt(len(values))
     low, high = bootstrap.mean_interval(list(values))
+    drawn = np.random.default_rng(0).integers(0, 400, (2000, 400))  # the same each time
+    assert (low, high) == pytest.approx(np.percentile(values[drawn].mean(axis=1), [2.5, 97.5]), rel=1e-12)
     assert (values.mean() - low, high - values.mean()) == pytest.approx((half, half), rel=0.1)  # of 50 draws beyond it
 
 
@@ -209,3 +211,35 @@ def test_the_error_over_replicates_and_texts_is_the_sum_of_both():
     assert found.df == pytest.approx((seeds + texts) ** 2 / (seeds**2 / 4 + texts**2 / 399), rel=0.2)
     without = over_texts(np.repeat(scores.mean(axis=1)[:, None], 400, axis=1).round(6))
     assert without.df == 4  # scores that are the same on all texts do not depend on them
+
+
+def test_the_ends_where_the_weights_round_to_less_than_one():
+    ordered = np.array([1.0, 2.0, 3.0])
+    assert bootstrap.ends(ordered, np.array([0.25, 0.75, 1 - 1e-15]), 0.0) == (1, 3)
+    assert bootstrap.ends(ordered, np.array([0.25, 0.75, 1.0]), 0.25) == (1, 2)
+    assert bootstrap.ends(ordered, np.array([0.25, 0.75, 1.0]), 0.3) == (2, 2)
+
+
+def test_resamples_without_a_value_leave_their_weight_to_the_others(rng):
+    """4 % of them: the rest is as if it were all that there is. Of 6 % there is no interval."""
+    values, weights = rng.standard_normal(1000), rng.uniform(1, 2, 1000)
+    weights *= 0.96 / weights.sum()
+    parts, sizes = {"a": 0.2, "b": 0.1}, {"a": 4, "b": 6, "texts": 0}
+    with_nan = bootstrap._interval(np.append(values, np.nan), np.append(weights, 0.04), parts, sizes)
+    assert with_nan == bootstrap._interval(values, weights / 0.96, parts, sizes)
+    none = bootstrap._interval(np.append(values, np.nan), np.append(weights * 0.94 / 0.96, 0.06), parts, sizes)
+    assert (none.low, none.high, none.se) == (None, None, None)
+    assert "most resamples" in none.reason
+
+
+def test_texts_alone_are_drawn_two_hundred_times():
+    strata, seen = {"a": [1.0, 2.0]}, []
+
+    def statistics(draws, text_draw, which):
+        if draws is strata and text_draw is not None:
+            seen.append(text_draw)
+        return [float(np.mean(draws["a"])) for _ in which]
+
+    for draws in (300, 7):
+        bootstrap.expanded_intervals(statistics, 1, strata, texts=10, text_draws=draws, most=5)
+    assert seen == [*range(200), *range(7)]

@@ -94,6 +94,7 @@ def test_every_size_of_matrix_and_spike_is_one(scale, theta):
 def test_a_spike_that_is_nothing_has_no_direction():
     found = outlier(np.linspace(10, 1, 40), (40, 60), 1e-200)
     assert (found.cos2_short, found.cos2_long) == (0, 0)
+    assert found.position == 40
 
 
 def test_levels_are_looked_at_one_by_one_and_then_coarsely():
@@ -115,5 +116,6 @@ def test_ties_zeros_and_refusals():
     assert outlier(np.zeros(4), (4, 4), 2.0).value == pytest.approx(2.0, rel=1e-6)  # W = 0: the spike itself
     with pytest.raises(ValueError, match="strength"):
         outlier(tied, (6, 9), 0.0)
-    with pytest.raises(ValueError, match="number 7"):
-        thresholds(tied, (6, 9), 7)
+    for k in (7, 0, -1):
+        with pytest.raises(ValueError, match=f"number {k} of 6"):
+            thresholds(tied, (6, 9), k)

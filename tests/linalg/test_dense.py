@@ -21,15 +21,23 @@ def test_the_gram_way_gives_every_value_within_its_own_bound(shape):
     found = dense.spectrum(planted(sigma, *shape), accuracy=1e-2)
     assert found.method == "gram"
     assert np.all(np.abs(found.values - sigma) <= found.error)
+    assert found.remaining == 0  # all are listed
     assert found.error[0] < 1e-13  # the bound is worth something: near eps at the top
     assert found.error[-1] < 1e-7
     np.testing.assert_allclose(found.values[: p // 2], sigma[: p // 2], rtol=1e-6)  # what is promised by default
 
 
+def test_zeros_below_a_high_bulk_are_numbers():
+    """Squares of rounding, half of them negative."""
+    found = dense.spectrum(planted(np.ones(30), 40, 60))
+    assert found.method == "gram"
+    np.testing.assert_allclose(found.values, np.repeat([1.0, 0.0], [30, 10]), rtol=0, atol=1e-7)  # √eps and some
+
+
 def test_a_low_bulk_takes_the_accurate_way():
     sigma = np.r_[np.ones(4), np.full(44, 1e-9)]
     found = dense.spectrum(planted(sigma, 48, 60))
-    assert found.method == "svd"
+    assert (found.method, found.remaining) == ("svd", 0)
     np.testing.assert_allclose(found.values, sigma, rtol=1e-5)  # eps·σ₁/σ is 2e-7 here
     assert np.all(np.abs(found.values - sigma) <= found.error)
 
@@ -65,8 +73,9 @@ def test_best_rank_is_eckart_youngs(shape, rank):
 
 
 def test_best_rank_refuses_what_there_is_not():
-    with pytest.raises(ValueError, match="no part of rank 4"):
-        dense.best_rank(np.ones((3, 5)), 4)
+    for rank in (4, 0, -1):
+        with pytest.raises(ValueError, match=f"no part of rank {rank}"):
+            dense.best_rank(np.ones((3, 5)), rank)
 
 
 @pytest.mark.parametrize("shape", [(150, 220), (220, 150), (30, 40)])

@@ -243,3 +243,43 @@ def test_which_values_are_trusted(rng):
         values, good = factored._core_values(mixed, right_t)
         np.testing.assert_allclose(values[0], 1, rtol=1e-12)
         assert good == trusted
+
+
+def test_factors_in_single_precision_are_decomposed_in_double(rng):
+    left, right = rng.standard_normal((30, 4)).astype(np.float32), rng.standard_normal((4, 20)).astype(np.float32)
+    single, double = Factored(left, right), Factored(left.astype(float), right.astype(float))
+    assert single.singular_values().dtype == single.svd()[0].dtype == np.float64
+    np.testing.assert_array_equal(single.singular_values(), double.singular_values())
+    assert (single.frobenius_norm(), single.inner(single)) == (double.frobenius_norm(), double.inner(double))
+
+
+def test_a_core_that_is_not_square_stays_in_its_gauge(rng):
+    """X Z as [X X] · [10⁶·Y + Z; −10⁶·Y], of more inner columns than rows: it cancels to 10⁶·eps."""
+    x, y, z = rng.standard_normal((5, 3)), 1e6 * rng.standard_normal((3, 20)), rng.standard_normal((3, 20))
+    product = Factored(np.concatenate([x, x], axis=1), np.concatenate([y + z, -y], axis=0))
+    expected = np.linalg.svd(x @ z, compute_uv=False)
+    for found in (product.singular_values(), product.svd()[1], product.T.singular_values()):
+        np.testing.assert_allclose(found[:3], expected[:3], rtol=0, atol=1e-7)
+        assert found.shape == (5,)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-332, 2.0**332, 2.0**-498, 2.0**664])  # so that nothing is rounded
+def test_a_mixed_gauge_with_a_direction_that_is_nothing(rng, scale):
+    """σ = 1 and 2e-6, mixed so that rounding would show, and a column of zeros: the gauge is completed."""
+    mix = np.array([[1.0, 1.0], [0.0, 1e-3]])
+    left = np.pad(orthonormal(rng, 30, 2) * [1.0, 2e-6] @ mix, ((0, 0), (0, 1)))
+    right = np.concatenate([np.linalg.inv(mix) @ orthonormal(rng, 20, 2).T, rng.standard_normal((1, 20))])
+    exact = exact_singular_values(left[:, :2], right[:2])
+    product = Factored(left * scale, right)
+    for found in (product.singular_values(), product.svd()[1]):
+        assert worst_relative_error(found[:2] / scale, exact, 1e-6) < 1e-10
+        assert found[2] <= 1e-15 * found[0]
+    u, s, vh = product.svd()
+    np.testing.assert_allclose((u * (s / scale)) @ vh, left @ right, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_rank_beyond_what_there_is_and_a_leading_part(rng, k):
+    product = Factored(rng.standard_normal((6, k)), rng.standard_normal((k, 9)))
+    assert product.truncated(k + 3).left.shape == (6, k)
+    assert [part.shape for part in product.leading(k)] == [(6, k), (k,), (k, 9)]

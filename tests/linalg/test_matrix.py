@@ -1,5 +1,7 @@
 """Every form of ΔW does what its entries do."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -123,3 +125,23 @@ def test_the_longer_side_is_never_squared(rng):
             assert (leading.u.shape, leading.vh.shape) == (u.shape, vh.shape)
         basis, sigma = row_basis(values)
         assert (basis.shape, sigma.shape) == ((values.shape[1], 1), (1,))
+
+
+def test_nor_that_of_a_matrix_wider_than_the_krylov_space(rng):
+    """Of 61 rows, where five blocks of eleven are made: a square of the longer side has 128 MiB."""
+    wide = rng.standard_normal((61, 1)) * rng.standard_normal(4096)
+    for values in (wide, wide.T):
+        tracemalloc.start()
+        found = spectra.leading(values, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.s[0] == pytest.approx(np.linalg.norm(wide), rel=1e-10)
+        assert (found.u.shape, found.vh.shape) == ((values.shape[0], 1), (1, values.shape[1]))
+        assert found.spectrum.method == "randomised"
+        assert peak < 2**24
+
+
+@pytest.mark.parametrize("values", [[-1e200, 1.0], [1.0, -1e200], [1e200, -1.0], [-1e-200, -1e-300], [-3e150, 4e150]])
+def test_a_norm_is_of_the_largest_entry_s_size_whatever_its_sign(values):
+    expected = max(map(abs, values)) * np.linalg.norm(np.array(values) / max(map(abs, values)))
+    assert Dense(np.array([values])).frobenius_norm() == pytest.approx(expected, rel=1e-14, abs=0)

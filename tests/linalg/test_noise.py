@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from scipy.integrate import quad
 
 from lorascope.linalg import noise
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, round_to
@@ -194,3 +195,31 @@ def test_digits_and_least_spacings_are_those_of_the_dtypes(name, dtype):
     assert 2.0 ** (1 - noise._SIGNIFICAND[name]) == float(found.eps)
     assert noise._MIN_SPACING.get(name, float(found.smallest_subnormal)) == float(found.smallest_subnormal)
     assert UNIT_ROUNDOFF[name] == float(found.eps) / 2
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (3, 3), (20, 7)])
+def test_the_stable_rank_of_noise_has_its_largest_value_at_the_mean(shape):
+    """The other values are the law's quantiles, and all of them of the other measures."""
+    sigma, top = noise.noise_spectrum(*shape), noise.largest_noise(*shape)
+    found = noise.noise_measures(*shape)
+    assert found["stable_rank"] == pytest.approx((np.sum(sigma[1:] ** 2) + top**2) / max(top, sigma[1]) ** 2, rel=1e-12)
+    assert found["participation_ratio"] == pytest.approx(np.sum(sigma**2) ** 2 / np.sum(sigma**4), rel=1e-12)
+    kept = np.cumsum(sigma**2) / np.sum(sigma**2)
+    for share in (0.9, 0.95, 0.99):
+        assert found[f"energy_rank_{share}"] == 1 + np.sum(kept < share)
+
+
+@pytest.mark.parametrize(("p", "q"), [(9, 9), (40, 40), (9, 12), (5, 50)])
+def test_the_quantiles_are_those_of_the_law_to_eight_digits(p, q):
+    """Of a square the quarter circle's, in closed form; else of the density, integrated by scipy."""
+    beta, found = p / q, noise.noise_spectrum(p, q) / np.sqrt(q)
+    if beta == 1:
+        shares = (found * np.sqrt(4 - found**2) / 2 + 2 * np.arcsin(found / 2)) / np.pi
+    else:
+        ends = (1 - np.sqrt(beta)) ** 2, (1 + np.sqrt(beta)) ** 2
+
+        def density(t):
+            return np.sqrt(max((ends[1] - t) * (t - ends[0]), 0)) / (2 * np.pi * beta * t)
+
+        shares = [quad(density, ends[0], value**2, epsabs=1e-11)[0] for value in found]
+    np.testing.assert_allclose(shares, (np.arange(p, 0, -1) - 0.5) / p, rtol=0, atol=1e-7)

@@ -66,3 +66,13 @@ def test_the_fourth_power_of_the_usual_draw(rng):
     weight = rng.standard_normal((6, 8))
     assert fourth_power(weight) == fourth_power(weight, 16, 0) != fourth_power(weight, 16, 1)
     assert fourth_power(np.eye(1), 10**5) == pytest.approx(1, rel=0.03)  # E z² over 1e5 draws: 6 deviations are 2.7 %
+
+
+@pytest.mark.parametrize("energy", [0.1, 0.3, 0.7, 3.3, 1e6 / 3])
+def test_of_whole_spaces_the_norm_is_the_matrix_s_and_does_not_vary(energy):
+    """Whatever is rounded in a variance of nothing."""
+    for m in range(1, 12):
+        for n in range(m, 14):
+            found = random_projection_norm(m, n, m, n, energy, energy**2)
+            assert found.mean == pytest.approx(energy, rel=1e-12)
+            assert found.sd < 1e-6 * energy

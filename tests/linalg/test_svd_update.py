@@ -45,6 +45,8 @@ def test_a_decomposition_is_known_again_where_w_has_less_than_full_rank(rng):
     """Its last value says nothing of the size that rounding has."""
     weight = rng.standard_normal((40, 5)) @ rng.standard_normal((5, 60))
     assert decompose(weight).is_of(weight)
+    steep = with_spectrum(rng, 20, 30, np.append(1e6, np.linspace(2, 1, 19)))
+    assert decompose(steep).is_of(steep)
 
 
 def test_the_error_is_that_of_the_worst_value():
@@ -59,6 +61,8 @@ def test_the_error_is_that_of_the_worst_value():
     moved = 2 * np.finfo(float).eps * 9
     found = changed._error(cached, np.array([1.0, 1.0]), 0 * residual)
     assert found == pytest.approx(moved / (1 + np.sqrt(moved)), rel=1e-9, abs=0)
+    three = changed._error(cached, np.array([3.0, 2.5, 2.0]), np.array([[0.0, 0.01, 0.0]]))
+    assert three == pytest.approx(0.01 / 2.1, rel=1e-9)
     nothing = replace(cached, sigma=np.zeros(2))
     assert changed._error(nothing, np.zeros(2), 0 * residual) == 0
 
@@ -165,7 +169,7 @@ def test_refusals(rng):
     with pytest.raises(ValueError, match=r"\(8, 6\) and W \(6, 8\)"):
         changed.leading(known, weight, weight.T, 2)
     with pytest.raises(ValueError, match="NaN"):
-        changed.leading(known, weight, np.full((6, 8), np.nan), 2)
+        changed.leading(known, weight, np.where(np.eye(6, 8), np.nan, 1.0), 2)
     with pytest.raises(ValueError, match="NaN"):
         decompose(np.full((3, 3), np.inf))
     assert len(changed.leading(known, weight, weight, 99).sigma) == 6
@@ -271,3 +275,53 @@ def test_what_is_added_to_a_basis_is_orthonormal_and_no_rounding(rng):
     for vector in (small, one, other):
         np.testing.assert_allclose(found @ (found.T @ vector), vector, rtol=0, atol=1e-7)
     assert changed._orthonormal(basis, one[:, None] * [1.0, 1.0]).shape == (60, 11)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+@pytest.mark.parametrize(("m", "n"), [(30, 40), (40, 30), (330, 340)])
+def test_vectors_have_no_size(rng, size, m, n):
+    """Of a W and a change that are a millionth, or a million times: the same directions, of length 1."""
+    weight, delta = rng.standard_normal((m, n)), change(rng, m, n, 2, 20.0)
+    large, low = size * weight, bases(Factored(size * delta.left, delta.right))
+    known, scaled = decompose(weight), decompose(large)
+    one = changed.leading(known, weight, bases(delta), 3)
+    for other, given in ((changed.leading(scaled, large, low, 3), low),) + (
+        ((changed.leading(scaled, large, size * delta.dense(), 3), size * delta.dense()),) if m < 100 else ()
+    ):
+        np.testing.assert_allclose(other.sigma / size, one.sigma, rtol=1e-10)
+        for name in ("left", "right"):
+            np.testing.assert_allclose(np.abs(getattr(other, name)), np.abs(getattr(one, name)), rtol=0, atol=1e-8)
+        for side in changed.vectors(scaled, large, given, other):
+            np.testing.assert_allclose(np.linalg.norm(side, axis=0), 1, rtol=1e-8)
+
+
+def test_which_eigenvalues_are_one_is_by_the_largest(rng):
+    """1e-8 of it: those at 0.5 are one, and those at 1e-6, nearer to each other, and apart by more of themselves."""
+    values, diagonal = np.array([1.0, 0.5, 0.5 - 5e-9, 0.1, 0.1 - 2e-8]), np.arange(9.0, 0, -1)
+    vectors = haar(rng, 9)[:, :5]
+    kept, found = changed._canonical(values, vectors, diagonal, 4)
+    np.testing.assert_array_equal(kept, values[:4])
+    np.testing.assert_array_equal(found[:, [0, 3]], vectors[:, [0, 3]])
+    inner = found[:, 1:3].T @ np.diag(diagonal) @ found[:, 1:3]
+    assert inner[0, 1] == pytest.approx(0, abs=1e-14)
+    assert inner[0, 0] > inner[1, 1]
+    np.testing.assert_allclose(found[:, 1:3] @ found[:, 1:3].T, vectors[:, 1:3] @ vectors[:, 1:3].T, atol=1e-14)
+    third = changed._canonical(values, vectors, diagonal, 2)[1][:, 1]  # a tie with one that is not wanted
+    np.testing.assert_allclose(third, found[:, 1], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("p", "tried"), [(320, False), (321, True)])
+def test_up_to_320_rows_lapack_needs_no_longer(rng, monkeypatch, p, tried):
+    asked = []
+    monkeypatch.setattr(changed, "_davidson", lambda *_: asked.append(1))
+    weight = np.diag(np.linspace(2.0, 1.0, p))
+    changed.leading(decompose(weight), weight, bases(change(rng, p, p, 1)), 1)
+    assert bool(asked) == tried
+
+
+def test_no_count_is_taken_at_one_of_w_s_own_values():
+    """7 lies midway between 9 and 5, and was missed: of the two gaps only that from 5 to 1 can be counted in."""
+    diagonal, factor, core = np.array([9.0, 7.0, 5.0, 1.0]), np.zeros((4, 2)), np.array([[1.0, 1.0], [1.0, 0.0]])
+    with np.errstate(all="raise"):
+        assert not changed._all_found(diagonal, factor, core, np.array([9.0, 5.0, 1.0]), 1)
+        assert changed._all_found(diagonal, factor, core, diagonal, 1)

@@ -19,7 +19,7 @@ MUTATED = (
 )  # fmt: skip
 TESTS = (
     "linalg updates weights contracts/test_formats.py contracts/test_kinds.py methods/test_virtual_tokens.py"
-    " study/test_verdict.py study/test_outcome.py study/test_power.py study/test_scope.py"
+    " study/test_verdict.py study/test_outcome.py study/test_power.py study/test_scope.py study/test_coverage.py"
 )
 NOT_RUN = "weights/test_safetensors.py"  # of files, which takes long
 

@@ -3,6 +3,8 @@
 The key is (file, function, before, after), as `python -m tests.mutation` prints a survivor.
 """
 
+from tests.mutation.equivalent_math import MATH
+
 _TRIPLET = ("lorascope/weights/formats/peft/adalora.py", "triplet", "a.shape[0] if a.shape else 0")
 _BISECTIONS = ("lorascope/linalg/haar.py", "", "_BISECTIONS = 60")
 _PIECES = ("lorascope/linalg/factored.py", "")
@@ -360,3 +362,4 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "xp.where(has_length, lengths, 0.0)",
     ): "what is divided by it is not taken",
 }
+EQUIVALENT |= MATH

@@ -102,7 +102,7 @@ ROOMS = {
     "linalg": (40, "linalg analyses/test_spectrum.py"),
     "updates": (25, "updates contracts/test_kinds.py"),
     "weights/formats": (25, "weights contracts/test_formats.py contracts/test_kinds.py"),
-    "study/verdict": (25, "study/test_verdict.py study/test_outcome.py study/test_power.py study/test_scope.py"),
+    "study/verdict": (25, "study/test_verdict.py study/test_outcome.py study/test_power.py study/test_coverage.py"),
 }
 
 

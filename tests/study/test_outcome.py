@@ -1,13 +1,12 @@
-"""The rule of the verdicts with ends that are exactly on a landmark, the landmarks themselves, and known coverages."""
+"""The rule of the verdicts with ends that are exactly on a landmark, and the landmarks themselves."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from lorascope.study import Claim, Control, Criterion
-from lorascope.study.coverage import COVERAGE
+from lorascope.study.claims import reworded
 from lorascope.study.outcome import control_outcome, outcome, rules
 
 OPPOSITE, NEAR = "the interval is on the opposite side of no effect", "the interval is within the margin of no effect"
@@ -126,22 +125,34 @@ def test_a_claim_is_out_of_reach_where_it_says_so():
     ]  # fmt: skip
 
 
-# --- coverage ---------------------------------------------------------------------------------------------------------
+def test_other_words_of_notes_and_origins():
+    first, second = (Criterion("x", len, at_least=1.0, origin=origin) for origin in ("ours: half a point", "a table"))
+    claims = [
+        Claim("one", "half a point", "a", (first, second), note="Two of three. Not here."),
+        Claim("two", "", "", ()),
+    ]
+    found, other = reworded(iter(claims), {"half a point": "a point", " Not here.": "", "table": "figure"})
+    assert (found.note, found.text) == ("Two of three.", "half a point")
+    assert [criterion.origin for criterion in found.criteria] == ["ours: a point", "a figure"]
+    assert other == claims[1]
+    with pytest.raises(ValueError, match="no note or origin has the words 'five'"):
+        reworded(claims, {"half a point": "a point", "five": "six"})
 
-ERROR = 0.0031  # of a share of 5,000 trials, at most: √(0.95 · 0.05 / 5000); of smaller shares it is computed
 
-
-def test_the_least_coverages_are_known():
-    """The interval of so few replicates spans all resampled means, so that it misses where all values have one sign
-    (one stratum), or where those of one are all above the other's (two): 2/2ⁿ and 2/C(2n, n)."""
-    known = {(1, n): 1 - 2 / 2**n for n in (2, 3, 4)} | {(2, n): 1 - 2 / math.comb(2 * n, n) for n in (2, 3)}
-    for (strata, n), share in known.items():
-        assert COVERAGE[strata][n] == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / 5000))
-
-
-@pytest.mark.parametrize("strata", [1, 2])
-def test_coverage_rises_to_what_is_stated(strata):
-    table = COVERAGE[strata]
-    assert list(table) == list(range(2, 11))
-    assert all(after > before - 3 * math.sqrt(2) * ERROR for before, after in pairwise(table.values()))
-    assert table[10] == pytest.approx(0.95, abs=3 * ERROR)
+def test_what_a_criterion_leaves_out():
+    made = criterion(at_least=1)
+    stated = (
+        made.at_most,
+        made.unit,
+        made.no_effect,
+        made.published,
+        made.expected,
+        made.origin,
+        made.margin,
+        made.fixed,
+    )
+    assert stated == (None, "float", None, None, None, "", None, "")
+    claim = Claim("c", "c", "c", (made,))
+    assert (claim.controls, claim.note, claim.kind, claim.out_of_reach, claim.withdrawn, claim.amended) == (
+        (), "", "observation", None, None, ""
+    )  # fmt: skip

@@ -54,6 +54,8 @@ def test_what_is_not_stated_has_no_power():
     [
         ({"at_least": 1, "no_effect": 0}, 2),
         ({"at_least": 1, "no_effect": 0, "margin": 0.6}, 0),
+        ({"at_least": 1, "no_effect": 0}, -0.3),
+        ({"at_least": 1, "no_effect": 0, "margin": 1.6}, -0.3),
         ({"at_least": 1, "at_most": 3, "no_effect": 0}, 2),
         ({"at_least": 1, "at_most": 3, "no_effect": 4}, 3.5),
         ({"at_least": -1, "at_most": 1}, 0),

@@ -11,8 +11,7 @@ import pytest
 from scipy import stats
 
 from lorascope.linalg import bootstrap
-from lorascope.study import Claim, Control, Criterion, Results, StudyScale
-from lorascope.study.coverage import COVERAGE, coverage, simulated
+from lorascope.study import Claim, Control, Criterion, Results, StudyScale, verdict
 from lorascope.study.gains import InUnits
 from lorascope.study.results import chosen
 from lorascope.study.texts import TextScores
@@ -31,8 +30,8 @@ def mean(found):
 
 
 def judge(claim, found, **more):
-    (verdict,) = judge_all([claim], found, testbed="encoder", **more)
-    return verdict
+    (judged_claim,) = judge_all([claim], found, testbed="encoder", **more)
+    return judged_claim
 
 
 def judge_criterion(criterion, found):
@@ -170,6 +169,13 @@ def test_the_outcomes_of_controls():
     assert [c.outcome for c in found.criteria[1:]] == ["passed", "inconclusive", "failed", "inconclusive"]
 
 
+def test_a_control_without_an_interval_is_not_decided():
+    claim = Claim("c", "c", "c", (Criterion("m", mean, at_least=0),), (Control("m", mean, at_least=5),))
+    control = judge(claim, results([1.0])).criteria[1]
+    assert (control.outcome, control.control, control.low, control.estimate) == ("inconclusive", True, None, 1.0)
+    assert "one replicate" in control.reason
+
+
 def test_no_verdict_is_drawn_from_what_is_out_of_reach_or_withdrawn():
     for said in ({"out_of_reach": "too short"}, {"out_of_reach": {"encoder": "too short"}}):
         found = claim_on([YES], **said)
@@ -197,6 +203,9 @@ def test_p_is_that_of_the_t_test_and_q_is_benjamini_and_hochbergs():
     assert [verdict.p for verdict in found] == [pytest.approx(p[0]), pytest.approx(max(p)), None, None]
     assert [verdict.q for verdict in found[:2]] == pytest.approx(stats.false_discovery_control([p[0], max(p)]))
     assert [verdict.q for verdict in found[2:]] == [None, None]
+    assert found[3].criteria[0].power is None  # without noise there is none
+    some = judge(Claim("some", "c", "c", (*first.criteria, *third.criteria)), results(NORMAL))
+    assert some.p is None  # one of its numbers is missing
 
 
 def test_the_effect_in_other_units_has_an_interval_of_the_same_draws():
@@ -241,29 +250,6 @@ def test_the_texts_of_a_study_are_resampled_with_its_replicates():
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_coverage_is_what_is_simulated():
-    assert simulated(5, 1) == COVERAGE[1][5]
-    assert simulated(3, 2, trials=500) == pytest.approx(COVERAGE[2][3], abs=3 * math.sqrt(0.05 * 0.95 / 500))
-
-
-def test_coverage_is_less_with_few_replicates():
-    assert coverage(5, 1) < 0.93 < coverage(5, 2) < 0.96
-    assert (coverage(50, 3), coverage(50, 1)) == (COVERAGE[2][10], COVERAGE[1][10])
-    with pytest.raises(ValueError, match="1 replicates have no interval"):
-        coverage(1, 1)
-
-
-def test_the_simulated_intervals_are_those_of_the_verdicts():
-    """The same trials, one by one by the function that judges."""
-    rng = np.random.default_rng(20261129)
-    trials = rng.standard_normal((1, 4, 300))[0].T
-    inside = 0
-    for values in trials:
-        low, high = interval_of(lambda draws, values=values: float(values[list(draws[0])].mean()), {0: range(4)})
-        inside += low <= 0 <= high
-    assert simulated(4, 1, trials=300) == inside / 300
-
-
 def test_many_replicates_are_drawn_and_the_same_each_time():
     values = np.random.default_rng(1).standard_normal(20)
     low, high = interval_of(lambda draws: values[list(draws[0])].mean(), {0: range(20)})
@@ -273,7 +259,17 @@ def test_many_replicates_are_drawn_and_the_same_each_time():
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)  # rounding: the same draws
 
 
-def test_a_scale_without_verdicts_takes_two_hundred_resamples():
+def test_only_strings_are_made_pythons_own():
+    """Which are quicker to draw and to compare; numbers stay as they are."""
+    table = pd.DataFrame({"name": pd.array(["a", "b"], dtype="str"), "loss": [1.0, 2.0], "n": [1, 2]})
+    found = verdict._plain(Results(table, {"t": table}, StudyScale(), table, candidates=table))
+    for each in (found.runs, found.tables["t"], found.candidates):
+        assert [str(dtype) for dtype in each.dtypes] == ["object", "float64", "int64"]
+    assert verdict._plain(Results(table, {}, StudyScale(), table)).candidates is None
+
+
+def test_a_scale_without_verdicts_takes_two_hundred_resamples(monkeypatch):
+    monkeypatch.setattr(bootstrap, "DRAWN", 500)
     runs = results(np.random.default_rng(2).standard_normal(30)).runs
     calls = dict.fromkeys((True, False), 0)
     for conclusive in calls:
@@ -395,8 +391,9 @@ def test_an_interval_of_two_arms_does_not_depend_on_how_replicates_are_numbered(
     assert np.abs(ends(sorted_order, apart=False) - ends(other_order, apart=False)).max() > 0.2 * width
 
 
-def test_degrees_of_freedom_are_welchs():
+def test_degrees_of_freedom_are_welchs(monkeypatch):
     """The jackknife's variance of a mean is s²/n, so that they are those of Welch's test."""
+    monkeypatch.setattr(bootstrap, "DRAWN", 100)  # of the interval's ends, which are not looked at
     second = [4 * value for value in HIGHER]
     found = judge_criterion(Criterion("a - b", difference, at_most=0), two_arms(LOWER, second))
     assert found.df == pytest.approx(stats.ttest_ind(LOWER, second, equal_var=False).df, rel=1e-9)  # rounding
