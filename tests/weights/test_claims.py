@@ -26,7 +26,8 @@ def claiming(keys, config=None, metadata=None):
 BY_KEYS = [
     # bottlenecks, each by its first key alone
     *((key, "bottlenecks") for key in (
-        "l.0.adapters.n.adapter_down.0.weight", "invertible_adapters.n.F.0.weight", "e.invertible_adapters.n.F.0.weight",
+        "l.0.adapters.n.adapter_down.0.weight", "invertible_adapters.n.F.0.weight",
+        "e.invertible_adapters.n.F.0.weight",
         "shared_parameters.n.W_down", "e.shared_parameters.n.s_up", "shared_parameters.n.phm_rule",
         "l.adapter_fusion_layer.n.query.weight", "prefix_tuning.w", "e.prefix_tunings.n.wte.weight",
         "prefix_gates.w", "prompt_tuning.w", "e.prompt_tunings.n.w", "l.refts.n.w",

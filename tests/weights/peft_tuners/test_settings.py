@@ -248,10 +248,11 @@ def arrays_of(tensors, shared):
 
 
 def read(folder, config, tensors, shared, base=(D_OUT, D_IN)):
-    """`base`: the shape of the base's weight, None for no base."""
+    """`base`: the shape of the base's weight, None for no base; `config`: None for none."""
     folder.mkdir(parents=True)
     save_file(arrays_of(tensors, shared), folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
     if base is None:
         return io.read(folder / "adapter_model.safetensors")
     weight = np.random.default_rng(1).standard_normal(base).astype("f4")
