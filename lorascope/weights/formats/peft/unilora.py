@@ -97,8 +97,7 @@ def _drawn(theta: Stored, context: Context) -> list[Update]:
     )
     indices = shuffled(sum(counts), length, seed)
     used = np.bincount(indices, minlength=length).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        scales = np.where(used > 0, np.float32(1) / np.sqrt(used), np.float32(0))
+    scales = np.float32(1) / np.sqrt(np.maximum(used, 1))  # of an entry that is never used any would do
     updates, start = [], 0
     for name, place, count in zip(names, places, counts, strict=True):
         updates.append(_of_indices(name, place, theta, indices[start : start + count], scales, rank))
