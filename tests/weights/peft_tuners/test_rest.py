@@ -19,7 +19,7 @@ def arrays(**shapes):
 
 
 def of_model(**shapes):
-    return of_model(**shapes)
+    return {MODEL + key: value for key, value in arrays(**shapes).items()}
 
 
 def parsed(tensors, base=None, **config):
