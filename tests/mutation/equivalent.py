@@ -3,14 +3,11 @@
 The key is (file, function, before, after), as `python -m tests.mutation` prints a survivor.
 """
 
-_TRIPLET = ("lorascope/weights/formats/peft/adalora.py", "triplet", "a.shape[0] if a.shape else 0")
 _BISECTIONS = ("lorascope/linalg/haar.py", "", "_BISECTIONS = 60")
 _PIECES = ("lorascope/linalg/factored.py", "")
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (*_BISECTIONS, "_BISECTIONS = 59"): "float64's digits are halved out before",
     (*_BISECTIONS, "_BISECTIONS = 61"): "float64's digits are halved out before",
-    (*_TRIPLET, "a.shape[0] if a.shape else 1"): "an A without axes is refused, whatever its rank is taken for",
-    (*_TRIPLET, "a.shape[0] if a.shape else -1"): "an A without axes is refused, whatever its rank is taken for",
     (
         "lorascope/linalg/projections.py",
         "Sparse.apply",

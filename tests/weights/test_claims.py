@@ -142,7 +142,7 @@ def test_one_key_tells(key, format):
         (["m.A", "m.B"], VLM | {"r": 2}, {}, None),
         (["m.weight"], {"fine_tune_type": "full"}, {}, "mlx"),
         (["m.weight"], {"fine_tune_type": "lora"}, {}, None),
-        (OLD, {"fine_tune_type": "full"}, {}, "kohya"),
+        (["x.weight", *OLD], {"fine_tune_type": "full"}, {}, "kohya"),
         # a base of Nunchaku's
         (["m.lora_down", "m.qweight"], None, {}, None),
         (["m.lora_down", *(f"n.{key}" for key in PAIR)], None, {}, "nunchaku"),

@@ -18,7 +18,7 @@ from lorascope.weights.formats import (
     loralib,
 )
 from lorascope.weights.formats.base import Bundle, Ledger, formats
-from lorascope.weights.formats.peft import lora_variants
+from lorascope.weights.formats.peft import lora_variants, merged_linear
 from lorascope.weights.formats.peft import lycoris as of_peft
 from lorascope.weights.formats.peft.family import Context, Group
 from lorascope.weights.formats.peft.keys import Key
@@ -129,6 +129,7 @@ LLAMA, UNKNOWN = {"general.architecture": "llama"}, {"general.architecture": "fa
         (LLAMA, None, ["ROWS"], 1.0),
         (LLAMA, 4, [], 1.0),
         (LLAMA, 3, ["ROWS"], 1.0),  # which do not divide the rows
+        (LLAMA, 8, ["ROWS"], 1.0),  # heads of one row, which has no pair
         (LLAMA | {"llama.attention.head_count": 4}, None, ["OLLAMA"], 1.0),
         (LLAMA | {"llama.attention.head_count": 4}, 4, ["OLLAMA"], 1.0),
         (LLAMA | {"adapter.lora.alpha": "6"}, 4, ["CONVERTER"], 3.0),
@@ -369,6 +370,32 @@ def test_peft_s_lokr_of_a_one_dimensional_convolution_with_its_first_operand_in_
     expected = 2 * np.kron(w1[None], w2).reshape(8, 126)
     np.testing.assert_allclose(dense(update.delta()), expected, rtol=0, atol=1e-12)
     assert (update.kernel, update.shape) == ((7,), (8, 126))
+
+
+FITS = {"lora_A": (4, 5), "lora_B": (6, 2)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "valid"),
+    [
+        (FITS, True), ({**FITS, "lora_B": (6, 2, 1)}, True), ({**FITS, "lora_B": (7, 2)}, False),
+        ({**FITS, "lora_A": (6, 5)}, False), ({**FITS, "lora_A": (4, 5, 1)}, False), ({**FITS, "lora_A": (4,)}, False),
+        ({**FITS, "lora_B": (6, 2, 2)}, False), ({**FITS, "lora_B": (6, 3)}, False),
+        ({**FITS, "lora_magnitude_vector": (9,)}, False),
+    ],
+)  # fmt: skip
+def test_the_blocks_of_a_merged_linear(shapes, valid):
+    """Two of three blocks of three rows, with r = 2: the second has rows of zeros."""
+    config = read_config({"peft_type": "LORA", "r": 2, "lora_alpha": 6})
+    if not valid:
+        with pytest.raises(InputError, match="do not fit enable_lora"):
+            merged_linear.merged_linear(group("m", **shapes), (True, False, True), config)
+        return
+    update = merged_linear.merged_linear(group("m", **shapes), (True, False, True), config)
+    a, b = array(4, 5).read(), array(*shapes["lora_B"]).read().reshape(6, 2)
+    expected = 3 * np.concatenate([b[:3] @ a[:2], np.zeros((3, 5)), b[3:] @ a[2:]])
+    np.testing.assert_allclose(dense(update.delta()), expected, rtol=0, atol=1e-13)
+    assert update.notes[0].startswith("2 of 3 blocks of 3 rows are adapted (enable_lora), each with rank 2")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lorascope.architectures.image import place
 from lorascope.errors import InputError
-from lorascope.updates.base import MAX_EXPANDED, Update
+from lorascope.updates.base import MAX_EXPANDED, Update, dense
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.formats import (
     diffusers,
+    key_groups,
     kohya,
     lycoris,
     nunchaku,
@@ -275,3 +277,64 @@ def test_a_missing_half_of_nunchaku_s_is_named(lost):
     there = "lora_up" if lost == "lora_down" else "lora_down"
     with pytest.raises(InputError, match=f"m.{lost}' is missing"):
         parsed("nunchaku", {f"m.{there}": (16, 16)})
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(("d_out", "d_in"), [(6, 6), (8, 6), (6, 8)])
+def test_glora_of_the_first_files_has_each_pair_the_other_way_round(d_out, d_in, first):
+    """Of a square W the rank, which is smaller, tells."""
+    shapes = {"a1": (d_in, 2), "a2": (2, d_in), "b1": (d_out, 2), "b2": (2, d_in)}
+    if first:
+        shapes = {"a1": shapes["a2"], "a2": shapes["a1"], "b1": shapes["b2"], "b2": shapes["b1"]}
+    found, _ = parsed("lycoris", {f"m.{key}.weight": shape for key, shape in shapes.items()} | {"m.alpha": 6.0})
+    roles = {role: stored.shape for role, stored in found.updates["m"].roles.items()}
+    assert roles == {"a1": (d_in, 2), "a2": (2, d_in), "b1": (d_out, 2), "b2": (2, d_in)}
+    assert found.updates["m"].scale == 3.0
+
+
+LENGTHS = [((6,), True), ((6, 1), True), ((1, 6), False), ((), False), ((6, 2), False)]
+
+
+@pytest.mark.parametrize(("shape", "valid"), LENGTHS)
+def test_lengths_of_rows(shape, valid):
+    for others, role in (({"oft_R.weight": (3, 6)}, "dora_scale"), ({"oft_blocks": (3, 4, 4)}, "rescale")):
+        shapes = {f"m.{key}": other for key, other in {**others, role: shape}.items()}
+        if valid:
+            assert parsed("lycoris", shapes)[0].updates["m"].roles["m" if role == "dora_scale" else "g"].shape == (6,)
+        else:
+            with pytest.raises(InputError, match="does not fit"):
+                parsed("lycoris", shapes)
+
+
+@pytest.mark.parametrize(("norm", "parts"), [("norm.linear", 3), ("norm1.linear", 6), ("norm1_context.linear", 6)])
+def test_rows_of_a_norm_stand_by_channel(norm, parts):
+    """Of each channel its shift, scale and gate: row c·parts + p is the channel c's part p."""
+    up = array(12, 2)
+    found = nunchaku._roles(f"b.{norm}", array(2, 5), up)["B"].read()
+    expected = [up.read()[channel * parts + part] for part in range(parts) for channel in range(12 // parts)]
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputError, match="do not fit"):
+        nunchaku._roles(f"b.{norm}", array(2, 5), array(13, 2))
+
+
+def test_a_core_without_a_kernel_of_its_own():
+    """ΔW = up·mid·down, of a linear map."""
+    shapes = {"down": (2, 5), "mid": (3, 2), "up": (6, 3)}
+    tensors = {f"m.lora_{key}.weight": array(*shape) for key, shape in shapes.items()}
+    update = kohya.read_pair(key_groups.by_module(tensors, kohya.SUFFIXES)["m"], Ledger(tensors))
+    down, mid, up = (array(*shape).read() for shape in shapes.values())
+    np.testing.assert_allclose(dense(update.delta()), up @ mid @ down, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [
+        ("a.b.c", "a_b_c"),
+        ("double_blocks.3.img_attn.qkv", None),  # three there
+        ("joint_blocks.3.x_block.attn.qkv", None),
+        ("final_layer.adaLN_modulation.1", None),  # other rows there
+    ],
+)
+def test_a_module_s_one_place_in_diffusers_scheme(module, where):
+    assert key_groups._placed(module) == where
+    assert (len(place(module).parts) > 1 or place(module).swapped) is (where is None)

@@ -15,8 +15,8 @@ from lorascope.weights.formats.peft import (
     adamss,
     cayley,
     draws,
-    experts,
     frod,
+    glora,
     hra,
     oft,
     psoft,
@@ -293,6 +293,18 @@ def test_of_several_copies_the_first_counts_and_the_others_are_skipped(tuner, co
     assert len(adapter.skipped) == (copies - 1) * len(shared)
 
 
+def test_randlora_of_square_maps_needs_no_base():
+    """Where the first copy of the projections leaves no choice, whatever the others' shape."""
+    modules = group("l.q", randlora_lambda=(2, 3), randlora_gamma=(3, 5))
+    first = group("", randlora_A=(2, 1, 5), randlora_B=(5, 3, 2))
+    other = group("x", randlora_A=(2, 1, 9), randlora_B=(9, 3, 2))
+    sides = randlora._sides(modules, [first, other], context(config("RANDLORA", r=2)))
+    assert (sides.d_out, sides.d_in, sides.transposed) == (5, 5, False)
+    for holders in ([other, first], []):
+        with pytest.raises(InputError, match="pass --base"):
+            randlora._sides(modules, holders, context(config("RANDLORA", r=2)))
+
+
 def test_s_of_frod_has_no_entry_outside():
     shapes = {"frod_V": array(3, 3)}
 
@@ -340,74 +352,14 @@ def test_the_clusters_that_w_gives_are_those_of_the_file(labels, valid, tmp_path
     assert update.bias is None
 
 
-# --- experts ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("module", "a", "b", "raw", "found"),
-    [
-        ("l.experts", (6, 4), (5, 6), {"r": 2}, True),
-        ("l.experts", (6, 4), (5, 7), {"r": 2}, False),
-        ("l.experts", (0, 4), (5, 0), {"r": 2}, False),
-        ("l.experts.down", (6, 4), (5, 6), {"r": 2}, True),
-        ("l.experts.down", (6, 4), (5, 6), {"r": 6}, False),
-        ("l.experts.down", (6, 4), (5, 6), {"r": 4}, False),
-        ("l.experts.down", (6, 4), (5, 6), None, False),
-        ("l.experts.0.down", (6, 4), (5, 6), {"r": 2}, False),
-        ("l.mlp", (6, 4), (5, 6), {"r": 2}, False),
-        ("l.mlp", (6, 4), (5, 6), {"r": 2, "target_parameters": ["mlp.weight"]}, True),
-        ("l.mlp", (6, 4), (5, 6), {"r": 2, "target_parameters": ["lp.weight"]}, False),
-        ("l.mlp", (3, 2, 4), (3, 5, 2), {"r": 2}, True),  # upright
-        ("l.mlp", (3, 4, 2), (3, 2, 5), {"r": 2}, True),  # axes swapped
-        ("l.mlp", (3, 2, 4), (3, 5, 3), {"r": 2}, False),
-        ("l.mlp", (3, 4, 2), (3, 3, 1), {"r": 3}, False),  # a convolution: A (r, c_in, k), B (d_out, r, 1)
-        ("l.mlp", (3, 1, 2), (3, 3, 1), {"r": 3}, False),
-        ("l.experts.conv", (3, 4, 2), (3, 3, 1), {"r": 3}, True),
-        ("l.mlp", (3, 2, 4), (5, 6), {"r": 2}, False),
-    ],
+    ("shape", "valid"), [((5, 1), True), ((1, 5), True), ((0, 5), False), ((5, 0), False), ((5,), False)]
 )
-def test_which_factors_are_experts(module, a, b, raw, found):
-    given = read_config(None) if raw is None else config(**raw)
-    assert experts.are_experts(group(module, lora_A=a, lora_B=b), given) is found
-    assert experts.are_experts(group(module, lora_A=a), given) is False
-    assert experts.are_experts(group(module, lora_B=b), given) is False
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_experts_in_three_axes(count):
-    given = context(config(r=2, lora_alpha=6))
-    ((_, updates),) = experts.read_experts([group("l.experts.x", lora_A=(count, 2, 4), lora_B=(count, 5, 2))], given)
-    assert [(update.name, update.scale, update.expert) for update in updates] == [
-        (f"l.experts.x[{e}]", 3.0, e) for e in range(count)
-    ]
-    assert given.notes == [experts.THREE_AXES]
-    list(experts.read_experts([group("l.experts.y", lora_A=(count, 2, 4), lora_B=(count, 5, 2))], given))
-    assert given.notes == [experts.THREE_AXES]  # once
-    with pytest.raises(InputError, match="experts with more than A and B"):
-        list(
-            experts.read_experts([group("l.experts.x", lora_A=(1, 2, 4), lora_B=(1, 5, 2), lora_magnitude=(5,))], given)
-        )
-    for a, b in (((3, 2, 4), (5, 6)), ((6, 4), (3, 5, 3))):
-        with pytest.raises(InputError, match=r"the factors of the experts of l\.experts\.x do not fit"):
-            list(experts.read_experts([group("l.experts.x", lora_A=a, lora_B=b)], given))
-
-
-@pytest.mark.parametrize(
-    ("shapes", "found"),
-    [
-        ({"l.experts.down_proj": (3, 5, 4)}, "l.experts.down_proj"),
-        ({"l.experts.down_proj": (3, 4, 5)}, "l.experts.down_proj"),
-        ({"l.experts.down_proj": (3, 5, 9)}, "l.experts.gate_up_proj"),
-        ({"l.experts.gate_up_proj": (3, 5, 4), "l.experts.down_proj": (3, 5, 4)}, "l.experts.gate_up_proj"),
-    ],
-)
-def test_a_parameter_of_experts_is_guessed_by_the_base_s_shapes(shapes, found, tmp_path):
-    """Where one alone fits; else it is the one that models have first."""
-    given = context(config(r=2), base_of(tmp_path, **shapes))
-    wrapper = group("l.experts", lora_A=(6, 4), lora_B=(5, 6))
-    ((_, updates),) = experts.read_experts([wrapper], given)
-    assert [update.base_weight for update in updates] == ([found] * 3 if "gate" not in found else [GUESSED] * 3)
-    assert len(given.notes) == 1
-
-
-GUESSED = f"l.experts.{experts.USUAL_EXPERT_PARAMETERS[1][0]}" if 1 in experts.USUAL_EXPERT_PARAMETERS else "l.experts"
+def test_zeros_in_the_shape_of_w(shape, valid):
+    """Of GLoRA's bias alone; a column of them serves."""
+    if valid:
+        assert glora._first_column(array(*shape)).shape == (shape[0], 1)
+        np.testing.assert_array_equal(glora._first_column(array(*shape)).read(), array(*shape).read()[:, :1])
+    else:
+        with pytest.raises(InputError, match="have not the shape of W"):
+            glora._first_column(array(*shape))

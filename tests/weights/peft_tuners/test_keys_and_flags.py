@@ -211,6 +211,18 @@ def test_keys_that_are_no_trained_parameter(text, reason):
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "within"),
+    [
+        ("q.x.weight", "q.x.weight", True), ("q.weight", "q.weight", False), ("q.x.y.weight", "q.x.y.weight", True),
+        ("p.q.weight", "p.q.weight", False), ("l.k.gate.weight", "l.k.gate.weight", True), ("x", "x", False),
+        ("q.x.weight", "q.modules_to_save.x.weight", False), ("q.x.weight", "q.base_layer.x.weight", False),
+    ],
+)  # fmt: skip
+def test_what_lies_below_an_adapted_module(name, text, within):
+    assert saved._is_within(name, text, {"q", "l.k", ""}) is within
+
+
+@pytest.mark.parametrize(
     ("names", "starts"),
     [
         ([], []), (["m.embed_tokens.weight"], ["embeddings stored whole"]), (["m.norm.weight"], ["full tensors"]),

@@ -6,6 +6,7 @@ KMeans), and so it is done here, where the base is given. Where the layer has a 
 this, and newB has one more. PEFT 0.21.2, tuners/adamss/layer.py and utils.py.
 """
 
+import math
 import re
 from functools import cached_property
 from typing import Any
@@ -103,7 +104,7 @@ def _update(module: str, basis: Stored, downs: list[Stored], ups: list[Stored], 
     weight = context.base.weight(module)
     d_out, d_in = weight.shape if len(weight.shape) == 2 else (0, 0)
     with_bias = basis.shape[-1:] == (d_in + 1,)
-    rank, sizes = basis.shape[0], [up.shape[0] if up.shape else 0 for up in ups]
+    rank, sizes = basis.shape[0], [math.prod(up.shape[:1]) for up in ups]
     fits = len(downs) == len(ups) and all(
         len(a.shape) == len(b.shape) == 2 and a.shape[1] == rank and a.shape[0] == b.shape[1]
         for a, b in zip(downs, ups, strict=False)
