@@ -86,7 +86,8 @@ def _drawn(theta: Stored, context: Context) -> list[Update]:
     names = targeted(config, modules_of(context.base))
     if not names:
         raise InputError("the base has none of the modules that target_modules names")
-    places, rank, length = [place_of(name, context) for name in names], config.rank, theta.shape[0]
+    places, rank = [place_of(name, context) for name in names], config.rank
+    (length,) = theta.shape
     counts = [rank * (place.d_in + place.d_out) for place in places]
     if sum(counts) > MAX_DRAWN:
         raise InputError("UniLoRA's indices are too many to draw", found=sum(counts), expected=f"at most {MAX_DRAWN:,}")
