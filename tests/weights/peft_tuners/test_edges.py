@@ -1,10 +1,13 @@
 """What PEFT's families decide by a number, a name or a flag, at the values where that changes."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from peft.tuners.adamss import utils as peft_adamss
 from safetensors.numpy import save_file
 
 from lorascope.errors import InputError
@@ -332,6 +335,55 @@ def test_s_of_frod_has_no_entry_outside():
 )  # fmt: skip
 def test_frod_s_type_of_a_module(module, kind):
     assert frod.type_of(module) == kind
+
+
+@pytest.mark.parametrize(("rank", "clusters"), [(4, 3), (20, 20), (2, 1)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_clusters_are_asked_for_as_peft_asks(rank, clusters, with_bias, monkeypatch):
+    """With the same directions, number, start, steps and seed, whatever scikit-learn makes of them."""
+    asked = []
+
+    class KMeans:
+        def __init__(self, n_clusters, **options):
+            asked.append((n_clusters, options))
+
+        def fit_predict(self, values):
+            asked.append(np.array(values))
+            return np.zeros(len(values), int)
+
+    fake = SimpleNamespace(KMeans=KMeans)
+    monkeypatch.setitem(sys.modules, "sklearn", SimpleNamespace(cluster=fake))
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", fake)
+    weight, bias = array(9, 6), array(9) if with_bias else None
+    given = config("ADAMSS", num_subspaces=clusters, random_seed=3)
+    assert adamss.Clusters(weight, bias, rank, given).rows.tolist() == list(range(9))
+    whole = np.column_stack([weight.read(), bias.read()]) if with_bias else weight.read()
+    tensor = torch.from_numpy(whole).float()[None, None]
+    _, left = peft_adamss.slice_pca(tensor, rank, "cpu", torch.float32, random_seed=3)
+    peft_adamss.clustering_Z(left[0, 0], clusters, 10)
+    assert asked[0] == asked[2]
+    np.testing.assert_array_equal(asked[1], asked[3])
+
+
+@pytest.mark.parametrize(
+    ("changed", "valid"),
+    [
+        ({}, True), ({"newB": (2, 5)}, None), ({"newB": (2, 6)}, False), ({"newB": (2, 3)}, False),
+        ({"newB": (3, 4)}, False), ({"newB": (2,)}, False), ({"newB": ()}, False), ({"newB": (2, 4, 1)}, False),
+        ({"W": (5,)}, False), ({"W": (6, 4)}, False), ({"W": (5, 4, 1)}, False), ({"A1": (2, 2)}, False),
+        ({"A1": (1, 3)}, False), ({"A1": (1,)}, False), ({"B1": (3,)}, False), ({"B1": ()}, False),
+    ],
+)  # fmt: skip
+def test_which_tensors_of_adamss_fit(changed, valid, tmp_path):
+    shapes = {"newB": (2, 4), "A0": (1, 2), "A1": (1, 2), "B0": (2, 1), "B1": (3, 1), "W": (5, 4)} | changed
+    given = context(config("ADAMSS", r=2), base_of(tmp_path, **{"q.weight": shapes.pop("W")}))
+    basis, *rest = (array(*shape) for shape in shapes.values())
+    for downs in (rest[:2], rest[:1]):
+        if valid and len(downs) == 2:
+            assert adamss._update("q", basis, downs, rest[2:], given).shape == (5, 4)
+            continue
+        with pytest.raises(InputError, match="with a bias" if valid is None and len(downs) == 2 else "do not fit"):
+            adamss._update("q", basis, downs, rest[2:], given)
 
 
 @pytest.mark.parametrize(("labels", "valid"), [([0, 1, 0, 1, 1], True), ([0, 1, 1, 0, 0], False)])
