@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from lorascope.errors import InputError
 from lorascope.updates.base import dense
-from lorascope.weights import io
-from lorascope.weights.checkpoint import open_checkpoint
+from tests.weights.example import base_of, read_arrays
 from tests.weights.peft_tuners import test_settings as peft
 
 D_OUT, D_IN = 24, 12
@@ -126,7 +124,7 @@ EMPTY_FAILS = {"oft_r", "miss_block"}  # without entries they end in a ZeroDivis
 def damaged(shape):
     """Shapes that are not this one, by one step, or by an axis without entries."""
     for axis, size in enumerate(shape):
-        if size > 1:
+        if size > 1 and len(shape) > 1:  # a file with an empty vector is refused before, as the shell of a shard
             yield (*shape[:axis], 0, *shape[axis + 1 :])
         yield (*shape[:axis], size + 1, *shape[axis + 1 :])
         yield (*shape[:axis], size - 1, *shape[axis + 1 :])
@@ -144,16 +142,13 @@ def without(part, key):
 
 def read(folder, tensors, others):
     rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
     arrays = {key: np.asarray(np.abs(rng.standard_normal(shape)), "f4") for key, shape in tensors.items()}
-    save_file(arrays, folder / "adapters.safetensors")
     for name, text in others.items():
         (folder / name).write_text(text)
+    config = json.loads(others["adapter_config.json"]) if "adapter_config.json" in others else None
     base = {f"{f'model.layers.0.{name}' if '.' in name else name}.weight": shape for name, shape in BASE.items()}
-    (folder / "base").mkdir()
-    save_file({key: np.ones(shape, "f4") for key, shape in base.items()}, folder / "base/model.safetensors")
-    (folder / "base/config.json").write_text(json.dumps(HEADS))
-    return io.read(folder / "adapters.safetensors", open_checkpoint(folder / "base"))
+    weights = {key: np.ones(shape, "f4") for key, shape in base.items()}
+    return read_arrays(arrays, config, base_of(weights, HEADS), folder)
 
 
 def outcome(reading):
@@ -193,13 +188,13 @@ def test_what_is_read_of_other_shapes(dialect, tmp_path):
     tensors, others = DIALECTS[dialect]
     found = []
     for change, these in changed(tensors):
-        if result := outcome(partial(read, tmp_path / change, these, others)):
+        if result := outcome(partial(read, tmp_path, these, others)):
             found.append(f"{change}: {result}")
     assert found == READ[dialect]
 
 
 @pytest.mark.parametrize("tuner", peft.TUNERS)
-def test_what_is_read_of_other_shapes_of_peft_s(tuner, tmp_path):
+def test_what_is_read_of_other_shapes_of_peft_s(tuner):
     """With the base's weight; as it is without one, too, and with one that is stored the other way round."""
     config, own, shared = peft.TUNERS[tuner]
     config = {"peft_type": tuner.partition(" ")[0], **config}
@@ -208,7 +203,7 @@ def test_what_is_read_of_other_shapes_of_peft_s(tuner, tmp_path):
         parts = [{key: shape for key, shape in these.items() if key in part} for part in (own, shared)]
         bases = {"": (D_OUT, D_IN), ", no base": None, ", base turned": (D_IN, D_OUT)}
         for where, base in bases.items() if change == "as it is" else [("", (D_OUT, D_IN))]:
-            if result := outcome(partial(peft.read, tmp_path / f"{change}{where}", config, *parts, base)):
+            if result := outcome(partial(peft.read, config, *parts, base)):
                 found.append(f"{change}{where}: {result}")
     assert found == READ[tuner]
 
@@ -239,19 +234,19 @@ def said(reading):
 def test_what_is_said(dialect, tmp_path):
     """With the files that lie next to it, and without them."""
     tensors, others = DIALECTS[dialect]
-    found = [said(partial(read, tmp_path / "with", tensors, others))]
-    found += [f"alone: {said(partial(read, tmp_path / 'alone', tensors, {}))}"] if others else []
+    found = [said(partial(read, tmp_path, tensors, others))]
+    found += [f"alone: {said(partial(read, tmp_path / 'far/far/away', tensors, {}))}"] if others else []
     assert found == SAID[dialect]
 
 
 @pytest.mark.parametrize("tuner", peft.TUNERS)
-def test_what_is_said_of_peft_s(tuner, tmp_path):
+def test_what_is_said_of_peft_s(tuner):
     """Of a tuner with its config, without it, and with the config but without the base."""
     config, own, shared = peft.TUNERS[tuner]
     config = {"peft_type": tuner.partition(" ")[0], **config}
-    found = [said(partial(peft.read, tmp_path / "with", config, own, shared))]
+    found = [said(partial(peft.read, config, own, shared))]
     for what, given, base in (("bare", None, (D_OUT, D_IN)), ("no base", config, None)):
-        if result := said(partial(peft.read, tmp_path / what, given, own, shared, base)):
+        if result := said(partial(peft.read, given, own, shared, base)):
             found += [f"{what}: {result}"] if result != found[0] else [f"{what}: the same"]
     assert found == SAID[tuner]
 

@@ -222,6 +222,22 @@ def test_unilora_draws_as_many_indices_as_may_be(monkeypatch, tmp_path):
         unilora._drawn(array(9), context(config("UNILORA", r=2, target_modules=["p"]), given.base))
 
 
+def test_an_index_that_unilora_s_vector_has_not_is_named_by_its_key():
+    module = group("q", **SHARED["UNILORA"][1])
+    for wrong in "AB":
+        indices = {f"unilora_indices_{side}": 9 if side == wrong else 8 for side in "AB"}
+        full = {key: InMemory(np.full(module.shape(key), at), "I64") for key, at in indices.items()}
+        given = Group("q", 0, module.keys, {**module.stored, **full})
+        update = unilora._update(given, array(9), context(config("UNILORA", r=1)))
+        with pytest.raises(InputError, match=rf"q\.unilora_indices_{wrong} holds 9, which is not an index"):
+            update.read()
+    for shapes in ((5,), (6,)), ((1, 5), (6,)), ((5,), (6, 1)), ((1, 5), (6, 2)):
+        sides = zip("AB", shapes, strict=True)
+        own = {f"unilora_{what}_{side}": shape for side, shape in sides for what in ("indices", "scales")}
+        with pytest.raises(InputError, match="do not fit together"):
+            unilora._update(group("q", **own), array(9), context(read_config(None)))
+
+
 def base_of_torch(folder):
     import torch
 
