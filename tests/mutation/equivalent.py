@@ -33,6 +33,12 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "per_expert(path, a, b, 0.0, keys, given)",
     ): "the config's scale takes its place",
     (
+        "lorascope/weights/formats/peft/vblora.py",
+        "_mixtures",
+        "logits.shape[:2]",
+        "logits.shape[:3]",
+    ): "of this shape only the first two axes are looked at",
+    (
         "lorascope/weights/formats/peft/experts_written.py",
         "_factors",
         "update.expert or 0",

@@ -13,7 +13,19 @@ from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.checkpoint import open_checkpoint
 from lorascope.weights.formats.base import Ledger
-from lorascope.weights.formats.peft import attention, ia3, keys, layout, lora, recognise, rest, saved, tokens, write
+from lorascope.weights.formats.peft import (
+    attention,
+    ia3,
+    keys,
+    layout,
+    lora,
+    recognise,
+    rest,
+    saved,
+    tokens,
+    vera,
+    write,
+)
 from lorascope.weights.formats.peft.family import Context, Group
 from lorascope.weights.formats.peft.keys import Key
 from lorascope.weights.formats.peft.recognise import read_config
@@ -220,6 +232,61 @@ def test_keys_that_are_no_trained_parameter(text, reason):
 )  # fmt: skip
 def test_what_lies_below_an_adapted_module(name, text, within):
     assert saved._is_within(name, text, {"q", "l.k", ""}) is within
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "found"),
+    [
+        ("q.bias", {}, False), ("q.bias", {"bias": "none"}, False), ("q.bias", {"bias": "all"}, True),
+        ("q.in_proj_bias", {"bias": "lora_only"}, True), ("q.weight", {"bias": "all"}, False),
+    ],
+)  # fmt: skip
+def test_which_parameters_are_trained_biases(name, raw, found):
+    assert saved._is_bias(name, config(**raw)) is found
+
+
+# The module's tensors for a rank, of the families that say nothing of it where it is PEFT's default.
+DEFAULTS = {
+    "HIRA": (32, lambda r: {"hira_A": (r, 4), "hira_B": (5, r)}),
+    "HRA": (8, lambda r: {"hra_u": (40, r)}),
+    "DEFT": (8, lambda r: {"deft_P": (40, r), "deft_R": (r, 4)}),
+    "DELORA": (8, lambda r: {"delora_A": (r, 4), "delora_B": (5, r), "delora_lambda": (1,), "delora_w_norm": (4,)}),
+    "PSOFT": (32, lambda r: {"psoft_R.weight": (r * (r - 1) // 2,)}),
+    "GRALORA": (32, lambda r: {"gralora_A": (1, 4, r), "gralora_B": (1, r, 5)}),
+    "ADALORA": (12, lambda r: {"lora_A": (r, 4), "lora_B": (5, r), "lora_E": (r, 1)}),
+    "LOHA": (8, lambda r: {f"hada_w{n}_{half}": (5, r) if half == "a" else (r, 4) for n in "12" for half in "ab"}),
+    "LORA": (8, lambda r: {"lora_A": (r, 4), "lora_B": (5, r)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("peft_type", DEFAULTS)
+def test_a_config_without_a_rank_has_peft_s(peft_type):
+    rank, shapes = DEFAULTS[peft_type]
+    family = recognise.family_of_type(peft_type)
+    assert family.read(group("q", **shapes(rank)), context(config(peft_type))).name == "q"
+    for other in (rank + 1, rank - 1)[: 1 if peft_type == "ADALORA" else 2]:  # AdaLoRA's may be pruned
+        with pytest.raises(InputError, match="contradicts the tensors"):
+            family.read(group("q", **shapes(other)), context(config(peft_type)))
+
+
+@pytest.mark.parametrize(("alpha", "numerator"), [(6, 6.0), (0, 2.0), (-1, 2.0), (0.5, 0.5)])
+def test_adalora_takes_the_rank_where_alpha_is_not_positive(alpha, numerator):
+    shapes = {"lora_A": (2, 4), "lora_B": (5, 2), "lora_E": (2, 1)}
+    update = recognise.family_of_type("ADALORA").read(
+        group("q", **shapes), context(config("ADALORA", init_r=3, lora_alpha=alpha))
+    )
+    assert (update.scale, update.notes) == (numerator / (3 + 1e-5), ())
+
+
+@pytest.mark.parametrize(("known", "drawn"), [({"q": 5, "k": 4}, True), ({"q": 5}, False), ({}, False)])
+def test_vera_s_projections_are_drawn_again_where_all_widths_are_known(known, drawn):
+    groups = [group(name, vera_lambda_b=(6,), vera_lambda_d=(2,)) for name in "qk"]
+    given = Context(config("VERA", r=2), None, [], {vera.WIDTHS: json.dumps(known)})
+    found = vera.vera(groups, None, given)
+    if drawn:
+        assert {name: update.shape for name, update in found.items()} == {"q": (6, 5), "k": (6, 4)}
+    else:
+        assert found == dict.fromkeys("qk", vera.NO_PROJECTION)
 
 
 @pytest.mark.parametrize(
