@@ -5,14 +5,65 @@ The key is (file, function, before, after), as `python -m tests.mutation` prints
 
 from tests.mutation.equivalent_math import MATH
 
-_TRIPLET = ("lorascope/weights/formats/peft/adalora.py", "triplet", "a.shape[0] if a.shape else 0")
 _BISECTIONS = ("lorascope/linalg/haar.py", "", "_BISECTIONS = 60")
+_EXPERTS = "lorascope/weights/formats/peft/experts.py"
+_ONE_MODULE = "the wrappers of one module have its name, all of them"
+_COLUMNS = ("lorascope/weights/formats/peft/spectral.py", "FourierFT.transformed", "(d_out, d_in // 2 + 1)")
 _PIECES = ("lorascope/linalg/factored.py", "")
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (*_BISECTIONS, "_BISECTIONS = 59"): "float64's digits are halved out before",
     (*_BISECTIONS, "_BISECTIONS = 61"): "float64's digits are halved out before",
-    (*_TRIPLET, "a.shape[0] if a.shape else 1"): "an A without axes is refused, whatever its rank is taken for",
-    (*_TRIPLET, "a.shape[0] if a.shape else -1"): "an A without axes is refused, whatever its rank is taken for",
+    (*_COLUMNS, "(d_out, d_in // 2 + 2)"): "irfft2 takes no more columns than half of d_in and one",
+    (*_COLUMNS, "(d_out, d_in // 1 + 1)"): "irfft2 takes no more columns than half of d_in and one",
+    (_EXPERTS, "read_experts", "groups[0].module", "groups[-1].module"): _ONE_MODULE,
+    (_EXPERTS, "_guessed", "groups[0].module", "groups[-1].module"): _ONE_MODULE,
+    (_EXPERTS, "assign", "groups[0].module", "groups[-1].module"): _ONE_MODULE,
+    (_EXPERTS, "_guessed", "groups[0].shape('lora_A')", "groups[-1].shape('lora_A')"): "there is one there",
+    (_EXPERTS, "_guessed", "groups[0].shape('lora_B')", "groups[-1].shape('lora_B')"): "there is one there",
+    (_EXPERTS, "_stacked", "updates[0].roles", "updates[-1].roles"): "the experts of one array have one shape",
+    (_EXPERTS, "_stacked", "updates[0].shape", "updates[-1].shape"): "the experts of one array have one shape",
+    (
+        _EXPERTS,
+        "_stacked",
+        "per_expert(path, a, b, 1.0, keys, given)",
+        "per_expert(path, a, b, 2.0, keys, given)",
+    ): "the config's scale takes its place",
+    (
+        _EXPERTS,
+        "_stacked",
+        "per_expert(path, a, b, 1.0, keys, given)",
+        "per_expert(path, a, b, 0.0, keys, given)",
+    ): "the config's scale takes its place",
+    (
+        "lorascope/weights/formats/peft/vblora.py",
+        "_mixtures",
+        "logits.shape[:2]",
+        "logits.shape[:3]",
+    ): "of this shape only the first two axes are looked at",
+    (
+        "lorascope/weights/formats/peft/experts_written.py",
+        "_factors",
+        "update.expert or 0",
+        "update.expert or -1",
+    ): "the first is before all others either way",
+    (
+        "lorascope/weights/formats/kohya.py",
+        "_parts",
+        "downs[0].shape[:2]",
+        "downs[-1].shape[:2]",
+    ): "where two differ the file is refused, whichever the others are compared with",
+    (
+        "lorascope/weights/formats/peft/cayley.py",
+        "side_of",
+        "1 + math.isqrt(1 + 8 * count)",
+        "2 + math.isqrt(1 + 8 * count)",
+    ): "of a triangle the root is odd, and for any other number the next line refuses every side",
+    (
+        "lorascope/weights/formats/peft/cayley.py",
+        "constrained",
+        "np.where(norms > 0, norms, 1.0)",
+        "np.where(norms > 0, norms, 2.0)",
+    ): "a block of zeros is within every limit, and is taken as it is",
     (
         "lorascope/linalg/projections.py",
         "Sparse.apply",

@@ -7,6 +7,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lorascope.updates.base import Update
+from lorascope.weights.checkpoint import Checkpoint
+from lorascope.weights.files import Tensors
+from lorascope.weights.formats.base import Bundle
+from lorascope.weights.io import read_bundle
+from lorascope.weights.tensors import InMemory
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,19 @@ class Example:
         path = folder / f"{self.name}.safetensors"
         save_file({key: np.ascontiguousarray(value) for key, value in self.tensors.items()}, path, self.metadata)
         return path
+
+
+def read_arrays(arrays: dict[str, np.ndarray], config=None, base=None, folder: Path = Path("memory")):
+    """What `io.read` gives of a file with these arrays next to this config; `folder`: in which other files may lie."""
+    kinds = {"float32": "F32", "float64": "F64", "int64": "I64"}
+    stored = {key: InMemory(arrays[key], kinds[arrays[key].dtype.name]) for key in sorted(arrays)}
+    return read_bundle(Bundle(folder, stored, {}, config), base)
+
+
+def base_of(arrays: dict[str, np.ndarray], config=None) -> Checkpoint:
+    """A base model with these weights."""
+    stored = {key: InMemory(values, "F32") for key, values in arrays.items()}
+    return Checkpoint(Path("base"), Tensors(stored, {}, ()), config or {})
 
 
 def check_roles(update: Update) -> None:

@@ -110,10 +110,20 @@ def test_the_base_s_shapes_tell_which_parameter_a_wrapper_is_of(gate_up, down, f
 
 
 def test_widths_of_a_header_that_are_none():
-    for text in ("{", "[1]", '{"m": 0}', '{"m": "3"}', '{"m": 1.5}', '{"m": true}', f'{{"m": {1 << 48}}}'):
+    for text in (
+        "{",
+        "[1]",
+        '{"m": 0}',
+        '{"m": "3"}',
+        '{"m": 1.5}',
+        '{"m": true}',
+        '{"m": 3, "n": 0}',
+        f'{{"m": {1 << 48}}}',
+    ):
         assert vera.widths_of({vera.WIDTHS: text}) == {}
     assert vera.widths_of({}) == {}
-    assert vera.widths_of({vera.WIDTHS: '{"m": 3, "n": 1}'}) == {"m": 3, "n": 1}
+    most = (1 << 48) - 1
+    assert vera.widths_of({vera.WIDTHS: f'{{"m": {most}, "n": 1}}'}) == {"m": most, "n": 1}
 
 
 def test_a_key_that_peft_draws_these_projections_from():
@@ -134,6 +144,7 @@ def test_a_key_that_peft_draws_these_projections_from():
     [
         ({"l.0.q_proj": 4, "l.1.q_proj": 4, "l.0.v_proj": 2}, True),
         ({"l.0.q_proj": 4, "l.1.q_proj": 5}, False),
+        ({"l.0.q_proj": 4, "l.1.q_proj": 5, "l.0.v_proj": 2}, False),
         ({"l.0.down_proj": 4, "l.1.down_proj": 4}, True),
         ({"l.0.down_proj": 4, "l.0.q_proj": 4}, False),
     ],

@@ -158,6 +158,68 @@ WRONG = {
 }
 
 
+PLAIN = {"kind": "dense", "scale": 1, "roles": ["delta"]}
+
+
+@pytest.mark.parametrize(
+    ("field", "valid", "wrong"),
+    [
+        ("transposed", [True, False], [0, 1, None, "x"]),
+        ("embedding", [True, False], [0, 1, None, "x"]),
+        ("expert", [0, 3], [-1, 1.0, True, "0", None]),
+        ("base_weight", ["x.weight", ""], [1, None, ["x"]]),
+        ("kernel", [[], [3], [3, 2]], [3, ["3"], [3.0], [True], None]),
+        ("notes", [[], ["a", "b"]], ["a", [1], None, [None]]),
+        ("scale", [2, 0, -1.5], [None, "1", True, [1]]),
+    ],
+)
+def test_what_a_field_of_a_module_may_be(field, valid, wrong, tmp_path):
+    tensors = {"updates.q.delta": np.zeros((2, 2), np.float32)}
+    for number, value in enumerate(valid):
+        put(tmp_path / f"valid{number}", tensors, modules={"q": {**PLAIN, field: value}})
+        found = getattr(read(tmp_path / f"valid{number}").updates["q"], field)
+        assert found == (tuple(value) if isinstance(value, list) else value)
+    for number, value in enumerate(wrong):
+        put(tmp_path / f"wrong{number}", tensors, modules={"q": {**PLAIN, field: value}})
+        with pytest.raises(InputError, match=rf"modules\.q\.{field} is wrong"):
+            read(tmp_path / f"wrong{number}")
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"saved": ["a", "a"]}, "saved is wrong.*different strings"), ({"saved": [1]}, "saved is wrong"),
+        ({"notes": "x"}, "notes is wrong"), ({"method": None}, "method is wrong"), ({"parts": []}, "parts is wrong"),
+        ({"saved": ["x"], "parts": {"x": "why"}}, r"parts\.x is wrong.*nothing else has"),
+        ({"modules": {"q": {**PLAIN, "drawn": []}}}, r"modules\.q\.drawn is wrong"),
+        ({"modules": {"q": {**PLAIN, "projected": {"delta": {}}}}}, r"modules\.q\.projected is wrong"),
+        ({"subspace": {}}, "parts is wrong.*theta"), ({"modules": {"q": {**PLAIN, "kind": 1}}}, r"q\.kind is wrong"),
+        ({"schema": True}, None), ({"schema": 0}, "another version"), ({"schema": "1"}, "another version"),
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_one_sentence(record, said, tmp_path):
+    tensors = {"updates.q.delta": np.zeros((2, 2), np.float32), "saved.x": np.zeros(2, np.float32)}
+    put(tmp_path / "own", tensors, **({"modules": {"q": PLAIN}, "saved": ["x"]} | record))
+    if said is None:  # which Python takes for 1
+        assert list(read(tmp_path / "own").updates) == ["q"]
+        return
+    with pytest.raises(InputError, match=said):
+        read(tmp_path / "own")
+
+
+def test_what_is_as_usual_is_not_in_the_record(tmp_path):
+    roles = {"delta": InMemory(np.zeros((2, 2), np.float32))}
+    plain, full = Update("q", "dense", roles), Update("k", "dense", roles, 0.5, True, (3,), "w", 0, ("n",), True)
+    files = write(Adapter({"q": plain, "k": full}), tmp_path / "own", "lorascope")
+    assert json.loads(files[1].read_text())["modules"] == {
+        "q": {"kind": "dense", "scale": 1.0, "roles": ["delta"]},
+        "k": {
+            "kind": "dense", "scale": 0.5, "roles": ["delta"], "kernel": [3], "base_weight": "w", "expert": 0,
+            "notes": ["n"], "transposed": True, "embedding": True,
+        },
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_a_record_that_is_wrong_is_one_sentence(case, tmp_path):
     record, message = WRONG[case]

@@ -90,7 +90,7 @@ def _updates(group: KeyGroup, ledger: Ledger, alpha: float, architecture: str) -
     embedding = module.rpartition(".")[2] == EMBEDDING
     if embedding and len(a.shape) == 2:
         a = transposed(a)
-    rank = b.shape[-1] if b.shape else 0
+    rank = math.prod(b.shape[-1:])
     scale = alpha / rank if alpha and rank else 1.0
     name = hugging_face(module, architecture)
     if len(a.shape) == len(b.shape) == 3:

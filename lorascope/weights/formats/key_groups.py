@@ -201,5 +201,7 @@ def resolve(modules: Iterable[str], base: "Checkpoint | None", prefixes: tuple[s
 def _placed(module: str) -> str | None:
     """The module in diffusers' scheme, in flat form; None where it is several there, or has other rows."""
     where = place(module)
-    several = len(where.parts) > 1 or where.swapped or where.swapped_if_two
-    return None if several else where.parts[0].replace(".", "_")
+    if len(where.parts) > 1 or where.swapped or where.swapped_if_two:
+        return None
+    (part,) = where.parts
+    return part.replace(".", "_")

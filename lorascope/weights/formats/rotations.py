@@ -84,7 +84,7 @@ def diagonal_or_butterfly(group: KeyGroup, ledger: Ledger) -> Update:
         notes += (BOUND,)
     roles = {"blocks": blocks}
     if (rescale := group.optional(ledger, "rescale")) is not None:
-        if math.prod(rescale.shape) != (rescale.shape or (0,))[0]:
+        if tuple(rescale.shape[:1]) != (math.prod(rescale.shape),):
             found = tuple(rescale.shape)
             raise InputError(f"{group.keys['rescale']!r} does not fit", found=found, expected="(d_out, 1)")
         roles["g"] = reshaped(rescale, math.prod(rescale.shape))
@@ -119,7 +119,7 @@ def oft_v2(group: KeyGroup, ledger: Ledger) -> Update:
     roles: dict[str, Stored] = {"entries": entries}
     for role, suffix in (("m", "dora_scale"), ("n", "initial_norm")):
         if (lengths := group.optional(ledger, suffix)) is not None:
-            if math.prod(lengths.shape) != (lengths.shape or (0,))[0]:
+            if tuple(lengths.shape[:1]) != (math.prod(lengths.shape),):
                 found = tuple(lengths.shape)
                 raise InputError(f"{group.keys[suffix]!r} does not fit", found=found, expected="(d_out, 1)")
             roles[role] = reshaped(lengths, math.prod(lengths.shape))

@@ -50,9 +50,9 @@ def triplet(group: Group, config: Config, base: "Checkpoint | None" = None) -> U
     """
     group.need("lora_A", "lora_B", "lora_E")
     a, b, e = (group.stored[role] for role in ("lora_A", "lora_B", "lora_E"))
-    rank = a.shape[0] if a.shape else 0
-    if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or tuple(e.shape) != (rank, 1):
+    if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != a.shape[0] or tuple(e.shape) != (a.shape[0], 1):
         raise mismatch(group, "lora_A", "lora_B", "lora_E")
+    rank = a.shape[0]
     scale = 1.0
     notes: tuple[str, ...] = ()
     if config.given:

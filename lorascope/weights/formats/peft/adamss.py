@@ -6,6 +6,7 @@ KMeans), and so it is done here, where the base is given. Where the layer has a 
 this, and newB has one more. PEFT 0.21.2, tuners/adamss/layer.py and utils.py.
 """
 
+import math
 import re
 from functools import cached_property
 from typing import Any
@@ -101,18 +102,19 @@ class Clusters:
 def _update(module: str, basis: Stored, downs: list[Stored], ups: list[Stored], context: Context) -> Update:
     assert context.base is not None
     weight = context.base.weight(module)
-    d_out, d_in = weight.shape if len(weight.shape) == 2 else (0, 0)
-    with_bias = basis.shape[-1:] == (d_in + 1,)
-    rank, sizes = basis.shape[0], [up.shape[0] if up.shape else 0 for up in ups]
+    rank, sizes = math.prod(basis.shape[:1]), [math.prod(up.shape[:1]) for up in ups]
     fits = len(downs) == len(ups) and all(
         len(a.shape) == len(b.shape) == 2 and a.shape[1] == rank and a.shape[0] == b.shape[1]
         for a, b in zip(downs, ups, strict=False)
     )
-    if not fits or len(basis.shape) != 2 or basis.shape[1] not in (d_in, d_in + 1) or sum(sizes) != d_out:
+    matrices = len(weight.shape) == len(basis.shape) == 2
+    if not matrices or not fits or basis.shape[1] - weight.shape[1] not in (0, 1) or sum(sizes) != weight.shape[0]:
         raise InputError(
             f"the AdaMSS tensors of {module} do not fit together, or not the base's weight",
             found=f"newB {tuple(basis.shape)}, {sum(sizes)} rows in {len(ups)} clusters, W {tuple(weight.shape)}",
         )
+    d_out, d_in = weight.shape
+    with_bias = basis.shape[1] != d_in
     bias = context.base.find(f"{module}.bias") if with_bias else None
     if with_bias and bias is None:
         raise InputError(f"the AdaMSS tensors of {module} are of a layer with a bias, and the base has none there")

@@ -8,6 +8,7 @@ PEFT 0.21.2, tuners/frod/model.py and layer.py. The basis comes from the base's 
 a file is not read.
 """
 
+import math
 import re
 
 import numpy as np
@@ -82,7 +83,7 @@ def _shared(ledger: Ledger) -> dict[str, dict[str, Stored]]:
 
 def _update(module: str, lengths: Stored, values: Stored, shared: dict[str, Stored], context: Context) -> Update:
     basis, indices = shared["frod_V"], shared["frod_s_indices"]
-    size = basis.shape[0] if basis.shape else 0
+    size = math.prod(basis.shape[:1])
     expected = {"V": (size, size), "indices": (2, *values.shape), "lambda": (size,)}
     shapes = {"V": tuple(basis.shape), "indices": tuple(indices.shape), "lambda": tuple(lengths.shape)}
     if shapes != expected or len(values.shape) != 1:

@@ -22,9 +22,9 @@ class KaSA(LoRA):
     def read(self, group: Group, context: Context) -> Update:
         group.need(*self.roles)
         a, b, e = (group.stored[role] for role in self.roles)
-        rank = a.shape[0] if a.shape else 0
-        if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or tuple(e.shape) != (rank,):
+        if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != a.shape[0] or tuple(e.shape) != (a.shape[0],):
             raise mismatch(group, *self.roles)
+        rank = a.shape[0]
         check_rank(group, context.config, rank, "lora_A")
         shape = b.shape[0], a.shape[1]
         return Update(

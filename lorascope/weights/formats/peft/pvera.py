@@ -4,6 +4,7 @@
 (tuners/pvera/layer.py, `get_delta_weight`), which is VeRA's update of the first halves, and so is what is read here.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -45,9 +46,10 @@ def _mean(group: Group) -> Group:
     """The mean's part under VeRA's roles: A keeps its rows, of which VeRA takes as many as λ_d has entries."""
     stored = dict(group.stored)
     if (lambdas := stored.get("pvera_lambda_d")) is not None:
-        if len(lambdas.shape) != 1 or lambdas.shape[0] % 2:
+        half, rest = divmod(math.prod(lambdas.shape), 2)
+        if len(lambdas.shape) != 1 or rest:
             raise InputError(f"{group.keys['pvera_lambda_d'].text} has no two halves", found=lambdas.shape)
-        stored["pvera_lambda_d"] = first_rows(lambdas, lambdas.shape[0] // 2)
+        stored["pvera_lambda_d"] = first_rows(lambdas, half)
     keys = {role.removeprefix("p"): key for role, key in group.keys.items()}
     return replace(group, keys=keys, stored={role.removeprefix("p"): each for role, each in stored.items()})
 

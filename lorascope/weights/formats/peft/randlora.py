@@ -122,7 +122,7 @@ def _drawn(modules: Sequence[_Sides], context: Context) -> tuple[Stored, Stored]
     out, into = max(each.d_out for each in modules), max(each.d_in for each in modules)
     wide, narrow = max(out, into), min(out, into)
     bases = -(-narrow // rank)
-    if max(rank * narrow, wide * bases * rank) > MAX_DRAWN:
+    if wide * bases * rank > MAX_DRAWN:  # of B, which is not smaller than A
         raise InputError(
             "RandLoRA's projections are too large to draw",
             found=f"({wide}, {bases}, {rank})", expected=f"at most {MAX_DRAWN:,} entries",

@@ -5,6 +5,7 @@ tuners/fourierft/layer.py: ΔW is the real part of the inverse transform. WaveFT
 transform instead (tuners/waveft/layer.py). The places are the first n of torch's random permutation of all entries.
 """
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -41,11 +42,12 @@ class FourierFT(Family):
             )
         spectrum, place = group.stored[self.roles[0]], place_of(group.module, context)
         entries = place.d_out * place.d_in
-        if len(spectrum.shape) != 1 or spectrum.shape[0] > entries:
+        if len(spectrum.shape) != 1 or math.prod(spectrum.shape) > entries:
             key = group.keys[self.roles[0]].text
             raise InputError(
                 f"{key} does not fit the base weight", found=spectrum.shape, expected=f"up to ({entries},)"
             )
+        (count,) = spectrum.shape
         seed, scaling = seed_of(config, SEED, 777), config.raw.get("scaling", self.usual_scaling)
         if type(scaling) not in (int, float):
             raise InputError("adapter_config.json: scaling is not a number", found=scaling)
@@ -58,10 +60,10 @@ class FourierFT(Family):
             context.notes.append(note)
 
         def delta() -> np.ndarray:
-            places = first_of_permutation(seed, entries, spectrum.shape[0])
+            places = first_of_permutation(seed, entries, count)
             return self.transformed(places, spectrum.read(), place.shape, config)
 
-        role = Filled((spectrum, place.weight), place.shape, delta, spectrum.shape[0])
+        role = Filled((spectrum, place.weight), place.shape, delta, count)
         return Update(group.module, "dense", {"delta": role}, float(scaling), place.transposed)
 
     def check(self, config: Config) -> None:

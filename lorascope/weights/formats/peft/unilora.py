@@ -86,7 +86,8 @@ def _drawn(theta: Stored, context: Context) -> list[Update]:
     names = targeted(config, modules_of(context.base))
     if not names:
         raise InputError("the base has none of the modules that target_modules names")
-    places, rank, length = [place_of(name, context) for name in names], config.rank, theta.shape[0]
+    places, rank = [place_of(name, context) for name in names], config.rank
+    (length,) = theta.shape
     counts = [rank * (place.d_in + place.d_out) for place in places]
     if sum(counts) > MAX_DRAWN:
         raise InputError("UniLoRA's indices are too many to draw", found=sum(counts), expected=f"at most {MAX_DRAWN:,}")
@@ -97,8 +98,7 @@ def _drawn(theta: Stored, context: Context) -> list[Update]:
     )
     indices = shuffled(sum(counts), length, seed)
     used = np.bincount(indices, minlength=length).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        scales = np.where(used > 0, np.float32(1) / np.sqrt(used), np.float32(0))
+    scales = np.float32(1) / np.sqrt(np.maximum(used, 1))  # of an entry that is never used any would do
     updates, start = [], 0
     for name, place, count in zip(names, places, counts, strict=True):
         updates.append(_of_indices(name, place, theta, indices[start : start + count], scales, rank))
