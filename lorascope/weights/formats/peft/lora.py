@@ -133,6 +133,7 @@ class LoRAEmbedding(Family):
 
     roles = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
     marks = frozenset({"lora_embedding_A", "lora_embedding_B"})
+    scales = LoRA.scales
     bias_reason = B_BIAS
 
     def read(self, group: Group, context: Context) -> Update:

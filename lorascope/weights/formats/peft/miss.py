@@ -33,7 +33,7 @@ class MiSS(Family):
         block, config, key = group.stored["miss_block"], context.config, group.keys["miss_block"].text
         axes = len(block.shape)
         bat = config.raw.get("init_weights") == "bat" if config.given else axes == 3
-        if axes != (3 if bat else 2):
+        if axes != (3 if bat else 2) or 0 in block.shape:
             raise InputError(
                 f"{key} is not MiSS's", found=block.shape, expected="(d_out / r, r, r)" if bat else "(r, d)"
             )

@@ -109,7 +109,7 @@ def _old(group: Group, context: Context) -> Update:
     group.need("oft_r")
     config, stored = context.config, group.stored["oft_r"]
     shape = tuple(stored.shape)
-    if len(shape) != 3 or shape[1] != shape[2]:
+    if len(shape) != 3 or shape[1] != shape[2] or 0 in shape:
         raise InputError(f"{group.keys['oft_r'].text} does not hold square blocks", found=shape, expected="(k, b, b)")
     eps = _number(config.raw.get("eps", 6e-5), "eps") if config.flag("coft") else None
     stretched = group.stored.get("oft_s")
