@@ -146,7 +146,7 @@ class _Comparison:
     def _subspaces(self, update: Update) -> Subspaces | str:
         stored = self.base.lookup(update) if update.needs_base and self.base is not None else None
         if isinstance(stored, str):
-            return f"ΔW of a {update.kind} update depends on W: {stored}"
+            return f"ΔW of the kind {update.kind} depends on W: {stored}"
         return read(update, stored, self.directions, with_a=self.records is not None)
 
     def result(self, adapters: Sequence[Adapter | Checkpoint], sampled: tuple[int, int]) -> CompareResult:

@@ -198,5 +198,5 @@ def _unmeasurable(update: Update, base: Stored | None, without_base: list[Skippe
     if base is not None or not update.needs_base or update.has_direction:
         return None
     if without_base is None:
-        return f"ΔW of a {update.kind} update depends on W: pass --base"
-    return f"ΔW of a {update.kind} update depends on W, and {without_base[-1].reason}"
+        return f"ΔW of the kind {update.kind} depends on W: pass --base"
+    return f"ΔW of the kind {update.kind} depends on W, and {without_base[-1].reason}"
