@@ -133,6 +133,6 @@ def _fingerprint(weight: np.ndarray) -> str:
     straight = weight if weight.flags.c_contiguous or not weight.flags.f_contiguous else weight.T
     words = np.ascontiguousarray(straight, dtype=np.float64).view(np.uint64).reshape(-1)
     whole = len(words) - len(words) % _LINE
-    sums = words[:whole].reshape(-1, _LINE).sum(axis=0, dtype=np.uint64)  # forty times as fast as a checksum of all
+    sums = words[:whole].reshape(-1, _LINE).sum(axis=0, dtype=np.uint64)  # cheaper than a checksum of all
     total = int(words.sum(dtype=np.uint64))
     return f"{zlib.crc32(words[whole:].tobytes(), zlib.crc32(sums.tobytes())):08x}{total:016x}"
