@@ -1,15 +1,20 @@
 """What is published of the studies: each record alone, with its script, gives the verdicts that it has."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lorascope.study import judging, record, work
+from lorascope.study.answers import Answers
 from lorascope.study.frozen import claim_hash
+from lorascope.study.verdict import JudgedCriterion, Verdict
 
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "reports"
 PUBLISHED, _ = record.read_folder(REPORTS)
+DIGITS = re.compile(r"[\d.,]+")
 QUICK = ("lora_fa", "alternatives")  # of scale small and of scale smoke, and soon judged
 # Verdicts that had changed before claims were frozen (git log -- reports), the oldest first.
 CHANGED = {
@@ -43,6 +48,28 @@ def test_its_claims_are_those_of_its_script(found):
     testbed = found["scale"]["testbed"]
     now = {claim.name: claim_hash(claim, testbed) for claim in script_of(found).on(testbed).claims}
     assert {claim["name"]: claim["frozen"]["hash"] for claim in found["claims"]} == now, JUDGE
+
+
+@each_published
+def test_its_words_are_those_of_its_script(found):
+    """The texts, each claim's and the answer, made of the recorded verdicts: without judging, so for every record."""
+    study = script_of(found).on(found["scale"]["testbed"])
+    assert {name: found[name] for name in judging.TEXTS} == {name: getattr(study, name) for name in judging.TEXTS}
+    texts = ("name", "text", "source", "note", "setting", "kind")
+    recorded = [{name: claim[name] for name in texts} for claim in found["claims"]]
+    assert recorded == [{name: getattr(claim, name) for name in texts} for claim in study.claims], JUDGE
+    scale = record.results({**found, "texts": None}, REPORTS).scale
+    if study.reading and scale.conclusive:
+        again = study.reading(Answers([verdict(claim) for claim in found["claims"]], scale))
+        assert DIGITS.sub("#", found["reading"]) == DIGITS.sub("#", again), JUDGE  # recorded numbers are rounded
+
+
+def verdict(claim):
+    """A recorded claim's."""
+    values = {field.name: claim[field.name] for field in fields(Verdict)}
+    names = [field.name for field in fields(JudgedCriterion)]
+    criteria = tuple(JudgedCriterion(**{name: each[name] for name in names}) for each in claim["criteria"])
+    return Verdict(**{**values, "criteria": criteria})
 
 
 @each_published
