@@ -138,6 +138,7 @@ def median(values: Iterable[Any]) -> float | None:
     return float(medians(known)) if known else None
 
 
+@np.errstate(over="ignore")  # of numbers at the end of float64's range
 def medians(values: Any) -> np.ndarray:
     """np.median(values, axis=0) of what is not empty, in float64, which would import numpy.ma and takes longer."""
     ordered = np.sort(np.asarray(values, dtype=float), axis=0)  # NaN comes last

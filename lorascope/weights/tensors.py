@@ -45,7 +45,8 @@ class Mapped:
         return self.source.dtype
 
     def read(self) -> np.ndarray:
-        return self.function(self.source.read())
+        with np.errstate(over="ignore", invalid="ignore"):  # the analyses say what is not finite
+            return self.function(self.source.read())
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Combined:
         return self.sources[0].dtype
 
     def read(self) -> np.ndarray:
-        return self.function(*(source.read() for source in self.sources))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.function(*(source.read() for source in self.sources))
 
 
 @dataclass

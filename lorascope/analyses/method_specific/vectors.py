@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lorascope.analyses.toolkit import Row, group, value
+from lorascope.analyses.toolkit import Row, group, medians, value
 from lorascope.blocks import Block, Lines, Marker, Series
 
 LEVELS = np.linspace(0.0, 1.0, 21)  # of the quantiles in `distribution`
@@ -80,7 +80,7 @@ def cumulative(
             label = value(row, "name") if len(known) > 1 else "the one module"
             series.append(Series(label, tuple(value(row, key)["quantiles"]), y, name, weight))
         if len(known) > 1:
-            middle = np.median([value(row, key)["quantiles"] for row in known], axis=0)
+            middle = medians([value(row, key)["quantiles"] for row in known])
             series.append(Series("median", tuple(middle.tolist()), y, name))
     if not series:
         return []

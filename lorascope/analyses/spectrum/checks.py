@@ -5,10 +5,10 @@ misses on adapters that are healthy, and on ones that were broken on purpose, is
 again by `python -m tests.calibration.findings`.
 """
 
+import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -373,7 +373,7 @@ def no_base(result: SpectrumResult) -> Found:
     if result.base is not None or not result.rows:
         return None
     named = str(result.settings.get("base_model_name_or_path") or "")
-    base = shlex.quote(named) if named and Path(named).is_dir() else "MODEL"
+    base = shlex.quote(named) if named and os.path.isdir(named) else "MODEL"
     command = f"lorascope analyze {_path(result)} --base {base}"
     return [rules.NO_BASE.finding("Size relative to the base model is unknown", command=command)]
 

@@ -232,6 +232,7 @@ def _singular_values(delta: Matrix, factor: float, last: bool) -> np.ndarray:
     return sigma
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def completed(drafts: Sequence[Draft]) -> list[ModuleSpectrum]:
     """Everything that is read off the singular values; of modules that have as many, in one go."""
     of_size: dict[int, list[int]] = {}

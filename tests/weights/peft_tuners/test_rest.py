@@ -1,5 +1,7 @@
 """Families whose keys stand under no fixed role, each by a file of one or two modules and the formula written out."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -264,3 +266,38 @@ def test_poly_s_skills():
     for e in range(3):
         down, up = np.concatenate([a[0, e], a[1, e]]), np.concatenate([b[0, e], b[1, e]], axis=1)
         close(dense(found.updates[f"q[{e}]"].delta()), (down @ up).T / 2)
+
+
+# What a search with changed adapters found (tests/fuzz).
+
+
+def test_a_factor_of_delora_without_axes_is_refused():
+    roles = {"A": (), "B": (6, 2), "lambda": (1,), "w_norm": (5,)}
+    tensors = {f"{MODEL}q.delora_{role}": np.ones(shape, "f4") for role, shape in roles.items()}
+    with pytest.raises(InputError, match=r"delora_A has too few axes; found \(\); expected 1 at least"):
+        parsed(tensors, peft_type="DELORA")
+
+
+def test_oft_without_a_rotation_is_refused():
+    with pytest.raises(InputError, match="without its partner"):
+        parsed({f"{MODEL}q.oft_R.bias": np.ones((2, 3), "f4")}, peft_type="OFT")
+
+
+@pytest.mark.parametrize("count", [1 << 30, 0])
+def test_experts_without_entries_are_refused_at_once(count):
+    """Of a billion rows of no entries, which take no bytes, a billion experts would be made."""
+    tensors = arrays(
+        **{f"{MODEL}mlp.experts.lora_A.weight": (count, 0), f"{MODEL}mlp.experts.lora_B.weight": (0, count)}
+    )
+    with pytest.raises(InputError, match="do not fit together"):
+        parsed(tensors, peft_type="LORA", r=1, target_parameters=["mlp.experts.gate_up_proj"])
+
+
+def test_what_overflows_in_a_tensor_that_is_computed_is_no_warning():
+    """The analyses say what is not finite."""
+    tensors = {f"{MODEL}q.oft_R.weight": np.full((2, 3), 3e38, "f4")}
+    found, _ = parsed(tensors, peft_type="OFT", oft_block_size=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (values,) = (stored.read() for update in found.updates.values() for stored in update.roles.values())
+    assert values.shape == (1, 2, 3, 3)

@@ -16,7 +16,7 @@ class DeLoRA(Family):
 
     def read(self, group: Group, context: Context) -> Update:
         group.need(*self.roles)
-        check_rank(group, context.config, group.shape("delora_A")[0], "delora_A")
+        check_rank(group, context.config, group.size("delora_A", 0), "delora_A")
         names = {"A": "delora_A", "B": "delora_B", "lambda": "delora_lambda", "n": "delora_w_norm"}
         return Update(group.module, "delora", {role: group.stored[name] for role, name in names.items()})
 

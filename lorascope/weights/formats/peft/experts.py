@@ -182,7 +182,8 @@ def experts(group: Group, path: str, config: Config, base: "Checkpoint | None", 
     group.need("lora_A", "lora_B")
     a, b = _factors(group)
     rank = config.rank_of(path)
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0 or a.shape[0] % rank:
+    fits = len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] and a.shape[0] % rank == 0
+    if not fits or 0 in (*a.shape, *b.shape):  # without entries a shape may promise any number of experts
         raise InputError(
             f"the factors of {path} do not fit together",
             found=f"{group.keys['lora_A'].text} {tuple(a.shape)} and {group.keys['lora_B'].text} {tuple(b.shape)}",

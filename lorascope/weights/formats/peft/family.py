@@ -39,6 +39,13 @@ class Group:
     def shape(self, role: str) -> tuple[int, ...]:
         return tuple(self.stored[role].shape)
 
+    def size(self, role: str, axis: int) -> int:
+        """How long an array is along one of its axes. InputError where it has not as many."""
+        shape = self.shape(role)
+        if axis >= len(shape):
+            raise InputError(f"{self.keys[role].text} has too few axes", found=shape, expected=f"{axis + 1} at least")
+        return shape[axis]
+
     def need(self, *roles: str) -> None:
         """InputError where a role's partner is absent."""
         missing = [role for role in roles if role not in self]

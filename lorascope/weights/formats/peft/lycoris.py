@@ -59,7 +59,7 @@ def loha(group: Group, config: Config) -> Update:
     _check_axes(group, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     roles: dict[str, Stored] = {}
     kernel: tuple[int, ...] = ()
-    rank = check_rank(group, config, group.shape("hada_w1_b")[0], "hada_w1_b")
+    rank = check_rank(group, config, group.size("hada_w1_b", 0), "hada_w1_b")
     tucker = "hada_t1" in group or "hada_t2" in group
     if tucker:
         group.need("hada_t1", "hada_t2")

@@ -40,7 +40,8 @@ class OFT(Family):
     def read(self, group: Group, context: Context) -> Update:
         if "oft_r" in group or "oft_s" in group:
             return _old(group, context)
-        role = next(role for role in ("oft_R", "oft_embedding_R") if role in group)
+        role = "oft_embedding_R" if "oft_embedding_R" in group else "oft_R"
+        group.need(role)
         stored, config = group.stored[role], context.config
         if len(stored.shape) != 2:
             raise InputError(f"{group.keys[role].text} is not a matrix", found=group.shape(role))

@@ -74,7 +74,7 @@ def _sides(group: Group, holders: Sequence[Group], context: Context) -> _Sides:
             f"the RandLoRA tensors of {group.module} are not matrices", found=group.shape("randlora_gamma")
         )
     narrow = group.shape("randlora_gamma")[1]
-    if context.base is None and holders and "randlora_B" in holders[0] and narrow == holders[0].shape("randlora_B")[0]:
+    if context.base is None and holders and "randlora_B" in holders[0] and narrow == holders[0].size("randlora_B", 0):
         return _Sides(narrow, narrow, context.config.flag("fan_in_fan_out"))
     place = place_of(group.module, context)
     sides = _Sides(*place.shape, place.transposed)
