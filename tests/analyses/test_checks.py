@@ -198,8 +198,9 @@ def test_what_nan_hides_is_said_and_not_counted():
 def test_a_base_that_is_at_hand_is_named_in_the_command(tmp_path):
     made = result(settings={"base_model_name_or_path": str(tmp_path)})
     assert found(made)["no-base"].command.endswith(f"--base {tmp_path}")
-    away = result(settings={"base_model_name_or_path": "meta-llama/away"})
-    assert found(away)["no-base"].command.endswith("--base MODEL")
+    for name in ("meta-llama/away", "x" * 5000, "\0"):  # a name longer than any path, and one that none can be
+        away = result(settings={"base_model_name_or_path": name})
+        assert found(away)["no-base"].command.endswith("--base MODEL")
 
 
 def test_rounding_targets_skipped_and_the_missing_base():
