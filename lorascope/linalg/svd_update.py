@@ -15,7 +15,6 @@ does not converge, does not count right, or is not low rank is decomposed densel
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ class UpdatedSVD:
     method: str
 
 
-def leading(cached: CachedSVD, weight: np.ndarray, delta: Any, k: int) -> UpdatedSVD:
+def leading(cached: CachedSVD, weight: np.ndarray, delta: Bases | np.ndarray, k: int) -> UpdatedSVD:
     """The k leading triplets of weight + delta.
 
     Within equal singular values of T the vectors are those that diagonalise W Wᵀ (Wᵀ W where the input is the shorter
@@ -89,7 +88,9 @@ def leading(cached: CachedSVD, weight: np.ndarray, delta: Any, k: int) -> Update
     )  # fmt: skip
 
 
-def vectors(cached: CachedSVD, weight: np.ndarray, delta: Any, updated: UpdatedSVD) -> tuple[np.ndarray, np.ndarray]:
+def vectors(
+    cached: CachedSVD, weight: np.ndarray, delta: Bases | np.ndarray, updated: UpdatedSVD
+) -> tuple[np.ndarray, np.ndarray]:
     """The left (m, k) and right (n, k) singular vectors of T themselves, with `delta` as `leading` took it."""
     wide = weight.T if cached.transposed else weight
     short = cached.short @ (updated.right if cached.transposed else updated.left)

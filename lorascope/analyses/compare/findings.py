@@ -7,7 +7,7 @@ import numpy as np
 
 from lorascope.analyses import rules
 from lorascope.analyses.adapter_updates import PARTIAL
-from lorascope.analyses.compare import verdict
+from lorascope.analyses.compare import similarity
 from lorascope.analyses.compare.inputs import MATCHING
 from lorascope.analyses.compare.matrices import within_and_between
 from lorascope.analyses.compare.relation import IDENTICAL
@@ -31,7 +31,7 @@ SIDES = (("left", "left (output) subspaces"), ("right", "right (input) subspaces
 def findings(result: CompareResult) -> list[Finding]:
     """What would mislead, what agrees, the limits, and the verdict last."""
     made = [*_notes(result), *_initialisations(result), *_agreement(result), *_by_label(result), *_limits(result)]
-    return [*made, rules.VERDICT.finding(verdict.sentence(result), action=verdict.next_step(result))]
+    return [*made, rules.VERDICT.finding(similarity.sentence(result), action=similarity.next_step(result))]
 
 
 def _notes(result: CompareResult) -> list[Finding]:

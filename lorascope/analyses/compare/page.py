@@ -9,8 +9,8 @@ from lorascope.analyses.base import Metric, definitions
 from lorascope.analyses.compare.inputs import MATCHING
 from lorascope.analyses.compare.metrics import COLUMNS, METRICS
 from lorascope.analyses.compare.result import CompareResult, Pair, joined
+from lorascope.analyses.compare.similarity import similarity
 from lorascope.analyses.compare.summary import RATE, SIDES
-from lorascope.analyses.compare.verdict import similarity
 from lorascope.analyses.toolkit import (
     Row,
     both_ends,

@@ -16,8 +16,8 @@ from lorascope.weights.safetensors import OnDisk
 from lorascope.weights.tensors import Mapped
 
 HINT = "give the same model as it was before it was quantised"
-PIECE = 1 << 16  # entries decoded at a time: codes, indices and numbers fit the second-level cache
-_WINDOW = 1 << 20  # entries whose codes are read at a time, by one thread
+PIECE = 1 << 18  # entries decoded at a time: with fewer, calls and two threads' waiting cost more than the work
+_WINDOW = 1 << 21  # entries whose codes are read at a time, by one thread
 _THREADS = min(4, os.cpu_count() or 1)
 
 

@@ -123,7 +123,7 @@ class FourBits:
         scale = self._largest(largest, nested, *blocks)
         flat, shift = out.reshape(-1), first - blocks[0] * self.block
         values = tuple(np.asarray(table.read(), np.float64).reshape(-1).tolist())
-        piece = self.block * max(1, _PIECE // self.block)
+        piece = self.block * max(1, PIECE // self.block)
         lookup = Lookup(values, False, min(count, piece) // 2 + 1)
         rounded = Rounding(self.dtype, min(count, piece))
         moderate = _are_moderate(scale) and _are_moderate(np.array(values, np.float32))
