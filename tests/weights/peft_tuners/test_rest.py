@@ -284,13 +284,23 @@ def test_oft_without_a_rotation_is_refused():
 
 
 @pytest.mark.parametrize("count", [1 << 30, 0])
-def test_experts_without_entries_are_refused_at_once(count):
+@pytest.mark.parametrize(
+    ("peft_type", "shapes"),
+    [
+        ("LORA", {"experts.lora_A.weight": ("n", 0), "experts.lora_B.weight": (0, "n")}),
+        ("LILY", {"q.lily_A.weight": (0, 5), "q.lily_B.weight": (0, 6), "q.lily_router.weight": ("n", 0)}),
+        ("POLY", {"q.poly_lora_A": (1, "n", 0, 2), "q.poly_lora_B": (1, "n", 2, 0)}),
+    ],
+)
+def test_experts_without_entries_are_refused_at_once(peft_type, shapes, count):
     """Of a billion rows of no entries, which take no bytes, a billion experts would be made."""
-    tensors = arrays(
-        **{f"{MODEL}mlp.experts.lora_A.weight": (count, 0), f"{MODEL}mlp.experts.lora_B.weight": (0, count)}
-    )
-    with pytest.raises(InputError, match="do not fit together"):
-        parsed(tensors, peft_type="LORA", r=1, target_parameters=["mlp.experts.gate_up_proj"])
+    tensors = {
+        MODEL + key: np.zeros(tuple(count if axis == "n" else axis for axis in shape), "f4")
+        for key, shape in shapes.items()
+    }
+    config = {"r": 1, "target_parameters": ["experts.gate_up_proj"]} if peft_type == "LORA" else {}
+    with pytest.raises(InputError, match="fit together"):
+        parsed(tensors, peft_type=peft_type, **config)
 
 
 def test_what_overflows_in_a_tensor_that_is_computed_is_no_warning():

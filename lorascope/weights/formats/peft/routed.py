@@ -91,9 +91,8 @@ families.register("poly")(Poly())
 def _lily(group: Group, context: Context) -> list[Update]:
     group.need(*Lily.roles)
     a, b, router = (group.stored[role] for role in Lily.roles)
-    if not (len(a.shape) == len(b.shape) == len(router.shape) == 2) or (
-        router.shape[1] != a.shape[0] or b.shape[0] != router.shape[0] * a.shape[0]
-    ):
+    fits = len(a.shape) == len(b.shape) == len(router.shape) == 2 and router.shape[1] == a.shape[0]
+    if not fits or 0 in (*a.shape, *b.shape) or b.shape[0] != router.shape[0] * a.shape[0]:
         raise InputError(
             f"the Lily tensors of {group.module} do not fit together",
             found=[group.shape(role) for role in Lily.roles],
@@ -119,7 +118,8 @@ def _lily(group: Group, context: Context) -> list[Update]:
 def _poly(group: Group) -> list[Update]:
     group.need("poly_lora_A", "poly_lora_B")
     a, b = group.stored["poly_lora_A"], group.stored["poly_lora_B"]
-    if len(a.shape) != 4 or len(b.shape) != 4 or tuple(a.shape[:2]) != tuple(b.shape[:2]) or a.shape[3] != b.shape[2]:
+    fits = len(a.shape) == len(b.shape) == 4 and tuple(a.shape[:2]) == tuple(b.shape[:2]) and a.shape[3] == b.shape[2]
+    if not fits or 0 in (*a.shape, *b.shape):
         raise InputError(
             f"the factors of {group.module} do not fit together",
             found=f"poly_lora_A {tuple(a.shape)} and poly_lora_B {tuple(b.shape)}",
