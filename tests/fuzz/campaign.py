@@ -71,7 +71,7 @@ class Worker:
     """A process that runs cases one after another, and is started again behind one that ended it."""
 
     def __init__(self, numbers: range, counts: Counts):
-        self.numbers, self.counts, self.done = numbers, counts, 0
+        self.numbers, self.counts, self.done, self.tried_again = numbers, counts, 0, -1
         self.traces = Path(tempfile.mkstemp(prefix="lorascope-fuzz-", dir=SHM)[1])
         self._start()
 
@@ -92,8 +92,13 @@ class Worker:
             place = re.search(r'lorascope/(\S+)", line (\d+)', self.traces.read_text())
             if place:
                 self._count("hangs", f"Stuck at lorascope/{place[1]}:{place[2]}", f"no signal ends it in {STUCK} s")
+            elif self.tried_again != self.done:
+                self.tried_again = self.done  # a machine that stalls ends a process as well: its case would do it twice
             else:
-                self._count("uncaught", f"End of the process with exit code {self.process.exitcode}", "see stderr")
+                frames = self.traces.read_text()[-300:]
+                self._count(
+                    "uncaught", f"End of the process with exit code {self.process.exitcode}", frames or "stderr"
+                )
             self._start()
         if self.done == len(self.numbers):
             self.process.join()
