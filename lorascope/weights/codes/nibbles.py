@@ -18,9 +18,6 @@ from lorascope.weights.codes.scales import Grid, numbers
 # E2M1: one bit of sign, two of exponent, one of mantissa ("OCP Microscaling Formats" 1.0, §5.3.3).
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _SPLITTER = np.float32(2.0**16 + 1)
-_PIECE = (
-    1 << 17
-)  # entries: with fewer the calls take longer than what they do, with more their scratch leaves the cache
 _LARGEST_HALF, _SMALLEST_HALF = 65504.0, np.float32(2.0**-14)  # normal float16
 _UNITS = np.float32(0.75)  # whose last bit is 2⁻²⁴, that of float16's subnormals
 
