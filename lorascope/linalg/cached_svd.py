@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from lorascope.linalg.arrays import Array, namespace, to_numpy
+from lorascope.linalg.orthonormal import Orthonormal, eigenvectors
 
 EPS = float(np.finfo(np.float64).eps)
 TIE = 1e-11  # of σ₁²: singular values whose squares are nearer are one, since rounding turns their vectors freely
@@ -28,12 +29,13 @@ class CachedSVD:
 
     Attributes:
         shape: (m, n) of W.
-        short: (p, p) orthonormal columns: U where m ≤ n, else V. Complete: those past `rank` span the null space.
+        basis: the p singular vectors of the shorter side: U where m ≤ n, else V. Complete: those past `rank` span the
+            null space.
         sigma: (p,) descending.
     """
 
     shape: tuple[int, int]
-    short: np.ndarray
+    basis: Orthonormal
     sigma: np.ndarray
 
     @property
@@ -62,7 +64,7 @@ class CachedSVD:
     def leading(self, weight: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k leading left (m, k) and right (n, k) singular vectors; k ≤ rank."""
         wide = weight.T if self.transposed else weight
-        short = self.short[:, :k]
+        short = self.basis.leading(k)
         long = wide.T @ short / self.sigma[:k]
         return (long, short) if self.transposed else (short, long)
 
@@ -79,15 +81,16 @@ class CachedSVD:
         """Whether this decomposes `weight`, by a random vector in O(mn): a damaged or a foreign one fails."""
         wide = weight.T if self.transposed else weight
         p = wide.shape[0]
-        if weight.shape != self.shape or self.short.shape != (p, p) or self.sigma.shape != (p,):
+        if weight.shape != self.shape or self.basis.inner.shape != (p, p) or self.sigma.shape != (p,):
             return False
         if not p:
             return True
-        z = np.random.default_rng(p).standard_normal(p)
-        coefficients = self.short.T @ z
+        z = np.random.default_rng(p).standard_normal((p, 1))
+        coefficients = self.basis.coefficients(z)
         with np.errstate(all="ignore"):
-            not_orthonormal = np.abs(self.short @ coefficients - z).max()
-            residual = np.abs(self.short @ (self.sigma**2 * coefficients) - wide @ (wide.T @ z)).max()
+            not_orthonormal = np.abs(self.basis.combined(coefficients) - z).max()
+            image = self.basis.combined(self.sigma[:, None] ** 2 * coefficients)
+            residual = np.abs(image - wide @ (wide.T @ z)).max()
             tolerance = _PROBE * math.sqrt(p)
             return bool(not_orthonormal <= tolerance and residual <= tolerance * self.sigma[0] ** 2)
 
@@ -101,7 +104,7 @@ def decompose(weight: np.ndarray) -> CachedSVD:
     if not weight.size or not np.isfinite(weight).all():
         raise ValueError("the matrix is empty, or holds NaN or infinite entries")
     wide = _wide(weight)
-    return _of(weight.shape, *np.linalg.eigh(wide @ wide.T))
+    return _of(weight.shape, *eigenvectors(wide @ wide.T))
 
 
 def decompose_together(weights: Sequence[np.ndarray], place: Callable[[np.ndarray], Array]) -> list[CachedSVD]:
@@ -109,13 +112,16 @@ def decompose_together(weights: Sequence[np.ndarray], place: Callable[[np.ndarra
     wide = place(np.stack([_wide(weight) for weight in weights]))
     xp = namespace(wide)
     squares, vectors = map(to_numpy, xp.linalg.eigh(wide @ xp.matrix_transpose(wide)))
-    return [_of(weight.shape, *parts) for weight, *parts in zip(weights, squares, vectors, strict=True)]
+    return [
+        _of(weight.shape, values[::-1], Orthonormal(np.ascontiguousarray(columns[:, ::-1])))
+        for weight, values, columns in zip(weights, squares, vectors, strict=True)
+    ]
 
 
 def _wide(weight: np.ndarray) -> np.ndarray:
     return weight.T if weight.shape[0] > weight.shape[1] else weight
 
 
-def _of(shape: tuple[int, ...], squares: np.ndarray, vectors: np.ndarray) -> CachedSVD:
-    sigma = np.sqrt(np.maximum(squares[::-1], 0.0))
-    return CachedSVD((int(shape[0]), int(shape[1])), np.ascontiguousarray(vectors[:, ::-1]), sigma)
+def _of(shape: tuple[int, ...], squares: np.ndarray, basis: Orthonormal) -> CachedSVD:
+    """Of the eigenvalues and eigenvectors of the Gram matrix, the largest first."""
+    return CachedSVD((int(shape[0]), int(shape[1])), basis, np.sqrt(np.maximum(squares, 0.0)))

@@ -93,7 +93,7 @@ def vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The left (m, k) and right (n, k) singular vectors of T themselves, with `delta` as `leading` took it."""
     wide = weight.T if cached.transposed else weight
-    short = cached.short @ (updated.right if cached.transposed else updated.left)
+    short = cached.basis.combined(updated.right if cached.transposed else updated.left)
     image = wide.T @ short
     if isinstance(delta, Bases):
         change = _transposed(delta) if cached.transposed else delta
@@ -110,9 +110,9 @@ def _transposed(delta: Bases) -> Bases:
 
 def _of_low_rank(cached: CachedSVD, wide: np.ndarray, change: Bases, k: int) -> UpdatedSVD:
     s, rank = change.sigma, change.rank
-    p_side = cached.short.T @ change.left
-    q_side = cached.short.T @ (wide @ (change.right * s))
-    diagonal, factor = cached.sigma**2, np.concatenate([p_side, q_side], axis=1)
+    diagonal = cached.sigma**2
+    factor = cached.basis.coefficients(np.concatenate([change.left, wide @ (change.right * s)], axis=1))
+    p_side, q_side = factor[:, :rank], factor[:, rank:]
     core = np.block([[np.diag(s**2), np.eye(rank)], [np.eye(rank), np.zeros((rank, rank))]])
     quick = len(diagonal) > _DENSE and 4 * rank < len(diagonal)
     pairs = _davidson(diagonal, factor, core, k) if quick else None
@@ -134,12 +134,12 @@ def _of_dense(cached: CachedSVD, wide: np.ndarray, change: np.ndarray, k: int) -
         raise ValueError("ΔW holds NaN or infinite entries")
     gram = tuned @ tuned.T
     squares, leading_left = _top(gram, k)
-    squares, short = _canonical(squares, cached.short.T @ leading_left, cached.sigma**2, k)
-    left = cached.short @ short
+    squares, short = _canonical(squares, cached.basis.coefficients(leading_left), cached.sigma**2, k)
+    left = cached.basis.combined(short)
     residual = gram @ left - left * squares
     sigma = np.sqrt(np.maximum(squares, 0.0))
     image = tuned.T @ left / np.where(sigma > 0, sigma, 1.0)
-    long = _scaled_down(cached, cached.short.T @ (wide @ image))
+    long = _scaled_down(cached, cached.basis.coefficients(wide @ image))
     return UpdatedSVD(sigma, short, long, None, None, float(np.trace(gram)), _error(cached, sigma, residual), "dense")
 
 
@@ -190,8 +190,9 @@ def _davidson(
     tolerance = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
     basis = _orthonormal(np.eye(p, wanted + GUARD), factor[:, : factor.shape[1] // 2])
     image = _apply(diagonal, factor, core, basis)
+    inner = basis.T @ image
     for _ in range(MAX_STEPS):
-        values, rotation = np.linalg.eigh(basis.T @ image)
+        values, rotation = np.linalg.eigh(inner)
         values, rotation = values[::-1][:wanted], rotation[:, ::-1][:, :wanted]
         vectors = basis @ rotation
         residual = image @ rotation - vectors * values
@@ -203,9 +204,11 @@ def _davidson(
         step = values[unconverged] - diagonal[:, None]
         least = 1e-9 * values[0]
         step = np.where(np.abs(step) < least, np.copysign(least, step), step)
-        new = _orthonormal(basis, residual[:, unconverged] / step)[:, basis.shape[1] :]
-        basis = np.concatenate([basis, new], axis=1)
-        image = np.concatenate([image, _apply(diagonal, factor, core, new)], axis=1)
+        known = basis.shape[1]
+        basis = _orthonormal(basis, residual[:, unconverged] / step)
+        image = np.concatenate([image, _apply(diagonal, factor, core, basis[:, known:])], axis=1)
+        beside = basis.T @ image[:, known:]
+        inner = np.block([[inner, beside[:known]], [beside[:known].T, beside[known:]]])
     return None
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from lorascope.errors import InputError, LorascopeError
 from lorascope.linalg.arrays import Array
 from lorascope.linalg.cached_svd import CachedSVD, decompose, decompose_together
+from lorascope.linalg.orthonormal import Orthonormal
 from lorascope.weights.safetensors import open_safetensors, write_safetensors
 from lorascope.weights.tensors import InMemory
 
@@ -96,9 +97,8 @@ class SvdCache:
             return None
         try:
             stored, _ = open_safetensors(path)
-            decomposition = CachedSVD(
-                (int(weight.shape[0]), int(weight.shape[1])), stored["short"].read(), stored["sigma"].read()
-            )
+            shape, basis = (int(weight.shape[0]), int(weight.shape[1])), Orthonormal(stored["short"].read())
+            decomposition = CachedSVD(shape, basis, stored["sigma"].read())
             sound = decomposition.is_of(weight)
         except (InputError, LorascopeError, KeyError, ValueError, OSError):
             sound = False
@@ -116,7 +116,10 @@ class SvdCache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            stored = {"short": InMemory(decomposition.short, "F64"), "sigma": InMemory(decomposition.sigma, "F64")}
+            stored = {
+                "short": InMemory(decomposition.basis.dense(), "F64"),
+                "sigma": InMemory(decomposition.sigma, "F64"),
+            }
             write_safetensors(path, stored, {"lorascope": f"singular value decomposition, version {_VERSION}"})
             self.written_bytes += path.stat().st_size
         except (OSError, LorascopeError) as error:

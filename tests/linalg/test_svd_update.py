@@ -9,6 +9,7 @@ import scipy.linalg
 from lorascope.linalg import svd_update as changed
 from lorascope.linalg.cached_svd import decompose
 from lorascope.linalg.factored import Factored
+from lorascope.linalg.orthonormal import Orthonormal
 from lorascope.linalg.subspace import bases
 
 
@@ -208,11 +209,11 @@ def test_a_damaged_decomposition_is_noticed(rng, shape, size):
     assert known.is_of(weight)
     for damaged in (
         replace(known, shape=(5, 5)),
-        replace(known, short=known.short[:, :3]),
+        replace(known, basis=Orthonormal(known.basis.dense()[:, :3])),
         replace(known, sigma=known.sigma[:3]),
-        replace(known, short=known.short * (1 + 1e-7)),
+        replace(known, basis=Orthonormal(known.basis.dense() * (1 + 1e-7))),
         replace(known, sigma=known.sigma * (1 + 1e-7)),
-        replace(known, short=known.short[:, ::-1]),
+        replace(known, basis=Orthonormal(known.basis.dense()[:, ::-1])),
     ):
         assert not damaged.is_of(weight)
     assert not known.is_of(weight * (1 + 1e-7))
@@ -223,7 +224,7 @@ def test_of_nothing_there_is_nothing(rng):
     nothing = decompose(np.zeros((3, 4)))
     assert (nothing.rank, nothing.clusters.shape, nothing.cut(2)) == (0, (0,), 0)
     assert nothing.cosines(np.eye(3)).shape == (0, 3)
-    empty = replace(nothing, shape=(0, 4), short=np.zeros((0, 0)), sigma=np.zeros(0))
+    empty = replace(nothing, shape=(0, 4), basis=Orthonormal(np.zeros((0, 0))), sigma=np.zeros(0))
     assert (empty.rank, empty.cut(1), empty.is_of(np.zeros((0, 4)))) == (0, 0, True)
     weight = 4.0 * np.eye(3, 5)
     known = decompose(weight)

@@ -16,7 +16,7 @@ def test_computed_once_then_read(tmp_path, weight):
     first, second = SvdCache(tmp_path / "svd"), SvdCache(tmp_path / "svd")
     made, read = first.of(weight), second.of(weight.copy())
     assert (first.computed, first.hits, second.computed, second.hits) == (1, 0, 0, 1)
-    np.testing.assert_array_equal(made.short, read.short)  # float64 on disk: the very same
+    np.testing.assert_array_equal(made.basis.dense(), read.basis.dense())  # float64 on disk: the very same
     np.testing.assert_array_equal(made.sigma, read.sigma)
     assert second.read_bytes == first.written_bytes > 8 * 12 * 12
     assert [path.suffix for path in (tmp_path / "svd").iterdir()] == [".safetensors"]  # and no temporary file
@@ -93,7 +93,7 @@ def test_matrices_of_one_shape_are_decomposed_in_one_call_elsewhere(tmp_path):
     for weight in weights[:3]:
         found, wanted = cache.of(weight), plain.of(weight)
         np.testing.assert_allclose(found.sigma, wanted.sigma, rtol=1e-12)  # another LAPACK, in float64
-        np.testing.assert_allclose(np.abs(found.short.T @ wanted.short), np.eye(6), atol=1e-9)
+        np.testing.assert_allclose(np.abs(found.basis.dense().T @ wanted.basis.dense()), np.eye(6), atol=1e-9)
     with pytest.raises(ValueError, match="NaN"):
         cache.of(weights[3])
     cache.prepare(weights)  # all of it is on disk now
