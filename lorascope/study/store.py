@@ -104,9 +104,9 @@ def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """A hash of a function's code without comments and docstrings, and of the code that its numbers depend on:
-    functions, classes and constants of its module that it names, and modules of lorascope that it measures with, but
-    for those of an analysis that put its numbers in words.
+    """A hash of a function's code without comments, docstrings and the words of errors, and of the code that its numbers
+    depend on: functions, classes and constants of its module that it names, and modules of lorascope that it measures
+    with, but for those of an analysis that put its numbers in words.
 
     A measure whose code changes is measured again. For code that trains, `RECIPE` is raised by hand.
     """
@@ -134,9 +134,11 @@ def _collect(function: Any, sources: dict[str, str]) -> None:
 
 
 def _bare(source: str) -> ast.Module:
-    """The code without comments and docstrings."""
+    """The code without comments, docstrings and the words of its errors."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            node.exc.args, node.exc.keywords = [], []
         body = getattr(node, "body", None)
         if not isinstance(body, list) or not body:
             continue

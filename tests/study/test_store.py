@@ -117,7 +117,7 @@ def test_constants_and_classes_of_the_script_belong_to_it(monkeypatch):
 
 
 def test_so_do_the_analyses_it_measures_with(monkeypatch, tmp_path):
-    """A copy of lorascope, of which one line is changed: a comment does not count, code does."""
+    """A copy of lorascope, of which one line is changed: a comment and an error's words do not count, code does."""
     copied = tmp_path / "lorascope"
     shutil.copytree(store.ROOT, copied, ignore=shutil.ignore_patterns("__pycache__"))
     before = fingerprint(four)
@@ -131,6 +131,12 @@ def test_so_do_the_analyses_it_measures_with(monkeypatch, tmp_path):
         assert fingerprint(four) == before
         path.write_text(text + "MORE = 1\n")
         assert fingerprint(four) != before
+        path.write_text(text + "if MORE:\n    raise ValueError('words', hint='more')\n")
+        with_error = fingerprint(four)
+        path.write_text(text + "if MORE:\n    raise ValueError('others')\n")
+        assert fingerprint(four) == with_error != before
+        path.write_text(text + "if MORE:\n    raise KeyError('others')\n")
+        assert fingerprint(four) not in (with_error, before)
         path.write_text(text)
     for name in ("training/loop", "analyses/spectrum/findings"):  # which trains, and which puts numbers in words
         (copied / name).with_suffix(".py").write_text("MORE = 1\n")
