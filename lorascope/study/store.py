@@ -104,7 +104,7 @@ def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """A hash of a function's code without comments, docstrings and the words of errors, and of the code that its numbers
+    """A hash of a function's code without comments, docstrings and words of errors, and of the code that its numbers
     depend on: functions, classes and constants of its module that it names, and modules of lorascope that it measures
     with, but for those of an analysis that put its numbers in words.
 
