@@ -1,21 +1,18 @@
 """All eigenvalues of a large symmetric matrix, by the faster of the LAPACKs at hand.
 
 numpy calls dsyevd, which brings the matrix to tridiagonal form in one stage: half of that is matrix times vector, which
-runs at the speed of memory. LAPACK's dsyevd_2stage goes by a band (Haidar, Ltaief and Dongarra 2011, "Parallel
-reduction to condensed forms for symmetric eigenvalue problems using aggregated fine-grained and memory-aware kernels"),
-which is matrix products, and a pass over the band. MKL's dsyevd, which torch carries, is as fast in its own way on an
-Intel processor, and slower on AMD's: `calibration` knows. All are backward stable: each eigenvalue moves by eps·‖G‖₂.
+runs at the speed of memory. In two stages, by way of a band (`band`), it is matrix products, and passes over the band.
+MKL's dsyevd, which torch carries, is as fast in its own way on an Intel processor, and slower on AMD's: `calibration`
+knows. All are backward stable: each eigenvalue moves by eps·‖G‖₂.
 """
 
 import ctypes
-import sys
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from lorascope.linalg import torch_lapack
+from lorascope.linalg import band, torch_lapack
 from lorascope.linalg.fastest_routine import fastest
 
 # The shorter side from which two stages cost less. One thread, CPU seconds of one and of two stages: AMD EPYC with
@@ -24,8 +21,7 @@ from lorascope.linalg.fastest_routine import fastest
 LARGE = 2048
 LARGEST = 46340  # whose entries 32-bit integers, which torch's LAPACK has, can count
 TIMED = 1536  # the size at which the routines are compared, for half a second once on a machine
-# As OpenBLAS's wheels, OpenBLAS with 64-bit integers, and plain LAPACK have it.
-_NAMES = ("scipy_dsyevd_2stage_64_", "dsyevd_2stage_64_", "dsyevd_2stage_")
+Eigenvalues = Callable[[np.ndarray], np.ndarray]
 
 
 def eigenvalues(symmetric: np.ndarray) -> np.ndarray:
@@ -35,20 +31,24 @@ def eigenvalues(symmetric: np.ndarray) -> np.ndarray:
         numpy.linalg.LinAlgError: the iteration did not converge.
     """
     fits = LARGE <= len(symmetric) <= LARGEST and symmetric.dtype == np.float64 and _contiguous(symmetric)
-    routine = _fastest() if fits else None
-    return np.linalg.eigvalsh(symmetric) if routine is None else _call(routine, symmetric)
+    found = _fastest() if fits else None
+    return np.linalg.eigvalsh(symmetric) if found is None else found(symmetric)
 
 
-def _fastest() -> Callable[..., Any] | None:
-    """dsyevd_2stage of numpy's LAPACK or dsyevd of torch's, whichever is faster here; None where there is neither."""
-    routines = {"two stages": _routine(), "torch's": torch_lapack.routine("dsyevd_")}
-    found = {name: routine for name, routine in routines.items() if routine is not None}
+def _fastest() -> Eigenvalues | None:
+    """By numpy's LAPACK in two stages or by torch's, whichever is faster here; None where there is neither."""
+    found: dict[str, Eigenvalues] = {}
+    if band.routines() is not None:
+        found["two stages"] = band.eigenvalues
+    if torch_lapack.routine("dsyevd_") is not None:
+        found["torch's"] = _by_torch
 
-    def timed(routine: Callable[..., Any]) -> Callable[[], object]:
-        return lambda: _call(routine, np.random.default_rng(0).standard_normal((TIMED, TIMED)))  # of the lower triangle
+    def timed(method: Eigenvalues) -> Callable[[], object]:
+        return lambda: method(np.random.default_rng(0).standard_normal((TIMED, TIMED)))  # of the lower triangle
 
-    calls = {name: timed(routine) for name, routine in found.items()}
-    return found[fastest(f"dsyevd of {TIMED}", calls, _versions())] if found else None
+    calls = {name: timed(method) for name, method in found.items()}
+    question = f"eigenvalues of {TIMED}, a band of {band.WIDTH}"
+    return found[fastest(question, calls, _versions())] if found else None
 
 
 def _versions() -> list[str]:
@@ -64,19 +64,10 @@ def _contiguous(matrix: np.ndarray) -> bool:
     return bool(matrix.flags.writeable and (matrix.flags.c_contiguous or matrix.flags.f_contiguous))
 
 
-@cache
-def _routine() -> Callable[..., Any] | None:
-    """dsyevd_2stage of the LAPACK behind `numpy.linalg`; None where that has none."""
-    try:  # looks through the libraries that this one is linked with
-        library = ctypes.CDLL(np.linalg._umath_linalg.__file__)  # type: ignore[attr-defined]
-    except (AttributeError, OSError, TypeError):
-        return None
-    found = (getattr(library, name, None) for name in _NAMES)
-    routine = next((each for each in found if each is not None), None)
-    if routine is None or sys.byteorder != "little":
-        return None
-    routine.restype = None
-    return routine
+def _by_torch(symmetric: np.ndarray) -> np.ndarray:
+    routine = torch_lapack.routine("dsyevd_")
+    assert routine is not None
+    return _call(routine, symmetric)
 
 
 def _call(routine: Callable[..., Any], symmetric: np.ndarray) -> np.ndarray:
