@@ -17,11 +17,12 @@ from lorascope.errors import InputError, preview
 from lorascope.inputs import read_json
 from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.updates.base import MAX_EXPANDED, Stored, Update
-from lorascope.weights import fused_experts, gguf_model, quantised
+from lorascope.weights import fused_experts, quantised
 from lorascope.weights import names as naming
 from lorascope.weights.conversion import names_in_memory
 from lorascope.weights.dtypes import SIZES
-from lorascope.weights.files import GGUF, PICKLES, SAFETENSORS, Tensors, open_tensors
+from lorascope.weights.file_names import GGUF, PICKLES, SAFETENSORS
+from lorascope.weights.files import Tensors, open_tensors
 from lorascope.weights.tensors import Mapped, first_rows, flattened, reshaped, slot, transposed
 
 _FILES = (
@@ -338,6 +339,8 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
     values, tensors = read_json(config) if os.path.lexists(config) else {}, open_tensors(weights)
     values = _with_quantisation(values, folder)
     if "general.architecture" in tensors.metadata:
+        from lorascope.weights import gguf_model  # rare, and slow to import
+
         values = values or gguf_model.config_of(tensors.metadata)
         tensors = replace(tensors, stored=gguf_model.parameters(tensors.stored, tensors.metadata))
     return Checkpoint(path, tensors, values)

@@ -22,7 +22,6 @@ from lorascope.updates.base import Stored
 from lorascope.weights.dtypes import SIZES, of_torch
 from lorascope.weights.pickles import MAX_SIDE, STATE_DICTS, piece_of_torch
 
-METADATA = ".metadata"
 MAX_METADATA = 256 << 20  # bytes
 GATHER = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} OUTPUT.pt gathers it into one file"
 _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")

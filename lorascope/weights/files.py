@@ -10,17 +10,12 @@ from pathlib import Path
 from lorascope.errors import InputError, preview
 from lorascope.inputs import misfit, open_regular, read_json, sha256_of
 from lorascope.updates.base import Stored
-from lorascope.weights.distributed import METADATA, open_distributed
-from lorascope.weights.gguf_file import MAGIC, open_gguf
+from lorascope.weights.file_names import GGUF, GGUF_MAGIC, HDF5, METADATA, PICKLES
 from lorascope.weights.hdf5 import open_hdf5
 from lorascope.weights.not_read import refuse_by_name
 from lorascope.weights.pickles import open_pickle
 from lorascope.weights.safetensors import open_safetensors
 
-SAFETENSORS = (".safetensors", ".sft")
-GGUF = (".gguf",)
-HDF5 = (".h5", ".hdf5")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")  # the last is litgpt's: lit_model.pth.lora
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[a-z]+$")
 
 
@@ -58,6 +53,8 @@ def open_tensors(path: Path) -> Tensors:
 
 def _open_file(path: Path) -> Tensors:
     if path.name == METADATA:
+        from lorascope.weights.distributed import open_distributed  # rare, and slow to import
+
         shards = sorted(path.parent.glob("*.distcp"))
         return Tensors(open_distributed(path), {}, (path, *shards))
     if path.suffix.lower() in PICKLES:
@@ -65,8 +62,10 @@ def _open_file(path: Path) -> Tensors:
     if path.name.lower().endswith(HDF5):
         return Tensors(open_hdf5(path), {}, (path,))
     with open_regular(path) as file:
-        is_gguf = file.read(len(MAGIC)) == MAGIC  # Ollama's have no ending
+        is_gguf = file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     if is_gguf or path.suffix.lower() in GGUF:
+        from lorascope.weights.gguf_file import open_gguf  # as rare
+
         of_gguf, values = open_gguf(path)
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
         return Tensors(of_gguf, texts, (path,))

@@ -17,9 +17,9 @@ import numpy as np
 
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored
+from lorascope.weights.file_names import GGUF_MAGIC
 from lorascope.weights.safetensors import LONGEST_KEY, MAX_TENSORS, OnDisk, OpenFile
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_ENTRIES = 100_000  # of metadata; a model has some forty
 MAX_TEXT = 1 << 20  # bytes of one text that is kept: a chat template
@@ -132,7 +132,7 @@ def open_gguf(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     """
     file = OpenFile(path)
     reader = _Reader(file)
-    if reader.take(4) != MAGIC:
+    if reader.take(4) != GGUF_MAGIC:
         raise InputError(f"{path} is not a GGUF file", found="other first bytes", expected="GGUF")
     version = reader.number("I")
     if version not in VERSIONS:

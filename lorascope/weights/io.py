@@ -13,8 +13,8 @@ from lorascope.outputs import staged, write_bytes
 from lorascope.updates.base import Stored, Update, kinds
 from lorascope.weights import several
 from lorascope.weights.adapter import Adapter, Skipped, Source
-from lorascope.weights.distributed import METADATA
-from lorascope.weights.files import GGUF, HDF5, PICKLES, SAFETENSORS, open_tensors
+from lorascope.weights.file_names import GGUF, HDF5, METADATA, PICKLES, SAFETENSORS
+from lorascope.weights.files import open_tensors
 from lorascope.weights.formats.base import Bundle, Format, Ledger, formats
 from lorascope.weights.leftovers import STATE, skip_what_stands_elsewhere
 from lorascope.weights.metadata import kept, training

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorascope.errors import InputError, preview
 from lorascope.inputs import read_text
-from lorascope.weights.distributed import METADATA
+from lorascope.weights.file_names import METADATA
 from lorascope.weights.support import Support
 
 STATES = "*model_states.pt"

@@ -11,7 +11,7 @@ from lorascope.errors import InputError
 from lorascope.patterns import Pattern
 from lorascope.weights import names as naming
 from lorascope.weights.conversion import parameter_order
-from lorascope.weights.files import PICKLES
+from lorascope.weights.file_names import PICKLES
 from lorascope.weights.formats.peft.config import Config
 
 if TYPE_CHECKING:
