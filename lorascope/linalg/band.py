@@ -50,11 +50,10 @@ def eigenvalues(symmetric: np.ndarray) -> np.ndarray:
     assert found is not None
     to_band, to_tridiagonal, values_of = found
     n, size = len(symmetric), _in_range(symmetric)
-    width = min(WIDTH, n - 1)
-    band = np.zeros((n, width + 1))  # as columns of a Fortran array: the diagonal, and what is below it
-    diagonal, beside = np.empty(n), np.empty(max(n - 1, 1))
-    _with_room(to_band, 1, b"L", n, width, symmetric, n, band, width + 1, np.empty(max(n - width, 1)))
-    _with_room(to_tridiagonal, 2, b"Y", b"N", b"L", n, width, band, width + 1, diagonal, beside)
+    band = np.zeros((n, WIDTH + 1))  # its rows are a Fortran array's columns: the diagonal, and what is below it
+    diagonal, beside, scales = np.empty((3, n))  # of which the last two need a little less
+    _with_room(to_band, 1, b"L", n, WIDTH, symmetric, n, band, WIDTH + 1, scales)
+    _with_room(to_tridiagonal, 2, b"Y", b"N", b"L", n, WIDTH, band, WIDTH + 1, diagonal, beside)
     _call(values_of, n, diagonal, beside)
     return diagonal / size
 
@@ -63,9 +62,9 @@ def _in_range(symmetric: np.ndarray) -> float:
     """Scale by a power of two where entries are so large or small that their squares are not numbers; the factor."""
     top = max(float(symmetric.max()), -float(symmetric.min()))
     exponent = math.frexp(top)[1]
-    if not 0 < top < math.inf or abs(exponent) <= _RANGE:
+    if abs(exponent) <= _RANGE:
         return 1.0
-    factor = 2.0 ** -max(min(exponent, 1000), -1000)
+    factor = 2.0 ** (-3 * exponent // 4)  # that of the smallest number would be infinite with the whole of it
     symmetric *= factor
     return factor
 
@@ -74,7 +73,7 @@ def _with_room(routine: Callable[..., Any], spaces: int, *given: Any) -> None:
     """Call a routine whose last arguments are so many workspaces and their lengths, which it is asked for first."""
     asked = [np.zeros(1) for _ in range(spaces)]
     _call(routine, *given, *(part for space in asked for part in (space, -1)))
-    made = [np.empty(max(1, int(space[0]))) for space in asked]
+    made = [np.empty(int(space[0])) for space in asked]
     _call(routine, *given, *(part for space in made for part in (space, len(space))))
 
 

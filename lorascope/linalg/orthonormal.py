@@ -13,7 +13,6 @@ import numpy as np
 
 SMALL = 128  # up to this size one call of numpy is faster
 LARGEST = 46340  # whose entries 32-bit integers, which scipy's LAPACK has, can count
-_BLOCK = 64  # columns of a reflection's block: workspace, that is
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Orthonormal:
             return vectors
         from scipy.linalg import lapack
 
-        lower = np.array(vectors[1:], order="F")
-        room = _BLOCK * max(1, lower.shape[1]) + _BLOCK * (_BLOCK + 1)
-        turned, _, info = lapack.dormqr(b"L", transposed, self.reflectors, self.scales, lower, room, overwrite_c=1)
+        given = (b"L", transposed, self.reflectors, self.scales, vectors[1:])
+        room = int(lapack.dormqr(*given, -1)[1][0])
+        turned, _, info = lapack.dormqr(*given, room)
         _check(info)
         return np.concatenate([vectors[:1], turned])
 
@@ -71,11 +70,11 @@ def eigenvectors(symmetric: np.ndarray) -> tuple[np.ndarray, Orthonormal]:
         values, vectors = np.linalg.eigh(symmetric)
         return values[::-1], Orthonormal(np.ascontiguousarray(vectors[:, ::-1]))
     n = len(symmetric)
-    room = int(lapack.dsytrd_lwork(n, lower=1)[0])
+    room = int(lapack.dsytrd_lwork(n)[0])
     reduced, diagonal, beside, scales, info = lapack.dsytrd(symmetric.T, lower=1, lwork=room, overwrite_a=1)
     _check(info)
     values, inner, info = lapack.dstevd(diagonal, beside)
-    _check(info or not np.isfinite(values).all())  # where the matrix is not finite
+    _check(info or not np.isfinite(values.sum()))  # where the matrix is not finite
     reflectors = np.asfortranarray(reduced[1:, :-1])
     return values[::-1], Orthonormal(np.ascontiguousarray(inner[:, ::-1]), reflectors, scales)
 

@@ -56,6 +56,7 @@ def test_only_what_is_out_of_range_is_scaled(top):
         assert (factor == 1) == (top in (0.0, 2.0**-401))
         np.testing.assert_array_equal(matrix, sign * top * factor * np.eye(3))
         assert top == 0 or 2.0**-401 <= np.abs(matrix).max() <= 2.0**400
+        assert factor == 1 or 2.0**-300 <= np.abs(matrix).max() <= 2.0**300
 
 
 def test_nothing_and_what_is_not_finite_have_their_own_answers(at_every_size):
@@ -87,6 +88,13 @@ def test_a_spectrum_is_the_same_with_the_routine_and_without(monkeypatch, name):
     assert quick.method == slow.method == "gram"
     np.testing.assert_allclose(quick.values, slow.values, rtol=1e-13)  # condition 12: 150·eps is 3e-14
     np.testing.assert_allclose(quick.values, np.linalg.svd(matrix, compute_uv=False), rtol=1e-12)
+
+
+def test_numpys_wheels_have_the_routines():
+    lapack = np.show_config(mode="dicts")["Build Dependencies"]["lapack"]
+    if lapack["name"] != "scipy-openblas":
+        pytest.skip(f"numpy of {lapack['name']}")
+    assert len(band.routines()) == 3
 
 
 def test_small_matrices_take_one_stage(monkeypatch):
