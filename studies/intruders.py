@@ -31,6 +31,7 @@ from lorascope.study.tasks import (
 # Rates of LoRA, beyond which it learns nothing, and of full fine-tuning.
 RATES = {ENCODER: (1e-3, 3e-3, 6e-3, 1e-2), DECODER: LORA_LM_RATES}
 FULL_RATES = {ENCODER: (1e-4, 3e-4, 1e-3), DECODER: FULL_LM_RATES}
+TEXTS = {"smoke": 60, "small": 500, "small-lm": 32, "full": 1000}
 LORA_1, LORA_8, LORA_64, STEADY = "LoRA, r = 1", "LoRA, r = 8", "LoRA, r = 64", "rsLoRA, r = 64"
 HIGHEST = f"{RATES[ENCODER][-1]:g}"
 STEADY_HIGH, FROZEN_HIGH = (f"{name}, rate {HIGHEST}" for name in (STEADY, "LoRA-FA, r = 8"))  # of an encoder
@@ -235,6 +236,7 @@ FORGETS = (
     "Forgetting, of an encoder: drift, no lost ability; 1 − Spearman's ρ of similarities within classes, after against "
     "before. Of a decoder: the rise of the next-token loss on news and glosses, in nats"
 )
+DRIFT = "drift of the similarity order"
 HALF, OF_HALF = {"at_least": 0.485, "no_effect": 0.0}, "half of the published 0.97"
 SPARED = {"at_least": 0.166, "no_effect": 0.0, "unit": "percent"}
 FEW_STEPS = (
@@ -265,6 +267,188 @@ def exists(name, method, text, source, out_of_reach=None):
     )  # fmt: skip
 
 
+CLAIMS = (
+    exists("exist", LORA_8, "LoRA of r = 8 has intruders where full fine-tuning of the same loss has few",
+           f"{PAPER}, intruders by method and rank", FEW_STEPS),
+    exists("exist-r1", LORA_1, "LoRA of r = 1 has intruders where full fine-tuning of the same loss has few",
+           f"{PAPER}, intruders by method and rank"),
+    exists("exist-r64", LORA_64,
+           "With a fixed α LoRA of r = 64 has intruders, too, where full fine-tuning of the same loss has few",
+           f"{PAPER}, the runs with α = 8 (all ranks have them)", FEW_STEPS),
+    Claim(
+        "full",
+        "Full fine-tuning has next to no intruders: 5 % of its leading vectors at most",
+        f"{PAPER}, intruders by method and rank",
+        (Criterion("share of leading vectors that are intruders", slots(FULL_TUNING), at_most=0.05, unit="percent",
+                   published=0.0, origin="ours: one in twenty"),),
+        (Control("with ten random directions planted, twice as strong as W's first",
+                 slots(FULL_TUNING, "planted"), at_most=0.05, unit="percent"),),
+        setting=ROBERTA,
+        out_of_reach={"encoder": FEW_STEPS},
+    ),
+    Claim(
+        "rank",
+        "Of equal ‖ΔW‖, LoRA of r = 8 has at most half of the intruders of r = 1",
+        f"{PAPER}, intruders by method and rank (fewer at a higher rank; none at r = 64 with α = 2r)",
+        (Criterion("intruders of LoRA, r = 8, at the ‖ΔW‖ of r = 1, over those of r = 1",
+                   lambda results: 1 / to_same_size(LORA_1, sweep)(results), at_most=0.5, no_effect=1.0,
+                   origin="ours: half; the paper has no ratio at equal ‖ΔW‖"),),
+        (Control("without that size: of r = 8 at its highest rate, whose ‖ΔW‖ is twice as large",
+                 lambda results: average(results, highest(results)) / average(results, LORA_1), at_most=0.5,
+                 no_effect=1.0),),
+        "r = 8 has the ‖ΔW‖ of r = 1 between two of its rates, where its count is taken on a straight line. r = 64 "
+        "has no ΔW of this size.",
+        ROBERTA,
+        amended="It compared r = 64 with r = 8 at one learning rate, at which r = 64 had collapsed (loss 2.88).",
+    ),
+    Claim(
+        "frozen",
+        "Of equal ‖ΔW‖, LoRA whose A is frozen (LoRA-FA) has at most half of the intruders of LoRA",
+        f"{PAPER} (A random with singular values 1, B trained: sharply fewer)",
+        (Criterion("intruders of LoRA-FA, r = 8, over those of LoRA, r = 8, at the same ‖ΔW‖",
+                   to_same_size(FROZEN_HIGH, sweep), at_most=0.5, no_effect=1.0,
+                   origin="ours: half; the paper says that they are sharply reduced"),),
+        (Control("r = 1 in LoRA-FA's place", to_same_size(LORA_1, sweep), at_most=0.5, no_effect=1.0),),
+        "A is Kaiming-uniform here.",
+        ROBERTA,
+        amended=UNMATCHED,
+    ),
+    Claim(
+        "rate",
+        "A higher learning rate makes more intruders",
+        f"{PAPER}, intruders by learning rate",
+        (Criterion("Spearman's ρ of learning rate and intruders over runs", of.correlation(sweep, "rate", "found"),
+                   at_least=0.7, no_effect=0.0, expected=0.9, origin="ours: a strong order"),),
+        (Control("with the rates shuffled among the runs, mean over shuffles", of.shuffled(sweep, "rate", "found"),
+                 at_least=0.7, no_effect=0.0),),
+        "LoRA, r = 8, at every rate.",
+        SWEPT,
+    ),
+    Claim(
+        "forgetting",
+        "Runs with more intruders have forgotten more",
+        f"{PAPER} (ρ = 0.97 over learning rates)",
+        (Criterion("Spearman's ρ of intruders and forgetting over runs",
+                   of.correlation(sweep, "found", "forgetting"), **HALF, published=0.97, origin=OF_HALF),),
+        (
+            Control("‖ΔW‖ alone, in the intruders' place", of.correlation(sweep, "size", "forgetting"), **HALF),
+            Control("with the counts shuffled among the runs, mean over shuffles",
+                    of.shuffled(sweep, "found", "forgetting"), **HALF),
+        ),
+        f"LoRA, r = 8, at every rate; many runs have no intruder. {FORGETS}.",
+        SWEPT,
+        amended="The bound was 0.7, of our choice; that ‖ΔW‖ alone ranks the runs as well is now a control.",
+    ),
+    Claim(
+        "objective",
+        "Runs with more intruders are worse at what the base was pre-trained for",
+        f"{PAPER} (ρ = 0.97 over learning rates)",
+        (Criterion("Spearman's ρ of intruders and the pre-training's loss over runs",
+                   of.correlation(sweep, "found", "pair_loss"), **HALF, published=0.97, origin=OF_HALF),),
+        (Control("‖ΔW‖ alone, in the intruders' place", of.correlation(sweep, "size", "pair_loss"), **HALF),),
+        "LoRA, r = 8, at every rate. Encoder: which gloss belongs to a noun, among those of its class; decoder: news.",
+        SWEPT,
+        out_of_reach={"encoder": PAIRS_OUT_OF_REACH},
+        amended="The bound was 0.7, of our choice, and the control a shuffle.",
+    ),
+    Claim(
+        "beyond-size",
+        "Of runs whose ΔW are equally large, those with more intruders have forgotten more",
+        "Not in the paper; an unreviewed test on Llama-2-7B finds that the size drives forgetting",
+        (Criterion("Spearman's partial ρ of intruders and forgetting, given ‖ΔW‖",
+                   of.correlation(sweep, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0,
+                   origin="ours: a moderate correlation"),),
+        (Control("with the counts shuffled among the runs, mean over shuffles",
+                 of.shuffled(sweep, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0),),
+        f"LoRA, r = 8, at every rate. The rate drives all three, which leaves little to tell them apart. {FORGETS}.",
+        SWEPT,
+    ),
+    Claim(
+        "equal-size",
+        "Of equal ‖ΔW‖, LoRA of r = 1, which has more intruders than r = 8, has forgotten more",
+        "Our question, after Shuttleworth et al. 2024",
+        (Criterion("(forgetting of r = 1 − forgetting of r = 8 at its ‖ΔW‖) / that of r = 8",
+                   lambda results: to_same_size(LORA_1, sweep, "forgetting")(results) - 1, at_least=0.1,
+                   no_effect=0.0, unit="percent", origin="ours: a tenth of the forgetting"),),
+        (Control("a full fine-tuning without any intruder in the place of r = 1",
+                 lambda results: to_same_size(fulls(results.scale)[-1], sweep, "forgetting")(results) - 1,
+                 at_least=0.1, no_effect=0.0, unit="percent"),),
+        f"The two differ in r, too, and r = 1 has learned less. {FORGETS}.",
+        "not a published claim",
+        amended="New: the partial correlation cannot tell the size of ΔW from its directions.",
+    ),
+    Claim(
+        "causal-r1",
+        "Scaling the top intruders by 0.7 removes forgetting (LoRA, r = 1)",
+        f"{PAPER}, scaled intruders (QQP, r = 8, λ = 0.7: forgetting −33.2 %)",
+        (Criterion("share of the forgetting that is gone at λ = 0.7", of.spared(LORA_1, "intruder"), **SPARED,
+                   published=0.332, origin="half of the published 33.2 %"),),
+        (
+            Control("ΔW shrunk as a whole by as much, in their place", of.spared(LORA_1, "step"), **SPARED),
+            Control("the nearest directions that are no intruders", of.spared(LORA_1, "neighbour"), **SPARED),
+            Control("random directions", of.spared(LORA_1, "random"), **SPARED),
+        ),
+        f"Of the runs that have an intruder. {FORGETS}.",
+        SCALED,
+        amended="What scaling costs the task is now a claim of its own, and shrinking ΔW as a whole a control.",
+    ),
+    Claim(
+        "free-r1",
+        "Scaling the top intruders by 0.7 costs the task next to nothing: 1 % of the gain at most (LoRA, r = 1)",
+        f"{PAPER}, scaled intruders (QQP, r = 8, λ = 0.7: accuracy −0.0 %)",
+        (Criterion("rise of the task's test loss over the run's gain", of.cost(LORA_1, "intruder"), at_most=0.01,
+                   published=0.0, unit="percent", origin="ours: a hundredth of the gain"),),
+        (Control("scaling the nearest directions that are no intruders", of.cost(LORA_1, "neighbour"), at_most=0.01,
+                 unit="percent"),),
+        "Of the runs that have an intruder.",
+        SCALED,
+        amended="New: it was part of the claim that scaling removes forgetting.",
+    ),
+    Claim(
+        "equal-loss",
+        "At equal task loss, scaling the top intruders leaves less forgetting than shrinking ΔW as a whole "
+        "(LoRA, r = 1)",
+        f"{PAPER}, without this control; an unreviewed test on Llama-2-7B finds no benefit over shrinking",
+        tuple(
+            Criterion(f"λ = {factor:g}: (forgetting − forgetting of ΔW shrunk to the same task loss) / forgetting "
+                      "as trained", of.at_equal_loss(LORA_1, "intruder", factor), at_most=-0.1, no_effect=0.0,
+                      expected=-0.332, unit="percent", origin="ours: a tenth; −33.2 % if scaling were free")
+            for factor in (USUAL, 0.5, 0.3)
+        ),
+        (Control("λ = 0.7: random directions in the intruders' place", of.at_equal_loss(LORA_1, "random", USUAL),
+                 at_most=-0.1, no_effect=0.0, unit="percent"),),
+        "Shrunk ΔW are interpolated in each run. At λ = 0.3 most runs lose more than with ΔW × 0.3, the strongest "
+        f"shrinking measured, which then stands for it: that favours scaling the intruders. {FORGETS}.",
+        SCALED,
+        amended="New: forgetting was compared where the two cost the task unequal amounts.",
+    ),
+    Claim(
+        "threshold",
+        "For 70 % of weights W's spectrum alone gives, within a factor of 2, how strong ΔW must be for an intruder",
+        f"{XIE} (82 % of layers)",
+        (Criterion("share of weights within a factor of 2", of.within_two("spectrum"), at_least=0.7,
+                   published=0.82, unit="percent", origin="ours: 70 %, somewhat below the published 82 %"),),
+        (Control("the plain rule that σ₁(ΔW) reaches σ₁₀(W)", of.within_two("plain"), at_least=0.7, unit="percent"),),
+        "Tuned LoRA of r = 1 and 8. Measured: the factor on ΔW at which the first intruder appears. Predicted: the "
+        "factor at which ΔW's first singular direction enters the ten leading ones. Weights of one run are not "
+        "independent; replicates are resampled.",
+        EIGHTEEN,
+        amended="The control was the spectrum of noise, which fails under any rule.",
+    ),
+    Claim(
+        "detects",
+        "The factor that W's spectrum predicts for a first intruder identifies the weights that have one",
+        f"{XIE} (AUC 0.89)",
+        (Criterion("area under the ROC curve", of.auc(sweep, "strength", -1), at_least=0.8,
+                   no_effect=0.5, published=0.89, origin="ours: 0.8, somewhat below the published 0.89"),),
+        (Control("the plain margin σ₁(ΔW) / σ₁₀(W)", of.auc(sweep, "margin"), at_least=0.8, no_effect=0.5),),
+        "All weights of LoRA, r = 8, at every rate, which changes the size of ΔW.",
+        EIGHTEEN,
+        amended="The control shuffled the factors, which fails under any rule.",
+    ),
+)  # fmt: skip
+
+
 def read(answers):
     removed = f"scaling the top intruders of LoRA, r = 1, by 0.7 removes {answers.found('causal-r1')} of the forgetting"
     shrunk = ", as does shrinking ΔW as a whole" if answers.is_one_of("causal-r1", "not specific") else ""
@@ -273,9 +457,10 @@ def read(answers):
         equal = "at equal task loss scaling leaves no less forgetting than shrinking (scaling less shrinking, of the "
         equal += f"forgetting as trained: {answers.found('equal-loss')} at {USUAL}, "
         equal += f"{answers.found('equal-loss', 1)} at 0.5, {answers.found('equal-loss', 2)} at 0.3)"
-    if answers.is_one_of("frozen", "absent or opposite"):
+    if "frozen" in answers and answers.is_one_of("frozen", "absent or opposite"):
         size = " At equal ‖ΔW‖ LoRA-FA has no fewer intruders than LoRA."
-    return f"{answers.opening}, {removed}{shrunk}; {equal}.{size} Forgetting is drift of the similarity order here."
+    what = "the rise of the next-token loss on other text" if answers.testbed == DECODER else DRIFT
+    return f"{answers.opening}, {removed}{shrunk}; {equal}.{size} Forgetting is {what} here."
 
 
 study = Study(
@@ -287,9 +472,7 @@ study = Study(
     "value of each weight's top intruder, with controls",
     tuned="the learning rate, but in the arms that name one",
     fixed="α = 16; all linear layers adapted; the head's rate; k = 10, ε = 0.5",
-    scales=scales({
-        "smoke": {"texts": 60}, "small": {"texts": 500}, "small-lm": {"texts": 32}, "full": {"texts": 1000},
-    }),
+    scales=scales({name: {"texts": n} for name, n in TEXTS.items()}),
     arms=arms,
     measures=(
         Measure("leading", leading, each_tuned),
@@ -297,190 +480,13 @@ study = Study(
         Measure("scaled", scaled, each_scaled),
         Measure("critical", critical, each_critical),
     ),
-    claims=(
-        exists("exist", LORA_8, "LoRA of r = 8 has intruders where full fine-tuning of the same loss has few",
-               f"{PAPER}, intruders by method and rank", FEW_STEPS),
-        exists("exist-r1", LORA_1, "LoRA of r = 1 has intruders where full fine-tuning of the same loss has few",
-               f"{PAPER}, intruders by method and rank"),
-        exists("exist-r64", LORA_64,
-               "With a fixed α LoRA of r = 64 has intruders, too, where full fine-tuning of the same loss has few",
-               f"{PAPER}, the runs with α = 8 (all ranks have them)", FEW_STEPS),
-        Claim(
-            "full",
-            "Full fine-tuning has next to no intruders: 5 % of its leading vectors at most",
-            f"{PAPER}, intruders by method and rank",
-            (Criterion("share of leading vectors that are intruders", slots(FULL_TUNING), at_most=0.05, unit="percent",
-                       published=0.0, origin="ours: one in twenty"),),
-            (Control("with ten random directions planted, twice as strong as W's first",
-                     slots(FULL_TUNING, "planted"), at_most=0.05, unit="percent"),),
-            setting=ROBERTA,
-            out_of_reach={"encoder": FEW_STEPS},
-        ),
-        Claim(
-            "rank",
-            "Of equal ‖ΔW‖, LoRA of r = 8 has at most half of the intruders of r = 1",
-            f"{PAPER}, intruders by method and rank (fewer at a higher rank; none at r = 64 with α = 2r)",
-            (Criterion("intruders of LoRA, r = 8, at the ‖ΔW‖ of r = 1, over those of r = 1",
-                       lambda results: 1 / to_same_size(LORA_1, sweep)(results), at_most=0.5, no_effect=1.0,
-                       origin="ours: half; the paper has no ratio at equal ‖ΔW‖"),),
-            (Control("without that size: of r = 8 at its highest rate, whose ‖ΔW‖ is twice as large",
-                     lambda results: average(results, highest(results)) / average(results, LORA_1), at_most=0.5,
-                     no_effect=1.0),),
-            "r = 8 has the ‖ΔW‖ of r = 1 between two of its rates, where its count is taken on a straight line. r = 64 "
-            "has no ΔW of this size.",
-            ROBERTA,
-            amended="It compared r = 64 with r = 8 at one learning rate, at which r = 64 had collapsed (loss 2.88).",
-        ),
-        Claim(
-            "frozen",
-            "Of equal ‖ΔW‖, LoRA whose A is frozen (LoRA-FA) has at most half of the intruders of LoRA",
-            f"{PAPER} (A random with singular values 1, B trained: sharply fewer)",
-            (Criterion("intruders of LoRA-FA, r = 8, over those of LoRA, r = 8, at the same ‖ΔW‖",
-                       to_same_size(FROZEN_HIGH, sweep), at_most=0.5, no_effect=1.0,
-                       origin="ours: half; the paper says that they are sharply reduced"),),
-            (Control("r = 1 in LoRA-FA's place", to_same_size(LORA_1, sweep), at_most=0.5, no_effect=1.0),),
-            "A is Kaiming-uniform here.",
-            ROBERTA,
-            amended=UNMATCHED,
-        ),
-        Claim(
-            "rate",
-            "A higher learning rate makes more intruders",
-            f"{PAPER}, intruders by learning rate",
-            (Criterion("Spearman's ρ of learning rate and intruders over runs", of.correlation(sweep, "rate", "found"),
-                       at_least=0.7, no_effect=0.0, expected=0.9, origin="ours: a strong order"),),
-            (Control("with the rates shuffled among the runs, mean over shuffles", of.shuffled(sweep, "rate", "found"),
-                     at_least=0.7, no_effect=0.0),),
-            "LoRA, r = 8, four rates.",
-            SWEPT,
-        ),
-        Claim(
-            "forgetting",
-            "Runs with more intruders have forgotten more",
-            f"{PAPER} (ρ = 0.97 over learning rates)",
-            (Criterion("Spearman's ρ of intruders and forgetting over runs",
-                       of.correlation(sweep, "found", "forgetting"), **HALF, published=0.97, origin=OF_HALF),),
-            (
-                Control("‖ΔW‖ alone, in the intruders' place", of.correlation(sweep, "size", "forgetting"), **HALF),
-                Control("with the counts shuffled among the runs, mean over shuffles",
-                        of.shuffled(sweep, "found", "forgetting"), **HALF),
-            ),
-            f"LoRA, r = 8, four rates; half of the runs have no intruder. {FORGETS}.",
-            SWEPT,
-            amended="The bound was 0.7, of our choice; that ‖ΔW‖ alone ranks the runs as well is now a control.",
-        ),
-        Claim(
-            "objective",
-            "Runs with more intruders are worse at what the base was pre-trained for",
-            f"{PAPER} (ρ = 0.97 over learning rates)",
-            (Criterion("Spearman's ρ of intruders and the pre-training's loss over runs",
-                       of.correlation(sweep, "found", "pair_loss"), **HALF, published=0.97, origin=OF_HALF),),
-            (Control("‖ΔW‖ alone, in the intruders' place", of.correlation(sweep, "size", "pair_loss"), **HALF),),
-            "LoRA, r = 8, four rates. Which gloss belongs to a noun, among those of its class.",
-            SWEPT,
-            out_of_reach={"encoder": PAIRS_OUT_OF_REACH},
-            amended="The bound was 0.7, of our choice, and the control a shuffle.",
-        ),
-        Claim(
-            "beyond-size",
-            "Of runs whose ΔW are equally large, those with more intruders have forgotten more",
-            "Not in the paper; an unreviewed test on Llama-2-7B finds that the size drives forgetting",
-            (Criterion("Spearman's partial ρ of intruders and forgetting, given ‖ΔW‖",
-                       of.correlation(sweep, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0,
-                       origin="ours: a moderate correlation"),),
-            (Control("with the counts shuffled among the runs, mean over shuffles",
-                     of.shuffled(sweep, "found", "forgetting", "size"), at_least=0.3, no_effect=0.0),),
-            f"LoRA, r = 8, four rates. The rate drives all three, which leaves little to tell them apart. {FORGETS}.",
-            SWEPT,
-        ),
-        Claim(
-            "equal-size",
-            "Of equal ‖ΔW‖, LoRA of r = 1, which has more intruders than r = 8, has forgotten more",
-            "Our question, after Shuttleworth et al. 2024",
-            (Criterion("(forgetting of r = 1 − forgetting of r = 8 at its ‖ΔW‖) / that of r = 8",
-                       lambda results: to_same_size(LORA_1, sweep, "forgetting")(results) - 1, at_least=0.1,
-                       no_effect=0.0, unit="percent", origin="ours: a tenth of the forgetting"),),
-            (Control("a full fine-tuning without any intruder in the place of r = 1",
-                     lambda results: to_same_size(fulls(results.scale)[-1], sweep, "forgetting")(results) - 1,
-                     at_least=0.1, no_effect=0.0, unit="percent"),),
-            f"The two differ in r, too, and r = 1 has learned less. {FORGETS}.",
-            "not a published claim",
-            amended="New: the partial correlation cannot tell the size of ΔW from its directions.",
-        ),
-        Claim(
-            "causal-r1",
-            "Scaling the top intruders by 0.7 removes forgetting (LoRA, r = 1)",
-            f"{PAPER}, scaled intruders (QQP, r = 8, λ = 0.7: forgetting −33.2 %)",
-            (Criterion("share of the forgetting that is gone at λ = 0.7", of.spared(LORA_1, "intruder"), **SPARED,
-                       published=0.332, origin="half of the published 33.2 %"),),
-            (
-                Control("ΔW shrunk as a whole by as much, in their place", of.spared(LORA_1, "step"), **SPARED),
-                Control("the nearest directions that are no intruders", of.spared(LORA_1, "neighbour"), **SPARED),
-                Control("random directions", of.spared(LORA_1, "random"), **SPARED),
-            ),
-            f"Of the runs that have an intruder. {FORGETS}.",
-            SCALED,
-            amended="What scaling costs the task is now a claim of its own, and shrinking ΔW as a whole a control.",
-        ),
-        Claim(
-            "free-r1",
-            "Scaling the top intruders by 0.7 costs the task next to nothing: 1 % of the gain at most (LoRA, r = 1)",
-            f"{PAPER}, scaled intruders (QQP, r = 8, λ = 0.7: accuracy −0.0 %)",
-            (Criterion("rise of the task's test loss over the run's gain", of.cost(LORA_1, "intruder"), at_most=0.01,
-                       published=0.0, unit="percent", origin="ours: a hundredth of the gain"),),
-            (Control("scaling the nearest directions that are no intruders", of.cost(LORA_1, "neighbour"), at_most=0.01,
-                     unit="percent"),),
-            "Of the runs that have an intruder.",
-            SCALED,
-            amended="New: it was part of the claim that scaling removes forgetting.",
-        ),
-        Claim(
-            "equal-loss",
-            "At equal task loss, scaling the top intruders leaves less forgetting than shrinking ΔW as a whole "
-            "(LoRA, r = 1)",
-            f"{PAPER}, without this control; an unreviewed test on Llama-2-7B finds no benefit over shrinking",
-            tuple(
-                Criterion(f"λ = {factor:g}: (forgetting − forgetting of ΔW shrunk to the same task loss) / forgetting "
-                          "as trained", of.at_equal_loss(LORA_1, "intruder", factor), at_most=-0.1, no_effect=0.0,
-                          expected=-0.332, unit="percent", origin="ours: a tenth; −33.2 % if scaling were free")
-                for factor in (USUAL, 0.5, 0.3)
-            ),
-            (Control("λ = 0.7: random directions in the intruders' place", of.at_equal_loss(LORA_1, "random", USUAL),
-                     at_most=-0.1, no_effect=0.0, unit="percent"),),
-            "Shrunk ΔW are interpolated in each run. At λ = 0.3 most runs lose more than with ΔW × 0.3, the strongest "
-            f"shrinking measured, which then stands for it: that favours scaling the intruders. {FORGETS}.",
-            SCALED,
-            amended="New: forgetting was compared where the two cost the task unequal amounts.",
-        ),
-        Claim(
-            "threshold",
-            "For 70 % of weights W's spectrum alone gives, within a factor of 2, how strong ΔW must be for an intruder",
-            f"{XIE} (82 % of layers)",
-            (Criterion("share of weights within a factor of 2", of.within_two("spectrum"), at_least=0.7,
-                       published=0.82, unit="percent", origin="ours: 70 %, somewhat below the published 82 %"),),
-            (Control("the plain rule that σ₁(ΔW) reaches σ₁₀(W)", of.within_two("plain"), at_least=0.7,
-                     unit="percent"),),
-            "Tuned LoRA of r = 1 and 8. Measured: the factor on ΔW at which the first intruder appears. Predicted: the "
-            "factor at which ΔW's first singular direction enters the ten leading ones. Weights of one run are not "
-            "independent; replicates are resampled.",
-            EIGHTEEN,
-            amended="The control was the spectrum of noise, which fails under any rule.",
-        ),
-        Claim(
-            "detects",
-            "The factor that W's spectrum predicts for a first intruder identifies the weights that have one",
-            f"{XIE} (AUC 0.89)",
-            (Criterion("area under the ROC curve", of.auc(sweep, "strength", -1), at_least=0.8,
-                       no_effect=0.5, published=0.89, origin="ours: 0.8, somewhat below the published 0.89"),),
-            (Control("the plain margin σ₁(ΔW) / σ₁₀(W)", of.auc(sweep, "margin"), at_least=0.8, no_effect=0.5),),
-            "All weights of LoRA, r = 8, at four rates, which change the size of ΔW.",
-            EIGHTEEN,
-            amended="The control shuffled the factors, which fails under any rule.",
-        ),
-    ),
+    claims=CLAIMS,
     figures=figures,
     reading=read,
-    elsewhere={DECODER: {"fixed": "α = 16; all linear layers adapted; k = 10, ε = 0.5"}},
+    elsewhere={DECODER: {
+        "fixed": "α = 16; all linear layers adapted; k = 10, ε = 0.5",
+        "claims": tuple(claim for claim in CLAIMS if claim.name != "frozen"),  # LoRA-FA is not trained there
+    }},
     removed={
         "causal": "At this rate, three times the tuned one, shrinking ΔW in any way improves the task itself, so that "
         "nothing is learned about intruders.",

@@ -23,6 +23,11 @@ class Answers(Mapping[str, Verdict]):
         return f"on {size}" + (f" after {steps} steps" if steps else "")
 
     @property
+    def testbed(self) -> str:
+        """What was trained on: encoder, decoder."""
+        return self._scale.testbed
+
+    @property
     def opening(self) -> str:
         """The same at the beginning of a sentence."""
         return self.here[0].upper() + self.here[1:]
