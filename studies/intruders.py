@@ -459,7 +459,11 @@ def read(answers):
         equal += f"{answers.found('equal-loss', 1)} at 0.5, {answers.found('equal-loss', 2)} at 0.3)"
     if "frozen" in answers and answers.is_one_of("frozen", "absent or opposite"):
         size = " At equal ‖ΔW‖ LoRA-FA has no fewer intruders than LoRA."
-    what = "the rise of the next-token loss on other text" if answers.testbed == DECODER else DRIFT
+    exist, what = ("exist-r1", "exist", "exist-r64"), DRIFT
+    if answers.testbed == DECODER and all(answers.is_one_of(name, "reproduced") for name in exist):
+        more = ", ".join(answers.found(name) for name in exist)
+        removed = f"LoRA of r = 1, 8 and 64 has {more} intruders more than three times full fine-tuning's; {removed}"
+        what = "the rise of the next-token loss on other text"
     return f"{answers.opening}, {removed}{shrunk}; {equal}.{size} Forgetting is {what} here."
 
 
