@@ -6,11 +6,13 @@ Q = Uᵀ W R diag(s),
 
     Uᵀ T Tᵀ U = S² + P Qᵀ + Q Pᵀ + P diag(s²) Pᵀ = S² + F H Fᵀ,   F = [P Q] (p, 2r):
 
-one product with it costs O(p r), and its eigenvectors are the cosines that are wanted. The leading ones come from a
-block Davidson iteration (Davidson 1975, J. Comput. Phys. 17) whose preconditioner (θ − S²)⁻¹ is exact here: each step
-adds (θ − S²)⁻¹ F w, which has the very form of an eigenvector. That none was missed is proved by counting: by
-Haynsworth's inertia additivity the number of eigenvalues above μ is that of diag(S² − μ) and of a 2r × 2r matrix. What
-does not converge, does not count right, or is not low rank is decomposed densely; the residual is stated.
+one product with it costs O(p r), one with the inverse of it less θ O(p r²), and its eigenvectors are the cosines that
+are wanted. The leading ones come from an accelerated Rayleigh quotient iteration (the Jacobi–Davidson method with its
+equation solved exactly; Sleijpen and van der Vorst 1996, SIAM J. Matrix Anal. Appl. 17): each step takes the best
+pairs (θ, v) of the space at hand, and the space of these v and of (S² + F H Fᵀ − θ)⁻¹v next. That none was missed is
+proved by counting: by Haynsworth's inertia additivity the number of eigenvalues above μ is that of diag(S² − μ) and of
+a 2r × 2r matrix. What does not converge, does not count right, or is not low rank is decomposed densely; the residual
+is stated.
 """
 
 import math
@@ -114,8 +116,8 @@ def _of_low_rank(cached: CachedSVD, wide: np.ndarray, change: Bases, k: int) -> 
     factor = cached.basis.coefficients(np.concatenate([change.left, wide @ (change.right * s)], axis=1))
     p_side, q_side = factor[:, :rank], factor[:, rank:]
     core = np.block([[np.diag(s**2), np.eye(rank)], [np.eye(rank), np.zeros((rank, rank))]])
-    quick = len(diagonal) > _DENSE and 4 * rank < len(diagonal)
-    pairs = _davidson(diagonal, factor, core, k) if quick else None
+    quick = len(diagonal) > _DENSE and 4 * rank < len(diagonal) and 3 * (k + 2 * GUARD) < len(diagonal)
+    pairs = _iterated(diagonal, factor, core, k) if quick else None
     method = "low rank" if pairs is not None else "dense"
     squares, short = _canonical(*(pairs or _top(np.diag(diagonal) + (factor @ core) @ factor.T, k)), diagonal, k)
     residual = _apply(diagonal, factor, core, short) - short * squares
@@ -182,34 +184,60 @@ def _canonical(values: np.ndarray, vectors: np.ndarray, diagonal: np.ndarray, k:
     return values[:k], vectors[:, :k]
 
 
-def _davidson(
+def _iterated(
     diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The leading eigenpairs of D + F H Fᵀ; None where they do not converge, or one was missed."""
-    p, wanted = len(diagonal), k + GUARD
+    wanted, kept = k + GUARD, k + 2 * GUARD  # more is kept from step to step, for what else may turn out to lead
     tolerance = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
-    basis = _orthonormal(np.eye(p, wanted + GUARD), factor[:, : factor.shape[1] // 2])
+    basis = _start(factor, kept)
     image = _apply(diagonal, factor, core, basis)
     inner = basis.T @ image
     for _ in range(MAX_STEPS):
-        values, rotation = np.linalg.eigh(inner)
-        values, rotation = values[::-1][:wanted], rotation[:, ::-1][:, :wanted]
-        vectors = basis @ rotation
-        residual = image @ rotation - vectors * values
-        unconverged = np.linalg.norm(residual, axis=0) > tolerance * values[0]
+        all_values, rotation = np.linalg.eigh(inner)
+        rotation = np.ascontiguousarray(rotation[:, : -kept - 1 : -1])
+        basis, image = basis @ rotation, image @ rotation
+        values, vectors = all_values[: -wanted - 1 : -1], basis[:, :wanted]
+        residual = image[:, :wanted] - vectors * values
+        sizes = np.linalg.norm(residual, axis=0) / values[0]
+        unconverged = sizes > tolerance
         if not unconverged.any():
-            return (values, vectors) if _all_found(diagonal, factor, core, values, k) else None
-        if basis.shape[1] + unconverged.sum() > p // 2:
+            if _all_found(diagonal, factor, core, values, k):
+                return values, vectors
+            unconverged = sizes > CONVERGED  # guards too rough to count between
+        if not unconverged.any():
             return None
-        step = values[unconverged] - diagonal[:, None]
-        least = 1e-9 * values[0]
-        step = np.where(np.abs(step) < least, np.copysign(least, step), step)
-        known = basis.shape[1]
-        basis = _orthonormal(basis, residual[:, unconverged] / step)
-        image = np.concatenate([image, _apply(diagonal, factor, core, basis[:, known:])], axis=1)
-        beside = basis.T @ image[:, known:]
-        inner = np.block([[inner, beside[:known]], [beside[:known].T, beside[known:]]])
+        try:
+            nearer = _inverse(diagonal, factor, core, values[unconverged], vectors[:, unconverged])
+        except np.linalg.LinAlgError:  # a shift is an eigenvalue to its last digit
+            return None
+        basis = _orthonormal(basis, nearer)
+        added = _apply(diagonal, factor, core, basis[:, kept:])
+        across = basis.T @ added
+        inner = np.block([[np.diag(all_values[: -kept - 1 : -1]), across[:kept]], [across[:kept].T, across[kept:]]])
+        image = np.concatenate([image, added], axis=1)
     return None
+
+
+def _start(factor: np.ndarray, units: int) -> np.ndarray:
+    """W's leading directions, so many, and what ΔW has on this side beyond them; orthonormal."""
+    p, rank = factor.shape[0], factor.shape[1] // 2
+    basis = np.eye(p, units + rank)
+    basis[units:, units:] = np.linalg.qr(factor[units:, :rank])[0]
+    return basis
+
+
+def _inverse(
+    diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, shifts: np.ndarray, vectors: np.ndarray
+) -> np.ndarray:
+    """(D + F H Fᵀ − θ)⁻¹v for each θ of the shifts and its column v, by Woodbury's formula."""
+    step = diagonal[:, None] - shifts
+    least = 1e-9 * shifts[0]
+    inverse = 1 / np.where(np.abs(step) < least, np.copysign(least, step), step)
+    scaled = inverse * vectors
+    inside = np.linalg.inv(core) + (factor.T * np.ascontiguousarray(inverse.T)[:, None]) @ factor
+    weights = np.linalg.solve(inside, (factor.T @ scaled).T[:, :, None])[:, :, 0]
+    return scaled - inverse * (factor @ weights.T)
 
 
 def _apply(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, block: np.ndarray) -> np.ndarray:

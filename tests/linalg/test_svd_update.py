@@ -242,7 +242,7 @@ def test_a_large_matrix_and_a_low_rank_take_the_iteration(rng, monkeypatch, p, r
     """More rows than LAPACK takes as quickly, and more than four times the rank."""
     asked = []
     monkeypatch.setattr(changed, "_DENSE", 20)
-    monkeypatch.setattr(changed, "_davidson", lambda *_: asked.append(1))
+    monkeypatch.setattr(changed, "_iterated", lambda *_: asked.append(1))
     weight, delta = rng.standard_normal((p, p)), change(rng, p, p, rank)
     found = changed.leading(decompose(weight), weight, bases(delta), 2)
     assert (bool(asked), found.method) == (tried, "dense")
@@ -314,7 +314,7 @@ def test_which_eigenvalues_are_one_is_by_the_largest(rng):
 @pytest.mark.parametrize(("p", "tried"), [(320, False), (321, True)])
 def test_up_to_320_rows_lapack_needs_no_longer(rng, monkeypatch, p, tried):
     asked = []
-    monkeypatch.setattr(changed, "_davidson", lambda *_: asked.append(1))
+    monkeypatch.setattr(changed, "_iterated", lambda *_: asked.append(1))
     weight = np.diag(np.linspace(2.0, 1.0, p))
     changed.leading(decompose(weight), weight, bases(change(rng, p, p, 1)), 1)
     assert bool(asked) == tried
@@ -326,3 +326,26 @@ def test_no_count_is_taken_at_one_of_w_s_own_values():
     with np.errstate(all="raise"):
         assert not changed._all_found(diagonal, factor, core, np.array([9.0, 5.0, 1.0]), 1)
         assert changed._all_found(diagonal, factor, core, diagonal, 1)
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_the_inverse_is_that_of_the_dense_matrix(rng, rank):
+    diagonal, factor = np.linspace(9.0, 1.0, 30), rng.standard_normal((30, 2 * rank))
+    core = np.block([[np.diag(np.arange(1.0, rank + 1)), np.eye(rank)], [np.eye(rank), np.zeros((rank, rank))]])
+    shifts, vectors = np.array([20.0, 9.0, 3.3]), rng.standard_normal((30, 3))  # the second is one of the diagonal
+    found = changed._inverse(diagonal, factor, core, shifts, vectors)
+    for shift, vector, column in zip(shifts, vectors.T, found.T, strict=True):
+        matrix = np.diag(diagonal - shift) + factor @ core @ factor.T
+        # 1e-9 of the largest shift is laid over a zero, which moves the solution by as much, over the conditioning.
+        np.testing.assert_allclose(column, np.linalg.solve(matrix, vector), rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_inverted_is_decomposed_densely(rng, monkeypatch):
+    def singular(*_):
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(changed, "_inverse", singular)
+    weight, delta = rng.standard_normal((330, 330)), change(rng, 330, 330, 2)
+    found = changed.leading(decompose(weight), weight, bases(delta), 2)
+    assert found.method == "dense"
+    np.testing.assert_allclose(found.sigma, np.linalg.svd(weight + delta.dense())[1][:2], rtol=1e-10)

@@ -366,7 +366,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     ): "either way serves; without a unit nothing is rounded",
     (
         "lorascope/linalg/svd_update.py",
-        "_davidson",
+        "_start",
         "factor.shape[1] // 2",
         "factor.shape[1] // 3",
     ): "a matter of speed",

@@ -186,28 +186,36 @@ def _directions(
 
 
 def _vectors(cached: CachedSVD, updated: UpdatedSVD) -> tuple[TunedVector, ...]:
-    cosines = {"left": cached.cosines(updated.left), "right": cached.cosines(updated.right)}
     firsts = np.flatnonzero(np.diff(cached.clusters, prepend=-1)) + 1
-    top = cached.cut(2 * len(updated.sigma))
-    inside = {side: np.sum(c[:top] ** 2, axis=0) for side, c in (("left", updated.left), ("right", updated.right))}
+    top, k = cached.cut(2 * len(updated.sigma)), len(updated.sigma)
+    nearest: dict[str, tuple[list[float], list[int]]] = {}
+    inside: dict[str, list[float]] = {}
+    for side, coefficients in (("left", updated.left), ("right", updated.right)):
+        cosines = cached.cosines(coefficients)
+        at = firsts[cosines.argmax(axis=0)].tolist() if cached.rank else [0] * k
+        nearest[side] = (cosines.max(axis=0, initial=0.0).tolist(), at)
+        inside[side] = _at_most_one(coefficients[:top])
     within = {}
     if updated.change_left is not None and updated.change_right is not None:
-        sides = {"left": updated.change_left, "right": updated.change_right}
-        within = {side: np.minimum(np.sum(cross**2, axis=0), 1.0) for side, cross in sides.items()}
-    made = []
-    for j, sigma in enumerate(updated.sigma.tolist()):
-        made.append(
-            TunedVector(
-                j + 1,
-                sigma,
-                sigma**2 / updated.energy if updated.energy > 0 else 0.0,
-                {side: float(cosines[side][:, j].max(initial=0.0)) for side in SIDES},
-                {side: int(firsts[cosines[side][:, j].argmax()]) if cached.rank else 0 for side in SIDES},
-                {side: min(float(inside[side][j]), 1.0) for side in SIDES},
-                {side: float(within[side][j]) for side in SIDES} if within else None,
-            )
+        within = {"left": _at_most_one(updated.change_left), "right": _at_most_one(updated.change_right)}
+    return tuple(
+        TunedVector(
+            j + 1,
+            sigma,
+            sigma**2 / updated.energy if updated.energy > 0 else 0.0,
+            {side: nearest[side][0][j] for side in SIDES},
+            {side: nearest[side][1][j] for side in SIDES},
+            {side: inside[side][j] for side in SIDES},
+            {side: within[side][j] for side in SIDES} if within else None,
         )
-    return tuple(made)
+        for j, sigma in enumerate(updated.sigma.tolist())
+    )
+
+
+def _at_most_one(coefficients: np.ndarray) -> list[float]:
+    """The squared lengths of columns that no rounding takes past 1."""
+    shares: list[float] = np.minimum(np.sum(coefficients**2, axis=0), 1.0).tolist()
+    return shares
 
 
 def _chance(cached: CachedSVD) -> dict[str, float]:
