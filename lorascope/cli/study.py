@@ -106,11 +106,11 @@ def run(  # one parameter per option
 
 
 def _by_arm(runners: "Sequence[Runner]", scale: str, reports: Path, settings: "Mapping[str, Any]") -> None:
-    """Train and measure the studies whose scale asks for it arm by arm, their claims frozen before."""
+    """Train and measure the studies that are better run arm by arm, their claims frozen before."""
     from lorascope.study import together
     from lorascope.study.runner import Runner
 
-    whole = {runner.study.name: runner for runner in runners if runner.scale.by_arm}
+    whole = {runner.study.name: runner for runner in runners if together.is_by_arm(runner)}
     for runner in whole.values():
         _frozen(runner, scale, reports)
     with ProgressBar(", ".join(whole)) as progress:

@@ -2,7 +2,8 @@
 
 A study measures when all of its runs are there. Where a run's weights are too large to be kept or carried, its measures
 are better made before the next arm is trained: an arm at a time, of every study. What is trained and measured is the
-same, and so is its key; only the order differs.
+same, and so is its key; only the order differs. A study that measures no weights is better run whole: the sweeps of all
+its arms share passes, and no worker waits for the last run of an arm.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,11 @@ from lorascope.study.definition import Study
 from lorascope.study.grid import Arm, StudyScale
 from lorascope.study.runner import Runner
 from lorascope.study.store import Store
+
+
+def is_by_arm(runner: Runner) -> bool:
+    """Whether the study's arms are better measured one at a time, at the runner's scale."""
+    return runner.scale.by_arm and any(measure.needs_weights for measure in runner.study.measures)
 
 
 def first_arms(study: Study, count: int) -> Study:

@@ -155,6 +155,20 @@ def test_arm_by_arm_each_is_measured_before_the_next_is_trained(toy, finished):
     assert max(measured) < min(trained)
 
 
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("large", [True, False])
+def test_arm_by_arm_is_for_measures_of_large_weights(toy, weights, large):
+    """Where only numbers of a run are measured, the sweeps of all arms are better trained together."""
+    runner = toy()
+    runner.scale = replace(runner.scale, by_arm=large)
+    measures = tuple(replace(measure, needs_weights=weights) for measure in runner.study.measures)
+    assert measures
+    runner.study = replace(runner.study, measures=measures)
+    assert together.is_by_arm(runner) == (weights and large)
+    runner.study = replace(runner.study, measures=())
+    assert not together.is_by_arm(runner)
+
+
 # --- packs of strangers ---
 
 
