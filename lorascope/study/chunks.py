@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lorascope.study.store import Job
 from lorascope.study.work import Chunk
@@ -17,15 +18,23 @@ def chunks(jobs: Sequence[Job], workers: int = 1) -> list[Chunk]:
     Args:
         workers: how many chunks are worked on at once. No chunk is so large that one of them would have nothing to do.
     """
-    fair = math.ceil(len(jobs) / workers)
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         groups.setdefault(_shared(job), []).append(job)
-    made = []
+    fair, made = math.ceil(len(jobs) / workers), []
     for key, group in groups.items():
-        size = min(fair, _max_together(group[0])) if key != "alone" else 1
-        made += [Chunk(tuple(group[start : start + size])) for start in range(0, len(group), size)]
+        count = math.ceil(len(group) / min(fair, _max_together(group[0]))) if key != "alone" else len(group)
+        if len(groups) == 1:  # as many for each worker
+            count = min(len(group), workers * math.ceil(count / workers))
+        made += [Chunk(tuple(part)) for part in _parts(group, count)]
     return made
+
+
+def _parts(group: Sequence[Job], count: int) -> list[Sequence[Job]]:
+    """So many parts of about one size, the larger ones first."""
+    size, more = divmod(len(group), count)
+    ends = [i * size + min(i, more) for i in range(count + 1)]
+    return [group[start:end] for start, end in pairwise(ends)]
 
 
 def _shared(job: Job) -> str:

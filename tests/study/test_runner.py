@@ -193,13 +193,36 @@ def test_runs_that_share_a_pass_equal_their_own(toy, finished, monkeypatch):
     assert together.runs["loss"].to_numpy() == pytest.approx(finished.runs["loss"].to_numpy(), rel=1e-5)  # float32
 
 
-@pytest.mark.parametrize(("workers", "sizes"), [(1, [4, 3]), (2, [4, 3]), (3, [3, 3, 1]), (7, [1] * 7), (9, [1] * 7)])
-def test_runs_that_share_a_pass_leave_no_worker_idle(toy, monkeypatch, workers, sizes):
+@pytest.mark.parametrize(
+    ("runs", "workers", "sizes"),
+    [
+        (7, 1, [4, 3]),
+        (7, 2, [4, 3]),
+        (7, 3, [3, 2, 2]),
+        (7, 7, [1] * 7),
+        (7, 9, [1] * 7),
+        (10, 1, [4, 3, 3]),
+        (10, 2, [3, 3, 2, 2]),  # not 4, 4 and 2, of which one worker would do the last
+        (18, 2, [3] * 6),
+    ],
+)
+def test_runs_that_share_a_pass_leave_no_worker_idle(toy, monkeypatch, runs, workers, sizes):
     monkeypatch.setattr("lorascope.study.chunks._max_together", lambda job: 4)
     runner = toy()
     arm = runner.arms[0]
-    jobs = [runner._train_job(arm, 1e-3, replicate) for replicate in range(7)]
-    assert [len(chunk.jobs) for chunk in chunks(jobs, workers)] == sizes
+    jobs = [runner._train_job(arm, 1e-3, replicate) for replicate in range(runs)]
+    made = chunks(jobs, workers)
+    assert [len(chunk.jobs) for chunk in made] == sizes
+    assert [job for chunk in made for job in chunk.jobs] == jobs
+
+
+def test_runs_of_two_methods_fill_their_passes(toy, monkeypatch):
+    """Four runs of each on two workers are a pass for each, not four halves."""
+    monkeypatch.setattr("lorascope.study.chunks._max_together", lambda job: 4)
+    runner = toy()
+    other = replace(runner.arms[0], changes={**runner.arms[0].changes, "method.name": "rslora"})
+    jobs = [runner._train_job(arm, 1e-3, n) for arm in (runner.arms[0], other) for n in range(4)]
+    assert [len(chunk.jobs) for chunk in chunks(jobs, 2)] == [4, 4]
 
 
 def test_workers_in_processes_of_their_own(toy, finished):
