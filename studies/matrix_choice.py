@@ -197,13 +197,32 @@ def reading(answers, names=NAMES):
         "weaker": "q or k alone gain a little less than q, v and than all of attention",
         "absent or opposite": "q or k alone do not gain less than both q, v and all of attention",
     }
+    between = "gains more than attention alone, though perhaps by less than the bound of 5 %"
+
+    def mlp(name):
+        found = answers.criterion(name)
+        surely_more = found.low is not None and found.low > 0
+        otherwise = between if surely_more else "was not shown to gain more than attention alone"
+        return words.get(answers[name].verdict, otherwise)
+
     parts = [
         f"on {task} {alone.get(answers[f'alone-{key}'].verdict, 'whether q or k alone gain less is undecided')}, and "
-        f"the MLP alone {words.get(answers[f'mlp-{key}'].verdict, 'was not shown to gain more than attention alone')} "
-        f"({answers.found(f'mlp-{key}')} of full fine-tuning's gain)"
+        f"the MLP alone {mlp(f'mlp-{key}')} ({answers.found(f'mlp-{key}')} of full fine-tuning's gain)"
         for key, task in names.items()
     ]
-    return f"{answers.opening} and at equal parameters: {'; '.join(parts)}."
+    return f"{answers.opening} and at equal parameters: {'; '.join(parts)}.{_more(answers, names)}"
+
+
+def _more(answers, names):
+    """Of v and o, and of the MLP against all layers, where both are as published on every task."""
+    as_published = [f"{claim}-{key}" for claim in ("value-output", "all") for key in names]
+    if not all(answers.is_one_of(name, "reproduced") for name in as_published):
+        return ""
+    v, o, mlp = (
+        ", ".join(answers.found(name, place) for name in as_published if name.startswith(claim))
+        for claim, place in (("value-output", 0), ("value-output", 2), ("all", 0))
+    )
+    return f" Alone, v gains {v} more than q, and o {o}; the MLP gains as much as all linear layers (difference {mlp})."
 
 
 study = Study(

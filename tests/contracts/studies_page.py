@@ -25,7 +25,7 @@ Record = Mapping[str, Any]
 def results(records: Sequence[Record]) -> str:
     """The section: the scope that most studies share, a table of verdicts, and each study's answer."""
     judged = [each for each in records if each["scale"]["conclusive"]]
-    smoke = [f"`{each['name']}`" for each in records if not each["scale"]["conclusive"]]
+    smoke = [f"`{name}`" for name in _of_smoke_alone(records)]
     counts = [Counter(claim["verdict"] for claim in each["claims"]) for each in judged]
     words = [word for word in VERDICTS if any(count[word] for count in counts)]
     rows = ["| study | " + " | ".join(words) + " |", "|---" * (1 + len(words)) + "|"]
@@ -40,6 +40,12 @@ def results(records: Sequence[Record]) -> str:
         "\n".join(answers),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _of_smoke_alone(records: Sequence[Record]) -> list[str]:
+    """The studies that no test bed has a verdict of."""
+    judged = {each["name"] for each in records if each["scale"]["conclusive"]}
+    return list(dict.fromkeys(each["name"] for each in records if each["name"] not in judged))
 
 
 def _link(found: Record) -> str:
