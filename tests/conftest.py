@@ -11,8 +11,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each process its core: their threads 
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tests.browser import chromium, page_in_browser  # noqa: F401  one browser for the whole session
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    threadpool_limits(1)  # numpy's, which a plugin of pytest has imported before
 
 
 def seed_of(name: str) -> int:
