@@ -199,12 +199,12 @@ def _iterated(
         basis, image = basis @ rotation, image @ rotation
         values, vectors = all_values[: -wanted - 1 : -1], basis[:, :wanted]
         residual = image[:, :wanted] - vectors * values
-        sizes = np.linalg.norm(residual, axis=0) / values[0]
-        unconverged = sizes > tolerance
+        lengths = np.linalg.norm(residual, axis=0)
+        unconverged = lengths > tolerance * values[0]
         if not unconverged.any():
             if _all_found(diagonal, factor, core, values, k):
                 return values, vectors
-            unconverged = sizes > CONVERGED  # guards too rough to count between
+            unconverged = lengths > CONVERGED * values[0]  # guards too rough to count between
         if not unconverged.any():
             return None
         try:

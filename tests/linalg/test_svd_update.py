@@ -349,3 +349,15 @@ def test_what_cannot_be_inverted_is_decomposed_densely(rng, monkeypatch):
     found = changed.leading(decompose(weight), weight, bases(delta), 2)
     assert found.method == "dense"
     np.testing.assert_allclose(found.sigma, np.linalg.svd(weight + delta.dense())[1][:2], rtol=1e-10)
+
+
+def test_a_large_sum_of_nothing_has_no_vectors(rng):
+    """W = −ΔW and W = ΔW = 0 exactly, of a size that takes the iteration, and no division by their largest value."""
+    nothing = np.zeros((330, 330))
+    one = np.zeros((330, 330))
+    one[0, 0] = 2.0
+    unit = np.eye(330, 1)
+    for weight, delta in ((nothing, Factored(0 * unit, unit.T)), (one, Factored(-2 * unit, unit.T))):
+        with np.errstate(divide="raise", invalid="raise"):
+            found = changed.leading(decompose(weight), weight, bases(delta), 2)
+        assert found.sigma.tolist() == [0, 0]
