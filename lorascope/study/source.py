@@ -1,14 +1,16 @@
-"""The code that a statistic's number depends on, as values that can be hashed.
+"""The code that a number depends on, as values that can be hashed: of a statistic, or of a measure.
 
 Functions, classes and constants of lorascope and of the study's script that the code names, and what a closure, a
-partial function or an instance carries. Comments, docstrings, annotations and the words of errors do not count, nor
-does the layout; code that a function imports in its own body counts by name.
+partial function or an instance carries. Comments, docstrings, annotations and errors that are raised do not count, nor
+does the layout. It is the same under every release of Python.
 """
 
 import ast
 import functools
+import importlib
 import inspect
-from collections.abc import Iterator, Mapping, Set
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -18,14 +20,23 @@ NOT_DECISIVE = ("also",)  # of a statistic: the effect in other units
 OURS = "lorascope"  # what the names of our modules begin with, those of scripts too (`work.script`)
 
 
-def source(statistic: Any) -> list[Any]:
-    """The code of a statistic, and of all that it names: JSON's types, the same for code that does the same."""
-    found = _Found()
-    return [found.value(statistic), dict(sorted(found.named.items()))]
+def source(
+    function: Any, covers: Callable[[str], bool] = lambda module: module.startswith(OURS), imported: bool = False
+) -> list[Any]:
+    """The code of a function, and of all that it names: JSON's types, the same for code that does the same.
+
+    Args:
+        covers: whether a module of this name is looked into; what others define counts by its name.
+        imported: whether what a function imports in its own body is looked into as well, and not by its name alone;
+            caches, which change while the code runs (containers of a module in lower case), then do not count.
+    """
+    found = _Found(covers, imported)
+    return [found.value(function), dict(sorted(found.named.items()))]
 
 
 class _Found:
-    def __init__(self) -> None:
+    def __init__(self, covers: Callable[[str], bool], imported: bool) -> None:
+        self._covers, self._imported = covers, imported
         self.named: dict[str, Any] = {}  # what the code names, each once
         self._open: list[int] = []  # objects that are being looked at: one may contain itself
 
@@ -60,13 +71,13 @@ class _Found:
             return self._class(value)
         if isinstance(value, ModuleType):
             return ["module", value.__name__]
-        if _is_ours(type(value)):
+        if self._is_ours(type(value)):
             parts = {name: each for name, each in getattr(value, "__dict__", {}).items() if name not in NOT_DECISIVE}
             return ["instance", self._class(type(value)), self.value(parts)]
         return [type(value).__qualname__, str(value) if _is_plain(value) else ""]
 
     def _function(self, function: FunctionType) -> Any:
-        if not _is_ours(function):
+        if not self._is_ours(function):
             return ["function", f"{function.__module__}.{function.__qualname__}"]
         node = _definition(function.__code__)
         self._names(node, function.__globals__)
@@ -81,11 +92,11 @@ class _Found:
 
     def _class(self, cls: type) -> Any:
         name = f"{cls.__module__}.{cls.__qualname__}"
-        if _is_ours(cls) and name not in self.named:
+        if self._is_ours(cls) and name not in self.named:
             self.named[name] = None
             module = inspect.getmodule(cls)
             node = next(
-                (each for each in ast.walk(_tree(inspect.getsourcefile(cls) or ""))
+                (each for each in _definitions(inspect.getsourcefile(cls) or "")
                  if isinstance(each, ast.ClassDef) and each.name == cls.__name__), None,
             )  # fmt: skip
             if node is not None and module is not None:
@@ -95,43 +106,60 @@ class _Found:
 
     def _names(self, node: ast.AST, namespace: Mapping[str, Any]) -> None:
         """Take up what the code names: what is defined at the top of a module of ours."""
+        if self._imported:
+            namespace = ChainMap(_imports(node), namespace)  # type: ignore[arg-type]  # nothing writes to it
         for each in _walk(node):
             if isinstance(each, ast.Name) and each.id in namespace:
                 self._take(f"{namespace.get('__name__')}.{each.id}", namespace[each.id])
             elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
                 module = namespace.get(each.value.id)
-                if isinstance(module, ModuleType) and module.__name__.startswith(OURS):
+                if isinstance(module, ModuleType) and self._covers(module.__name__):
                     self._take(f"{module.__name__}.{each.attr}", getattr(module, each.attr, None))
 
     def _take(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) or (isinstance(value, type) and not _is_ours(value)):
+        if isinstance(value, ModuleType) or (isinstance(value, type) and not self._is_ours(value)):
             return
         if isinstance(value, FunctionType):
             name = f"{value.__module__}.{value.__qualname__}"
+        if self._imported and name.rpartition(".")[2].islower() and isinstance(value, dict | list | set):
+            return
         if name not in self.named and not isinstance(value, type):
             self.named[name] = None
             self.named[name] = self.value(value)
         elif isinstance(value, type):
             self._class(value)
 
+    def _is_ours(self, value: Any) -> bool:
+        return self._covers(str(getattr(value, "__module__", "")))
 
-def _is_ours(value: Any) -> bool:
-    return str(getattr(value, "__module__", "")).startswith(OURS)
+
+def _imports(node: ast.AST) -> dict[str, Any]:
+    """What the code imports from modules of ours, by the names that it has there."""
+    found = {}
+    for each in ast.walk(node):
+        if isinstance(each, ast.ImportFrom) and (each.module or "").startswith(OURS):
+            module = importlib.import_module(each.module or "")
+            for alias in each.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{each.module}.{alias.name}")
+                found[alias.asname or alias.name] = getattr(module, alias.name)
+    return found
 
 
 def _is_plain(value: Any) -> bool:
     """Whether its text says what it is, and not where it lies in memory."""
-    return type(value).__repr__ is not object.__repr__
+    return type(value).__repr__ is not object.__repr__ and " at 0x" not in str(value)
 
 
 @functools.cache
-def _tree(path: str) -> ast.Module:
-    return ast.parse(Path(path).read_text(encoding="utf-8"))
+def _definitions(path: str) -> list[ast.Lambda | ast.FunctionDef | ast.ClassDef]:
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Lambda | ast.FunctionDef | ast.ClassDef)]
 
 
 def _definition(code: CodeType) -> ast.AST:
     """Where the code is defined: the function of its name and line, or the lambda that encloses its instructions."""
-    nodes = [node for node in ast.walk(_tree(code.co_filename)) if isinstance(node, ast.Lambda | ast.FunctionDef)]
+    nodes = _definitions(code.co_filename)
     if code.co_name != "<lambda>":
         for node in nodes:
             if isinstance(node, ast.FunctionDef) and (node.name, _first_line(node)) == (

@@ -11,41 +11,30 @@ A run's weights may be missing where its scores are there (`scored`): they were 
 with the rest (`pack`). A measure that needs them has the run trained again.
 """
 
-import ast
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import shutil
-import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lorascope
 from lorascope import __version__, portable
 from lorascope.errors import InputError, LorascopeError
 from lorascope.inputs import read_json
 from lorascope.outputs import write_json
+from lorascope.study.source import source
 from lorascope.training.run_folder import package_version
 
 # Raised by hand when a change of the code changes what a config trains: `tests/study/test_store.py` notices.
 RECIPE = 2
 VERSIONS = ("torch", "transformers", "tokenizers")  # of the packages whose release changes a run's numbers
-# Files of an analysis that put its numbers in words, or draw them.
-IN_WORDS = ("checks.py", "findings.py", "metrics.py", "page.py", "screen.py", "show.py", "verdict.py")
-MEASURING = (
-    "linalg",
-    "updates",
-    "weights",
-    "analyses",
-    "study",
-    "architectures",
-)  # code that a measure's numbers depend on
-ROOT = Path(lorascope.__file__).parent
+# Code that a measure's numbers depend on. Not what reads files: its own tests see that it reads what is there.
+MEASURING = ("linalg", "updates", "analyses", "study", "architectures", "weights.base_svd")
+# Modules of an analysis that put its numbers in words, or draw them.
+IN_WORDS = ("base", "checks", "findings", "metrics", "page", "rules", "screen", "show", "verdict")
 # Config keys that are newer than stored runs: at their default they change nothing, and stay out of the key.
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "data": {"add_bos_token": None, "add_eos_token": True},
@@ -104,64 +93,22 @@ def _as_before(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """A hash of a function's code without comments, docstrings and words of errors, and of the code that its numbers
-    depend on: functions, classes and constants of its module that it names, and modules of lorascope that it measures
-    with, but for those of an analysis that put its numbers in words.
+    """A hash of a measure's code and of all code of `MEASURING` that it names, however far down; not of comments,
+    docstrings and errors, nor of files of an analysis that put its numbers in words.
 
     A measure whose code changes is measured again. For code that trains, `RECIPE` is raised by hand.
     """
-    sources: dict[str, str] = {"recipe": str(RECIPE)}
-    _collect(function, sources)
-    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()[:16]
+    code = source(function, lambda module: module == function.__module__ or _measures(module), imported=True)
+    return hashlib.sha256(json.dumps([RECIPE, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _collect(function: Any, sources: dict[str, str]) -> None:
-    tree = _bare(textwrap.dedent(inspect.getsource(function)))
-    sources[function.__name__] = ast.dump(tree)
-    namespace = vars(sys.modules[function.__module__])
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                _measuring(f"{node.module}.{alias.name}", sources)
-        elif isinstance(node, ast.Name) and node.id in namespace and node.id not in sources:
-            value = namespace[node.id]
-            module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")
-            if module == function.__module__ and (inspect.isfunction(value) or inspect.isclass(value)):
-                _collect(value, sources)
-            elif not _measuring(module, sources):
-                with contextlib.suppress(TypeError, ValueError):  # what JSON does not have is no constant
-                    sources[node.id] = json.dumps(value, sort_keys=True)
-
-
-def _bare(source: str) -> ast.Module:
-    """The code without comments, docstrings and the words of its errors."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            node.exc.args, node.exc.keywords = [], []
-        body = getattr(node, "body", None)
-        if not isinstance(body, list) or not body:
-            continue
-        first = body[0]
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            body[:] = body[1:] or [ast.Pass()]
-    return tree
-
-
-def _measuring(name: str, sources: dict[str, str]) -> bool:
-    """Take up the module of lorascope that a dotted name is, or is in, where it is one that measures; whether it is."""
-    package, *parts = name.split(".")
-    if package != "lorascope" or not parts or parts[0] not in MEASURING:
-        return False
-    path = ROOT.joinpath(*parts)
-    if not path.is_dir() and not path.with_suffix(".py").is_file():
-        path = path.parent  # a function of a module
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-    for file in files:
-        if parts[0] == "analyses" and file.name in IN_WORDS:
-            continue  # its numbers are made by other files
-        sources.setdefault(str(file.relative_to(ROOT)), ast.dump(_bare(file.read_text(encoding="utf-8"))))
-    return True
+def _measures(module: str) -> bool:
+    """Whether numbers of a measure are made in the module of this name."""
+    package, _, inner = module.partition(".")
+    if package != "lorascope":
+        return package.startswith("lorascope")  # a study's script
+    rooms = inner.startswith(tuple(f"{name}." for name in MEASURING)) or inner in MEASURING
+    return rooms and not (inner.startswith("analyses.") and inner.rpartition(".")[2] in IN_WORDS)
 
 
 def data_hashes(config: Mapping[str, Any]) -> list[str]:

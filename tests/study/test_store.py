@@ -1,7 +1,6 @@
 """Keys: what changes a result changes the key, and nothing else does."""
 
 import multiprocessing
-import shutil
 import time
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from lorascope.errors import LorascopeError
 from lorascope.study import store
 from lorascope.study.store import Job, Store, fingerprint
-from lorascope.study.work import Chunk, execute, read_rows
+from lorascope.study.work import Chunk, execute, read_rows, script
 from lorascope.training import run
 from lorascope.training.config import parse, resolved
 from tests.study.toy import CONFIG
@@ -104,7 +103,7 @@ def four(x):
     from lorascope.analyses import spectrum
     from lorascope.linalg.spectrum import stable_rank
 
-    return FACTOR * x, Box, NAMES, spectrum, stable_rank
+    return FACTOR * x, Box, NAMES, spectrum.run, stable_rank
 
 
 def test_constants_and_classes_of_the_script_belong_to_it(monkeypatch):
@@ -116,31 +115,53 @@ def test_constants_and_classes_of_the_script_belong_to_it(monkeypatch):
     assert fingerprint(four) == before
 
 
-def test_so_do_the_analyses_it_measures_with(monkeypatch, tmp_path):
-    """A copy of lorascope, of which one line is changed: a comment and an error's words do not count, code does."""
-    copied = tmp_path / "lorascope"
-    shutil.copytree(store.ROOT, copied, ignore=shutil.ignore_patterns("__pycache__"))
+def other(*_):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("linalg.spectrum.stable_rank", True),
+        ("linalg.spectrum._stable", True),  # which that calls
+        ("analyses.spectrum.run", True),  # of a module that is imported in the function
+        ("analyses.spectrum.result.draft", True),
+        ("linalg.dense._energy", True),  # five calls below
+        ("linalg.dense.ACCURACY", True),
+        ("linalg.fastest_routine._known", False),  # a cache
+        ("linalg.noise.noise_level", False),  # not called
+        ("analyses.base.SCHEMA_NOTE", False),  # words
+        ("weights.io.read", False),  # reads
+        ("training.loop.arrange", False),
+    ],
+)
+def test_so_does_all_code_below_it_that_measures(monkeypatch, name, counts):
     before = fingerprint(four)
-    monkeypatch.setattr(store, "ROOT", copied)
-    assert fingerprint(four) == before
-    for name in ("analyses/spectrum", "linalg/spectrum"):
-        found = copied / name
-        path = found / "module.py" if found.is_dir() else found.with_suffix(".py")
-        text = path.read_text()
-        path.write_text(text + "# more\n")
-        assert fingerprint(four) == before
-        path.write_text(text + "MORE = 1\n")
-        assert fingerprint(four) != before
-        path.write_text(text + "if MORE:\n    raise ValueError('words', hint='more')\n")
-        with_error = fingerprint(four)
-        path.write_text(text + "if MORE:\n    raise ValueError('others')\n")
-        assert fingerprint(four) == with_error != before
-        path.write_text(text + "if MORE:\n    raise KeyError('others')\n")
-        assert fingerprint(four) not in (with_error, before)
+    monkeypatch.setattr(f"lorascope.{name}", {"other": 1} if name.endswith("_known") else other)
+    assert (fingerprint(four) != before) == counts
+
+
+CODE = "def add(x):\n    if x < 0:\n        raise ValueError('negative')\n    return x + 1\n"
+SAME = (
+    CODE.replace("    if", "    # a comment\n    if"),
+    CODE.replace("    if", '    """Adds."""\n    if', 1),
+    CODE.replace("negative", "below zero"),
+    CODE.replace("(x)", "(x: int) -> int"),
+    CODE.replace("x + 1", "(x\n        + 1)"),
+    f"import os\n\n\n{CODE}",
+)
+
+
+def test_what_changes_no_number_keeps_it(tmp_path):
+    def code(text, folder):
+        path = tmp_path / folder / "study.py"
+        path.parent.mkdir()
         path.write_text(text)
-    for name in ("training/loop", "analyses/spectrum/findings"):  # which trains, and which puts numbers in words
-        (copied / name).with_suffix(".py").write_text("MORE = 1\n")
-        assert fingerprint(four) == before
+        return fingerprint(script(path).add)
+
+    before = code(CODE, "before")
+    assert [code(text, str(place)) for place, text in enumerate(SAME)] == [before] * len(SAME)
+    assert code(CODE.replace("x + 1", "x + 2"), "other") != before
 
 
 def test_a_config_trains_what_it_trained(tiny_bert, labelled, tmp_path):
