@@ -54,6 +54,11 @@ class CachedSVD:
         squares = self.sigma[: self.rank] ** 2
         return np.cumsum(-np.diff(squares, prepend=squares[:1]) > TIE * squares[:1])
 
+    @cached_property
+    def firsts(self) -> np.ndarray:
+        """(clusters,) the index of each subspace's first singular value."""
+        return np.flatnonzero(np.diff(self.clusters, prepend=-1))
+
     def cut(self, j: int) -> int:
         """j, or as many more leading values as are one with σ_j: the first j are a subspace of W only then."""
         j = min(j, self.rank)
@@ -74,8 +79,9 @@ class CachedSVD:
         squares = coefficients[: self.rank] ** 2
         if not self.rank:
             return np.zeros((0, coefficients.shape[1]))
-        starts = np.flatnonzero(np.diff(self.clusters, prepend=-1))
-        return np.sqrt(np.minimum(np.add.reduceat(squares, starts, axis=0), 1.0))
+        if len(self.firsts) < self.rank:
+            squares = np.add.reduceat(squares, self.firsts, axis=0)
+        return np.sqrt(np.minimum(squares, 1.0))
 
     def is_of(self, weight: np.ndarray) -> bool:
         """Whether this decomposes `weight`, by a random vector in O(mn): a damaged or a foreign one fails."""
@@ -88,9 +94,11 @@ class CachedSVD:
         z = np.random.default_rng(p).standard_normal((p, 1))
         coefficients = self.basis.coefficients(z)
         with np.errstate(all="ignore"):
-            not_orthonormal = np.abs(self.basis.combined(coefficients) - z).max()
-            image = self.basis.combined(self.sigma[:, None] ** 2 * coefficients)
-            residual = np.abs(image - wide @ (wide.T @ z)).max()
+            same, image = self.basis.combined(
+                np.concatenate([coefficients, self.sigma[:, None] ** 2 * coefficients], axis=1)
+            ).T
+            not_orthonormal = np.abs(same - z[:, 0]).max()
+            residual = np.abs(image - wide @ (wide.T @ z[:, 0])).max()
             tolerance = _PROBE * math.sqrt(p)
             return bool(not_orthonormal <= tolerance and residual <= tolerance * self.sigma[0] ** 2)
 

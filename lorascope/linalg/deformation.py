@@ -21,7 +21,7 @@ import numpy as np
 
 TIE = 1e-12  # relative
 EVERY_ONE, COARSE = 64, 16  # levels looked at: so many from the top, then so many for all others
-_STEPS, _NEAR = 64, 1e-14  # of log(ρ − max σ)
+_STEPS, _NEAR, _NEXT = 64, 1e-14, 1e-8  # of log(ρ − max σ); after a step of _NEXT Newton's error is its square
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Outlier:
 
 def transform(sigma: np.ndarray, shape: tuple[int, int], z: float) -> float:
     """D(z) of a matrix (m, n) with singular values sigma (p,), p = min(m, n), or those of its bulk; z above them."""
-    short, long = _halves(sigma, shape, z)
+    short, long, _ = _halves(sigma, shape, z)
     return short * long
 
 
@@ -68,8 +68,7 @@ def outlier(
     low = min(int(places[passed - 1]), len(sigma) - 1) if passed else 0
     bulk = sigma[low:]
     value = _solve(bulk, shape, theta)
-    short, long = _halves(bulk, shape, value)
-    slope = _slope(bulk, shape, value, (short, long))
+    short, long, slope = _halves(bulk, shape, value)
     steep = theta * theta * slope  # 0 where the spike is nothing next to the bulk: then it has no direction of its own
     shares = (-2 * short / steep, -2 * long / steep) if steep else (0.0, 0.0)
     value = min(value, float(sigma[low - 1])) if low else value
@@ -99,9 +98,12 @@ def levels_of(sigma: np.ndarray, shape: tuple[int, int], k: int = 1) -> tuple[np
     least the first k."""
     p, q, places = min(shape), max(shape), _places(min(max(k, EVERY_ONE), len(sigma)), len(sigma))
     z = sigma[places - 1][:, None]
-    below = sigma[None, :] < z * (1 - TIE)
     with np.errstate(divide="ignore", invalid="ignore"):
-        total = np.sum(np.where(below, z / ((z - sigma) * (z + sigma)), 0.0), axis=1)
+        terms = z - sigma
+        terms *= z + sigma
+        np.divide(z, terms, out=terms)
+        terms[sigma >= z * (1 - TIE)] = 0.0
+        total = np.sum(terms, axis=1)
         passed = np.sqrt(p * q / (total * (total + (q - p) / z[:, 0])))
     passed = np.where(np.isfinite(passed), np.minimum(passed, z[:, 0]), z[:, 0])  # a bulk lifts a spike, if anything
     return places, np.maximum.accumulate(passed[::-1])[::-1]
@@ -113,40 +115,39 @@ def _places(dense: int, last: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(1, dense), np.geomspace(dense, last, COARSE).astype(int)]))
 
 
-def _halves(sigma: np.ndarray, shape: tuple[int, int], z: float) -> tuple[float, float]:
-    """φ(z) and φ̃(z). Values that were left out of the list are left out of both."""
+def _halves(sigma: np.ndarray, shape: tuple[int, int], z: float) -> tuple[float, float, float]:
+    """φ(z), φ̃(z) and D'(z), which is negative. Values that were left out of the list are left out of all."""
     p, q = min(shape), max(shape)
-    total = float(np.sum(z / ((z - sigma) * (z + sigma))))
-    return total / p, (total + (q - p) / z) / q
-
-
-def _slope(sigma: np.ndarray, shape: tuple[int, int], z: float, halves: tuple[float, float]) -> float:
-    """D'(z), negative. `halves`: φ(z) and φ̃(z)."""
-    p, q = min(shape), max(shape)
-    short, long = halves
-    squares = z * z - sigma**2
-    falls = float(np.sum(-(z * z + sigma**2) / squares**2))
-    return falls / p * long + short * (falls - (q - p) / z**2) / q
+    inverse = 1 / ((z - sigma) * (z + sigma))
+    once, twice = float(inverse.sum()), float(inverse @ inverse)
+    short, long = z * once / p, (z * once + (q - p) / z) / q
+    falls = once - 2 * z * (z * twice)  # of Σ z/(z² − σ²): −Σ (z² + σ²)/(z² − σ²)²
+    return short, long, falls / p * long + short * (falls - (q - p) / z**2) / q
 
 
 def _solve(sigma: np.ndarray, shape: tuple[int, int], theta: float) -> float:
     """ρ > max σ with D(ρ) = 1/θ².
 
     D falls there from infinity to 0, and log D against log(ρ − max σ) is nearly straight: Newton's method on these, in
-    a bracket that is halved where a step would leave it.
+    a bracket that is halved where a step would leave it, from where a ρ far above the bulk would be: there
+    D(ρ) = 1/ρ² + (1 + p/q) mean(σ²)/ρ⁴ + ….
     """
-    edge = float(sigma[0]) if len(sigma) else 0.0
+    p, q, edge = min(shape), max(shape), float(sigma[0]) if len(sigma) else 0.0
     low, high = math.log(1e-14 * max(edge, theta)), math.log(4 * (edge + theta))
     wanted = (1 / theta) * (1 / theta)  # infinite for a spike that is nothing: it stays at the edge
-    at = (low + high) / 2
+    far = math.sqrt(theta**2 + (1 / p + 1 / q) * float(sigma @ sigma)) - edge
+    at = min(max(math.log(far), low), high) if far > 0 else (low + high) / 2
     for _ in range(_STEPS):
         z = edge + math.exp(at)
-        halves = _halves(sigma, shape, z)
-        d = halves[0] * halves[1]
+        short, long, slope = _halves(sigma, shape, z)
+        d = short * long
         low, high = (at, high) if d > wanted else (low, at)
-        slope = math.exp(at) * _slope(sigma, shape, z, halves) / d if d else 0.0
+        slope = math.exp(at) * slope / d if d else 0.0
         ratio = wanted / d if d else 0.0
         step = math.log(ratio) / slope if slope and 0 < ratio < math.inf else math.nan
+        if abs(step) < _NEXT:  # also out of the bracket, one end of which is then the root but for rounding
+            at += step
+            break
         at, before = (at + step if low < at + step < high else (low + high) / 2), at
         if abs(at - before) < _NEAR:
             break

@@ -137,5 +137,5 @@ def _fingerprint(weight: np.ndarray) -> str:
     words = np.ascontiguousarray(straight, dtype=np.float64).view(np.uint64).reshape(-1)
     whole = len(words) - len(words) % _LINE
     sums = words[:whole].reshape(-1, _LINE).sum(axis=0, dtype=np.uint64)  # cheaper than a checksum of all
-    total = int(words.sum(dtype=np.uint64))
+    total = int(sums.sum(dtype=np.uint64) + words[whole:].sum(dtype=np.uint64))  # of all, modulo 2⁶⁴
     return f"{zlib.crc32(words[whole:].tobytes(), zlib.crc32(sums.tobytes())):08x}{total:016x}"

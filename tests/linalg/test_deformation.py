@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lorascope.linalg.deformation import levels_of, outlier, thresholds
+from lorascope.linalg import deformation
+from lorascope.linalg.deformation import levels_of, outlier, thresholds, transform
 
 
 def planted(rng: np.random.Generator, sigma, shape, theta, draws=4):
@@ -45,6 +46,20 @@ def test_an_iid_matrix_has_the_closed_form(rng, shape, theta):
     assert found.value == pytest.approx(math.sqrt((1 + t2) * (c + t2)) / theta, rel=0.01)
     assert found.cos2_short == pytest.approx(1 - c * (1 + t2) / (t2 * (t2 + c)), abs=0.03)
     assert found.cos2_long == pytest.approx(1 - (c + t2) / (t2 * (t2 + 1)), abs=0.03)
+
+
+def test_a_spike_above_the_bulk_solves_its_equation_in_a_few_steps(rng, monkeypatch):
+    """D(ρ) = 1/θ² to the rounding of D, whose condition there is below 1e3; without a bracket that is halved to its end
+    where the root is one of its ends."""
+    steps, halves = [], deformation._halves
+    monkeypatch.setattr(deformation, "_halves", lambda *given: steps.append(given) or halves(*given))
+    for theta in np.geomspace(8, 1e6, 60):
+        sigma = np.sort(rng.random(100))[::-1] * 5
+        steps.clear()
+        found = outlier(sigma, (100, 140), theta)
+        assert found.position == 1
+        assert len(steps) <= 10
+        assert transform(sigma, (100, 140), found.value) * theta**2 == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("theta", [4.0, 5.0, 8.0])

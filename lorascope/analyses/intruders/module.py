@@ -186,13 +186,12 @@ def _directions(
 
 
 def _vectors(cached: CachedSVD, updated: UpdatedSVD) -> tuple[TunedVector, ...]:
-    firsts = np.flatnonzero(np.diff(cached.clusters, prepend=-1)) + 1
     top, k = cached.cut(2 * len(updated.sigma)), len(updated.sigma)
     nearest: dict[str, tuple[list[float], list[int]]] = {}
     inside: dict[str, list[float]] = {}
     for side, coefficients in (("left", updated.left), ("right", updated.right)):
         cosines = cached.cosines(coefficients)
-        at = firsts[cosines.argmax(axis=0)].tolist() if cached.rank else [0] * k
+        at = (cached.firsts[cosines.argmax(axis=0)] + 1).tolist() if cached.rank else [0] * k
         nearest[side] = (cosines.max(axis=0, initial=0.0).tolist(), at)
         inside[side] = _at_most_one(coefficients[:top])
     within = {}
