@@ -219,6 +219,8 @@ def reading(answers, ranks="r = 8"):
         return ""
     who = " and ".join(better) if better else "none of the five variants"
     beat = "beat" if len(better) > 1 else "beats" if better else "was shown to beat"
+    below = [name for name in OTHERS if (answers.criterion(f"{name}-over-lora").high or 0.0) < 0]
+    lower = f" {' and '.join(below)} {'are' if len(below) > 1 else 'is'} less accurate than LoRA." if below else ""
     within = {
         "reproduced": "all lie within 2 points of LoRA's",
         "absent or opposite": "at least one lies more than 2 points from LoRA's",
@@ -226,7 +228,7 @@ def reading(answers, ranks="r = 8"):
     }.get(answers["within"].verdict, "whether all lie within 2 points of LoRA's is not decided")
     return (
         f"{answers.opening} at {ranks}, {who} {beat} LoRA by half of the margin that its paper reports, each with its "
-        f"own learning rate. Accuracies differ from LoRA's by {100 * min(leads):+.1f} to {100 * max(leads):+.1f} "
+        f"own learning rate.{lower} Accuracies differ from LoRA's by {signed(min(leads))} to {signed(max(leads))} "
         f"points; {within}. At LoRA's learning rate four of them lose {answers.found('rates')} of full "
         "fine-tuning's gain."
     )
@@ -353,6 +355,12 @@ CLAIMS = (
         "about another question.",
     ),
 )  # fmt: skip
+
+
+def signed(share):
+    """In points, with a minus sign and not a hyphen."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
 
 PER_TOKEN = "Accuracy is that of the next token."
 
