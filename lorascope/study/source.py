@@ -2,7 +2,7 @@
 
 Functions, classes and constants of lorascope and of the study's script that the code names, and what a closure, a
 partial function or an instance carries. Comments, docstrings, annotations and errors that are raised do not count, nor
-does the layout. It is the same under every release of Python.
+does the layout, nor how a release of Python writes a syntax tree out (`_canonical`).
 """
 
 import ast
