@@ -109,10 +109,12 @@ def decompose(weight: np.ndarray) -> CachedSVD:
     Raises:
         ValueError: an entry is NaN or infinite, or the matrix has no entries.
     """
-    if not weight.size or not np.isfinite(weight).all():
-        raise ValueError("the matrix is empty, or holds NaN or infinite entries")
     wide = _wide(weight)
-    return _of(weight.shape, *eigenvectors(wide @ wide.T))
+    with np.errstate(invalid="ignore", over="ignore"):
+        gram = wide @ wide.T
+    if not weight.size or not (np.isfinite(gram.trace()) or np.isfinite(weight).all()):
+        raise ValueError("the matrix is empty, or holds NaN or infinite entries")
+    return _of(weight.shape, *eigenvectors(gram))
 
 
 def decompose_together(weights: Sequence[np.ndarray], place: Callable[[np.ndarray], Array]) -> list[CachedSVD]:

@@ -97,15 +97,16 @@ def levels_of(sigma: np.ndarray, shape: tuple[int, int], k: int = 1) -> tuple[np
     """The places 1, 2, … of W's values, coarser where far down, and the threshold of each, as `thresholds` gives it; at
     least the first k."""
     p, q, places = min(shape), max(shape), _places(min(max(k, EVERY_ONE), len(sigma)), len(sigma))
-    z = sigma[places - 1][:, None]
+    z = sigma[places - 1]
+    column = z[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = z - sigma
-        terms *= z + sigma
-        np.divide(z, terms, out=terms)
-        terms[sigma >= z * (1 - TIE)] = 0.0
-        total = np.sum(terms, axis=1)
-        passed = np.sqrt(p * q / (total * (total + (q - p) / z[:, 0])))
-    passed = np.where(np.isfinite(passed), np.minimum(passed, z[:, 0]), z[:, 0])  # a bulk lifts a spike, if anything
+        terms = column - sigma
+        terms *= column + sigma
+        np.divide(1.0, terms, out=terms)
+        terms[sigma >= column * (1 - TIE)] = 0.0
+        total = z * np.sum(terms, axis=1)
+        passed = np.sqrt(p * q / (total * (total + (q - p) / z)))
+    passed = np.where(np.isfinite(passed), np.minimum(passed, z), z)  # a bulk lifts a spike, if anything
     return places, np.maximum.accumulate(passed[::-1])[::-1]
 
 

@@ -21,8 +21,9 @@ class Orthonormal:
 
     Attributes:
         inner: (p, p) V.
-        reflectors: (p − 1, p − 1) the vectors of the reflections that make Q below its first row and column, as
-            LAPACK's dsytrd leaves them in its lower triangle, in column-major order; None where there is no Q.
+        reflectors: (p, p − 1) the vectors of the reflections that make Q, of its rows 2 … p and then of its first,
+            where they are zero; as LAPACK's dsytrd leaves them below the diagonal, in column-major order. None where
+            there is no Q.
         scales: (p − 1,) their factors τ.
     """
 
@@ -52,11 +53,13 @@ class Orthonormal:
             return vectors
         from scipy.linalg import lapack
 
-        given = (b"L", transposed, self.reflectors, self.scales, vectors[1:])
+        turned = np.empty(vectors.shape, order="F")
+        turned[:-1], turned[-1] = vectors[1:], vectors[0]
+        given = (b"L", transposed, self.reflectors, self.scales, turned)
         room = int(lapack.dormqr(*given, -1)[1][0])
-        turned, _, info = lapack.dormqr(*given, room)
+        turned, _, info = lapack.dormqr(*given, room, overwrite_c=1)
         _check(info)
-        return np.concatenate([vectors[:1], turned])
+        return np.concatenate([turned[-1:], turned[:-1]])
 
 
 def eigenvectors(symmetric: np.ndarray) -> tuple[np.ndarray, Orthonormal]:
@@ -73,10 +76,11 @@ def eigenvectors(symmetric: np.ndarray) -> tuple[np.ndarray, Orthonormal]:
     room = int(lapack.dsytrd_lwork(n)[0])
     reduced, diagonal, beside, scales, info = lapack.dsytrd(symmetric.T, lower=1, lwork=room, overwrite_a=1)
     _check(info)
-    values, inner, info = lapack.dstevd(diagonal, beside)
-    _check(info or not np.isfinite(values.sum()))  # where the matrix is not finite
-    reflectors = np.asfortranarray(reduced[1:, :-1])
-    return values[::-1], Orthonormal(np.ascontiguousarray(inner[:, ::-1]), reflectors, scales)
+    negative, inner, info = lapack.dstevd(-diagonal, -beside)  # of −T, so that the largest come first
+    _check(info or not np.isfinite(negative.sum()))  # where the matrix is not finite
+    reduced[0, 1:] = 0.0  # so that its column j, from the second row on and past its end, is reflection j whole
+    reflectors = reduced.reshape(-1, order="F")[1 : n * (n - 1) + 1].reshape(n, n - 1, order="F")
+    return -negative, Orthonormal(inner, reflectors, scales)
 
 
 def _lapack() -> Any:

@@ -115,7 +115,7 @@ def _of_low_rank(cached: CachedSVD, wide: np.ndarray, change: Bases, k: int) -> 
     diagonal = cached.sigma**2
     factor = cached.basis.coefficients(np.concatenate([change.left, wide @ (change.right * s)], axis=1))
     p_side, q_side = factor[:, :rank], factor[:, rank:]
-    core = np.block([[np.diag(s**2), np.eye(rank)], [np.eye(rank), np.zeros((rank, rank))]])
+    core = _core(s)
     quick = len(diagonal) > _DENSE and 4 * rank < len(diagonal) and 3 * (k + 2 * GUARD) < len(diagonal)
     pairs = _iterated(diagonal, factor, core, k) if quick else None
     method = "low rank" if pairs is not None else "dense"
@@ -143,6 +143,25 @@ def _of_dense(cached: CachedSVD, wide: np.ndarray, change: np.ndarray, k: int) -
     image = tuned.T @ left / np.where(sigma > 0, sigma, 1.0)
     long = _scaled_down(cached, cached.basis.coefficients(wide @ image))
     return UpdatedSVD(sigma, short, long, None, None, float(np.trace(gram)), _error(cached, sigma, residual), "dense")
+
+
+def _core(s: np.ndarray) -> np.ndarray:
+    """H (2r, 2r) of ΔW's r singular values."""
+    rank = len(s)
+    core = np.zeros((2 * rank, 2 * rank))
+    ahead = np.arange(rank)
+    core[ahead, ahead] = s**2
+    core[ahead, ahead + rank] = core[ahead + rank, ahead] = 1.0
+    return core
+
+
+def _core_inverse(core: np.ndarray) -> np.ndarray:
+    """H⁻¹: of the blocks (S², 1; 1, 0) it is (0, 1; 1, −S²)."""
+    rank = len(core) // 2
+    inverse = np.zeros_like(core)
+    inverse[rank:, rank:] = -core[:rank, :rank]
+    inverse[:rank, rank:] = inverse[rank:, :rank] = core[:rank, rank:]
+    return inverse
 
 
 def _scaled_down(cached: CachedSVD, image: np.ndarray) -> np.ndarray:
@@ -214,7 +233,9 @@ def _iterated(
         basis = _orthonormal(basis, nearer)
         added = _apply(diagonal, factor, core, basis[:, kept:])
         across = basis.T @ added
-        inner = np.block([[np.diag(all_values[: -kept - 1 : -1]), across[:kept]], [across[:kept].T, across[kept:]]])
+        inner = np.empty((basis.shape[1], basis.shape[1]))
+        inner[:kept, :kept] = np.diag(all_values[: -kept - 1 : -1])
+        inner[:, kept:], inner[kept:, :kept] = across, across[:kept].T
         image = np.concatenate([image, added], axis=1)
     return None
 
@@ -235,7 +256,7 @@ def _inverse(
     least = 1e-9 * shifts[0]
     inverse = 1 / np.where(np.abs(step) < least, np.copysign(least, step), step)
     scaled = inverse * vectors
-    inside = np.linalg.inv(core) + (factor.T * np.ascontiguousarray(inverse.T)[:, None]) @ factor
+    inside = _core_inverse(core) + (factor.T * np.ascontiguousarray(inverse.T)[:, None]) @ factor
     weights = np.linalg.solve(inside, (factor.T @ scaled).T[:, :, None])[:, :, 0]
     return scaled - inverse * (factor @ weights.T)
 
@@ -273,6 +294,6 @@ def _all_found(diagonal: np.ndarray, factor: np.ndarray, core: np.ndarray, value
             best, shift, above = room, middle, count
     if best <= 100 * ROUGHLY**2 * values[0]:  # an eigenvalue is as good as its residual's square
         return False
-    inner = -np.linalg.inv(core) - factor.T @ (factor / (diagonal - shift)[:, None])
+    inner = -_core_inverse(core) - factor.T @ (factor / (diagonal - shift)[:, None])
     counted = int(np.sum(diagonal > shift)) + int(np.sum(np.linalg.eigvalsh(inner) > 0)) - len(core) // 2
     return counted == above

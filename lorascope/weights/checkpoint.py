@@ -51,6 +51,7 @@ class Checkpoint:
     path: Path
     tensors: Tensors
     config: Mapping[str, Any] = field(default_factory=dict)
+    _resolved: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def stored(self) -> Mapping[str, Stored]:
@@ -115,6 +116,11 @@ class Checkpoint:
         `transformer` and `transformer_2`, one is never taken for the other. A tied parameter that is stored under its
         partner's name (`lm_head`, `embed_tokens`) is found there.
         """
+        if name not in self._resolved:
+            self._resolved[name] = self._resolve(name)
+        return self._resolved[name]
+
+    def _resolve(self, name: str) -> str | None:
         spelled = [naming.plain(name + ending) for ending in ("", ".weight")]
         for one in spelled:
             if resolved := self._resolve_plain(one):
