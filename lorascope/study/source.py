@@ -107,7 +107,7 @@ class _Found:
     def _names(self, node: ast.AST, namespace: Mapping[str, Any]) -> None:
         """Take up what the code names: what is defined at the top of a module of ours."""
         if self._imported:
-            namespace = ChainMap(_imports(node), namespace)  # type: ignore[arg-type]  # nothing writes to it
+            namespace = ChainMap(_imports(node, self._covers), namespace)  # type: ignore[arg-type]  # nothing writes to it
         for each in _walk(node):
             if isinstance(each, ast.Name) and each.id in namespace:
                 self._take(f"{namespace.get('__name__')}.{each.id}", namespace[each.id])
@@ -133,16 +133,17 @@ class _Found:
         return self._covers(str(getattr(value, "__module__", "")))
 
 
-def _imports(node: ast.AST) -> dict[str, Any]:
-    """What the code imports from modules of ours, by the names that it has there."""
+def _imports(node: ast.AST, covers: Callable[[str], bool]) -> dict[str, Any]:
+    """What the code imports from modules that are looked into, by the names that it has there; no other is loaded."""
     found = {}
     for each in ast.walk(node):
-        if isinstance(each, ast.ImportFrom) and (each.module or "").startswith(OURS):
-            module = importlib.import_module(each.module or "")
+        if isinstance(each, ast.ImportFrom) and each.module:
             for alias in each.names:
-                if not hasattr(module, alias.name):
-                    importlib.import_module(f"{each.module}.{alias.name}")
-                found[alias.asname or alias.name] = getattr(module, alias.name)
+                inner = f"{each.module}.{alias.name}"
+                if covers(each.module) or covers(inner):
+                    module = importlib.import_module(each.module)
+                    whole = importlib.import_module(inner) if not hasattr(module, alias.name) else None
+                    found[alias.asname or alias.name] = getattr(module, alias.name, whole)
     return found
 
 
