@@ -153,19 +153,41 @@ class Runner:
         return Job(spec, title=title)
 
     def _tune(self) -> list[Tuned]:
-        """The learning rate of every arm: of all sweeps together the runs that each needs next, until none does."""
+        """The learning rate of every arm: of all sweeps together the runs that each needs next, until none does.
+
+        Sweeps that need only what is in the store go ahead of the others, each by whole steps: which rates are tried
+        depends on the losses alone.
+        """
         swept = {i: arm for i, arm in enumerate(self.arms) if len(arm.learning_rates) > 1}
         losses: dict[int, dict[float, dict[int, float | None]]] = {i: {} for i in swept}
         n = self.scale.replicates
-        while jobs := {
-            (i, rate, r): self._train_job(arm, rate, r)
+        while steps := {
+            i: {(rate, r): self._train_job(arm, rate, r) for rate, r in needed}
             for i, arm in swept.items()
-            for rate, r in tuning.needed(losses[i], arm.learning_rates, n)
+            if (needed := tuning.needed(losses[i], arm.learning_rates, n))
         }:
-            self._do("tuning", list(jobs.values()))
-            for (i, rate, r), job in jobs.items():
-                losses[i].setdefault(rate, {})[r] = self._held_out(job.key)
+            there = {i: step for i, step in steps.items() if all(map(self.store.scored, step.values()))}
+            steps = there or steps
+            jobs = [job for step in steps.values() for job in step.values()]
+            self._do("tuning", jobs if there else [*jobs, *self._for_idle_workers(jobs, losses)])
+            for i, step in steps.items():
+                for (rate, r), job in step.items():
+                    losses[i].setdefault(rate, {})[r] = self._held_out(job.key)
         return [self._tuned(arm, losses.get(i)) for i, arm in enumerate(self.arms)]
+
+    def _for_idle_workers(self, wanted: Sequence[Job], losses: Mapping[int, tuning.Losses]) -> list[Job]:
+        """Final runs whose rates are settled, as many as there are workers without one of the wanted runs."""
+        missing = [job for job in wanted if not self.store.scored(job)]
+        idle = self.engine.slots - len(missing) if missing else 0
+        if idle <= 0:
+            return []
+        n = self.scale.replicates
+        settled = {i: not tuning.needed(found, self.arms[i].learning_rates, n) for i, found in losses.items()}
+        tuned = [
+            self._tuned(arm, losses.get(i)) if settled.get(i, True) else Tuned(None) for i, arm in enumerate(self.arms)
+        ]
+        finals = {final.job.key: final.job for final in self._finals(tuned)}
+        return [job for job in finals.values() if not self.store.scored(job)][:idle]
 
     def _tuned(self, arm: Arm, losses: tuning.Losses | None) -> Tuned:
         if losses is None:

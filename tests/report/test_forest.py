@@ -92,7 +92,7 @@ def test_rows_are_filtered_by_verdict_and_test_bed(page_in_browser, drawn):
     page.get_by_label("Verdict").select_option("absent or opposite")
     assert rows.locator(".word").all_text_contents() == ["Absent or opposite here"]
     assert page.locator("tr.group:not([hidden])").all_text_contents() == ["Second?"]
-    assert page.locator(".forest output").text_content() == "1 of 3 claims"
+    assert page.locator(".forest output").text_content() == "1 of 3 verdicts"
     assert opened.troubles == []
     assert opened.others_asked_for() == []
 

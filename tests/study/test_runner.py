@@ -216,6 +216,27 @@ def test_runs_that_share_a_pass_leave_no_worker_idle(toy, monkeypatch, runs, wor
     assert [job for chunk in made for job in chunk.jobs] == jobs
 
 
+def test_a_worker_without_a_sweep_s_run_gets_a_final_one(toy, finished, tmp_path):
+    """Of two workers one would wait for the last run of the second arm's sweep: a run at the first arm's rate is there
+    to be done, but none at a rate that is still looked for, and none where both have a run of a sweep."""
+    finished.into(tmp_path)
+    engine = Counting()
+    engine.slots = 2
+    runner = toy(engine=engine)
+    first, second, borrower = runner.arms
+    later = replace(borrower, labels={"method": "lora", "rank": 9}, rate_of=dict(second.labels), rate_factor=2.0)
+    runner.arms = (first, second, replace(borrower, rate_factor=0.5), later)
+    lost = runner._train_job(second, finished.tuned[1].finalists[-1], 1)
+    shutil.rmtree(runner.store.folder(lost.key))
+    stages = []
+    runner.progress = lambda stage, *_: stages.append((stage, list(engine.titles)))
+    runner.run()
+    tuning = [titles for stage, titles in stages if stage == "tuning"][-1]
+    assert len(tuning) == 2
+    assert lost.title in tuning
+    assert "rank 0" in next(title for title in tuning if title != lost.title)
+
+
 def test_runs_of_two_methods_fill_their_passes(toy, monkeypatch):
     """Four runs of each on two workers are a pass for each, not four halves."""
     monkeypatch.setattr("lorascope.study.chunks._max_together", lambda job: 4)

@@ -47,7 +47,7 @@ for (const figure of document.querySelectorAll("figure.forest")) {
   const apply = () => {
     for (const row of rows) row.hidden = !picks.every((pick) => !pick.value || row.dataset[pick.dataset.filter] === pick.value);
     for (const group of figure.querySelectorAll("tr.group")) group.hidden = ![...group.parentNode.querySelectorAll("tr[data-verdict]")].some((row) => !row.hidden);
-    tools.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} claims`;
+    tools.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} verdicts`;
   };
   picks.forEach((pick) => pick.addEventListener("change", apply));
   tools.hidden = false;
