@@ -1,12 +1,13 @@
 """Where PEFT's layer computes more than s·B·A on one weight: torch's attention, replicas, starts taken away from W."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -18,6 +19,7 @@ from lorascope.updates.base import dense
 from lorascope.weights import io
 from lorascope.weights.caveats import of_another_base
 from lorascope.weights.checkpoint import open_checkpoint
+from lorascope.weights.tensors import InMemory
 
 TINY = {"vocab_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 
@@ -42,8 +44,9 @@ def trained(model, config, folder):
     return peft
 
 
+@pytest.mark.parametrize("r", [4, 20])  # of 16 and 24 directions
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_a_start_that_was_taken_from_w_is_taken_away_again(init, tmp_path):
+def test_a_start_that_was_taken_from_w_is_taken_away_again(init, r, tmp_path):
     """PEFT's own merge of the reloaded file, less W, but for the rounding of W − S and of the sum to float32: 1e-7 of
     ‖W‖. The fourth and the fifth direction of one weight are as good as degenerate: which of them is taken away is
     decided by the rounding of the SVD itself, and S of an SVD in float64 is another one."""
@@ -55,7 +58,7 @@ def test_a_start_that_was_taken_from_w_is_taken_away_again(init, tmp_path):
     model.save_pretrained(tmp_path / "base")
     before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     targets = ["q_proj", "down_proj", "embed_tokens"]  # of an embedding no start is taken
-    trained(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=init), tmp_path / "a")
+    trained(model, LoraConfig(r=r, target_modules=targets, init_lora_weights=init), tmp_path / "a")
     reloaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "a")
     after = dict(reloaded.merge_and_unload().named_parameters())
     base = open_checkpoint(tmp_path / "base")
@@ -73,34 +76,60 @@ def test_a_start_that_was_taken_from_w_is_taken_away_again(init, tmp_path):
     assert any("s·B·A, which is not the full ΔW" in finding.text for finding in alone.findings)
 
 
-def test_torch_s_attention_is_what_peft_s_layer_computes(tmp_path):
-    torch.manual_seed(0)
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+    def forward(self, x):
+        return self.attn(x, x, x, need_weights=False)[0]
 
-        def forward(self, x):
-            return self.attn(x, x, x, need_weights=False)[0]
+    def changed(self, adapter):
+        """What it gives with the adapter's ΔW added to its weights."""
+        with torch.no_grad():
+            for name, update in adapter.updates.items():
+                own = update.base_weight or f"{name}.weight"
+                self.get_parameter(own).add_(torch.from_numpy(dense(update.delta())))
+        return self(X)
 
-    model = Model().double()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+X = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+STORED = {"rtol": 1e-6, "atol": 1e-7}  # factors are stored in float32
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [{}, {"alpha_pattern": {"attn": 5}}, {"alpha_pattern": {"out_proj": 5}}, {"rank_pattern": {"attn": 1}}],
+)
+def test_torch_s_attention_is_what_peft_s_layer_computes(patterns, tmp_path):
+    """PEFT takes rank and α of both projections from the attention's own entry, and adds out_proj's update twice."""
+    model = Attention().double()
     torch.save(model.state_dict(), tmp_path / "base.pt")
-    x = torch.randn(2, 5, 16, dtype=torch.float64)
-    peft = trained(model, LoraConfig(r=2, lora_alpha=3, target_modules=["attn"]), tmp_path / "a")
-    expected = peft(x).detach()
+    peft = trained(model, LoraConfig(r=2, lora_alpha=3, target_modules=["attn"], **patterns), tmp_path / "a")
+    expected = peft(X).detach()
     adapter = io.read(tmp_path / "a", open_checkpoint(tmp_path / "base.pt"))
     assert set(adapter.updates) == {"attn.in_proj_weight", "attn.out_proj"}
-    plain = Model().double()
-    plain.load_state_dict(before)
-    with torch.no_grad():
-        for name, update in adapter.updates.items():
-            own = update.base_weight or f"{name}.weight"
-            plain.get_parameter(own).add_(torch.from_numpy(dense(update.delta())))
-    torch.testing.assert_close(plain(x), expected, rtol=1e-6, atol=1e-7)  # factors are stored in float32
+    torch.testing.assert_close(Attention().double().changed(adapter), expected, **STORED)
     result = spectrum.run(adapter, base=open_checkpoint(tmp_path / "base.pt"))
     assert not result.skipped_in(COMPARISON)
+
+
+@pytest.mark.parametrize("scales", [(1.5, 3.0), (0.5, 7.0), (0.0, 2.0), (2.0, 0.0), (0.0, 0.0)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_torch_s_attention_is_written_as_peft_reads_it(scales, rank, tmp_path):
+    """Its wrapper has one rank and one scale: the smaller rank is filled up, and B takes what the scale lacks."""
+    trained(Attention(), LoraConfig(r=2, lora_alpha=3, target_modules=["attn"]), tmp_path / "a")
+    adapter = io.read(tmp_path / "a")
+    updates = {}
+    for name, scale, r in zip(("attn.in_proj_weight", "attn.out_proj"), scales, (2, rank), strict=True):
+        a, b = (adapter.updates[name].read()[role] for role in "AB")
+        roles = {"A": InMemory(a[:r]), "B": InMemory(b[:, :r])}
+        updates[name] = replace(adapter.updates[name], roles=roles, scale=scale)
+    adapter = replace(adapter, updates=updates)
+    io.write(adapter, tmp_path / "b")
+    model = PeftModel.from_pretrained(Attention().double(), tmp_path / "b", autocast_adapter_dtype=False)
+    torch.testing.assert_close(model.double()(X), Attention().double().changed(adapter), **STORED)
 
 
 def test_replicas_are_compared_with_the_layer_they_are_made_of(tmp_path):
@@ -115,6 +144,26 @@ def test_replicas_are_compared_with_the_layer_they_are_made_of(tmp_path):
         layer = source[int(name.split(".")[2])]
         expected = base.weight(f"model.layers.{layer}.self_attn.q_proj").read()
         np.testing.assert_array_equal(base.of(update).read(), expected)
+    io.write(adapter, tmp_path / "b")  # and are written as they were
+    assert load_file(tmp_path / "b" / "adapter_model.safetensors").keys() == (
+        load_file(tmp_path / "a" / "adapter_model.safetensors").keys()
+    )
+    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["layer_replication"] == [[0, 1], [0, 2]]
+
+
+def test_plain_weights_among_target_parameters_are_written_as_their_layers(tmp_path):
+    model = llama(tmp_path / "base")
+    names = ["self_attn.q_proj.weight", "self_attn.v_proj.weight"]
+    trained(model, LoraConfig(r=2, target_modules=[], target_parameters=names), tmp_path / "a")
+    io.write(io.read(tmp_path / "a", open_checkpoint(tmp_path / "base")), tmp_path / "b")
+    merged = [
+        PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / which)
+        .merge_and_unload()
+        .state_dict()
+        for which in "ab"
+    ]
+    for name, weight in merged[0].items():
+        torch.testing.assert_close(merged[1][name], weight, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [16, 24])

@@ -71,7 +71,7 @@ def test_replicated_layers_are_copies_of_the_base_s(ranges, layers):
     found = attention.replicated(updates_of(*names, "head"), ranges)
     assert found["head"].base_weight is None
     for name, layer in zip(names, layers or [0], strict=True):
-        assert found[name].base_weight == (f"m.layers.{layer}.q" if ranges else None)
+        assert found[name].base_weight == (f"m.layers.{layer}.q.weight" if ranges else None)
     if layers:
         with pytest.raises(InputError, match=f"layers 0 to {len(layers) - 1}"):
             attention.replicated(updates_of(f"m.layers.{len(layers)}.q"), ranges)

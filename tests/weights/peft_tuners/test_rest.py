@@ -161,7 +161,7 @@ def test_norms_and_matrices_tuned_whole():
     found, ledger = parsed(tensors, peft_type="LN_TUNING")
     assert (found.method, ledger.left()) == ("LayerNorm tuning", [])
     assert {n: (u.roles["tuned"].shape, u.kernel, u.base_weight) for n, u in found.updates.items()} == {
-        "n.weight": ((4, 1), (), "n.weight"), "n.bias": ((4, 1), (), "n.bias"), "q.weight": ((3, 10), (5,), "q.weight")
+        "n.weight": ((4, 1), (), "n.weight"), "n.bias": ((4, 1), (), "n.bias"), "q": ((3, 10), (5,), "q.weight")
     }  # fmt: skip
     for shape in ((), (0,), (3, 0)):
         with pytest.raises(InputError, match="has no entries"):

@@ -20,11 +20,7 @@ _LAYER = re.compile(r"^((?:.*?\.)?(?:layers|layer|h)\.)(\d+)(?=\.)")
 
 def attention(updates: Mapping[str, Update], groups: Sequence[Group]) -> dict[str, Update]:
     """The updates with those of torch's attention under the names and at the scale of its parameters."""
-    inside = {
-        group.module
-        for group in groups
-        if group.wrapped == 1 and all(".base_layer.out_proj." in key.text for key in group.keys.values())
-    }
+    inside = {group.module for group in groups if group.owner != group.module}
     owners = {module.removesuffix(".out_proj") for module in inside} & updates.keys()
     renamed: dict[str, Update] = {}
     for name, update in updates.items():
@@ -68,7 +64,7 @@ def replicated(updates: Mapping[str, Update], ranges: Any) -> dict[str, Update]:
                 f"{name} lies in a layer that layer_replication does not make",
                 expected=f"layers 0 to {len(source) - 1}",
             )
-        origin = f"{match[1]}{source[int(match[2])]}{(update.base_weight or name)[match.end() :]}"
+        origin = f"{match[1]}{source[int(match[2])]}{(update.base_weight or f'{name}.weight')[match.end() :]}"
         note = f"a replica of the base's layer {source[int(match[2])]}"
         with_origin[name] = replace(update, base_weight=origin, notes=(*update.notes, note))
     return with_origin

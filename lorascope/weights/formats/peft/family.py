@@ -36,6 +36,12 @@ class Group:
     def __contains__(self, role: str) -> bool:
         return role in self.stored
 
+    @property
+    def owner(self) -> str:
+        """The module that PEFT's patterns of rank and alpha are for: of out_proj in torch's attention the attention."""
+        inside = self.wrapped == 1 and all(".base_layer.out_proj." in key.text for key in self.keys.values())
+        return self.module.removesuffix(".out_proj") if inside else self.module
+
     def shape(self, role: str) -> tuple[int, ...]:
         return tuple(self.stored[role].shape)
 
@@ -174,8 +180,8 @@ def check_rank(group: Group, config: Config, rank: int, role: str) -> int:
             found=group.shape(role),
             hint="a sharded model (DeepSpeed ZeRO-3, FSDP) was saved without gathering; save it again",
         )
-    if config.given and rank != config.rank_of(group.module):
-        raise contradiction(group, role, rank, f"rank {config.rank_of(group.module)}")
+    if config.given and rank != config.rank_of(group.owner):
+        raise contradiction(group, role, rank, f"rank {config.rank_of(group.owner)}")
     return rank
 
 

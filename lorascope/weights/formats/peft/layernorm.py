@@ -34,12 +34,14 @@ families.register("layernorm")(LayerNormTuning())
 
 
 def norms(ledger: Ledger) -> dict[str, Update]:
-    """Updates, those of vectors as (d, 1), by the parameter's name, `layers.0.norm.weight`; their keys are taken.
+    """Updates, those of vectors as (d, 1), by the parameter's name, `layers.0.norm.weight`, and those of the weights of
+    other layers by the layer's; their keys are taken.
 
     Raises:
         InputError: a key holds no entries, or the file holds several adapters.
     """
     updates: dict[str, Update] = {}
+    names: set[str] = set()
     for key in ledger.left():
         match = _KEY.match(body(key))
         if match is None:
@@ -47,11 +49,13 @@ def norms(ledger: Ledger) -> dict[str, Update]:
         name, shape = f"{match['module']}.{match['parameter']}", tuple(ledger.peek(key).shape)
         if not shape or 0 in shape:
             raise InputError(f"{key} has no entries", found=shape, expected="(d,), or a matrix")
-        if name in updates:
+        if name in names:
             raise InputError(f"the file holds {name} twice", found=key, expected="one adapter")
+        names.add(name)
         stored = ledger.take(key)
         tuned = reshaped(stored, shape[0], 1) if len(shape) == 1 else flattened(stored)
-        updates[name] = Update(name, "tuned", {"tuned": tuned}, kernel=shape[2:], base_weight=name)
+        layer = match["module"] if len(shape) > 1 and match["parameter"] == "weight" else name
+        updates[layer] = Update(layer, "tuned", {"tuned": tuned}, kernel=shape[2:], base_weight=name)
     return updates
 
 

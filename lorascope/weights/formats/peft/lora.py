@@ -12,6 +12,7 @@ from lorascope.architectures import EMBEDDINGS, LINEAR_HEADS, is_conv1d
 from lorascope.errors import InputError
 from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter
+from lorascope.weights.formats.peft.attention_written import attentions, without
 from lorascope.weights.formats.peft.config import Config, ScaleFields
 from lorascope.weights.formats.peft.experts import are_experts, read_experts
 from lorascope.weights.formats.peft.experts_written import UNCALLED, by_parameter, on_parameter, written_parameters
@@ -90,7 +91,7 @@ class LoRA(Family):
 
     def notes(self, config: Config) -> list[str]:
         notes, init = [], config.raw.get("init_lora_weights")
-        if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        if _taken_from_w(init):
             exact = init in _STARTS_IN_W
             more = "ΔW of the original base needs that base" if exact else "ΔW here is relative to it"
             notes.append(
@@ -112,7 +113,7 @@ class LoRA(Family):
         computed again: it depends on data, on a quantisation or on random numbers. PiSSA's and OLoRA's can; of an
         embedding PEFT takes none."""
         start = adapter.settings.get("init_lora_weights")
-        if not isinstance(start, str) or not start.lower().startswith(_CHANGES_BASE):
+        if not _taken_from_w(start):
             return None
         known = start in _STARTS_IN_W  # LoftQ changes embeddings, too
         if adapter.updates and all(u.kind in _STARTS_IN_W or (known and u.embedding) for u in adapter.updates.values()):
@@ -154,7 +155,10 @@ def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> 
     a, b = group.stored["lora_A"], group.stored["lora_B"]
     if len(a.shape) < 2 or len(b.shape) != len(a.shape):
         raise mismatch(group, "lora_A", "lora_B")
-    rank = check_rank(group, config, a.shape[0], "lora_A")
+    sides = (b.shape[0], math.prod(a.shape[1:]))
+    rank = a.shape[0]
+    if not (_taken_from_w(config.raw.get("init_lora_weights")) and rank == min(sides) < config.rank_of(group.owner)):
+        check_rank(group, config, rank, "lora_A")
     kernel = tuple(a.shape[2:])
     notes: tuple[str, ...] = ()
     if kernel and b.shape[1] != rank and b.shape[1] > 0 and rank % b.shape[1] == 0:
@@ -169,7 +173,7 @@ def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> 
             name=group.module,
             kind=_kind(config, kernel),
             roles={"A": flattened(a), "B": b},
-            scale=config.scale_of(group.module, rank),
+            scale=config.scale_of(group.owner, config.rank_of(group.owner)),
             transposed=is_transposed(group.module, (b.shape[0], flattened(a).shape[1]), config, base, kernel),
             kernel=kernel,
             notes=notes,
@@ -196,6 +200,11 @@ def embedding(group: Group, config: Config) -> Update:
             embedding=True,
         ),
     )
+
+
+def _taken_from_w(start: Any) -> bool:
+    """Whether A and B start as parts of W, which has no more directions than its smaller side: r may be larger."""
+    return isinstance(start, str) and start.lower().startswith(_CHANGES_BASE)
 
 
 def _kind(config: Config, kernel: tuple[int, ...]) -> str:
@@ -257,12 +266,13 @@ def is_transposed(
 
 
 def _written(adapter: Adapter) -> Written:
-    """LoRA, rsLoRA and DoRA: linear maps, Conv1D, convolutions and embeddings."""
-    updates = list(adapter.updates.values())
+    """LoRA, rsLoRA and DoRA: linear maps, Conv1D, convolutions, embeddings and torch's attention."""
+    wrapped = attentions(adapter.updates)
+    updates = without(list(adapter.updates.values()), wrapped)
     dora = {update.kind == "magnitude" for update in updates}
     if len(dora) > 1:
         raise InputError("PEFT's use_dora is for all modules or none, and this adapter mixes both")
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {key: stored for each in wrapped.values() for key, stored in each.keys().items()}
     for update in updates:
         refuse(update, UNCALLED in update.notes, UNCALLED)
         refuse(update, "A" not in update.roles, "PEFT's DoRA has no place for magnitudes without A and B")
@@ -270,11 +280,13 @@ def _written(adapter: Adapter) -> Written:
             tensors |= _lora_keys(update)
     stacks = written_parameters([update for update in updates if on_parameter(update)])
     tensors |= stacks.tensors
-    fields = scale_fields(adapter, [(by_parameter(u), u.roles["A"].shape[0]) for u in updates], SCALES)
+    ranked = [(each.as_update(), each.rank) for each in wrapped.values()]
+    ranked += [(by_parameter(u), u.roles["A"].shape[0]) for u in updates]
+    fields = scale_fields(adapter, ranked, SCALES)
     of_layers = [u for u in updates if not (u.embedding or _like_embedding(u) or on_parameter(u))]
     transposed = {update.transposed for update in of_layers}
     config = {
-        **{field: None for field in SHAPING if adapter.settings.get(field)},
+        **{field: None for field in (*SHAPING, "target_parameters") if adapter.settings.get(field)},
         "peft_type": "LORA",
         "use_dora": dora == {True},
         "fan_in_fan_out": True in transposed,

@@ -13,6 +13,7 @@ from lorascope.patterns import Pattern
 from lorascope.updates.base import Stored
 from lorascope.weights.adapter import Adapter
 from lorascope.weights.formats.base import refuse_loss
+from lorascope.weights.formats.peft.attention_written import attentions, without
 from lorascope.weights.formats.peft.experts_written import on_parameter
 from lorascope.weights.formats.peft.family import Family
 from lorascope.weights.formats.peft.keys import PREFIX
@@ -68,10 +69,10 @@ def _passed_on(adapter: Adapter) -> dict[str, Any]:
 
 def _targets(adapter: Adapter) -> Any:
     """`target_modules` as it was, where that still names every module by PEFT's rule; else their exact paths."""
-    of_layers = {n: u for n, u in adapter.updates.items() if not on_parameter(u)}
-    if adapter.updates and not of_layers:
+    wrapped = attentions(adapter.updates)
+    names = [*wrapped, *(u.name for u in without(list(adapter.updates.values()), wrapped) if not on_parameter(u))]
+    if adapter.updates and not names:
         return None
-    names = list(of_layers)
     named = adapter.settings.get("target_modules")
     if isinstance(named, list) and all(any(n == t or n.endswith(f".{t}") for t in named) for n in names):
         return named
