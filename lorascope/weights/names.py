@@ -4,6 +4,7 @@ torch.compile, DDP, DeepSpeed, FSDP and activation checkpointing each wrap a mod
 stands in the key of every tensor below: `model._orig_mod.layers.0._checkpoint_wrapped_module.q_proj.weight`.
 """
 
+import re
 from collections.abc import Mapping
 
 from lorascope.errors import InputError
@@ -80,6 +81,8 @@ ROOTS = frozenset(_ROOTS.split())
 COMPONENTS = ("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "controlnet",
               "prior", "vae", "image_encoder", "diffusion_model")  # fmt: skip
 _RENAMED = (("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head."))
+_OWNERS = ("block_sparse_moe", "mlp")
+_ROUTED = re.compile(rf"\.({'|'.join(_OWNERS)})(?=\.(?:experts|gate)(?:\.|$))")
 
 
 def plain(name: str) -> str:
@@ -116,9 +119,13 @@ def rootless(name: str) -> list[str]:
 
 
 def renamed(name: str) -> list[str]:
-    """Other spellings that transformers has had for the same parameter: a vision-language model's text model."""
+    """Other spellings that transformers has had for the same parameter: a vision-language model's text model, the
+    experts and the router of Mixtral."""
     pairs = (*_RENAMED, *((new, old) for old, new in _RENAMED))
-    return [new + name.removeprefix(old) for old, new in pairs if name.startswith(old)]
+    spelled = [new + name.removeprefix(old) for old, new in pairs if name.startswith(old)]
+    if routed := _ROUTED.search(name):
+        spelled += [f"{name[: routed.start()]}.{one}{name[routed.end() :]}" for one in _OWNERS if one != routed[1]]
+    return spelled
 
 
 def without_component(name: str, folder: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Tinker's experts, which lie apart in the file, on bases that fuse them: W of each, and the merged model."""
+"""Experts that lie apart in an adapter, on bases that fuse them: W of each, and the merged model."""
 
 import json
 
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from lorascope.adapt.merge import merge
 from lorascope.updates.base import dense
@@ -75,3 +82,29 @@ def test_w_of_an_expert_and_the_merged_model(kind, tinker, tmp_path):
     factors = load_file(tinker / "adapter_model.safetensors")
     a, b = (factors[f"base_model.model.{OWNER}.w3.lora_{side}.weight"].double() for side in "AB")
     np.testing.assert_allclose(dense(adapter.updates[f"{OWNER}.1.up_proj"].delta()), (2 * b[1] @ a[0]).numpy())
+
+
+def test_mixtrals_old_names_are_those_of_today_s_experts_and_router(tmp_path):
+    """Before transformers 5 they lay apart, below `block_sparse_moe`; PEFT loads such a file into fused ones."""
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SIZES, intermediate_size=F, num_local_experts=E, num_experts_per_tok=1))
+    before = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
+    old = "model.layers.0.block_sparse_moe"
+    sides = {f"{old}.experts.{e}.{part}": (F, D) for e in range(E) for part in ("w1", "w3")}
+    sides |= {f"{old}.experts.{e}.w2": (D, F) for e in range(E)} | {f"{old}.gate": (E, D)}
+    factors = {name: (torch.randn(out, R), torch.randn(R, into)) for name, (out, into) in sides.items()}
+    tensors = {}
+    for name, (b, a) in factors.items():
+        tensors |= {f"base_model.model.{name}.lora_{role}.weight": each for role, each in (("A", a), ("B", b))}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": R, "r": R}))
+    merge(model, io.read(tmp_path))
+    after = {name: tensor.double() - before[name] for name, tensor in model.state_dict().items()}
+    changes = {name: (b.double() @ a.double()) for name, (b, a) in factors.items()}
+    for e in range(E):
+        gate_up = torch.cat([changes[f"{old}.experts.{e}.{part}"] for part in ("w1", "w3")])
+        torch.testing.assert_close(after[f"{OWNER}.gate_up_proj"][e], gate_up, rtol=0, atol=2e-6)  # float32 sums
+        down = changes[f"{old}.experts.{e}.w2"]
+        torch.testing.assert_close(after[f"{OWNER}.down_proj"][e], down, rtol=0, atol=2e-6)
+    gate = after["model.layers.0.mlp.gate.weight"]
+    torch.testing.assert_close(gate, changes[f"{old}.gate"], rtol=0, atol=2e-6)

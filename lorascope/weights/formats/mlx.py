@@ -65,7 +65,13 @@ class Mlx(Format):
         if scale is not None and "alpha" in (config.get("lora_parameters") or {}):
             notes = (OLD_ALPHA,)
         dora = any(update.kind == "magnitude" for update in updates.values())
-        return Parsed(updates, "DoRA" if dora else "LoRA", dict(config), notes=notes)
+        embeds = any(is_embedding(module) for module in updates)
+        return Parsed(updates, "DoRA" if dora else "LoRA", {**config, **(_TIED if embeds else {})}, notes=notes)
+
+
+# mlx_lm's LoRAEmbedding adds ΔW to the output layer as well where this is the embedding (`as_linear`), and its fuse
+# leaves them one: PEFT's `ensure_weight_tying`.
+_TIED = {"ties": "kept", "ensure_weight_tying": True}
 
 
 def _pairs(bundle: Bundle) -> dict[str, KeyGroup]:

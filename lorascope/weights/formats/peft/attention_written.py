@@ -25,7 +25,7 @@ class Attention:
 
     @property
     def rank(self) -> int:
-        return max(self.inside.rank, self.out.rank)
+        return max(update.roles["A"].shape[0] for update in (self.inside, self.out))
 
     @property
     def scale(self) -> float:
@@ -46,7 +46,7 @@ class Attention:
     def _factors(self, start: str, update: Update, times: float) -> dict[str, Stored]:
         """A and B at the wrapper's rank, filled up with zeros, B times what the wrapper's scale lacks."""
         a, b = update.roles["A"], update.roles["B"]
-        more, rank = self.rank - update.rank, self.rank
+        more, rank = self.rank - a.shape[0], self.rank
         if more:
             a = Mapped(a, (rank, a.shape[1]), _zeros(more, axis=0))
             b = Mapped(b, (b.shape[0], rank), _zeros(more, axis=1))
