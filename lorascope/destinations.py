@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def check_new_folder(folder: Path) -> None:
     resolved(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} already exists", hint="name a new folder")
+
+
+def check_folder_for_files(folder: Path) -> None:
+    """Make a folder where it is missing. InputError where no file can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise InputError(f"cannot write into {folder}", found=found, hint="name another folder") from None
 
 
 def check_regular(paths: Iterable[Path]) -> None:

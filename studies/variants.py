@@ -229,8 +229,8 @@ def reading(answers, ranks="r = 8"):
     return (
         f"{answers.opening} at {ranks}, {who} {beat} LoRA by half of the margin that its paper reports, each with its "
         f"own learning rate.{lower} Accuracies differ from LoRA's by {signed(min(leads))} to {signed(max(leads))} "
-        f"points; {within}. At LoRA's learning rate four of them lose {answers.found('rates')} of full "
-        "fine-tuning's gain."
+        f"points; {within}. At LoRA's learning rate rsLoRA, DoRA, PiSSA and OLoRA lose on average "
+        f"{answers.found('rates')} of full fine-tuning's gain."
     )
 
 

@@ -14,13 +14,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorascope.adapt import requantising
 from lorascope.adapt.model_parameters import ModelParameters, in_fused, in_model_layout, weight_name
 from lorascope.adapt.requantising import Requantised
 from lorascope.adapt.weight_sum import MergedWeight, rounded_sum, widened
-from lorascope.errors import InputError, preview
+from lorascope.errors import InputError, LorascopeError, preview
 from lorascope.models import loading as models
 from lorascope.models.dequantised import is_quantised
 from lorascope.outputs import staged, write_json
@@ -393,7 +394,10 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, merged: Merge, facts: M
     with staged(folder) as stage:
         if merged.untied or merged.grown:
             _unshare(model)
-        cast(Any, model).save_pretrained(stage)
+        try:
+            cast(Any, model).save_pretrained(stage)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise LorascopeError(f"cannot write {folder}: {error}") from error
         if merged.untied or merged.grown:
             _check_reloaded(model, stage)
         if tokenizer is not None:

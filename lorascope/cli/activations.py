@@ -45,7 +45,7 @@ Pooled = Annotated[
     bool, typer.Option("--pooled", help="For CKA, average over the tokens of each text instead of sampling tokens.")
 ]
 Layers = Annotated[str | None, matching("Measure only layers whose path")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Random seed for token sampling.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed for token sampling.")]
 
 
 def activations(  # one parameter per option

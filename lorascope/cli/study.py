@@ -77,6 +77,7 @@ def run(  # one parameter per option
     import sys
     from contextlib import closing
 
+    from lorascope.destinations import check_folder_for_files
     from lorascope.errors import InputError
     from lorascope.study import together
     from lorascope.study.again import Again
@@ -86,6 +87,7 @@ def run(  # one parameter per option
     scripts = [_script(name, studies) for name in dict.fromkeys(names)]
     if arms and len(scripts) > 1:
         raise InputError("--arms is of one study", found=", ".join(names), hint="run them one after another")
+    check_folder_for_files(reports)  # before a night's work
     kind = Again if arms else Runner
     definitions = [(_load(script), script) for script in scripts]
     kept, workers = Store(store), _engine(engine, jobs, address, gpus_per_run)
@@ -162,7 +164,6 @@ def _write(report: dict[str, Any], texts: bytes | None, reports: Path) -> None:
     from lorascope.study import page
     from lorascope.study.record import file_stem
 
-    reports.mkdir(parents=True, exist_ok=True)
     path = reports / f"{file_stem(report['name'], report['scale']['testbed'])}.json"
     if texts is not None:
         write_bytes(reports / report["texts"]["file"], texts)
@@ -189,6 +190,7 @@ def judge(
     from lorascope.outputs import write_json
     from lorascope.study import judging, making, record
 
+    reports_json = _of_studies(reports_json)
     found = {path: record.read(path) for path in reports_json}
     scripts = {path: _load(_script(report["name"], studies)) for path, report in found.items()}
     for path, report in found.items():
@@ -289,8 +291,8 @@ def list_(
         hint = "run it in a clone of lorascope, or give their folder with --studies DIR"
         raise InputError(f"no studies to list: {studies} {what}", hint=hint)
     records, errors = record.read_folder(reports)
-    by_name = {report["name"]: report for report in records}
-    by_name |= {report["name"]: report for report in records if report["scale"]["testbed"] == ENCODER}
+    order = sorted(records, key=lambda r: (r["scale"]["conclusive"], r["scale"]["testbed"] == ENCODER))
+    by_name = {report["name"]: report for report in order}  # one that gives verdicts before one that does not
     rows = [_listed(script, by_name.get(script.stem)) for script in scripts]
     if json:
         print(json_text({"schema": 2, "studies": rows}, indent=2, ensure_ascii=True))
@@ -310,7 +312,26 @@ def render(
 
         lorascope study render reports/rank_sweep.json
     """
-    _draw(reports_json)
+    _draw(_of_studies(reports_json))
+
+
+def _of_studies(paths: list[Path]) -> list[Path]:
+    """The paths without files of other kinds, each of which is named on stderr. InputError where no other is left."""
+    import sys
+
+    from lorascope.study import record
+
+    others = {}
+    for path in paths if len(paths) > 1 else ():
+        try:
+            record.read(path)
+        except record.NotAStudyReport as error:
+            others[path] = str(error)
+    if len(others) < len(paths):
+        for message in others.values():
+            print(f"warning: skipped: {message}", file=sys.stderr)
+        return [path for path in paths if path not in others]
+    return paths
 
 
 def _draw(reports: list[Path]) -> None:

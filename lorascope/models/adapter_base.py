@@ -103,7 +103,7 @@ def base_named(folder: Path) -> str:
     config.
 
     Raises:
-        InputError: they name none.
+        InputError: they name none, or one that is not on this machine: a file that one was given reaches no network.
     """
     folder = adapter_folder(folder)
     card = read_card(folder)
@@ -113,8 +113,9 @@ def base_named(folder: Path) -> str:
     name = read_json(path).get("base_model_name_or_path") if os.path.lexists(path) else None
     if not isinstance(name, str) or not name:
         raise InputError(f"the files of {folder} do not name its base model", hint="pass --base MODEL")
-    if not Path(name).exists() and Path(name).is_absolute():
-        raise InputError(f"the base model that {folder} names is not there", found=name, hint="pass --base MODEL")
+    if not Path(name).exists() and (Path(name).is_absolute() or checkpoint_of(name) is None):
+        hint = "pass --base MODEL" if Path(name).is_absolute() else f"pass --base {name} to have it downloaded"
+        raise InputError(f"the base model that {folder} names is not on this machine", found=name, hint=hint)
     return name
 
 

@@ -79,7 +79,13 @@ BLOCK = Definitions(
             "there is none, with the noise that is named",
             "noncentral t distribution",
         ),
-        Definition("p", "two-sided, of no effect; of the bound where there is no value for no effect", "t test"),
+        Definition(
+            "p",
+            "two-sided, of no effect, or of the bound where there is no value for no effect; of a claim with several "
+            "criteria the largest of theirs, whichever decides. With few replicates it is the stricter one: intervals "
+            "then cover less than 95 %",
+            "t test",
+        ),
         Definition(
             "q",
             "p adjusted for the number of claims of the study: the share of false positives among all claims with a q "

@@ -22,6 +22,8 @@ from lorascope.training.rows import packaged
 from lorascope.training.run_folder import Record, working_in
 from lorascope.training.scores import Score, evaluate
 
+FACTS = "quickstart.json"
+
 LORA = {"name": "lora", "rank": 8, "alpha": 16}
 CONFIGS: dict[str, dict[str, Any]] = {
     "minilm": {
@@ -79,17 +81,22 @@ def config_for(model: str, seed: int, device: str) -> RunConfig:
 
 
 def go(config: RunConfig, folder: Path, command: list[str]) -> Outcome:
-    """Measure the baselines, train, evaluate, and write the run's folder. Raises what `run.train` raises."""
+    """Measure the baselines, train, evaluate, and write the run's folder, in the place of an earlier quickstart's.
+
+    Raises:
+        InputError: the folder holds another run; and what `run.train` raises.
+    """
     run.set_threads(config.training.num_threads)
     here = World(pick_device(config.training.device))
     with working_in(folder):
-        record = Record(folder, config, replace=True)
+        record = Record(folder, config, replace=(folder / FACTS).is_file())
+        write_json(folder / FACTS, {})  # marks the folder as one that the next quickstart may replace
         prepared = run.prepare(config, here.device)
         if config.model.task_type == "CAUSAL_LM":
             outcome = _language_model(prepared, config, here, record, command)
         else:
             outcome = _classifier(prepared, config, here, record, command)
-        write_json(folder / "quickstart.json", _facts(outcome))
+        write_json(folder / FACTS, _facts(outcome))
     return outcome
 
 

@@ -9,6 +9,7 @@ From Python, the intrinsic dimension of some runs is two lines:
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -287,11 +288,10 @@ def parse_baseline(text: str) -> float | str | Path | None:
         return text
     if _is_run(Path(text)):
         return Path(text)
-    try:
-        return float(text)
-    except ValueError:
-        expected = "matrices, prior, the folder of a run, or a loss"
-        raise InputError("--baseline is unknown", found=text, expected=expected) from None
+    with suppress(ValueError):
+        if math.isfinite(loss := float(text)):
+            return loss
+    raise InputError("--baseline is unknown", found=text, expected="matrices, prior, the folder of a run, or a loss")
 
 
 def parse_rates(text: str | None) -> tuple[float, ...]:

@@ -5,8 +5,8 @@ gives the numbers of its files. torch and PEFT are imported by whoever hands ove
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ def bundle_of_peft(model: Any, adapter_name: str | None = None) -> Bundle:
     names = list(model.peft_config)
     active = model.active_adapters
     active = active() if callable(active) else active
-    name = adapter_name or (active[0] if isinstance(active, list) else active)
+    active = list(active) if isinstance(active, list | tuple) else [active]
+    name = adapter_name or active[0]
     if name not in names:
         raise InputError(f"the model has no adapter {name!r}", expected=f"one of {', '.join(names)}")
     state = get_peft_model_state_dict(model, adapter_name=name)
@@ -157,7 +158,15 @@ def bundle_of_peft(model: Any, adapter_name: str | None = None) -> Bundle:
     if config.get("task_type") is None and isinstance(model, PeftModel):
         base = type(model.get_base_model())
         config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}
-    return bundle_of_state(dict(ordered), config, f"{type(model).__name__} in memory")
+    bundle = bundle_of_state(dict(ordered), config, f"{type(model).__name__} in memory")
+    return replace(bundle, notes=_of_several(name, active))
+
+
+def _of_several(name: str, active: Sequence[str]) -> tuple[str, ...]:
+    """What to say of one adapter where the model computes with several."""
+    if len(active) < 2 or name not in active:
+        return ()
+    return (f"{len(active)} adapters are active, {', '.join(active)}: this is {name} alone, the model adds up all",)
 
 
 def is_peft(source: Any) -> bool:

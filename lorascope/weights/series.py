@@ -80,7 +80,10 @@ def find(paths: Sequence[Path]) -> Series:
         units |= {unit} if inside else {_unit_of(path)}
         notes += of_folder
     if len(snapshots) < 2:
-        counted = f"{len(snapshots)} in {paths[0]}" if len(paths) == 1 else f"{len(snapshots)}"
+        counted = f"{len(snapshots)}"
+        if len(paths) == 1:
+            empty = paths[0].is_dir() and not any(paths[0].iterdir())
+            counted = f"{'nothing' if empty else counted} in {paths[0]}"
         raise InputError(
             "a trajectory needs two checkpoints or more",
             found=counted,

@@ -13,7 +13,7 @@ from lorascope.linalg.rounding import UNIT_ROUNDOFF
 from lorascope.updates.base import Update
 from lorascope.weights import names as naming
 from lorascope.weights.adapter import Adapter, Skipped
-from lorascope.weights.checkpoint import Checkpoint
+from lorascope.weights.checkpoint import ABSENT, Checkpoint
 
 MATCHING = "matching"  # the stage of what is skipped because not all adapters have it, or not in one shape
 
@@ -63,7 +63,8 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
     the schemes of image models, where fused projections are cut apart as far as adapters differ in that.
 
     Raises:
-        InputError: a checkpoint without the base, or `pattern` is not a regular expression or matches nothing.
+        InputError: a checkpoint without the base, a base that holds no weight of any adapter, or `pattern` is not a
+            regular expression or matches nothing.
     """
     if base is None and any(isinstance(one, Checkpoint) for one in inputs):
         raise InputError("a full model is compared by ΔW = W' − W", hint="pass the base model with --base")
@@ -76,6 +77,8 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
             continue
         updates[number], others = selected(one, base, pattern)
         skipped[number] = tuple(others)
+    if base is not None:
+        _check_base(base, [update for of_one in updates.values() for update in of_one])
     for number, known in in_one_scheme(updates).items():
         for name, update in index.place(known).items():
             names.setdefault(name, {})[number] = update
@@ -88,6 +91,16 @@ def align(inputs: Sequence[Adapter | Checkpoint], base: Checkpoint | None, patte
                 if (difference := _difference(checkpoint, next(iter(updates_of.values())))) is not None:
                     updates_of[number] = difference
     return Modules(names, skipped)
+
+
+def _check_base(base: Checkpoint, updates: Sequence[Update]) -> None:
+    if updates and all(base.lookup(update) == ABSENT for update in updates):
+        raise InputError(
+            f"{base.path} is not the base of these adapters: it holds none of the weights that they change",
+            found=f"weights such as {preview(base.names(), 1)}",
+            expected=updates[0].name,
+            hint="give the base model that they were trained on",
+        )
 
 
 class _Names:
