@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lorascope.analyses import compare
 from lorascope.analyses.compare.inputs import MATCHING
@@ -118,6 +119,16 @@ def test_one_update_in_two_gauges_stored_in_float32(rng):
             assert row[side]["phi"][0][0] == pytest.approx(1, abs=1e-6)
     assert result.findings[0].text == "Identical: cosine 1.000000 over all modules"
     assert not any("initialisation" in finding.text for finding in result.findings)
+
+
+def test_a_base_without_any_of_the_weights_is_refused(rng, tmp_path):
+    save_file({"other.weight": np.zeros((3, 4), np.float32)}, tmp_path / "model.safetensors")
+    base, adapters = open_checkpoint(tmp_path), [lora("a", 0), lora("b", 1)]
+    with pytest.raises(InputError, match=r"is not the base of these adapters.*'other\.weight'"):
+        compare.run(adapters, base=base)
+    everything = {f"{module}.weight": np.zeros(one.shape, np.float32) for module, one in adapters[0].updates.items()}
+    save_file(dict(list(everything.items())[:1]), tmp_path / "model.safetensors")  # of one part of a pipeline, say
+    assert compare.run(adapters, base=open_checkpoint(tmp_path))
 
 
 def test_more_rank_in_the_file_than_in_the_update(rng):

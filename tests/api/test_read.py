@@ -91,6 +91,15 @@ def test_which_of_several_adapters():
         ls.read(model, adapter_name="third")
 
 
+def test_one_of_several_active_adapters_says_so():
+    model = get_peft_model(llama(), CONFIGS["lora"])
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["k_proj"]))
+    assert not any("active" in note for note in ls.read(model).notes)
+    model.base_model.set_adapter(["default", "other"])
+    notes = [note for note in ls.read(model).notes if "active" in note]
+    assert notes == ["2 adapters are active, default, other: this is default alone, the model adds up all"]
+
+
 def test_what_is_no_adapter_says_what_to_do():
     with pytest.raises(ls.InputError, match=r"no adapter.*lorascope\.delta"):
         ls.read(llama())

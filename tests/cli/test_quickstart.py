@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from lorascope.errors import InputError
 from lorascope.training import quickstart
 from lorascope.training.config import override, parse, resolved
 from tests.cli.command import lorascope, refused
@@ -54,6 +55,15 @@ def test_without_a_network_the_sentence_says_what_to_do(tmp_path):
     assert "Traceback" not in done.stderr
     assert "LORASCOPE_ASSETS" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_another_run_is_kept(tmp_path):
+    config = quickstart.config_for("minilm", 0, "cpu")
+    (tmp_path / "config.yaml").write_text("method: {name: lora}\n")
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a run already"):
+        quickstart.go(config, tmp_path, [])
+    assert (tmp_path / "summary.json").is_file()
 
 
 @pytest.mark.slow

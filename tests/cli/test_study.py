@@ -51,6 +51,25 @@ def test_run_tells_and_writes(named, first):
     assert re.search(r"toy: tuning, 4 of 4 done", first.stderr)
 
 
+def test_reports_that_cannot_be_written_cost_no_run(named, tmp_path):
+    home, arguments = named
+    (tmp_path / "file").touch()
+    done = lorascope("study", "run", "toy", *arguments, "--reports", tmp_path / "file" / "in", cwd=home, env=ENV)
+    assert "cannot write into" in refused(done)
+
+
+def test_other_json_among_reports_is_passed_over(named, first, tmp_path):
+    home, _ = named
+    shutil.copy(home / "reports" / "toy.json", tmp_path)
+    (tmp_path / "other.json").write_text("{}")
+    done = lorascope("study", "judge", tmp_path / "toy.json", tmp_path / "other.json", cwd=home, env=ENV)
+    assert done.returncode == 0, done.stderr
+    assert "warning: skipped: " in done.stderr
+    assert "wrote" in done.stderr
+    alone = lorascope("study", "judge", tmp_path / "other.json", cwd=home, env=ENV)
+    assert "other.json" in refused(alone)
+
+
 def test_the_record_is_what_its_docstring_says(named, first):
     home, _ = named
     found = json.loads((home / "reports/toy.json").read_text())

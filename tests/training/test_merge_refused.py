@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeanutConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorascope.adapt import merge
-from lorascope.errors import InputError
+from lorascope.errors import InputError, LorascopeError
 from lorascope.models import adapter_base
 from lorascope.weights import io
 
@@ -219,6 +220,24 @@ def test_a_folder_that_loads_as_another_model_is_not_written(tmp_path, monkeypat
     with pytest.raises(InputError, match=r"loaded again, it has other weights; found .*lm_head"):
         merge.save(model, tokenizer, tmp_path / "m", done, {})
     assert not (tmp_path / "m").exists()
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    base = llama(tmp_path / "base")
+    model, tokenizer, done = merged(base, adapter(base, tmp_path / "a", lora()))
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(LorascopeError, match=r"cannot write .*m: .*No space left"):
+        merge.save(model, tokenizer, tmp_path / "m", done, {})
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_base_that_only_the_file_names_is_not_fetched(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "no-such/base"}))
+    with pytest.raises(InputError, match=r"is not on this machine; found no-such/base.*pass --base no-such/base"):
+        adapter_base.base_named(tmp_path)
 
 
 ROWS = [{"lm_head": [5, 7]}, {"embed_tokens": [5, 7], "lm_head": [4, 9]}, [5, 7]]
