@@ -55,7 +55,28 @@ EMBEDDINGS = (*TOKEN_EMBEDDINGS, "wpe")
 VOCABULARY = frozenset(
     {*TOKEN_EMBEDDINGS, "embeddings", "embed", "embedding", "lm_head", "embed_out", "output_projection", "decoder"}
 )
-_EMBEDDING = re.compile(r"(^|\.)(\w*embeddings?|embed_\w+|wte|wpe|shared|tok_embeddings|embed_in)$")
+# By other names than `….embeddings` and `embed_…`: every one of transformers' modules that is nothing else elsewhere.
+_OTHER_EMBEDDINGS = (
+    "wte", "wpe", "shared", "embed_in", "(global_)?relative_attention_bias", "pe_k", "tgt_embed", "tokens_embed",
+    "positions_embed", "text_embed_tokens", "position_embedding_table", "visual_embeddings_table",
+    "input_embeds_layers?", "position_embeds_layer", "pos_embed", "pos_emb", "rel_pos_emb", "rel_attn_embed",
+    "freq_emb", "segment_emb", "level_embed", "label_embed", "cls_embed", "codec_embed", "shape_embed",
+    "pronunciation_embed", "num_speakers_embed", "denoising_class_embed", "dist_bin_pairwise_embed", "recycle_disto",
+    "prefix_bucket", "bias_values", "codebook", "down_embed", "up_embed", "row_embedder", "column_embedder",
+    "embedders", "queries_embedder", "queries_features", r"query_(embed|feat|\d+_resolution)",
+    "reference_point_embed", "learn_initial_query", "patterns", "prompt_ctx", "point_embed", "not_a_point_embed",
+    "no_mask_embed", "mask_tokens", "(iou|hq|obj_score|presence)_token", "audio_bos_eos_token", r"transformer\.w",
+    r"cpmant\.input_embedding",
+)  # fmt: skip
+# Linear maps and norms whose names sound like one.
+_NO_EMBEDDING = (
+    "embed_(out|proj|return|state|action|norm|ln)", "layernorm_embedding", "box_linear_embeddings", "input_embedding",
+    "(decoder|predictor|relative_pos|xpath_unitseq2)_embeddings", "(patch|share)_embedding",
+)  # fmt: skip
+_EMBEDDING = re.compile(
+    rf"(^|\.)(?!({'|'.join(_NO_EMBEDDING)})(\.\d+)?$)"
+    rf"(\w*embeddings?|embed_\w+|{'|'.join(_OTHER_EMBEDDINGS)})(\.\d+)?$"
+)
 _CONVOLUTION = re.compile(r"conv|patch_emb|downsampl|upsampl|(^|[._])stem([._]|$)", re.I)
 _OUTPUT_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|decoder|output|output_projection)$")
 
@@ -107,11 +128,11 @@ def in_attention(path: str) -> bool:
 
 def is_vocabulary(module: str) -> bool:
     """Whether a module's rows are tokens: an embedding or an output head."""
-    return _EMBEDDING.search(module) is not None or _OUTPUT_HEAD.search(module) is not None
+    return is_embedding(module) or _OUTPUT_HEAD.search(module) is not None
 
 
 def is_embedding(module: str) -> bool:
-    """Whether a module is an embedding, by its name."""
+    """Whether a module is an embedding, or one of a list of them, by its name."""
     return _EMBEDDING.search(module) is not None
 
 

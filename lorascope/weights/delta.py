@@ -308,7 +308,7 @@ def _pairs_of(name: str, base: Stored, tuned: Stored, notes: tuple[str, ...], st
         yield Pair(module, name, base, tuned, shape, notes=notes)
     else:
         matrix = (base.shape[0], math.prod(base.shape[1:])) if len(base.shape) > 2 and base.shape[0] > 1 else shape
-        embedding = len(base.shape) == 2 and is_embedding(module)
+        embedding = len(base.shape) == 2 and name.endswith(".weight") and is_embedding(module)
         transposed = embedding or (len(base.shape) == 2 and stores(module))
         kernel = tuple(base.shape[2:]) if len(base.shape) > 2 and base.shape[0] > 1 else ()
         sides = matrix[::-1] if transposed else matrix

@@ -1,0 +1,60 @@
+"""The adapter that `delta` extracts, in PEFT: it loads, and at full rank the base with it is the tuned model."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from lorascope.analyses import delta
+from lorascope.weights import io
+from lorascope.weights.checkpoint import open_checkpoint
+
+RANK = 32  # the largest side of the small models
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class of transformers and its config."""
+
+    cls: str
+    config: str
+    fields: dict
+
+
+CASES = {
+    "t5": Case(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {"vocab_size": 20, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 2},
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def pair(request, tmp_path):
+    """The tuned model, and what opens the base; both checkpoints lie in `tmp_path`."""
+    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
+    case = CASES[request.param]
+    cls = getattr(transformers, case.cls)
+    torch.manual_seed(0)
+    model = cls(getattr(transformers, case.config)(**case.fields))
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2 and weight is not model.get_input_embeddings().weight:
+                weight.add_(0.3 * torch.randn_like(weight))
+    model.save_pretrained(tmp_path / "tuned")
+    return model, lambda: cls.from_pretrained(tmp_path / "base")
+
+
+def test_the_base_with_the_extracted_adapter_is_the_tuned_model(pair, tmp_path):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    tuned, base = pair
+    result = delta.run(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "tuned"), extract=RANK)
+    io.write(result.extracted, tmp_path / "adapter")
+    merged = peft.PeftModel.from_pretrained(base(), tmp_path / "adapter").merge_and_unload().state_dict()
+    weights, untouched = tuned.state_dict(), base().state_dict()
+    assert merged.keys() == weights.keys()
+    assert sum(not torch.equal(untouched[name], weight) for name, weight in weights.items()) > 3
+    for name, weight in weights.items():
+        torch.testing.assert_close(merged[name], weight, atol=2e-5, rtol=1e-5, msg=name)  # float32 products of factors
