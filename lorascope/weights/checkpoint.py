@@ -94,6 +94,18 @@ class Checkpoint:
         the repeated blocks alone: a head that is not there is not there."""
         return names_in_memory(self.config, self.stored) if self.config.get("architectures") else {}
 
+    @cached_property
+    def _names_in_memory(self) -> dict[str, str]:
+        """What transformers calls a parameter in the model, by its stored name, where that differs."""
+        return {stored: name for name, stored in self._in_memory.items()}
+
+    def name_in_memory(self, module: str) -> str:
+        """The path of a module or parameter in the model that transformers loads, which adapters name it by."""
+        for ending in (".weight", ""):
+            if name := self._names_in_memory.get(module + ending):
+                return name.removesuffix(ending)
+        return module
+
     @property
     def layers(self) -> int | None:
         """How many repeated blocks the model has, by its config; None where that does not say, or says several."""

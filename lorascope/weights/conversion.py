@@ -1,6 +1,7 @@
 """Parameters by the names that transformers gives them in memory, where a file keeps older ones (ViT, DINOv2, ...).
 
-transformers 5 renames while it loads, by a table for each class of model. Adapters are written with the names in
+transformers 5 renames while it loads, by a table for each class of model, and puts the prefix of the class's base model
+in front of the names of a file that lacks it. Adapters are written with the names in
 memory, checkpoints with those of the file. The table is transformers' own, and is asked only where a name is not found.
 """
 
@@ -52,8 +53,6 @@ def _renamed(config: Mapping[str, Any], names: list[str]) -> list[str | None]:
     table = get_model_conversion_mapping(model)
     renamings = [one for one in table if isinstance(one, WeightRenaming)]
     converters = [one for one in table if isinstance(one, WeightConverter)]
-    if not renamings:
-        return list(names)
     there = model.state_dict()
     renamed = (rename_source_key(name, renamings, converters, model.base_model_prefix, there) for name in names)
     return [new if source is None else None for new, source in renamed]

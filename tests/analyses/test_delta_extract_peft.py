@@ -7,6 +7,7 @@ import pytest
 from lorascope.analyses import delta
 from lorascope.weights import io
 from lorascope.weights.checkpoint import open_checkpoint
+from tests.analyses.test_delta import checkpoint
 
 RANK = 32  # the largest side of the small models
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -26,6 +27,14 @@ CASES = {
         "T5ForConditionalGeneration",
         "T5Config",
         {"vocab_size": 20, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 2},
+    ),
+    "names of the file that are not those in memory": Case(
+        "LlavaForConditionalGeneration",
+        "LlavaConfig",
+        {
+            "text_config": {**SMALL, "vocab_size": 20, "model_type": "llama"},
+            "vision_config": {**SMALL, "image_size": 8, "patch_size": 4, "model_type": "clip_vision_model"},
+        },
     ),
 }
 
@@ -58,3 +67,17 @@ def test_the_base_with_the_extracted_adapter_is_the_tuned_model(pair, tmp_path):
     assert sum(not torch.equal(untouched[name], weight) for name, weight in weights.items()) > 3
     for name, weight in weights.items():
         torch.testing.assert_close(merged[name], weight, atol=2e-5, rtol=1e-5, msg=name)  # float32 products of factors
+
+
+def test_names_of_a_file_that_lacks_the_prefix_of_its_models_base():
+    """GPT-2's own file has `h.0.…`, and the model that its config names has `transformer.h.0.…`."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20, n_positions=12)
+    model = transformers.GPT2LMHeadModel(config)
+    weights = {n.replace(".", "__"): w.numpy() for n, w in model.transformer.state_dict().items() if w.ndim == 2}
+    settings = {**config.to_dict(), "architectures": ["GPT2LMHeadModel"]}
+    base = checkpoint(config=settings, **weights)
+    result = delta.run(base, checkpoint(**{name: w + 1 for name, w in weights.items()}), extract=1)
+    modules = dict(model.named_modules())
+    assert len(result.extracted.updates) == 7  # two embeddings, four maps, the tied output
+    assert result.extracted.updates.keys() <= modules.keys()

@@ -10,6 +10,7 @@ from lorascope.linalg import dense
 from lorascope.linalg.arrays import Array, to_numpy
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Pair
 from lorascope.weights.tensors import InMemory
 
@@ -41,15 +42,17 @@ def factors_of(matrix: Array, rank: int, top: int | None) -> dict[str, np.ndarra
 
 
 def adapter_of(
+    base: Checkpoint,
     pairs: Mapping[str, Pair],
     factors: Mapping[str, Mapping[str, np.ndarray]],
     rank: int,
     tied: Mapping[str, str] | None = None,
     task_type: str | None = None,
 ) -> Adapter:
-    """The factors of every module as an adapter of scale 1 (α = r).
+    """The factors of every module as an adapter of scale 1 (α = r), by the names that the model has in memory.
 
     Args:
+        base: tells these names, where its file keeps others.
         tied: modules that share another's weight, such as a tied output layer: the pair's name by theirs. Each gets
             the same ΔW, as the map that it is.
         task_type: PEFT's, of the base's class.
@@ -71,8 +74,16 @@ def adapter_of(
         if of in updates:
             updates[name] = _other_half(name, updates[of])
             notes.append(f"{name} is tied to {of}: both have the same update")
+    updates = {update.name: update for update in (_in_memory(update, base) for update in updates.values())}
     settings = {"r": rank, "lora_alpha": rank, **({"task_type": task_type} if task_type else {})}
     return Adapter(updates, settings, Source(method="LoRA"), notes=tuple(notes))
+
+
+def _in_memory(update: Update, base: Checkpoint) -> Update:
+    """The update by the names that the model has in memory."""
+    weight = update.base_weight
+    named = base.name_in_memory(weight) if weight else None
+    return replace(update, name=base.name_in_memory(update.name), base_weight=named)
 
 
 def _other_half(name: str, update: Update) -> Update:

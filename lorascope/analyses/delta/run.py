@@ -72,7 +72,7 @@ def run(  # what is read, what is computed, where it is kept
         skipped += _not_extracted(pairs, done, shared)
         factors = {name: each for name, (_, each) in done.items() if each is not None and name not in shared}
         by_name = {pair.name: pair for pair in pairs}
-        extracted = adapter_of(by_name, factors, extract, tied, model.task_type(base.config))
+        extracted = adapter_of(base, by_name, factors, extract, tied, model.task_type(base.config))
     matrices = tuple(each for each, _ in done.values() if isinstance(each, MatrixDelta))
     vectors = tuple(each for each, _ in done.values() if isinstance(each, VectorDelta))
     return DeltaResult(matrices, vectors, *inputs, tuple(skipped), top, extract, extracted)
