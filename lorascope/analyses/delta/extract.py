@@ -1,17 +1,19 @@
 """The best rank-r adapter of a full fine-tune: Eckart and Young's, module by module, as a LoRA."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from lorascope.architectures import PEFT_HEADS
 from lorascope.errors import InputError
 from lorascope.linalg import dense
 from lorascope.linalg.arrays import Array, to_numpy
-from lorascope.updates.base import Update
+from lorascope.updates.base import Stored, Update
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.checkpoint import Checkpoint
-from lorascope.weights.delta import Pair
+from lorascope.weights.delta import Pair, base_matrix, difference
 from lorascope.weights.tensors import InMemory
 
 
@@ -48,6 +50,7 @@ def adapter_of(
     rank: int,
     tied: Mapping[str, str] | None = None,
     task_type: str | None = None,
+    whole: Iterable[Pair] = (),
 ) -> Adapter:
     """The factors of every module as an adapter of scale 1 (α = r), by the names that the model has in memory.
 
@@ -56,6 +59,7 @@ def adapter_of(
         tied: modules that share another's weight, such as a tied output layer: the pair's name by theirs. Each gets
             the same ΔW, as the map that it is.
         task_type: PEFT's, of the base's class.
+        whole: what is stored as tuned: the head of such a task.
 
     Raises:
         InputError: no module has an update that a LoRA can hold.
@@ -75,8 +79,15 @@ def adapter_of(
             updates[name] = _other_half(name, updates[of])
             notes.append(f"{name} is tied to {of}: both have the same update")
     updates = {update.name: update for update in (_in_memory(update, base) for update in updates.values())}
-    settings = {"r": rank, "lora_alpha": rank, **({"task_type": task_type} if task_type else {})}
-    return Adapter(updates, settings, Source(method="LoRA"), notes=tuple(notes))
+    saved = {base.name_in_memory(pair.parameter): _tuned_weight(pair) for pair in whole}
+    settings = {"r": rank, "lora_alpha": rank, **_of_task(task_type, saved)}
+    return Adapter(updates, settings, Source(method="LoRA"), saved, notes=tuple(notes))
+
+
+def _of_task(task_type: str | None, saved: Mapping[str, Stored]) -> dict[str, Any]:
+    """The settings of PEFT's task, and the heads that it stores whole."""
+    heads = {"modules_to_save": list(PEFT_HEADS[task_type])} if task_type in PEFT_HEADS and saved else {}
+    return {"task_type": task_type, **heads} if task_type else {}
 
 
 def _in_memory(update: Update, base: Checkpoint) -> Update:
@@ -92,3 +103,11 @@ def _other_half(name: str, update: Update) -> Update:
         return replace(update, name=name)
     swapped = {role: InMemory(update.roles[other].read().T.astype(np.float32), "F32") for role, other in ("AB", "BA")}
     return replace(update, name=name, roles=swapped, transposed=False, embedding=False)
+
+
+def _tuned_weight(pair: Pair) -> Stored:
+    """The tuned weight as the base stores the parameter, in float32 where the tuned side gives ΔW alone."""
+    if pair.tuned is not None and pair.update is None:
+        return pair.tuned
+    matrix = base_matrix(pair).reshape(pair.shape) + difference(pair).matrix.reshape(pair.shape)
+    return InMemory(np.ascontiguousarray(matrix.T if pair.transposed else matrix, np.float32), "F32")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorascope.architectures import TOKEN_EMBEDDINGS
+from lorascope.architectures import PEFT_HEADS, TOKEN_EMBEDDINGS
 from lorascope.architectures.classes import CONDITIONAL, is_masked, output_of_class, task_of_class
 from lorascope.weights.adapter import Skipped
 from lorascope.weights.checkpoint import Checkpoint
@@ -18,6 +18,13 @@ def task_type(config: Mapping[str, Any]) -> str | None:
     if name.endswith(CONDITIONAL):
         return "SEQ_2_SEQ_LM" if config.get("is_encoder_decoder", True) and "text_config" not in config else "CAUSAL_LM"
     return task_of_class(name)
+
+
+def task_head(base: Checkpoint, task: str | None) -> frozenset[str]:
+    """The base's parameters in heads of which PEFT wants the whole weight in every adapter of a task: it takes all
+    modules whose names end so for `modules_to_save`."""
+    heads = PEFT_HEADS.get(task or "", ())
+    return frozenset(n for n in base.stored if any(part.endswith(heads) for part in n.split(".")[:-1] if heads))
 
 
 def tied_modules(base: Checkpoint, pairs: Iterable[Pair], skipped: Iterable[Skipped]) -> dict[str, str]:

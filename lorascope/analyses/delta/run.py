@@ -19,7 +19,7 @@ from lorascope.linalg.arrays import Array
 from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint
-from lorascope.weights.delta import Pair, difference, match
+from lorascope.weights.delta import Matched, Pair, difference, match
 
 REPLICAS = "layer_replication"
 Done = tuple[MatrixDelta | VectorDelta, Mapping[str, np.ndarray] | None]  # a record, and the factors to extract
@@ -66,13 +66,8 @@ def run(  # what is read, what is computed, where it is kept
         done = _all(progress(pairs), kept, lambda pair: _measured(pair, types[pair.name], others, top, extract, place))
     skipped, extracted = [*matched.skipped, *others.skipped(matched.pairs)], None
     if extract is not None:
-        whole = isinstance(tuned, Checkpoint)
-        shared = {pair.name for pair in pairs if whole and model.is_shared_further(base, pair)}
-        tied = model.tied_modules(base, matched.pairs, matched.skipped) if whole else {}
-        skipped += _not_extracted(pairs, done, shared)
-        factors = {name: each for name, (_, each) in done.items() if each is not None and name not in shared}
-        by_name = {pair.name: pair for pair in pairs}
-        extracted = adapter_of(base, by_name, factors, extract, tied, model.task_type(base.config))
+        extracted, left = _extracted(base, matched, pairs, done, extract, whole=isinstance(tuned, Checkpoint))
+        skipped += left
     matrices = tuple(each for each, _ in done.values() if isinstance(each, MatrixDelta))
     vectors = tuple(each for each, _ in done.values() if isinstance(each, VectorDelta))
     return DeltaResult(matrices, vectors, *inputs, tuple(skipped), top, extract, extracted)
@@ -121,6 +116,27 @@ def _measured(
     change = replace(change, notes=(*change.notes, *notes))
     record = measure(pair, change, type=type, depth=depth(pair.name), top=top, adapters=deltas, place=place)
     return record, factors
+
+
+def _extracted(
+    base: Checkpoint, matched: Matched, pairs: Sequence[Pair], done: Mapping[str, Done], rank: int, whole: bool
+) -> tuple[Adapter, list[Skipped]]:
+    """The best adapter of a rank, and what changed and is not in it.
+
+    Args:
+        whole: whether the tuned side is a checkpoint, so that what shares a weight has changed with it.
+    """
+    shared = {pair.name for pair in pairs if whole and model.is_shared_further(base, pair)}
+    tied = model.tied_modules(base, matched.pairs, matched.skipped) if whole else {}
+    task = model.task_type(base.config)
+    of_head = model.task_head(base, task)
+    head = {pair.name: pair for pair in pairs if pair.parameter in of_head}
+    if {pair.parameter for pair in head.values()} != of_head:  # PEFT would ask for the rest of it
+        task, head = None, {}
+    left = list(_not_extracted([pair for pair in pairs if pair.name not in head], done, shared))
+    factors = {n: each for n, (_, each) in done.items() if each is not None and n not in shared and n not in head}
+    by_name = {pair.name: pair for pair in pairs}
+    return adapter_of(base, by_name, factors, rank, tied, task, head.values()), left
 
 
 def _not_extracted(pairs: Sequence[Pair], done: Mapping[str, Done], shared: set[str]) -> Iterator[Skipped]:
