@@ -190,19 +190,41 @@ class Checkpoint:
 
     def _fused(self, name: str) -> Stored | None:
         """`….experts.gate_up_proj` of a file with `….experts.0.gate_proj.weight`, ...: as transformers 5 joins them."""
+        rows = [tuple(self.stored[one] for one in names) for names in self._expert_parts(name)]
+        return Stacked.of(rows) if rows else None
+
+    def _expert_parts(self, name: str) -> list[list[str]]:
+        """The stored names of each expert's parts, of a parameter that the model joins from them; else none."""
         owner, _, parameter = name.rpartition(".")
         if parameter not in FUSED_EXPERTS or not owner.endswith("experts"):
-            return None
+            return []
         for place in (owner, owner.replace(".mlp.", ".block_sparse_moe.")):
             for parts in FUSED_EXPERTS[parameter]:
-                rows: list[tuple[Stored, ...]] = []
-                while all(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts):
-                    names = [self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts]
-                    rows.append(tuple(self.stored[one] for one in names if one is not None))
-                partial = any(self._resolve_plain(f"{place}.{len(rows)}.{part}.weight") for part in parts)
-                if rows and not partial:
-                    return Stacked.of(rows)
-        return None
+                experts: list[list[str]] = []
+                while len(names := self._of_expert(f"{place}.{len(experts)}", parts)) == len(parts):
+                    experts.append(names)
+                if experts and not names:
+                    return experts
+        return []
+
+    def _of_expert(self, expert: str, parts: tuple[str, ...]) -> list[str]:
+        found = (self._resolve_plain(f"{expert}.{part}.weight") for part in parts)
+        return [name for name in found if name is not None]
+
+    def places(self, update: Update) -> dict[tuple[str, int | None], slice]:
+        """The parameters, or experts of one, that an update changes, and which rows of its ΔW (d_out, d_in) are theirs:
+        several where the model joins what the file keeps apart. Empty where there are none, or only parts of one."""
+        name = update.base_weight or update.name
+        if (resolved := self.resolve(name)) is not None:
+            return {(resolved, update.expert): slice(None)}
+        experts = self._expert_parts(naming.plain(name)) if update.expert is not None else []
+        places: dict[tuple[str, int | None], slice] = {}
+        start = 0
+        for part in dict(enumerate(experts)).get(update.expert or 0, ()):
+            stop = start + self.stored[part].shape[0]
+            places[part, None] = slice(start, stop)
+            start = stop
+        return places
 
     def weight(self, name: str) -> Stored:
         """As `find`. InputError where the model has no such parameter."""

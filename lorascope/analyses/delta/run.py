@@ -8,20 +8,19 @@ from typing import Any
 import numpy as np
 
 from lorascope.analyses.delta import model
+from lorascope.analyses.delta.adapters import Adapters
 from lorascope.analyses.delta.extract import adapter_of, factors_of, why_not
 from lorascope.analyses.delta.matrix import MatrixDelta, VectorDelta, measure, measure_vector, threads_for
 from lorascope.analyses.delta.result import EXTRACTION, DeltaResult, Input
 from lorascope.analyses.delta.state import State, keeping
-from lorascope.analyses.toolkit import choose, short_path
+from lorascope.analyses.toolkit import choose
 from lorascope.architectures import depth, module_types
 from lorascope.errors import InputError
 from lorascope.linalg.arrays import Array
-from lorascope.updates.base import Update
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint
 from lorascope.weights.delta import Matched, Pair, difference, match
 
-REPLICAS = "layer_replication"
 Done = tuple[MatrixDelta | VectorDelta, Mapping[str, np.ndarray] | None]  # a record, and the factors to extract
 
 
@@ -58,7 +57,7 @@ def run(  # what is read, what is computed, where it is kept
         raise InputError("cannot extract an adapter of that rank", found=extract, expected="1 or more")
     matched = match(base, tuned)
     pairs = choose(matched.pairs, modules, lambda pair: pair.name)
-    others = _Adapters(base, adapters)
+    others = Adapters(base, adapters)
     inputs = _input(base), _input(tuned), tuple(_input(a, label) for label, a in others.labels.items())
     key = {"base": inputs[0].sha256, "tuned": inputs[1].sha256, "adapters": [each.sha256 for each in inputs[2]]}
     types = module_types(pair.name for pair in pairs)
@@ -98,7 +97,7 @@ def _all(pairs: Iterable[Pair], kept: State | None, measured: Callable[[Pair], D
 def _measured(
     pair: Pair,
     type: str,
-    others: "_Adapters",
+    others: Adapters,
     top: int | None,
     extract: int | None,
     place: Callable[[np.ndarray], Array],
@@ -112,7 +111,7 @@ def _measured(
     if extract is not None and changed and why_not(pair) is None:
         with threads_for(change.matrix):
             factors = factors_of(place(change.matrix), extract, top)
-    deltas, notes = others.of(pair, change.matrix.shape) if changed else ({}, ())
+    deltas, notes = others.of(pair) if changed else ({}, ())
     change = replace(change, notes=(*change.notes, *notes))
     record = measure(pair, change, type=type, depth=depth(pair.name), top=top, adapters=deltas, place=place)
     return record, factors
@@ -150,59 +149,3 @@ def _not_extracted(pairs: Sequence[Pair], done: Mapping[str, Done], shared: set[
             yield Skipped(pair.name, "not finite", EXTRACTION)
         elif reason is not None and size:
             yield Skipped(pair.name, reason, EXTRACTION)
-
-
-class _Adapters:
-    """The adapters to compare with ΔW, their updates by the base's parameters.
-
-    Attributes:
-        labels: the adapters by the names that the result gives them.
-    """
-
-    def __init__(self, base: Checkpoint, adapters: Sequence[Adapter]):
-        self.base = base
-        self.labels: dict[str, Adapter] = {}
-        self._updates: dict[str, dict[tuple[str | None, int | None], list[Update]]] = {}
-        for adapter in adapters:
-            name = short_path(adapter.source.path) or adapter.source.format
-            number = sum(label.split(" #")[0] == name for label in self.labels)
-            label = f"{name} #{number + 1}" if number else name
-            self.labels[label], by_parameter = adapter, self._updates.setdefault(label, {})
-            for update in adapter.updates.values():
-                key = (base.resolve(update.base_weight or update.name), update.expert)
-                by_parameter.setdefault(key, []).append(update)
-
-    def of(self, pair: Pair, shape: tuple[int, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """What each adapter adds to this parameter, by label; and why one that names it could not be used."""
-        deltas, notes = {}, []
-        for label, by_parameter in self._updates.items():
-            updates = by_parameter.get((pair.parameter, pair.expert), [])
-            if len(updates) > 1:
-                notes.append(f"{label} has {len(updates)} updates of this weight ({REPLICAS}): it has no single ΔW")
-            if len(updates) != 1:
-                continue
-            (update,) = updates
-            weight = self.base.lookup(update) if update.needs_base else None
-            if isinstance(weight, str):
-                notes.append(f"{label}: {weight}")
-                continue
-            delta = update.delta(weight.read() if weight is not None else None)
-            if tuple(delta.shape) == tuple(shape):
-                deltas[label] = delta
-            else:
-                notes.append(f"{label} has another shape here, {tuple(delta.shape)}")
-        return deltas, tuple(notes)
-
-    def skipped(self, pairs: Sequence[Pair]) -> list[Skipped]:
-        """Modules of the adapters that no pair is about, and those with several updates of one weight."""
-        there = {(pair.parameter, pair.expert) for pair in pairs}
-        absent, several = [], []
-        for label, by_parameter in self._updates.items():
-            for key, updates in by_parameter.items():
-                if key not in there:
-                    reason = "the two models have no such weight in common"
-                    absent += [Skipped(u.name, reason, adapter=label) for u in updates]
-                elif len(updates) > 1:
-                    reason = f"one of several updates of one weight ({REPLICAS})"
-                    several += [Skipped(u.name, reason, adapter=label) for u in updates]
-        return absent + several

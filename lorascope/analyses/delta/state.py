@@ -28,7 +28,7 @@ from lorascope.weights.tensors import InMemory
 
 _KINDS = {"matrix": MatrixDelta, "vector": VectorDelta}
 _FACTORS = re.compile(r"[0-9a-f]{24}\.safetensors")
-_VERSION = 3  # of the record: another one starts afresh
+_VERSION = 4  # of the record: another one starts afresh
 
 
 @contextlib.contextmanager
