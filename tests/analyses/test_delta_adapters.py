@@ -52,6 +52,33 @@ def test_experts_that_the_model_joins_and_the_file_keeps_apart(merged):
     assert max(found.values()) < 1e-9  # float32 sums
 
 
+def test_what_an_adapter_stores_whole_and_trained_rows(merged):
+    settings = {"modules_to_save": ["lm_head"], "trainable_token_indices": [1, 5]}
+    result = merged("Llama", {}, **settings)
+    found = residuals(result)
+    assert found.keys() == {"lm_head", "model.embed_tokens", "model.layers.0.self_attn.q_proj"}
+    assert max(found.values()) < 1e-9  # float32 sums
+    (text,) = (finding.text for finding in result.findings if finding.text.startswith(result.adapters[0].label))
+    assert "in the 3 matrices it adapts (100 % of ‖ΔW‖²), 2 of them by factors, its column" in text
+
+
+def test_an_embedding_stored_whole(merged):
+    found = residuals(merged("Llama", {}, modules_to_save=["embed_tokens"]))
+    assert found.keys() == {"model.embed_tokens", "model.layers.0.self_attn.q_proj"}
+    assert max(found.values()) < 1e-9
+
+
+def test_what_is_stored_whole_and_fits_no_weight_is_skipped_with_the_reason(rng):
+    base = checkpoint(q__weight=rng.standard_normal((5, 4)), score__weight=np.ones((2, 4)))
+    tuned = checkpoint(**{n.replace(".", "__"): s.values + 1 for n, s in base.stored.items()})
+    roles = {"A": InMemory(np.ones((1, 4))), "B": InMemory(np.ones((5, 1)))}
+    saved = {"score.weight": InMemory(np.ones((3, 4))), "score.bias": InMemory(np.ones(3))}
+    adapter = Adapter({"q": Update("q", "low_rank", roles)}, source=Source("a"), saved=saved)
+    (item,) = delta.run(base, tuned, adapters=[adapter]).skipped_in()
+    assert (item.name, item.adapter) == ("score.weight", "a")
+    assert "of another shape: [3, 4] in the adapter, [2, 4] in the base" in item.reason
+
+
 def test_two_updates_of_tied_modules_are_called_so(rng):
     w = rng.standard_normal((9, 4))
     roles = {"A": InMemory(np.ones((1, 4))), "B": InMemory(np.ones((9, 1)))}

@@ -1,7 +1,9 @@
 """What trained adapters add to the base's parameters: what ΔW is compared with."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from lorascope.analyses.adapter_updates import selected
 from lorascope.analyses.toolkit import short_path
 from lorascope.architectures import TIED, ends_with
 from lorascope.linalg.factored import Factored
@@ -16,7 +18,8 @@ Part = tuple[Update, slice]  # an update, and the rows of its ΔW that are one p
 
 
 class Adapters:
-    """The adapters to compare with ΔW, their updates by the base's parameters.
+    """The adapters to compare with ΔW, their updates by the base's parameters: with them what they store whole, of
+    which ΔW is T − W, and trained rows of embeddings.
 
     Attributes:
         labels: the adapters by the names that the result gives them.
@@ -32,8 +35,10 @@ class Adapters:
             number = sum(label.split(" #")[0] == name for label in self.labels)
             label = f"{name} #{number + 1}" if number else name
             self.labels[label], self._parts[label] = adapter, {}
-            for update in adapter.updates.values():
+            updates, skipped = selected(adapter, base, None)
+            for update in updates:
                 self._add(label, update)
+            self._without += [replace(item, adapter=label) for item in skipped if _is_matrix(item.name, adapter)]
 
     def _add(self, label: str, update: Update) -> None:
         places = self.base.places(update)
@@ -60,6 +65,8 @@ class Adapters:
                 notes.append(f"{label}: {weight}")
                 continue
             delta = _rows(update.delta(weight.read() if weight is not None else None), rows)
+            if update.transposed != pair.transposed and delta.shape[::-1] == tuple(pair.shape):
+                delta = delta.T  # a weight saved whole is as stored; a tied output is an embedding's transpose
             if tuple(delta.shape) == tuple(pair.shape):
                 deltas[label] = delta
             else:
@@ -79,6 +86,13 @@ class Adapters:
                     reason = f"one of several updates of one weight ({_why(of_pair)})"
                     several += [Skipped(update.name, reason, adapter=label) for update, _ in of_pair]
         return list(dict.fromkeys([*self._without, *absent, *several]))
+
+
+def _is_matrix(name: str, adapter: Adapter) -> bool:
+    """Whether what was skipped changes a matrix of the base: one stored whole, or rows of one."""
+    stored = adapter.saved.get(name)
+    whole = stored is not None and len(stored.shape) > 1 and name not in adapter.non_weight_tensors
+    return whole or name in adapter.rows
 
 
 def _why(parts: Sequence[Part]) -> str:

@@ -243,10 +243,11 @@ def _where(result: DeltaResult) -> list[Finding]:
 def _adapters(result: DeltaResult) -> list[Finding]:
     inputs = (*result.adapters, result.tuned)
     made = [rules.about_file(note, str(each.label or each.path)) for each in inputs for note in each.notes]
-    return made + [_captured(each.label, result.captured(each.label)) for each in result.adapters]
+    return made + [_captured(each.label, result) for each in result.adapters]
 
 
-def _captured(label: str, whole: dict[str, Any]) -> Finding:
+def _captured(label: str, result: DeltaResult) -> Finding:
+    whole, products = result.captured(label), result.products(label)
     if not whole["matrices"]:
         action = "Give an adapter of the same base whose target modules were tuned"
         return rules.DELTA_ADAPTER.finding(f"{label}: targets none of the matrices that changed", action=action)
@@ -258,6 +259,7 @@ def _captured(label: str, whole: dict[str, Any]) -> Finding:
         action = "Run lorascope analyze on it, which says why"
         return rules.DELTA_ADAPTER.finding(f"{text} its update is zero", action=action)
     if whole["both"] is not None and whole["best"] is not None:
+        text += f", {products} of them by factors," if products < whole["matrices"] else ""
         text += (
             f" its column and row spaces contain {percent(whole['left'])} and {percent(whole['right'])} of ΔW"
             f" (by chance {percent(whole['chance']['left'])} and {percent(whole['chance']['right'])}),"

@@ -76,21 +76,27 @@ class DeltaResult(Result):
         return {str(k): min(sum(m.kept(k) for m in chosen) / total, 1.0) for k in ranks} if total else {}
 
     def captured(self, label: str) -> Row:
-        """One adapter against all of ΔW: energy-weighted over the matrices that it adapts, and its share of all."""
+        """One adapter against all of ΔW: energy-weighted over the matrices that it adapts, and its share of all.
+
+        The shares in its spaces are over those matrices of which it has a product: not over what it stores whole.
+        """
         pairs = [(m, m.captured[label]) for m in self.changed if label in m.captured]
         covered = sum(m.energy for m, _ in pairs)
         if covered == 0:
             return {"matrices": 0}
 
+        spaces = [(m, c) for m, c in pairs if c["both"] is not None]  # of products: a dense update has none
+        within = sum(m.energy for m, _ in spaces)
+
         def mean(key: str) -> float | None:
-            if any(c.get(key) is None for _, c in pairs):
+            if not spaces or any(c.get(key) is None for _, c in spaces):
                 return None
-            return sum(m.energy * c[key] for m, c in pairs) / covered
+            return sum(m.energy * c[key] for m, c in spaces) / within
 
         energy = sum(c["frobenius_norm"] ** 2 for _, c in pairs)
         inner = sum((c["cosine"] or 0.0) * c["frobenius_norm"] * (m.frobenius_norm or 0.0) for m, c in pairs)
         variance = sum(m.energy * c["frobenius_norm"] ** 2 * c["cosine_chance"] ** 2 for m, c in pairs)
-        chance = {k: sum(m.energy * c["chance"][k] for m, c in pairs if "chance" in c) / covered for k in CHANCES}
+        chance = {k: sum(m.energy * c["chance"][k] for m, c in spaces) / (within or 1.0) for k in CHANCES}
         return {
             "matrices": len(pairs),
             "energy_share": covered / self.total_energy,
@@ -101,6 +107,10 @@ class DeltaResult(Result):
             "cosine_chance": variance**0.5 / (energy * covered) ** 0.5 if energy else None,
             "residual": 1 + (energy - 2 * inner) / covered,
         }
+
+    def products(self, label: str) -> int:
+        """In how many of the matrices that an adapter adapts its update is a product, with a column and a row space."""
+        return sum(label in m.captured and m.captured[label]["both"] is not None for m in self.changed)
 
     def records(self) -> list[Row]:
         """The matrices, and after them the vectors."""
