@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 from lorascope.analyses.toolkit import choose
 from lorascope.architectures import is_vocabulary
 from lorascope.updates.base import Update
-from lorascope.weights.adapter import Adapter, Rows, Skipped
+from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.formats.peft.tokens import TOKENS
-from lorascope.weights.quantised import Unreadable
-from lorascope.weights.tensors import Gathered, OneHot, first_rows
+from lorascope.weights.tensors import first_rows
+from lorascope.weights.trained_rows import row_updates
 
 if TYPE_CHECKING:
     from lorascope.weights.checkpoint import Checkpoint
@@ -33,28 +33,9 @@ def selected(adapter: Adapter, base: "Checkpoint | None", pattern: str | None) -
             skipped.append(tuned)
     if base is not None and adapter.rows:
         skipped = [item for item in skipped if item.reason != TOKENS]
-        for name, rows in adapter.rows.items():
-            made = _row_update(name, rows, base, adapter)
+        for made in row_updates(adapter, base):
             (updates if isinstance(made, Update) else skipped).append(made)  # type: ignore[arg-type]
     return choose(updates, pattern, lambda update: update.name), skipped
-
-
-def _row_update(name: str, rows: Rows, base: "Checkpoint", adapter: Adapter) -> Update | Skipped:
-    """Trained rows of an embedding as an update of it; or a line that says why they are none."""
-    weight, module = base.find(name), name.removesuffix(".weight")
-    if weight is None or isinstance(weight, Unreadable):
-        return Skipped(name, weight.reason if isinstance(weight, Unreadable) else "the base has no such embedding")
-    if (
-        len(weight.shape) != 2
-        or weight.shape[1:] != tuple(rows.stored.shape[1:])
-        or max(rows.indices) >= weight.shape[0]
-    ):
-        sizes = f"rows up to {max(rows.indices)} of width {rows.stored.shape[-1]}, W {list(weight.shape)}"
-        return Skipped(name, f"the rows of trainable tokens do not fit the base's embedding: {sizes}")
-    roles = {"T": rows.stored, "before": Gathered(weight, rows.indices), "E": OneHot(rows.indices, weight.shape[0])}
-    notes = (f"trainable tokens: {len(rows.indices)} rows of {weight.shape[0]} were trained",)
-    unique = f"{module}.trainable_tokens" if module in adapter.updates else module
-    return Update(unique, "replaced_rows", roles, transposed=True, base_weight=name, embedding=True, notes=notes)
 
 
 def _saved_update(name: str, stored: Any, base: "Checkpoint | None") -> Update | Skipped:

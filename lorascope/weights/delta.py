@@ -28,8 +28,10 @@ from lorascope.updates.base import Stored, Update, dense
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, Skipped
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.formats.peft.tokens import TOKENS
 from lorascope.weights.quantised import Unreadable, scheme_of
 from lorascope.weights.tensors import InMemory, Mapped, first_rows, reshaped, transposed
+from lorascope.weights.trained_rows import row_updates
 
 DEQUANTISED = "dequantised from"
 _PIECE = 1 << 20  # entries of either weight in memory at a time
@@ -321,9 +323,11 @@ def _ask_numbers(pair: Pair) -> Pair:
 
 
 def _match_adapter(base: Checkpoint, adapter: Adapter) -> Matched:
-    """Each update of an adapter file, and each tensor saved whole that the base has in the same shape."""
-    pairs, skipped = [], list(adapter.skipped)
-    for update in adapter.updates.values():
+    """Each update of an adapter file, trained rows among them, and each tensor saved whole that the base has alike."""
+    pairs, rows = [], row_updates(adapter, base)
+    skipped = [item for item in adapter.skipped if item.reason != TOKENS]
+    skipped += [one for one in rows if isinstance(one, Skipped)]
+    for update in (*adapter.updates.values(), *(one for one in rows if isinstance(one, Update))):
         weight = base.lookup(update)
         if isinstance(weight, str):
             skipped.append(Skipped(update.name, weight))

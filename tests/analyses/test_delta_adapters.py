@@ -68,6 +68,15 @@ def test_an_embedding_stored_whole(merged):
     assert max(found.values()) < 1e-9
 
 
+def test_an_adapter_for_the_tuned_side_has_its_trained_rows(merged, tmp_path):
+    norms = {m.name: m.frobenius_norm for m in merged("Llama", {}, trainable_token_indices=[1, 5]).changed}
+    base = open_checkpoint(tmp_path / "base")
+    result = delta.run(base, io.read(tmp_path / "adapter", base))
+    assert {m.name: m.frobenius_norm for m in result.changed} == pytest.approx(norms, rel=1e-5)  # float32 sums
+    assert "model.embed_tokens" in norms
+    assert not [item for item in result.skipped_in() if "depends on W" in item.reason]
+
+
 def test_what_is_stored_whole_and_fits_no_weight_is_skipped_with_the_reason(rng):
     base = checkpoint(q__weight=rng.standard_normal((5, 4)), score__weight=np.ones((2, 4)))
     tuned = checkpoint(**{n.replace(".", "__"): s.values + 1 for n, s in base.stored.items()})

@@ -22,10 +22,11 @@ from lorascope.linalg.factored import Factored
 from lorascope.report import html, terminal
 from lorascope.updates.base import Update, dense
 from lorascope.weights import io
-from lorascope.weights.adapter import Adapter, Source
+from lorascope.weights.adapter import Adapter, Rows, Skipped, Source
 from lorascope.weights.base_svd import SvdCache
 from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
 from lorascope.weights.files import Tensors
+from lorascope.weights.formats.peft.tokens import TOKENS
 from lorascope.weights.tensors import InMemory
 
 NAME = "layers.{}.q"
@@ -189,6 +190,26 @@ def test_dora_is_the_whole_change_and_not_its_direction_alone(rng):
     np.testing.assert_allclose([v.sigma for v in result.rows[0].vectors], s[:8], rtol=1e-10)
     for epsilon in (0.4, 0.6, 0.8):
         assert result.count(epsilon) == dense_count(weight, tuned, epsilon, 8)
+
+
+def test_trained_rows_of_an_embedding_are_measured(rng):
+    weight, rows = flat(rng, 40, 30), 9 * rng.standard_normal((2, 30))
+    trained = Adapter({}, rows={"wte.weight": Rows((3, 7), InMemory(rows, "F64"))}, skipped=(Skipped("T", TOKENS),))
+    result = intruders.run(trained, checkpoint({"wte": weight}), k=6)
+    tuned = weight.copy()
+    tuned[[3, 7]] = rows
+    assert [(row.name, row.kind) for row in result.rows] == [("wte", "replaced_rows")]
+    assert not result.skipped_in()
+    for epsilon in (0.4, 0.6, 0.8):
+        assert result.count(epsilon) == dense_count(weight.T, tuned.T, epsilon, 6)
+    assert result.count(0.8) > 0
+
+
+def test_trained_rows_that_fit_no_embedding_say_so(rng):
+    more = {"gone.weight": Rows((0,), InMemory(rng.standard_normal((1, 4)), "F64"))}
+    one = dataclasses.replace(adapter(lora("q", np.ones((4, 1)), np.ones((1, 4)))), rows=more)
+    (item,) = intruders.run(one, checkpoint({"q": np.eye(4)})).skipped_in()
+    assert (item.name, item.reason) == ("gone.weight", "the base has no such embedding")
 
 
 def test_equal_singular_values_and_lost_rank_are_said_and_decide_nothing(rng):
