@@ -132,12 +132,19 @@ def figures(results):
 def reading(answers):
     if answers.criterion("b-over-a").estimate is None:
         return ""
+    bound = f"{100 * (answers.criterion('b-over-a').at_least or 0):.1f} points"
+    limit = answers.criterion("b-init").at_least
+
+    def points(claim):
+        return f"{answers.found(claim)} points".replace(" %", "")
+
     return (
-        f"{answers.opening} at r = 8, the accuracy of B alone less that of A alone is {answers.found('b-over-a')}: "
-        f"that it is half of the published difference is {answers.verdict('b-over-a')}. That B alone is at most a "
-        f"point less accurate than LoRA is {answers.verdict('b-enough')}. With another A, B agrees with the first "
-        f"run's by {answers.found('b-init')} more than A does: that B comes back and A does not is "
-        f"{answers.verdict('b-init')}."
+        f"{answers.opening} at r = 8, training B alone is {points('b-over-a')} more accurate than training A alone; "
+        f"{bound}, half of the published difference, was the bound ({answers['b-over-a'].verdict}). B alone differs "
+        f"from LoRA by {points('b-enough')}; a point below it was allowed ({answers['b-enough'].verdict}). "
+        f"Two LoRAs that start from different A agree in B by {answers.found('b-init')} more than in A, where 0 is no "
+        "difference and 1 the largest "
+        f"({answers['b-init'].verdict}; bound {limit})."
     )
 
 

@@ -116,11 +116,11 @@ def reading(answers):
     if answers.criterion("left").estimate is None:
         return ""
     return (
-        f"{answers.opening}, the 8 directions of LoRA's ΔW agree with those of the first full gradient by "
-        f"{answers.found('left')} on the output side and {answers.found('right')} on the input side, where 0 is random "
-        f"and 1 is equal: that they lie there is {answers.verdict('left')} and {answers.verdict('right')}. ΔW goes "
-        f"{answers.found('descent')} times as far down that gradient as the best update of rank 8 would: that it goes "
-        f"at least a quarter as far is {answers.verdict('descent')}."
+        f"{answers.opening}, the 8 leading directions of LoRA's ΔW agree with those of the first full gradient by "
+        f"{answers.found('left')} on the output side ({answers['left'].verdict}) and {answers.found('right')} on the "
+        f"input side ({answers['right'].verdict}), where 0 is random, 1 is equal and 0.25 was the bound. Its descent "
+        f"along that gradient is {answers.found('descent')} of the steepest that rank 8 allows "
+        f"({answers['descent'].verdict}; bound 0.25)."
     )
 
 

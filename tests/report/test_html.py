@@ -44,6 +44,7 @@ from tests.report import demo
 from tests.report.conftest import HOSTILE
 
 VOID = {"meta", "link", "input", "wbr", "br", "img", "hr"}
+CELLS = {"td", "th"}  # whose end tags HTML lets one leave out before the next cell, or the row's end
 
 
 class Structure(HTMLParser):
@@ -61,6 +62,8 @@ class Structure(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, *(name for name, _ in attrs)))
         self.attributes += attrs
+        if tag in CELLS:
+            self._end_cell()
         if tag not in VOID:
             self.open.append(tag)
 
@@ -69,7 +72,13 @@ class Structure(HTMLParser):
         self.attributes += attrs
 
     def handle_endtag(self, tag):
+        if tag == "tr":
+            self._end_cell()
         assert self.open.pop() == tag
+
+    def _end_cell(self):
+        if self.open and self.open[-1] in CELLS:
+            self.open.pop()
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -173,17 +182,17 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_numbers_and_absences_in_tables():
     columns = (Column("m", "M", "code"), Column("x", "X", "float"), Column("p", "P", "percent"))
     text = draw(Table(columns, (("a.b", 1.23456789, 0.5), ("c.d", None, None))))
-    assert '<td data-v="1.234568">1.23</td>' in text
-    assert '<td data-v="0.5">50.0 %</td>' in text
-    assert text.count("<td>–</td>") == 2
-    assert '<th scope=row class="t c">a.b</th>' in text
+    assert '<td data-v="1.234568">1.23<' in text
+    assert '<td data-v="0.5">50.0 %<' in text
+    assert text.count("<td>–") == 2
+    assert '<th scope=row class="t c">a.b<' in text
 
 
 def test_a_column_of_numbers_has_one_format():
     text = draw(Table((Column("m", "M"), Column("x", "X", "float")), (("a", 9.33e-4), ("b", 0.003), ("c", 4096.0))))
-    assert "<td>0.000933</td>" in text
-    assert '<td data-v="0.003">0.00300</td>' in text
-    assert "<td>4,096</td>" in text  # the script reads it without its comma
+    assert "<td>0.000933<" in text
+    assert '<td data-v="0.003">0.00300<' in text
+    assert "<td>4,096<" in text  # the script reads it without its comma
 
 
 def test_no_caption_is_empty():

@@ -16,7 +16,7 @@ from tests.report.test_first_screen import DOCS, PAGES, REPORTS, drawn
 
 RAW = re.compile(r"[\w‖)][_^][\w{*]")
 NAME = re.compile(r"\W*(?!max_.\b|min_.\b)([A-Za-z0-9]{2,}|[a-z](?=_[a-z]{3}))[\w.]*_\w*\W*")  # "q_proj", "low_rank;"
-NOT_PROSE = r"<(script|style|code|pre)\b.*?</\1>|<t[dh][^>]*class=\"t c\b[^>]*>.*?</t[dh]>"
+NOT_PROSE = r"<(script|style|code|pre)\b.*?</\1>|<t[dh][^>]*class=\"t c\b[^>]*>.*?(?=<t[dh]\b|</tr>)"
 
 
 def raw_in(page: str) -> list[str]:
