@@ -197,6 +197,8 @@ def measure(
         return "ΔW is zero: it has no directions"
     if not np.isfinite(weight).all():
         return "the base weight holds NaN or infinite entries"
+    if not weight.any():
+        return "the base weight is zero: it has no directions"
     u, v = side.bases.left[:, :r], side.bases.right[:, :r]
     known = _base_directions(weight, r, cache)
     chance = random_projection_norm(*side.shape, r, r, known.energy, known.fourth)

@@ -105,7 +105,7 @@ def adapter_or_model(
     Raises:
         InputError: as of `read` and `open_model`.
     """
-    from lorascope.weights.delta import adapter_or_model as at
+    from lorascope.weights.tuned import adapter_or_model as at
 
     if isinstance(source, str | Path):
         return at(source, base, adapter_name)
@@ -123,7 +123,7 @@ def open_tuned(
         InputError: as of `read` and `open_model`.
     """
     from lorascope.models import assets
-    from lorascope.weights.delta import open_tuned as at
+    from lorascope.weights.tuned import open_tuned as at
 
     if isinstance(source, str | Path):
         return at(assets.resolve(str(source)), base, adapter_name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lorascope.linalg import eigenpairs
 from lorascope.linalg.arrays import Array, Float, namespace
 from lorascope.linalg.fastfood import as_like
 from lorascope.linalg.two_stage import eigenvalues
@@ -105,7 +106,7 @@ def best_rank(matrix: Float[Array, "m n"], rank: int) -> Leading:
     wide = _wide(matrix)
     if not 1 <= rank <= wide.shape[0]:
         raise ValueError(f"a matrix of {tuple(matrix.shape)} has no part of rank {rank}")
-    basis = _top_eigenvectors(wide @ wide.T, rank)
+    basis = eigenpairs.leading(wide @ wide.T, rank)[1]
     inner, s, vh = xp.linalg.svd(basis.T @ wide, full_matrices=False)
     u = basis @ inner
     if matrix.shape[0] > matrix.shape[1]:
@@ -170,19 +171,6 @@ def _residual_norm(matrix: Array, q: Array, small: Array, rng: np.random.Generat
     longest = float(xp.max(xp.linalg.vector_norm(image, axis=0))) / scale
     power = 2 * PROBE_STEPS + 1
     return min(scale * (10 * math.sqrt(2 / math.pi) * longest) ** (1 / power), math.sqrt(energy))
-
-
-def _top_eigenvectors(gram: Array, rank: int) -> Array:
-    """(p, rank) eigenvectors of the largest eigenvalues, the largest first."""
-    xp = namespace(gram)
-    p = gram.shape[0]
-    if xp is np and 4 * rank < p:  # a few vectors cost a fraction of all
-        from scipy.linalg import eigh
-
-        vectors = eigh(gram, subset_by_index=(p - rank, p - 1), check_finite=False)[1]
-    else:
-        vectors = xp.linalg.eigh(gram)[1][:, p - rank :]
-    return xp.flip(vectors, axis=1)
 
 
 def _orthonormal(tall: Array) -> Array:

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorascope.linalg.cached_svd import EPS, CachedSVD
+from lorascope.linalg import eigenpairs
+from lorascope.linalg.cached_svd import EPS, TIE, CachedSVD
 from lorascope.linalg.subspace import Bases
 
 GUARD = 2  # more triplets than are asked for: a gap to count in, and whole clusters
-CONVERGED = 1e-10  # residual of an eigenpair, of the largest eigenvalue: its vector is then good to 1e-10/gap
+CONVERGED = 1e-10  # residual of an eigenpair, of the largest eigenvalue; where the next is near,
+PRECISE = 1e-6  # of the gap to it: how far off its vector then is; but no less than
+ROUNDING = 1e-13  # of the largest
 ROUGHLY = 1e-5  # the same of the guards, which are counted only
-EQUAL = 1e-8  # of σ₁²: singular values of T whose squares are nearer are one
 DEPENDENT = 1e-8  # a column of unit length with less than this beyond the others is rounding
 NEARLY = 1e-2  # with less than this it is orthogonalised once more
 MAX_STEPS = 12
@@ -180,21 +182,13 @@ def _error(cached: CachedSVD, sigma: np.ndarray, residual: np.ndarray) -> float:
 
 def _top(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The leading eigenpairs of a symmetric matrix, k and some more, the largest first."""
-    p = len(matrix)
-    count = min(k + GUARD, p)
-    if 4 * count < p:
-        from scipy.linalg import eigh
-
-        values, vectors = eigh(matrix, subset_by_index=(p - count, p - 1), check_finite=False)
-    else:
-        values, vectors = np.linalg.eigh(matrix)
-    return values[::-1][:count], vectors[:, ::-1][:, :count]
+    return eigenpairs.leading(matrix, min(k + GUARD, len(matrix)))
 
 
 def _canonical(values: np.ndarray, vectors: np.ndarray, diagonal: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k leading pairs; equal eigenvalues get the basis that diagonalises `diagonal` in their subspace."""
     vectors = vectors.copy()
-    starts = np.flatnonzero(np.concatenate([[True], -np.diff(values) > EQUAL * max(float(values[0]), 0.0)]))
+    starts = np.flatnonzero(np.concatenate([[True], -np.diff(values) > TIE * max(float(values[0]), 0.0)]))
     for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
         if start < k and stop - start > 1:
             cluster = vectors[:, start:stop]
@@ -208,7 +202,6 @@ def _iterated(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The leading eigenpairs of D + F H Fᵀ; None where they do not converge, or one was missed."""
     wanted, kept = k + GUARD, k + 2 * GUARD  # more is kept from step to step, for what else may turn out to lead
-    tolerance = np.where(np.arange(wanted) < k, CONVERGED, ROUGHLY)
     basis = _start(factor, kept)
     image = _apply(diagonal, factor, core, basis)
     inner = basis.T @ image
@@ -219,7 +212,7 @@ def _iterated(
         values, vectors = all_values[: -wanted - 1 : -1], basis[:, :wanted]
         residual = image[:, :wanted] - vectors * values
         lengths = np.linalg.norm(residual, axis=0)
-        unconverged = lengths > tolerance * values[0]
+        unconverged = lengths > _tolerances(all_values[: -wanted - 2 : -1], k)
         if not unconverged.any():
             if _all_found(diagonal, factor, core, values, k):
                 return values, vectors
@@ -238,6 +231,15 @@ def _iterated(
         inner[:, kept:], inner[kept:, :kept] = across, across[:kept].T
         image = np.concatenate([image, added], axis=1)
     return None
+
+
+def _tolerances(values: np.ndarray, k: int) -> np.ndarray:
+    """What residual each pair but the last may have: of the first k such that their vectors are known (the error of
+    one is at most its residual over the gap), of the others so that they can be counted."""
+    gaps = -np.diff(values)
+    nearest = np.minimum(gaps, np.concatenate([gaps[:1], gaps[:-1]]))
+    precise = np.clip(PRECISE * nearest, ROUNDING * values[0], CONVERGED * values[0])
+    return np.where(np.arange(len(gaps)) < k, precise, ROUGHLY * values[0])
 
 
 def _start(factor: np.ndarray, units: int) -> np.ndarray:

@@ -35,8 +35,8 @@ from lorascope.updates.base import Update
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.checkpoint import Checkpoint
-from lorascope.weights.delta import adapter_or_model
 from lorascope.weights.tensors import reshaped
+from lorascope.weights.tuned import adapter_or_model
 
 LONGEST = 1024  # tokens of a text, where neither tokenizer nor model has less: SFTConfig's default
 BATCH = {"SEQ_CLS": 64, "CAUSAL_LM": 4}  # texts of one pass; logits over a vocabulary are large

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,12 @@ from lorascope.architectures import (
     is_vocabulary,
     looks_like_conv1d,
 )
-from lorascope.errors import FullModelError, InputError, preview
+from lorascope.errors import InputError, preview
 from lorascope.linalg.noise import Rounding
 from lorascope.linalg.rounding import UNIT_ROUNDOFF, unit_roundoff
 from lorascope.updates.base import Stored, Update, dense
-from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, Skipped
-from lorascope.weights.checkpoint import Checkpoint, open_checkpoint
+from lorascope.weights.checkpoint import ABSENT, NO_BIAS, Checkpoint
 from lorascope.weights.formats.peft.tokens import TOKENS
 from lorascope.weights.quantised import Unreadable, scheme_of
 from lorascope.weights.tensors import InMemory, Mapped, first_rows, reshaped, transposed
@@ -112,34 +110,6 @@ class Difference:
     notes: tuple[str, ...] = ()
 
 
-def open_tuned(path: str | Path, base: Checkpoint, adapter_name: str | None = None) -> Checkpoint | Adapter:
-    """The tuned side: a full checkpoint, or an adapter folder such as a full fine-tuning run of lorascope leaves.
-
-    Raises:
-        InputError: there is neither.
-    """
-    folder = Path(path)
-    if folder.is_dir() and (folder / io.CONFIG).is_file() and not any((folder / n).is_file() for n in io.MODELS):
-        return io.read(folder, base, adapter_name)
-    return open_checkpoint(path)
-
-
-def adapter_or_model(
-    path: str | Path, base: Checkpoint | None, adapter_name: str | None = None
-) -> Adapter | Checkpoint:
-    """An adapter; of a full model its checkpoint, where there is a base to take away from it.
-
-    Raises:
-        InputError: there is neither, or a full model and no base.
-    """
-    try:
-        return io.read(path, base, adapter_name)
-    except FullModelError:
-        if base is None:
-            raise
-    return open_checkpoint(path)
-
-
 def match(base: Checkpoint, tuned: Checkpoint | Adapter) -> Matched:
     """Which parameters belong together, by their names (whatever prefix either side has) and their shapes.
 
@@ -154,6 +124,11 @@ def match(base: Checkpoint, tuned: Checkpoint | Adapter) -> Matched:
         if isinstance(tuned, Adapter) and not (tuned.updates or tuned.saved or tuned.rows):
             raise InputError(f"{tuned.source.path or 'the adapter'} has no weight update", found=tuned.source.method)
         theirs = list(tuned.updates) if isinstance(tuned, Adapter) else tuned.names()
+        why = next((item for item in matched.skipped if item.reason not in (ABSENT, NO_BIAS)), None)
+        if isinstance(tuned, Adapter) and why is not None:
+            raise InputError(
+                f"no weight of the adapter can be compared with {base.path}", found=f"{why.name}: {why.reason}"
+            )
         raise InputError(
             "the two checkpoints have no parameter in common",
             found=f"{preview(base.names(), 2)} and {preview(theirs, 2)}",

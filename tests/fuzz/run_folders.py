@@ -174,7 +174,7 @@ def _unfinished(base: Path, tuned: Path, folder: Path) -> None:
     """What an interrupted `lorascope delta` keeps."""
     from lorascope.analyses import delta
     from lorascope.weights.checkpoint import open_checkpoint
-    from lorascope.weights.delta import open_tuned
+    from lorascope.weights.tuned import open_tuned
 
     def some(pairs: list) -> Iterator[Any]:
         yield from pairs[:8]

@@ -297,8 +297,8 @@ def test_vectors_have_no_size(rng, size, m, n):
 
 
 def test_which_eigenvalues_are_one_is_by_the_largest(rng):
-    """1e-8 of it: those at 0.5 are one, and those at 1e-6, nearer to each other, and apart by more of themselves."""
-    values, diagonal = np.array([1.0, 0.5, 0.5 - 5e-9, 0.1, 0.1 - 2e-8]), np.arange(9.0, 0, -1)
+    """1e-11 of it: those at 0.5 are one, and those at 0.1 are two."""
+    values, diagonal = np.array([1.0, 0.5, 0.5 - 5e-12, 0.1, 0.1 - 2e-11]), np.arange(9.0, 0, -1)
     vectors = haar(rng, 9)[:, :5]
     kept, found = changed._canonical(values, vectors, diagonal, 4)
     np.testing.assert_array_equal(kept, values[:4])
@@ -309,6 +309,23 @@ def test_which_eigenvalues_are_one_is_by_the_largest(rng):
     np.testing.assert_allclose(found[:, 1:3] @ found[:, 1:3].T, vectors[:, 1:3] @ vectors[:, 1:3].T, atol=1e-14)
     third = changed._canonical(values, vectors, diagonal, 2)[1][:, 1]  # a tie with one that is not wanted
     np.testing.assert_allclose(third, found[:, 1], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (400, 500)])
+def test_values_far_below_the_first_keep_their_own_vectors(rng, shape):
+    """σ₂ is a thousandth of σ₁ or less, its neighbours a percent apart: compared with a dense SVD in float64."""
+    p = min(shape)
+    u, v = haar(rng, shape[0])[:, :p], haar(rng, shape[1])[:, :p]
+    weight = (u * np.concatenate([[1000.0], 0.5 * 0.99 ** np.arange(p - 1)])) @ v.T
+    update = change(rng, *shape, 4)
+    delta = replace(update, left=update.left * (0.3 / np.linalg.norm(update.dense(), 2)))
+    dense_u, sigma, _ = np.linalg.svd(weight + delta.dense())
+    known = decompose(weight)
+    found = changed.leading(known, weight, bases(delta), 6)
+    np.testing.assert_allclose(found.sigma, sigma[:6], rtol=1e-6)
+    left, _ = changed.vectors(known, weight, bases(delta), found)
+    cosines = np.abs(np.sum(left * dense_u[:, :6], axis=0))
+    np.testing.assert_allclose(cosines, 1, rtol=0, atol=1e-6)  # W's Gram matrix has its small σ² to 1e-16·10⁶
 
 
 @pytest.mark.parametrize(("p", "tried"), [(320, False), (321, True)])

@@ -13,8 +13,9 @@ from lorascope.updates.base import Update
 from lorascope.weights import io
 from lorascope.weights.adapter import Adapter, Source
 from lorascope.weights.checkpoint import open_checkpoint
-from lorascope.weights.delta import difference, match, open_tuned
+from lorascope.weights.delta import difference, match
 from lorascope.weights.tensors import InMemory
+from lorascope.weights.tuned import open_tuned
 
 
 def write(folder, arrays, *, shards=1, dtype=np.float32, config=None):

@@ -37,7 +37,7 @@ def _broken(result: IntrudersResult) -> list[Finding]:
         action = "Do not merge or serve it: go back to the last checkpoint before the loss became NaN"
         only = bad[0] if len(bad) == 1 else None
         made.append(rules.NON_FINITE.finding(text, module=only, modules=bad, action=action))
-    if not result.changed and not made:
+    if result.rows and not result.changed and not made:
         text, action = "ΔW is zero in every weight: no intruder dimensions possible", "Run lorascope analyze on it"
         made.append(rules.NO_CHANGE.finding(text, action=f"{action}, which says why"))
     return made

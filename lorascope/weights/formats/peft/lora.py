@@ -43,7 +43,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STARTS_IN_W = ("pissa", "olora")  # kinds of update whose formula subtracts the start from W again
 _IN_MEMORY = re.compile(r"\.(lora_[AB]\.weight|lora_([ABE]|embedding_[AB])\.[^.]+(\.weight)?|lora_embedding_[AB])$")
 SCALES = ScaleFields(rslora=True)
-GROUPED = "a grouped convolution: B is shown with its zeros"
+GROUPED = "a grouped convolution"  # how the notes of these begin
 GROUPED_DORA = (
     "DoRA of a grouped convolution: PEFT's layer takes the norms of W plus a reshaped product of B and A that is no"
     " update of it; the numbers here are by DoRA's formula, and PEFT's output differs"
@@ -167,7 +167,8 @@ def low_rank(group: Group, config: Config, base: "Checkpoint | None" = None) -> 
     kernel = tuple(a.shape[2:])
     notes: tuple[str, ...] = ()
     if kernel and b.shape[1] != rank and b.shape[1] > 0 and rank % b.shape[1] == 0:
-        b, notes = _ungrouped(b, rank), (GROUPED, *([GROUPED_DORA] if "lora_magnitude_vector" in group else []))
+        b, notes = _ungrouped(b, rank), (f"{GROUPED}: B is shown with its zeros",)
+        notes += (GROUPED_DORA,) if "lora_magnitude_vector" in group else ()
     elif b.shape[1] != rank or math.prod(b.shape[2:]) != 1:
         raise mismatch(group, "lora_A", "lora_B")
     else:
@@ -312,7 +313,7 @@ def _lora_keys(update: Update) -> dict[str, Stored]:
         if update.kernel:
             c_in, rest = divmod(a.shape[1], math.prod(update.kernel))
             refuse(update, rest != 0, "the input axis does not divide by the kernel")
-            refuse(update, GROUPED in update.notes, "a grouped convolution is not written")
+            refuse(update, any(note.startswith(GROUPED) for note in update.notes), f"{GROUPED} is not written")
             a = reshaped(a, a.shape[0], c_in, *update.kernel)
             b = reshaped(b, *b.shape, *(1,) * len(update.kernel))
         keys = {f"{start}.lora_A.weight": a, f"{start}.lora_B.weight": b}
