@@ -137,12 +137,14 @@ def test_a_large_weight_is_not_decomposed_unless_it_was(rng, monkeypatch, tmp_pa
 
 def test_what_cannot_be_measured_is_listed_and_the_rest_drawn(rng):
     weight, b, a = rng.standard_normal((20, 24)), rng.standard_normal((20, 2)), rng.standard_normal((2, 24))
-    whole = adapter(**{"layers.0.q": (b, a), "layers.1.q": (b, 2 * a), "zero": (0 * b, a), "gone": (b, a)})
-    base = checkpoint(**dict.fromkeys(("layers.0.q", "layers.1.q", "zero"), weight))
+    names = ("layers.0.q", "layers.1.q", "zero", "gone", "empty")
+    factors = ((b, a), (b, 2 * a), (0 * b, a), (b, a), (b, a))
+    whole = adapter(**dict(zip(names, factors, strict=True)))
+    base = checkpoint(**dict.fromkeys(("layers.0.q", "layers.1.q", "zero"), weight), empty=0 * weight)
     result = against_base.run(whole, base)
     assert [m.name for m in result.rows] == ["layers.0.q", "layers.1.q"]
     assert {item.name: item.reason.split(":")[0] for item in result.skipped} == {
-        "zero": "ΔW is zero", "gone": "the base has no such weight",
+        "zero": "ΔW is zero", "gone": "the base has no such weight", "empty": "the base weight is zero",
     }  # fmt: skip
     json.dumps(result.to_json(), allow_nan=False)
     assert len(result.table()) == 2

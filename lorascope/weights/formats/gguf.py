@@ -40,6 +40,7 @@ OLLAMA = "made by Ollama's converter: the rows of query and key are left as they
 NAMES = "names are llama.cpp's: lorascope does not know this architecture's names in Hugging Face's models"
 NORM = "a norm's weight, which llama.cpp leaves out"
 ALORA = "activated LoRA: the update applies only after the invocation tokens"
+ROUTER = "ffn_gate_inp"
 
 
 class Gguf(Format):
@@ -104,13 +105,16 @@ def _updates(group: KeyGroup, ledger: Ledger, alpha: float, architecture: str) -
             expected="(V, r) and (d, r)" if embedding else "(r, d_in) and (d_out, r)",
         )
     roles = {"A": a, "B": b}
-    yield Update(name or module, "low_rank", roles, scale, transposed=embedding, embedding=embedding)
+    one = Update(name or module, "low_rank", roles, scale, transposed=embedding, embedding=embedding)
+    yield _named(one, module, architecture)
 
 
 def _named(update: Update, module: str, architecture: str) -> Update:
-    """An expert's update by its name in Hugging Face's model, where that is known."""
+    """An expert's update by its name in Hugging Face's model, where that is known; Mixtral's router as its experts."""
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
-    if block is None or block[2] not in EXPERTS or architecture not in COMMON:
+    if block is not None and block[2] == ROUTER and architecture == "llama":
+        return replace(update, name=f"model.layers.{block[1]}.block_sparse_moe.gate")
+    if block is None or block[2] not in EXPERTS or architecture not in COMMON or update.expert is None:
         return update
     part, owner = EXPERTS[block[2]], "mlp.experts"
     if architecture == "llama":  # Mixtral's
