@@ -405,7 +405,11 @@ def _weights_of(folder: Path) -> Path:
     candidates = [name for name in present if name.lower().endswith((*SAFETENSORS, *PICKLES, *GGUF))]
     if len(candidates) == 1:
         return folder / candidates[0]
-    raise InputError(f"{folder} holds no model", found=preview(present) or "an empty folder", expected=_FILES[0])
+    parts = [folder / name for name in present if name in naming.COMPONENTS]
+    models = [str(part) for part in parts if (part / "config.json").is_file()]
+    hint = f"give the folder of one of its models: {preview(models)}" if models else None
+    found = preview(present) or "an empty folder"
+    raise InputError(f"{folder} holds no model", found=found, expected=_FILES[0], hint=hint)
 
 
 def _cached(name: str) -> Path:

@@ -122,6 +122,10 @@ def test_what_is_not_here(name, message, monkeypatch):
 def test_folders_that_hold_something_else(tmp_path):
     with pytest.raises(InputError, match="holds no model; found an empty folder"):
         open_checkpoint(tmp_path)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text("{}")  # of a pipeline of diffusers
+    with pytest.raises(InputError, match="holds no model.*give the folder of one of its models: .*unet"):
+        open_checkpoint(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="holds an adapter, not a full model"):
         open_checkpoint(tmp_path)
