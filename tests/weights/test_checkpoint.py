@@ -124,7 +124,7 @@ def test_folders_that_hold_something_else(tmp_path):
         open_checkpoint(tmp_path)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/config.json").write_text("{}")  # of a pipeline of diffusers
-    with pytest.raises(InputError, match="holds no model.*give the folder of one of its models: .*unet"):
+    with pytest.raises(InputError, match=r"holds no model.*give the folder of one of its models: .*unet"):
         open_checkpoint(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="holds an adapter, not a full model"):
