@@ -229,7 +229,8 @@ class Record:
             raise InputError(f"{self.folder} is not empty and is not a run directory", hint="name another --output")
         if (self.folder / "config.yaml").exists() and not replace:
             raise InputError(
-                f"{self.folder} holds a run already", hint="continue it with --resume, or name another --output"
+                f"{self.folder} holds a run already",
+                hint="continue it with lorascope train --resume, or name another --output",
             )
         for name in ("metrics.jsonl", "calibration.json", "rehearsal.json", "checkpoint.pt", "summary.json"):
             (self.folder / name).unlink(missing_ok=True)

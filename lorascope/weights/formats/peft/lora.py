@@ -45,8 +45,8 @@ _IN_MEMORY = re.compile(r"\.(lora_[AB]\.weight|lora_([ABE]|embedding_[AB])\.[^.]
 SCALES = ScaleFields(rslora=True)
 GROUPED = "a grouped convolution"  # how the notes of these begin
 GROUPED_DORA = (
-    "DoRA of a grouped convolution: PEFT's layer takes the norms of W plus a reshaped product of B and A that is no"
-    " update of it; the numbers here are by DoRA's formula, and PEFT's output differs"
+    "DoRA of a grouped convolution: PEFT's layer divides by the norms of W plus a reshaped B·A, not of W + ΔW; the"
+    " numbers here follow DoRA's formula, so PEFT's output differs"
 )
 B_BIAS = "the bias of B: it adds scale · bias to the output, in addition to the weight"
 
